@@ -1,0 +1,35 @@
+# From a bare clone, with Python 3.10 to 3.13 and pip, each target makes .venv first and reuses it afterwards.
+# BUILD=cpu or BUILD=cuda overrides what `.ci/setup` finds out about the machine; PYTHON= names an interpreter.
+PY := .venv/bin/python
+ARGS ?=
+export BUILD PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check bench clean distclean
+
+help: ## list the targets (this)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make or renew .venv; takes no time when nothing has changed
+	@.ci/setup
+
+train: setup ## train the quickstart model on two ranks; ARGS="..." is appended
+	$(PY) -m shardembed train configs/train/quickstart.yaml --ranks 2 $(ARGS)
+
+test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
+	$(PY) -m pytest $(ARGS)
+
+check: setup ## lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m basedpyright
+
+bench: setup ## measure this machine; ARGS="..." is appended
+	$(PY) -m shardembed.bench.run $(ARGS)
+
+clean: ## remove caches and build leftovers; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## as clean, and remove .venv too
+	rm -rf .venv
