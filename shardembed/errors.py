@@ -1,0 +1,83 @@
+"""Every error a user can meet, in one place.
+
+Each message says what was wrong, where (table, feature, id, rank, file and line) and what to do about it. Errors found on one
+rank while a batch is being routed travel to all ranks with the counts message, so that every rank raises the same one: these
+derive from `InputError` and are rebuilt on the other side from their class name and text alone.
+"""
+
+from __future__ import annotations
+
+
+class ShardEmbedError(Exception):
+    """Base of all errors raised by shardembed."""
+
+
+class ConfigError(ShardEmbedError, ValueError):
+    """A setting (a table, an optimizer, a configuration file) is wrong."""
+
+
+class UnsupportedError(ShardEmbedError, NotImplementedError):
+    """A valid request that this version cannot serve."""
+
+
+class PlanError(ShardEmbedError, ValueError):
+    """A plan does not fit the tables, the ranks, or the optimizer."""
+
+
+class DisagreementError(ShardEmbedError):
+    """Ranks of one job were given different tables, plans or calls."""
+
+
+class CollectiveError(ShardEmbedError, RuntimeError):
+    """A collective call did not complete: it timed out, or a rank is gone."""
+
+
+class NonFiniteGradientError(ShardEmbedError, ArithmeticError):
+    """A gradient holds inf or nan and the policy is to raise."""
+
+
+class StepError(ShardEmbedError, RuntimeError):
+    """A training step was put together in the wrong order."""
+
+
+class PickleError(ShardEmbedError, TypeError):
+    """A sharded table was about to be pickled."""
+
+
+class DataError(ShardEmbedError, ValueError):
+    """A data file or one of its rows is unusable."""
+
+
+class InputError(ShardEmbedError, ValueError):
+    """A batch is malformed. Raised on every rank when it happens on one."""
+
+
+class IdRangeError(InputError, IndexError):
+    """An id is negative or not below `num_embeddings`."""
+
+
+class OffsetsError(InputError):
+    """The offsets of a ragged feature do not describe its ids."""
+
+
+class DtypeError(InputError, TypeError):
+    """A tensor of a batch has the wrong dtype or type."""
+
+
+class FeatureError(InputError, KeyError):
+    """A batch lacks a feature, or has one that no table knows."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the text
+        return str(self.args[0])
+
+
+class MissedStepWarning(UserWarning):
+    """Gradients of more backward passes than asked for are waiting for a step."""
+
+
+_TRAVELLING = {cls.__name__: cls for cls in (InputError, IdRangeError, OffsetsError, DtypeError, FeatureError)}
+
+
+def rebuild(name: str, text: str) -> InputError:
+    """The error that another rank sent: its class name and its text."""
+    return _TRAVELLING.get(name, InputError)(text)

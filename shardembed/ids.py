@@ -1,0 +1,252 @@
+"""Step 1 of the journey: every accepted input as flat ids, bag lengths and weights.
+
+Accepted for a feature: a tensor of ids; `(ids, offsets)` or `(ids, offsets, weights)`; a nested jagged tensor. For a batch: a
+dict of those by feature name, or a TorchRec `KeyedJaggedTensor`.
+
+N: ids of all features together. F: features. Offsets have one entry more than there are bags: they start at 0 and end at
+len(ids).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
+from shardembed.tables import Feature
+
+
+@dataclass(frozen=True)
+class FeatureIds:
+    """One feature's part of a batch.
+
+    ids: int64 or int32 `[n]`. lengths: ids of each bag, int64 `[bags]`, or the one length that all bags have. shape: the
+    output's leading shape, `(bags,)` when pooled. weights: `[n]` or None.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor | int
+    shape: tuple[int, ...]
+    weights: torch.Tensor | None = None
+
+    @property
+    def bags(self) -> int:
+        return self.lengths.numel() if isinstance(self.lengths, torch.Tensor) else self.shape[0]
+
+    def bag_lengths(self) -> torch.Tensor:
+        """int64 `[bags]`."""
+        if isinstance(self.lengths, torch.Tensor):
+            return self.lengths
+        return torch.full((self.bags,), self.lengths, dtype=torch.int64, device=self.ids.device)
+
+    def bag_starts(self) -> torch.Tensor:
+        """Where each bag begins among the feature's ids, int64 `[bags]`."""
+        if isinstance(self.lengths, torch.Tensor):
+            return self.lengths.cumsum(0) - self.lengths
+        return torch.arange(self.bags, device=self.ids.device) * self.lengths
+
+
+@dataclass(frozen=True)
+class IdBatch:
+    """A batch as the journey takes it: `parts[i]` belongs to feature i of the collection; `ids` are all of them, int64
+    `[N]`.
+    """
+
+    ids: torch.Tensor
+    parts: tuple[FeatureIds, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [part.ids.numel() for part in self.parts]
+
+    @staticmethod
+    def of(batch: Any, features: Sequence[Feature], device: torch.device) -> IdBatch:
+        """Read any accepted input.
+
+        Raises:
+            FeatureError: a feature is missing or unknown.
+            DtypeError: ids are not int32 or int64, weights are not floating point, or a value is no tensor.
+            OffsetsError: offsets do not describe the ids.
+            InputError: a shape that the feature's pooling cannot take.
+        """
+        if is_keyed_jagged(batch):
+            batch = split_keyed_jagged(batch)
+        if not isinstance(batch, Mapping):
+            raise DtypeError(
+                f"a batch must be a dict of tensors by feature or a KeyedJaggedTensor, not {type(batch).__name__}; "
+                f"the features are {[feature.name for feature in features]}"
+            )
+        _check_names(batch, features)
+        parts = tuple(_read(batch[feature.name], feature, device) for feature in features)
+        return IdBatch.join(parts)
+
+    @staticmethod
+    def join(parts: tuple[FeatureIds, ...]) -> IdBatch:
+        flat = [part.ids for part in parts]
+        ids = torch.cat(flat) if len(flat) > 1 else flat[0]
+        return IdBatch(ids.to(torch.int64), parts)
+
+    @staticmethod
+    def of_bags(ids: Any, offsets: Any, weights: Any, include_last_offset: bool, feature: Feature, device: torch.device) -> IdBatch:
+        """Read `nn.EmbeddingBag`'s arguments: ids `[B, L]`, or ids `[n]` with offsets `[B]` (`[B + 1]` with
+        `include_last_offset`).
+
+        Raises:
+            InputError, DtypeError, OffsetsError: as `of`.
+        """
+        if isinstance(ids, torch.Tensor) and not ids.is_nested:
+            if ids.dim() == 2 and offsets is not None:
+                raise InputError(f"feature {feature.name!r}: two-dimensional ids are bags already; offsets must be None")
+            if ids.dim() == 1 and offsets is None:
+                raise InputError(f"feature {feature.name!r}: one-dimensional ids need offsets")
+            if isinstance(offsets, torch.Tensor) and offsets.dim() == 1 and not include_last_offset:
+                offsets = torch.cat([offsets, offsets.new_tensor([ids.numel()])])
+        value = ids if offsets is None and weights is None else (ids, offsets, weights)
+        return IdBatch.join((_read(value, feature, device),))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> IdBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> IdBatch:
+        """The same batch in pinned host memory, for asynchronous copies to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> IdBatch:
+        def moved(part: FeatureIds) -> FeatureIds:
+            lengths = change(part.lengths) if isinstance(part.lengths, torch.Tensor) else part.lengths
+            weights = None if part.weights is None else change(part.weights)
+            return replace(part, ids=change(part.ids), lengths=lengths, weights=weights)
+
+        return IdBatch(change(self.ids), tuple(moved(part) for part in self.parts))
+
+
+def _check_names(batch: Mapping[str, Any], features: Sequence[Feature]) -> None:
+    names = [feature.name for feature in features]
+    for given in batch:
+        if given not in names:
+            near = difflib.get_close_matches(str(given), names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise FeatureError(f"unknown feature {given!r}{hint} The features are {names}")
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise FeatureError(f"the batch lacks feature(s) {missing}; pass an empty tensor of ids where there are none")
+
+
+def jagged_offsets(nested: Any) -> torch.Tensor:
+    """The offsets of a nested jagged tensor, which torch's own annotations do not know."""
+    return nested.offsets()
+
+
+def _read(value: Any, feature: Feature, device: torch.device) -> FeatureIds:
+    if isinstance(value, tuple | list):
+        if not 2 <= len(value) <= 3:
+            raise InputError(f"feature {feature.name!r}: a tuple or list must be (ids, offsets) or (ids, offsets, weights)")
+        return _ragged(value[0], value[1], value[2] if len(value) == 3 else None, feature, device)
+    if not isinstance(value, torch.Tensor):
+        raise DtypeError(f"feature {feature.name!r}: expected a tensor or (ids, offsets[, weights]), not {type(value).__name__}")
+    if value.is_nested:
+        if value.layout != torch.jagged or value.dim() != 2:
+            raise InputError(f"feature {feature.name!r}: a nested tensor must have layout torch.jagged and two dimensions")
+        if value.lengths() is not None:  # type: ignore[operator]
+            raise InputError(f"feature {feature.name!r}: a nested tensor with holes is not accepted; make it contiguous")
+        return _ragged(value.values(), jagged_offsets(value), None, feature, device)
+    return _dense(value, None, feature, device)
+
+
+def _dense(ids: torch.Tensor, weights: torch.Tensor | None, feature: Feature, device: torch.device) -> FeatureIds:
+    """A tensor without offsets: bags along the last of two dimensions; one dimension is a bag an id."""
+    ids = _checked_ids(ids, feature, device)
+    if weights is not None:
+        if weights.shape != ids.shape:
+            raise InputError(
+                f"feature {feature.name!r}: weights {tuple(weights.shape)} must have the ids' shape {tuple(ids.shape)}"
+            )
+        weights = _checked_weights(weights.reshape(-1), ids.reshape(-1), feature, device)
+    if feature.pooling is None:
+        return FeatureIds(ids.reshape(-1), 1, tuple(ids.shape), weights)
+    if ids.dim() not in (1, 2):
+        raise InputError(
+            f"feature {feature.name!r} is pooled ({feature.pooling}): ids must be [B] or [B, ids a bag], not "
+            f"{list(ids.shape)}; pass (ids, offsets) for bags of different lengths"
+        )
+    length = ids.shape[1] if ids.dim() == 2 else 1
+    return FeatureIds(ids.reshape(-1), length, (ids.shape[0],), weights)
+
+
+def _ragged(
+    ids: Any, offsets: torch.Tensor | None, weights: torch.Tensor | None, feature: Feature, device: torch.device
+) -> FeatureIds:
+    if offsets is None:
+        return _dense(ids, weights, feature, device)
+    ids = _checked_ids(ids, feature, device)
+    if ids.dim() != 1:
+        raise InputError(f"feature {feature.name!r}: ids beside offsets must have one dimension, not {list(ids.shape)}")
+    weights = None if weights is None else _checked_weights(weights, ids, feature, device)
+    lengths = _lengths(offsets, ids.numel(), feature, device)
+    shape = (ids.numel(),) if feature.pooling is None else (lengths.numel(),)
+    return FeatureIds(ids, lengths, shape, weights)
+
+
+def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device) -> torch.Tensor:
+    if not isinstance(offsets, torch.Tensor) or offsets.dtype not in (torch.int32, torch.int64) or offsets.dim() != 1:
+        raise DtypeError(f"feature {feature.name!r}: offsets must be a one-dimensional int32 or int64 tensor")
+    if offsets.numel() == 0:
+        raise OffsetsError(f"feature {feature.name!r}: offsets are empty; they start with 0 and end with the number of ids")
+    offsets = offsets.to(device=device, dtype=torch.int64)
+    lengths = offsets.diff()
+    first, last = int(offsets[0]), int(offsets[-1])  # host sync on a GPU
+    if first != 0 or last != count:
+        raise OffsetsError(
+            f"feature {feature.name!r}: offsets run from {first} to {last}, but must run from 0 to {count}, the number of ids. "
+            "There is one offset more than there are bags; nn.EmbeddingBag's offsets need the number of ids appended"
+        )
+    if lengths.numel() and int(lengths.min()) < 0:
+        at = int((lengths < 0).nonzero()[0])
+        raise OffsetsError(
+            f"feature {feature.name!r}: offsets fall from {int(offsets[at])} to {int(offsets[at + 1])} at position {at + 1}; "
+            "they must not fall"
+        )
+    return lengths
+
+
+def _checked_ids(ids: Any, feature: Feature, device: torch.device) -> torch.Tensor:
+    if not isinstance(ids, torch.Tensor):
+        raise DtypeError(f"feature {feature.name!r}: ids must be a tensor, not {type(ids).__name__}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise DtypeError(f"feature {feature.name!r}: ids must be int32 or int64, not {ids.dtype}; use ids.long()")
+    return ids.detach().to(device)
+
+
+def _checked_weights(weights: Any, ids: torch.Tensor, feature: Feature, device: torch.device) -> torch.Tensor:
+    if not isinstance(weights, torch.Tensor) or not weights.is_floating_point():
+        raise DtypeError(f"feature {feature.name!r}: weights must be a floating-point tensor")
+    if weights.shape != ids.shape:
+        raise InputError(f"feature {feature.name!r}: {weights.numel()} weights for {ids.numel()} ids; give one weight an id")
+    if feature.pooling != "sum":
+        raise InputError(
+            f"feature {feature.name!r}: weights need pooling 'sum', as in nn.EmbeddingBag; this table has {feature.pooling!r}"
+        )
+    return weights.to(device)
+
+
+def is_keyed_jagged(batch: Any) -> bool:
+    """The batch is a TorchRec KeyedJaggedTensor."""
+    # By name, so that TorchRec is imported only by those who use it.
+    return type(batch).__name__ == "KeyedJaggedTensor" and type(batch).__module__.startswith("torchrec")
+
+
+def split_keyed_jagged(batch: Any) -> dict[str, tuple[torch.Tensor, ...]]:
+    """(ids, offsets[, weights]) by feature."""
+    # Not by its to_dict(), which fails on a batch without bags (TorchRec 1.8): one rank's may be empty.
+    bags, counts = batch.stride_per_key(), batch.length_per_key()
+    lengths = [part.to(torch.int64) for part in batch.lengths().split(bags)]
+    offsets = [torch.cat([part.new_zeros(1), part.cumsum(0)]) for part in lengths]
+    parts = [batch.values().split(counts), offsets]
+    if batch.weights_or_none() is not None:
+        parts.append(batch.weights_or_none().split(counts))
+    return dict(zip(batch.keys(), zip(*parts, strict=True), strict=True))

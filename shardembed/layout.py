@@ -1,0 +1,105 @@
+"""How a table is cut: a list of shards, which is data and nothing else.
+
+Rows and columns are Python `range`s: `range(0, 100)` is a block of rows, `range(1, 100, 4)` every fourth row from row 1 on. A
+layout is a set of column strips that tile the columns; each strip is cut by rows on its own, into blocks (uneven bounds
+allowed) or into the residues of one stride. A shard with several ranks is a copy on each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from shardembed.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The cut-out `rows` x `columns` of a table, held by each of `ranks`."""
+
+    rows: range
+    columns: range
+    ranks: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rows, columns = self.rows, self.columns
+        return {"rows": [rows.start, rows.stop, rows.step], "columns": [columns.start, columns.stop], "ranks": list(self.ranks)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Shard:
+        return Shard(range(*data["rows"]), range(*data["columns"]), tuple(data["ranks"]))
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A range of columns and the shards that hold it, in the order of their first row."""
+
+    columns: range
+    blocks: tuple[Shard, ...]
+
+    @property
+    def stride(self) -> int:
+        """n where block r holds the rows with `id % n == r`; 1 where blocks are contiguous."""
+        return max(block.rows.step for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table of `num_embeddings` x `embedding_dim`, cut into `shards`.
+
+    Raises:
+        PlanError: the shards do not tile the table, each element once.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        edge = 0
+        for strip in self.strips:
+            if strip.columns.start != edge or strip.columns.step != 1:
+                raise PlanError(f"columns from {edge} on are held by no shard, or twice: {self._cut()}")
+            edge = strip.columns.stop
+            self._check_rows(strip)
+        if edge != self.embedding_dim:
+            raise PlanError(f"the shards hold columns up to {edge}, the table has {self.embedding_dim}: {self._cut()}")
+        for shard in self.shards:
+            if not shard.ranks or len(set(shard.ranks)) != len(shard.ranks) or min(shard.ranks) < 0:
+                raise PlanError(f"a shard needs at least one rank, each once and not negative: {shard}")
+
+    def _check_rows(self, strip: Strip) -> None:
+        if strip.stride > 1:
+            residues = min(strip.stride, self.num_embeddings)
+            whole = [range(r, self.num_embeddings, strip.stride) for r in range(residues)]
+            if [block.rows for block in strip.blocks] != whole:
+                raise PlanError(f"a strided strip needs one shard for each of its {residues} residues: {self._cut()}")
+            return
+        edge = 0
+        for block in strip.blocks:
+            if block.rows.start != edge or len(block.rows) == 0:
+                raise PlanError(f"rows from {edge} on are held by no shard, or twice, or a shard is empty: {self._cut()}")
+            edge = block.rows.stop
+        if edge != self.num_embeddings:
+            raise PlanError(f"the shards hold rows up to {edge}, the table has {self.num_embeddings}: {self._cut()}")
+
+    def _cut(self) -> str:
+        return ", ".join(f"rows {s.rows} columns {s.columns} on {s.ranks}" for s in self.shards[:8])
+
+    @cached_property
+    def strips(self) -> tuple[Strip, ...]:
+        by_columns: dict[range, list[Shard]] = {}
+        for shard in self.shards:
+            by_columns.setdefault(shard.columns, []).append(shard)
+        strips = (Strip(columns, tuple(sorted(cut, key=lambda s: s.rows.start))) for columns, cut in by_columns.items())
+        return tuple(sorted(strips, key=lambda strip: strip.columns.start))
+
+    @property
+    def ranks(self) -> frozenset[int]:
+        return frozenset(rank for shard in self.shards for rank in shard.ranks)
+
+    @property
+    def copied(self) -> bool:
+        """Some shard is held by more than one rank."""
+        return any(len(shard.ranks) > 1 for shard in self.shards)

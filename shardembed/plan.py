@@ -1,0 +1,201 @@
+"""The plan of a collection: which layout and packing each table has. Plain data, the same on every rank, saved as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardembed.errors import PlanError
+from shardembed.layout import Layout, Shard
+from shardembed.placement import PACKINGS, Cluster, Packing, Placement, replicated, row_wise
+from shardembed.tables import TableConfig
+
+FORMAT = 1
+REPLICATE_TABLE_BYTES = 256 * 1024  # a copied table costs an all-reduce of its size a step: small ones only
+REPLICATE_TOTAL_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One table's layout, and how its ids travel ("unique" or "bag")."""
+
+    name: str
+    layout: Layout
+    packing: Packing = "unique"
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.layout.num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.layout.embedding_dim
+
+    @property
+    def kind(self) -> str:
+        """What people call this layout; for display only."""
+        strips, shards = self.layout.strips, self.layout.shards
+        if self.layout.copied:
+            return "replicated"
+        if len(shards) == 1:
+            return "table_wise"
+        if len(strips) == 1:
+            return "row_wise, strided" if strips[0].stride > 1 else "row_wise"
+        return "column_wise" if len(strips) == len(shards) else "grid"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of every table of a collection, in the collection's order, for `world_size` ranks.
+
+    Raises:
+        PlanError: a shard lies on a rank that does not exist, or is copied to some ranks only.
+    """
+
+    tables: tuple[TablePlan, ...]
+    world_size: int
+
+    def __post_init__(self) -> None:
+        for table in self.tables:
+            if table.packing not in PACKINGS:
+                raise PlanError(f"table {table.name!r}: packing must be 'unique' or 'bag', not {table.packing!r}")
+            if max(table.layout.ranks) >= self.world_size:
+                raise PlanError(
+                    f"table {table.name!r} has a shard on rank {max(table.layout.ranks)}, but the job has {self.world_size} "
+                    "rank(s): make a plan for this world size"
+                )
+            for shard in table.layout.shards:
+                if len(shard.ranks) > 1 and (len(shard.ranks) != self.world_size or len(table.layout.shards) > 1):
+                    raise PlanError(
+                        f"table {table.name!r}: a shard on ranks {shard.ranks} is neither on one rank nor a whole table on all "
+                        f"{self.world_size}; use replicated() or a single owner"
+                    )
+
+    def to_json(self) -> dict[str, Any]:
+        tables = {
+            table.name: {
+                "num_embeddings": table.num_embeddings,
+                "embedding_dim": table.embedding_dim,
+                "packing": table.packing,
+                "shards": [shard.to_json() for shard in table.layout.shards],
+            }
+            for table in self.tables
+        }
+        return {"format": FORMAT, "world_size": self.world_size, "tables": tables}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Plan:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f"not a plan of format {FORMAT}: {str(data)[:80]}")
+        try:
+            tables = tuple(
+                TablePlan(
+                    name,
+                    Layout(
+                        table["num_embeddings"],
+                        table["embedding_dim"],
+                        tuple(Shard.from_json(shard) for shard in table["shards"]),
+                    ),
+                    table["packing"],
+                )
+                for name, table in data["tables"].items()
+            )
+            return Plan(tables, data["world_size"])
+        except PlanError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PlanError(f"the plan is incomplete or malformed: {type(error).__name__} {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PlanError: the file is not a valid plan; the message names the file.
+        """
+        try:
+            return Plan.from_json(json.loads(Path(path).read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError, PlanError) as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that two equal plans share."""
+        return hashlib.blake2b(json.dumps(self.to_json()).encode(), digest_size=8).hexdigest()
+
+
+PlanLike = str | Plan | Placement | Mapping[str, Placement]
+
+
+def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -> Plan:
+    """The plan for `tables` from what a user passed as `plan=`.
+
+    "auto" gives the default plan; a `Placement` goes to every table; a mapping by table name goes to those it names, the rest
+    get the default.
+
+    Raises:
+        PlanError: an unknown table, a layout that does not fit its table, or a plan made for other tables or ranks.
+    """
+    if isinstance(wanted, Plan):
+        return _checked(tables, wanted, cluster)
+    if not isinstance(wanted, Placement | Mapping) and wanted != "auto":
+        raise PlanError(f"plan={wanted!r}: pass 'auto', a Plan (Plan.load reads a file), or placements by table name")
+    chosen: dict[str, Placement] = {}
+    if isinstance(wanted, Placement):
+        chosen = {table.name: wanted for table in tables}
+    elif isinstance(wanted, Mapping):
+        chosen = dict(wanted)
+        unknown = sorted(set(chosen) - {table.name for table in tables})
+        if unknown:
+            raise PlanError(f"the plan names {unknown}, which are not tables here; the tables are {[t.name for t in tables]}")
+    default = default_placements([table for table in tables if table.name not in chosen])
+    plans = []
+    for table in tables:
+        placement = chosen.get(table.name) or default[table.name]
+        if not isinstance(placement, Placement):
+            raise PlanError(f"table {table.name!r}: expected row_wise() or one of its siblings, not {placement!r}")
+        try:
+            layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
+        except PlanError as error:
+            raise PlanError(f"table {table.name!r}: {error}") from error
+        plans.append(TablePlan(table.name, layout, placement.packing))
+    return Plan(tuple(plans), cluster.world_size)
+
+
+def default_placements(tables: Sequence[TableConfig]) -> dict[str, Placement]:
+    """Small tables copied, smallest first while their sum stays small; all others cut evenly by rows, which balances bytes."""
+    left = REPLICATE_TOTAL_BYTES
+    placements: dict[str, Placement] = {}
+    for table in sorted(tables, key=_bytes):
+        if _bytes(table) <= min(left, REPLICATE_TABLE_BYTES):
+            placements[table.name] = replicated()
+            left -= _bytes(table)
+        else:
+            placements[table.name] = row_wise()
+    return placements
+
+
+def _bytes(table: TableConfig) -> int:
+    return table.num_embeddings * table.embedding_dim * table.dtype.itemsize
+
+
+def _checked(tables: Sequence[TableConfig], plan: Plan, cluster: Cluster) -> Plan:
+    if plan.world_size != cluster.world_size:
+        raise PlanError(f"the plan is for {plan.world_size} rank(s), the job has {cluster.world_size}; make a plan for this job")
+    wanted = {table.name: (table.num_embeddings, table.embedding_dim) for table in tables}
+    given = {table.name: (table.num_embeddings, table.embedding_dim) for table in plan.tables}
+    for name in [*wanted, *given]:
+        if wanted.get(name) != given.get(name):
+            raise PlanError(
+                f"table {name!r} is {wanted.get(name, 'not there')} in the model and {given.get(name, 'not there')} in the plan"
+            )
+    by_name = {table.name: table for table in plan.tables}
+    return Plan(tuple(by_name[table.name] for table in tables), plan.world_size)

@@ -1,0 +1,182 @@
+"""What a user says about a table: its size, its features, how their ids are pooled and how its rows start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+
+from shardembed.errors import ConfigError
+
+Pooling = Literal["sum", "mean", "max"] | None
+POOLINGS: tuple[Pooling, ...] = ("sum", "mean", "max", None)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Rows start from a normal distribution (nn.Embedding's default: mean 0, std 1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Rows start from a uniform distribution over [low, high)."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element starts at `value`."""
+
+    value: float = 0.0
+
+
+RowFunction = Callable[[torch.Tensor], torch.Tensor]
+Init = Normal | Uniform | Constant | RowFunction
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One embedding table.
+
+    Args:
+        name: unique in its collection; also its only feature's name when `feature_names` is not given.
+        num_embeddings: rows; ids run from 0 to num_embeddings - 1.
+        embedding_dim: columns.
+        feature_names: the features whose ids are looked up here. Features of one table share its rows.
+        pooling: "sum", "mean", "max" (one vector a bag), None (one vector an id), or a dict by feature name.
+        dtype: of the rows: float32, bfloat16, float16 or float64.
+        init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
+            TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.
+
+    Raises:
+        ConfigError: a value is out of its range, or `pooling` names a feature the table does not have.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    feature_names: tuple[str, ...] | list[str] | None = None
+    pooling: Pooling | Mapping[str, Pooling] = "sum"
+    dtype: torch.dtype = torch.float32
+    init: Init | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            raise ConfigError(f"a table's name must be a non-empty string, not {self.name!r}")
+        for field in ("num_embeddings", "embedding_dim"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"table {self.name!r}: {field} must be a positive integer, not {value!r}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"table {self.name!r}: dtype {self.dtype} is not one of {', '.join(map(str, DTYPES))}")
+        if isinstance(self.feature_names, str):
+            raise ConfigError(f"table {self.name!r}: feature_names must be a list, not the string {self.feature_names!r}")
+        names = tuple(self.feature_names) if self.feature_names is not None else (self.name,)
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"table {self.name!r}: feature_names must name at least one feature, each once: {names}")
+        object.__setattr__(self, "feature_names", names)
+        self._check_pooling(names)
+
+    def _check_pooling(self, names: tuple[str, ...]) -> None:
+        if isinstance(self.pooling, Mapping):
+            if set(self.pooling) != set(names):
+                raise ConfigError(
+                    f"table {self.name!r}: pooling is given for {sorted(self.pooling)}, its features are {sorted(names)}; "
+                    "name each feature once"
+                )
+            object.__setattr__(self, "pooling", FrozenPooling(self.pooling))
+        given = self.pooling.values() if isinstance(self.pooling, Mapping) else [self.pooling]
+        for pooling in given:
+            if pooling not in POOLINGS:
+                raise ConfigError(f"table {self.name!r}: pooling {pooling!r} is not one of 'sum', 'mean', 'max', None")
+
+    def pooling_of(self, feature: str) -> Pooling:
+        return self.pooling[feature] if isinstance(self.pooling, Mapping) else self.pooling
+
+    @property
+    def start(self) -> Init:
+        """The distribution the rows start from."""
+        if self.init is not None:
+            return self.init
+        # TorchRec's default (torchrec/modules/embedding_configs.py, get_weight_init_min and _max).
+        bound = self.num_embeddings**-0.5
+        return Uniform(-bound, bound)
+
+    @staticmethod
+    def of(config: Any) -> TableConfig:
+        """`config` itself, or the same table from a TorchRec `EmbeddingBagConfig` or `EmbeddingConfig`."""
+        if isinstance(config, TableConfig):
+            return config
+        if not all(hasattr(config, field) for field in ("name", "num_embeddings", "embedding_dim", "feature_names")):
+            raise ConfigError(f"a table must be a TableConfig or a TorchRec config, not {type(config).__name__}: {config!r}")
+        pooled = hasattr(config, "pooling")  # an EmbeddingConfig has none: one vector an id
+        data_type = getattr(config, "data_type", None)
+        init = getattr(config, "init_fn", None)
+        start = None
+        if isinstance(init, partial) and init.func is torch.nn.init.uniform_ and set(init.keywords) == {"a", "b"} and not init.args:
+            start = Uniform(init.keywords["a"], init.keywords["b"])  # what TorchRec fills in when no init_fn is given
+        elif init is not None:
+            raise ConfigError(
+                f"table {config.name!r}: TorchRec's init_fn fills a whole tensor, which no rank holds; pass "
+                "TableConfig(init=...) with Normal, Uniform, Constant or a function of row numbers"
+            )
+        return TableConfig(
+            config.name,
+            config.num_embeddings,
+            config.embedding_dim,
+            feature_names=list(config.feature_names) or None,
+            pooling=cast(Pooling, config.pooling.value.lower()) if pooled else None,
+            dtype=_TORCHREC_DTYPES.get(getattr(data_type, "value", "FP32"), torch.float32),
+            init=start,
+        )
+
+
+_TORCHREC_DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+
+
+class FrozenPooling(dict[str, Pooling]):
+    """Pooling by feature; hashable, since a TableConfig is."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted((name, str(pooling)) for name, pooling in self.items())))
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named stream of ids: which table it looks up (its index) and how."""
+
+    name: str
+    table: int
+    pooling: Pooling
+
+
+def features_of(tables: tuple[TableConfig, ...]) -> tuple[Feature, ...]:
+    """All features in table order.
+
+    Raises:
+        ConfigError: two tables share a name, or a feature.
+    """
+    owners: dict[str, str] = {}
+    features: list[Feature] = []
+    names = [table.name for table in tables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two tables are named {name!r}; names must be unique in a collection")
+    for index, table in enumerate(tables):
+        for feature in table.feature_names or ():
+            if feature in owners:
+                raise ConfigError(f"feature {feature!r} belongs to tables {owners[feature]!r} and {table.name!r}; rename one")
+            owners[feature] = table.name
+            features.append(Feature(feature, index, table.pooling_of(feature)))
+    if not features:
+        raise ConfigError("a collection needs at least one table")
+    return tuple(features)
