@@ -1,0 +1,1 @@
+"""Lookup and update of one slab, on one device, without a process group."""

@@ -1,0 +1,36 @@
+"""Which kernel updates a slab: chosen once, from facts alone, and logged."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+
+from shardembed.errors import ConfigError
+from shardembed.kernels import fbgemm
+from shardembed.optim import TableOptimizer
+
+Kernel = Literal["reference", "fbgemm"]
+KERNELS: tuple[str, ...] = ("auto", "reference", "fbgemm")
+log = logging.getLogger("shardembed")
+
+
+def choose(
+    wanted: str, optimizer: TableOptimizer, dtype: torch.dtype, width: int, rows: int, device: torch.device, split_rows: bool
+) -> Kernel:
+    """FBGEMM where it gives the same numbers as the reference, else the reference; `wanted` pins one.
+
+    Raises:
+        ConfigError: the pinned kernel cannot serve this slab; the message says why.
+    """
+    if wanted not in KERNELS:
+        raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, not {wanted!r}")
+    why_not = "it takes row statistics from the columns it sees, here only a part of each row" if split_rows else None
+    why_not = why_not or fbgemm.cannot(optimizer, dtype, width, rows, device)
+    if wanted == "fbgemm" and why_not:
+        raise ConfigError(f"kernel='fbgemm' cannot serve {rows:,} x {width} {dtype} with {optimizer.describe()}: {why_not}")
+    kernel: Kernel = "reference" if wanted == "reference" or why_not else "fbgemm"
+    reason = f" (FBGEMM: {why_not})" if why_not and wanted == "auto" else ""
+    log.info("slab of %s x %d %s, %s: kernel %s%s", f"{rows:,}", width, dtype, optimizer.describe(), kernel, reason)
+    return kernel

@@ -1,0 +1,153 @@
+"""The truth: lookup, merge and every optimizer's update in plain torch, for every dtype, width and device.
+
+Legend: E entries (row, segment) of a request, S segments, U distinct rows, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients that wait at the owner: every row of segment s gets `grads_SW[s]`.
+
+    rows_E: slab rows, int64. offsets: where each segment's rows begin, `[S + 1]`, or None when every segment is a single row.
+    """
+
+    rows_E: torch.Tensor
+    offsets: torch.Tensor | None
+    grads_SW: torch.Tensor
+
+    @staticmethod
+    def join(parts: list[Gradients]) -> Gradients:
+        """All parts as one; what accumulates over micro-batches is exact, since nothing is summed before the merge."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = torch.cat([part.rows_E for part in parts])
+        grads = torch.cat([part.grads_SW for part in parts])
+        if all(part.offsets is None for part in parts):
+            return Gradients(rows, None, grads)
+        starts, before = [rows.new_zeros(1)], 0
+        for part in parts:
+            offsets = part.offsets if part.offsets is not None else torch.arange(part.rows_E.numel() + 1, device=rows.device)
+            starts.append(offsets[1:] + before)
+            before += part.rows_E.numel()
+        return Gradients(rows, torch.cat(starts), grads)
+
+
+def lookup(weights: torch.Tensor, rows_E: torch.Tensor, offsets: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of each segment's rows, `[S, W]`; the row itself, in the table's dtype, where every segment is a single row.
+
+    Sums are made in `dtype`.
+    """
+    if offsets is None:
+        return weights.index_select(0, rows_E)
+    if weights.dtype == dtype:
+        return F.embedding_bag(rows_E, weights, offsets, mode="sum", include_last_offset=True)
+    gathered = weights.index_select(0, rows_E).to(dtype)
+    return F.embedding_bag(
+        torch.arange(rows_E.numel(), device=rows_E.device), gathered, offsets, mode="sum", include_last_offset=True
+    )
+
+
+def merge(waiting: Gradients) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct rows `[U]`, ascending, and the sum of the gradients of each, `[U, W]`.
+
+    Sums follow the order of arrival, so they are the same however often they are made.
+    """
+    order = torch.argsort(waiting.rows_E, stable=True)
+    rows_U, counts = torch.unique_consecutive(waiting.rows_E[order], return_counts=True)
+    segments = order
+    if waiting.offsets is not None:
+        lengths = waiting.offsets.diff()
+        segments = torch.repeat_interleave(lengths, output_size=order.numel())[order]
+    starts = counts.cumsum(0) - counts
+    return rows_U, F.embedding_bag(segments, waiting.grads_SW, starts, mode="sum")
+
+
+def update(
+    weights: torch.Tensor,
+    state: dict[str, torch.Tensor],
+    optimizer: TableOptimizer,
+    lr: float,
+    step: int,
+    rows_U: torch.Tensor,
+    grads_UW: torch.Tensor,
+    mean_square_U: torch.Tensor | None = None,
+) -> None:
+    """Apply one optimizer step to distinct rows, in place.
+
+    Args:
+        step: steps taken, this one included (Adam's bias correction).
+        mean_square_U: the mean of g^2 over whole rows, where this slab holds only some of their columns.
+    """
+    if not rows_U.numel():
+        return
+    old = weights.index_select(0, rows_U).to(grads_UW.dtype)
+    held = {name: tensor.index_select(0, rows_U) for name, tensor in state.items()}
+    if isinstance(optimizer, RowwiseAdagrad):
+        new = _rowwise_adagrad(old, held, optimizer, lr, grads_UW, mean_square_U)
+    else:
+        new = _FORMULAS[type(optimizer)](old, held, optimizer, lr, step, grads_UW)
+    weights.index_copy_(0, rows_U, new.to(weights.dtype))
+    for name, tensor in held.items():
+        state[name].index_copy_(0, rows_U, tensor)
+
+
+State = dict[str, torch.Tensor]
+Formula = Callable[[torch.Tensor, State, TableOptimizer, float, int, torch.Tensor], torch.Tensor]
+
+
+def _rowwise_adagrad(
+    w: torch.Tensor, state: State, settings: RowwiseAdagrad, lr: float, g: torch.Tensor, mean_square: torch.Tensor | None
+) -> torch.Tensor:
+    state["sum"] += g.square().mean(1) if mean_square is None else mean_square
+    return w - lr * g / (state["sum"].sqrt() + settings.eps).unsqueeze(1)
+
+
+def _sgd(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
+    return w - lr * g
+
+
+def _adagrad(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
+    assert isinstance(settings, Adagrad)
+    state["sum"] += g.square()
+    return w - lr * g / (state["sum"].sqrt() + settings.eps)
+
+
+def _adam(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
+    assert isinstance(settings, Adam)
+    beta1, beta2 = settings.betas
+    m = state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+    v = state["exp_avg_sq"].mul_(beta2).add_(g.square(), alpha=1 - beta2)
+    size = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+    return w - size * m / (v.sqrt() + settings.eps)
+
+
+def _adamw(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
+    assert isinstance(settings, AdamW)
+    return _adam(w * (1 - lr * settings.weight_decay), state, settings, lr, step, g)
+
+
+def _ftrl(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
+    assert isinstance(settings, FTRL)
+    n, l1 = state["n"], settings.l1
+    start = -w * (settings.beta / lr + settings.l2) - w.sign() * l1  # the z that gives back w while n is 0
+    z = torch.where(n == 0, start, state["z"])
+    seen = n + g.square()
+    z = z + g - (seen.sqrt() - n.sqrt()) / lr * w
+    state["z"], state["n"] = z, seen
+    scale = (settings.beta + seen.sqrt()) / lr + settings.l2
+    shrunk = -(z - z.sign() * l1) / scale
+    # scale is 0 only when beta, l2 and every gradient so far are 0: nothing has been learned, nothing moves.
+    return torch.where(scale == 0, w, torch.where(z.abs() <= l1, torch.zeros_like(w), shrunk))
+
+
+_FORMULAS: dict[type[TableOptimizer], Formula] = {SGD: _sgd, Adagrad: _adagrad, Adam: _adam, AdamW: _adamw, FTRL: _ftrl}
