@@ -1,0 +1,81 @@
+"""Answers to outputs: segments are pooled, column strips put side by side.
+
+Everything here is ordinary differentiable torch, so its adjoint (one gradient a segment) is autograd's, for every pooling and
+for per-sample weights too. All pieces of a slab that pool alike go through one `F.embedding_bag` over the received vectors,
+which gives the same bits as `nn.EmbeddingBag` over the table.
+
+Legend: S segments, W columns of the slab, B bags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from shardembed.route.segments import Route, SlabRoute, UniquePiece
+
+Strips = dict[int, dict[int, torch.Tensor]]  # by feature and strip: [bags or ids, W]
+
+
+def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]:
+    """One output a feature, `[*shape, embedding_dim]`, from the vectors of each slab, `[S, W]`."""
+    strips: Strips = {i: {} for i in range(len(route.features))}
+    for vectors_SW, slab in zip(answers, route.slabs, strict=True):
+        for pieces in _alike(slab, route):
+            _pool_ids(vectors_SW, pieces, route, strips)
+        if slab.bagged:
+            _pool_bags(vectors_SW, slab, route, strips)
+    outputs = [_side_by_side(strips[i]) for i in range(len(route.features))]
+    return [output.view(*part.shape, output.shape[1]) for output, part in zip(outputs, route.ids.parts, strict=True)]
+
+
+def _alike(slab: SlabRoute, route: Route) -> list[list[UniquePiece]]:
+    """The slab's pieces, grouped by pooling and by whether they are weighted."""
+    groups: dict[tuple[str | None, bool], list[UniquePiece]] = {}
+    for piece in slab.unique:
+        weighted = route.ids.parts[piece.feature].weights is not None
+        groups.setdefault((route.features[piece.feature].pooling, weighted), []).append(piece)
+    return list(groups.values())
+
+
+def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route, strips: Strips) -> None:
+    """Pool pieces that are read by id."""
+    parts = [route.ids.parts[piece.feature] for piece in pieces]
+    segments = _cat([piece.segments_N for piece in pieces])
+    pooling = route.features[pieces[0].feature].pooling
+    if pooling is None:
+        pooled, counts = F.embedding(segments, vectors_SW), [part.ids.numel() for part in parts]
+    else:
+        counts = [part.bags for part in parts]
+        starts, before = [], 0
+        for part in parts:
+            starts.append(part.bag_starts() + before)
+            before += part.ids.numel()
+        weights = [part.weights for part in parts if part.weights is not None]
+        scale = _cat(weights).to(vectors_SW.dtype) if weights else None
+        pooled = F.embedding_bag(segments, vectors_SW, _cat(starts), mode=pooling, per_sample_weights=scale)
+    for piece, strip in zip(pieces, pooled.split(counts), strict=True):
+        strips[piece.feature][piece.strip] = strip
+
+
+def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
+    """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
+    assert slab.bag_segments is not None
+    assert slab.bag_starts is not None
+    sums = F.embedding_bag(slab.bag_segments, vectors_SW, slab.bag_starts, mode="sum")
+    for piece, strip in zip(slab.bagged, sums.split([piece.bags for piece in slab.bagged]), strict=True):
+        if route.features[piece.feature].pooling == "mean":
+            lengths = route.ids.parts[piece.feature].bag_lengths().clamp(min=1)
+            strip = strip / lengths.unsqueeze(1).to(strip.dtype)
+        strips[piece.feature][piece.strip] = strip
+
+
+def _side_by_side(strips: dict[int, torch.Tensor]) -> torch.Tensor:
+    ordered = [strips[number] for number in sorted(strips)]
+    return ordered[0] if len(ordered) == 1 else torch.cat(ordered, dim=1)
+
+
+def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
