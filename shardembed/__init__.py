@@ -1,0 +1,67 @@
+"""shardembed: embedding tables cut over the ranks of a torch.distributed job, with the same numbers as `nn.Embedding`.
+
+The public names, and nothing else.
+"""
+
+from shardembed import errors, optim
+from shardembed._version import __version__
+from shardembed.comm import Comm, init
+from shardembed.convert import shard
+from shardembed.errors import ShardEmbedError
+from shardembed.ids import IdBatch
+from shardembed.loaders import synced
+from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
+from shardembed.optimizer import Optimizer, clip_grad_norm_
+from shardembed.placement import (
+    Placement,
+    column_wise,
+    grid,
+    replicated,
+    row_wise,
+    table_row_wise,
+    table_wise,
+)
+from shardembed.plan import Plan, TablePlan
+from shardembed.tables import Constant, Normal, TableConfig, Uniform
+
+__all__ = [
+    "Comm",
+    "Constant",
+    "Embedding",
+    "EmbeddingBag",
+    "EmbeddingCollection",
+    "IdBatch",
+    "Normal",
+    "Optimizer",
+    "Placement",
+    "Plan",
+    "ShardEmbedError",
+    "TableConfig",
+    "TablePlan",
+    "Uniform",
+    "__version__",
+    "clip_grad_norm_",
+    "column_wise",
+    "errors",
+    "grid",
+    "init",
+    "optim",
+    "rank",
+    "replicated",
+    "row_wise",
+    "shard",
+    "synced",
+    "table_row_wise",
+    "table_wise",
+    "world_size",
+]
+
+
+def rank() -> int:
+    """This process's rank in the job; 0 when it is alone."""
+    return Comm.of().rank
+
+
+def world_size() -> int:
+    """The number of ranks of the job; 1 when this process is alone."""
+    return Comm.of().world_size

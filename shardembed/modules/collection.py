@@ -1,0 +1,100 @@
+"""Many tables, one journey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from shardembed.ids import IdBatch, is_keyed_jagged, jagged_offsets, split_keyed_jagged
+from shardembed.journey import Settings
+from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey
+from shardembed.plan import PlanLike
+from shardembed.tables import Feature, TableConfig, features_of
+
+
+class EmbeddingCollection(ShardedModule):
+    """Embedding tables, cut over the ranks of a job, that are looked up together.
+
+    A call makes three all-to-alls forward and one backward, whatever the number of tables and how they are cut.
+
+    Args:
+        tables: `TableConfig`s, or TorchRec's `EmbeddingBagConfig`s and `EmbeddingConfig`s.
+        optimizer: settings from `se.optim` for all tables, or a dict by table name; default `RowwiseAdagrad()`.
+        plan: "auto", a `Plan`, one placement for all tables, or a dict by table name (the others get the default).
+        wire_dtype: dtype of vectors and gradients between ranks; None sends each table in its own. What a narrower dtype cannot
+            hold arrives as inf.
+        update: "step" keeps gradients until `se.Optimizer.step`. "backward" updates the rows in the backward and keeps nothing:
+            least memory, but no clipping, no GradScaler and no accumulation.
+        gradient_reduction: "mean" divides gradients by the number of ranks, as DistributedDataParallel does; "sum" does not.
+        device: where the shards lie; default this rank's GPU, else the CPU.
+        process_group: default the job's.
+        seed: of the starting weights, which do not depend on the plan or the number of ranks.
+        kernel: "auto", or "reference" / "fbgemm" to pin what updates the tables.
+
+    Raises:
+        ConfigError, PlanError: settings that do not fit. DisagreementError: on all ranks, when they differ between ranks.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig | Any],
+        *,
+        optimizer: TableOptimizers | None = None,
+        plan: PlanLike = "auto",
+        wire_dtype: torch.dtype | None = None,
+        update: Literal["step", "backward"] = "step",
+        gradient_reduction: Literal["mean", "sum"] = "mean",
+        device: torch.device | str | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+        kernel: Literal["auto", "reference", "fbgemm"] = "auto",
+    ) -> None:
+        settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel)
+        journey = build_journey(tables, optimizer, plan, device, process_group, settings)
+        super().__init__(journey, journey.tables)
+        self.features = features_of(self.tables)
+
+    def forward(self, batch: Mapping[str, Any] | Any) -> Any:
+        """Look up every feature. Collective: each rank passes its own batch, which may be empty.
+
+        Args:
+            batch: a dict with, for each feature, int32 or int64 ids as a tensor (`[B]` or `[B, ids a bag]` when pooled, any
+                shape otherwise), `(ids [n], offsets [B + 1])`, `(ids, offsets, weights [n])` for weighted sums, or a nested
+                jagged tensor. Or a TorchRec `KeyedJaggedTensor`.
+
+        Returns:
+            A dict by feature: `[B, embedding_dim]` when pooled, `[*ids.shape, embedding_dim]` otherwise (nested for a nested
+            tensor). For a KeyedJaggedTensor: a `KeyedTensor` when all features are pooled, a dict of `JaggedTensor` when none
+            is, else a dict of both kinds of values.
+
+        Raises:
+            InputError: on every rank, when the batch of any is malformed or an id is out of range. The tables are unchanged.
+        """
+        outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features, self.journey.device), self.features)
+        named = dict(zip((feature.name for feature in self.features), outputs, strict=True))
+        if is_keyed_jagged(batch):
+            return _keyed(named, batch, self.features)
+        for feature in self.features:
+            ids = batch[feature.name]
+            if feature.pooling is None and isinstance(ids, torch.Tensor) and ids.is_nested:
+                named[feature.name] = torch.nested.nested_tensor_from_jagged(named[feature.name], jagged_offsets(ids))
+        return named
+
+
+def _keyed(named: dict[str, torch.Tensor], batch: Any, features: Sequence[Feature]) -> Any:
+    """TorchRec's output types for TorchRec's input type."""
+    from torchrec import JaggedTensor, KeyedTensor
+
+    if all(feature.pooling is not None for feature in features):
+        widths = [output.shape[1] for output in named.values()]
+        return KeyedTensor(list(named), widths, torch.cat(list(named.values()), 1))
+    offsets = {name: part[1] for name, part in split_keyed_jagged(batch).items()}
+    return {
+        feature.name: named[feature.name]
+        if feature.pooling is not None
+        else JaggedTensor(named[feature.name], lengths=offsets[feature.name].diff(), offsets=offsets[feature.name])
+        for feature in features
+    }
