@@ -1,0 +1,50 @@
+"""The console script `shardembed`: one module a subcommand, imported only when it is called for.
+
+A subcommand's module has `add_arguments(parser)` and `run(arguments) -> int`, the exit code: 0, 2 where configuration, data or
+arguments are wrong, 1 for every other failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from shardembed._version import __version__
+from shardembed.cli import failures
+from shardembed.errors import ShardEmbedError
+
+COMMANDS = {  # name (also of the module) -> what it does
+    "train": "train and evaluate a model from a configuration file",
+}
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit code. Wrong arguments and --help exit, as argparse does."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(words).parse_args(words)
+    module = importlib.import_module(f"shardembed.cli.{arguments.command}")
+    try:
+        return module.run(arguments)
+    except ShardEmbedError as error:
+        return failures.report(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if not failures.in_launched_rank():
+            raise
+        return failures.report(error)
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("shardembed", description="Sharded embedding tables for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"shardembed {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if name == chosen:
+            importlib.import_module(f"shardembed.cli.{name}").add_arguments(command)
+    return parser

@@ -1,0 +1,72 @@
+"""How a failure is told: once, by whoever is in the place to, and with an exit code.
+
+A process on its own, or rank 0 of a job, prints the message. Ranks that a launcher started also leave it in the file that
+torchrun names in TORCHELASTIC_ERROR_FILE, so that the launcher can show the first failure of all and nobody prints a traceback for
+each rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from shardembed.errors import ConfigError, DataError, InputError, PlanError, ShardEmbedError
+
+WRONG_INPUT = (ConfigError, DataError, InputError, PlanError)
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+QUIET = "SHARDEMBED_LAUNCHED"  # set for ranks whose launcher (launch.py) prints for them
+
+
+def exit_code(error: BaseException) -> int:
+    return 2 if isinstance(error, WRONG_INPUT) else 1
+
+
+def in_launched_rank() -> bool:
+    """A launcher started this process and will read its error file."""
+    return ERROR_FILE in os.environ
+
+
+def report(error: Exception) -> int:
+    """Print `error`, or hand it to the launcher; returns the exit code."""
+    if isinstance(error, ShardEmbedError):
+        text = str(error)
+    else:
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        text = f"unexpected error on rank {os.environ.get('RANK', '0')}\n{trace}"
+    if in_launched_rank():
+        _leave(text, exit_code(error))
+    rank = os.environ.get("RANK", "0")
+    if QUIET in os.environ:
+        pass
+    elif rank == "0":
+        say(text)
+    elif not in_launched_rank():  # nobody else would tell of a failure of this rank alone
+        say(text, f"rank {rank}: ")
+    return exit_code(error)
+
+
+def say(text: str, prefix: str = "") -> None:
+    print(f"shardembed: error: {prefix}{text}", file=sys.stderr, flush=True)
+
+
+def _leave(text: str, code: int) -> None:
+    """Write the error file, as torchrun reads it, with what `launch.py` wants to know besides."""
+    content = {"message": text, "timestamp": int(time.time()), "nanoseconds": time.time_ns(), "exit_code": code}
+    Path(os.environ[ERROR_FILE]).write_text(json.dumps(content))
+
+
+def first_of(failures: dict[int, Any]) -> tuple[str, int]:
+    """(message, exit code) of the first of several ranks' failures, as torchrun's launcher reports them."""
+    told = {rank: failure for rank, failure in failures.items() if "nanoseconds" in (failure.error_file_data or {})}
+    if told:
+        data = min((failure.error_file_data for failure in told.values()), key=lambda data: data["nanoseconds"])
+        return data["message"], data["exit_code"]
+    rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
+    if failure.exitcode < 0:
+        return f"rank {rank} was killed by {failure.signal_name()}; if memory ran out, use more ranks or a smaller model", 1
+    return f"rank {rank} ended with exit code {failure.exitcode} and left no message; look above for what it printed", 1

@@ -1,0 +1,71 @@
+"""`shardembed train CONFIG`: train and evaluate a model, in this process, on several local ranks, or as a rank of a job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from shardembed.cli import launch
+from shardembed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shardembed.recipes.config import Config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/train/quickstart.yaml")
+    parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default 1)")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a setting, such as train.epochs=3; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON line; all else goes to stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; returns the exit code."""
+    from shardembed.recipes import config
+
+    overrides = list(arguments.overrides)
+    if arguments.max_steps is not None:
+        overrides.append(f"train.max_steps={arguments.max_steps}")
+    settings = config.load(arguments.config, overrides)  # before any rank is started: mistakes show at once
+    ranks = _ranks(arguments.ranks)
+    if ranks > 1 and not launch.in_job():
+        words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
+        return launch.run_ranks(ranks, words + ["--json"] * arguments.json)
+    return _train(settings, arguments.json)
+
+
+def _ranks(wanted: int | None) -> int:
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"--ranks {wanted}: the number of ranks must be at least 1")
+    if launch.in_job():
+        given = int(os.environ["WORLD_SIZE"])
+        if wanted is not None and wanted != given:
+            raise ConfigError(f"--ranks {wanted}: this process belongs to a job of {given} ranks already; leave --ranks out")
+        return given
+    return wanted or 1
+
+
+def _train(settings: Config, as_json: bool) -> int:
+    import torch.distributed as dist
+    from rich.console import Console
+
+    from shardembed.recipes import train
+
+    summary = train.run(settings, Console(stderr=as_json))
+    if as_json and summary["run_dir"] is not None:
+        print(json.dumps(summary))
+        sys.stdout.flush()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0

@@ -1,0 +1,1 @@
+"""The training job: real models on real files, from one YAML file (`shardembed train`)."""

@@ -1,0 +1,1 @@
+"""Interactions: made up (`generate`), read from files (`files`), held out and dealt to ranks (`interactions`)."""

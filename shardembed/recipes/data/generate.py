@@ -1,0 +1,71 @@
+"""Interactions with planted tastes, so that learning can be seen without any file.
+
+Items are dealt to tastes at random, and each has a Zipf popularity. A user has one main taste and one side taste; an interaction
+picks one of the two, then an item of that taste by popularity. What a user likes therefore shows in what others of the same taste
+took, which a model can learn, while recommending what is popular overall misses most of it. No user meets an item twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from shardembed.recipes.config import GeneratorConfig
+from shardembed.recipes.data.source import Chunk
+
+MAIN_TASTE = 0.8  # share of a user's interactions that follow the main taste
+OVERDRAW = 1.5  # repeated items are dropped, so more are drawn at first
+
+
+class GeneratedInteractions:
+    """The interactions of a `GeneratorConfig`, made in memory on first use and the same for the same settings.
+
+    Repeats are dropped rather than drawn again for ever, so there can be fewer than `interactions` where items are few.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        self._config = config
+
+    @property
+    def name(self) -> str:
+        c = self._config
+        return f"generator ({c.users:,} users, {c.items:,} items, {c.tastes} tastes, Zipf {c.zipf:g}, seed {c.seed})"
+
+    def chunks(self) -> Iterator[Chunk]:
+        yield self._all
+
+    @cached_property
+    def _all(self) -> Chunk:
+        config = self._config
+        rng = np.random.default_rng(config.seed)
+        wanted = int(config.interactions * OVERDRAW)
+        users = rng.integers(config.users, size=wanted)
+        items = _items_of_tastes(_tastes_of(users, config, rng), config, rng)
+        # The first of each pair, so that what is dropped does not depend on the order of ids.
+        first = np.unique(users * config.items + items, return_index=True)[1]
+        kept = np.sort(first)[: config.interactions]
+        return Chunk(users[kept], items[kept])
+
+
+def _tastes_of(users: np.ndarray, config: GeneratorConfig, rng: np.random.Generator) -> np.ndarray:
+    """The taste that each interaction follows, `[n]`."""
+    tastes = rng.integers(config.tastes, size=(config.users, 2))
+    side = (rng.random(len(users)) >= MAIN_TASTE).astype(np.int64)
+    return tastes[users, side]
+
+
+def _items_of_tastes(tastes: np.ndarray, config: GeneratorConfig, rng: np.random.Generator) -> np.ndarray:
+    """An item of each taste in `tastes` `[n]`, drawn by popularity."""
+    popularity = np.arange(1, config.items + 1, dtype=np.float64) ** -config.zipf
+    rng.shuffle(popularity)
+    taste_of_item = rng.permutation(config.items) % config.tastes
+    order = np.argsort(taste_of_item, kind="stable")  # the items, taste by taste
+    edges = np.searchsorted(taste_of_item[order], np.arange(config.tastes + 1))
+    sums = np.concatenate([[0.0], np.cumsum(popularity[order])])
+    low, high = sums[edges[tastes]], sums[edges[tastes + 1]]
+    # One draw on the cumulated popularity of the taste's own stretch. A taste without items (more tastes than items) draws its
+    # neighbour's; rounding may touch the edge of a stretch, which is harmless.
+    drawn = np.searchsorted(sums, low + rng.random(len(tastes)) * (high - low), side="right") - 1
+    return order[np.minimum(drawn, config.items - 1)]

@@ -1,0 +1,177 @@
+"""From a stream of interactions to what training needs: a hold-out, counts, and global batches dealt to ranks.
+
+    scan      one pass: users, items, the interaction held out of each user, counts of the rest
+    batches   one pass an epoch: held-out rows dropped, shuffled through a buffer, cut into global batches
+
+Every rank reads the whole stream and keeps its part of each batch, so what a global batch holds depends on the data and the seed
+alone, never on the number of ranks. Memory is O(users + items + shuffle buffer).
+
+Legend: n interactions of a chunk, B a global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardembed.errors import DataError
+from shardembed.recipes.data.source import EMPTY, Chunk, Source, concatenate
+
+NO_ROW = -1
+CHUNK_ROWS = 1 << 16  # sources chunk as they like; batches must not depend on it
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """A scanned source.
+
+    Attributes:
+        users, items: largest id + 1.
+        rows: all interactions, held-out ones included.
+        held_row, held_item: int64 `[users]`: the row number and item held out of each user, NO_ROW where nothing is.
+        user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
+    """
+
+    source: Source
+    users: int
+    items: int
+    rows: int
+    held_row: np.ndarray
+    held_item: np.ndarray
+    user_counts: np.ndarray
+    item_counts: np.ndarray
+
+    @property
+    def held_users(self) -> np.ndarray:
+        """The users with a held-out interaction, ascending."""
+        return np.flatnonzero(self.held_row != NO_ROW)
+
+    @property
+    def training_rows(self) -> int:
+        return int(self.user_counts.sum())
+
+    def training(self) -> Iterator[Chunk]:
+        """The interactions that are not held out, in the order of the source, in chunks of at most CHUNK_ROWS."""
+        row = 0
+        for chunk in _rechunked(self.source.chunks(), CHUNK_ROWS):
+            kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
+            row += len(chunk)
+            yield chunk[kept]
+
+
+def scan(source: Source, seed: int) -> Interactions:
+    """Count users and items, and hold one interaction out of every user that has at least two.
+
+    Each row gets a hash of (seed, row number); a user's row with the largest hash is held out. One pass, O(users + items) memory.
+
+    Raises:
+        DataError: there are no interactions, or none are left to train on.
+    """
+    best = np.empty(0, np.uint64)
+    held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
+    row = 0
+    for chunk in source.chunks():
+        if not len(chunk):
+            continue
+        users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
+        best, user_counts = _grown(best, users, 0), _grown(user_counts, users, 0)
+        held_row, held_item = _grown(held_row, users, NO_ROW), _grown(held_item, users, NO_ROW)
+        item_counts = _grown(item_counts, items, 0)
+        _hold_out(chunk, row, hash_rows(seed, row, len(chunk)), best, held_row, held_item)
+        user_counts[:users] += np.bincount(chunk.users)
+        item_counts[:items] += np.bincount(chunk.items)
+        row += len(chunk)
+    if row == 0:
+        raise DataError(f"{source.name}: there are no interactions in it")
+    users, items = int(np.flatnonzero(user_counts)[-1]) + 1, int(np.flatnonzero(item_counts)[-1]) + 1
+    single = user_counts[:users] < 2  # a user's only interaction stays in training
+    held_row, held_item = np.where(single, NO_ROW, held_row[:users]), np.where(single, NO_ROW, held_item[:users])
+    taken = held_item[~single]
+    user_counts = user_counts[:users] - ~single
+    item_counts = item_counts[:items] - np.bincount(taken, minlength=items)
+    return Interactions(source, users, items, row, held_row, held_item, user_counts, item_counts)
+
+
+def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: int, epoch: int) -> Iterator[Chunk]:
+    """The global batches of one epoch: `[B]` each, the last one shorter. The same for the same seed and epoch."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+    return _rechunked(_shuffled(data.training(), buffer_rows, rng), batch_size)
+
+
+def rank_slice(batch: Chunk, rank: int, world_size: int) -> Chunk:
+    """The part of a global batch that `rank` gets: contiguous, sizes differ by one at most, possibly empty."""
+    share, rest = divmod(len(batch), world_size)
+    start = rank * share + min(rank, rest)
+    return batch[start : start + share + (rank < rest)]
+
+
+def hash_rows(seed: int, first: int, count: int) -> np.ndarray:
+    """A hash of (seed, row) for rows first, first + 1, ...: uint64 `[count]`, never 0.
+
+    The finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), twice.
+    """
+    rows = np.arange(first, first + count, dtype=np.uint64)
+    return _mix(_mix(np.array([seed], dtype=np.uint64)) ^ rows) | np.uint64(1)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, held_row: np.ndarray, held_item: np.ndarray) -> None:
+    """Let the chunk's rows compete with the rows held so far; the arrays by user are changed in place."""
+    order = np.lexsort((hashes, chunk.users))
+    users = chunk.users[order]
+    winners = order[np.append(users[1:] != users[:-1], True)]  # of each user in the chunk, the largest hash
+    winners = winners[hashes[winners] > best[chunk.users[winners]]]
+    users = chunk.users[winners]
+    best[users], held_row[users], held_item[users] = hashes[winners], first + winners, chunk.items[winners]
+
+
+def _grown(array: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """`array` with room for `size` elements, and for as many again when it has to move."""
+    if size <= len(array):
+        return array
+    grown = np.full(max(size, 2 * len(array)), fill, dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown
+
+
+def _rechunked(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """The same interactions in chunks of `size`; the last one may be shorter."""
+    waiting, count = [EMPTY], 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        count += len(chunk)
+        if count >= size:
+            merged = concatenate(waiting)
+            whole = count // size * size
+            for start in range(0, whole, size):
+                yield merged[start : start + size]
+            waiting, count = [merged[whole:]], count - whole
+    if count:
+        yield concatenate(waiting)
+
+
+def _shuffled(chunks: Iterable[Chunk], buffer_rows: int, rng: np.random.Generator) -> Iterator[Chunk]:
+    """Shuffle through a buffer: each round tops it up by a quarter, permutes it, and lets that quarter go.
+
+    A row can move back without bound, and forward by about the buffer's size. 0 keeps the order of the source.
+    """
+    if buffer_rows == 0:
+        yield from chunks
+        return
+    quarter = max(1, buffer_rows // 4)
+    held = EMPTY
+    for chunk in _rechunked(chunks, quarter):
+        held = concatenate([held, chunk])
+        if len(held) > buffer_rows:
+            held = held[rng.permutation(len(held))]
+            yield held[buffer_rows:]
+            held = held[:buffer_rows]
+    yield held[rng.permutation(len(held))]

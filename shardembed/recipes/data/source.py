@@ -1,0 +1,45 @@
+"""What the training job needs to know of where interactions come from: chunks that can be read again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0."""
+
+    users: np.ndarray
+    items: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Chunk:
+        return Chunk(self.users[rows], self.items[rows])
+
+
+EMPTY = Chunk(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def concatenate(chunks: list[Chunk]) -> Chunk:
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(np.concatenate([c.users for c in chunks]), np.concatenate([c.items for c in chunks])) if chunks else EMPTY
+
+
+class Source(Protocol):
+    """Interactions in an order that is the same each time they are read."""
+
+    @property
+    def name(self) -> str:
+        """For messages: a path, or what stands in for one."""
+        ...
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All interactions from the first on, in chunks of any size."""
+        ...

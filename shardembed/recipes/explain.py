@@ -1,0 +1,58 @@
+"""From pydantic's errors to messages with a place, what was wrong, and the nearest name that exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from shardembed.errors import ConfigError
+from shardembed.recipes.located import Located
+
+
+def explain(error: ValidationError, root: type[BaseModel], document: Located) -> ConfigError:
+    """One error that lists all of pydantic's, each with its place in `document`."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        path = detail["loc"]
+        place = document.place(path)
+        lines.append(f"{place}: {_sentence(path, dict(detail), root)}")
+    return ConfigError("\n".join(lines))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `names`, or nothing when none is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _sentence(path: tuple[str | int, ...], detail: dict[str, Any], root: type[BaseModel]) -> str:
+    dotted = ".".join(map(str, path)) or "the configuration"
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        keys = _keys(root, path[:-1])
+        inside = f" in {'.'.join(map(str, path[:-1]))}" if path[:-1] else ""
+        return f"unknown key {str(path[-1])!r}{inside}{nearest(str(path[-1]), keys)} (keys here: {', '.join(keys)})"
+    if kind == "literal_error":
+        choices = [choice.strip(" '") for choice in context["expected"].replace(" or ", ",").split(",")]
+        return f"{dotted}: {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
+    if kind == "model_type":
+        keys = _keys(root, path)
+        return f"{dotted} must be a mapping with keys {', '.join(keys)}, not {value!r}"
+    if kind == "value_error":
+        return f"{dotted}: {context['error']}"
+    message = detail["msg"].removeprefix("Input ").replace("instance of ", "")
+    return f"{dotted} {message}, not {value!r}"
+
+
+def _keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """The keys of the section at `path`."""
+    section = root
+    for step in path:
+        field = section.model_fields.get(str(step))
+        kind = field.annotation if field is not None else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            section = kind
+    return list(section.model_fields)

@@ -1,0 +1,191 @@
+"""YAML that remembers where every value stood, so that an error can say file, line and column.
+
+The text is composed to PyYAML nodes, which carry marks, and turned into plain values next to a map from the path of a value
+("train", "epochs") to its place. Sequences become tuples, since the settings they end in are frozen. What makes a configuration
+hard to read or hostile to load is refused: anchors, aliases, tags, duplicate keys, deep nesting, files that are not small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shardembed.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+_KNOWN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
+
+ValuePath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stood: a file with line and column (from 1), or an option of the command line."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+
+
+@dataclass
+class Located:
+    """Plain values, and the places of all of them by path. The place of a mapping's entry is that of its key."""
+
+    values: dict[str, Any]
+    places: dict[ValuePath, Place] = field(default_factory=dict)
+
+    def place(self, path: Sequence[str | int]) -> Place:
+        """The place of `path`, or of the innermost value around it that was written down."""
+        for length in range(len(path), 0, -1):
+            if tuple(path[:length]) in self.places:
+                return self.places[tuple(path[:length])]
+        return self.places[()]
+
+    def override(self, option: str) -> None:
+        """Apply `a.b=value`; the value is YAML. Mappings on the way are made where they are missing.
+
+        Raises:
+            ConfigError: no `=`, an unreadable value, or a path through something that is not a mapping.
+        """
+        shown = f"--set {option}"
+        dotted, equals, text = option.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"{shown}: write it as section.key=value, for example --set train.epochs=3")
+        inner: dict[str, Any] = self.values
+        for depth, key in enumerate(keys[:-1]):
+            if inner.get(key) is None:
+                inner[key] = {}
+                self.places[tuple(keys[: depth + 1])] = Place(shown)
+            if not isinstance(inner[key], dict):
+                path = ".".join(keys[: depth + 1])
+                raise ConfigError(f"{shown}: {path} is the single value {inner[key]!r}, it has no keys; set {path} itself")
+            inner = inner[key]
+        value, places = _read(text, shown)
+        inner[keys[-1]] = value
+        for path in [path for path in self.places if path[: len(keys)] == tuple(keys)]:
+            del self.places[path]
+        self.places.update({(*keys, *path): place for path, place in places.items()})
+
+
+def load(path: str | Path) -> Located:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: the file cannot be read, is larger than 1 MiB, or is not YAML of the plain kind (see the top of the module).
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: a configuration of more than {MAX_BYTES} bytes is not read; is this the right file?")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: the file is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    values, places = _read(text, str(path))
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{places[()]}: the top level must be a mapping of sections (data:, model:, ...), not {_kind(values)}")
+    return Located(values, places)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses anchors and deep nesting; reads 1e-3 as a number, as YAML 1.2 does and PyYAML alone does not."""
+
+    def __init__(self, text: str, source: str) -> None:
+        super().__init__(text)
+        self.source = source
+        self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            where = _mark(self.source, event.start_mark)
+            raise ConfigError(f"{where}: {sign}{event.anchor}: anchors and aliases are not read; write the values out")
+        if self.depth > MAX_DEPTH:
+            raise ConfigError(f"{_mark(self.source, event.start_mark)}: nested deeper than {MAX_DEPTH} levels")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _mark(source: str, mark: yaml.Mark | None) -> Place:
+    if mark is None or source.startswith("--set "):  # an option is one place; a column inside it helps nobody
+        return Place(source)
+    return Place(source, mark.line + 1, mark.column + 1)
+
+
+def _read(text: str, source: str) -> tuple[Any, dict[ValuePath, Place]]:
+    """The value of a YAML text, and its places."""
+    places: dict[ValuePath, Place] = {}
+    try:
+        loader = _Loader(text, source)
+        node = loader.get_single_node()
+        places[()] = _mark(source, node.start_mark if node is not None else None)
+        value = _value(loader, node, (), places, source) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"{_mark(source, mark)}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from error
+    return value, places
+
+
+def _value(loader: _Loader, node: yaml.Node, path: ValuePath, places: dict[ValuePath, Place], source: str) -> Any:
+    if path not in places:
+        places[path] = _mark(source, node.start_mark)
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(loader, node, path, places, source)
+    if isinstance(node, yaml.SequenceNode):
+        return tuple(_value(loader, item, (*path, index), places, source) for index, item in enumerate(node.value))
+    if node.tag not in _KNOWN_TAGS:
+        raise ConfigError(f"{_mark(source, node.start_mark)}: {node.value!r} reads as {node.tag}; quote it if it is a text")
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError as error:  # an explicit tag such as !!int before something that is none
+        raise ConfigError(f"{_mark(source, node.start_mark)}: {error}") from error
+
+
+def _mapping(
+    loader: _Loader, node: yaml.MappingNode, path: ValuePath, places: dict[ValuePath, Place], source: str
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        where = _mark(source, key_node.start_mark)
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
+            raise ConfigError(f"{where}: a key must be a plain name, not {_shown(key_node)}; quote it if it is meant as text")
+        key = key_node.value
+        if key in result:
+            raise ConfigError(f"{where}: key {key!r} occurs twice; it already stood in line {places[(*path, key)].line}")
+        places[(*path, key)] = where
+        result[key] = _value(loader, value_node, (*path, key), places, source)
+    return result
+
+
+def _shown(node: yaml.Node) -> str:
+    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, tuple) else f"the single value {value!r}"

@@ -1,0 +1,122 @@
+"""Two towers over sharded tables: a user vector and an item vector whose dot product says how well they fit.
+
+    user table -> (residual MLP) -> length 1 -> / temperature  \\
+                                                                 dot product -> sampled softmax
+    item table -> (residual MLP)                               /
+
+Only the user side is brought to length 1: the length of an item's vector is then free to carry its popularity, and without an MLP
+the rows of the item table are themselves what retrieval searches.
+
+Legend: b samples of this rank, B of the global batch, K negatives, D columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import shardembed as se
+from shardembed.recipes.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's part of a global batch: `users` and `items` int64 `[b]`, the step's `negatives` `[K]` (the same on every rank),
+    and the size of the whole batch.
+    """
+
+    users: torch.Tensor
+    items: torch.Tensor
+    negatives: torch.Tensor
+    global_size: int
+
+
+class Tower(nn.Module):
+    """x + MLP(x), which starts as the identity; without hidden sizes it is nothing else."""
+
+    def __init__(self, embedding_dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = (embedding_dim, *hidden)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        if hidden:
+            last = nn.Linear(hidden[-1], embedding_dim)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            layers.append(last)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x) if len(self.layers) else x
+
+
+class TwoTower(nn.Module):
+    """The model; calling it gives this rank's loss.
+
+    Args:
+        config: sizes, temperature, dtype of the tables.
+        users, items: rows of the two tables.
+        log_expected: of the sampler that draws the negatives, float32 `[items]`.
+        optimizer, plan, wire_dtype: of the tables, as for `EmbeddingCollection`.
+        seed: of the starting weights.
+    """
+
+    log_expected: torch.Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        users: int,
+        items: int,
+        log_expected: torch.Tensor,
+        *,
+        optimizer: se.optim.TableOptimizer,
+        plan: dict[str, se.Placement],
+        wire_dtype: torch.dtype | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        dim, dtype = config.embedding_dim, getattr(torch, config.table_dtype)
+        init = se.Normal(0.0, config.init_std)
+        self.tables = se.EmbeddingCollection(
+            [
+                se.TableConfig("user", users, dim, pooling=None, dtype=dtype, init=init),
+                se.TableConfig("item", items, dim, ["item", "negatives"], pooling=None, dtype=dtype, init=init),
+            ],
+            optimizer=optimizer,
+            plan=plan,
+            wire_dtype=wire_dtype,
+            seed=seed,
+        )
+        torch.manual_seed(seed)  # the MLPs start alike on every rank
+        self.user_tower = Tower(dim, config.towers)
+        self.item_tower = Tower(dim, config.towers)
+        self.temperature = config.temperature
+        # Known from the data, so not saved with the model.
+        self.register_buffer("log_expected", log_expected, persistent=False)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """This rank's loss, scaled so that its mean over the ranks is the mean over the global batch. Collective.
+
+        Gradients are averaged over the ranks, as DistributedDataParallel does, hence the factor: sum of the own samples' losses
+        / B * ranks. A rank without samples gets 0 and still takes part in every collective.
+        """
+        vectors = self.tables({"user": batch.users, "item": batch.items, "negatives": batch.negatives})
+        queries_bD = self.queries(vectors["user"])
+        items_bD = self.item_tower(vectors["item"].float())
+        negatives_KD = self.item_tower(vectors["negatives"].float())
+        positive_b = (queries_bD * items_bD).sum(1)
+        negative_bK = queries_bD @ negatives_KD.t() - self.log_expected[batch.negatives]
+        # A negative that is the sample's own item by chance would punish the right answer.
+        negative_bK = negative_bK.masked_fill(batch.items[:, None] == batch.negatives, -torch.inf)
+        losses_b = torch.logaddexp(positive_b, negative_bK.logsumexp(1)) - positive_b
+        return losses_b.sum() / batch.global_size * se.world_size()
+
+    def queries(self, user_rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the user table `[b, D]` -> what is multiplied with item vectors `[b, D]`."""
+        return F.normalize(self.user_tower(user_rows.float()), dim=1) / self.temperature

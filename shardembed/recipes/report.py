@@ -1,0 +1,158 @@
+"""What a training job shows: configuration, plan and memory at the start, progress, and the result."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import shardembed as se
+from shardembed.optim import TableOptimizer
+from shardembed.recipes.config import Config
+from shardembed.recipes.data.interactions import Interactions
+from shardembed.recipes.evaluate import Evaluation
+
+MIB = 1 << 20
+MAX_RANKS_SHOWN = 8
+QUIET_SECONDS = 5.0  # between lines where no bar can be drawn
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one rank holds: rows of each table (whole rows or strips of them), and bytes of weights and optimizer state."""
+
+    rows: dict[str, int]
+    weights: int
+    state: int
+
+
+def holdings(plan: se.Plan, itemsize: int, optimizer: TableOptimizer) -> list[Holding]:
+    """What each rank holds under `plan`, for tables of `itemsize` bytes an element that share one optimizer."""
+    state_itemsize = max(itemsize, 4)  # state is kept in float32, or in float64 for float64 tables
+    found = []
+    for rank in range(plan.world_size):
+        rows: dict[str, int] = {}
+        weights = state = 0
+        for table in plan.tables:
+            mine = [shard for shard in table.layout.shards if rank in shard.ranks]
+            rows[table.name] = sum(len(shard.rows) for shard in mine)
+            for shard in mine:
+                elements = len(shard.rows) * len(shard.columns)
+                weights += elements * itemsize
+                for shape in optimizer.state.values():
+                    state += (len(shard.rows) if shape == "row" else elements) * state_itemsize
+        found.append(Holding(rows, weights, state))
+    return found
+
+
+def show_start(console: Console, config: Config, data: Interactions, plan: se.Plan, held: list[Holding]) -> None:
+    """Everything that is known before the first step."""
+    console.rule(f"[bold]{config.name}[/bold]: two-tower model, {plan.world_size} rank{'s' * (plan.world_size > 1)}", align="left")
+    console.print(resolved_yaml(config), highlight=False, markup=False)
+    console.print(f"data     {data.source.name}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"         {data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out",
+        highlight=False,
+    )
+    console.print(_plan_table(plan), _holdings_table(plan, held))
+
+
+def resolved_yaml(config: Config) -> str:
+    """The settings with all defaults filled in; what is not set is left out, so the text can be loaded again."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    if config.data.path is not None:
+        del values["data"]["generator"]
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=70).rstrip()
+
+
+def _plan_table(plan: se.Plan) -> Table:
+    table = _table("model plan", ["table", "rows", "columns", "cut", "packing", "shards", "ranks"])
+    for part in plan.tables:
+        ranks = sorted(part.layout.ranks)
+        table.add_row(
+            part.name,
+            f"{part.num_embeddings:,}",
+            str(part.embedding_dim),
+            part.kind,
+            part.packing,
+            str(len(part.layout.shards)),
+            f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1 else ",".join(map(str, ranks)),
+        )
+    return table
+
+
+def _holdings_table(plan: se.Plan, held: list[Holding]) -> Table:
+    names = [table.name for table in plan.tables]
+    columns = ["rank", *(f"{name} rows" for name in names), "weights MiB", "state MiB"]
+    table = _table("held by each rank", columns)
+    for rank, holding in enumerate(held[:MAX_RANKS_SHOWN]):
+        rows = [f"{holding.rows[name]:,}" for name in names]
+        table.add_row(str(rank), *rows, f"{holding.weights / MIB:.1f}", f"{holding.state / MIB:.1f}")
+    if len(held) > MAX_RANKS_SHOWN:
+        largest = max(held, key=lambda holding: holding.weights + holding.state)
+        rows = [f"{largest.rows[name]:,}" for name in names]
+        table.add_row("fullest", *rows, f"{largest.weights / MIB:.1f}", f"{largest.state / MIB:.1f}")
+    return table
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column not in ("", "table", "cut", "packing", "rank", "ranks") else "left")
+    return table
+
+
+class ProgressReport:
+    """A bar with loss and samples a second on a terminal; elsewhere a line every few seconds, and one at the end."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console, self._steps = console, steps
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._spoke = time.monotonic()
+
+    def __enter__(self) -> ProgressReport:
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("training"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total}  {task.fields[said]}"),
+                TimeRemainingColumn(compact=True),
+            )
+            self._bar = Progress(*columns, console=self._console, expand=True)
+            self._task = self._bar.add_task("training", total=self._steps, said="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Say where training stands: after `step` steps, with the last loss and samples a second of all ranks."""
+        said = f"loss {loss:.3f}  {rate:,.0f} samples/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, said=said)
+        elif step == self._steps or time.monotonic() - self._spoke >= QUIET_SECONDS:
+            self._spoke = time.monotonic()
+            self._console.print(f"step {step}/{self._steps}  {said}", highlight=False)
+
+
+def show_result(console: Console, result: Evaluation, seconds: float, rate: float, run_dir: str) -> None:
+    """The model against the baseline, and where the run's files are."""
+    table = _table(f"{result.model.users:,.0f} users, one held-out item each", ["", f"recall@{result.k}", f"NDCG@{result.k}"])
+    for name, one in (("model", result.model), ("popularity", result.popularity)):
+        table.add_row(name, f"{one.recall:.4f}", f"{one.ndcg:.4f}")
+    ratios = (
+        f"{mine / theirs:.1f}x" if theirs else "-"
+        for mine, theirs in ((result.model.recall, result.popularity.recall), (result.model.ndcg, result.popularity.ndcg))
+    )
+    table.add_row("model / popularity", *ratios)
+    console.print(table)
+    console.print(f"{seconds:.1f} s in all, {rate:,.0f} samples/s in training", highlight=False)
+    console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False, markup=False)
