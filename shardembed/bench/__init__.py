@@ -1,0 +1,1 @@
+"""Measuring: what a step costs, beside the peers that are installed."""
