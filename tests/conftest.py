@@ -1,0 +1,62 @@
+"""What all tests share: one thread a process, repeatable examples, a stated accelerator, a sensible order."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
+
+import hypothesis
+import pytest
+import torch
+
+from tests import harness
+
+torch.set_num_threads(1)
+
+# "ci" finds the same examples every time; `--hypothesis-profile=explore` looks for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+HERE = Path(__file__).parent
+# Cheap before dear: a mistake that a unit test can find should not wait for processes to start.
+ORDER = ("unit", "ranks", "kill", "gpu")
+
+
+def pytest_report_header() -> list[str]:
+    versions = [f"torch {torch.__version__}"]
+    for name in ("fbgemm-gpu-cpu", "fbgemm-gpu", "torchrec", "triton"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        accelerator = f"{len(names)} GPU(s): {', '.join(sorted(set(names)))}"
+    else:
+        accelerator = "no GPU: tests/gpu is skipped"
+    return [", ".join(versions), accelerator]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
+    for item in items:
+        if _folder(item) == "gpu":
+            item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+    items.sort(key=lambda item: ORDER.index(_folder(item)) if _folder(item) in ORDER else len(ORDER))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rank_pools() -> Iterator[None]:
+    yield
+    harness.close_pools()

@@ -1,0 +1,178 @@
+"""The reference kernels against dictionaries, and FBGEMM's fused updates against the reference."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardembed.errors import ConfigError
+from shardembed.kernels import fbgemm, reference
+from shardembed.kernels.choose import choose
+from shardembed.kernels.reference import Gradients
+from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+
+CPU = torch.device("cpu")
+WIDTH = 3
+
+
+@st.composite
+def gradients(draw: st.DrawFn, rows: int = 6, bags: bool | None = None) -> Gradients:
+    """Whole-numbered gradients, so that sums are exact in any order."""
+    lengths = draw(st.lists(st.integers(1, 4), max_size=6))
+    bags = draw(st.booleans()) if bags is None else bags
+    count = sum(lengths) if bags else len(lengths)
+    rows_E = torch.tensor(draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count)), dtype=torch.int64)
+    numbers = draw(st.lists(st.integers(-9, 9), min_size=len(lengths) * WIDTH, max_size=len(lengths) * WIDTH))
+    grads = torch.tensor(numbers, dtype=torch.float32).view(-1, WIDTH)
+    return Gradients(rows_E, torch.tensor([0, *lengths]).cumsum(0) if bags else None, grads)
+
+
+def summed(parts: list[Gradients]) -> dict[int, torch.Tensor]:
+    total: dict[int, torch.Tensor] = {}
+    for part in parts:
+        offsets = range(len(part.rows_E) + 1) if part.offsets is None else part.offsets.tolist()
+        for segment, (first, last) in enumerate(pairwise(offsets)):
+            for row in part.rows_E[first:last].tolist():
+                total[row] = total.get(row, torch.zeros(WIDTH)) + part.grads_SW[segment]
+    return total
+
+
+def check_merged(waiting: Gradients, parts: list[Gradients]) -> None:
+    rows, grads = reference.merge(waiting)
+    wanted = summed(parts)
+    assert rows.tolist() == sorted(wanted)
+    assert grads.shape == (len(wanted), WIDTH)
+    for row, grad in zip(rows.tolist(), grads, strict=True):
+        assert torch.equal(grad, wanted[row])
+
+
+@given(gradients())
+def test_merge_sums_a_rows_gradients(waiting: Gradients) -> None:
+    check_merged(waiting, [waiting])
+
+
+@given(st.lists(gradients(), min_size=1, max_size=4))
+def test_join_mixes_bags_and_single_rows(parts: list[Gradients]) -> None:
+    joined = Gradients.join(parts)
+    assert (joined.offsets is None) == all(part.offsets is None for part in parts)
+    check_merged(joined, parts)
+
+
+def test_merge_gives_the_same_bits_again() -> None:
+    torch.manual_seed(0)
+    waiting = Gradients(torch.randint(0, 5, (500,)), None, torch.randn(500, WIDTH))
+    assert torch.equal(reference.merge(waiting)[1], reference.merge(waiting)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_lookup(dtype: torch.dtype) -> None:
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = torch.randint(-9, 9, (7, WIDTH)).to(dtype)
+    rows, offsets = torch.tensor([6, 0, 0, 3]), torch.tensor([0, 3, 4])
+    singles = reference.lookup(weights, rows, None, compute)
+    assert singles.dtype == dtype
+    assert torch.equal(singles, weights[rows])
+    sums = reference.lookup(weights, rows, offsets, compute)
+    assert sums.dtype == compute
+    assert torch.equal(sums, torch.stack([weights[6] + 2 * weights[0], weights[3]]).to(compute))
+    nothing = reference.lookup(weights, rows[:0], offsets[:1], compute)
+    assert nothing.shape == (0, WIDTH)
+
+
+def test_lookup_sums_in_the_wider_dtype() -> None:
+    weights = torch.tensor([[256.0], [1.0]], dtype=torch.bfloat16)  # 256 + 1 has no place in bfloat16
+    assert reference.lookup(weights, torch.tensor([0, 1]), torch.tensor([0, 2]), torch.float32).item() == 257
+
+
+def state_of(optimizer: TableOptimizer, rows: int, width: int) -> dict[str, torch.Tensor]:
+    shapes = {"row": (rows,), "element": (rows, width)}
+    return {name: torch.zeros(shapes[shape]) for name, shape in optimizer.state.items()}
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), Adagrad(0.1), RowwiseAdagrad(0.1), Adagrad(0.1, eps=0.5)])
+@pytest.mark.parametrize("width", [1, 3, 4, 16, 33, 128])
+@pytest.mark.parametrize("bags", [False, True])
+def test_fbgemm_updates_like_the_reference(optimizer: TableOptimizer, width: int, bags: bool) -> None:
+    pytest.importorskip("fbgemm_gpu")
+    torch.manual_seed(width)
+    rows = 20
+    fused_w = torch.randn(rows, width)
+    fused_s = state_of(optimizer, rows, width)
+    plain_w, plain_s = fused_w.clone(), {name: tensor.clone() for name, tensor in fused_s.items()}
+    table = fbgemm.Table(fused_w, fused_s, optimizer)
+    untouched = plain_w[0].clone()
+    for step, segments in enumerate([40, 0, 7, 1], start=1):  # among them an empty batch
+        lengths = torch.randint(1, 5, (segments,)) if bags else torch.ones(segments, dtype=torch.int64)
+        rows_E = torch.randint(1, rows, (int(lengths.sum()),))
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]) if bags else None
+        waiting = Gradients(rows_E, offsets, torch.randn(segments, width))
+        lr = 0.1 / step  # schedules change it between steps
+        reference.update(plain_w, plain_s, optimizer, lr, step, *reference.merge(waiting))
+        table.update(waiting, lr)
+    torch.testing.assert_close(fused_w, plain_w, rtol=1e-5, atol=1e-5)
+    for name in fused_s:
+        torch.testing.assert_close(fused_s[name], plain_s[name], rtol=1e-5, atol=1e-5)
+    assert torch.equal(fused_w[0], untouched)
+
+
+def test_fbgemm_with_no_rows_at_all() -> None:
+    pytest.importorskip("fbgemm_gpu")
+    table = fbgemm.Table(torch.empty(0, 4), {"sum": torch.empty(0)}, RowwiseAdagrad())
+    table.update(Gradients(torch.empty(0, dtype=torch.int64), None, torch.empty(0, 4)), 0.1)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Adagrad(), RowwiseAdagrad(), Adam(), AdamW(), FTRL()])
+def test_an_update_without_rows_changes_nothing(optimizer: TableOptimizer) -> None:
+    weights, state = torch.ones(3, 2), state_of(optimizer, 3, 2)
+    reference.update(weights, state, optimizer, 0.1, 1, torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
+    assert weights.eq(1).all()
+    assert all(tensor.eq(0).all() for tensor in state.values())
+
+
+def test_fbgemm_is_chosen_where_it_serves(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("fbgemm_gpu")
+    with caplog.at_level(logging.INFO, logger="shardembed"):
+        assert choose("auto", RowwiseAdagrad(), torch.float32, 8, 1000, CPU, False) == "fbgemm"
+    (said,) = caplog.messages
+    assert said == "slab of 1,000 x 8 torch.float32, RowwiseAdagrad(lr=0.01, eps=1e-08): kernel fbgemm"
+    assert choose("reference", RowwiseAdagrad(), torch.float32, 8, 1000, CPU, False) == "reference"
+
+
+REFUSALS = {
+    "bfloat16": (SGD(), torch.bfloat16, False, "its CPU update is used for float32, not torch.bfloat16"),
+    "float64": (SGD(), torch.float64, False, "not torch.float64"),
+    "Adam": (Adam(), torch.float32, False, "it has no fused Adam on the CPU"),
+    "AdamW": (AdamW(), torch.float32, False, "it has no fused AdamW on the CPU"),
+    "FTRL": (FTRL(), torch.float32, False, "it has no fused FTRL on the CPU"),
+    "split rows": (RowwiseAdagrad(), torch.float32, True, "only a part of each row"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_the_reference_is_chosen_with_a_reason(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    optimizer, dtype, split, why = REFUSALS[name]
+    with caplog.at_level(logging.INFO, logger="shardembed"):
+        assert choose("auto", optimizer, dtype, 8, 1000, CPU, split) == "reference"
+    assert "kernel reference (FBGEMM: " in caplog.text
+    assert why in caplog.text
+    with pytest.raises(ConfigError, match="kernel='fbgemm' cannot serve 1,000 x 8") as caught:
+        choose("fbgemm", optimizer, dtype, 8, 1000, CPU, split)
+    assert why in str(caught.value)
+
+
+def test_a_machine_without_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fbgemm.importlib.util, "find_spec", lambda name: None)
+    assert choose("auto", SGD(), torch.float32, 8, 10, CPU, False) == "reference"
+    with pytest.raises(ConfigError, match="fbgemm-gpu-cpu is not installed"):
+        choose("fbgemm", SGD(), torch.float32, 8, 10, CPU, False)
+
+
+def test_other_devices_and_names_are_refused() -> None:
+    assert "on the CPU only" in str(fbgemm.cannot(SGD(), torch.float32, 8, 10, torch.device("cuda")))
+    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, fbgemm, not 'triton'"):
+        choose("triton", SGD(), torch.float32, 8, 10, CPU, False)

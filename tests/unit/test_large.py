@@ -1,0 +1,117 @@
+"""Tables of more than 2^31 rows, and shards of more than 2^31 elements: owners and keys against Python's integers.
+
+Nothing is allocated: routes need no weights.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shardembed.ids import IdBatch
+from shardembed.kernels import fbgemm
+from shardembed.kernels.choose import choose
+from shardembed.optim import SGD
+from shardembed.placement import Cluster, Placement, column_wise, grid, row_wise, table_row_wise, table_wise
+from shardembed.plan import resolve
+from shardembed.route import Atlas, make_route
+from shardembed.slabs import SlabSpec, build_slabs
+from shardembed.tables import TableConfig, features_of
+
+CPU = torch.device("cpu")
+ROWS = 2**33 + 7
+WORLD = 3
+CUTS: dict[str, Placement] = {
+    "row_wise": row_wise(),
+    "strided": row_wise(strided=True),
+    "bounds": row_wise(bounds=[2**31 + 1, 2**32 + 5]),
+    "grid": grid(2, [0, 1, 2, 0]),
+    "strided grid": grid(3, [0, 1, 2], strided=True),
+    "column_wise": column_wise(),
+    "table_wise": table_wise(2),
+    "table_row_wise": table_row_wise(0),
+}
+IDS = sorted(
+    {
+        0,
+        1,
+        2,
+        3,
+        2**31 - 1,
+        2**31,
+        2**31 + 1,
+        2**32 - 1,
+        2**32,
+        2**32 + 5,
+        ROWS // 3,
+        ROWS // 3 + 1,
+        ROWS // 2,
+        2**33,
+        ROWS - 2,
+        ROWS - 1,
+    }
+)
+
+
+def expected(spec: SlabSpec, table: int, row: int) -> list[tuple[int, int]]:
+    """(owner, key) of a row in each of the slab's lanes of a table, with `range` and nothing else."""
+    found = []
+    for lane in spec.lanes:
+        if lane.table == table:
+            (block,) = [block for block in lane.blocks if row in block.shard.rows]
+            found.append((block.shard.ranks[0], block.first_key + block.shard.rows.index(row)))
+    return found
+
+
+@pytest.mark.parametrize("packing", ["unique", "bag"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_owners_and_keys_of_very_many_rows(cut: str, packing: str) -> None:
+    # Three tables in one slab, so that keys and positions begin far out.
+    tables = tuple(TableConfig(name, ROWS + number, 6) for number, name in enumerate("abc"))
+    placement = CUTS[cut]
+    plan = resolve(tables, Placement(**{**vars(placement), "packing": packing}), Cluster(WORLD, WORLD))
+    specs = build_slabs(tables, plan, [SGD()] * 3)
+    atlas = Atlas.of(tables, (packing,) * 3, specs, 1, WORLD, CPU)
+    features = features_of(tables)
+    ids = torch.tensor(IDS)
+    route = make_route(IdBatch.of({f.name: ids for f in features}, features, CPU), features, atlas)
+    for spec, slab in zip(specs, route.slabs, strict=True):
+        assert slab.keys_E.dtype == torch.int64
+        wanted = sorted(place for table in range(3) for row in IDS for place in expected(spec, table, row))
+        asked = [(owner, int(key)) for owner, keys in enumerate(slab.keys_E.split(slab.keys)) for key in keys]
+        assert sorted(asked) == wanted
+        assert max(spec.rows) > 2**31
+        assert spec.key_dtype == torch.int64
+        assert all(0 <= key < spec.rows[owner] for owner, key in asked)
+
+
+def test_keys_travel_in_32_bits_for_as_long_as_they_fit() -> None:
+    most = 2**31 - 1  # rows; the largest key is one less
+    for rows, dtype in [(most, torch.int32), (most + 1, torch.int64)]:
+        table = TableConfig("a", rows, 1)
+        (spec,) = build_slabs([table], resolve([table], table_wise(0), Cluster(1, 1)), [SGD()])
+        assert spec.key_dtype == dtype
+    # More than 2^31 elements are not more than 2^31 rows.
+    wide = TableConfig("a", 2**26, 64)
+    (spec,) = build_slabs([wide], resolve([wide], table_wise(0), Cluster(1, 1)), [SGD()])
+    assert (spec.rows, spec.key_dtype) == ((2**26,), torch.int32)
+
+
+def test_an_id_past_32_bits_is_checked_as_it_is() -> None:
+    table = TableConfig("a", ROWS, 1)
+    specs = build_slabs([table], resolve([table], row_wise(), Cluster(WORLD, WORLD)), [SGD()])
+    atlas = Atlas.of((table,), ("unique",), specs, 0, WORLD, CPU)
+    with pytest.raises(IndexError, match=f"id {ROWS} at position 0 .* 0 to {ROWS - 1}"):
+        make_route(IdBatch.of({"a": torch.tensor([ROWS])}, features_of((table,)), CPU), features_of((table,)), atlas)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "refused"), [(2**29 - 1, 4, False), (2**29, 4, True), (2**31, 1, True), (ROWS, 64, True)]
+)
+def test_fbgemm_is_not_given_elements_past_32_bits(rows: int, width: int, refused: bool) -> None:
+    pytest.importorskip("fbgemm_gpu")
+    why = fbgemm.cannot(SGD(), torch.float32, width, rows, CPU)
+    assert (why is not None) == refused
+    assert choose("auto", SGD(), torch.float32, width, rows, CPU, False) == ("reference" if refused else "fbgemm")
+    if refused:
+        assert why == f"it addresses elements in 32 bits, the slab has {rows:,} x {width} = {rows * width:,}"

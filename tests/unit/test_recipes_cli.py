@@ -1,0 +1,147 @@
+"""The command line, in this process: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shardembed.cli import failures, main
+from shardembed.errors import CollectiveError, DataError, PlanError
+from shardembed.plan import Plan
+from shardembed.recipes import config
+
+TINY = """
+data:
+  generator: {users: 100, items: 50, interactions: 900, tastes: 5}
+model: {embedding_dim: 8, negatives: 16}
+train: {epochs: 3, global_batch_size: 100}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RANK", "WORLD_SIZE", failures.ERROR_FILE):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + f"run_dir: {tmp_path / 'runs'}\n")
+    return path
+
+
+def test_train_prints_one_json_line_and_leaves_a_run_folder(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(job), "--json", "--set", "train.epochs=2"]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert {"recall@20", "popularity_recall@20", "ndcg@20", "popularity_ndcg@20", "samples_per_second"} <= set(summary)
+    assert (summary["ranks"], summary["steps"], len(summary["losses"])) == (1, 14, 14)
+    assert "model plan" in printed.err
+    folder = Path(summary["run_dir"])
+    assert folder.parent == job.parent / "runs"
+    assert folder.name.startswith("tiny-")
+    assert config.load(folder / "config.yaml").train.epochs == 2
+    assert [table.name for table in Plan.load(folder / "plan.json").tables] == ["user", "item"]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["loss"] for record in records[:-1]] == summary["losses"]
+    assert [record["step"] for record in records[:-1]] == list(range(1, 15))
+    assert records[6]["epoch"] == 1
+    assert records[7]["epoch"] == 2
+    assert records[-1]["recall@20"] == summary["recall@20"]
+
+
+def test_two_runs_of_one_second_have_two_folders(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = set()
+    for _ in range(2):
+        assert main(["train", str(job), "--json", "--max-steps", "1"]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        folders.add(summary["run_dir"])
+        assert summary["steps"] == 1
+    assert len(folders) == 2
+
+
+def test_what_is_shown_fits_eighty_columns(job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", str(job), "--max-steps", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("popularity") for line in lines)
+    assert max(len(line) for line in lines if not line.startswith("run folder")) <= 80
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "data.path=absent.csv"], "absent.csv: cannot read the file"),
+        (["--set", "plan.item={kind: table_wise, rank: 3}"], "rank 3"),
+        (["--ranks", "0"], "the number of ranks must be at least 1"),
+        (["--set", "run_dir=/dev/null/x"], "set run_dir to another folder"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(
+    job: Path, extra: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(job), *extra]) == 2
+    text = capsys.readouterr().err
+    assert text.count("shardembed: error: ") == 1
+    assert expected in text
+    assert "Traceback" not in text
+
+
+def test_wrong_arguments_and_help_exit_as_argparse_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["trian"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "train and evaluate a model" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    assert "--max-steps" in capsys.readouterr().out
+
+
+def test_a_rank_of_another_job_size_is_refused(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(["train", str(job), "--ranks", "2"]) == 2
+    assert "belongs to a job of 4 ranks already" in capsys.readouterr().err
+
+
+class Failure:
+    """What torchrun's launcher keeps of a rank that failed."""
+
+    def __init__(self, exitcode: int, timestamp: int, data: dict[str, object] | None) -> None:
+        self.exitcode, self.timestamp, self.error_file_data = exitcode, timestamp, data
+
+    def signal_name(self) -> str:
+        return "SIGKILL"
+
+
+def test_a_launched_rank_hands_its_failure_to_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = []
+    for rank, error in enumerate([PlanError("first"), CollectiveError("second"), ZeroDivisionError("bug")]):
+        monkeypatch.setenv(failures.ERROR_FILE, str(tmp_path / f"{rank}.json"))
+        monkeypatch.setenv(failures.QUIET, "1")
+        monkeypatch.setenv("RANK", str(rank))
+        left.append(failures.report(error))
+    assert left == [2, 1, 1]
+    assert capsys.readouterr().err == ""
+    told = {rank: Failure(left[rank], 5, json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(3)}
+    assert failures.first_of({2: told[2], 1: told[1], 0: told[0]}) == ("first", 2)
+    message, code = failures.first_of({2: told[2]})
+    assert code == 1
+    assert message.startswith("unexpected error on rank 2\n")
+    assert message.endswith("ZeroDivisionError: bug")
+
+
+def test_a_rank_that_was_killed_is_told() -> None:
+    message, code = failures.first_of({1: Failure(-9, 3, {}), 0: Failure(-15, 4, None)})
+    assert code == 1
+    assert message.startswith("rank 1 was killed by SIGKILL")
+
+
+def test_exit_codes_tell_input_from_other_failures() -> None:
+    assert failures.exit_code(DataError("x")) == 2
+    assert failures.exit_code(CollectiveError("x")) == 1

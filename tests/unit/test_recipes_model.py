@@ -1,0 +1,126 @@
+"""The two-tower model, its negatives and its evaluation, on one rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import shardembed as se
+from shardembed.recipes.build import build, placements, table_optimizer
+from shardembed.recipes.config import Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, PlanConfig, TrainConfig
+from shardembed.recipes.data.choose import open_source
+from shardembed.recipes.data.interactions import Interactions, scan
+from shardembed.recipes.evaluate import chosen_users, evaluate
+from shardembed.recipes.models.index import ItemIndex
+from shardembed.recipes.models.sampling import NegativeSampler
+from shardembed.recipes.models.two_tower import Batch
+
+GENERATOR = GeneratorConfig(users=300, items=120, interactions=4000, tastes=6)
+
+
+def config(**model: object) -> Config:
+    return Config(
+        data=DataConfig(generator=GENERATOR),
+        model=ModelConfig(embedding_dim=8, negatives=16, **model),  # type: ignore[arg-type]
+        train=TrainConfig(global_batch_size=100),
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> Interactions:
+    return scan(open_source(config().data), 0)
+
+
+def test_negatives_follow_smoothed_popularity() -> None:
+    counts = np.array([0, 1, 10, 100])
+    sampler = NegativeSampler(counts, 200_000, seed=5)
+    q = (counts + 1.0) ** 0.75
+    q /= q.sum()
+    drawn = sampler.draw(7)
+    np.testing.assert_allclose(np.bincount(drawn.numpy(), minlength=4) / len(drawn), q, atol=5e-3)
+    torch.testing.assert_close(sampler.log_expected, torch.from_numpy(np.log(200_000 * q)).float())
+    assert torch.equal(drawn, NegativeSampler(counts, 200_000, seed=5).draw(7))
+    assert not torch.equal(drawn, sampler.draw(8))
+    assert not torch.equal(drawn, NegativeSampler(counts, 200_000, seed=6).draw(7))
+
+
+def test_the_loss_is_the_sampled_softmax(data: Interactions) -> None:
+    job = build(config(), data)
+    users, items = torch.tensor([3, 5, 3]), torch.tensor([1, 2, 7])
+    negatives = torch.tensor([2, 9, 9, 30])
+    loss = job.model(Batch(users, items, negatives, global_size=6))
+    tables = job.model.tables
+    queries = F.normalize(tables.rows("user", users), dim=1) / 0.5
+    total = 0.0
+    for query, item in zip(queries, items, strict=True):
+        positive = query @ tables.rows("item", item)
+        logits = [positive]
+        for negative in negatives:
+            if negative != item:
+                logits.append(query @ tables.rows("item", negative) - job.sampler.log_expected[negative])
+        total += float(torch.stack(logits).logsumexp(0) - positive)
+    assert loss.item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_a_batch_without_samples_has_loss_zero_and_a_backward(data: Interactions) -> None:
+    job = build(config(towers=(4,)), data)
+    nobody = torch.empty(0, dtype=torch.int64)
+    loss = job.model(Batch(nobody, nobody, torch.arange(16), global_size=1))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in job.model.parameters())
+
+
+@pytest.mark.parametrize("towers", [(), (12,)])
+def test_retrieval_is_exact_and_evaluation_counts_it(data: Interactions, towers: tuple[int, ...]) -> None:
+    settings = config(towers=towers)
+    job = build(settings, data)
+    model = job.model
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # towers start as the identity, which would hide a missing one
+    with torch.no_grad():
+        queries = model.queries(model.tables.rows("user", torch.arange(data.users)))
+        vectors = model.item_tower(model.tables.rows("item", torch.arange(data.items)))
+        scores = queries @ vectors.T
+    found = ItemIndex(model).topk(torch.tensor([4, 9]), 5)
+    torch.testing.assert_close(found, scores[[4, 9]].topk(5).indices)
+    met = [set() for _ in range(data.users)]
+    for chunk in data.training():
+        for user, item in zip(chunk.users.tolist(), chunk.items.tolist(), strict=True):
+            met[user].add(item)
+    hits = 0
+    for user in data.held_users.tolist():
+        order = [item for item in scores[user].argsort(descending=True).tolist() if item not in met[user]]
+        hits += int(data.held_item[user]) in order[:20]
+    result = evaluate(model, data, settings.eval, 0)
+    assert result.model.users == result.popularity.users == len(data.held_users)
+    assert result.model.hits == hits
+
+
+def test_a_sample_of_users_is_as_large_as_asked(data: Interactions) -> None:
+    some = chosen_users(data, 50, seed=0)
+    assert len(np.unique(some)) == 50
+    assert set(some) <= set(data.held_users)
+    assert evaluate(build(config(), data).model, data, EvalConfig(users=50), 0).model.users == 50
+
+
+def test_training_beats_popularity(data: Interactions) -> None:
+    from shardembed.recipes.train import train
+
+    settings = config().model_copy(update={"train": TrainConfig(epochs=8, global_batch_size=100)})
+    job = build(settings, data)
+    trained = train(job, data, settings, None, None)
+    assert len(trained.losses) == 8 * -(-data.training_rows // 100)
+    assert np.mean(trained.losses[-10:]) < 0.8 * np.mean(trained.losses[:10])
+    result = evaluate(job.model, data, EvalConfig(k=5), 0)
+    assert result.model.recall > 2 * result.popularity.recall
+
+
+def test_settings_become_core_objects() -> None:
+    plan = PlanConfig.model_validate({"user": {"kind": "row_wise", "strided": True}, "item": {"kind": "table_wise", "rank": 0}})
+    assert placements(plan) == {"user": se.row_wise(strided=True), "item": se.table_wise(0)}
+    assert placements(PlanConfig()) == {}
+    settings = config().optimizer.tables.model_copy(update={"name": "Adam", "betas": (0.5, 0.9), "lr": 0.25})
+    assert table_optimizer(settings) == se.optim.Adam(lr=0.25, betas=(0.5, 0.9))
