@@ -6,8 +6,9 @@ The public names, and nothing else.
 from shardembed import errors, optim
 from shardembed._version import __version__
 from shardembed.comm import Comm, init
-from shardembed.convert import shard
+from shardembed.convert import shard, unshard
 from shardembed.errors import ShardEmbedError
+from shardembed.exposed import ignored
 from shardembed.ids import IdBatch
 from shardembed.loaders import synced
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
@@ -44,6 +45,7 @@ __all__ = [
     "column_wise",
     "errors",
     "grid",
+    "ignored",
     "init",
     "optim",
     "rank",
@@ -53,6 +55,7 @@ __all__ = [
     "synced",
     "table_row_wise",
     "table_wise",
+    "unshard",
     "world_size",
 ]
 

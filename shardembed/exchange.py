@@ -28,11 +28,13 @@ class SlabRequest:
     """What a rank is asked of one slab by all ranks, in rank order.
 
     keys_E: rows asked for. offsets: where each segment's keys begin, `[S + 1]`, or None when each has one key.
+    multiplicities_E: how often each key's id occurs in the asking rank's batch; None where the slab does not scale by frequency.
     asked: segments by the rank that asks. sent: segments that this rank asked of each rank.
     """
 
     keys_E: torch.Tensor
     offsets: torch.Tensor | None
+    multiplicities_E: torch.Tensor | None
     asked: list[int]
     sent: list[int]
 
@@ -60,17 +62,20 @@ def send_ids(route: Route, problem: InputError | None, caller: Caller, comm: Com
     theirs = _exchange_counts(route, problem, caller, comm, device)
     sent, received = _key_parts([(slab.segments, slab.keys) for slab in route.slabs], theirs, caller)
     tensors: list[torch.Tensor] = []
-    for slab in route.slabs:
+    for slab, spec in zip(route.slabs, caller.slabs, strict=True):
         tensors += [slab.keys_E, _lengths_to_send(slab.lengths_S, slab.segments, slab.keys)]
-    arrived = _exchange("send ids", tensors, sent, received, caller, comm)
+        if spec.policy.scale_grad_by_freq:
+            tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
+    arrived = iter(_exchange("send ids", tensors, sent, received, caller, comm))
     return tuple(
         SlabRequest(
-            arrived[2 * i],
-            _offsets(arrived[2 * i + 1], *theirs[i]),
-            theirs[i][0],
-            route.slabs[i].segments,
+            next(arrived),
+            _offsets(next(arrived), segments, keys),
+            next(arrived) if spec.policy.scale_grad_by_freq else None,
+            segments,
+            slab.segments,
         )
-        for i in range(len(caller.slabs))
+        for slab, spec, (segments, keys) in zip(route.slabs, caller.slabs, theirs, strict=True)
     )
 
 
@@ -83,9 +88,12 @@ def send_back(answers: Sequence[torch.Tensor], request: Request, caller: Caller,
 
 
 def send_grads(grads: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
-    """All-to-all of gradients, `[S, W]` a slab: `send_back` with sizes mirrored."""
-    sent = _vector_parts([slab.sent for slab in request], caller)
-    received = _vector_parts([slab.asked for slab in request], caller)
+    """All-to-all of gradients, `[S, W]` a slab: `send_back` with sizes mirrored. Frozen slabs get none."""
+    nothing = [0] * comm.world_size
+    frozen = [spec.policy.frozen for spec in caller.slabs]
+    sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], caller)
+    received = _vector_parts([nothing if still else slab.asked for slab, still in zip(request, frozen, strict=True)], caller)
+    grads = [part[:0] if still else part for part, still in zip(grads, frozen, strict=True)]
     arrived = _exchange("send gradients", grads, sent, received, caller, comm)
     return [vectors.to(spec.compute_dtype) for vectors, spec in zip(arrived, caller.slabs, strict=True)]
 
@@ -156,6 +164,8 @@ def _key_parts(
         found: list[Part] = []
         for (segments, keys), spec in zip(counts, caller.slabs, strict=True):
             found += [Part(keys, spec.key_dtype), Part(_lengths_counts(segments, keys), torch.int32)]
+            if spec.policy.scale_grad_by_freq:
+                found.append(Part(keys, torch.int32))
         return found
 
     return parts(mine), parts(theirs)

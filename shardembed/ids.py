@@ -49,6 +49,14 @@ class FeatureIds:
             return self.lengths.cumsum(0) - self.lengths
         return torch.arange(self.bags, device=self.ids.device) * self.lengths
 
+    def without(self, padding: int) -> FeatureIds:
+        """The same bags without the id `padding`."""
+        kept = self.ids != padding
+        bags = torch.repeat_interleave(self.bag_lengths(), output_size=self.ids.numel())
+        lengths = torch.zeros_like(self.bag_lengths()).index_add_(0, bags, kept.to(torch.int64))
+        weights = None if self.weights is None else self.weights[kept]
+        return replace(self, ids=self.ids[kept], lengths=lengths, weights=weights)  # host sync on a GPU: how many are kept
+
 
 @dataclass(frozen=True)
 class IdBatch:

@@ -25,12 +25,20 @@ def fill(out: torch.Tensor, table: TableConfig, seed: int, rows: range, columns:
     start = table.start
     if isinstance(start, Constant):
         out.fill_(start.value)
-        return
+    else:
+        _fill_blocks(out, table, seed, rows, columns)
+    if table.padding_idx is not None and table.padding_idx in rows:
+        out[rows.index(table.padding_idx)] = 0
+
+
+def _fill_blocks(out: torch.Tensor, table: TableConfig, seed: int, rows: range, columns: range) -> None:
+    start = table.start
     for block, kept, span in _blocks(rows, table.num_embeddings):
         if isinstance(start, Normal | Uniform):
             values = torch.from_numpy(_draw(start, _stream(seed, table.name, block.start), (len(block), table.embedding_dim)))
             values = values[kept]
         else:
+            assert not isinstance(start, Constant)
             numbers = torch.arange(block.start, block.stop)[kept]
             values = start(numbers)
             if values.shape != (len(numbers), table.embedding_dim):
@@ -54,9 +62,17 @@ def _blocks(rows: range, num_embeddings: int) -> Iterator[tuple[range, slice, sl
             yield block, kept, slice(behind, behind + len(inside))
 
 
+def table_hash(seed: int, name: str) -> int:
+    """64 bits, as a signed integer, that are the table's own."""
+    return int.from_bytes(_digest(seed, name)[:8], "little", signed=True)
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+
+
 def _stream(seed: int, name: str, first_row: int) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
-    key = np.frombuffer(digest, dtype=np.uint64)
+    key = np.frombuffer(_digest(seed, name), dtype=np.uint64)
     # The block number sits in the counter's top word: a block would have to draw 2^192 numbers to run into the next one.
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, first_row // BLOCK_ROWS]))
 

@@ -27,10 +27,12 @@ import torch
 from shardembed.comm import Comm
 from shardembed.errors import ConfigError, InputError, MissedStepWarning, StepError
 from shardembed.exchange import Caller, Request, send_back, send_grads, send_ids
+from shardembed.exposed import deliver, expose
 from shardembed.ids import IdBatch
-from shardembed.kernels.reference import Gradients
-from shardembed.optim import TableOptimizer
+from shardembed.kernels.reference import Gradients, frequencies
+from shardembed.optim import External, TableOptimizer
 from shardembed.plan import Plan
+from shardembed.renorm import renormalise
 from shardembed.route import Atlas, Route, combine, empty_route, make_route
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec, build_slabs
@@ -78,7 +80,7 @@ class Journey:
     """The sharded tables of one collection, and the way of its batches.
 
     Attributes:
-        plan, comm, slabs, settings: what it is made of.
+        plan, comm, slabs, settings: what it is made of. exposed: the Parameters of tables without an optimizer of ours.
         rate: gives the current learning rate of an optimizer's tables; `se.Optimizer` puts its param groups behind it.
         steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
         factor: what all waiting gradients are to be multiplied with (unscaling, clipping), `[1]`, or None for 1.
@@ -103,29 +105,37 @@ class Journey:
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
         self._caller = Caller(comm.collections, specs, wire, all(spec.copied for spec in specs))
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, settings.kernel) for spec in specs]
+        self.exposed = expose(self.slabs)
+        self._updates = any(not (isinstance(spec.optimizer, External) or spec.policy.frozen) for spec in specs)
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
         self.steps = 0
         self.micro_batches = 1
         self.factor: torch.Tensor | None = None
         self._backwards = 0
+        self._backward_pass: int | None = None
         self._reduced = False
         # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
-        self._anchor = torch.empty(0, device=device, requires_grad=True)
+        learns = not all(spec.policy.frozen for spec in specs)
+        self._anchor = torch.empty(0, device=device, requires_grad=learns)
 
     @property
     def specs(self) -> tuple[SlabSpec, ...]:
         return self._caller.slabs
 
-    def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature]) -> list[torch.Tensor]:
+    def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> list[torch.Tensor]:
         """Steps 1 to 6: one output a feature, `[*shape, embedding_dim]`. Collective.
 
         Args:
             read: gives the batch (`IdBatch.of`); called in here, so that its errors reach all ranks.
+            as_they_are: leave rows longer than max_norm alone.
 
         Raises:
             InputError: on every rank, when the batch of any is malformed.
         """
         ticket = self.send(read, features)
+        if not as_they_are:
+            with torch.no_grad():
+                renormalise(self.slabs, ticket.request, self.comm)
         vectors = _Vectors.apply(self._anchor, self, ticket.request)
         outputs = combine(vectors, ticket.route)
         return [output.to(self.tables[feature.table].dtype) for output, feature in zip(outputs, features, strict=True)]
@@ -151,11 +161,29 @@ class Journey:
         arrived = send_grads(grads, request, self._caller, self.comm)
         share = 1.0 / self.comm.world_size if self.settings.reduction == "mean" else 1.0
         for slab, part, grads_SW in zip(self.slabs, request, arrived, strict=True):
-            slab.accumulate(Gradients(slab.locate(part.keys_E), part.offsets, grads_SW if share == 1.0 else grads_SW.mul_(share)))
-        self._backwards += 1
+            rows_E = slab.locate(part.keys_E)
+            if share != 1.0:
+                grads_SW.mul_(share)
+            if part.multiplicities_E is not None:  # then every segment is a single row
+                grads_SW.div_(frequencies(rows_E, part.multiplicities_E).unsqueeze(1))
+            slab.accumulate(Gradients(rows_E, part.offsets, grads_SW))
+        if self.exposed:
+            deliver(self.exposed, self.comm)
+        if self._updates:
+            self._count_backward()
+
+    def _count_backward(self) -> None:
         if self.settings.update == "backward":
+            self._backwards = 1
             self.step()
-        elif self._backwards == self.micro_batches + 1:
+            return
+        # A module that is called twice in a forward comes here twice in one backward pass.
+        backward_pass = torch._C._current_graph_task_id()
+        if backward_pass == self._backward_pass:
+            return
+        self._backward_pass = backward_pass
+        self._backwards += 1
+        if self._backwards == self.micro_batches + 1:
             warnings.warn(
                 f"gradients of {self._backwards} backward passes are waiting for Optimizer.step(), {self.micro_batches} was asked "
                 "for; pass micro_batches= to se.Optimizer to accumulate on purpose",
@@ -171,7 +199,7 @@ class Journey:
     def reduce(self) -> None:
         """Bring the waiting gradients of copied tables together, once a step. Collective where there are any."""
         if not self._reduced and self.waiting:
-            reduce_copies(self.slabs, self.comm)
+            reduce_copies([slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)], self.comm)
             self._reduced = True
 
     def step(self) -> None:
@@ -193,6 +221,7 @@ class Journey:
             slab.drop()
         self.factor = None
         self._backwards = 0
+        self._backward_pass = None
         self._reduced = False
 
 
@@ -202,7 +231,10 @@ class _Vectors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: torch.Tensor, journey: Journey, request: Request) -> tuple[torch.Tensor, ...]:
         ctx.journey, ctx.request = journey, request
-        return tuple(journey.answer(request))
+        answers = tuple(journey.answer(request))
+        still = [vectors for vectors, spec in zip(answers, journey.specs, strict=True) if spec.policy.frozen]
+        ctx.mark_non_differentiable(*still)
+        return answers
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, None, None]:

@@ -125,3 +125,17 @@ class FTRL(TableOptimizer):
         super().__post_init__()
         if self.lr == 0:
             raise ConfigError("FTRL: lr divides, so it must be above 0")
+
+
+@dataclass(frozen=True)
+class External(TableOptimizer):
+    """No optimizer of ours (`optimizer=None`): shards are Parameters, with dense or sparse COO gradients, for the user's own."""
+
+    lr: float = 0.0
+    sparse: bool = False
+
+    def __post_init__(self) -> None:
+        """Nothing to check: users do not make it."""
+
+    def describe(self) -> str:
+        return f"no optimizer, {'sparse' if self.sparse else 'dense'} gradients"

@@ -171,11 +171,15 @@ def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -
 
 
 def default_placements(tables: Sequence[TableConfig]) -> dict[str, Placement]:
-    """Small tables copied, smallest first while their sum stays small; all others cut evenly by rows, which balances bytes."""
+    """Small tables copied, smallest first while their sum stays small; all others cut evenly by rows, which balances bytes.
+
+    Tables whose policy needs the ids of all ranks (max_norm, scale_grad_by_freq) are never copied.
+    """
     left = REPLICATE_TOTAL_BYTES
     placements: dict[str, Placement] = {}
     for table in sorted(tables, key=_bytes):
-        if _bytes(table) <= min(left, REPLICATE_TABLE_BYTES):
+        global_ids = table.policy.max_norm is not None or table.policy.scale_grad_by_freq
+        if _bytes(table) <= min(left, REPLICATE_TABLE_BYTES) and not global_ids:
             placements[table.name] = replicated()
             left -= _bytes(table)
         else:

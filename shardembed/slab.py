@@ -5,26 +5,30 @@ Legend: E entries, S segments, U distinct rows, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from shardembed import initial
-from shardembed.kernels import fbgemm, reference
+from shardembed.kernels import fbgemm, reference, rounding
 from shardembed.kernels.choose import choose
 from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
-from shardembed.slabs import SlabSpec
+from shardembed.slabs import Block, Lane, SlabSpec
 from shardembed.tables import TableConfig
 
 
 @dataclass(frozen=True)
 class LocalShard:
-    """A shard this rank holds: views of its weights `[rows, columns]` and of its optimizer state, by name."""
+    """A shard this rank holds: views of its weights `[rows, columns]` and of its optimizer state, by name. It begins at row
+    `first_key` of its slab.
+    """
 
     table: str
     shard: Shard
+    first_key: int
     weights: torch.Tensor
     state: dict[str, torch.Tensor]
 
@@ -41,22 +45,31 @@ class Slab:
         self, spec: SlabSpec, tables: Sequence[TableConfig], rank: int, seed: int, device: torch.device, kernel: str
     ) -> None:
         self.spec = spec
-        self._tables = tables
+        self._tables, self._seed = tables, seed
         self.rank = rank
         rows = spec.rows[rank]
         # Chosen by the fullest rank, so that all ranks of a slab compute alike.
-        self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, max(spec.rows), device, spec.split_rows)
+        split_rows = spec.split_rows and spec.optimizer.rowwise
+        self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, max(spec.rows), device, split_rows)
         self.weights = torch.empty(rows, spec.width, dtype=spec.dtype, device=device)
         shapes = {"row": (rows,), "element": (rows, spec.width)}
         self.state = {
             name: torch.zeros(shapes[shape], dtype=spec.compute_dtype, device=device)
             for name, shape in spec.optimizer.state.items()
+            if not spec.policy.frozen
         }
+        self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
         self._waiting: list[Gradients] = []
         self._merged = False
-        for lane_table, local in self._local():
-            initial.fill(local.weights, lane_table, seed, local.shard.rows, local.shard.columns)
-        self._fused = fbgemm.Table(self.weights, self.state, spec.optimizer) if self.kernel == "fbgemm" else None
+        self.fill([table.name for table in tables], seed)
+        fused = self.kernel == "fbgemm" and not spec.policy.frozen
+        self._fused = fbgemm.Table(self.weights, self.state, spec.optimizer) if fused else None
+
+    def fill(self, names: Collection[str], seed: int) -> None:
+        """Set the rows of these tables to their starting values."""
+        for table, local in self._local():
+            if table.name in names:
+                initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
 
     def shards(self) -> Iterator[LocalShard]:
         """The shards this rank holds, in lane order."""
@@ -64,13 +77,51 @@ class Slab:
             yield local
 
     def _local(self) -> Iterator[tuple[TableConfig, LocalShard]]:
-        for lane in self.spec.lanes:
+        for lane, block in self._blocks():
             table = self._tables[lane.table]
-            for block in lane.blocks:
-                if self.rank in block.shard.ranks:
-                    keys = slice(block.first_key, block.first_key + len(block.shard.rows))
-                    state = {name: tensor[keys] for name, tensor in self.state.items()}
-                    yield table, LocalShard(table.name, block.shard, self.weights[keys], state)
+            keys = slice(block.first_key, block.first_key + len(block.shard.rows))
+            state = {name: tensor[keys] for name, tensor in self.state.items()}
+            yield table, LocalShard(table.name, block.shard, block.first_key, self.weights[keys], state)
+
+    def table_of(self, lane: Lane) -> str:
+        """The name of a lane's table."""
+        return self._tables[lane.table].name
+
+    def _blocks(self) -> Iterator[tuple[Lane, Block]]:
+        """What this rank holds."""
+        for lane in self.spec.lanes:
+            yield from ((lane, block) for block in lane.blocks if self.rank in block.shard.ranks)
+
+    def _padding_rows(self) -> list[int]:
+        """The slab rows that stand for nothing, and so get no gradient."""
+        rows = []
+        for lane, block in self._blocks():
+            padding = self._tables[lane.table].padding_idx
+            if padding is not None and padding in block.shard.rows:
+                rows.append(block.first_key + block.shard.rows.index(padding))
+        return rows
+
+    def columns_of(self, rows_U: torch.Tensor) -> torch.Tensor:
+        """The embedding_dim of the table that each slab row belongs to, `[U]`."""
+        return self._of_block(rows_U, lambda lane, block: self._tables[lane.table].embedding_dim)
+
+    def _of_block(self, rows_U: torch.Tensor, what: Callable[[Lane, Block], int]) -> torch.Tensor:
+        """A number of the block that each slab row lies in, int64 `[U]`."""
+        if not rows_U.numel():  # there may be no block at all
+            return torch.empty_like(rows_U)
+        blocks = sorted((block.first_key, what(lane, block)) for lane, block in self._blocks())
+        starts, numbers = (torch.tensor(column, device=rows_U.device) for column in zip(*blocks, strict=True))
+        return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
+
+    def _origins(self, rows_U: torch.Tensor) -> rounding.Origins:
+        first = self._of_block(rows_U, lambda lane, block: block.first_key)
+        start = self._of_block(rows_U, lambda lane, block: block.shard.rows.start)
+        stride = self._of_block(rows_U, lambda lane, block: block.shard.rows.step)
+        return rounding.Origins(
+            self._of_block(rows_U, lambda lane, block: initial.table_hash(self._seed, self._tables[lane.table].name)),
+            start + (rows_U - first) * stride,
+            self._of_block(rows_U, lambda lane, block: lane.columns.start),
+        )
 
     def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The slab row of each key, int64. Plain tables: the key itself."""
@@ -81,9 +132,12 @@ class Slab:
         return reference.lookup(self.weights, rows_E, offsets, self.spec.compute_dtype)
 
     def accumulate(self, gradients: Gradients) -> None:
-        """Keep the gradients of one backward until the step. They must be in the compute dtype."""
-        if self._merged:
-            self._merged = False
+        """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype."""
+        if self.spec.policy.frozen:
+            return
+        if self._padding.numel():
+            gradients = gradients.without(self._padding)
+        self._merged = False
         self._waiting.append(gradients)
 
     def waiting(self) -> Gradients | None:
@@ -139,5 +193,9 @@ class Slab:
             else:
                 rows_U, grads_UW = self.merged()
                 square = None if mean_square_U is None else mean_square_U * factor**2
-                reference.update(self.weights, self.state, self.spec.optimizer, lr, number, rows_U, grads_UW, square)
+                narrow = None
+                if self.spec.policy.rounding == "stochastic":
+                    origins = self._origins(rows_U)
+                    narrow = partial(rounding.stochastic, dtype=self.spec.dtype, origins=origins, step=number)
+                reference.update(self.weights, self.state, self.spec.optimizer, lr, number, rows_U, grads_UW, square, narrow)
         self.drop()

@@ -43,6 +43,20 @@ RowFunction = Callable[[torch.Tensor], torch.Tensor]
 Init = Normal | Uniform | Constant | RowFunction
 
 
+Rounding = Literal["nearest", "stochastic"]
+
+
+@dataclass(frozen=True)
+class RowPolicy:
+    """What happens to rows beside lookup and update; tables that share a slab share it. Fields as in `TableConfig`."""
+
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
+    frozen: bool = False
+    rounding: Rounding = "nearest"
+
+
 @dataclass(frozen=True)
 class TableConfig:
     """One embedding table.
@@ -56,6 +70,16 @@ class TableConfig:
         dtype: of the rows: float32, bfloat16, float16 or float64.
         init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
             TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.
+        padding_idx: an id that stands for nothing: its row starts at zero and gets no gradient, and bags leave it out. Negative
+            numbers count from the last row; stored as a row number.
+        max_norm, norm_type: rows of a batch whose `norm_type`-norm exceeds `max_norm` are scaled to it, in place, before they
+            are looked up: each distinct row of the batch of all ranks once, as `nn.Embedding` does.
+        scale_grad_by_freq: divide a row's gradient by how often its id occurs in the call, on all ranks and in all features of
+            the table together.
+        frozen: rows are looked up and never updated.
+        sparse: with `optimizer=None`, gradients are sparse COO tensors instead of dense ones; else without effect.
+        rounding: of updated float32 values to a bfloat16 or float16 table: "stochastic" (unbiased; seeded by table, row and
+            step, so the same for every plan) or "nearest". The default is "stochastic" for these dtypes.
 
     Raises:
         ConfigError: a value is out of its range, or `pooling` names a feature the table does not have.
@@ -68,6 +92,13 @@ class TableConfig:
     pooling: Pooling | Mapping[str, Pooling] = "sum"
     dtype: torch.dtype = torch.float32
     init: Init | None = None
+    padding_idx: int | None = None
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
+    frozen: bool = False
+    sparse: bool = False
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -85,6 +116,36 @@ class TableConfig:
             raise ConfigError(f"table {self.name!r}: feature_names must name at least one feature, each once: {names}")
         object.__setattr__(self, "feature_names", names)
         self._check_pooling(names)
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        rows, padding = self.num_embeddings, self.padding_idx
+        if padding is not None:
+            if isinstance(padding, bool) or not isinstance(padding, int) or not -rows <= padding < rows:
+                raise ConfigError(f"table {self.name!r}: padding_idx must be a row from {-rows} to {rows - 1}, not {padding!r}")
+            object.__setattr__(self, "padding_idx", padding % rows)
+        if self.max_norm is not None and not self.max_norm >= 0:
+            raise ConfigError(f"table {self.name!r}: max_norm must not be negative, not {self.max_norm!r}")
+        if not self.norm_type > 0:
+            raise ConfigError(f"table {self.name!r}: norm_type must be above 0 (2 is the Euclidean norm), not {self.norm_type!r}")
+        if self.rounding not in (None, "nearest", "stochastic"):
+            raise ConfigError(f"table {self.name!r}: rounding must be 'nearest' or 'stochastic', not {self.rounding!r}")
+        if self.scale_grad_by_freq and "max" in {self.pooling_of(name) for name in self.feature_names or ()}:
+            raise ConfigError(
+                f"table {self.name!r}: scale_grad_by_freq cannot be combined with pooling 'max', as in nn.EmbeddingBag"
+            )
+
+    @property
+    def policy(self) -> RowPolicy:
+        """What its slab has to know beside its size and optimizer; settings without effect are left out."""
+        narrow = self.dtype in (torch.bfloat16, torch.float16) and not self.frozen
+        return RowPolicy(
+            None if self.max_norm is None else float(self.max_norm),
+            2.0 if self.max_norm is None else float(self.norm_type),
+            self.scale_grad_by_freq and not self.frozen,
+            self.frozen,
+            (self.rounding or "stochastic") if narrow else "nearest",
+        )
 
     def _check_pooling(self, names: tuple[str, ...]) -> None:
         if isinstance(self.pooling, Mapping):

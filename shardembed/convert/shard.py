@@ -1,31 +1,32 @@
-"""`shard(model)`: swap a model's `nn.Embedding`s and `nn.EmbeddingBag`s for sharded ones, in place, names and weights kept.
+"""`shard(model)`: swap a model's plain tables for sharded ones, in place, names and weights kept.
 
-Without `inputs` each table makes a journey of its own. With `inputs`, a hook runs one journey for all tables just before the
-model's forward, and each module then hands out its part.
+All tables of the model live in one journey. Without `inputs` each module makes a call of its own when it is called; with
+`inputs`, a hook looks up everything in one call just before the model's forward, and the modules hand out their parts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from shardembed.comm import Comm
-from shardembed.errors import ConfigError, PlanError, StepError, UnsupportedError
-from shardembed.journey import Journey
-from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
-from shardembed.modules.base import ShardedModule, TableOptimizers
-from shardembed.modules.single import refuse
-from shardembed.optim import TableOptimizer
+from shardembed.convert.sites import PlainTable, find_tables, swap
+from shardembed.errors import FeatureError, PlanError
+from shardembed.ids import IdBatch
+from shardembed.journey import Journey, Settings
+from shardembed.layout import Shard
+from shardembed.modules import Embedding, EmbeddingBag
+from shardembed.modules.base import TableOptimizers, build_journey
 from shardembed.plan import Plan, PlanLike
-from shardembed.tables import Constant, Pooling, TableConfig
+from shardembed.tables import Feature, features_of
 
 Model = TypeVar("Model", bound=nn.Module)
-Plain = nn.Embedding | nn.EmbeddingBag
 CHUNK_BYTES = 64 * 1024 * 1024
 log = logging.getLogger("shardembed")
 
@@ -36,154 +37,135 @@ def shard(
     optimizer: TableOptimizers | None = None,
     plan: PlanLike = "auto",
     inputs: Callable[..., Mapping[str, Any]] | None = None,
+    skip: Sequence[str] = (),
     wire_dtype: torch.dtype | None = None,
-    update: str = "step",
-    gradient_reduction: str = "mean",
+    update: Literal["step", "backward"] = "step",
+    gradient_reduction: Literal["mean", "sum"] = "mean",
     device: torch.device | str | None = None,
     process_group: dist.ProcessGroup | None = None,
-    kernel: str = "auto",
+    seed: int = 0,
+    kernel: Literal["auto", "reference", "fbgemm"] = "auto",
+    verbose: bool = True,
 ) -> Model:
     """Cut every `nn.Embedding` and `nn.EmbeddingBag` of `model` over the ranks, in place; returns the model. Collective.
 
-    Weights are rank 0's, broadcast in pieces of 64 MiB, so that all ranks start alike whatever their seeds. Tables are named by
-    their module's path: in `plan`, in `optimizer` when it is a dict, in errors, and in the keys of `inputs`.
+    Weights are rank 0's, broadcast in pieces of 64 MiB, so that all ranks start alike whatever their seeds; tables on the meta
+    device start from N(0, 1) as torch's would, drawn shard by shard. Beside the plain tables, which are let go one by one, a rank
+    needs memory for its shards, their optimizer state and one piece. A table is named by the path of its module: in `plan`, in
+    `optimizer` when it is a dict, in errors, and in the keys of `inputs`. Modules that share a weight become one table.
 
     Args:
-        inputs: called with the arguments of the model's forward; returns, for each table's path, what that module is going to
-            be called with: its ids, or `(ids, offsets [B + 1][, weights])` for bags. All tables then share one journey a step.
-        optimizer, plan, wire_dtype, update, gradient_reduction, device, process_group, kernel: as in `EmbeddingCollection`.
+        inputs: called with the arguments of the model's forward; returns, for each table's path, what that module is going to be
+            called with: its ids, a tuple of its arguments (ids, offsets, weights), or a list of those, one a call. All tables then
+            share one journey a step.
+        skip: paths or patterns of tables to leave as they are.
+        optimizer, plan, wire_dtype, update, gradient_reduction, device, process_group, seed, kernel: as in `EmbeddingCollection`.
+        verbose: print on rank 0 what became of each table.
 
     Raises:
-        ConfigError: there is no table to shard. UnsupportedError: a table uses an argument that is not served yet; names its
-            path.
-        PlanError: the plan names a module that is not a table here.
+        ConfigError: there is no table to shard, the model is sharded already, or a weight is shared with what is no table.
+        PlanError: the plan does not fit, or names a module that is not a table here.
     """
-    if any(isinstance(module, ShardedModule) for module in model.modules()):
-        raise ConfigError("the model has sharded tables already; shard it once, before wrapping it")
-    found = {path: module for path, module in model.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
-    if not found:
-        raise ConfigError("the model has no nn.Embedding or nn.EmbeddingBag to shard")
-    if "" in found:
-        raise ConfigError("the model is itself a table; build se.Embedding or se.EmbeddingBag instead of converting it")
-    for path, module in found.items():
-        _check_plain(path, module)
-    _check_names(plan, optimizer, set(found))
-    common = {
-        "optimizer": optimizer, "plan": plan, "wire_dtype": wire_dtype, "update": update,
-        "gradient_reduction": gradient_reduction, "device": device, "process_group": process_group, "kernel": kernel,
-    }  # fmt: skip
-    comm = Comm.of(process_group)
-    if inputs is None:
-        if len(found) > 1:
-            log.info("%d tables make a journey each; pass inputs= to shard() to let them share one", len(found))
-        swapped = {path: _alone(path, module, common) for path, module in found.items()}
-    else:
-        collection = EmbeddingCollection([_config(path, module) for path, module in found.items()], **common)
-        swapped = _together(model, collection, inputs)
-    for path, module in found.items():
-        _load_from_rank_zero(swapped[path], module.weight.data, comm)
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, swapped[path])
+    found = find_tables(model, skip)
+    _check_plan(plan, [table.name for table in found])
+    settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel)
+    journey = build_journey([table.config() for table in found], optimizer, plan, device, process_group, settings)
+    features = {feature.name: feature for feature in features_of(journey.tables)}
+    modules: dict[str, Embedding | EmbeddingBag] = {}
+    for table in found:
+        if not table.weight.is_meta:
+            _load_from_rank_zero(journey, table, journey.comm)
+        for site in table.sites:
+            module = _sharded(journey, features[site.name], site.module)
+            module.train(site.module.training)
+            for path in site.paths:
+                modules[path] = module
+                swap(model, path, module)
+        table.sites.clear()  # lets go of the plain weights
+    if inputs is not None:
+        model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
+    if verbose and journey.comm.rank == 0:
+        print(summary(journey, shared=inputs is not None), file=sys.stderr)
     return model
 
 
-def _config(path: str, module: Plain) -> TableConfig:
-    pooling = cast(Pooling, module.mode) if isinstance(module, nn.EmbeddingBag) else None
-    # The rows are overwritten right after: drawing them first would be a waste.
-    return TableConfig(
-        path, module.num_embeddings, module.embedding_dim, pooling=pooling, dtype=module.weight.dtype, init=Constant(0.0)
-    )
+def _sharded(journey: Journey, feature: Feature, plain: nn.Embedding | nn.EmbeddingBag) -> Embedding | EmbeddingBag:
+    if isinstance(plain, nn.Embedding):
+        return Embedding.on(journey, feature)
+    module = EmbeddingBag.on(journey, feature)
+    module.include_last_offset = plain.include_last_offset
+    return module
 
 
-def _alone(path: str, module: Plain, common: dict[str, Any]) -> ShardedModule:
-    own = {**common, "plan": _plan_of(path, common["plan"]), "optimizer": _optimizer_of(path, common["optimizer"])}
-    shape = {"num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim, "dtype": module.weight.dtype}
-    own.update(feature=path, init=Constant(0.0))
-    if isinstance(module, nn.Embedding):
-        return Embedding(**shape, **own)
-    return EmbeddingBag(**shape, mode=cast(Any, module.mode), include_last_offset=module.include_last_offset, **own)
+def summary(journey: Journey, shared: bool) -> str:
+    """What became of each table, a line each, and how they are called."""
+    lines = [f"shardembed: {len(journey.tables)} table(s) over {journey.comm.world_size} rank(s)"]
+    width = max(len(table.name) for table in journey.tables)
+    for table, planned in zip(journey.tables, journey.plan.tables, strict=True):
+        spec = next(s for s in journey.specs for lane in s.lanes if journey.tables[lane.table] is table)
+        size = f"{table.num_embeddings:,} x {table.embedding_dim} {str(table.dtype).removeprefix('torch.')}"
+        lines.append(f"  {table.name:<{width}}  {size}, {planned.kind}, {'frozen' if table.frozen else spec.optimizer.describe()}")
+    if not shared and len(journey.tables) > 1:
+        lines.append("  each module makes its own calls; inputs= lets all tables share one")
+    return "\n".join(lines)
 
 
-def _plan_of(path: str, plan: PlanLike) -> PlanLike:
-    """The part of the plan that is about one table."""
-    if isinstance(plan, Plan):
-        return Plan(tuple(table for table in plan.tables if table.name == path), plan.world_size)
-    if isinstance(plan, Mapping):
-        return {path: plan[path]} if path in plan else "auto"
-    return plan
+class SharedLookup:
+    """A hook that looks up all tables in one call before each forward of the model."""
+
+    def __init__(
+        self, journey: Journey, modules: Mapping[str, Embedding | EmbeddingBag], inputs: Callable[..., Mapping[str, Any]]
+    ) -> None:
+        self._journey, self._modules, self._inputs = journey, modules, inputs
+
+    def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        modules, calls = self._modules, _calls(dict(self._inputs(*arguments, **named)))
+        unknown = next((path for path, _ in calls if path not in modules), None)
+        for module in modules.values():
+            module.forget()
+
+        def read() -> IdBatch:
+            if unknown is not None:
+                raise FeatureError(f"inputs= names {unknown!r}, which is not a sharded table here; they are {sorted(modules)}")
+            return IdBatch.join(tuple(modules[path].read(*given) for path, given in calls))
+
+        features = [modules[path].feature for path, _ in calls if path in modules]
+        for (path, given), output in zip(calls, self._journey.forward(read, features), strict=True):
+            modules[path].hand_out(given, output)
 
 
-def _optimizer_of(path: str, optimizer: TableOptimizers | None) -> TableOptimizer | None:
-    return optimizer.get(path) if isinstance(optimizer, Mapping) else optimizer
+def _calls(given: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
+    """(path, arguments) of every call that is announced."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    for path, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            calls.append((path, one if isinstance(one, tuple) else (one,)))
+    return calls
 
 
-class SharedTable(ShardedModule):
-    """One table of a shared journey: hands out what the hook before the model's forward looked up for it."""
-
-    def __init__(self, journey: Journey, table: TableConfig) -> None:
-        super().__init__(journey, [table])
-        self.path = table.name
-        self.output: torch.Tensor | None = None
-
-    def _weight_keys(self) -> dict[str, str]:
-        return {"weight": self.path}
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        """The vectors that `inputs` asked for. The arguments are not read again."""
-        if self.output is None:
-            raise StepError(
-                f"{self.path} was called twice in a forward, or without the model's own forward: a shared journey looks each "
-                "table up once a forward of the whole model; leave inputs= out of shard() for such a model"
-            )
-        output, self.output = self.output, None
-        return output
-
-
-def _together(
-    model: nn.Module, collection: EmbeddingCollection, inputs: Callable[..., Mapping[str, Any]]
-) -> dict[str, ShardedModule]:
-    shared = {table.name: SharedTable(collection.journey, table) for table in collection.tables}
-
-    def look_up(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        for path, output in collection(dict(inputs(*arguments, **named))).items():
-            shared[path].output = output
-
-    model.register_forward_pre_hook(look_up, with_kwargs=True)
-    return {**shared}
-
-
-def _load_from_rank_zero(table: ShardedModule, weight: torch.Tensor, comm: Comm) -> None:
+def _load_from_rank_zero(journey: Journey, table: PlainTable, comm: Comm) -> None:
     """Copy rank 0's weights into the shards of all ranks, a piece at a time."""
-    locals_ = list(table.local_shards())
+    weight = table.weight.detach()
+    mine = [local for slab in journey.slabs for local in slab.shards() if local.table == table.name]
     step = max(1, CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
     for first in range(0, weight.shape[0], step):
-        piece = weight[first : first + step].detach().clone()
+        piece = weight[first : first + step].to(journey.device, copy=True)
         comm.broadcast("broadcast weights", piece)
-        for local in locals_:
-            rows, columns = local.shard.rows, local.shard.columns
-            begin = max(0, -(-(first - rows.start) // rows.step))
-            inside = rows[begin : max(begin, -(-(first + piece.shape[0] - rows.start) // rows.step))]
-            if inside:
-                part = piece[inside.start - first : inside[-1] - first + 1 : rows.step, columns.start : columns.stop]
-                local.weights[begin : begin + len(inside)].copy_(part)
+        for local in mine:
+            copy_part(local.weights, local.shard, piece, first)
 
 
-def _check_names(plan: PlanLike, optimizer: TableOptimizers | None, paths: set[str]) -> None:
+def copy_part(out: torch.Tensor, shard: Shard, piece: torch.Tensor, first: int) -> None:
+    """Copy what a shard holds of the whole rows `piece`, which begin at row `first`."""
+    rows, columns = shard.rows, shard.columns
+    begin = max(0, -(-(first - rows.start) // rows.step))
+    inside = rows[begin : max(begin, -(-(first + piece.shape[0] - rows.start) // rows.step))]
+    if inside:
+        part = piece[inside.start - first : inside[-1] - first + 1 : rows.step, columns.start : columns.stop]
+        out[begin : begin + len(inside)].copy_(part)
+
+
+def _check_plan(plan: PlanLike, paths: list[str]) -> None:
     planned = {table.name for table in plan.tables} if isinstance(plan, Plan) else set(plan if isinstance(plan, Mapping) else ())
-    optimized = set(optimizer if isinstance(optimizer, Mapping) else ())
-    for what, names in (("plan", planned), ("optimizer", optimized)):
-        if unknown := sorted(names - paths):
-            raise PlanError(f"the {what} names {unknown}, which are not tables of this model; its tables are {sorted(paths)}")
-
-
-def _check_plain(path: str, module: Plain) -> None:
-    try:
-        arguments = {
-            "padding_idx": module.padding_idx,
-            "max_norm": module.max_norm,
-            "scale_grad_by_freq": module.scale_grad_by_freq or None,
-            "sparse": module.sparse or None,
-        }
-        refuse(type(module).__name__, **arguments)
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{path}: {error}") from error
+    if unknown := sorted(planned - set(paths)):
+        raise PlanError(f"the plan names {unknown}, which are not tables of this model; its tables are {sorted(paths)}")

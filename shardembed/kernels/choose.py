@@ -9,7 +9,7 @@ import torch
 
 from shardembed.errors import ConfigError
 from shardembed.kernels import fbgemm
-from shardembed.optim import TableOptimizer
+from shardembed.optim import External, TableOptimizer
 
 Kernel = Literal["reference", "fbgemm"]
 KERNELS: tuple[str, ...] = ("auto", "reference", "fbgemm")
@@ -26,6 +26,8 @@ def choose(
     """
     if wanted not in KERNELS:
         raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, not {wanted!r}")
+    if isinstance(optimizer, External):
+        return "reference"  # which only looks up and merges: others make the update
     why_not = "it takes row statistics from the columns it sees, here only a part of each row" if split_rows else None
     why_not = why_not or fbgemm.cannot(optimizer, dtype, width, rows, device)
     if wanted == "fbgemm" and why_not:

@@ -41,6 +41,14 @@ class Gradients:
             before += part.rows_E.numel()
         return Gradients(rows, torch.cat(starts), grads)
 
+    def without(self, rows: torch.Tensor) -> Gradients:
+        """The same without the few `rows`; a segment may become empty."""
+        kept_E = ~torch.isin(self.rows_E, rows)
+        if self.offsets is None:
+            return Gradients(self.rows_E[kept_E], None, self.grads_SW[kept_E])
+        before = torch.cat([kept_E.new_zeros(1, dtype=torch.int64), kept_E.cumsum(0)])
+        return Gradients(self.rows_E[kept_E], before[self.offsets], self.grads_SW)
+
 
 def lookup(weights: torch.Tensor, rows_E: torch.Tensor, offsets: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """The sum of each segment's rows, `[S, W]`; the row itself, in the table's dtype, where every segment is a single row.
@@ -55,6 +63,30 @@ def lookup(weights: torch.Tensor, rows_E: torch.Tensor, offsets: torch.Tensor | 
     return F.embedding_bag(
         torch.arange(rows_E.numel(), device=rows_E.device), gathered, offsets, mode="sum", include_last_offset=True
     )
+
+
+def frequencies(rows_E: torch.Tensor, multiplicities_E: torch.Tensor) -> torch.Tensor:
+    """How often the row of each entry occurs in all entries together, int64 `[E]`."""
+    rows_U, inverse = torch.unique(rows_E, return_inverse=True)
+    sums = torch.zeros_like(rows_U).index_add_(0, inverse, multiplicities_E.to(torch.int64))
+    return sums[inverse]
+
+
+def norm_parts(weights: torch.Tensor, rows_U: torch.Tensor, norm_type: float) -> torch.Tensor:
+    """What the norm of each row is made of: the sum of |w|^norm_type over these columns (their maximum for inf), float64 `[U]`."""
+    sizes = weights.index_select(0, rows_U).to(torch.float64).abs()
+    return sizes.amax(1) if norm_type == float("inf") else sizes.pow(norm_type).sum(1)
+
+
+def renormalise(weights: torch.Tensor, rows_U: torch.Tensor, parts_U: torch.Tensor, max_norm: float, norm_type: float) -> None:
+    """Scale the rows whose norm exceeds `max_norm` to it, in place, as `torch.embedding_renorm_` does (1e-7 is its constant)."""
+    norms = parts_U if norm_type == float("inf") else parts_U.pow(1.0 / norm_type)
+    large = norms > max_norm
+    rows = rows_U[large]  # host sync on a GPU: how many there are
+    scale = max_norm / (norms[large] + 1e-7)
+    kept = weights.index_select(0, rows)
+    dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
+    weights.index_copy_(0, rows, (kept.to(dtype) * scale.to(dtype).unsqueeze(1)).to(weights.dtype))
 
 
 def merge(waiting: Gradients) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,12 +113,14 @@ def update(
     rows_U: torch.Tensor,
     grads_UW: torch.Tensor,
     mean_square_U: torch.Tensor | None = None,
+    narrow: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Apply one optimizer step to distinct rows, in place.
 
     Args:
         step: steps taken, this one included (Adam's bias correction).
         mean_square_U: the mean of g^2 over whole rows, where this slab holds only some of their columns.
+        narrow: rounds the new rows to the table's dtype; to the nearest by default.
     """
     if not rows_U.numel():
         return
@@ -96,7 +130,7 @@ def update(
         new = _rowwise_adagrad(old, held, optimizer, lr, grads_UW, mean_square_U)
     else:
         new = _FORMULAS[type(optimizer)](old, held, optimizer, lr, step, grads_UW)
-    weights.index_copy_(0, rows_U, new.to(weights.dtype))
+    weights.index_copy_(0, rows_U, new.to(weights.dtype) if narrow is None else narrow(new))
     for name, tensor in held.items():
         state[name].index_copy_(0, rows_U, tensor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 import torch
@@ -10,17 +11,17 @@ import torch.distributed as dist
 from torch import nn
 
 from shardembed import comm as comms
-from shardembed.errors import ConfigError, FeatureError, PickleError
+from shardembed.errors import ConfigError, FeatureError, PickleError, UnsupportedError
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Settings
 from shardembed.modules import retrieval
-from shardembed.optim import RowwiseAdagrad, TableOptimizer
+from shardembed.optim import External, TableOptimizer
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
 from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 
-TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer]
+TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
 
 
 class TableHandle:
@@ -50,6 +51,36 @@ class ShardedModule(nn.Module):
         super().__init__()
         self.journey = journey
         self.tables = tuple(tables)
+        self._register_shards()
+
+    def _register_shards(self) -> None:
+        """Tables without an optimizer of ours: their shards are Parameters, at least one a table so that optimizers can be built
+        on every rank.
+        """
+        for key, table in self._weight_keys().items():
+            mine = [parameter for exposed in self.journey.exposed for parameter in exposed.parameters_of(table)]
+            for number, parameter in enumerate(mine):
+                self.register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ShardedModule:
+        """`.to()`, `.half()` and their kin: fine where they change nothing, refused where the tables would have to follow.
+
+        Raises:
+            UnsupportedError: naming what to pass at construction instead.
+        """
+        for table in self.tables:
+            now = torch.empty(0, dtype=table.dtype, device=self.journey.device)
+            then = fn(now)
+            if then.dtype != now.dtype:
+                raise UnsupportedError(
+                    f"table {table.name!r} stays {now.dtype}: sharded tables do not change their dtype. Convert the model before "
+                    f"shard(), or build the table with dtype={then.dtype}"
+                )
+            if then.device.type not in (now.device.type, "meta") or (now.device.index or 0) != (then.device.index or 0):
+                raise UnsupportedError(
+                    f"table {table.name!r} lies on {now.device} and does not move to {then.device}: pass device= where it is built"
+                )
+        return self
 
     @property
     def plan(self) -> Plan:
@@ -72,7 +103,9 @@ class ShardedModule(nn.Module):
             InputError: on every rank, when the ids of any are malformed.
         """
         feature = Feature("rows", self._table(table), None)
-        return self.journey.forward(lambda: IdBatch.of({"rows": ids}, [feature], self.journey.device), [feature])[0]
+        return self.journey.forward(lambda: IdBatch.of({"rows": ids}, [feature], self.journey.device), [feature], as_they_are=True)[
+            0
+        ]
 
     @torch.no_grad()
     def load_rows(self, table: str, source: Any) -> None:
@@ -120,8 +153,17 @@ class ShardedModule(nn.Module):
         """State dict keys below this module's prefix, with the table of each."""
         return {f"{table.name}.weight": table.name for table in self.tables}
 
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Set all rows to their starting values again; optimizer state stays. Not collective, but call it on every rank.
+
+        Args:
+            seed: another start than the first one.
+        """
+        for slab in self.journey.slabs:
+            slab.fill([table.name for table in self.tables], self.journey.settings.seed if seed is None else seed)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Exposed shards are Parameters of this rank alone; the handle of the whole table stands for them.
         for key, table in self._weight_keys().items():
             destination[prefix + key] = TableHandle(table)
 
@@ -136,17 +178,13 @@ class ShardedModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Take whole tables from a plain model's state dict; a handle stands for the weights that are here already."""
-        for key, table in self._weight_keys().items():
-            value = state_dict.get(prefix + key)
-            if isinstance(value, torch.Tensor):
-                self.load_rows(table, value)
-        kept = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(state_dict, prefix, *kept)
-        for key in (prefix + key for key in self._weight_keys()):
-            if key in unexpected_keys:
-                unexpected_keys.remove(key)
+        keys = {prefix + key: table for key, table in self._weight_keys().items()}
+        for key, table in keys.items():
             if key not in state_dict:
                 missing_keys.append(key)
+            elif isinstance(value := state_dict[key], torch.Tensor):
+                self.load_rows(table, value)
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in keys] if strict else []
 
     def extra_repr(self) -> str:
         own = {table.name for table in self.tables}
@@ -180,19 +218,32 @@ def build_journey(
 
 
 def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None) -> list[TableOptimizer]:
-    """One optimizer a table: one for all, or a mapping by table name."""
+    """One optimizer a table: one for all, or a mapping by table name or pattern."""
     chosen: list[TableOptimizer] = []
-    if isinstance(optimizer, Mapping):
-        unknown = sorted(set(optimizer) - {table.name for table in tables})
-        if unknown:
-            raise ConfigError(f"optimizers are given for {unknown}, which are not tables here: {[table.name for table in tables]}")
+    names = [table.name for table in tables]
+    for pattern in optimizer if isinstance(optimizer, Mapping) else ():
+        if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"an optimizer is given for {pattern!r}, which matches no table; the tables are {names}")
     for table in tables:
-        one = optimizer.get(table.name) if isinstance(optimizer, Mapping) else optimizer
-        one = RowwiseAdagrad() if optimizer is None else one
-        if not isinstance(one, TableOptimizer):
+        one = optimizer_of(table.name, optimizer)
+        if one is not None and not isinstance(one, TableOptimizer):
             raise ConfigError(
                 f"table {table.name!r}: the optimizer must be one of se.optim (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL), "
-                f"not {type(one).__name__}"
+                f"or None for Parameters of your own torch optimizer, not {type(one).__name__}"
             )
-        chosen.append(one)
+        chosen.append(External(sparse=table.sparse) if one is None else one)
     return chosen
+
+
+def optimizer_of(name: str, wanted: TableOptimizers | None) -> TableOptimizer | None:
+    """What `wanted` says about one table: its own name in a mapping comes before patterns, and those go in their order.
+
+    Raises:
+        ConfigError: a mapping says nothing about the table.
+    """
+    if not isinstance(wanted, Mapping):
+        return wanted
+    for pattern in [name, *wanted]:
+        if pattern in wanted and (pattern == name or fnmatchcase(name, pattern)):
+            return wanted[pattern]
+    raise ConfigError(f"table {name!r}: no optimizer is given for it; add its name, or '*' for all others, to {sorted(wanted)}")

@@ -22,7 +22,8 @@ class EmbeddingCollection(ShardedModule):
 
     Args:
         tables: `TableConfig`s, or TorchRec's `EmbeddingBagConfig`s and `EmbeddingConfig`s.
-        optimizer: settings from `se.optim` for all tables, or a dict by table name; default `RowwiseAdagrad()`.
+        optimizer: settings from `se.optim` for all tables, or a dict by table name or pattern ("item*"). None: this rank's shards
+            are Parameters with gradients, for a torch optimizer of your own (see `se.ignored`).
         plan: "auto", a `Plan`, one placement for all tables, or a dict by table name (the others get the default).
         wire_dtype: dtype of vectors and gradients between ranks; None sends each table in its own. What a narrower dtype cannot
             hold arrives as inf.

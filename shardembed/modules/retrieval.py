@@ -69,7 +69,7 @@ def _best_of_share(journey: Journey, table: int, all_AD: torch.Tensor, k: int) -
     for begin in range(0, share, step):
         chunk = torch.arange(min(first + begin, last), min(first + begin + step, last), device=all_AD.device)
         batch = IdBatch.of({"topk": chunk}, [feature], journey.device)
-        vectors = journey.forward(lambda batch=batch: batch, [feature])[0].to(all_AD.dtype)
+        vectors = journey.forward(lambda batch=batch: batch, [feature], as_they_are=True)[0].to(all_AD.dtype)
         found = all_AD @ vectors.t()
         scores, ids = _first(torch.cat([scores, found], 1), torch.cat([ids, chunk.expand(found.shape)], 1), k)
     return scores, ids

@@ -32,11 +32,11 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
 
 
 def _alike(slab: SlabRoute, route: Route) -> list[list[UniquePiece]]:
-    """The slab's pieces, grouped by pooling and by whether they are weighted."""
-    groups: dict[tuple[str | None, bool], list[UniquePiece]] = {}
+    """The slab's pieces, grouped by pooling and by whether they have weights and padding."""
+    groups: dict[tuple[str | None, bool, bool], list[UniquePiece]] = {}
     for piece in slab.unique:
         weighted = route.ids.parts[piece.feature].weights is not None
-        groups.setdefault((route.features[piece.feature].pooling, weighted), []).append(piece)
+        groups.setdefault((route.features[piece.feature].pooling, weighted, piece.padded), []).append(piece)
     return list(groups.values())
 
 
@@ -55,7 +55,12 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route,
             before += part.ids.numel()
         weights = [part.weights for part in parts if part.weights is not None]
         scale = _cat(weights).to(vectors_SW.dtype) if weights else None
-        pooled = F.embedding_bag(segments, vectors_SW, _cat(starts), mode=pooling, per_sample_weights=scale)
+        padding = None
+        if pieces[0].padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
+            padding = vectors_SW.shape[0]
+            vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
+            segments = torch.where(segments < 0, padding, segments)
+        pooled = F.embedding_bag(segments, vectors_SW, _cat(starts), mode=pooling, per_sample_weights=scale, padding_idx=padding)
     for piece, strip in zip(pieces, pooled.split(counts), strict=True):
         strips[piece.feature][piece.strip] = strip
 

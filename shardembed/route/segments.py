@@ -3,7 +3,8 @@
 A segment is a list of ids of one table that live on one owner, answered by one vector. A feature's ids become segments in one
 of two ways: "unique", where each distinct id of a table is a segment, shared by all features of the table; and "bag", where the
 ids of one bag on one owner are. A table packed as bags still sends distinct ids for what a partial sum cannot serve: one vector
-an id, max, and weights.
+an id, max, weights, max_norm and scale_grad_by_freq. Ids of padding are left out of bags: before they are sent where they travel
+by bag, and when they are pooled where they travel by id.
 
 Legend: N ids, U distinct ids, E entries (a key in a segment), S segments, B bags, R ranks.
 """
@@ -23,11 +24,14 @@ from shardembed.tables import Feature
 
 @dataclass(frozen=True)
 class UniquePiece:
-    """A feature's strip, read by id: the vector of its id i is answer `segments_N[i]`."""
+    """A feature's strip, read by id: the vector of its id i is answer `segments_N[i]`. With `padded`, the table has a padding
+    id, and `segments_N` is -1 where it stands in a bag.
+    """
 
     feature: int
     strip: int
     segments_N: torch.Tensor
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class SlabRoute:
     """What one rank asks of one slab.
 
     keys_E: keys grouped by owner. lengths_S: keys of each segment, or None when each has one. keys, segments: how many go to
-    each rank.
+    each rank. multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
     unique, bagged: how answers become outputs. bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]`
     starts.
     """
@@ -53,6 +57,7 @@ class SlabRoute:
     lengths_S: torch.Tensor | None
     keys: list[int]
     segments: list[int]
+    multiplicities_E: torch.Tensor | None = None
     unique: tuple[UniquePiece, ...] = ()
     bagged: tuple[BagPiece, ...] = ()
     bag_segments: torch.Tensor | None = None
@@ -72,11 +77,12 @@ class Route:
 class _Distinct:
     """The distinct ids of the tables that are read by id.
 
-    ids_U: ascending by (table, id), numbered through all tables. starts: where each table's begin, one more than tables.
-    index: by feature, the number of each of its ids among `ids_U`.
+    ids_U: ascending by (table, id), numbered through all tables. counts_U: how often each occurs. starts: where each table's
+    begin, one more than tables. index: by feature, the number of each of its ids among `ids_U`.
     """
 
     ids_U: torch.Tensor
+    counts_U: torch.Tensor
     starts: list[int]
     index: dict[int, torch.Tensor]
 
@@ -89,6 +95,7 @@ def make_route(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Route
     """
     _check_range(ids, features, atlas)
     by_bag = [_read_by_bag(feature, ids.parts[i].weights is not None, atlas) for i, feature in enumerate(features)]
+    ids = _drop_padding(ids, features, by_bag, atlas)
     distinct = _distinct(ids, features, by_bag, atlas)
     slabs = tuple(_slab_route(slab, ids, features, by_bag, distinct, atlas) for slab in atlas.slabs)
     return Route(ids, tuple(features), slabs)
@@ -128,7 +135,20 @@ def _spread(numbers: list[int], ids: IdBatch) -> torch.Tensor:
 
 
 def _read_by_bag(feature: Feature, weighted: bool, atlas: Atlas) -> bool:
-    return atlas.packings[feature.table] == "bag" and feature.pooling in ("sum", "mean") and not weighted
+    policy = atlas.tables[feature.table].policy
+    # Renormalised rows and frequencies belong to ids: an owner must see each distinct one.
+    by_id = policy.max_norm is not None or policy.scale_grad_by_freq
+    return atlas.packings[feature.table] == "bag" and feature.pooling in ("sum", "mean") and not weighted and not by_id
+
+
+def _drop_padding(ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atlas: Atlas) -> IdBatch:
+    """The batch without padding in the features that are read by bag."""
+    parts = list(ids.parts)
+    for i, feature in enumerate(features):
+        padding = atlas.tables[feature.table].padding_idx
+        if by_bag[i] and padding is not None:
+            parts[i] = parts[i].without(padding)
+    return ids if all(new is old for new, old in zip(parts, ids.parts, strict=True)) else IdBatch.join(tuple(parts))
 
 
 def _distinct(ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atlas: Atlas) -> _Distinct:
@@ -139,16 +159,18 @@ def _distinct(ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atl
     else:
         parts = numbered.split(ids.sizes)
         wanted = torch.cat([parts[i] for i in chosen]) if chosen else numbered[:0]
-    ids_U, inverse = torch.unique(wanted, return_inverse=True)  # host sync on a GPU: the number of distinct ids
+    # Host sync on a GPU: the number of distinct ids.
+    ids_U, inverse, counts_U = torch.unique(wanted, return_inverse=True, return_counts=True)
     starts = torch.searchsorted(ids_U, torch.tensor(atlas.table_starts, device=ids_U.device)).tolist()
     index = dict(zip(chosen, inverse.split([ids.sizes[i] for i in chosen]), strict=True))
-    return _Distinct(ids_U, starts, index)
+    return _Distinct(ids_U, counts_U, starts, index)
 
 
 def _slab_route(
     slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], distinct: _Distinct, atlas: Atlas
 ) -> SlabRoute:
     positions: list[torch.Tensor] = []
+    counts: list[torch.Tensor] = []
     shifts: list[int] = []  # by lane: from a number among the distinct ids to an entry
     singles = 0
     for number, lane in enumerate(slab.spec.lanes):
@@ -157,6 +179,7 @@ def _slab_route(
         if start < stop:
             table_ids = distinct.ids_U[start:stop] - atlas.table_starts[lane.table]
             positions.append(slab.positions(number, table_ids, atlas.tables[lane.table].num_embeddings))
+            counts.append(distinct.counts_U[start:stop])
             singles += stop - start
     bagged, bag_positions, bag_of_entry = _bag_entries(slab, ids, features, by_bag, atlas)
     owner_E, key_E = slab.locate(_cat(positions + bag_positions, ids.ids))
@@ -166,13 +189,25 @@ def _slab_route(
         route, segment_E = _bag_segments(owner_E, key_E, sorting, singles, bag_of_entry, bags, atlas.world_size)
     else:
         route, segment_E = _single_segments(owner_E, key_E, sorting, atlas.world_size)
+    if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
+        counts_E = _cat(counts, ids.ids).to(torch.int32)
+        route = replace(route, multiplicities_E=counts_E if sorting is None else counts_E[sorting])
     unique = tuple(
-        UniquePiece(feature, lane.strip, segment_E[index + shift if shift else index])
+        _unique_piece(feature, lane.strip, segment_E[index + shift if shift else index], ids, features, atlas)
         for lane, shift in zip(slab.spec.lanes, shifts, strict=True)
         for feature, index in distinct.index.items()
         if features[feature].table == lane.table
     )
     return replace(route, unique=unique, bagged=tuple(bagged))
+
+
+def _unique_piece(
+    feature: int, strip: int, segments_N: torch.Tensor, ids: IdBatch, features: Sequence[Feature], atlas: Atlas
+) -> UniquePiece:
+    padding = atlas.tables[features[feature].table].padding_idx
+    if padding is None or features[feature].pooling is None:  # unpooled, padding is answered with its row
+        return UniquePiece(feature, strip, segments_N)
+    return UniquePiece(feature, strip, segments_N.masked_fill(ids.parts[feature].ids == padding, -1), padded=True)
 
 
 def _bag_entries(

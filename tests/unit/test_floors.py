@@ -21,7 +21,7 @@ FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "observe", "testing"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
-    2: ["exchange", "route", "slab", "step"],
+    2: ["exchange", "exposed", "renorm", "route", "slab", "step", "twins"],
     1: ["comm", "kernels"],
     0: [
         *("_version", "errors", "ids", "initial", "layout", "optim", "placement"),

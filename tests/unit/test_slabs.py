@@ -46,7 +46,7 @@ def test_keys_of_a_rank_are_a_bijection(case: Case) -> None:
 @given(cases())
 def test_as_few_slabs_as_kinds(case: Case) -> None:
     specs = build_slabs(case.tables, case.plan, case.optimizers)
-    kinds = {(spec.width, spec.dtype, spec.optimizer, spec.copied, spec.split_rows) for spec in specs}
+    kinds = {(spec.width, spec.dtype, spec.optimizer, spec.policy, spec.copied, spec.split_rows) for spec in specs}
     assert len(kinds) == len(specs)
 
 
@@ -77,7 +77,7 @@ def test_a_rowwise_optimizer_knows_that_its_rows_are_split() -> None:
 def test_strips_cut_differently_are_no_place_for_a_rowwise_optimizer() -> None:
     shards = (Shard(range(4), range(1), (0,)), Shard(range(2), range(1, 2), (0,)), Shard(range(2, 4), range(1, 2), (1,)))
     plan = Plan((TablePlan("a", Layout(4, 2, shards)),), 2)
-    with pytest.raises(PlanError, match="table 'a': a rowwise optimizer on cut columns needs the same row cuts"):
+    with pytest.raises(PlanError, match="table 'a': a rowwise optimizer or max_norm on cut columns needs the same row cuts"):
         build_slabs([TableConfig("a", 4, 2)], plan, [RowwiseAdagrad()])
     assert len(build_slabs([TableConfig("a", 4, 2)], plan, [Adagrad()])) == 1
 

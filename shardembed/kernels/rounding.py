@@ -1,0 +1,63 @@
+"""Stochastic rounding of float32 values to narrow tables, with noise that depends on what is rounded and not on who does it.
+
+A value between two neighbours of the narrow dtype becomes either, with probabilities that keep its mean. The noise of an element
+is a hash of (table, row, column, step), so every plan, world size and device rounds alike.
+
+Legend: U distinct rows, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# The constants of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), as int64.
+GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
+DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of float32's mantissa
+FLOAT16_NORMAL, FLOAT16_SPACING = 2.0**-14, 2.0**-24  # the least normal number, and the distance between those below
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where slab rows come from: a hash of their table, their row in it, and the table's column of their first element, `[U]`."""
+
+    tables_U: torch.Tensor
+    rows_U: torch.Tensor
+    columns_U: torch.Tensor
+
+
+def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, step: int) -> torch.Tensor:
+    """`values_UW` (float32) in `dtype` (bfloat16 or float16), rounded up or down at random; inf and nan stay what they are."""
+    noise = _noise(origins, values_UW.shape[1], step)
+    dropped = DROPPED_BITS[dtype]
+    mask = (1 << dropped) - 1
+    bits = values_UW.contiguous().view(torch.int32)
+    rounded = ((bits + (noise & mask).to(torch.int32)) & ~mask).view(torch.float32)
+    if dtype == torch.float16:  # below its normal numbers the spacing no longer shrinks
+        fine = (values_UW / FLOAT16_SPACING + ((noise >> 16) & 0xFFFF).to(torch.float32) / 0x10000).floor() * FLOAT16_SPACING
+        rounded = torch.where(values_UW.abs() < FLOAT16_NORMAL, fine, rounded)
+    narrow = rounded.to(dtype)
+    return torch.where(torch.isfinite(values_UW) & torch.isfinite(narrow), narrow, values_UW.to(dtype))
+
+
+def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:
+    """32 random bits an element, as int64 `[U, W]`."""
+    stepped = (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)  # wrapped, as the tensors' arithmetic does
+    rows_U = _mix(_mix(origins.tables_U + stepped) ^ origins.rows_U)
+    columns_UW = origins.columns_U.unsqueeze(1) + torch.arange(width, device=rows_U.device)
+    return _shift(_mix(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """splitmix64's finalizer; int64 arithmetic wraps as it should."""
+    x = (x ^ _shift(x, 30)) * MIX_1
+    x = (x ^ _shift(x, 27)) * MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """A logical shift to the right; torch's own repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
