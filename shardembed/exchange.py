@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -89,13 +89,23 @@ def send_back(answers: Sequence[torch.Tensor], request: Request, caller: Caller,
 
 def send_grads(grads: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of gradients, `[S, W]` a slab: `send_back` with sizes mirrored. Frozen slabs get none."""
+    arrived = _send_mirrored(grads, request, caller, comm)
+    return [vectors.to(spec.compute_dtype) for vectors, spec in zip(arrived, caller.slabs, strict=True)]
+
+
+def send_fixed(quanta: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
+    """As `send_grads`, for gradients as int64 `[S, W]`."""
+    whole = replace(caller, wire_dtypes=(torch.int64,) * len(caller.slabs))
+    return _send_mirrored(quanta, request, whole, comm)
+
+
+def _send_mirrored(grads: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
     nothing = [0] * comm.world_size
     frozen = [spec.policy.frozen for spec in caller.slabs]
     sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], caller)
     received = _vector_parts([nothing if still else slab.asked for slab, still in zip(request, frozen, strict=True)], caller)
     grads = [part[:0] if still else part for part, still in zip(grads, frozen, strict=True)]
-    arrived = _exchange("send gradients", grads, sent, received, caller, comm)
-    return [vectors.to(spec.compute_dtype) for vectors, spec in zip(arrived, caller.slabs, strict=True)]
+    return _exchange("send gradients", grads, sent, received, caller, comm)
 
 
 def _exchange(

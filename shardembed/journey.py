@@ -20,10 +20,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from shardembed import fixed
+from shardembed.autograd import FixedOutputs, Vectors
 from shardembed.comm import Comm
 from shardembed.errors import ConfigError, InputError, MissedStepWarning, StepError
 from shardembed.exchange import Caller, Request, send_back, send_grads, send_ids
@@ -51,6 +52,7 @@ class Settings:
     update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
     reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
     kernel: "auto", or "reference" / "fbgemm" to pin what updates the tables.
+    deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `fixed`).
     """
 
     wire_dtype: torch.dtype | None = None
@@ -58,6 +60,7 @@ class Settings:
     reduction: str = "mean"
     seed: int = 0
     kernel: str = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.update not in ("step", "backward"):
@@ -104,7 +107,9 @@ class Journey:
         self.atlas = Atlas.of(tables, packings, specs, comm.rank, comm.world_size, device)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
         self._caller = Caller(comm.collections, specs, wire, all(spec.copied for spec in specs))
-        self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, settings.kernel) for spec in specs]
+        # FBGEMM's sums follow the order in which rows arrive.
+        kernel = "reference" if settings.deterministic and settings.kernel == "auto" else settings.kernel
+        self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel) for spec in specs]
         self.exposed = expose(self.slabs)
         self._updates = any(not (isinstance(spec.optimizer, External) or spec.policy.frozen) for spec in specs)
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
@@ -135,9 +140,13 @@ class Journey:
         ticket = self.send(read, features)
         if not as_they_are:
             with torch.no_grad():
-                renormalise(self.slabs, ticket.request, self.comm)
-        vectors = _Vectors.apply(self._anchor, self, ticket.request)
-        outputs = combine(vectors, ticket.route)
+                renormalise(self.slabs, ticket.request, self.comm, self.settings.deterministic)
+        if self.settings.deterministic:
+            weights = [part.weights for part in ticket.route.ids.parts]
+            outputs = FixedOutputs.apply(self._anchor, self, ticket, *weights)
+        else:
+            vectors = Vectors.apply(self._anchor, self, ticket.request)
+            outputs = combine(vectors, ticket.route)
         return [output.to(self.tables[feature.table].dtype) for output, feature in zip(outputs, features, strict=True)]
 
     def send(self, read: Callable[[], IdBatch], features: Sequence[Feature]) -> Ticket:
@@ -156,10 +165,9 @@ class Journey:
 
     def learn(self, request: Request, grads: Sequence[torch.Tensor]) -> None:
         """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
-        if self._reduced:
-            raise StepError("a backward came between clip_grad_norm_ and Optimizer.step(); clip after the last backward of a step")
+        self._check_open()
         arrived = send_grads(grads, request, self._caller, self.comm)
-        share = 1.0 / self.comm.world_size if self.settings.reduction == "mean" else 1.0
+        share = self._share
         for slab, part, grads_SW in zip(self.slabs, request, arrived, strict=True):
             rows_E = slab.locate(part.keys_E)
             if share != 1.0:
@@ -167,8 +175,28 @@ class Journey:
             if part.multiplicities_E is not None:  # then every segment is a single row
                 grads_SW.div_(frequencies(rows_E, part.multiplicities_E).unsqueeze(1))
             slab.accumulate(Gradients(rows_E, part.offsets, grads_SW))
+        self._learned()
+
+    def learn_fixed(self, ticket: Ticket, vectors: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
+        """Steps 7 to 9 in deterministic mode, from the gradients of the outputs. Collective."""
+        self._check_open()
+        found = fixed.contributions(ticket.route, self.specs, grads, vectors, self._share)
+        scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device)
+        sums = fixed.quanta(found, scales, vectors)
+        fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm)
+        self._learned()
+
+    @property
+    def _share(self) -> float:
+        return 1.0 / self.comm.world_size if self.settings.reduction == "mean" else 1.0
+
+    def _check_open(self) -> None:
+        if self._reduced:
+            raise StepError("a backward came between clip_grad_norm_ and Optimizer.step(); clip after the last backward of a step")
+
+    def _learned(self) -> None:
         if self.exposed:
-            deliver(self.exposed, self.comm)
+            deliver(self.exposed, self.comm, reduced=self.settings.deterministic)
         if self._updates:
             self._count_backward()
 
@@ -199,7 +227,8 @@ class Journey:
     def reduce(self) -> None:
         """Bring the waiting gradients of copied tables together, once a step. Collective where there are any."""
         if not self._reduced and self.waiting:
-            reduce_copies([slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)], self.comm)
+            if not self.settings.deterministic:  # else done in the backward, in whole numbers
+                reduce_copies([slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)], self.comm)
             self._reduced = True
 
     def step(self) -> None:
@@ -207,7 +236,7 @@ class Journey:
         if not self.waiting:
             return
         self.reduce()
-        squares = mean_squares(self.slabs, self.comm)
+        squares = mean_squares(self.slabs, self.comm, self.settings.deterministic)
         self.steps += 1
         self.comm.step = max(self.comm.step, self.steps)
         factor = 1.0 if self.factor is None else float(self.factor)  # host sync on a GPU
@@ -223,24 +252,6 @@ class Journey:
         self._backwards = 0
         self._backward_pass = None
         self._reduced = False
-
-
-class _Vectors(torch.autograd.Function):
-    """Steps 4 and 5 forward, 8 and 9 backward: where autograd leaves this rank and comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, journey: Journey, request: Request) -> tuple[torch.Tensor, ...]:
-        ctx.journey, ctx.request = journey, request
-        answers = tuple(journey.answer(request))
-        still = [vectors for vectors, spec in zip(answers, journey.specs, strict=True) if spec.policy.frozen]
-        ctx.mark_non_differentiable(*still)
-        return answers
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, None, None]:
-        with torch.no_grad():
-            ctx.journey.learn(ctx.request, grads)
-        return None, None, None
 
 
 def _agreed_lines(

@@ -10,27 +10,31 @@ from shardembed.comm import Comm
 from shardembed.exchange import Request
 from shardembed.kernels import reference
 from shardembed.slab import Slab
-from shardembed.twins import Combine, RowParts, combine_rows, largest, total
+from shardembed.twins import Combine, RowParts, combine_rows, largest, total, tree_total
 
 
-def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm) -> None:
+def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm, deterministic: bool) -> None:
     """Bring the rows that all ranks ask for to their table's max_norm. Collective where columns of such a table are cut."""
     wanted = {slab.spec.index: slab for slab in slabs if slab.spec.policy.max_norm is not None}
     if not wanted:
         return
     found: dict[int, RowParts] = {}
+    how: dict[int, Combine] = {}
     for index, slab in wanted.items():
         rows_U = torch.unique(slab.locate(request[index].keys_E))  # host sync on a GPU
-        found[index] = RowParts(rows_U, reference.norm_parts(slab.weights, rows_U, slab.spec.policy.norm_type))
-    norms = {index: parts.parts_U for index, parts in found.items()}
+        powers_UW = reference.norm_powers(slab.weights, rows_U, slab.spec.policy.norm_type)
+        if slab.spec.policy.norm_type == float("inf"):
+            found[index], how[index] = RowParts(rows_U, powers_UW.amax(1)), largest
+        elif deterministic:
+            found[index], how[index] = RowParts(rows_U, powers_UW), tree_total
+        else:
+            found[index], how[index] = RowParts(rows_U, powers_UW.sum(1)), total
     split = {index: slab.spec for index, slab in wanted.items() if slab.spec.split_rows}
+    sums = {index: how[index]([parts.parts]) for index, parts in found.items() if index not in split}
     if split:
-        how: dict[int, Combine] = {
-            index: largest if spec.policy.norm_type == float("inf") else total for index, spec in split.items()
-        }
         parts = {index: found[index] for index in split}
-        norms.update(combine_rows(split, parts, how, comm, "forward", "share row norms"))
+        sums.update(combine_rows(split, parts, how, comm, "forward", "share row norms"))
     for index, slab in wanted.items():
         policy = slab.spec.policy
         assert policy.max_norm is not None
-        reference.renormalise(slab.weights, found[index].rows_U, norms[index], policy.max_norm, policy.norm_type)
+        reference.renormalise(slab.weights, found[index].rows_U, sums[index], policy.max_norm, policy.norm_type)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from shardembed import initial
@@ -105,12 +106,16 @@ class Slab:
         """The embedding_dim of the table that each slab row belongs to, `[U]`."""
         return self._of_block(rows_U, lambda lane, block: self._tables[lane.table].embedding_dim)
 
-    def _of_block(self, rows_U: torch.Tensor, what: Callable[[Lane, Block], int]) -> torch.Tensor:
-        """A number of the block that each slab row lies in, int64 `[U]`."""
+    def of_table(self, rows_U: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+        """The one of `numbers`, one a table of the collection, of the table that each slab row belongs to, `[U]`."""
+        return self._of_block(rows_U, lambda lane, block: numbers[lane.table])
+
+    def _of_block(self, rows_U: torch.Tensor, what: Callable[[Lane, Block], float]) -> torch.Tensor:
+        """A number of the block that each slab row lies in, int64 or float64 `[U]`."""
         if not rows_U.numel():  # there may be no block at all
             return torch.empty_like(rows_U)
         blocks = sorted((block.first_key, what(lane, block)) for lane, block in self._blocks())
-        starts, numbers = (torch.tensor(column, device=rows_U.device) for column in zip(*blocks, strict=True))
+        starts, numbers = (torch.from_numpy(np.array(column)).to(rows_U.device) for column in zip(*blocks, strict=True))
         return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
 
     def _origins(self, rows_U: torch.Tensor) -> rounding.Origins:

@@ -11,7 +11,7 @@ import torch
 
 from shardembed.comm import Comm
 from shardembed.slab import Slab
-from shardembed.twins import RowParts, combine_rows, total
+from shardembed.twins import RowParts, combine_rows, total, tree_total
 
 
 def reduce_copies(slabs: Sequence[Slab], comm: Comm) -> None:
@@ -36,17 +36,22 @@ def reduce_copies(slabs: Sequence[Slab], comm: Comm) -> None:
         slab.replace(touched_U, sums[touched_U, :-1].to(slab.spec.compute_dtype))
 
 
-def mean_squares(slabs: Sequence[Slab], comm: Comm) -> dict[int, torch.Tensor]:
-    """The mean of g^2 over whole rows, `[U]` by slab index, for slabs whose optimizer needs it and whose rows are split."""
-    split = {slab.spec.index: slab for slab in slabs if slab.spec.split_rows and slab.spec.optimizer.rowwise}
-    split = {index: slab for index, slab in split.items() if not slab.spec.policy.frozen}
-    if not split:
-        return {}
-    found = {}
-    for index, slab in split.items():
+def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool) -> dict[int, torch.Tensor]:
+    """The mean of g^2 over whole rows, `[U]` by slab index: where the optimizer needs it and rows are split, and in deterministic
+    mode wherever the optimizer needs it.
+    """
+    rowwise = [slab for slab in slabs if slab.spec.optimizer.rowwise and not slab.spec.policy.frozen]
+    wanted = {slab.spec.index: slab for slab in rowwise if slab.spec.split_rows or deterministic}
+    found: dict[int, RowParts] = {}
+    for index, slab in wanted.items():
         rows_U, grads_UW = slab.merged()
-        found[index] = RowParts(rows_U, grads_UW.square().sum(1, dtype=torch.float64))
-    specs = {index: slab.spec for index, slab in split.items()}
-    sums = combine_rows(specs, found, dict.fromkeys(split, total), comm, "step", "share row squares")
-    columns = {index: slab.columns_of(found[index].rows_U) for index, slab in split.items()}
-    return {index: (part / columns[index]).to(split[index].spec.compute_dtype) for index, part in sums.items()}
+        squares = grads_UW.to(torch.float64).square()
+        found[index] = RowParts(rows_U, squares if deterministic else squares.sum(1))
+    how = tree_total if deterministic else total
+    split = {index: slab.spec for index, slab in wanted.items() if slab.spec.split_rows}
+    sums = {index: how([parts.parts]) for index, parts in found.items() if index not in split}
+    if split:
+        parts = {index: found[index] for index in split}
+        sums.update(combine_rows(split, parts, dict.fromkeys(split, how), comm, "step", "share row squares"))
+    columns = {index: slab.columns_of(found[index].rows_U) for index, slab in wanted.items()}
+    return {index: (part / columns[index]).to(wanted[index].spec.compute_dtype) for index, part in sums.items()}

@@ -1,10 +1,10 @@
 """Statistics of whole rows where columns lie on several ranks: one small exchange, made only where a plan needs it.
 
 All strips of such a table are cut alike and are asked for the same ids, so the shards of one row block ("twins") see the same
-distinct rows in the same order: they swap one partial result a row, and nobody has to say how many. One all-to-all serves all
-tables. Every twin combines the parts in strip order, so that all of them get the same bits.
+distinct rows in the same order: they swap one partial result a row (in deterministic mode, one number an element), and nobody has
+to say how many. One all-to-all serves all tables. Every twin combines the parts in strip order, so that all get the same bits.
 
-Legend: U distinct rows, P numbers a row.
+Legend: U distinct rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -20,28 +21,40 @@ from shardembed.slabs import Block, SlabSpec
 
 Member = tuple[int, Block]  # slab index, block
 Key = tuple[int, int]  # table, row block
-Combine = Callable[[torch.Tensor], torch.Tensor]
+Combine = Callable[[list[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class RowParts:
-    """A slab's contribution: distinct rows `[U]`, ascending, and its part of each row's statistic, float64 `[U]`."""
+    """A slab's contribution: distinct rows `[U]`, ascending, and its part of each row's statistic, float64: one number a row
+    `[U]`, or one an element `[U, W]`.
+    """
 
     rows_U: torch.Tensor
-    parts_U: torch.Tensor
+    parts: torch.Tensor
 
 
-def total(parts: torch.Tensor) -> torch.Tensor:
-    """Add the strips' parts `[strips, U]` in strip order."""
+def total(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Add the strips' parts, each `[U]`, in strip order."""
     result = parts[0]
     for part in parts[1:]:
         result = result + part
     return result
 
 
-def largest(parts: torch.Tensor) -> torch.Tensor:
-    """The largest of the strips' parts `[strips, U]`."""
-    return parts.amax(0)
+def largest(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The largest of the strips' parts, each `[U]`."""
+    return torch.stack(parts).amax(0)
+
+
+def tree_total(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Add all elements of each row, `[U, W]` a strip, in an order that depends on the number of columns alone."""
+    whole = torch.cat(parts, 1)
+    while whole.shape[1] > 1:
+        half = (whole.shape[1] + 1) // 2
+        left, right = whole[:, :half], whole[:, half:]
+        whole = torch.cat([left[:, : right.shape[1]] + right, left[:, right.shape[1] :]], 1)
+    return whole.squeeze(1)
 
 
 def combine_rows(
@@ -60,11 +73,11 @@ def combine_rows(
     twins = _twins(list(specs.values()))
     spans = {key: [_span(found[index], block, comm.rank) for index, block in members] for key, members in twins.items()}
     arrived = _swap(twins, found, spans, comm, group, stage)
-    result = {index: torch.empty_like(parts.parts_U) for index, parts in found.items()}
+    result = {index: parts.parts.new_empty(parts.rows_U.numel()) for index, parts in found.items()}
     for key, members in twins.items():
         if not any(_owner(block) == comm.rank for _, block in members):
             continue
-        whole = how[members[0][0]](torch.stack([arrived[key, number] for number in range(len(members))]))
+        whole = how[members[0][0]]([arrived[key, number] for number in range(len(members))])
         for (index, block), span in zip(members, spans[key], strict=True):
             if _owner(block) == comm.rank:
                 result[index][span] = whole
@@ -106,26 +119,27 @@ def _swap(
     here = comm.rank
     known: dict[tuple[Key, int], torch.Tensor] = {}
     outgoing: list[list[torch.Tensor]] = [[] for _ in range(comm.world_size)]
-    expected: list[list[tuple[Key, int, int]]] = [[] for _ in range(comm.world_size)]
+    expected: list[list[tuple[Key, int, list[int]]]] = [[] for _ in range(comm.world_size)]
     for key, members in twins.items():
         owners = [_owner(block) for _, block in members]
         if here not in owners:
             continue
         rows = max(span.stop - span.start for span in spans[key])
-        for number, ((index, _), owner, span) in enumerate(zip(members, owners, spans[key], strict=True)):
+        by_element = found[members[owners.index(here)][0]].parts.dim() == 2
+        for number, ((index, block), owner, span) in enumerate(zip(members, owners, spans[key], strict=True)):
             if owner != here:
-                expected[owner].append((key, number, rows))
+                expected[owner].append((key, number, [rows, len(block.shard.columns)] if by_element else [rows]))
                 continue
-            known[key, number] = found[index].parts_U[span]
+            known[key, number] = found[index].parts[span]
             for other in sorted(set(owners) - {here}):
-                outgoing[other].append(known[key, number])
+                outgoing[other].append(known[key, number].reshape(-1))
     flat = [parts for to_rank in outgoing for parts in to_rank]
-    send = torch.cat(flat) if flat else next(iter(found.values())).parts_U[:0]
+    send = torch.cat(flat) if flat else next(iter(found.values())).parts.new_empty(0)
     send_sizes = [sum(parts.numel() for parts in to_rank) for to_rank in outgoing]
-    receive_sizes = [sum(rows for *_, rows in from_rank) for from_rank in expected]
+    receive_sizes = [sum(prod(shape) for *_, shape in from_rank) for from_rank in expected]
     received = comm.all_to_all(group, stage, send, send_sizes, receive_sizes)
     if comm.world_size > 1:
         in_order = [entry for from_rank in expected for entry in from_rank]
-        for (key, number, _), parts in zip(in_order, received.split([rows for *_, rows in in_order]), strict=True):
-            known[key, number] = parts
+        for (key, number, shape), parts in zip(in_order, received.split([prod(shape) for *_, shape in in_order]), strict=True):
+            known[key, number] = parts.view(shape)
     return known

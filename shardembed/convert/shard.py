@@ -45,6 +45,7 @@ def shard(
     process_group: dist.ProcessGroup | None = None,
     seed: int = 0,
     kernel: Literal["auto", "reference", "fbgemm"] = "auto",
+    deterministic: bool = False,
     verbose: bool = True,
 ) -> Model:
     """Cut every `nn.Embedding` and `nn.EmbeddingBag` of `model` over the ranks, in place; returns the model. Collective.
@@ -59,7 +60,8 @@ def shard(
             called with: its ids, a tuple of its arguments (ids, offsets, weights), or a list of those, one a call. All tables then
             share one journey a step.
         skip: paths or patterns of tables to leave as they are.
-        optimizer, plan, wire_dtype, update, gradient_reduction, device, process_group, seed, kernel: as in `EmbeddingCollection`.
+        optimizer, plan, wire_dtype, update, gradient_reduction, device, process_group, seed, kernel, deterministic: as in
+            `EmbeddingCollection`.
         verbose: print on rank 0 what became of each table.
 
     Raises:
@@ -68,7 +70,7 @@ def shard(
     """
     found = find_tables(model, skip)
     _check_plan(plan, [table.name for table in found])
-    settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel)
+    settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)
     journey = build_journey([table.config() for table in found], optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
     modules: dict[str, Embedding | EmbeddingBag] = {}

@@ -72,15 +72,19 @@ def frequencies(rows_E: torch.Tensor, multiplicities_E: torch.Tensor) -> torch.T
     return sums[inverse]
 
 
-def norm_parts(weights: torch.Tensor, rows_U: torch.Tensor, norm_type: float) -> torch.Tensor:
-    """What the norm of each row is made of: the sum of |w|^norm_type over these columns (their maximum for inf), float64 `[U]`."""
+def norm_powers(weights: torch.Tensor, rows_U: torch.Tensor, norm_type: float) -> torch.Tensor:
+    """What the norms of rows are made of: |w|^norm_type (|w| for the infinity norm), float64 `[U, W]`."""
     sizes = weights.index_select(0, rows_U).to(torch.float64).abs()
-    return sizes.amax(1) if norm_type == float("inf") else sizes.pow(norm_type).sum(1)
+    return sizes if norm_type == float("inf") else sizes.pow(norm_type)
 
 
-def renormalise(weights: torch.Tensor, rows_U: torch.Tensor, parts_U: torch.Tensor, max_norm: float, norm_type: float) -> None:
-    """Scale the rows whose norm exceeds `max_norm` to it, in place, as `torch.embedding_renorm_` does (1e-7 is its constant)."""
-    norms = parts_U if norm_type == float("inf") else parts_U.pow(1.0 / norm_type)
+def renormalise(weights: torch.Tensor, rows_U: torch.Tensor, sums_U: torch.Tensor, max_norm: float, norm_type: float) -> None:
+    """Scale the rows whose norm exceeds `max_norm` to it, in place, as `torch.embedding_renorm_` does (1e-7 is its constant).
+
+    Args:
+        sums_U: of `norm_powers` over whole rows; their maximum for the infinity norm.
+    """
+    norms = sums_U if norm_type == float("inf") else sums_U.pow(1.0 / norm_type)
     large = norms > max_norm
     rows = rows_U[large]  # host sync on a GPU: how many there are
     scale = max_norm / (norms[large] + 1e-7)
@@ -159,8 +163,10 @@ def _adagrad(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float,
 def _adam(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
     assert isinstance(settings, Adam)
     beta1, beta2 = settings.betas
-    m = state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
-    v = state["exp_avg_sq"].mul_(beta2).add_(g.square(), alpha=1 - beta2)
+    # Not add_(alpha=...): its vectorised loop fuses the product and the loop over the rest does not, so bits would depend on where
+    # a row stands in the slab.
+    m = state["exp_avg"].mul_(beta1).add_(g * (1 - beta1))
+    v = state["exp_avg_sq"].mul_(beta2).add_(g.square() * (1 - beta2))
     size = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
     return w - size * m / (v.sqrt() + settings.eps)
 

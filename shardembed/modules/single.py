@@ -25,8 +25,8 @@ Mode = Literal["sum", "mean", "max"]
 class Sharding(TypedDict, total=False):
     """The keyword arguments that the drop-ins take beside torch's.
 
-    `optimizer`, `plan`, `wire_dtype`, `update`, `gradient_reduction`, `process_group`, `seed` and `kernel` are as in
-    `EmbeddingCollection`; `init` and `rounding` as in `TableConfig`, but rounding is "nearest" by default, as torch rounds.
+    `optimizer`, `plan`, `wire_dtype`, `update`, `gradient_reduction`, `process_group`, `seed`, `kernel` and `deterministic` are as
+    in `EmbeddingCollection`; `init` and `rounding` as in `TableConfig`, but rounding is "nearest" by default, as torch rounds.
     """
 
     optimizer: TableOptimizer | None
@@ -39,6 +39,7 @@ class Sharding(TypedDict, total=False):
     process_group: dist.ProcessGroup | None
     seed: int
     kernel: Literal["auto", "reference", "fbgemm"]
+    deterministic: bool
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class _Single(ShardedModule):
             sharding.get("gradient_reduction", "mean"),
             sharding.get("seed", 0),
             sharding.get("kernel", "auto"),
+            sharding.get("deterministic", False),
         )
         plan, group = sharding.get("plan", "auto"), sharding.get("process_group")
         journey = build_journey([table], sharding.get("optimizer"), plan, device, group, settings)

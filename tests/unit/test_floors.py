@@ -20,8 +20,8 @@ LONGEST = 400  # lines a file; a longer one is two files
 FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "observe", "testing"],
-    3: ["journey", "prefetch", "loaders", "optimizer"],
-    2: ["exchange", "exposed", "renorm", "route", "slab", "step", "twins"],
+    3: ["autograd", "journey", "prefetch", "loaders", "optimizer"],
+    2: ["exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["comm", "kernels"],
     0: [
         *("_version", "errors", "ids", "initial", "layout", "optim", "placement"),
