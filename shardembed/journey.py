@@ -82,6 +82,7 @@ class Journey:
         rate: gives the current learning rate of an optimizer's tables; `se.Optimizer` puts its param groups behind it.
         steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
         factor: what all waiting gradients are to be multiplied with (unscaling, clipping), `[1]`, or None for 1.
+        checked: all that waits has been looked at; factor is nan if any of it is not finite.
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class Journey:
         self.steps = 0
         self.micro_batches = 1
         self.factor: torch.Tensor | None = None
+        self.checked = False
         self._backwards = 0
+        self._pass = -1
         self._reduced = False
         # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
         self._anchor = torch.empty(0, device=device, requires_grad=True)
@@ -148,14 +151,28 @@ class Journey:
         """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
         if self._reduced:
             raise StepError("a backward came between clip_grad_norm_ and Optimizer.step(); clip after the last backward of a step")
+        if self.factor is not None and bool(self.factor != 1):  # nan too; on a GPU a host sync, after an early look only
+            raise StepError(
+                "a backward came after the waiting gradients had been unscaled or found not finite; unscale after the last "
+                "backward of a step, and call Optimizer.zero_grad() after a step that GradScaler skipped"
+            )
+        self.factor, self.checked = None, False
+        # A module that is called twice in a forward comes here twice in a pass of the autograd engine.
+        number = torch._C._current_graph_task_id()
+        again, self._pass = number == self._pass >= 0, number
+        if again and self.settings.update == "backward":
+            raise StepError(
+                "a table was looked up twice in a forward: update='backward' would take a step for each; use update='step', or one "
+                "lookup with two features"
+            )
         arrived = send_grads(grads, request, self._caller, self.comm)
         share = 1.0 / self.comm.world_size if self.settings.reduction == "mean" else 1.0
         for slab, part, grads_SW in zip(self.slabs, request, arrived, strict=True):
             slab.accumulate(Gradients(slab.locate(part.keys_E), part.offsets, grads_SW if share == 1.0 else grads_SW.mul_(share)))
-        self._backwards += 1
+        self._backwards += not again
         if self.settings.update == "backward":
             self.step()
-        elif self._backwards == self.micro_batches + 1:
+        elif self._backwards == self.micro_batches + 1 and not again:
             warnings.warn(
                 f"gradients of {self._backwards} backward passes are waiting for Optimizer.step(), {self.micro_batches} was asked "
                 "for; pass micro_batches= to se.Optimizer to accumulate on purpose",
@@ -191,7 +208,7 @@ class Journey:
         """Forget the waiting gradients."""
         for slab in self.slabs:
             slab.drop()
-        self.factor = None
+        self.factor, self.checked = None, False
         self._backwards = 0
         self._reduced = False
 
