@@ -112,7 +112,8 @@ class FTRL(TableOptimizer):
         w <- 0 if |z| <= l1 else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2)
 
     Defaults beta 1, l1 0, l2 0. The paper starts at w = 0, z = 0. A table may start elsewhere: a coordinate with n = 0 first
-    gets the z at which the closed form gives back its w (0 for w = 0). Untouched rows do not move.
+    gets the z at which the closed form gives back its w (0 for w = 0). Untouched rows do not move. lr divides: a step for which
+    a scheduler has set it to 0 changes nothing, state included.
     """
 
     lr: float = 0.1
