@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardembed.exchange import Request
 from shardembed.route import Route, combine
 
 if TYPE_CHECKING:
@@ -19,9 +18,9 @@ class Vectors(torch.autograd.Function):
     """Steps 4 and 5 forward, 8 and 9 backward: where autograd leaves this rank and comes back."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, journey: Journey, request: Request) -> tuple[torch.Tensor, ...]:
-        ctx.journey, ctx.request = journey, request
-        answers = tuple(journey.answer(request))
+    def forward(ctx: Any, anchor: torch.Tensor, journey: Journey, ticket: Ticket) -> tuple[torch.Tensor, ...]:
+        ctx.journey, ctx.ticket = journey, ticket
+        answers = tuple(journey.answer(ticket.request))
         still = [vectors for vectors, spec in zip(answers, journey.specs, strict=True) if spec.policy.frozen]
         ctx.mark_non_differentiable(*still)
         return answers
@@ -29,7 +28,7 @@ class Vectors(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, None, None]:
         with torch.no_grad():
-            ctx.journey.learn(ctx.request, grads)
+            ctx.journey.learn(ctx.ticket, grads)
         return None, None, None
 
 

@@ -79,6 +79,24 @@ class Ticket:
     request: Request
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A pass of the autograd engine: its number, the tables whose gradients have come, and those that came again. `fresh` while
+    only one lookup has.
+    """
+
+    number: int = -1
+    tables: frozenset[int] = frozenset()
+    twice: frozenset[int] = frozenset()
+    fresh: bool = True
+
+    def joined(self, number: int, tables: set[int]) -> _Pass:
+        """This pass, or the next one, with one more lookup."""
+        if number != self.number or number < 0:
+            return _Pass(number, frozenset(tables))
+        return _Pass(number, self.tables | tables, self.tables & tables, fresh=False)
+
+
 class Journey:
     """The sharded tables of one collection, and the way of its batches.
 
@@ -87,6 +105,7 @@ class Journey:
         rate: gives the current learning rate of an optimizer's tables; `se.Optimizer` puts its param groups behind it.
         steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
         factor: what all waiting gradients are to be multiplied with (unscaling, clipping), `[1]`, or None for 1.
+        checked: all that waits has been looked at; factor is nan if any of it is not finite.
     """
 
     def __init__(
@@ -111,13 +130,13 @@ class Journey:
         kernel = "reference" if settings.deterministic and settings.kernel == "auto" else settings.kernel
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel) for spec in specs]
         self.exposed = expose(self.slabs)
-        self._updates = any(not (isinstance(spec.optimizer, External) or spec.policy.frozen) for spec in specs)
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
         self.steps = 0
         self.micro_batches = 1
         self.factor: torch.Tensor | None = None
+        self.checked = False
         self._backwards = 0
-        self._backward_pass: int | None = None
+        self._pass = _Pass()
         self._reduced = False
         # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
         learns = not all(spec.policy.frozen for spec in specs)
@@ -126,6 +145,16 @@ class Journey:
     @property
     def specs(self) -> tuple[SlabSpec, ...]:
         return self._caller.slabs
+
+    @property
+    def updated_specs(self) -> list[SlabSpec]:
+        """The slabs that `step` updates."""
+        return [spec for spec in self.specs if not (isinstance(spec.optimizer, External) or spec.policy.frozen)]
+
+    @property
+    def updates(self) -> bool:
+        """There is something to step."""
+        return bool(self.updated_specs)
 
     def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> list[torch.Tensor]:
         """Steps 1 to 6: one output a feature, `[*shape, embedding_dim]`. Collective.
@@ -145,7 +174,7 @@ class Journey:
             weights = [part.weights for part in ticket.route.ids.parts]
             outputs = FixedOutputs.apply(self._anchor, self, ticket, *weights)
         else:
-            vectors = Vectors.apply(self._anchor, self, ticket.request)
+            vectors = Vectors.apply(self._anchor, self, ticket)
             outputs = combine(vectors, ticket.route)
         return [output.to(self.tables[feature.table].dtype) for output, feature in zip(outputs, features, strict=True)]
 
@@ -163,55 +192,62 @@ class Journey:
         answers = [slab.lookup(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, request, strict=True)]
         return send_back(answers, request, self._caller, self.comm)
 
-    def learn(self, request: Request, grads: Sequence[torch.Tensor]) -> None:
+    def learn(self, ticket: Ticket, grads: Sequence[torch.Tensor]) -> None:
         """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
-        self._check_open()
-        arrived = send_grads(grads, request, self._caller, self.comm)
+        self._begin_backward(ticket)
+        arrived = send_grads(grads, ticket.request, self._caller, self.comm)
         share = self._share
-        for slab, part, grads_SW in zip(self.slabs, request, arrived, strict=True):
+        for slab, part, grads_SW in zip(self.slabs, ticket.request, arrived, strict=True):
             rows_E = slab.locate(part.keys_E)
             if share != 1.0:
                 grads_SW.mul_(share)
             if part.multiplicities_E is not None:  # then every segment is a single row
                 grads_SW.div_(frequencies(rows_E, part.multiplicities_E).unsqueeze(1))
             slab.accumulate(Gradients(rows_E, part.offsets, grads_SW))
-        self._learned()
+        self._end_backward()
 
     def learn_fixed(self, ticket: Ticket, vectors: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
         """Steps 7 to 9 in deterministic mode, from the gradients of the outputs. Collective."""
-        self._check_open()
+        self._begin_backward(ticket)
         found = fixed.contributions(ticket.route, self.specs, grads, vectors, self._share)
         scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device)
         sums = fixed.quanta(found, scales, vectors)
         fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm)
-        self._learned()
+        self._end_backward()
 
     @property
     def _share(self) -> float:
         return 1.0 / self.comm.world_size if self.settings.reduction == "mean" else 1.0
 
-    def _check_open(self) -> None:
+    def _begin_backward(self, ticket: Ticket) -> None:
         if self._reduced:
             raise StepError("a backward came between clip_grad_norm_ and Optimizer.step(); clip after the last backward of a step")
+        if self.factor is not None and bool(self.factor != 1):  # nan too; on a GPU a host sync, after an early look only
+            raise StepError(
+                "a backward came after the waiting gradients had been unscaled or found not finite; unscale after the last "
+                "backward of a step, and call Optimizer.zero_grad() after a step that GradScaler skipped"
+            )
+        self.factor, self.checked = None, False
+        tables = {feature.table for feature in ticket.route.features}
+        # Modules that are called one by one come here one by one in the same pass of the autograd engine.
+        self._pass = self._pass.joined(torch._C._current_graph_task_id(), tables)
+        if self._pass.twice and self.settings.update == "backward":
+            raise StepError(
+                f"table {self.tables[min(self._pass.twice)].name!r} was looked up twice in a forward: update='backward' would take "
+                "a step for each; use update='step', or one lookup with two features"
+            )
 
-    def _learned(self) -> None:
+    def _end_backward(self) -> None:
         if self.exposed:
             deliver(self.exposed, self.comm, reduced=self.settings.deterministic)
-        if self._updates:
-            self._count_backward()
-
-    def _count_backward(self) -> None:
+        if not self.updates:
+            return
         if self.settings.update == "backward":
             self._backwards = 1
             self.step()
             return
-        # A module that is called twice in a forward comes here twice in one backward pass.
-        backward_pass = torch._C._current_graph_task_id()
-        if backward_pass == self._backward_pass:
-            return
-        self._backward_pass = backward_pass
-        self._backwards += 1
-        if self._backwards == self.micro_batches + 1:
+        self._backwards += self._pass.fresh
+        if self._backwards == self.micro_batches + 1 and self._pass.fresh:
             warnings.warn(
                 f"gradients of {self._backwards} backward passes are waiting for Optimizer.step(), {self.micro_batches} was asked "
                 "for; pass micro_batches= to se.Optimizer to accumulate on purpose",
@@ -237,7 +273,8 @@ class Journey:
             return
         self.reduce()
         squares = mean_squares(self.slabs, self.comm, self.settings.deterministic)
-        self.steps += 1
+        # In update="backward", each lookup of a pass steps its own tables; together they are one step.
+        self.steps += self._pass.fresh or self.settings.update == "step"
         self.comm.step = max(self.comm.step, self.steps)
         factor = 1.0 if self.factor is None else float(self.factor)  # host sync on a GPU
         for slab in self.slabs:
@@ -248,9 +285,8 @@ class Journey:
         """Forget the waiting gradients."""
         for slab in self.slabs:
             slab.drop()
-        self.factor = None
+        self.factor, self.checked = None, False
         self._backwards = 0
-        self._backward_pass = None
         self._reduced = False
 
 

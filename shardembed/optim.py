@@ -30,14 +30,20 @@ class TableOptimizer:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            for number in value if isinstance(value, tuple) else (value,):
+            for number in value if field.name == "betas" and isinstance(value, tuple) else (value,):
                 if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
                     raise ConfigError(f"{type(self).__name__}: {field.name} must be finite and not negative, not {value!r}")
 
     def describe(self) -> str:
-        settings = ", ".join(f"{field.name}={getattr(self, field.name):g}" for field in fields(self) if field.name != "betas")
+        """Name and settings, to the last digit: ranks compare these texts."""
+        settings = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self) if field.name != "betas")
         betas = getattr(self, "betas", None)
         return f"{type(self).__name__}({settings}{f', betas={betas}' if betas else ''})"
+
+
+def _short(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class FTRL(TableOptimizer):
         w <- 0 if |z| <= l1 else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2)
 
     Defaults beta 1, l1 0, l2 0. The paper starts at w = 0, z = 0. A table may start elsewhere: a coordinate with n = 0 first
-    gets the z at which the closed form gives back its w (0 for w = 0). Untouched rows do not move.
+    gets the z at which the closed form gives back its w (0 for w = 0). Untouched rows do not move. lr divides: a step for which
+    a scheduler has set it to 0 changes nothing, state included.
     """
 
     lr: float = 0.1

@@ -9,13 +9,13 @@ when any rank holds a gradient that is not finite. GradScaler's unscaling multip
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
 
-from shardembed.comm import Comm
-from shardembed.errors import ConfigError, NonFiniteGradientError, StepError
+from shardembed.comm import Comm, default_device
+from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
 from shardembed.journey import Journey
 from shardembed.optim import TableOptimizer
 
@@ -44,12 +44,18 @@ class Waiting(nn.Parameter):
     @property
     def grad(self) -> torch.Tensor | None:
         journey = self.journey
+        if journey.settings.update == "backward":
+            raise StepError(
+                "tables with update='backward' have no gradient left to read: a GradScaler's scaled gradients have been applied "
+                "as they came; use update='step' with a GradScaler"
+            )
         if not journey.waiting:
             return None
-        if journey.factor is None:
+        if not journey.checked:
             bad = torch.tensor([float(not all(slab.finite() for slab in journey.slabs))], device=journey.device)
             journey.comm.all_reduce("agree that gradients are finite", bad, maximum=True)
-            journey.factor = torch.where(bad > 0, torch.nan, torch.ones_like(bad))
+            journey.factor = torch.where(bad > 0, torch.nan, _factor(journey))
+            journey.checked = True
         return journey.factor
 
     @grad.setter
@@ -62,19 +68,22 @@ class Waiting(nn.Parameter):
 class Optimizer(torch.optim.Optimizer):
     """Steps the sharded tables of `model` and, when given, a dense torch optimizer.
 
-    Its param groups are the dense optimizer's own and one more for each of the tables' optimizers, with its `lr`: schedulers
-    work on it as on any optimizer. `step` applies and then drops the tables' gradients; gradients of several backward passes
-    add up exactly until then.
+    Its param groups are the dense optimizer's own and one more for each of the tables' optimizers, whose `lr` counts from then
+    on: schedulers work on it as on any optimizer. (Those that also cycle momentum refuse it: tables have none to cycle; pass
+    `cycle_momentum=False`.) `step` applies and then drops the tables' gradients; gradients of several backward passes add up
+    exactly until then. `model.zero_grad()` knows nothing of them: use this optimizer's. Of several made over the same tables,
+    the last one steps them, and the others refuse to.
 
     Args:
         model: the model, or a wrapper such as DistributedDataParallel around it.
         dense: a torch optimizer over the dense parameters; None when there are none, or another optimizer steps them.
         on_nonfinite: what to do when a gradient of any rank, table or dense, is inf or nan: "raise" on all ranks, "skip" the
-            step on all, "zero" the elements. None does not look. Costs one small all-reduce a step.
+            step on all, "zero" the elements of the summed gradients. None does not look. Costs one small all-reduce a step.
         micro_batches: backward passes a step is meant to take; one more warns of a forgotten step.
 
     Raises:
-        ConfigError: there is nothing to optimize, or a setting is unknown.
+        ConfigError: there is nothing to optimize, a setting is unknown or does not fit, or the dense optimizer holds parameters
+            that are not the model's.
     """
 
     def __init__(
@@ -89,18 +98,43 @@ class Optimizer(torch.optim.Optimizer):
             raise ConfigError(f"on_nonfinite must be 'raise', 'skip', 'zero' or None, not {on_nonfinite!r}")
         if micro_batches < 1:
             raise ConfigError(f"micro_batches must be at least 1, not {micro_batches}")
-        self.dense, self.journeys, self.on_nonfinite = dense, journeys(model), on_nonfinite
+        # Tables without an optimizer of ours are Parameters, which the dense one may hold.
+        self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.updates]
+        self.on_nonfinite = on_nonfinite
         self.skipped = 0
         if not self.journeys and dense is None:
             raise ConfigError("the model has no sharded tables and no dense optimizer was given: nothing to optimize")
-        self._groups = _table_groups(self.journeys)
-        super().__init__([*(dense.param_groups if dense else []), *self._groups.values()], {})
-        self._built = True
+        if on_nonfinite and any(journey.settings.update == "backward" for journey in self.journeys):
+            raise ConfigError("on_nonfinite comes too late for update='backward', which applies gradients as they come")
         if dense is not None:
-            self.state = dense.state
+            _check_dense(dense, model)
+        self._dense_groups = len(dense.param_groups) if dense else 0
+        self._groups = _table_groups(self.journeys)
+        super().__init__(self.param_groups, {})
+        self._built = True
         for journey in self.journeys:
             journey.micro_batches = micro_batches
             journey.rate = self._rate
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The dense optimizer's groups as they are now, then the tables'."""
+        return [*(self.dense.param_groups if self.dense else []), *self._groups.values()]
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if hasattr(self, "_built"):
+            raise ConfigError("param_groups cannot be replaced; change the groups' settings in place")
+
+    @property
+    def state(self) -> Any:
+        """The dense optimizer's; the tables' lies with their rows."""
+        return self.dense.state if self.dense else {}
+
+    @state.setter
+    def state(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if hasattr(self, "_built"):
+            raise ConfigError("the state cannot be replaced; use load_state_dict")
 
     def _rate(self, optimizer: TableOptimizer) -> float:
         return float(self._groups[optimizer]["lr"])
@@ -110,8 +144,10 @@ class Optimizer(torch.optim.Optimizer):
         """One step of tables and dense parameters. Collective where a plan or `on_nonfinite` needs it.
 
         Raises:
-            NonFiniteGradientError: on all ranks, with on_nonfinite="raise".
+            NonFiniteGradientError: on all ranks, with on_nonfinite="raise"; nothing has changed, and the gradients still wait.
+            StepError: a later se.Optimizer steps these tables, or the dense optimizer was given more groups.
         """
+        self._check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -126,37 +162,45 @@ class Optimizer(torch.optim.Optimizer):
             journey.step()
         return loss
 
+    def _check(self) -> None:
+        if any(journey.rate != self._rate for journey in self.journeys):
+            raise StepError("another se.Optimizer has been made over these tables since; step that one")
+        if self.dense is not None and len(self.dense.param_groups) != self._dense_groups:
+            # A scheduler knows groups by their number, and the tables' follow the dense ones.
+            raise StepError(
+                f"the dense optimizer has {len(self.dense.param_groups)} param groups, {self._dense_groups} when se.Optimizer was "
+                "made; add groups first, then make se.Optimizer and its scheduler"
+            )
+
     def _admit(self) -> bool:
         """Apply the policy; False when the step is to be skipped. All ranks decide alike."""
-        slabs = [slab for journey in self.journeys for slab in journey.slabs]
         grads = [p.grad for group in (self.dense.param_groups if self.dense else []) for p in group["params"] if p.grad is not None]
-        bad = torch.tensor(
-            [not all(bool(torch.isfinite(grad).all()) for grad in grads), *(not slab.finite() for slab in slabs)],
-            dtype=torch.float32,
+        bad = {"the dense parameters": not all(bool(torch.isfinite(grad).all()) for grad in grads)}
+        for number, journey in enumerate(self.journeys):
+            for slab in journey.slabs:
+                names = sorted({journey.tables[lane.table].name for lane in slab.spec.lanes})
+                bad[f"table(s) {', '.join(names)} (collection {number}, slab {slab.spec.index})"] = not slab.finite()
+        bad["the factor they were clipped by"] = not all(
+            journey.factor is None or bool(torch.isfinite(journey.factor)) for journey in self.journeys
         )
-        for comm in _comms(self.journeys):
-            bad = comm.all_reduce("agree that gradients are finite", bad.to(self.journeys[0].device), maximum=True)
-        if not bad.any():
+        device = self.journeys[0].device if self.journeys else default_device()
+        flags = torch.tensor(list(bad.values()), dtype=torch.float32, device=device)
+        for comm in _comms(self.journeys) or [Comm.of()]:
+            comm.all_reduce("agree that gradients are finite", flags, maximum=True)
+        if not flags.any():
             return True
         if self.on_nonfinite == "zero":
             for grad in grads:
                 torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
-            for slab in slabs:
-                slab.zero_nonfinite()
+            for journey in self.journeys:
+                _zero_nonfinite(journey)
             return True
         if self.on_nonfinite == "skip":
             return False
-        where = ["the dense parameters"] if bad[0] else []
-        tables = [
-            j.tables[lane.table].name
-            for j in self.journeys
-            for slab in j.slabs
-            if bad[1 + slabs.index(slab)]
-            for lane in slab.spec.lanes
-        ]
+        where = [place for place, flag in zip(bad, flags.tolist(), strict=True) if flag]
         raise NonFiniteGradientError(
-            f"step {self.journeys[0].steps + 1 if self.journeys else 0}: a gradient of {' and '.join(where + _tables(tables))} "
-            "is inf or nan on some rank; lower the learning rate, clip, widen wire_dtype, or pass on_nonfinite='skip'"
+            f"step {max((journey.steps for journey in self.journeys), default=0) + 1}: a gradient is inf or nan on some rank: "
+            f"{'; '.join(where)}. Nothing was changed; lower the learning rate, clip, widen wire_dtype, or pass on_nonfinite='skip'"
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -167,42 +211,85 @@ class Optimizer(torch.optim.Optimizer):
             journey.drop()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Torch calls this while it builds the groups; later additions belong to the dense optimizer."""
+        """Refused: the groups are the dense optimizer's and the tables'. (Torch calls this while it is built; nothing to do.)"""
         if hasattr(self, "_built"):
             raise ConfigError("add parameter groups to the dense optimizer before se.Optimizer is made")
-        super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave: the dense optimizer's state, and every group's settings."""
+        """Load what `state_dict` gave: the dense optimizer's state, and every group's settings.
+
+        Raises:
+            ConfigError: the groups are not those of this optimizer; nothing has been loaded.
+        """
         groups = state_dict["param_groups"]
-        if len(groups) != len(self.param_groups):
-            raise ConfigError(f"the state has {len(groups)} param groups, this optimizer {len(self.param_groups)}")
+        saved, own = [_kind(group) for group in groups], [_kind(group) for group in self.param_groups]
+        if saved != own:
+            raise ConfigError(f"the state has param groups of {saved}, this optimizer of {own}")
         split = len(groups) - len(self._groups)
         if self.dense is not None:
             self.dense.load_state_dict({"state": state_dict["state"], "param_groups": groups[:split]})
-            self.state = self.dense.state
-        for group, saved in zip(self._groups.values(), groups[split:], strict=True):
-            group.update({key: value for key, value in saved.items() if key not in ("params", "optimizer")})
-        self.param_groups = [*(self.dense.param_groups if self.dense else []), *self._groups.values()]
+        for group, loaded in zip(self._groups.values(), groups[split:], strict=True):
+            group.update({key: value for key, value in loaded.items() if key not in ("params", "optimizer", "tables")})
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise PickleError(
+            "se.Optimizer cannot be copied or pickled, since it holds tables that lie cut over the ranks; save its state_dict()"
+        )
+
+
+def _check_dense(dense: torch.optim.Optimizer, model: nn.Module) -> None:
+    if not isinstance(dense, torch.optim.Optimizer):
+        raise ConfigError(f"dense must be a torch optimizer over the dense parameters, not {type(dense).__name__}")
+    own = {id(parameter) for parameter in model.parameters()}
+    strange = [p for group in dense.param_groups for p in group["params"] if id(p) not in own]
+    if strange:
+        raise ConfigError(
+            f"the dense optimizer holds {len(strange)} parameter(s) that are not the model's, the first of shape "
+            f"{tuple(strange[0].shape)}. shard() takes tables out of model.parameters(): build the dense optimizer after it. Where "
+            "parameters of another module are meant, pass one module that has both"
+        )
+
+
+def _kind(group: dict[str, Any]) -> str:
+    """What a param group is of, as it must be again where its settings are loaded."""
+    return f"{group['optimizer']} over {group['tables']}" if "tables" in group else "dense parameters"
 
 
 def _table_groups(found: list[Journey]) -> dict[TableOptimizer, dict[str, Any]]:
     """A param group for each of the tables' optimizers; the first holds what stands for the waiting gradients."""
     groups: dict[TableOptimizer, dict[str, Any]] = {}
     for journey in found:
-        for spec in journey.specs:
-            groups.setdefault(spec.optimizer, {"params": [], "lr": spec.optimizer.lr, "tables": type(spec.optimizer).__name__})
+        for spec in journey.updated_specs:
+            start = {"params": [], "lr": spec.optimizer.lr, "optimizer": type(spec.optimizer).__name__, "tables": []}
+            names = groups.setdefault(spec.optimizer, start)["tables"]
+            names += sorted({journey.tables[lane.table].name for lane in spec.lanes} - set(names))
+    for group in groups.values():
+        group["tables"].sort()  # slabs, and so their order, depend on the plan
     if groups:
         next(iter(groups.values()))["params"] = [Waiting.of(journey) for journey in found]
     return groups
 
 
+def _factor(journey: Journey) -> torch.Tensor:
+    """What the waiting gradients are to be multiplied with, in float64, so that it costs float64 tables no digits."""
+    return torch.ones(1, dtype=torch.float64, device=journey.device) if journey.factor is None else journey.factor
+
+
+def _zero_nonfinite(journey: Journey) -> None:
+    """Replace what is not finite in the gradients as the step would apply them: summed over duplicates, copies and ranks.
+
+    Contributions must not be looked at one by one: how many there are depends on the plan and the number of ranks.
+    """
+    journey.reduce()
+    for slab in journey.slabs:
+        slab.merged()
+        slab.zero_nonfinite()
+    if journey.factor is not None:
+        journey.factor = torch.nan_to_num(journey.factor, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def _comms(found: Iterable[Journey]) -> list[Comm]:
     return list({id(journey.comm): journey.comm for journey in found}.values())
-
-
-def _tables(names: list[str]) -> list[str]:
-    return [f"table(s) {sorted(set(names))}"] if names else []
 
 
 @torch.no_grad()
@@ -215,7 +302,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, *, error_if_nonfinite: bo
     ranks, as DDP leaves them.
 
     Returns:
-        The norm before clipping, a scalar tensor.
+        The norm before clipping, a scalar tensor in float64.
 
     Raises:
         NonFiniteGradientError: on all ranks, with `error_if_nonfinite`, when the norm is inf or nan.
@@ -233,17 +320,16 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, *, error_if_nonfinite: bo
             mine += _square(journey)
         square += comm.all_reduce("sum gradient norms", mine)
     for grad in dense:
-        square += grad.detach().to(torch.float64).square().sum()
+        square += grad.detach().to(torch.float64).square().sum().to(device)
     norm = square.sqrt()
     if error_if_nonfinite and not torch.isfinite(norm):
         raise NonFiniteGradientError(f"the gradient norm is {float(norm)}; it cannot be clipped")
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # 1e-6 as in torch.nn.utils.clip_grad_norm_
     for grad in dense:
-        grad.mul_(factor.to(grad.dtype))
+        grad.mul_(factor.to(grad.device, grad.dtype))
     for journey in found:
         if journey.waiting:
-            before = torch.ones(1, device=device) if journey.factor is None else journey.factor
-            journey.factor = before * factor
+            journey.factor = _factor(journey) * factor
     return norm
 
 

@@ -126,7 +126,7 @@ def update(
         mean_square_U: the mean of g^2 over whole rows, where this slab holds only some of their columns.
         narrow: rounds the new rows to the table's dtype; to the nearest by default.
     """
-    if not rows_U.numel():
+    if not rows_U.numel() or (lr == 0 and isinstance(optimizer, FTRL)):  # whose lr divides; a scheduler may start at 0
         return
     old = weights.index_select(0, rows_U).to(grads_UW.dtype)
     held = {name: tensor.index_select(0, rows_U) for name, tensor in state.items()}
