@@ -2,7 +2,7 @@
 
 Every rank scores all ranks' queries against its even share of the rows, a chunk at a time, and keeps the best k; then each
 query's owner picks the best of all. Rows come through the journey, so any layout works (columns that lie apart are put together
-on the way), and the memory needed is a chunk of rows and of scores, never the table.
+on the way), and the memory needed is a chunk of rows and a block of scores, never the table and never all scores.
 
 Legend: Q this rank's queries, A the queries of all ranks, R ranks.
 """
@@ -17,7 +17,9 @@ from shardembed.journey import Journey
 from shardembed.tables import Feature
 
 CHUNK_ROWS = 65_536
-CHUNK_SCORES = 2**25  # elements of a block of scores; 128 MiB in float32
+# Elements of a block of scores. On the CPU 16 MiB in float32: larger blocks are given back to the system after each use, and their
+# pages, cleared and mapped again for the next one, take longer than the scoring.
+BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**26}
 
 
 def topk(journey: Journey, table: int, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,30 +63,45 @@ def _best_of_share(journey: Journey, table: int, all_AD: torch.Tensor, k: int) -
     rows, comm = journey.tables[table].num_embeddings, journey.comm
     share = -(-rows // comm.world_size)
     first, last = min(comm.rank * share, rows), min((comm.rank + 1) * share, rows)
-    # Every rank makes the same number of calls: the fetch is collective.
-    step = max(1, min(CHUNK_ROWS, CHUNK_SCORES // max(1, all_AD.shape[0])))
     scores = all_AD.new_full((all_AD.shape[0], k), -torch.inf)
     ids = torch.full((all_AD.shape[0], k), rows, dtype=torch.int64, device=all_AD.device)
     feature = Feature("topk", table, None)
-    for begin in range(0, share, step):
-        chunk = torch.arange(min(first + begin, last), min(first + begin + step, last), device=all_AD.device)
+    for begin in range(0, share, CHUNK_ROWS):  # as often on every rank: the fetch is collective
+        chunk = torch.arange(min(first + begin, last), min(first + begin + CHUNK_ROWS, last), device=all_AD.device)
         batch = IdBatch.of({"topk": chunk}, [feature], journey.device)
         vectors = journey.forward(lambda batch=batch: batch, [feature], as_they_are=True)[0].to(all_AD.dtype)
-        found = all_AD @ vectors.t()
-        scores, ids = _first(torch.cat([scores, found], 1), torch.cat([ids, chunk.expand(found.shape)], 1), k)
+        step = max(1, BLOCK_SCORES.get(all_AD.device.type, 2**22) // max(1, len(chunk)))
+        for start in range(0, len(all_AD), step):
+            part = slice(start, start + step)
+            found, at = _best(all_AD[part] @ vectors.t(), min(k, len(chunk)))
+            merged = torch.cat([scores[part], found], 1), torch.cat([ids[part], chunk[at]], 1)
+            scores[part], ids[part] = _first(*merged, k)
     return scores, ids
 
 
 def _first(scores: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best of each row, best first; ties by the lower id, however the candidates came."""
-    # torch.topk breaks ties as it likes: sort the few that can matter by (score, id). Ties at the k-th place need all.
-    top, at = scores.topk(k, 1)
-    tied = (scores == top[:, -1:]).sum(1) > (top == top[:, -1:]).sum(1)
-    if tied.any():
-        order = torch.argsort(ids, dim=1, stable=True)
-        at = order.gather(1, torch.argsort(scores.gather(1, order), dim=1, descending=True, stable=True))[:, :k]
-        return scores.gather(1, at), ids.gather(1, at)
-    chosen = ids.gather(1, at)
-    order = torch.argsort(chosen, dim=1, stable=True)
-    order = order.gather(1, torch.argsort(top.gather(1, order), dim=1, descending=True, stable=True))
-    return top.gather(1, order), chosen.gather(1, order)
+    """The k best of each row and their ids, best first; ties by the lower id, however the candidates came."""
+    order = ids.argsort(1)
+    top, at = _best(scores.gather(1, order), k)
+    return top, ids.gather(1, order.gather(1, at))
+
+
+def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of each row and their columns, best first; ties by the lower column."""
+    # torch.topk breaks ties as it likes. One place more tells where that matters: in few rows, most of the time.
+    top, at = scores.topk(min(k + 1, scores.shape[1]), 1)
+    chosen = at[:, :k]
+    if k < scores.shape[1]:
+        tied = (top[:, k - 1] == top[:, k]).nonzero().squeeze(1)
+        if len(tied):
+            chosen[tied] = _lowest(scores[tied], top[tied, k - 1 : k], k)
+    chosen = chosen.sort(1).values
+    top, order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
+    return top, chosen.gather(1, order)
+
+
+def _lowest(scores: torch.Tensor, last: torch.Tensor, k: int) -> torch.Tensor:
+    """Columns of what is better than the k-th best score `last` `[rows, 1]`, and as many of the lowest that equal it as make k."""
+    better, equal = ~(scores <= last), scores == last  # nan counts as better, as in torch.topk
+    chosen = better | (equal & (equal.cumsum(1) <= k - better.sum(1, keepdim=True)))
+    return chosen.nonzero()[:, 1].view(len(scores), k)

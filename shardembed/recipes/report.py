@@ -6,18 +6,18 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import shardembed as se
 from shardembed.optim import TableOptimizer
 from shardembed.recipes.config import Config
 from shardembed.recipes.data.interactions import Interactions
 from shardembed.recipes.evaluate import Evaluation
+from shardembed.recipes.resolved import resolved_yaml
 
-MIB = 1 << 20
 MAX_RANKS_SHOWN = 8
 QUIET_SECONDS = 5.0  # between lines where no bar can be drawn
 
@@ -52,22 +52,15 @@ def holdings(plan: se.Plan, itemsize: int, optimizer: TableOptimizer) -> list[Ho
 
 def show_start(console: Console, config: Config, data: Interactions, plan: se.Plan, held: list[Holding]) -> None:
     """Everything that is known before the first step."""
-    console.rule(f"[bold]{config.name}[/bold]: two-tower model, {plan.world_size} rank{'s' * (plan.world_size > 1)}", align="left")
-    console.print(resolved_yaml(config), highlight=False, markup=False)
-    console.print(f"data     {data.source.name}", soft_wrap=True, highlight=False, markup=False)
-    console.print(
-        f"         {data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out",
-        highlight=False,
-    )
-    console.print(_plan_table(plan), _holdings_table(plan, held))
-
-
-def resolved_yaml(config: Config) -> str:
-    """The settings with all defaults filled in; what is not set is left out, so the text can be loaded again."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    if config.data.path is not None:
-        del values["data"]["generator"]
-    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=70).rstrip()
+    title = Text.assemble((str(config.name), "bold"), f": two-tower model, {plan.world_size} rank{'s' * (plan.world_size > 1)}")
+    console.rule(title, align="left", style="dim")
+    # Broken by the terminal where it must be: a path stays one word.
+    console.print(resolved_yaml(config), soft_wrap=True, highlight=False, markup=False)
+    console.print(Text("\ndata", "bold"))
+    console.print(data.source.name, soft_wrap=True, highlight=False, markup=False)
+    counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
+    console.print(counted, "", highlight=False, sep="\n")
+    console.print(_plan_table(plan), "", _holdings_table(plan, held), "", sep="\n")
 
 
 def _plan_table(plan: se.Plan) -> Table:
@@ -88,20 +81,31 @@ def _plan_table(plan: se.Plan) -> Table:
 
 def _holdings_table(plan: se.Plan, held: list[Holding]) -> Table:
     names = [table.name for table in plan.tables]
-    columns = ["rank", *(f"{name} rows" for name in names), "weights MiB", "state MiB"]
+    columns = ["rank", *(f"{name} rows" for name in names), "weights", "state"]
     table = _table("held by each rank", columns)
     for rank, holding in enumerate(held[:MAX_RANKS_SHOWN]):
         rows = [f"{holding.rows[name]:,}" for name in names]
-        table.add_row(str(rank), *rows, f"{holding.weights / MIB:.1f}", f"{holding.state / MIB:.1f}")
+        table.add_row(str(rank), *rows, _size(holding.weights), _size(holding.state))
     if len(held) > MAX_RANKS_SHOWN:
         largest = max(held, key=lambda holding: holding.weights + holding.state)
         rows = [f"{largest.rows[name]:,}" for name in names]
-        table.add_row("fullest", *rows, f"{largest.weights / MIB:.1f}", f"{largest.state / MIB:.1f}")
+        table.add_row("fullest", *rows, _size(largest.weights), _size(largest.state))
     return table
 
 
+def _size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1000:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
+
+
 def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    look = {"title_justify": "left", "title_style": "bold", "header_style": "dim", "box": None, "pad_edge": False}
+    table = Table(title=title, padding=(0, 2, 0, 0), **look)
     for column in columns:
         table.add_column(column, justify="right" if column not in ("", "table", "cut", "packing", "rank", "ranks") else "left")
     return table
@@ -143,8 +147,8 @@ class ProgressReport:
             self._console.print(f"step {step}/{self._steps}  {said}", highlight=False)
 
 
-def show_result(console: Console, result: Evaluation, seconds: float, rate: float, run_dir: str) -> None:
-    """The model against the baseline, and where the run's files are."""
+def show_result(console: Console, result: Evaluation, took: dict[str, float], rate: float, run_dir: str) -> None:
+    """The model against the baseline, the seconds that each part `took`, and where the run's files are."""
     table = _table(f"{result.model.users:,.0f} users, one held-out item each", ["", f"recall@{result.k}", f"NDCG@{result.k}"])
     for name, one in (("model", result.model), ("popularity", result.popularity)):
         table.add_row(name, f"{one.recall:.4f}", f"{one.ndcg:.4f}")
@@ -153,6 +157,7 @@ def show_result(console: Console, result: Evaluation, seconds: float, rate: floa
         for mine, theirs in ((result.model.recall, result.popularity.recall), (result.model.ndcg, result.popularity.ndcg))
     )
     table.add_row("model / popularity", *ratios)
-    console.print(table)
-    console.print(f"{seconds:.1f} s in all, {rate:,.0f} samples/s in training", highlight=False)
+    console.print("", table, "", sep="\n")
+    parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in took.items())
+    console.print(f"{parts}; {rate:,.0f} samples/s in training", highlight=False)
     console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False, markup=False)

@@ -24,6 +24,7 @@ from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.interactions import Interactions, global_batches, scan
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.evaluate import Evaluation, evaluate
+from shardembed.recipes.resolved import resolved_yaml
 from shardembed.recipes.run_folder import RunFolder
 
 LOSSES_KEPT = 20  # of the first steps, for the summary
@@ -52,7 +53,6 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     Returns:
         The summary, the same on every rank except for `run_dir`, which only rank 0 knows.
     """
-    began = time.monotonic()
     comm = se.init()
     data = scan(open_source(config.data), config.data.holdout_seed)
     _agree(comm, config, data)
@@ -62,12 +62,14 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         _start(console, folder, config, data, job)
     trained = train(job, data, config, console if comm.rank == 0 else None, folder)
     if comm.rank == 0:
-        console.print("evaluating", highlight=False)
+        console.print(f"evaluating on {min(len(data.held_users), config.eval.users or data.users):,} users", highlight=False)
+    began = time.monotonic()
     result = evaluate(job.model, data, config.eval, config.data.holdout_seed)
     summary = _summary(result, trained, folder)
     if folder is not None:
         folder.log([{key: value for key, value in summary.items() if key != "losses"}])
-        report.show_result(console, result, time.monotonic() - began, trained.samples_per_second, str(folder.path))
+        took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
+        report.show_result(console, result, took, trained.samples_per_second, str(folder.path))
     return summary
 
 
@@ -117,7 +119,7 @@ def _agree(comm: Comm, config: Config, data: Interactions) -> None:
     """Ranks on several machines might have read different files; training would go wrong slowly rather than fail."""
     counted = f"{data.rows} interactions of {data.users} users and {data.items} items, held-out rows {int(data.held_row.sum())}"
     device = default_device()
-    comm.agree("the configuration", report.resolved_yaml(config).split("\n"), device)
+    comm.agree("the configuration", resolved_yaml(config).split("\n"), device)
     comm.agree("the interactions", [counted], device)
 
 
@@ -125,7 +127,7 @@ def _start(console: Console, folder: RunFolder, config: Config, data: Interactio
     plan = job.model.tables.plan
     itemsize = getattr(torch, config.model.table_dtype).itemsize
     held = report.holdings(plan, itemsize, table_optimizer(config.optimizer.tables))
-    folder.write("config.yaml", report.resolved_yaml(config))
+    folder.write("config.yaml", resolved_yaml(config))
     plan.save(folder.path / "plan.json")
     report.show_start(console, config, data, plan, held)
 

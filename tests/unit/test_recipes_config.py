@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shardembed.errors import ConfigError
-from shardembed.recipes import config, located, report
+from shardembed.recipes import config, located
+from shardembed.recipes.resolved import WIDTH, resolved_yaml
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "train" / "quickstart.yaml"
 
@@ -28,9 +29,21 @@ def test_the_quickstart_file_says_the_defaults() -> None:
     assert config.load(QUICKSTART) == config.Config(name="quickstart")
 
 
-def test_what_is_shown_can_be_loaded_again(tmp_path: Path) -> None:
-    first = config.load(QUICKSTART, ["model.towers=[64, 32]", "plan.item={kind: grid, strips: 2}", "wire_dtype=bfloat16"])
-    assert config.load(write(tmp_path, report.resolved_yaml(first))) == first
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.towers=[64, 32]", "plan.item={kind: grid, strips: 2}", "wire_dtype=bfloat16"],
+        ["data.path=/data/" + "long/" * 30 + "with blank.tsv", "data.user='yes'", "data.item='a: b, {c} # d'"],
+        ['data.path="two\\nlines\\t\\u00e9\\u20ac"', "data.user='12'", "data.item=''", "run_dir='- x'"],
+        [f"plan.user={{kind: row_wise, bounds: {list(range(0, 4000, 40))}}}", "optimizer.tables={name: Adam, lr: 1e-9}"],
+    ],
+)
+def test_what_is_shown_can_be_loaded_again_and_keeps_to_its_width(tmp_path: Path, options: list[str]) -> None:
+    first = config.load(QUICKSTART, options)
+    text = resolved_yaml(first)
+    assert config.load(write(tmp_path, text)) == first
+    # Nothing is broken inside a value, so a line that is too long holds no more than one.
+    assert all(len(line) <= WIDTH or "long/" in line for line in text.split("\n"))
 
 
 @pytest.mark.parametrize(

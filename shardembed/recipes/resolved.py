@@ -1,0 +1,65 @@
+"""A configuration with all defaults filled in, as YAML that reads well and can be loaded again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from shardembed.recipes.config import Config
+
+WIDTH = 78
+
+
+def resolved_yaml(config: Config) -> str:
+    """The settings, a section a line where it fits. What is not set is left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    if config.data.path is not None:
+        del values["data"]["generator"]
+    values["plan"] = _short(values["plan"])
+    return "\n".join(line for key, value in values.items() for line in _lines(key, value, ""))
+
+
+def _short(plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The short form of placements that are no more than their kind."""
+    return {table: placement["kind"] if len(placement) == 1 else placement for table, placement in plan.items()}
+
+
+def _lines(key: str, value: Any, indent: str) -> list[str]:
+    """`key: value` on one line, else filled like a paragraph, else with a line or more for every key of `value`."""
+    line = f"{indent}{key}: {_flow(value)}"
+    if len(line) <= WIDTH or not value or not isinstance(value, (dict, list)):
+        return [line]
+    if isinstance(value, list):
+        return _filled(f"{indent}{key}: [", [_flow(item) for item in value], "]")
+    if any(isinstance(inner, dict) or (isinstance(inner, list) and len(_flow(inner)) > WIDTH // 2) for inner in value.values()):
+        return [f"{indent}{key}:"] + [line for name, inner in value.items() for line in _lines(name, inner, indent + "  ")]
+    return _filled(f"{indent}{key}: {{", [f"{name}: {_flow(inner)}" for name, inner in value.items()], "}")
+
+
+def _filled(start: str, items: list[str], end: str) -> list[str]:
+    """Items after `start`, aligned; no item is broken, so that long paths stay whole."""
+    lines = [start + items[0]]
+    for item in items[1:]:
+        if len(lines[-1]) + len(item) + 3 <= WIDTH:  # comma, blank, and a comma or the end
+            lines[-1] += f", {item}"
+        else:
+            lines[-1] += ","
+            lines.append(" " * len(start) + item)
+    lines[-1] += end
+    return lines
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts with line breaks are written with escapes, so that every value is one line."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+)
+
+
+def _flow(value: Any) -> str:
+    """`value` on one line."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=float("inf"), allow_unicode=True)
+    return text.rstrip("\n")[1:-1]
