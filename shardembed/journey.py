@@ -112,7 +112,7 @@ class Journey:
         self.micro_batches = 1
         self.factor: torch.Tensor | None = None
         self._backwards = 0
-        self._backward_pass: int | None = None
+        self._looked_up = False
         self._reduced = False
         # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
         learns = not all(spec.policy.frozen for spec in specs)
@@ -133,6 +133,8 @@ class Journey:
             InputError: on every rank, when the batch of any is malformed.
         """
         ticket = self.send(read, features)
+        if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
+            self._looked_up = True
         if not as_they_are:
             with torch.no_grad():
                 renormalise(self.slabs, ticket.request, self.comm)
@@ -177,11 +179,10 @@ class Journey:
             self._backwards = 1
             self.step()
             return
-        # A module that is called twice in a forward comes here twice in one backward pass.
-        backward_pass = torch._C._current_graph_task_id()
-        if backward_pass == self._backward_pass:
+        # A module that is called twice in a forward, or below two losses, comes here twice; that is one pass all the same.
+        if not self._looked_up:
             return
-        self._backward_pass = backward_pass
+        self._looked_up = False
         self._backwards += 1
         if self._backwards == self.micro_batches + 1:
             warnings.warn(
@@ -221,7 +222,6 @@ class Journey:
             slab.drop()
         self.factor = None
         self._backwards = 0
-        self._backward_pass = None
         self._reduced = False
 
 

@@ -22,7 +22,7 @@ from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Settings
 from shardembed.layout import Shard
 from shardembed.modules import Embedding, EmbeddingBag
-from shardembed.modules.base import TableOptimizers, build_journey
+from shardembed.modules.base import TableOptimizers, build_journey, eager
 from shardembed.plan import Plan, PlanLike
 from shardembed.tables import Feature, features_of
 
@@ -121,6 +121,7 @@ class SharedLookup:
     ) -> None:
         self._journey, self._modules, self._inputs = journey, modules, inputs
 
+    @eager
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         modules, calls = self._modules, _calls(dict(self._inputs(*arguments, **named)))
         unknown = next((path for path, _ in calls if path not in modules), None)

@@ -24,6 +24,9 @@ from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
+# torch.compile leaves lookups alone: it would trace routing for a minute to break its graph at every collective. This spelling of
+# torch.compiler.disable does not import the compiler.
+eager = torch._disable_dynamo
 
 
 class ShardedModule(nn.Module):
