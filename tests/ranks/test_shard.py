@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -348,3 +350,25 @@ def frozen(rank: int, world_size: int) -> None:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_weight_that_requires_no_grad_is_frozen(world_size: int) -> None:
     run_ranks(world_size, frozen)
+
+
+# Prints, in MiB, the peak above the plain model while it is sharded, and what is left above it afterwards.
+MEMORY = """
+import resource, torch, shardembed as se
+from torch import nn
+model = nn.ModuleList(nn.Embedding(2**19, 16) for _ in range(4))  # 32 MiB each
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+now = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+before, start = peak(), now()
+se.shard(model, optimizer=se.optim.SGD(), verbose=False)
+print(peak() - before, now() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sharding_takes_no_more_memory_than_it_says() -> None:
+    """Shards and one piece beside the plain tables (128 + 32 MiB here); the plain tables are let go."""
+    ran = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    peak, left = map(float, ran.stdout.split())
+    assert 128 < peak < 128 + 32 + 48, f"{peak:.0f} MiB"
+    assert left < 48, f"{left:.0f} MiB: plain tables are still there"

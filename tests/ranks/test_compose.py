@@ -1,0 +1,184 @@
+"""Sharded models in other people's training code: each against the unsharded model on the global batch, in float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import shardembed as se
+from shardembed.errors import ConfigError, UnsupportedError
+from tests.harness import run_ranks
+from tests.ranks.models import F64, Towers, batches, differences, part, seeded, weights_of
+
+PLAN = {"user": se.row_wise(), "towers.item": se.column_wise()}
+STEPS = 3
+State = dict[str, torch.Tensor]
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+class Parent(nn.Module):
+    """A model inside another one, which is what gets wrapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Towers()
+        self.bias = nn.Parameter(torch.zeros(1, dtype=F64))
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.body(user, item) + self.bias
+
+
+class Recomputed(Towers):
+    """Tables and tower run again in the backward instead of being kept."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.start = nn.Parameter(torch.zeros(1, dtype=F64))  # reentrant checkpoints need an input that requires grad
+
+    def looked_up(self, user: torch.Tensor, item: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.user(user).tanh(), self.towers["item"](item)], 1) + start
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.head(checkpoint(self.looked_up, user, item, self.start, use_reentrant=self.reentrant))
+
+
+class TwoTables(Recomputed):
+    """A checkpoint of its own for each table."""
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        def first(start: torch.Tensor) -> torch.Tensor:
+            return self.user(user).tanh() + start
+
+        def second(start: torch.Tensor) -> torch.Tensor:
+            return self.towers["item"](item).tanh() + start
+
+        parts = [checkpoint(one, self.start, use_reentrant=self.reentrant) for one in (first, second)]
+        return self.head(torch.cat(parts, 1))
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+def fsdp(model: nn.Module) -> nn.Module:
+    mesh = init_device_mesh("cpu", (se.world_size(),))
+    fully_shard(model.head[0], mesh=mesh)
+    return fully_shard(model, mesh=mesh, ignored_params=se.ignored(model))
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    model.head.compile(backend="aot_eager")
+    return DistributedDataParallel(model)
+
+
+def compiled_whole(model: nn.Module) -> nn.Module:
+    return torch.compile(DistributedDataParallel(model), backend="eager")
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "towers": Towers,
+    "parent": Parent,
+    "recomputed": lambda: Recomputed(False),
+    "recomputed, reentrant": lambda: Recomputed(True),
+    "two recomputed": lambda: TwoTables(False),
+    "two recomputed, reentrant": lambda: TwoTables(True),
+}
+WRAPS: dict[str, Wrap] = {
+    "DDP": DistributedDataParallel,
+    "FSDP2": fsdp,
+    "compiled": compiled,
+    "compiled whole": compiled_whole,
+}
+
+
+def plan_for(model: nn.Module) -> dict[str, se.Placement]:
+    return {f"body.{name}": cut for name, cut in PLAN.items()} if isinstance(model, Parent) else PLAN
+
+
+def inputs_for(model: nn.Module) -> Callable[..., dict[str, Any]]:
+    prefix = "body." if isinstance(model, Parent) else ""
+    return lambda user, item: {f"{prefix}user": user, f"{prefix}towers.item": item}
+
+
+def expected(build: Callable[[], nn.Module], table: str = "SGD", clip: float | None = None) -> State:
+    """The plain model's weights after training on the global batches."""
+    model = seeded(build)
+    names = [name for name, _ in model.named_parameters() if "user" in name or "item" in name]
+    tables = [parameter for name, parameter in model.named_parameters() if name in names]
+    dense = [parameter for name, parameter in model.named_parameters() if name not in names]
+    optimizers = [getattr(torch.optim, table)(tables, lr=0.3), torch.optim.SGD(dense, lr=0.1)]
+    for user, item, label in batches(STEPS):
+        model.zero_grad()
+        nn.functional.mse_loss(model(user, item), label).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for optimizer in optimizers:
+            optimizer.step()
+    return weights_of(model)
+
+
+def whole_state(model: nn.Module) -> State:
+    """The unsharded weights of a model that was sharded, and perhaps wrapped."""
+    se.unshard(model)
+    return {n: v.full_tensor() if isinstance(v, DTensor) else v.detach().clone() for n, v in model.state_dict().items()}
+
+
+def trained(rank: int, world_size: int, model_name: str, wrap: str, announced: bool) -> State:
+    model = seeded(MODELS[model_name], seed=rank)
+    se.shard(
+        model,
+        optimizer=se.optim.SGD(lr=0.3),
+        plan=plan_for(model),
+        inputs=inputs_for(model) if announced else None,
+        verbose=False,
+    )
+    for parameter in model.parameters():  # dense parameters are DDP's to spread; FSDP2 expects them alike
+        torch.distributed.broadcast(parameter.data, 0)
+    wrapped = WRAPS[wrap](model)
+    optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=0.1))
+    for batch in batches(STEPS):
+        user, item, label = part(batch, rank, world_size)
+        nn.functional.mse_loss(wrapped(user, item), label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return whole_state(model)
+
+
+@pytest.mark.parametrize("announced", [False, True], ids=["own calls", "inputs="])
+@pytest.mark.parametrize(
+    ("model", "wrap"),
+    [
+        ("towers", "DDP"),
+        ("parent", "DDP"),
+        ("towers", "FSDP2"),
+        ("recomputed", "DDP"),
+        ("recomputed, reentrant", "DDP"),
+        ("two recomputed", "DDP"),
+        ("two recomputed, reentrant", "DDP"),
+        ("towers", "compiled"),
+        ("towers", "compiled whole"),
+    ],
+)
+def test_a_sharded_model_learns_what_the_plain_one_does(model: str, wrap: str, announced: bool) -> None:
+    truth = expected(MODELS[model])
+    for found in run_ranks(2, trained_without_warnings, model, wrap, announced):
+        assert differences(found, truth) == []
+
+
+def trained_without_warnings(rank: int, world_size: int, *args: Any) -> State:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", category=UserWarning)
+        # Of torch itself, about itself.
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        return trained(rank, world_size, *args)
