@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import shardembed as se
-from shardembed.errors import ConfigError, UnsupportedError
+from shardembed.errors import CollectiveError, ConfigError, DisagreementError, UnsupportedError
 from tests.harness import run_ranks
 from tests.ranks.models import F64, Towers, batches, differences, part, seeded, weights_of
 
@@ -182,3 +182,58 @@ def trained_without_warnings(rank: int, world_size: int, *args: Any) -> State:
         # Of torch itself, about itself.
         warnings.filterwarnings("ignore", module=r"torch\.")
         return trained(rank, world_size, *args)
+
+
+class Pair(nn.Module):
+    """Two tables of one size, so that their messages cannot be told apart by size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Embedding(6, 2, dtype=F64)
+        self.other = nn.Embedding(6, 2, dtype=F64)
+
+    def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        return [self.one(ids), self.other(ids)]
+
+
+def unused(rank: int, world_size: int, used: list[list[int]], announced: bool) -> State:
+    """Two steps in which rank r's loss is made of the outputs `used[r]` only."""
+    model = seeded(Pair)
+    inputs = (lambda ids: {"one": ids, "other": ids}) if announced else None
+    se.shard(model, optimizer=se.optim.SGD(lr=1.0), plan=se.row_wise(), inputs=inputs, gradient_reduction="sum", verbose=False)
+    optimizer = se.Optimizer(model)
+    for _ in range(2):
+        outputs = model(torch.arange(6))
+        sum(outputs[number].sum() * (1 + rank) for number in used[rank]).backward()
+        optimizer.step()
+    return whole_state(model)
+
+
+@pytest.mark.parametrize(("used", "announced"), [([[1], [0]], True), ([[0, 1], [0]], True), ([[1], [1]], False)])
+def test_a_loss_may_leave_out_outputs_that_are_looked_up_together(used: list[list[int]], announced: bool) -> None:
+    before = weights_of(seeded(Pair))
+    truth = {
+        name: before[name] - 2 * sum(1 + rank for rank, numbers in enumerate(used) if number in numbers)
+        for number, name in enumerate(before)
+    }
+    for found in run_ranks(2, unused, used, announced):
+        assert differences(found, truth) == []
+
+
+def test_losses_of_different_lookups_are_an_error_on_all_ranks() -> None:
+    """Their gradients have one size, so without a look at who is where they would end in the wrong table."""
+    for outcome in run_ranks(2, unused, [[0], [1]], False, expect_errors=True):
+        with pytest.raises(DisagreementError, match=r"backwards of different lookups.*0 \* output.sum\(\).*inputs="):
+            raise outcome.error
+
+
+def impatient(rank: int, world_size: int) -> None:
+    se.Comm.of(timeout=2.0)
+    unused(rank, world_size, [[0, 1], [0]], announced=False)
+
+
+def test_a_rank_that_skips_a_backward_ends_in_a_report_and_not_in_a_hang() -> None:
+    errors = [outcome.error for outcome in run_ranks(2, impatient, expect_errors=True, fresh_ranks=True)]
+    assert all(isinstance(error, CollectiveError) for error in errors)
+    assert "Rank 0 stood in stage 'send gradients'" in str(errors[1])
+    assert "Rank 1 stood in stage 'counts'" in str(errors[0])
