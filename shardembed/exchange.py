@@ -3,7 +3,7 @@
 The counts message is one row of int64 to each rank: | forward call | mode | collection | backwards | bytes of error text |
 then, a slab: segments, keys |. It is all that ranks need to know of each other; a row is as long as the largest collection on the group
 needs, so that ranks which call different collections notice instead of tripping over each other's sizes. "Backwards" is a
-digest of the backwards so far: ranks whose losses use different lookups run different ones, and take each other's gradients for
+digest of the backwards since the forward before: ranks whose losses use different lookups run different ones, and take each other's gradients for
 their own where the sizes happen to agree.
 """
 
@@ -127,6 +127,7 @@ def _exchange_counts(
         return [(slab.segments, slab.keys) for slab in route.slabs]
     width = HEADER + 2 * comm.slots
     mine = [comm.forwards, int(torch.is_grad_enabled()), caller.number, comm.backwards, len(text)]
+    comm.backwards = 0
     rows = [
         (mine + [slab_counts for slab in route.slabs for slab_counts in (slab.segments[rank], slab.keys[rank])])
         for rank in range(comm.world_size)
