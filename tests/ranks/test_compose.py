@@ -237,3 +237,160 @@ def test_a_rank_that_skips_a_backward_ends_in_a_report_and_not_in_a_hang() -> No
     assert all(isinstance(error, CollectiveError) for error in errors)
     assert "Rank 0 stood in stage 'send gradients'" in str(errors[1])
     assert "Rank 1 stood in stage 'counts'" in str(errors[0])
+
+
+def amp(rank: int, world_size: int, announced: bool) -> tuple[State, list[float]]:
+    """bfloat16 autocast and a GradScaler whose scale overflows at first."""
+    model = seeded(lambda: Towers(dtype=torch.float32))
+    inputs = inputs_for(model) if announced else None
+    se.shard(model, optimizer=se.optim.SGD(lr=0.3), plan=PLAN, inputs=inputs, verbose=False)
+    wrapped = DistributedDataParallel(model)
+    optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=0.1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
+    scales = []
+    for batch in batches(STEPS):
+        optimizer.zero_grad()
+        user, item, label = part(batch, rank, world_size)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = wrapped(user, item)
+            assert output.dtype == torch.bfloat16, "autocast did nothing"
+            assert model.user(user).dtype == torch.float32, "autocast changed a table"
+            loss = 64 * nn.functional.mse_loss(output.float(), label.float())
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        se.clip_grad_norm_(model, 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return whole_state(model), scales
+
+
+def plain_amp() -> State:
+    model = seeded(lambda: Towers(dtype=torch.float32))
+    tables = [model.user.weight, model.towers["item"].weight]
+    groups = [{"params": tables, "lr": 0.3}, {"params": list(model.head.parameters()), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups)
+    for user, item, label in batches(STEPS)[1:]:  # the first step overflows
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = 64 * nn.functional.mse_loss(model(user, item).float(), label.float())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    return weights_of(model)
+
+
+@pytest.mark.parametrize("announced", [False, True], ids=["own calls", "inputs="])
+def test_autocast_and_a_grad_scaler_change_nothing_about_tables(announced: bool) -> None:
+    truth = plain_amp()
+    for found, scales in run_ranks(2, amp, announced):
+        assert scales == [2.0**7] * STEPS, "one step overflows, on all ranks"
+        # Batches of half the size round to bfloat16 in another way.
+        assert differences(found, truth, tolerance=4e-3) == []
+
+
+def look(rank: int, world_size: int) -> None:
+    """Evaluation between training steps keeps nothing and changes nothing."""
+    model = se.shard(seeded(Towers), optimizer=se.optim.SGD(), plan=PLAN, inputs=inputs_for(Towers()), verbose=False)
+    optimizer, (user, item, label) = se.Optimizer(model), batches(1)[0]
+    expected_output = seeded(Towers)(user, item)
+    modes: list[Any] = [torch.no_grad, torch.inference_mode]
+    for mode in modes:
+        model.eval()
+        with mode(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(3):
+                output = model(user, item)
+                torch.testing.assert_close(output, expected_output, rtol=1e-12, atol=1e-12)
+                assert not output.requires_grad, f"an output requires grad in {mode.__name__}"
+        journey = model.user.journey
+        assert not journey.waiting, "gradients wait after an evaluation"
+        assert all(slab.waiting() is None for slab in journey.slabs), "a slab keeps gradients after an evaluation"
+        model.train()
+        model(user, item).sum().backward()
+        assert journey.waiting, "a training step after an evaluation has no gradients"
+        optimizer.zero_grad()
+
+
+def test_evaluation_keeps_nothing() -> None:
+    run_ranks(2, look)
+
+
+def two_journeys(rank: int, world_size: int) -> State:
+    """Two sharded models in one, made one after the other; the parent's other tables stay plain."""
+    model = nn.Module()
+    model.left, model.right = seeded(Towers, 1), seeded(Towers, 2)
+    for side in (model.left, model.right):
+        se.shard(side, optimizer=se.optim.SGD(lr=0.3), plan=PLAN, verbose=False)
+    assert model.left.user.journey is not model.right.user.journey, "one journey"
+    optimizer = se.Optimizer(model)
+    for batch in batches(STEPS):
+        user, item, label = part(batch, rank, world_size)
+        nn.functional.mse_loss(model.left(user, item) - model.right(user, item), label).backward()
+        se.clip_grad_norm_(model.left.towers, 1e9)
+        optimizer.step()
+    return whole_state(model)
+
+
+def test_two_collections_in_one_model_keep_apart() -> None:
+    model = nn.Module()
+    model.left, model.right = seeded(Towers, 1), seeded(Towers, 2)
+    tables = [side.user.weight for side in (model.left, model.right)]
+    tables += [side.towers["item"].weight for side in (model.left, model.right)]
+    optimizer = torch.optim.SGD(tables, lr=0.3)
+    for user, item, label in batches(STEPS):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model.left(user, item) - model.right(user, item), label).backward()
+        optimizer.step()
+    for found in run_ranks(2, two_journeys):
+        assert differences(found, weights_of(model)) == []
+
+
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.float, lambda model: model.to(torch.bfloat16)])
+def test_a_change_of_dtype_is_refused_with_the_way_out(change: Wrap) -> None:
+    model = se.shard(Towers(), optimizer=se.optim.SGD(), verbose=False)
+    with pytest.raises(UnsupportedError, match=r"'user' stays torch.float64.*before shard\(\).*dtype=torch"):
+        change(model)
+
+
+def test_what_changes_nothing_is_let_through() -> None:
+    model = se.shard(Towers(), optimizer=se.optim.SGD(), verbose=False)
+    assert model.to("cpu").double().cpu() is model
+    with pytest.raises(UnsupportedError, match=r"'user' lies on cpu and does not move to cuda:0: pass device="):
+        model.user._apply(lambda tensor: Elsewhere())
+
+
+class Elsewhere:
+    """What a tensor on a GPU says of itself."""
+
+    dtype, device = F64, torch.device("cuda:0")
+
+
+def wrapped_already(rank: int, world_size: int) -> None:
+    wraps: list[tuple[str, Wrap]] = [("DistributedDataParallel", DistributedDataParallel), ("fully_shard", fully_shard)]
+    for name, wrap in wraps:
+        with pytest.raises(ConfigError, match=f"the model is wrapped by {name}.*comes first"):
+            se.shard(wrap(Towers()), verbose=False)
+
+
+def test_a_wrapped_model_is_refused() -> None:
+    run_ranks(2, wrapped_already)
+
+
+def test_a_forgotten_step_warns_and_names_the_tables() -> None:
+    model = se.shard(Towers(), optimizer=se.optim.SGD(), verbose=False)
+    user, item, _ = batches(1)[0]
+    model(user, item).sum().backward()
+    with pytest.warns(se.errors.MissedStepWarning, match=r"'user', 'towers.item'.*2 backward passes are waiting.*micro_batches="):
+        model(user, item).sum().backward()
+
+
+def test_two_losses_of_one_forward_are_one_pass() -> None:
+    model = se.shard(Towers(), optimizer=se.optim.SGD(), inputs=inputs_for(Towers()), verbose=False)
+    user, item, _ = batches(1)[0]
+    output = model(user, item)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output.sum().backward(retain_graph=True)
+        output.square().sum().backward()
+
