@@ -57,7 +57,8 @@ class Comm:
         rank, world_size: of the process group.
         tally: counts of collectives and bytes.
         step: optimizer steps so far, for messages.
-        forwards: forward calls so far; the counts message carries it, so that ranks notice when they differ.
+        forwards, backwards: forward calls so far, and which of them had a backward since the last one, as a digest; the counts
+            message carries them, so that ranks notice when they differ.
         collections: collections made on this group so far. slots: slabs of the largest, the length of a counts message.
     """
 
@@ -68,6 +69,7 @@ class Comm:
         self.tally = Tally()
         self.step = 0
         self.forwards = 0
+        self.backwards = 0
         self.collections = 0
         self.slots = 0
         self._failure: CollectiveError | None = None

@@ -1,8 +1,10 @@
 """Steps 3, 5 and 8 of the journey: what travels, packed for all slabs together.
 
-The counts message is one row of int64 to each rank: | forward call | mode | collection | bytes of error text | then, a slab:
-segments, keys |. It is all that ranks need to know of each other; a row is as long as the largest collection on the group
-needs, so that ranks which call different collections notice instead of tripping over each other's sizes.
+The counts message is one row of int64 to each rank: | forward call | mode | collection | backwards | bytes of error text |
+then, a slab: segments, keys |. It is all that ranks need to know of each other; a row is as long as the largest collection on the group
+needs, so that ranks which call different collections notice instead of tripping over each other's sizes. "Backwards" is a
+digest of the backwards since the forward before: ranks whose losses use different lookups run different ones, and take each other's gradients for
+their own where the sizes happen to agree.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from shardembed.route import Route
 from shardembed.slabs import SlabSpec
 from shardembed.wire import Part, message_bytes, pack, unpack
 
-HEADER = 4
+HEADER = 5
 MODES = ("evaluation (no_grad)", "training")
 
 
@@ -29,7 +31,7 @@ class SlabRequest:
 
     keys_E: rows asked for. offsets: where each segment's keys begin, `[S + 1]`, or None when each has one key.
     multiplicities_E: how often each key's id occurs in the asking rank's batch; None where the slab does not scale by frequency.
-    asked: segments by the rank that asks. sent: segments that this rank asked of each rank.
+    asked: segments by the rank that asks. sent: segments that this rank asked of each rank. call: number of the forward call.
     """
 
     keys_E: torch.Tensor
@@ -37,6 +39,7 @@ class SlabRequest:
     multiplicities_E: torch.Tensor | None
     asked: list[int]
     sent: list[int]
+    call: int
 
 
 Request = tuple[SlabRequest, ...]
@@ -74,6 +77,7 @@ def send_ids(route: Route, problem: InputError | None, caller: Caller, comm: Com
             next(arrived) if spec.policy.scale_grad_by_freq else None,
             segments,
             slab.segments,
+            comm.forwards,
         )
         for slab, spec, (segments, keys) in zip(route.slabs, caller.slabs, theirs, strict=True)
     )
@@ -100,6 +104,8 @@ def send_fixed(quanta: Sequence[torch.Tensor], request: Request, caller: Caller,
 
 
 def _send_mirrored(grads: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
+    if not caller.local:
+        comm.backwards = (comm.backwards * 1_000_003 + request[0].call) % 2**61
     nothing = [0] * comm.world_size
     frozen = [spec.policy.frozen for spec in caller.slabs]
     sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], caller)
@@ -130,7 +136,8 @@ def _exchange_counts(
             raise problem
         return [(slab.segments, slab.keys) for slab in route.slabs]
     width = HEADER + 2 * comm.slots
-    mine = [comm.forwards, int(torch.is_grad_enabled()), caller.number, len(text)]
+    mine = [comm.forwards, int(torch.is_grad_enabled()), caller.number, comm.backwards, len(text)]
+    comm.backwards = 0
     rows = [
         (mine + [slab_counts for slab in route.slabs for slab_counts in (slab.segments[rank], slab.keys[rank])])
         for rank in range(comm.world_size)
@@ -139,16 +146,22 @@ def _exchange_counts(
     equal = [width] * comm.world_size
     sent = torch.tensor(padded, dtype=torch.int64, device=device).view(-1)
     table = comm.all_to_all("forward", "counts", sent, equal, equal).view(comm.world_size, width).tolist()
-    _check_headers(table, mine)
-    if any(row[3] for row in table):
+    _check_headers(table)
+    if any(row[4] for row in table):
         _raise_together(comm.gather_texts("forward", "error texts", text, device))
     first = range(HEADER, HEADER + 2 * len(caller.slabs), 2)
     return [([row[i] for row in table], [row[i + 1] for row in table]) for i in first]
 
 
-def _check_headers(table: list[list[int]], mine: list[int]) -> None:
+def _check_headers(table: list[list[int]]) -> None:
     calls = [tuple(row[:3]) for row in table]
     if len(set(calls)) == 1:
+        if len({row[3] for row in table}) > 1:
+            raise DisagreementError(
+                "ranks have run the backwards of different lookups since the forward call before this one: their losses do not use "
+                "the same outputs, so gradients may have gone to the wrong rows. Let every loss use all of them (add "
+                "0 * output.sum() where one does not matter), or look them up together (a collection, or shard(..., inputs=...))"
+            )
         return
     said = [
         f"rank {rank} makes forward call {call} of collection {collection} in {MODES[mode]} mode"

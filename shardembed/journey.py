@@ -137,6 +137,7 @@ class Journey:
         self.checked = False
         self._backwards = 0
         self._pass = _Pass()
+        self._looked_up = False
         self._reduced = False
         # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
         learns = not all(spec.policy.frozen for spec in specs)
@@ -167,6 +168,8 @@ class Journey:
             InputError: on every rank, when the batch of any is malformed.
         """
         ticket = self.send(read, features)
+        if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
+            self._looked_up = True
         if not as_they_are:
             with torch.no_grad():
                 renormalise(self.slabs, ticket.request, self.comm, self.settings.deterministic)
@@ -246,11 +249,16 @@ class Journey:
             self._backwards = 1
             self.step()
             return
-        self._backwards += self._pass.fresh
-        if self._backwards == self.micro_batches + 1 and self._pass.fresh:
+        # A module that is called twice in a forward, or below two losses, comes here twice; that is one pass all the same.
+        if not self._looked_up:
+            return
+        self._looked_up = False
+        self._backwards += 1
+        if self._backwards == self.micro_batches + 1:
             warnings.warn(
-                f"gradients of {self._backwards} backward passes are waiting for Optimizer.step(), {self.micro_batches} was asked "
-                "for; pass micro_batches= to se.Optimizer to accumulate on purpose",
+                f"table(s) {', '.join(repr(table.name) for table in self.tables)}: gradients of {self._backwards} backward passes are "
+                f"waiting for Optimizer.step(), {self.micro_batches} was asked for; pass micro_batches= to se.Optimizer to accumulate "
+                "on purpose",
                 MissedStepWarning,
                 stacklevel=2,
             )

@@ -16,6 +16,7 @@ from torch import nn
 
 from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
+from shardembed.exposed import ExposedShard
 from shardembed.journey import Journey
 from shardembed.optim import TableOptimizer
 
@@ -311,13 +312,15 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, *, error_if_nonfinite: bo
     found = journeys(model)
     if any(journey.settings.update == "backward" for journey in found):
         raise StepError("update='backward' has applied the tables' gradients already; clipping needs update='step'")
-    dense = [p.grad for p in model.parameters() if p.grad is not None]
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    dense = [p.grad for p in parameters if not isinstance(p, ExposedShard) and p.grad is not None]
+    shards = [p for p in parameters if isinstance(p, ExposedShard)]
     device = found[0].device if found else (dense[0].device if dense else torch.device("cpu"))
     square = torch.zeros((), dtype=torch.float64, device=device)
     for comm in _comms(found):
         mine = torch.zeros((), dtype=torch.float64, device=device)
         for journey in (journey for journey in found if journey.comm is comm):
-            mine += _square(journey)
+            mine += _square(journey) + _square_exposed(journey, shards)
         square += comm.all_reduce("sum gradient norms", mine)
     for grad in dense:
         square += grad.detach().to(torch.float64).square().sum().to(device)
@@ -325,12 +328,23 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, *, error_if_nonfinite: bo
     if error_if_nonfinite and not torch.isfinite(norm):
         raise NonFiniteGradientError(f"the gradient norm is {float(norm)}; it cannot be clipped")
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # 1e-6 as in torch.nn.utils.clip_grad_norm_
-    for grad in dense:
+    for grad in [*dense, *(p.grad for p in shards if p.grad is not None)]:
         grad.mul_(factor.to(grad.device, grad.dtype))
     for journey in found:
         if journey.waiting:
             journey.factor = _factor(journey) * factor
     return norm
+
+
+def _square_exposed(journey: Journey, shards: list[ExposedShard]) -> torch.Tensor:
+    """As `_square`, of the gradients that Parameters of this collection (`optimizer=None`) have."""
+    own = {id(parameter) for exposed in journey.exposed for parameter in exposed.parameters}
+    total = torch.zeros((), dtype=torch.float64, device=journey.device)
+    for shard in shards:
+        if id(shard) in own and shard.grad is not None and (not shard.copied or journey.comm.rank == 0):
+            grad = shard.grad.coalesce().values() if shard.grad.is_sparse else shard.grad
+            total += grad.to(torch.float64).square().sum()
+    return total
 
 
 def _square(journey: Journey) -> torch.Tensor:

@@ -22,7 +22,7 @@ from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Settings
 from shardembed.layout import Shard
 from shardembed.modules import Embedding, EmbeddingBag
-from shardembed.modules.base import TableOptimizers, build_journey
+from shardembed.modules.base import TableOptimizers, build_journey, eager
 from shardembed.plan import Plan, PlanLike
 from shardembed.tables import Feature, features_of
 
@@ -50,8 +50,8 @@ def shard(
 ) -> Model:
     """Cut every `nn.Embedding` and `nn.EmbeddingBag` of `model` over the ranks, in place; returns the model. Collective.
 
-    Weights are rank 0's, broadcast in pieces of 64 MiB, so that all ranks start alike whatever their seeds; tables on the meta
-    device start from N(0, 1) as torch's would, drawn shard by shard. Beside the plain tables, which are let go one by one, a rank
+    Weights are rank 0's, broadcast in pieces of 64 MiB, so that all ranks start alike whatever their seeds; the other ranks may
+    have their tables on the meta device. Tables that rank 0 has there start from N(0, 1) as torch's would, drawn shard by shard. Beside the plain tables, which are let go one by one, a rank
     needs memory for its shards, their optimizer state and one piece. A table is named by the path of its module: in `plan`, in
     `optimizer` when it is a dict, in errors, and in the keys of `inputs`. Modules that share a weight become one table.
 
@@ -65,7 +65,8 @@ def shard(
         verbose: print on rank 0 what became of each table.
 
     Raises:
-        ConfigError: there is no table to shard, the model is sharded already, or a weight is shared with what is no table.
+        ConfigError: there is no table to shard, the model is sharded or wrapped already, a table is more than torch's own module
+            (a subclass with its own forward, a parametrization, hooks), or a weight is shared with what is no table.
         PlanError: the plan does not fit, or names a module that is not a table here.
     """
     found = find_tables(model, skip)
@@ -74,8 +75,10 @@ def shard(
     journey = build_journey([table.config() for table in found], optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
     modules: dict[str, Embedding | EmbeddingBag] = {}
-    for table in found:
-        if not table.weight.is_meta:
+    known = torch.tensor([not table.weight.is_meta for table in found], dtype=torch.uint8, device=journey.device)
+    known = journey.comm.broadcast("say which weights exist", known).tolist()
+    for table, exists in zip(found, known, strict=True):
+        if exists:
             _load_from_rank_zero(journey, table, journey.comm)
         for site in table.sites:
             module = _sharded(journey, features[site.name], site.module)
@@ -120,6 +123,7 @@ class SharedLookup:
     ) -> None:
         self._journey, self._modules, self._inputs = journey, modules, inputs
 
+    @eager
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         modules, calls = self._modules, _calls(dict(self._inputs(*arguments, **named)))
         unknown = next((path for path, _ in calls if path not in modules), None)
@@ -148,10 +152,12 @@ def _calls(given: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
 def _load_from_rank_zero(journey: Journey, table: PlainTable, comm: Comm) -> None:
     """Copy rank 0's weights into the shards of all ranks, a piece at a time."""
     weight = table.weight.detach()
+    elsewhere = weight.is_meta or comm.rank > 0  # only rank 0's weights are read
     mine = [local for slab in journey.slabs for local in slab.shards() if local.table == table.name]
     step = max(1, CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
     for first in range(0, weight.shape[0], step):
-        piece = weight[first : first + step].to(journey.device, copy=True)
+        piece = weight[first : first + step]
+        piece = torch.empty_like(piece, device=journey.device) if elsewhere else piece.to(journey.device, copy=True)
         comm.broadcast("broadcast weights", piece)
         for local in mine:
             copy_part(local.weights, local.shard, piece, first)

@@ -9,6 +9,8 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from shardembed.errors import ConfigError
 from shardembed.modules.base import ShardedModule
@@ -73,16 +75,21 @@ def find_tables(model: nn.Module, skip: Sequence[str]) -> list[PlainTable]:
     """The tables of a model, in the order of its modules.
 
     Raises:
-        ConfigError: there is none, the model is sharded already or is itself a table, or a weight is shared with a module that is
-            no table or has other settings.
+        ConfigError: there is none, the model is sharded or wrapped already or is itself a table, a table is more than torch's own
+            module, `skip` names nothing, or a weight is shared with a module that is no table or has other settings.
     """
+    _check_skip(model, skip)
     sites: dict[int, Site] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, DistributedDataParallel | FSDPModule):
+            wrapper = "DistributedDataParallel" if isinstance(module, DistributedDataParallel) else "fully_shard"
+            raise ConfigError(f"{path or 'the model'} is wrapped by {wrapper}, which holds its tables already; shard() comes first")
         if isinstance(module, ShardedModule):
             raise ConfigError(f"{path or 'the model'} is sharded already; shard a model once, before wrapping it")
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and not any(fnmatchcase(path, pattern) for pattern in skip):
             if not path:
                 raise ConfigError("the model is itself a table; build se.Embedding or se.EmbeddingBag instead of converting it")
+            _check_plain(path, module)
             sites.setdefault(id(module), Site(module)).paths.append(path)
     if not sites:
         raise ConfigError("the model has no nn.Embedding or nn.EmbeddingBag to shard")
@@ -94,6 +101,30 @@ def find_tables(model: nn.Module, skip: Sequence[str]) -> list[PlainTable]:
         for site in table.sites[1:]:
             _check_alike(table.sites[0], site)
     return list(tables.values())
+
+
+def _check_skip(model: nn.Module, skip: Sequence[str]) -> None:
+    paths = [path for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, Plain)]
+    for pattern in skip:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise ConfigError(f"skip= names {pattern!r}, which matches no table; the tables are {paths}")
+
+
+def _check_plain(path: str, module: Plain) -> None:
+    """What a subclass, a parametrization or a hook adds would be lost."""
+    torch_own = nn.Embedding if isinstance(module, nn.Embedding) else nn.EmbeddingBag
+    if type(module).forward is not torch_own.forward or "weight" not in module._parameters:
+        raise ConfigError(
+            f"{path} is a {type(module).__name__}, which does more than {torch_own.__name__}; replace it by a plain one, or keep it "
+            f"as it is with skip=[{path!r}]"
+        )
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        raise ConfigError(
+            f"{path} has hooks, which would be lost with the module; register them after shard(), or keep it with skip=[{path!r}]"
+        )
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _check_alone(model: nn.Module, tables: list[PlainTable]) -> None:

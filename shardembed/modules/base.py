@@ -11,10 +11,12 @@ import torch.distributed as dist
 from torch import nn
 
 from shardembed import comm as comms
-from shardembed.errors import ConfigError, FeatureError, PickleError, UnsupportedError
+from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Settings
 from shardembed.modules import retrieval
+from shardembed.modules.handle import Held, TableHandle
+from shardembed.modules.loading import load_shard, shape_of
 from shardembed.optim import External, TableOptimizer
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
@@ -22,22 +24,9 @@ from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
-
-
-class TableHandle:
-    """Stands for a sharded table in a state dict. It has no values of its own and refuses to be pickled."""
-
-    def __init__(self, table: str) -> None:
-        self.table = table
-
-    def __repr__(self) -> str:
-        return f"TableHandle({self.table!r}, sharded over the ranks)"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise PickleError(
-            f"table {self.table!r} lies cut over the ranks, so torch.save cannot write it: no rank has all of it. Read its rows "
-            "with rows(table, ids), or leave the sharded tables out of what you save"
-        )
+# torch.compile leaves lookups alone: it would trace routing for a minute to break its graph at every collective. This spelling of
+# torch.compiler.disable does not import the compiler.
+eager = torch._disable_dynamo
 
 
 class ShardedModule(nn.Module):
@@ -109,9 +98,9 @@ class ShardedModule(nn.Module):
 
     @torch.no_grad()
     def load_rows(self, table: str, source: Any) -> None:
-        """Overwrite a table's weights from `source` `[num_embeddings, embedding_dim]`: a tensor, or anything that slices like a
-        NumPy array (a memory-mapped file too). Each rank reads its own rows and columns only; optimizer state stays. Not
-        collective.
+        """Overwrite a table's weights from `source` `[num_embeddings, embedding_dim]`: a tensor, a NumPy array (memory-mapped too),
+        a slice of a safetensors file (`safe_open(...).get_slice(name)`), or anything else that slices like these. Each rank reads
+        its own rows and columns only, 64 MiB at a time; optimizer state stays. Not collective.
 
         Raises:
             ConfigError: the source has another shape.
@@ -119,13 +108,11 @@ class ShardedModule(nn.Module):
         """
         config = self.journey.tables[self._table(table)]
         shape = (config.num_embeddings, config.embedding_dim)
-        if tuple(source.shape) != shape:
-            raise ConfigError(f"table {table!r} is {shape}, the source has shape {tuple(source.shape)}")
+        if shape_of(source) != shape:
+            raise ConfigError(f"table {table!r} is {shape}, the source has shape {shape_of(source)}")
         for local in self.local_shards():
             if local.table == table:
-                rows, columns = local.shard.rows, local.shard.columns
-                part = source[rows.start : rows.stop : rows.step, columns.start : columns.stop]
-                local.weights.copy_(torch.as_tensor(part))
+                load_shard(local.weights, local.shard, source)
 
     @torch.no_grad()
     def topk(self, queries: torch.Tensor, k: int, table: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +152,12 @@ class ShardedModule(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Exposed shards are Parameters of this rank alone; the handle of the whole table stands for them.
         for key, table in self._weight_keys().items():
-            destination[prefix + key] = TableHandle(table)
+            destination[prefix + key] = self._handle(table)
+
+    def _handle(self, table: str) -> TableHandle:
+        shards = [local for local in self.local_shards() if local.table == table]
+        held = [Held(local.shard, local.weights, local.shard.ranks[0] == self.journey.comm.rank) for local in shards]
+        return TableHandle.of(self.journey.tables[self._table(table)], held, self.journey.device)
 
     def _load_from_state_dict(
         self,
@@ -177,14 +169,30 @@ class ShardedModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take whole tables from a plain model's state dict; a handle stands for the weights that are here already."""
+        """Take whole tables from a plain model's state dict, or shards from the handles of a sharded one's."""
         keys = {prefix + key: table for key, table in self._weight_keys().items()}
         for key, table in keys.items():
             if key not in state_dict:
                 missing_keys.append(key)
-            elif isinstance(value := state_dict[key], torch.Tensor):
-                self.load_rows(table, value)
+                continue
+            try:
+                self._take(table, state_dict[key])
+            except ShardEmbedError as error:  # torch collects what is wrong with each key
+                error_msgs.append(f"{key}: {error}")
         unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in keys] if strict else []
+
+    @torch.no_grad()
+    def _take(self, table: str, value: Any) -> None:
+        if isinstance(value, TableHandle):
+            self._handle(table).take(value)
+        else:
+            self.load_rows(table, value)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise PickleError(
+            f"a {type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie cut "
+            "over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
+        )
 
     def extra_repr(self) -> str:
         own = {table.name for table in self.tables}

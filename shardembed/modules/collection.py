@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from shardembed.ids import IdBatch, is_keyed_jagged, jagged_offsets, split_keyed_jagged
 from shardembed.journey import Settings
-from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey
+from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike
 from shardembed.tables import Feature, TableConfig, features_of
 
@@ -62,6 +62,7 @@ class EmbeddingCollection(ShardedModule):
         super().__init__(journey, journey.tables)
         self.features = features_of(self.tables)
 
+    @eager
     def forward(self, batch: Mapping[str, Any] | Any) -> Any:
         """Look up every feature. Collective: each rank passes its own batch, which may be empty.
 

@@ -13,7 +13,7 @@ from typing_extensions import Self, Unpack
 from shardembed.errors import ConfigError, StepError
 from shardembed.ids import FeatureIds, IdBatch, jagged_offsets
 from shardembed.journey import Journey, Settings
-from shardembed.modules.base import ShardedModule, build_journey
+from shardembed.modules.base import ShardedModule, build_journey, eager
 from shardembed.optim import TableOptimizer
 from shardembed.plan import PlanLike
 from shardembed.tables import Constant, Feature, Init, Normal, Rounding, TableConfig, features_of
@@ -92,6 +92,7 @@ class _Single(ShardedModule):
         self.max_norm, self.norm_type = table.max_norm, table.norm_type
         self.scale_grad_by_freq, self.sparse = table.scale_grad_by_freq, table.sparse
         self._ready: list[Ready] = []
+        self._taken_already: list[Ready] = []
 
     @classmethod
     def on(cls, journey: Journey, feature: Feature) -> Self:
@@ -106,13 +107,19 @@ class _Single(ShardedModule):
         self._ready.append(Ready(arguments, output))
 
     def forget(self) -> None:
-        """Drop what was handed out and not called for."""
+        """Drop what was handed out."""
         self._ready.clear()
+        self._taken_already.clear()
 
     def _taken(self, arguments: tuple[Any, ...]) -> torch.Tensor | None:
+        if torch._C._current_graph_task_id() >= 0:
+            # A checkpoint runs its part of the forward again in the backward, and must meet the same tensors.
+            return next((ready.output for ready in self._taken_already if ready.is_for(arguments)), None)
         if not self._ready:
             return None
         ready = self._ready.pop(0)
+        if torch.is_grad_enabled():  # else a reentrant checkpoint, which wants a graph of its own the second time
+            self._taken_already.append(ready)
         if not ready.is_for(arguments):
             raise StepError(
                 f"{self.feature.name} was called with other ids than inputs= announced to shard() for it; let inputs= return, for "
@@ -187,6 +194,7 @@ class Embedding(_Single):
         )
         super().__init__(table, _weight, device, sharding)
 
+    @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[*input.shape, embedding_dim]`. Collective; the batch of a rank may be empty."""
         output = self._taken((input,))
@@ -285,6 +293,7 @@ class EmbeddingBag(_Single):
         assert self.feature.pooling is not None
         return self.feature.pooling
 
+    @eager
     def forward(
         self, input: torch.Tensor, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
