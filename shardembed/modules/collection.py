@@ -56,7 +56,7 @@ class EmbeddingCollection(ShardedModule):
     ) -> None:
         settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel)
         journey = build_journey(tables, optimizer, plan, device, process_group, settings)
-        super().__init__(journey, journey.tables)
+        super().__init__(journey, journey.tables, {f"{table.name}.weight": table.name for table in journey.tables})
         self.features = features_of(self.tables)
 
     def forward(self, batch: Mapping[str, Any] | Any) -> Any:
