@@ -69,11 +69,12 @@ class KeyedSite(Site):
     def uses(self) -> list[Use]:
         found: list[Use] = []
         for config, outputs in zip(self._configs, self._outputs(), strict=True):
+            name = f"{self.path}.{config.name}"
             module: Plain = getattr(self.module, self._child)[config.name]
             pooling = pooling_of(module)
             keys = [f"{path}.{self._child}.{config.name}.weight" for path in self.paths]
             features: dict[str, Pooling] = {f"{self.path}.{output}": pooling for output in outputs}
-            found.append(Use(self.path, f"{self.path}.{config.name}", module, features, keys, partial(_start, config)))
+            found.append(Use(self.path, name, module, features, keys, partial(_start, replace(config, name=name))))
         return found
 
     def sharded(self, journey: Journey, features: Mapping[str, Feature]) -> Lookup:
