@@ -74,7 +74,7 @@ class KeyedSite(Site):
             pooling = pooling_of(module)
             keys = [f"{path}.{self._child}.{config.name}.weight" for path in self.paths]
             features: dict[str, Pooling] = {f"{self.path}.{output}": pooling for output in outputs}
-            found.append(Use(self.path, name, module, features, keys, partial(_start, replace(config, name=name))))
+            found.append(Use(self.path, name, module, features, keys, partial(_start, config, name)))
         return found
 
     def sharded(self, journey: Journey, features: Mapping[str, Feature]) -> Lookup:
@@ -106,5 +106,5 @@ class KeyedSite(Site):
         return plain
 
 
-def _start(config: Any) -> Init:
-    return TableConfig.of(config).start
+def _start(config: Any, name: str) -> Init:
+    return TableConfig.of(replace(config, name=name)).start

@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_sharded_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"skip= names \['sparse.ebc.sums'\], but sparse.ebc is converted as a whole"):
         se.shard(everything(torch.float32), skip=["*.sums"], **settings)
     filled = torchrec.EmbeddingBagCollection([bag("t", ["f"], init_fn=nn.init.zeros_)], device=torch.device("meta"))
-    with pytest.raises(ConfigError, match="table 'ebc.t': TorchRec's init_fn fills a whole tensor"):
+    with pytest.raises(ConfigError, match=r"table 'ebc.t': TorchRec's init_fn fills a whole tensor"):
         se.shard(model_of(filled), **settings)
 
 
