@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
+from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
 from shardembed.tables import Feature
 
 
@@ -73,24 +74,8 @@ class IdBatch:
 
     @staticmethod
     def of(batch: Any, features: Sequence[Feature], device: torch.device) -> IdBatch:
-        """Read any accepted input.
-
-        Raises:
-            FeatureError: a feature is missing or unknown.
-            DtypeError: ids are not int32 or int64, weights are not floating point, or a value is no tensor.
-            OffsetsError: offsets do not describe the ids.
-            InputError: a shape that the feature's pooling cannot take.
-        """
-        if is_keyed_jagged(batch):
-            batch = split_keyed_jagged(batch)
-        if not isinstance(batch, Mapping):
-            raise DtypeError(
-                f"a batch must be a dict of tensors by feature or a KeyedJaggedTensor, not {type(batch).__name__}; "
-                f"the features are {[feature.name for feature in features]}"
-            )
-        _check_names(batch, features)
-        parts = tuple(_read(batch[feature.name], feature, device) for feature in features)
-        return IdBatch.join(parts)
+        """Read any accepted input; raises as `read_features`."""
+        return IdBatch.join(read_features(batch, features, device))
 
     @staticmethod
     def join(parts: tuple[FeatureIds, ...]) -> IdBatch:
@@ -133,8 +118,33 @@ class IdBatch:
         return IdBatch(change(self.ids), tuple(moved(part) for part in self.parts))
 
 
+def read_features(batch: Any, features: Sequence[Feature], device: torch.device) -> tuple[FeatureIds, ...]:
+    """Each feature's part of any accepted input.
+
+    Raises:
+        FeatureError: a feature is missing or unknown.
+        DtypeError: ids are not int32 or int64, weights are not floating point, or a value is no tensor.
+        OffsetsError: offsets do not describe the ids.
+        InputError: a shape that the feature's pooling cannot take.
+    """
+    if is_keyed_jagged(batch):
+        batch = split_keyed_jagged(batch)
+    if not isinstance(batch, Mapping):
+        raise DtypeError(
+            f"a batch must be a dict of tensors by feature or a KeyedJaggedTensor, not {type(batch).__name__}; "
+            f"the features are {_keys(features)}"
+        )
+    _check_names(batch, features)
+    return tuple(_read(batch[feature.key], feature, device) for feature in features)
+
+
+def _keys(features: Sequence[Feature]) -> list[str]:
+    """What a batch is to name, each once: a feature may be looked up in several tables."""
+    return list(dict.fromkeys(feature.key for feature in features))
+
+
 def _check_names(batch: Mapping[str, Any], features: Sequence[Feature]) -> None:
-    names = [feature.name for feature in features]
+    names = _keys(features)
     for given in batch:
         if given not in names:
             near = difflib.get_close_matches(str(given), names, 1)
@@ -151,6 +161,10 @@ def jagged_offsets(nested: Any) -> torch.Tensor:
 
 
 def _read(value: Any, feature: Feature, device: torch.device) -> FeatureIds:
+    if isinstance(value, Jagged):
+        ids = _checked_ids(value.ids, feature, device)
+        weights = None if value.weights is None else _checked_weights(value.weights, ids, feature, device)
+        return _bags(ids, value.lengths.to(device=device, dtype=torch.int64), weights, feature)
     if isinstance(value, tuple | list):
         if not 2 <= len(value) <= 3:
             raise InputError(f"feature {feature.name!r}: a tuple or list must be (ids, offsets) or (ids, offsets, weights)")
@@ -195,7 +209,10 @@ def _ragged(
     if ids.dim() != 1:
         raise InputError(f"feature {feature.name!r}: ids beside offsets must have one dimension, not {list(ids.shape)}")
     weights = None if weights is None else _checked_weights(weights, ids, feature, device)
-    lengths = _lengths(offsets, ids.numel(), feature, device)
+    return _bags(ids, _lengths(offsets, ids.numel(), feature, device), weights, feature)
+
+
+def _bags(ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None, feature: Feature) -> FeatureIds:
     shape = (ids.numel(),) if feature.pooling is None else (lengths.numel(),)
     return FeatureIds(ids, lengths, shape, weights)
 
@@ -240,21 +257,3 @@ def _checked_weights(weights: Any, ids: torch.Tensor, feature: Feature, device: 
             f"feature {feature.name!r}: weights need pooling 'sum', as in nn.EmbeddingBag; this table has {feature.pooling!r}"
         )
     return weights.to(device)
-
-
-def is_keyed_jagged(batch: Any) -> bool:
-    """The batch is a TorchRec KeyedJaggedTensor."""
-    # By name, so that TorchRec is imported only by those who use it.
-    return type(batch).__name__ == "KeyedJaggedTensor" and type(batch).__module__.startswith("torchrec")
-
-
-def split_keyed_jagged(batch: Any) -> dict[str, tuple[torch.Tensor, ...]]:
-    """(ids, offsets[, weights]) by feature."""
-    # Not by its to_dict(), which fails on a batch without bags (TorchRec 1.8): one rank's may be empty.
-    bags, counts = batch.stride_per_key(), batch.length_per_key()
-    lengths = [part.to(torch.int64) for part in batch.lengths().split(bags)]
-    offsets = [torch.cat([part.new_zeros(1), part.cumsum(0)]) for part in lengths]
-    parts = [batch.values().split(counts), offsets]
-    if batch.weights_or_none() is not None:
-        parts.append(batch.weights_or_none().split(counts))
-    return dict(zip(batch.keys(), zip(*parts, strict=True), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,8 @@ class TableConfig:
         name: unique in its collection; also its only feature's name when `feature_names` is not given.
         num_embeddings: rows; ids run from 0 to num_embeddings - 1.
         embedding_dim: columns.
-        feature_names: the features whose ids are looked up here. Features of one table share its rows.
+        feature_names: the features whose ids are looked up here. Features of one table share its rows. A feature may be named by
+            several tables: its output from each is called "feature@table" then.
         pooling: "sum", "mean", "max" (one vector a bag), None (one vector an id), or a dict by feature name.
         dtype: of the rows: float32, bfloat16, float16 or float64.
         init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
@@ -213,31 +215,38 @@ class FrozenPooling(dict[str, Pooling]):
 
 @dataclass(frozen=True)
 class Feature:
-    """A named stream of ids: which table it looks up (its index) and how."""
+    """A named stream of ids: which table it looks up (its index) and how. `key` is what a batch calls it: its name, but where
+    one stream is looked up in several tables.
+    """
 
     name: str
     table: int
     pooling: Pooling
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", self.name)
 
 
 def features_of(tables: tuple[TableConfig, ...]) -> tuple[Feature, ...]:
-    """All features in table order.
+    """All features in table order. One that several tables look up is a feature a table, named "feature@table" as in TorchRec.
 
     Raises:
-        ConfigError: two tables share a name, or a feature.
+        ConfigError: two tables share a name, or two features do.
     """
-    owners: dict[str, str] = {}
-    features: list[Feature] = []
     names = [table.name for table in tables]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two tables are named {name!r}; names must be unique in a collection")
+    owners = Counter(key for table in tables for key in table.feature_names or ())
+    features: dict[str, Feature] = {}
     for index, table in enumerate(tables):
-        for feature in table.feature_names or ():
-            if feature in owners:
-                raise ConfigError(f"feature {feature!r} belongs to tables {owners[feature]!r} and {table.name!r}; rename one")
-            owners[feature] = table.name
-            features.append(Feature(feature, index, table.pooling_of(feature)))
+        for key in table.feature_names or ():
+            name = key if owners[key] == 1 else f"{key}@{table.name}"
+            if name in features:
+                raise ConfigError(f"table {table.name!r}: two features are named {name!r}; rename one")
+            features[name] = Feature(name, index, table.pooling_of(key), key)
     if not features:
         raise ConfigError("a collection needs at least one table")
-    return tuple(features)
+    return tuple(features.values())

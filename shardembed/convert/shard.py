@@ -1,4 +1,4 @@
-"""`shard(model)`: swap a model's plain tables for sharded ones, in place, names and weights kept.
+"""`shard(model)`: swap a model's tables for sharded ones, in place, names and weights kept.
 
 All tables of the model live in one journey. Without `inputs` each module makes a call of its own when it is called; with
 `inputs`, a hook looks up everything in one call just before the model's forward, and the modules hand out their parts.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,15 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from shardembed.comm import Comm
-from shardembed.convert.sites import PlainTable, find_tables, swap
+from shardembed.convert.find import find_sites
+from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Settings
 from shardembed.layout import Shard
-from shardembed.modules import Embedding, EmbeddingBag
 from shardembed.modules.base import TableOptimizers, build_journey, eager
+from shardembed.modules.lookup import Lookup
 from shardembed.plan import Plan, PlanLike
-from shardembed.tables import Feature, features_of
+from shardembed.tables import features_of
 
 Model = TypeVar("Model", bound=nn.Module)
 CHUNK_BYTES = 64 * 1024 * 1024
@@ -48,18 +50,20 @@ def shard(
     deterministic: bool = False,
     verbose: bool = True,
 ) -> Model:
-    """Cut every `nn.Embedding` and `nn.EmbeddingBag` of `model` over the ranks, in place; returns the model. Collective.
+    """Cut every `nn.Embedding`, `nn.EmbeddingBag` and TorchRec `EmbeddingBagCollection` and `EmbeddingCollection` of `model` over
+    the ranks, in place; returns the model. Collective.
 
     Weights are rank 0's, broadcast in pieces of 64 MiB, so that all ranks start alike whatever their seeds; the other ranks may
-    have their tables on the meta device. Tables that rank 0 has there start from N(0, 1) as torch's would, drawn shard by shard. Beside the plain tables, which are let go one by one, a rank
-    needs memory for its shards, their optimizer state and one piece. A table is named by the path of its module: in `plan`, in
-    `optimizer` when it is a dict, in errors, and in the keys of `inputs`. Modules that share a weight become one table.
+    have theirs on the meta device. Tables that rank 0 has there start from N(0, 1) as torch's would, or as TorchRec's config says,
+    drawn shard by shard. Beside the plain modules, which are let go one by one, a rank needs memory for its shards, their
+    optimizer state and one piece. A table is named by the path of its module, and in a collection by that and its own name
+    (`sparse.ebc.t1`): in `plan`, in `optimizer` when it is a dict, and in errors. Modules that share a weight become one table.
 
     Args:
-        inputs: called with the arguments of the model's forward; returns, for each table's path, what that module is going to be
-            called with: its ids, a tuple of its arguments (ids, offsets, weights), or a list of those, one a call. All tables then
-            share one journey a step.
-        skip: paths or patterns of tables to leave as they are.
+        inputs: called with the arguments of the model's forward; returns, for each module's path, what that module is going to be
+            called with: its ids (a KeyedJaggedTensor for TorchRec's), a tuple of its arguments (ids, offsets, weights), or a list
+            of those, one a call. All tables then share one journey a step.
+        skip: paths or patterns of modules to leave as they are.
         optimizer, plan, wire_dtype, update, gradient_reduction, device, process_group, seed, kernel, deterministic: as in
             `EmbeddingCollection`.
         verbose: print on rank 0 what became of each table.
@@ -69,40 +73,33 @@ def shard(
             (a subclass with its own forward, a parametrization, hooks), or a weight is shared with what is no table.
         PlanError: the plan does not fit, or names a module that is not a table here.
     """
-    found = find_tables(model, skip)
-    _check_plan(plan, [table.name for table in found])
+    sites = find_sites(model, skip)
+    tables = tables_of(model, sites)
+    _check_plan(plan, [table.name for table in tables])
     settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)
-    journey = build_journey([table.config() for table in found], optimizer, plan, device, process_group, settings)
+    journey = build_journey([table.config() for table in tables], optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
-    modules: dict[str, Embedding | EmbeddingBag] = {}
-    known = torch.tensor([not table.weight.is_meta for table in found], dtype=torch.uint8, device=journey.device)
+    known = torch.tensor([not table.weight.is_meta for table in tables], dtype=torch.uint8, device=journey.device)
     known = journey.comm.broadcast("say which weights exist", known).tolist()
-    for table, exists in zip(found, known, strict=True):
-        if exists:
-            _load_from_rank_zero(journey, table, journey.comm)
-        for site in table.sites:
-            module = _sharded(journey, features[site.name], site.module)
-            module.train(site.module.training)
-            for path in site.paths:
-                modules[path] = module
-                swap(model, path, module)
-        table.sites.clear()  # lets go of the plain weights
+    exists = {table.name for table, there in zip(tables, known, strict=True) if there}
+    modules: dict[str, Lookup] = {}
+    while sites:
+        site = sites.pop(0)
+        _load_from_rank_zero(journey, tables, site.path, exists)
+        module = site.sharded(journey, features)
+        module.train(site.module.training)
+        for path in site.paths:
+            modules[path] = module
+            swap(model, path, module)
+        del site  # lets go of the plain weights
     if inputs is not None:
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
     if verbose and journey.comm.rank == 0:
-        print(summary(journey, shared=inputs is not None), file=sys.stderr)
+        print(summary(journey, one_call=inputs is not None or len(set(modules.values())) == 1), file=sys.stderr)
     return model
 
 
-def _sharded(journey: Journey, feature: Feature, plain: nn.Embedding | nn.EmbeddingBag) -> Embedding | EmbeddingBag:
-    if isinstance(plain, nn.Embedding):
-        return Embedding.on(journey, feature)
-    module = EmbeddingBag.on(journey, feature)
-    module.include_last_offset = plain.include_last_offset
-    return module
-
-
-def summary(journey: Journey, shared: bool) -> str:
+def summary(journey: Journey, one_call: bool) -> str:
     """What became of each table, a line each, and how they are called."""
     lines = [f"shardembed: {len(journey.tables)} table(s) over {journey.comm.world_size} rank(s)"]
     width = max(len(table.name) for table in journey.tables)
@@ -110,7 +107,7 @@ def summary(journey: Journey, shared: bool) -> str:
         spec = next(s for s in journey.specs for lane in s.lanes if journey.tables[lane.table] is table)
         size = f"{table.num_embeddings:,} x {table.embedding_dim} {str(table.dtype).removeprefix('torch.')}"
         lines.append(f"  {table.name:<{width}}  {size}, {planned.kind}, {'frozen' if table.frozen else spec.optimizer.describe()}")
-    if not shared and len(journey.tables) > 1:
+    if not one_call:
         lines.append("  each module makes its own calls; inputs= lets all tables share one")
     return "\n".join(lines)
 
@@ -118,9 +115,7 @@ def summary(journey: Journey, shared: bool) -> str:
 class SharedLookup:
     """A hook that looks up all tables in one call before each forward of the model."""
 
-    def __init__(
-        self, journey: Journey, modules: Mapping[str, Embedding | EmbeddingBag], inputs: Callable[..., Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, journey: Journey, modules: Mapping[str, Lookup], inputs: Callable[..., Mapping[str, Any]]) -> None:
         self._journey, self._modules, self._inputs = journey, modules, inputs
 
     @eager
@@ -132,12 +127,13 @@ class SharedLookup:
 
         def read() -> IdBatch:
             if unknown is not None:
-                raise FeatureError(f"inputs= names {unknown!r}, which is not a sharded table here; they are {sorted(modules)}")
-            return IdBatch.join(tuple(modules[path].read(*given) for path, given in calls))
+                raise FeatureError(f"inputs= names {unknown!r}, which is not a sharded module here; they are {sorted(modules)}")
+            return IdBatch.join(tuple(part for path, given in calls for part in modules[path].read(*given)))
 
-        features = [modules[path].feature for path, _ in calls if path in modules]
-        for (path, given), output in zip(calls, self._journey.forward(read, features), strict=True):
-            modules[path].hand_out(given, output)
+        features = [feature for path, _ in calls if path in modules for feature in modules[path].features]
+        outputs = iter(self._journey.forward(read, features))
+        for path, given in calls:
+            modules[path].hand_out(given, list(islice(outputs, len(modules[path].features))))
 
 
 def _calls(given: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
@@ -149,7 +145,15 @@ def _calls(given: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
     return calls
 
 
-def _load_from_rank_zero(journey: Journey, table: PlainTable, comm: Comm) -> None:
+def _load_from_rank_zero(journey: Journey, tables: list[Table], path: str, exists: set[str]) -> None:
+    """Load the tables that are first used at `path`, where rank 0 has their weights, and let go of them."""
+    while tables and tables[0].uses[0].path == path:
+        table = tables.pop(0)
+        if table.name in exists:
+            _broadcast(journey, table, journey.comm)
+
+
+def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
     """Copy rank 0's weights into the shards of all ranks, a piece at a time."""
     weight = table.weight.detach()
     elsewhere = weight.is_meta or comm.rank > 0  # only rank 0's weights are read

@@ -1,66 +1,111 @@
-"""Where a plain model holds its tables: which modules, under which paths, and which of them share weights."""
+"""Where a model holds its tables: modules that look them up (sites), each site's uses of weights, and tables: one weight and all
+its uses. What a module is called, reads and answers is its site's affair; everything else here is the same for all kinds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import Self
 
 from shardembed.errors import ConfigError
+from shardembed.journey import Journey
 from shardembed.modules.base import ShardedModule
-from shardembed.tables import Constant, Normal, Pooling, TableConfig
+from shardembed.modules.lookup import Lookup
+from shardembed.tables import Constant, Feature, Init, Pooling, TableConfig
 
 Plain = nn.Embedding | nn.EmbeddingBag
 
 
 @dataclass(frozen=True)
-class Site:
-    """One plain module, and all the paths that lead to it; the first one names its feature."""
+class Use:
+    """One module's use of one weight.
 
+    path: the site's. name: what the table is called if this is its first use. module: has the weight and its settings. features:
+    the names of the streams of ids, with their pooling. keys: every name the weight has in the model. start: of its rows, if they
+    do not exist.
+    """
+
+    path: str
+    name: str
     module: Plain
-    paths: list[str] = field(default_factory=list)
+    features: dict[str, Pooling]
+    keys: list[str]
+    start: Callable[[], Init]
+
+
+def pooling_of(module: Plain) -> Pooling:
+    return cast(Pooling, module.mode) if isinstance(module, nn.EmbeddingBag) else None
+
+
+class Site(ABC):
+    """One module of a model, and all the paths that lead to it; the first one names it. A subclass is a kind of module."""
+
+    def __init__(self, module: Any, paths: list[str]) -> None:
+        self.module, self.paths = module, paths
 
     @property
-    def name(self) -> str:
+    def path(self) -> str:
         return self.paths[0]
 
-    @property
-    def pooling(self) -> Pooling:
-        return cast(Pooling, self.module.mode) if isinstance(self.module, nn.EmbeddingBag) else None
+    @classmethod
+    @abstractmethod
+    def of(cls, module: nn.Module, path: str) -> Self | None:
+        """The site of `module`, if it is one of this kind."""
+
+    def check(self) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Refuse a module that its sharded twin would not be like.
+
+        Raises:
+            UnsupportedError: says how to keep it as it is.
+        """
+
+    @abstractmethod
+    def uses(self) -> list[Use]:
+        """Its uses of weights, in its own order."""
+
+    @abstractmethod
+    def sharded(self, journey: Journey, features: Mapping[str, Feature]) -> Lookup:
+        """The module that takes its place, on a journey with all its tables."""
+
+    @staticmethod
+    @abstractmethod
+    def restored(module: ShardedModule, weights: Mapping[str, nn.Parameter]) -> nn.Module | None:
+        """The way back: the module that `module` took the place of, with weights by table. None for another kind's."""
 
 
 @dataclass(frozen=True)
-class PlainTable:
-    """One weight and the modules that look it up; the first one's path is the table's name."""
+class Table:
+    """One weight and all its uses; the first one names it."""
 
-    sites: list[Site]
+    uses: list[Use]
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.sites[0].module.weight
+        return self.uses[0].module.weight
 
     @property
     def name(self) -> str:
-        return self.sites[0].name
+        return self.uses[0].name
 
     def config(self) -> TableConfig:
         """The same table for a collection. Rows that exist are copied in later, so they are not drawn first."""
-        module = self.sites[0].module
+        module = self.uses[0].module
+        pooling: dict[str, Pooling] = {feature: pooling for use in self.uses for feature, pooling in use.features.items()}
         return TableConfig(
             self.name,
             module.num_embeddings,
             module.embedding_dim,
-            feature_names=[site.name for site in self.sites],
-            pooling={site.name: site.pooling for site in self.sites},
+            feature_names=list(pooling),
+            pooling=pooling,
             dtype=self.weight.dtype,
-            # On the meta device there are no rows to copy: torch's own start, drawn where the shards lie.
-            init=Normal() if self.weight.is_meta else Constant(0.0),
+            # On the meta device there are no rows to copy: the module's own start, drawn where the shards lie.
+            init=self.uses[0].start() if self.weight.is_meta else Constant(0.0),
             padding_idx=module.padding_idx,
             max_norm=module.max_norm,
             norm_type=module.norm_type,
@@ -71,84 +116,51 @@ class PlainTable:
         )
 
 
-def find_tables(model: nn.Module, skip: Sequence[str]) -> list[PlainTable]:
-    """The tables of a model, in the order of its modules.
+def tables_of(model: nn.Module, sites: Sequence[Site]) -> list[Table]:
+    """The tables that the sites look up, in their order.
 
     Raises:
-        ConfigError: there is none, the model is sharded or wrapped already or is itself a table, a table is more than torch's own
-            module, `skip` names nothing, or a weight is shared with a module that is no table or has other settings.
+        ConfigError: a weight is shared with a module that is no table or has other settings, or has an optimizer already.
     """
-    _check_skip(model, skip)
-    sites: dict[int, Site] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, DistributedDataParallel | FSDPModule):
-            wrapper = "DistributedDataParallel" if isinstance(module, DistributedDataParallel) else "fully_shard"
-            raise ConfigError(f"{path or 'the model'} is wrapped by {wrapper}, which holds its tables already; shard() comes first")
-        if isinstance(module, ShardedModule):
-            raise ConfigError(f"{path or 'the model'} is sharded already; shard a model once, before wrapping it")
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and not any(fnmatchcase(path, pattern) for pattern in skip):
-            if not path:
-                raise ConfigError("the model is itself a table; build se.Embedding or se.EmbeddingBag instead of converting it")
-            _check_plain(path, module)
-            sites.setdefault(id(module), Site(module)).paths.append(path)
-    if not sites:
-        raise ConfigError("the model has no nn.Embedding or nn.EmbeddingBag to shard")
-    tables: dict[int, PlainTable] = {}
-    for site in sites.values():
-        tables.setdefault(id(site.module.weight), PlainTable([])).sites.append(site)
+    tables: dict[int, Table] = {}
+    for site in sites:
+        for use in site.uses():
+            tables.setdefault(id(use.module.weight), Table([])).uses.append(use)
     _check_alone(model, list(tables.values()))
     for table in tables.values():
-        for site in table.sites[1:]:
-            _check_alike(table.sites[0], site)
+        if hasattr(table.weight, "_optimizer_classes"):  # what torch's and TorchRec's apply_optimizer_in_backward leave there
+            raise ConfigError(
+                f"{table.name}: its weight has an optimizer from apply_optimizer_in_backward, which a sharded table would lose; "
+                f"leave that call out, and pass optimizer= to shard() instead"
+            )
+        for use in table.uses[1:]:
+            _check_alike(table.uses[0], use)
     return list(tables.values())
 
 
-def _check_skip(model: nn.Module, skip: Sequence[str]) -> None:
-    paths = [path for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, Plain)]
-    for pattern in skip:
-        if not any(fnmatchcase(path, pattern) for path in paths):
-            raise ConfigError(f"skip= names {pattern!r}, which matches no table; the tables are {paths}")
-
-
-def _check_plain(path: str, module: Plain) -> None:
-    """What a subclass, a parametrization or a hook adds would be lost."""
-    torch_own = nn.Embedding if isinstance(module, nn.Embedding) else nn.EmbeddingBag
-    if type(module).forward is not torch_own.forward or "weight" not in module._parameters:
-        raise ConfigError(
-            f"{path} is a {type(module).__name__}, which does more than {torch_own.__name__}; replace it by a plain one, or keep it "
-            f"as it is with skip=[{path!r}]"
-        )
-    if any(getattr(module, hooks) for hooks in HOOKS):
-        raise ConfigError(
-            f"{path} has hooks, which would be lost with the module; register them after shard(), or keep it with skip=[{path!r}]"
-        )
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _check_alone(model: nn.Module, tables: list[PlainTable]) -> None:
+def _check_alone(model: nn.Module, tables: list[Table]) -> None:
     """A weight that something else reads too, such as an output layer tied to its table, cannot leave it."""
-    owners = {f"{path}.weight": table for table in tables for site in table.sites for path in site.paths}
+    names = {key for table in tables for use in table.uses for key in use.keys}
+    owners = {id(table.weight): table for table in tables}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        for table in tables:
-            if parameter is table.weight and name not in owners:
-                raise ConfigError(
-                    f"{table.name}: its weight is also {name!r}, which is no table and needs all of it on every rank; untie the "
-                    f"two, or keep this table as it is with skip=[{table.name!r}]"
-                )
+        table = owners.get(id(parameter))
+        if table is not None and name not in names:
+            raise ConfigError(
+                f"{table.name}: its weight is also {name!r}, which is no table and needs all of it on every rank; untie the "
+                f"two, or keep this table as it is with skip=[{table.uses[0].path!r}]"
+            )
 
 
 SHARED = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
 
-def _check_alike(one: Site, other: Site) -> None:
+def _check_alike(one: Use, other: Use) -> None:
     for setting in SHARED:
         mine, theirs = getattr(one.module, setting), getattr(other.module, setting)
         if mine != theirs:
             raise ConfigError(
                 f"{other.name} shares its weight with {one.name}, but has {setting}={theirs!r} instead of {mine!r}; give both the "
-                f"same, or keep them as they are with skip=[{one.name!r}, {other.name!r}]"
+                f"same, or keep them as they are with skip=[{one.path!r}, {other.path!r}]"
             )
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from shardembed.convert.find import KINDS
 from shardembed.convert.shard import SharedLookup
-from shardembed.convert.sites import Plain, swap
+from shardembed.convert.sites import swap
 from shardembed.errors import ConfigError, UnsupportedError
-from shardembed.modules import Embedding, EmbeddingBag
 from shardembed.modules.base import ShardedModule
+from shardembed.modules.lookup import Lookup
+from shardembed.tables import TableConfig
 
 CHUNK_BYTES = 64 * 1024 * 1024
 
 
 @torch.no_grad()
 def unshard(model: nn.Module, *, rank: int | None = None) -> nn.Module:
-    """Put plain `nn.Embedding`s and `nn.EmbeddingBag`s, with the weights as they are now, where `shard` put sharded ones. In
-    place; returns the model, or the plain module when `model` is itself a sharded table. Collective.
+    """Put plain `nn.Embedding`s and `nn.EmbeddingBag`s, and TorchRec's collections, with the weights as they are now, where `shard`
+    put sharded ones. In place; returns the model, or the plain module when `model` is itself sharded. Collective.
 
     Args:
         rank: the one rank that gets the weights; on the others the plain modules are on the meta device. Default: all ranks. A
@@ -35,19 +37,19 @@ def unshard(model: nn.Module, *, rank: int | None = None) -> nn.Module:
     if not found:
         raise ConfigError("the model has no sharded table")
     for module, paths in found.items():
-        if not isinstance(module, Embedding | EmbeddingBag):
+        if not isinstance(module, Lookup):
             raise UnsupportedError(
                 f"{paths[0] or type(module).__name__}: a {type(module).__name__} has no plain counterpart; read its tables with "
                 "rows(table, ids)"
             )
-    weights: dict[tuple[int, str], nn.Parameter] = {}
+    weights: dict[int, dict[str, nn.Parameter]] = {}  # modules that shared a table share the weight again
     result = model
     for module, paths in found.items():
-        assert isinstance(module, Embedding | EmbeddingBag)
-        key = (id(module.journey), module.tables[0].name)
-        if key not in weights:  # modules that shared a table share the weight again
-            weights[key] = _gathered(module, wanted=rank is None or rank == module.journey.comm.rank)
-        plain = _plain(module, weights[key])
+        mine = weights.setdefault(id(module.journey), {})
+        for table in module.tables:
+            if table.name not in mine:
+                mine[table.name] = _gathered(module, table, wanted=rank is None or rank == module.journey.comm.rank)
+        plain = _restored(module, mine)
         for path in paths:
             if path:
                 swap(model, path, plain)
@@ -61,28 +63,19 @@ def unshard(model: nn.Module, *, rank: int | None = None) -> nn.Module:
     return result
 
 
-def _gathered(module: Embedding | EmbeddingBag, wanted: bool) -> nn.Parameter:
+def _gathered(module: ShardedModule, table: TableConfig, wanted: bool) -> nn.Parameter:
     """The whole table, read a piece at a time; every rank makes the same calls."""
-    table, journey = module.tables[0], module.journey
-    device = journey.device if wanted else torch.device("meta")
+    device = module.journey.device if wanted else torch.device("meta")
     weight = torch.empty(table.num_embeddings, table.embedding_dim, dtype=table.dtype, device=device)
     step = max(1, CHUNK_BYTES // (table.embedding_dim * table.dtype.itemsize))
     for first in range(0, table.num_embeddings, step):
         last = min(first + step, table.num_embeddings) if wanted else first
-        piece = module.rows(table.name, torch.arange(first, last, device=journey.device))
+        piece = module.rows(table.name, torch.arange(first, last, device=module.journey.device))
         if wanted:
             weight[first:last] = piece
     return nn.Parameter(weight, requires_grad=not table.frozen)
 
 
-def _plain(module: Embedding | EmbeddingBag, weight: nn.Parameter) -> Plain:
-    settings: dict[str, Any] = {
-        name: getattr(module, name) for name in ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-    }
-    if isinstance(module, Embedding):
-        plain: Plain = nn.Embedding(module.num_embeddings, module.embedding_dim, **settings, device="meta")
-    else:
-        settings.update(mode=module.mode, include_last_offset=module.include_last_offset)
-        plain = nn.EmbeddingBag(module.num_embeddings, module.embedding_dim, **settings, device="meta")
-    plain.weight = weight
+def _restored(module: ShardedModule, weights: Mapping[str, nn.Parameter]) -> nn.Module:
+    plain = next(plain for kind in KINDS if (plain := kind.restored(module, weights)) is not None)
     return plain.train(module.training)

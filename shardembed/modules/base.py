@@ -33,20 +33,22 @@ class ShardedModule(nn.Module):
     """Base of the sharded modules: `tables` of a journey, and what can be done with their rows.
 
     Attributes:
-        journey: of all the tables that are looked up together. tables: those that belong to this module.
+        journey: of all the tables that are looked up together. tables: those that belong to this module. weight_keys: state dict
+            keys below this module's prefix, with the table of each.
     """
 
-    def __init__(self, journey: Journey, tables: Sequence[TableConfig]) -> None:
+    def __init__(self, journey: Journey, tables: Sequence[TableConfig], weight_keys: Mapping[str, str]) -> None:
         super().__init__()
         self.journey = journey
         self.tables = tuple(tables)
+        self.weight_keys = dict(weight_keys)
         self._register_shards()
 
     def _register_shards(self) -> None:
         """Tables without an optimizer of ours: their shards are Parameters, at least one a table so that optimizers can be built
         on every rank.
         """
-        for key, table in self._weight_keys().items():
+        for key, table in self.weight_keys.items():
             mine = [parameter for exposed in self.journey.exposed for parameter in exposed.parameters_of(table)]
             for number, parameter in enumerate(mine):
                 self.register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
@@ -136,10 +138,6 @@ class ShardedModule(nn.Module):
             raise FeatureError(f"there is no table {name!r}; the tables are {names}")
         return [table.name for table in self.journey.tables].index(name)
 
-    def _weight_keys(self) -> dict[str, str]:
-        """State dict keys below this module's prefix, with the table of each."""
-        return {f"{table.name}.weight": table.name for table in self.tables}
-
     def reset_parameters(self, seed: int | None = None) -> None:
         """Set all rows to their starting values again; optimizer state stays. Not collective, but call it on every rank.
 
@@ -151,7 +149,7 @@ class ShardedModule(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Exposed shards are Parameters of this rank alone; the handle of the whole table stands for them.
-        for key, table in self._weight_keys().items():
+        for key, table in self.weight_keys.items():
             destination[prefix + key] = self._handle(table)
 
     def _handle(self, table: str) -> TableHandle:
@@ -170,7 +168,7 @@ class ShardedModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Take whole tables from a plain model's state dict, or shards from the handles of a sharded one's."""
-        keys = {prefix + key: table for key, table in self._weight_keys().items()}
+        keys = {prefix + key: table for key, table in self.weight_keys.items()}
         for key, table in keys.items():
             if key not in state_dict:
                 missing_keys.append(key)
@@ -184,14 +182,14 @@ class ShardedModule(nn.Module):
     @torch.no_grad()
     def _take(self, table: str, value: Any) -> None:
         if isinstance(value, TableHandle):
-            self._handle(table).take(value)
+            self._handle(table).copy_from(value)
         else:
             self.load_rows(table, value)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PickleError(
-            f"a {type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie cut "
-            "over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
+            f"a {type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie "
+            "cut over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
         )
 
     def extra_repr(self) -> str:

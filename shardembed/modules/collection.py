@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from shardembed.ids import IdBatch, is_keyed_jagged, jagged_offsets, split_keyed_jagged
+from shardembed.ids import IdBatch, jagged_offsets
+from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.journey import Settings
 from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike
@@ -59,7 +60,7 @@ class EmbeddingCollection(ShardedModule):
     ) -> None:
         settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)
         journey = build_journey(tables, optimizer, plan, device, process_group, settings)
-        super().__init__(journey, journey.tables)
+        super().__init__(journey, journey.tables, {f"{table.name}.weight": table.name for table in journey.tables})
         self.features = features_of(self.tables)
 
     @eager
@@ -72,9 +73,9 @@ class EmbeddingCollection(ShardedModule):
                 jagged tensor. Or a TorchRec `KeyedJaggedTensor`.
 
         Returns:
-            A dict by feature: `[B, embedding_dim]` when pooled, `[*ids.shape, embedding_dim]` otherwise (nested for a nested
-            tensor). For a KeyedJaggedTensor: a `KeyedTensor` when all features are pooled, a dict of `JaggedTensor` when none
-            is, else a dict of both kinds of values.
+            A dict by feature ("feature@table" for one that several tables look up): `[B, embedding_dim]` when pooled,
+            `[*ids.shape, embedding_dim]` otherwise (nested for a nested tensor). For a KeyedJaggedTensor: a
+            `KeyedTensor` when all features are pooled, a dict of `JaggedTensor` when none is, else a dict of both kinds of values.
 
         Raises:
             InputError: on every rank, when the batch of any is malformed or an id is out of range. The tables are unchanged.
@@ -84,7 +85,7 @@ class EmbeddingCollection(ShardedModule):
         if is_keyed_jagged(batch):
             return _keyed(named, batch, self.features)
         for feature in self.features:
-            ids = batch[feature.name]
+            ids = batch[feature.key]
             if feature.pooling is None and isinstance(ids, torch.Tensor) and ids.is_nested:
                 named[feature.name] = torch.nested.nested_tensor_from_jagged(named[feature.name], jagged_offsets(ids))
         return named
@@ -97,10 +98,10 @@ def _keyed(named: dict[str, torch.Tensor], batch: Any, features: Sequence[Featur
     if all(feature.pooling is not None for feature in features):
         widths = [output.shape[1] for output in named.values()]
         return KeyedTensor(list(named), widths, torch.cat(list(named.values()), 1))
-    offsets = {name: part[1] for name, part in split_keyed_jagged(batch).items()}
+    lengths = {key: part.lengths for key, part in split_keyed_jagged(batch).items()}
     return {
         feature.name: named[feature.name]
         if feature.pooling is not None
-        else JaggedTensor(named[feature.name], lengths=offsets[feature.name].diff(), offsets=offsets[feature.name])
+        else JaggedTensor(named[feature.name], lengths=lengths[feature.key].to(named[feature.name].device))
         for feature in features
     }

@@ -54,7 +54,7 @@ class TableHandle(torch.Tensor):
         handle.table, handle.held = table, tuple(held)
         return handle
 
-    def take(self, other: TableHandle) -> None:
+    def copy_from(self, other: TableHandle) -> None:
         """Copy the weights of another handle of the same cut.
 
         Raises:

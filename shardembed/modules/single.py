@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
 from typing_extensions import Self, Unpack
 
-from shardembed.errors import ConfigError, StepError
-from shardembed.ids import FeatureIds, IdBatch, jagged_offsets
+from shardembed.errors import ConfigError
+from shardembed.ids import FeatureIds, IdBatch, jagged_offsets, read_features
 from shardembed.journey import Journey, Settings
-from shardembed.modules.base import ShardedModule, build_journey, eager
+from shardembed.modules.base import build_journey, eager
+from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
 from shardembed.plan import PlanLike
 from shardembed.tables import Constant, Feature, Init, Normal, Rounding, TableConfig, features_of
@@ -42,25 +41,7 @@ class Sharding(TypedDict, total=False):
     deterministic: bool
 
 
-@dataclass(frozen=True)
-class Ready:
-    """An output that waits for the call it was made for."""
-
-    arguments: tuple[Any, ...]
-    output: torch.Tensor
-
-    def is_for(self, arguments: tuple[Any, ...]) -> bool:
-        """The call's arguments are the announced ones; the same objects, or equal ones (a host sync on a GPU)."""
-        pairs = zip_longest(self.arguments, arguments)
-        return all(ours is theirs or _equal(ours, theirs) for ours, theirs in pairs)
-
-
-def _equal(ours: Any, theirs: Any) -> bool:
-    both = isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor) and not ours.is_nested and not theirs.is_nested
-    return both and ours.device == theirs.device and torch.equal(ours, theirs)
-
-
-class _Single(ShardedModule):
+class _Single(Lookup):
     """One table with one feature of the same name."""
 
     def __init__(
@@ -79,60 +60,26 @@ class _Single(ShardedModule):
         )
         plan, group = sharding.get("plan", "auto"), sharding.get("process_group")
         journey = build_journey([table], sharding.get("optimizer"), plan, device, group, settings)
-        super().__init__(journey, journey.tables)
-        self._settle(table, features_of(journey.tables)[0])
+        self._settle(journey, features_of(journey.tables)[0])
         if weight is not None:
             self.load_rows(table.name, weight)
 
-    def _settle(self, table: TableConfig, feature: Feature) -> None:
-        """torch's attributes, and how this module looks up its table."""
+    def _settle(self, journey: Journey, feature: Feature) -> None:
+        """Look up `feature`, and have torch's attributes."""
+        table = journey.tables[feature.table]
+        Lookup.__init__(self, journey, feature.name, [feature], {"weight": table.name})
         self.feature = feature
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx = table.padding_idx
         self.max_norm, self.norm_type = table.max_norm, table.norm_type
         self.scale_grad_by_freq, self.sparse = table.scale_grad_by_freq, table.sparse
-        self._ready: list[Ready] = []
-        self._taken_already: list[Ready] = []
 
     @classmethod
     def on(cls, journey: Journey, feature: Feature) -> Self:
         """A module on a table that a journey has already; several may share one."""
-        module, table = cls.__new__(cls), journey.tables[feature.table]
-        ShardedModule.__init__(module, journey, [table])
-        module._settle(table, feature)
+        module = cls.__new__(cls)
+        module._settle(journey, feature)
         return module
-
-    def hand_out(self, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
-        """Let the next call, which must come with these `arguments`, return what a shared journey has looked up already."""
-        self._ready.append(Ready(arguments, output))
-
-    def forget(self) -> None:
-        """Drop what was handed out."""
-        self._ready.clear()
-        self._taken_already.clear()
-
-    def _taken(self, arguments: tuple[Any, ...]) -> torch.Tensor | None:
-        if torch._C._current_graph_task_id() >= 0:
-            # A checkpoint runs its part of the forward again in the backward, and must meet the same tensors.
-            return next((ready.output for ready in self._taken_already if ready.is_for(arguments)), None)
-        if not self._ready:
-            return None
-        ready = self._ready.pop(0)
-        if torch.is_grad_enabled():  # else a reentrant checkpoint, which wants a graph of its own the second time
-            self._taken_already.append(ready)
-        if not ready.is_for(arguments):
-            raise StepError(
-                f"{self.feature.name} was called with other ids than inputs= announced to shard() for it; let inputs= return, for "
-                "each module, exactly what it is called with (a list where it is called several times, in that order)"
-            )
-        return ready.output
-
-    def read(self, *arguments: Any) -> FeatureIds:
-        """This module's own arguments as ids of its feature."""
-        raise NotImplementedError  # the two modules do
-
-    def _weight_keys(self) -> dict[str, str]:
-        return {"weight": self.tables[0].name}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -197,14 +144,12 @@ class Embedding(_Single):
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[*input.shape, embedding_dim]`. Collective; the batch of a rank may be empty."""
-        output = self._taken((input,))
-        if output is None:
-            output = self.journey.forward(lambda: IdBatch.join((self.read(input),)), [self.feature])[0]
+        output = self.look_up(input)[0]
         return torch.nested.nested_tensor_from_jagged(output, jagged_offsets(input)) if input.is_nested else output
 
-    def read(self, *arguments: Any) -> FeatureIds:
+    def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         (input,) = arguments
-        return IdBatch.of({self.feature.name: input}, [self.feature], self.journey.device).parts[0]
+        return read_features({self.feature.key: input}, self.features, self.journey.device)
 
     @classmethod
     def from_pretrained(
@@ -298,15 +243,11 @@ class EmbeddingBag(_Single):
         self, input: torch.Tensor, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`[B, embedding_dim]`, from `[B, L]` ids, or `[n]` ids with offsets. Collective; the batch of a rank may be empty."""
-        output = self._taken((input, offsets, per_sample_weights))
-        if output is not None:
-            return output
-        arguments = (input, offsets, per_sample_weights)
-        return self.journey.forward(lambda: IdBatch.join((self.read(*arguments),)), [self.feature])[0]
+        return self.look_up(input, offsets, per_sample_weights)[0]
 
-    def read(self, *arguments: Any) -> FeatureIds:
+    def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         ids, offsets, weights = (*arguments, None, None)[:3]
-        return IdBatch.of_bags(ids, offsets, weights, self.include_last_offset, self.feature, self.journey.device).parts[0]
+        return IdBatch.of_bags(ids, offsets, weights, self.include_last_offset, self.feature, self.journey.device).parts
 
     @classmethod
     def from_pretrained(

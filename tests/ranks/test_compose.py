@@ -393,4 +393,3 @@ def test_two_losses_of_one_forward_are_one_pass() -> None:
         warnings.simplefilter("error")
         output.sum().backward(retain_graph=True)
         output.square().sum().backward()
-

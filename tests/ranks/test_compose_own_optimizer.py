@@ -45,7 +45,9 @@ def train(model: nn.Module, wrapped: nn.Module, name: str, rank: int, world_size
         user, item, label = part(batch, rank, world_size)
         nn.functional.mse_loss(wrapped(user, item), label).backward()
         if clip is not None:
-            (se.clip_grad_norm_ if world_size > 1 else nn.utils.clip_grad_norm_)(model if world_size > 1 else model.parameters(), clip)
+            (se.clip_grad_norm_ if world_size > 1 else nn.utils.clip_grad_norm_)(
+                model if world_size > 1 else model.parameters(), clip
+            )
         for optimizer in optimizers:
             optimizer.step()
 

@@ -24,7 +24,7 @@ FLOORS = {
     2: ["exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["comm", "kernels"],
     0: [
-        *("_version", "errors", "ids", "initial", "layout", "optim", "placement"),
+        *("_version", "errors", "ids", "initial", "jagged", "layout", "optim", "placement"),
         *("plan", "planner", "slabs", "tables", "wire"),
     ],
 }

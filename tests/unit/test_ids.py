@@ -92,6 +92,29 @@ def test_a_keyed_jagged_tensor_reads_like_a_dict() -> None:
         assert (got is None) if weight is None else torch.equal(got, weights[:3])  # type: ignore[arg-type]
 
 
+def test_a_feature_of_two_tables_is_read_for_both() -> None:
+    features = [Feature("a@t", 0, "sum", "a"), Feature("a@u", 1, None, "a")]
+    batch = IdBatch.of({"a": (IDS, OFFSETS)}, features, CPU)
+    assert batch.ids.tolist() == IDS.tolist() * 2
+    assert [part.shape for part in batch.parts] == [(3,), (5,)]
+    with pytest.raises(FeatureError, match=r"lacks feature\(s\) \['a'\]"):
+        IdBatch.of({}, features, CPU)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ([2, -1, 1, 1], "has the length -1"),
+        ([2, 1, 0, 2], "add up to 5, but it has 4 values"),
+    ],
+)
+def test_a_keyed_jagged_tensor_whose_lengths_lie_is_refused(lengths: list[int], says: str) -> None:
+    torchrec = pytest.importorskip("torchrec")
+    jagged = torchrec.KeyedJaggedTensor.from_lengths_sync(["a", "b"], torch.arange(4), torch.tensor(lengths))
+    with pytest.raises(OffsetsError, match=says):
+        IdBatch.of(jagged, [Feature("a", 0, "sum"), Feature("b", 1, "sum")], CPU)
+
+
 def test_to_moves_every_tensor() -> None:
     batch = IdBatch.of({"item": (IDS, OFFSETS, torch.rand(5))}, POOLED, CPU)
     moved = batch.to("meta")

@@ -9,7 +9,7 @@ import torch
 
 from shardembed.errors import ConfigError
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad
-from shardembed.tables import Normal, TableConfig, Uniform, features_of
+from shardembed.tables import Feature, Normal, TableConfig, Uniform, features_of
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,17 @@ def test_features_keep_their_tables_order_and_pooling() -> None:
     [
         ([], "at least one table"),
         ([TableConfig("a", 1, 1), TableConfig("a", 2, 1, ["b"])], "two tables are named 'a'"),
-        ([TableConfig("a", 1, 1), TableConfig("b", 2, 1, ["a"])], "feature 'a' belongs to tables 'a' and 'b'"),
+        ([TableConfig("a", 1, 1), TableConfig("b", 2, 1, ["a", "a@b"])], "table 'b': two features are named 'a@b'"),
     ],
 )
 def test_names_are_unique(tables: list[TableConfig], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         features_of(tuple(tables))
+
+
+def test_a_feature_of_two_tables_is_named_after_both() -> None:
+    tables = (TableConfig("t", 1, 1, ["a", "b"]), TableConfig("u", 2, 1, ["a"], None))
+    assert features_of(tables) == (Feature("a@t", 0, "sum", "a"), Feature("b", 0, "sum"), Feature("a@u", 1, None, "a"))
 
 
 def test_torchrecs_configs_are_tables() -> None:

@@ -1,0 +1,83 @@
+"""Which modules of a model are sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from shardembed.convert.keyed import KeyedSite
+from shardembed.convert.plain import PlainSite
+from shardembed.convert.sites import Site
+from shardembed.errors import ConfigError
+from shardembed.modules.base import ShardedModule
+
+KINDS: tuple[type[Site], ...] = (KeyedSite, PlainSite)
+
+
+def find_sites(model: nn.Module, skip: Sequence[str]) -> list[Site]:
+    """The sites of a model, in the order of its modules.
+
+    Raises:
+        ConfigError: there is none, the model is sharded already or is itself a table, or `skip` names a part of a collection.
+        UnsupportedError: a subclass of TorchRec's modules with a forward of its own.
+    """
+    sites: dict[int, Site] = {}
+    names: dict[str, None] = {}
+    closed: tuple[str, ...] = ()  # what a site holds belongs to it
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path.startswith(closed):
+            continue
+        if isinstance(module, DistributedDataParallel | FSDPModule):
+            wrapper = "DistributedDataParallel" if isinstance(module, DistributedDataParallel) else "fully_shard"
+            raise ConfigError(f"{path or 'the model'} is wrapped by {wrapper}, which holds its tables already; shard() comes first")
+        if isinstance(module, ShardedModule):
+            raise ConfigError(f"{path or 'the model'} is sharded already; shard a model once, before wrapping it")
+        site = next((site for kind in KINDS if (site := kind.of(module, path)) is not None), None)
+        if site is None:
+            continue
+        closed = (*closed, f"{path}.")
+        names.update(dict.fromkeys([path, *(use.name for use in site.uses())]))
+        if _skipped(site, skip):
+            continue
+        if not path:
+            raise ConfigError(
+                f"the model is itself a table, a {type(module).__name__}; build se.Embedding, se.EmbeddingBag or "
+                "se.EmbeddingCollection instead of converting it, or put it into a module"
+            )
+        site.check()
+        if id(module) in sites:
+            sites[id(module)].paths.append(path)
+        else:
+            sites[id(module)] = site
+    for pattern in skip:
+        if not any(_matches(name, [pattern]) for name in names):
+            raise ConfigError(f"skip= names {pattern!r}, which matches no table; the tables are {list(names)}")
+    if not sites:
+        raise ConfigError("the model has no nn.Embedding, nn.EmbeddingBag or TorchRec collection to shard")
+    return list(sites.values())
+
+
+def _skipped(site: Site, skip: Sequence[str]) -> bool:
+    """Whether `skip` has the site, or all its tables.
+
+    Raises:
+        ConfigError: it has some of its tables.
+    """
+    if _matches(site.path, skip):
+        return True
+    names = [use.name for use in site.uses()]
+    left = [name for name in names if not _matches(name, skip)]
+    if left and len(left) < len(names):
+        raise ConfigError(
+            f"skip= names {sorted(set(names) - set(left))}, but {site.path} is converted as a whole or not at all: skip "
+            f"{site.path!r}, or none of its tables"
+        )
+    return not left
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

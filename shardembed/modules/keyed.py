@@ -1,0 +1,184 @@
+"""TorchRec's `EmbeddingBagCollection` and `EmbeddingCollection`, cut over the ranks: the same call, the same answer.
+
+Only `se.shard` makes them, in place of a model's own, so TorchRec is there when they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from shardembed.errors import DtypeError, FeatureError, InputError
+from shardembed.ids import FeatureIds, read_features
+from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
+from shardembed.journey import Journey
+from shardembed.modules.base import eager
+from shardembed.modules.lookup import Lookup
+from shardembed.tables import Feature
+
+
+class _Keyed(Lookup):
+    """Looks up the keys of a KeyedJaggedTensor; `outputs` is what TorchRec calls each answer."""
+
+    def __init__(
+        self,
+        journey: Journey,
+        name: str,
+        features: Sequence[Feature],
+        outputs: Sequence[str],
+        keys: Mapping[str, str],
+        configs: list[Any],
+    ) -> None:
+        super().__init__(journey, name, features, keys)
+        self.outputs, self.configs = list(outputs), configs
+
+    @property
+    def device(self) -> torch.device:
+        """Where the shards lie, and where outputs are."""
+        return self.journey.device
+
+    def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
+        (batch,) = arguments
+        if not is_keyed_jagged(batch):
+            raise DtypeError(f"{self.name} takes a KeyedJaggedTensor, not {type(batch).__name__}")
+        parts = split_keyed_jagged(batch)
+        wanted = dict.fromkeys(feature.key for feature in self.features)
+        missing = [key for key in wanted if key not in parts]
+        if missing:
+            raise FeatureError(f"{self.name}: the KeyedJaggedTensor lacks the key(s) {missing}; it has {list(parts)}")
+        chosen = {key: self._weighed(key, parts[key]) for key in wanted}
+        self._check_bags(batch, chosen)
+        return read_features(chosen, self.features, self.journey.device)
+
+    def _weighed(self, key: str, part: Jagged) -> Jagged:
+        """Without the weights that this module does not look at."""
+        return Jagged(part.ids, part.lengths, None)
+
+    def _check_bags(self, batch: Any, parts: Mapping[str, Jagged]) -> None:
+        """Whether the outputs fit together."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("embedding_bags", "embeddings"):
+                raise AttributeError(
+                    f"the tables of {self.name} lie cut over the ranks, so it has no {name}; read rows with rows(table, ids), "
+                    f"write them with load_rows(table, source), or get TorchRec's module back from se.unshard(). Its tables are "
+                    f"{[table.name for table in self.tables]}"
+                ) from None
+            raise
+
+
+class ShardedEmbeddingBagCollection(_Keyed):
+    """`torchrec.EmbeddingBagCollection`, cut over the ranks: a KeyedJaggedTensor in, a KeyedTensor out, always float32.
+
+    The batch may have more keys than are looked up, in any order, and batch sizes may differ by key where it has inverse indices.
+    """
+
+    def __init__(
+        self,
+        journey: Journey,
+        name: str,
+        features: Sequence[Feature],
+        outputs: Sequence[str],
+        keys: Mapping[str, str],
+        configs: list[Any],
+        is_weighted: bool,
+    ) -> None:
+        super().__init__(journey, name, features, outputs, keys, configs)
+        self._is_weighted = is_weighted
+
+    @eager
+    def forward(self, features: Any) -> Any:
+        """A `KeyedTensor`, `[B, sum of embedding_dim]`. Collective; the batch of a rank may be empty."""
+        from torchrec import KeyedTensor
+
+        pooled = [output.float() for output in self.look_up(features)]  # as TorchRec, whatever the dtype of the table
+        widths = [output.shape[1] for output in pooled]
+        inverse = features.inverse_indices_or_none()
+        if inverse is not None:
+            rows = dict(zip(inverse[0], inverse[1].to(self.device), strict=True))
+            pooled = [one.index_select(0, rows[feature.key]) for one, feature in zip(pooled, self.features, strict=True)]
+        return KeyedTensor(self.outputs, widths, torch.cat(pooled, 1))
+
+    def _weighed(self, key: str, part: Jagged) -> Jagged:
+        if self._is_weighted and part.weights is None:
+            raise InputError(f"{self.name} is weighted, but the KeyedJaggedTensor has no weights")
+        return part if self._is_weighted else super()._weighed(key, part)
+
+    def _check_bags(self, batch: Any, parts: Mapping[str, Jagged]) -> None:
+        sizes = {key: part.lengths.numel() for key, part in parts.items()}
+        inverse = batch.inverse_indices_or_none()
+        if inverse is None:
+            if len(set(sizes.values())) > 1:
+                raise InputError(
+                    f"{self.name}: batch sizes differ by key, {sizes}; a KeyedTensor needs inverse_indices to bring them together"
+                )
+            return
+        rows = dict(zip(inverse[0], inverse[1], strict=True))
+        for key, size in sizes.items():
+            if key not in rows:
+                raise FeatureError(f"{self.name}: the inverse_indices lack the key {key!r}; they have {list(rows)}")
+            if rows[key].numel() and not 0 <= int(rows[key].min()) <= int(rows[key].max()) < size:  # host sync on a GPU
+                raise InputError(f"{self.name}: inverse_indices of {key!r} point outside its {size} bag(s)")
+
+    def embedding_bag_configs(self) -> list[Any]:
+        """TorchRec's `EmbeddingBagConfig`s."""
+        return self.configs
+
+    def is_weighted(self) -> bool:
+        """Whether ids have weights."""
+        return self._is_weighted
+
+
+class ShardedEmbeddingCollection(_Keyed):
+    """`torchrec.EmbeddingCollection`, cut over the ranks: a KeyedJaggedTensor in, a dict of JaggedTensors out, always float32."""
+
+    def __init__(
+        self,
+        journey: Journey,
+        name: str,
+        features: Sequence[Feature],
+        outputs: Sequence[str],
+        keys: Mapping[str, str],
+        configs: list[Any],
+        need_indices: bool,
+    ) -> None:
+        super().__init__(journey, name, features, outputs, keys, configs)
+        self._need_indices = need_indices
+
+    @eager
+    def forward(self, features: Any) -> dict[str, Any]:
+        """A `JaggedTensor` a feature, `[ids, embedding_dim]`, with the ids as its weights where they are needed. Collective; the
+        batch of a rank may be empty.
+        """
+        from torchrec import JaggedTensor
+
+        vectors = self.look_up(features)
+        parts = split_keyed_jagged(features)
+        found: dict[str, Any] = {}
+        for name, feature, output in zip(self.outputs, self.features, vectors, strict=True):
+            part = parts[feature.key]
+            ids = part.ids.to(self.device) if self._need_indices else None
+            found[name] = JaggedTensor(output.float(), lengths=part.lengths.to(self.device), weights=ids)
+        return found
+
+    def embedding_configs(self) -> list[Any]:
+        """TorchRec's `EmbeddingConfig`s."""
+        return self.configs
+
+    def need_indices(self) -> bool:
+        """Whether outputs carry their ids as weights."""
+        return self._need_indices
+
+    def embedding_dim(self) -> int:
+        """The columns of every table."""
+        return self.tables[0].embedding_dim
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """What the outputs of each table are called."""
+        names = iter(self.outputs)
+        return [[next(names) for _ in config.feature_names] for config in self.configs]
