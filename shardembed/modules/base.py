@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -21,6 +22,7 @@ from shardembed.plan import Plan, PlanLike, resolve
 from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 
+PIECE_ELEMENTS = 2**24  # that are read from a file at a time
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
 
 
@@ -82,6 +84,19 @@ class ShardedModule(nn.Module):
                 )
         return self
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise PickleError(
+            f"table {self.tables[0].name!r} lies cut over the ranks, so its module cannot be pickled: no rank has all of it. Build it "
+            "again and fill it with load_rows(table, source), or get plain modules from se.unshard()"
+        )
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        # A copy would share the process groups and know nothing of its Parameters; the same on one rank, so that one finds out.
+        raise UnsupportedError(
+            f"table {self.tables[0].name!r} cannot be copied with its module: build another one and fill it with load_rows(table, "
+            "source), or copy the model before shard()"
+        )
+
     @property
     def plan(self) -> Plan:
         """How the tables are cut."""
@@ -123,9 +138,7 @@ class ShardedModule(nn.Module):
             raise ConfigError(f"table {table!r} is {shape}, the source has shape {tuple(source.shape)}")
         for local in self.local_shards():
             if local.table == table:
-                rows, columns = local.shard.rows, local.shard.columns
-                part = source[rows.start : rows.stop : rows.step, columns.start : columns.stop]
-                local.weights.copy_(torch.as_tensor(part))
+                _load(local, source)
 
     @torch.no_grad()
     def topk(self, queries: torch.Tensor, k: int, table: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,6 +206,17 @@ class ShardedModule(nn.Module):
             for t in self.plan.tables
             if t.name in own
         )
+
+
+def _load(local: LocalShard, source: Any) -> None:
+    columns = local.shard.columns
+    step = max(1, PIECE_ELEMENTS // len(columns))
+    for first in range(0, len(local.shard.rows), step):
+        rows = local.shard.rows[first : first + step]
+        part = source[rows.start : rows.stop : rows.step, columns.start : columns.stop]
+        if isinstance(part, np.ndarray) and not part.flags.writeable:
+            part = part.copy()  # torch warns of read-only memory, which that of a mapped file may be
+        local.weights[first : first + step].copy_(torch.as_tensor(part))
 
 
 def build_journey(
