@@ -148,7 +148,9 @@ def build(drawn: Drawn) -> se.Embedding | se.EmbeddingBag:
     make = getattr(se, drawn.table.kind)
     if drawn.start is not None:
         return make.from_pretrained(drawn.start, freeze=drawn.freeze, **drawn.table.settings, **ours)
-    return make(drawn.table.rows, drawn.table.columns, **drawn.table.settings, _freeze=drawn.freeze, dtype=drawn.table.dtype, **ours)
+    return make(
+        drawn.table.rows, drawn.table.columns, **drawn.table.settings, _freeze=drawn.freeze, dtype=drawn.table.dtype, **ours
+    )
 
 
 def run(rank: int, world_size: int, several: list[Drawn]) -> list[Seen]:
