@@ -88,16 +88,25 @@ class IdBatch:
         """Read `nn.EmbeddingBag`'s arguments: ids `[B, L]`, or ids `[n]` with offsets `[B]` (`[B + 1]` with
         `include_last_offset`).
 
+        With `include_last_offset`, ids behind the last offset belong to no bag. Nested ids take nested weights.
+
         Raises:
             InputError, DtypeError, OffsetsError: as `of`.
         """
-        if isinstance(ids, torch.Tensor) and not ids.is_nested:
+        if isinstance(ids, torch.Tensor) and ids.is_nested:
+            return IdBatch.join((_read_nested_bags(ids, offsets, weights, feature, device),))
+        if isinstance(ids, torch.Tensor):
             if ids.dim() == 2 and offsets is not None:
                 raise InputError(f"feature {feature.name!r}: two-dimensional ids are bags already; offsets must be None")
             if ids.dim() == 1 and offsets is None:
                 raise InputError(f"feature {feature.name!r}: one-dimensional ids need offsets")
             if isinstance(offsets, torch.Tensor) and offsets.dim() == 1 and not include_last_offset:
                 offsets = torch.cat([offsets, offsets.new_tensor([ids.numel()])])
+            elif isinstance(offsets, torch.Tensor) and offsets.dim() == 1 and offsets.numel() and ids.dim() == 1:
+                last = int(offsets[-1])  # host sync on a GPU; the end of the last bag may come before that of the ids
+                fits = not isinstance(weights, torch.Tensor) or weights.shape == ids.shape
+                if fits and 0 <= last < ids.numel():
+                    ids, weights = ids[:last], weights[:last] if isinstance(weights, torch.Tensor) else weights
         value = ids if offsets is None and weights is None else (ids, offsets, weights)
         return IdBatch.join((_read(value, feature, device),))
 
@@ -158,6 +167,19 @@ def _check_names(batch: Mapping[str, Any], features: Sequence[Feature]) -> None:
 def jagged_offsets(nested: Any) -> torch.Tensor:
     """The offsets of a nested jagged tensor, which torch's own annotations do not know."""
     return nested.offsets()
+
+
+def _read_nested_bags(ids: torch.Tensor, offsets: Any, weights: Any, feature: Feature, device: torch.device) -> FeatureIds:
+    if offsets is not None:
+        raise InputError(f"feature {feature.name!r}: nested ids are bags already; offsets must be None")
+    if weights is None:
+        return _read(ids, feature, device)
+    if not isinstance(weights, torch.Tensor) or not weights.is_nested:
+        raise InputError(f"feature {feature.name!r}: nested ids need nested weights")
+    _read(ids, feature, device)  # for its checks
+    if not torch.equal(jagged_offsets(weights).to(device), jagged_offsets(ids).to(device)):
+        raise InputError(f"feature {feature.name!r}: nested weights must have the lengths of the nested ids; give one an id")
+    return _ragged(ids.values(), jagged_offsets(ids), weights.values(), feature, device)
 
 
 def _read(value: Any, feature: Feature, device: torch.device) -> FeatureIds:

@@ -6,7 +6,7 @@ Legend: E entries, S segments, U distinct rows, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from shardembed.kernels.choose import choose
 from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
 from shardembed.slabs import Block, Lane, SlabSpec
-from shardembed.tables import TableConfig
+from shardembed.tables import Init, TableConfig
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ class Slab:
         fused = self.kernel == "fbgemm" and not spec.policy.frozen
         self._fused = fbgemm.Table(self.weights, self.state, spec.optimizer) if fused else None
 
-    def fill(self, names: Collection[str], seed: int) -> None:
-        """Set the rows of these tables to their starting values."""
+    def fill(self, names: Collection[str], seed: int, start: Init | None = None) -> None:
+        """Set the rows of these tables to their starting values, or to those of another `start`."""
         for table, local in self._local():
             if table.name in names:
+                table = table if start is None else replace(table, init=start)
                 initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
 
     def shards(self) -> Iterator[LocalShard]:

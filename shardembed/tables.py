@@ -126,9 +126,9 @@ class TableConfig:
             if isinstance(padding, bool) or not isinstance(padding, int) or not -rows <= padding < rows:
                 raise ConfigError(f"table {self.name!r}: padding_idx must be a row from {-rows} to {rows - 1}, not {padding!r}")
             object.__setattr__(self, "padding_idx", padding % rows)
-        if self.max_norm is not None and not self.max_norm >= 0:
-            raise ConfigError(f"table {self.name!r}: max_norm must not be negative, not {self.max_norm!r}")
-        if not self.norm_type > 0:
+        if self.max_norm is not None and not (_is_number(self.max_norm) and self.max_norm >= 0):
+            raise ConfigError(f"table {self.name!r}: max_norm must be a number that is not negative, not {self.max_norm!r}")
+        if not (_is_number(self.norm_type) and self.norm_type > 0):
             raise ConfigError(f"table {self.name!r}: norm_type must be above 0 (2 is the Euclidean norm), not {self.norm_type!r}")
         if self.rounding not in (None, "nearest", "stochastic"):
             raise ConfigError(f"table {self.name!r}: rounding must be 'nearest' or 'stochastic', not {self.rounding!r}")
@@ -201,6 +201,10 @@ class TableConfig:
             dtype=_TORCHREC_DTYPES.get(getattr(data_type, "value", "FP32"), torch.float32),
             init=start,
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _TORCHREC_DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}

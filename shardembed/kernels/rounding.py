@@ -36,11 +36,19 @@ def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, st
     mask = (1 << dropped) - 1
     bits = values_UW.contiguous().view(torch.int32)
     rounded = ((bits + (noise & mask).to(torch.int32)) & ~mask).view(torch.float32)
-    if dtype == torch.float16:  # below its normal numbers the spacing no longer shrinks
-        fine = (values_UW / FLOAT16_SPACING + ((noise >> 16) & 0xFFFF).to(torch.float32) / 0x10000).floor() * FLOAT16_SPACING
-        rounded = torch.where(values_UW.abs() < FLOAT16_NORMAL, fine, rounded)
+    if dtype == torch.float16:
+        rounded = torch.where(values_UW.abs() < FLOAT16_NORMAL, _evenly_spaced(values_UW, noise), rounded)
     narrow = rounded.to(dtype)
     return torch.where(torch.isfinite(values_UW) & torch.isfinite(narrow), narrow, values_UW.to(dtype))
+
+
+def _evenly_spaced(values_UW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """To multiples of float16's least number: below its normal numbers the spacing no longer shrinks."""
+    scaled = values_UW / FLOAT16_SPACING
+    below = scaled.floor()
+    # Compared and not added: a sum of scaled and noise would itself be rounded, and lift values that need no rounding.
+    up = (noise & 0xFFFFFF).to(torch.float32) / 0x1000000 < scaled - below
+    return (below + up) * FLOAT16_SPACING
 
 
 def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:

@@ -61,6 +61,7 @@ class _Single(Lookup):
         plan, group = sharding.get("plan", "auto"), sharding.get("process_group")
         journey = build_journey([table], sharding.get("optimizer"), plan, device, group, settings)
         self._settle(journey, features_of(journey.tables)[0])
+        self._fresh = sharding.get("init") or self._fresh
         if weight is not None:
             self.load_rows(table.name, weight)
 
@@ -68,6 +69,7 @@ class _Single(Lookup):
         """Look up `feature`, and have torch's attributes."""
         table = journey.tables[feature.table]
         Lookup.__init__(self, journey, feature.name, [feature], {"weight": table.name})
+        self._fresh: Init = Normal()  # where rows were given, the table's own start is no start to go back to
         self.feature = feature
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx = table.padding_idx
@@ -80,6 +82,26 @@ class _Single(Lookup):
         module = cls.__new__(cls)
         module._settle(journey, feature)
         return module
+
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draw all rows anew, from N(0, 1) or what `init` said, also where rows were given; padding's is zero. Optimizer state
+        stays. Not collective, but call it on every rank.
+
+        Args:
+            seed: another than the module's, for other rows.
+        """
+        for slab in self.journey.slabs:
+            slab.fill([self.tables[0].name], self.journey.settings.seed if seed is None else seed, self._fresh)
+
+    def extra_repr(self) -> str:
+        table = self.tables[0]
+        said = [str(table.num_embeddings), str(table.embedding_dim)]
+        usual = {"padding_idx": None, "max_norm": None, "norm_type": NORM_TYPE, "scale_grad_by_freq": False, "sparse": False}
+        said += [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        if self.feature.pooling is not None:
+            said.append(f"mode={self.feature.pooling!r}")
+        planned = next(planned for planned in self.plan.tables if planned.name == table.name)
+        return f"{', '.join(said)}, {planned.kind} over {len(planned.layout.ranks)} rank(s)"
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -214,6 +236,8 @@ class EmbeddingBag(_Single):
         feature: str = "embedding",
         **sharding: Unpack[Sharding],
     ) -> None:
+        if mode not in ("sum", "mean", "max"):
+            raise ConfigError(f"table {feature!r}: mode must be 'sum', 'mean' or 'max', not {mode!r}")
         table = TableConfig(
             feature,
             num_embeddings,

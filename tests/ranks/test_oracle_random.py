@@ -46,9 +46,9 @@ def row_cut(draw: st.DrawFn, rows: int) -> list[range]:
 
 
 @st.composite
-def layouts(draw: st.DrawFn, rows: int, columns: int, world_size: int, alike: bool) -> Layout:
+def layouts(draw: st.DrawFn, rows: int, columns: int, world_size: int, alike: bool, copies: bool = True) -> Layout:
     """Any layout; `alike`: strips cut by rows in the same way, as rowwise optimizers need."""
-    if draw(st.integers(0, 5)) == 0:
+    if copies and draw(st.integers(0, 5)) == 0:
         return Layout(rows, columns, (Shard(range(rows), range(columns), tuple(range(world_size))),))
     owner = st.integers(0, world_size - 1)
     shards: list[Shard] = []

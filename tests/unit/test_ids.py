@@ -205,6 +205,39 @@ def test_embedding_bags_arguments() -> None:
     assert bags(IDS.view(1, 5), None, torch.rand(1, 5)).weights is not None
 
 
+def test_ids_behind_the_last_offset_belong_to_no_bag() -> None:
+    weights = torch.arange(5.0)
+    part = bags(IDS, torch.tensor([0, 1, 3]), weights, last=True)
+    check(part, IDS[:3], [1, 2], (2,))
+    assert torch.equal(_weights(part), weights[:3])
+    with pytest.raises(InputError, match="3 weights for 5 ids"):
+        bags(IDS, torch.tensor([0, 1, 3]), weights[:3], last=True)
+
+
+def _nested(*lengths: int) -> torch.Tensor:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return torch.nested.nested_tensor_from_jagged(torch.arange(5.0)[: int(offsets[-1])], offsets)
+
+
+def test_nested_ids_take_nested_weights() -> None:
+    ids = torch.nested.nested_tensor_from_jagged(IDS, torch.tensor([0, 2, 2, 5]))
+    part = bags(ids, None, _nested(2, 0, 3))
+    check(part, IDS, [2, 0, 3], (3,))
+    assert torch.equal(_weights(part), torch.arange(5.0))
+    for arguments, says in (
+        ((ids, None, torch.rand(5)), "nested ids need nested weights"),
+        ((ids, None, _nested(3, 0, 2)), "the lengths of the nested ids"),
+        ((ids, torch.tensor([0, 2])), "nested ids are bags already; offsets must be None"),
+    ):
+        with pytest.raises(InputError, match=says):
+            bags(*arguments)
+
+
+def _weights(part: FeatureIds) -> torch.Tensor:
+    assert part.weights is not None
+    return part.weights
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
