@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from shardembed.cli import failures
 
+AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
+
 
 def in_job() -> bool:
     """torchrun, or a scheduler, has started this process as one rank of a job."""
@@ -28,7 +30,8 @@ def run_ranks(ranks: int, words: Sequence[str]) -> int:
     # Several ranks share the cores; torchrun sets the same default.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[failures.QUIET] = "1"
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # tells of failures that are told below
+    for name in AGENT_LOGGERS:  # they tell of failures that are told below, and of Ctrl-C
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

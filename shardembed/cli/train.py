@@ -33,13 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     from shardembed.recipes import config
+    from shardembed.recipes.data.choose import open_source
 
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
         overrides.append(f"train.max_steps={arguments.max_steps}")
-    settings = config.load(arguments.config, overrides)  # before any rank is started: mistakes show at once
+    # Before any rank is started, so that mistakes in the configuration and a file or column that is not there show at once.
+    settings = config.load(arguments.config, overrides)
     ranks = _ranks(arguments.ranks)
     if ranks > 1 and not launch.in_job():
+        open_source(settings.data)
         words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
         return launch.run_ranks(ranks, words + ["--json"] * arguments.json)
     return _train(settings, arguments.json)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from shardembed.cli import failures, main
+from shardembed.cli import failures, launch, main
 from shardembed.errors import CollectiveError, DataError, PlanError
 from shardembed.plan import Plan
 from shardembed.recipes import config
@@ -67,10 +70,28 @@ def test_what_is_shown_fits_eighty_columns(job: Path, capsys: pytest.CaptureFixt
     assert max(len(line) for line in lines if not line.startswith("run folder")) <= 80
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_train_reads_own_files(job: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    users, items = np.repeat(np.arange(20), 5), np.arange(100) % 13
+    path = job.parent / f"taken{suffix}"
+    if suffix == ".csv":
+        path.write_text("\n".join(["who,what", *(f"{user},{item}" for user, item in zip(users, items, strict=True))]) + "\n")
+    else:
+        parquet.write_table(pa.table({"who": users, "what": items}), path)
+    words = ["--set", f"data.path={path}", "--set", "data.user=who", "--set", "data.item=what", "--max-steps", "2"]
+    assert main(["train", str(job), "--json", *words]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert (summary["steps"], summary["evaluated_users"]) == (2, 20)
+    assert "100 interactions of 20 users and 13 items; 20 held out" in printed.err
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
-        (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "train.epoch=3"], "--set train.epoch=3: unknown key 'epoch' in train; did you mean 'epochs'?"),
+        (["--set", "train.epochs"], "--set train.epochs: write it as section.key=value"),
+        (["--max-steps", "0"], "train.max_steps should be greater than or equal to 1, not 0"),
         (["--set", "data.path=absent.csv"], "absent.csv: cannot read the file"),
         (["--set", "plan.item={kind: table_wise, rank: 3}"], "rank 3"),
         (["--ranks", "0"], "the number of ranks must be at least 1"),
@@ -81,6 +102,52 @@ def test_wrong_input_is_one_message_and_exit_code_2(
     job: Path, extra: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(job), *extra]) == 2
+    complained_once(capsys, expected)
+
+
+@pytest.mark.parametrize(
+    ("appended", "expected"),
+    [
+        ("evaluation: {k: 20}\n", "tiny.yaml:7:1: unknown key 'evaluation'; did you mean 'eval'?"),
+        ("eval: {k: many}\n", "tiny.yaml:7:8: eval.k should be a valid integer, not 'many'"),
+        ("eval: &cut {k: 20}\n", "tiny.yaml:7:7: &cut: anchors and aliases are not read"),
+        (
+            "wire_dtype: bfloat\n",
+            "tiny.yaml:7:1: wire_dtype: 'bfloat' is not one of float32, bfloat16, float16; did you mean 'bfloat16'?",
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_is_placed_before_any_rank_starts(
+    job: Path, appended: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(launch, "run_ranks")
+    job.write_text(job.read_text() + appended)
+    assert main(["train", str(job), "--ranks", "2"]) == 2
+    complained_once(capsys, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "f.csv: cannot read the file: No such file or directory"),
+        (
+            "usr_id,item_id\n1,2\n",
+            "f.csv: there is no column 'user_id' (data.user); did you mean 'usr_id'? The columns are: usr_id, item_id",
+        ),
+    ],
+)
+def test_data_that_is_not_there_is_told_before_any_rank_starts(
+    job: Path, text: str | None, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(launch, "run_ranks")
+    path = job.parent / "f.csv"
+    if text is not None:
+        path.write_text(text)
+    assert main(["train", str(job), "--ranks", "2", "--set", f"data.path={path}"]) == 2
+    complained_once(capsys, expected)
+
+
+def complained_once(capsys: pytest.CaptureFixture[str], expected: str) -> None:
     text = capsys.readouterr().err
     assert text.count("shardembed: error: ") == 1
     assert expected in text

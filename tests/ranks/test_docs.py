@@ -1,0 +1,49 @@
+"""The Python blocks of README.md run as they stand: alone, and under torchrun on two ranks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+SECONDS = 300  # a script that has not ended by then hangs, however loaded the machine is
+
+
+def run(folder: Path, block: int, *launcher: str) -> str:
+    """What the block prints on stdout. It starts without the environment of a job, in a folder of its own."""
+    (folder / "train.py").write_text(BLOCKS[block], encoding="utf-8")
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+    environment = {name: value for name, value in os.environ.items() if name not in ours} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *launcher, "train.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, f"README.md, block {block}:\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two ranks"])
+def test_the_loop_learns(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    printed = re.findall(r"^step (\d+): loss (\d+\.\d+)$", run(tmp_path, 0, *launcher), flags=re.MULTILINE)
+    steps, losses = [int(step) for step, _ in printed], [float(loss) for _, loss in printed]
+    assert steps == sorted(set(steps))  # one rank prints, each step once
+    assert losses[0] == pytest.approx(0.69, abs=0.1)  # ln 2: a coin is tossed
+    assert losses[-1] < 0.62
+
+
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two ranks"])
+def test_the_collection_answers_with_the_shapes_it_prints(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    printed = run(tmp_path, 1, *launcher)
+    ranks = 2 if launcher else 1
+    assert printed.count("{'user': (2, 64), 'item': (2, 64), 'history': (5, 64)}") == ranks
+
+
+def test_every_block_is_run() -> None:
+    assert len(BLOCKS) == 2
