@@ -18,7 +18,7 @@ from shardembed.kernels.choose import choose
 from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
 from shardembed.slabs import Block, Lane, SlabSpec
-from shardembed.tables import TableConfig
+from shardembed.tables import Loaded, TableConfig
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Slab:
         self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
         self._waiting: list[Gradients] = []
         self._merged = False
-        self.fill([table.name for table in tables], seed)
+        self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
         fused = self.kernel == "fbgemm" and not spec.policy.frozen
         self._fused = fbgemm.Table(self.weights, self.state, spec.optimizer) if fused else None
 

@@ -15,7 +15,7 @@ from shardembed.modules.base import build_journey, eager
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
 from shardembed.plan import PlanLike
-from shardembed.tables import Constant, Feature, Init, Normal, Rounding, TableConfig, features_of
+from shardembed.tables import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
 
 NORM_TYPE = 2.0
 Mode = Literal["sum", "mean", "max"]
@@ -287,7 +287,8 @@ class EmbeddingBag(_Single):
 def _start(weight: torch.Tensor | None, dtype: torch.dtype | None, sharding: Sharding) -> dict[str, Any]:
     """dtype, start and rounding of the rows."""
     given = sharding.get("init")
-    init = Constant(0.0) if weight is not None else Normal() if given is None else given  # given rows need not be drawn first
+    start = Normal() if given is None else given
+    init = start if weight is None else Loaded(lambda: start)
     own = torch.get_default_dtype() if weight is None else weight.dtype
     return {"dtype": dtype or own, "init": init, "rounding": sharding.get("rounding", "nearest")}
 

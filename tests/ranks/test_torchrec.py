@@ -264,3 +264,26 @@ def of_configs(rank: int, world_size: int) -> bool:
 
 def test_a_collection_takes_configs_that_share_a_feature() -> None:
     assert run_ranks(2, of_configs) == [True, True]
+
+
+def reset(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    model = se.shard(everything(torch.float32), optimizer=optim.SGD(), plan=plan_of("mixed", world_size), verbose=False)
+    for module in (model.sparse["ebc"], model.plain):
+        module.reset_parameters()
+    given = se.Embedding.from_pretrained(torch.full((ROWS, COLUMNS), 5.0), plan=se.row_wise())
+    loaded = given.rows("embedding", torch.arange(ROWS))
+    given.reset_parameters()
+    drawn = {"given": given.rows("embedding", torch.arange(ROWS)), "loaded": loaded}
+    return drawn | {name: weight.detach() for name, weight in se.unshard(model).state_dict().items()}
+
+
+def test_reset_parameters_draws_what_the_module_would_have_started_from() -> None:
+    one, two = run_ranks(1, reset)[0], run_ranks(2, reset)[1]
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+    before = everything(torch.float32).state_dict()
+    assert 0.8 * ROWS**-0.5 < float(one["sparse.ebc.embedding_bags.means.weight"].abs().max()) <= ROWS**-0.5
+    for name in ("plain.weight", "given"):
+        assert 0.5 < float(one[name].std()) < 1.5
+        assert not torch.equal(one[name], before["plain.weight"])
+    assert torch.equal(one["loaded"], torch.full((ROWS, COLUMNS), 5.0))
+    assert torch.equal(one["seq.embeddings.long.weight"], before["seq.embeddings.long.weight"])
