@@ -246,6 +246,34 @@ def test_batch_sizes_may_differ_by_key(world_size: int) -> None:
     assert run_ranks(world_size, of_variable_batch) == [[]] * world_size
 
 
+def of_processed_features(rank: int, world_size: int) -> list[str]:
+    """Positions have weights that are learnt, outside the collection."""
+    from torchrec.modules.feature_processor_ import PositionWeightedModule
+    from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        ebc = torchrec.EmbeddingBagCollection([bag("t", ["f1", "f2"])], is_weighted=True)
+        positions = {name: PositionWeightedModule(max_feature_length=5) for name in ("f1", "f2")}
+        return FeatureProcessedEmbeddingBagCollection(ebc, positions)
+
+    whole, model = build(), se.shard(build(), optimizer=optim.SGD(), plan=se.row_wise(), verbose=False)
+    batch = torchrec.KeyedJaggedTensor(["f2", "f1"], torch.tensor([1, 2, 3, 1, 4, 4]), lengths=torch.tensor([2, 1, 0, 3]))
+    wanted, found = whole(batch), model(batch)
+    wrong = [] if torch.equal(found.values(), wanted.values()) else ["values"]
+    wanted.values().square().sum().backward()
+    found.values().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if not torch.allclose(parameter.grad, whole.get_parameter(name).grad, rtol=1e-5):
+            wrong.append(name)
+    return wrong if len(list(model.parameters())) == 2 else ["parameters"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_weights_of_positions_are_learnt(world_size: int) -> None:
+    assert run_ranks(world_size, of_processed_features) == [[]] * world_size
+
+
 def of_configs(rank: int, world_size: int) -> bool:
     """`se.EmbeddingCollection` on TorchRec's configs, with a feature of two tables."""
     configs = [bag("t", ["f1", "f2"]), bag("u", ["f3", "f1"], "MEAN")]
