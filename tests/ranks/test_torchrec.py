@@ -287,7 +287,12 @@ def of_configs(rank: int, world_size: int) -> bool:
         {key: torchrec.JaggedTensor(parts[key].values(), lengths=parts[key].lengths()) for key in ("f1", "f2", "f3")}
     )
     wanted, found = ebc(batch), emb(batch)
-    return found.keys() == wanted.keys() and torch.equal(found.values(), wanted.values())
+    same = found.keys() == wanted.keys() and torch.equal(found.values(), wanted.values())
+    ebc = torchrec.EmbeddingBagCollection([bag("t", ["f1", "f2"])])
+    emb = se.EmbeddingCollection([bag("t", ["f1", "f2"])], optimizer=optim.SGD())
+    emb.load_rows("t", ebc.embedding_bags["t"].weight)
+    batch = variable(rank)
+    return same and torch.equal(emb(batch).values(), ebc(batch).values())
 
 
 def test_a_collection_takes_configs_that_share_a_feature() -> None:
