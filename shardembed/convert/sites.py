@@ -94,7 +94,7 @@ class Table:
         return self.uses[0].name
 
     def config(self) -> TableConfig:
-        """The same table for a collection. Rows that exist are copied in later, so they are not drawn first."""
+        """The same table for a collection. Which rows exist is known to rank 0, so none are drawn yet."""
         module = self.uses[0].module
         pooling: dict[str, Pooling] = {feature: pooling for use in self.uses for feature, pooling in use.features.items()}
         return TableConfig(
@@ -104,8 +104,7 @@ class Table:
             feature_names=list(pooling),
             pooling=pooling,
             dtype=self.weight.dtype,
-            # On the meta device there are no rows to copy: the module's own start, drawn where the shards lie.
-            init=self.uses[0].start() if self.weight.is_meta else Loaded(self.uses[0].start),
+            init=Loaded(self.uses[0].start),
             padding_idx=module.padding_idx,
             max_norm=module.max_norm,
             norm_type=module.norm_type,
