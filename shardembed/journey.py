@@ -148,14 +148,14 @@ class Journey:
         return self._caller.slabs
 
     @property
-    def updated_specs(self) -> list[SlabSpec]:
-        """The slabs that `step` updates."""
-        return [spec for spec in self.specs if not (isinstance(spec.optimizer, External) or spec.policy.frozen)]
+    def own_specs(self) -> list[SlabSpec]:
+        """The slabs whose tables have an optimizer of ours."""
+        return [spec for spec in self.specs if not isinstance(spec.optimizer, External)]
 
     @property
     def updates(self) -> bool:
         """There is something to step."""
-        return bool(self.updated_specs)
+        return not all(spec.policy.frozen for spec in self.own_specs)
 
     def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> list[torch.Tensor]:
         """Steps 1 to 6: one output a feature, `[*shape, embedding_dim]`. Collective.

@@ -100,7 +100,7 @@ class Optimizer(torch.optim.Optimizer):
         if micro_batches < 1:
             raise ConfigError(f"micro_batches must be at least 1, not {micro_batches}")
         # Tables without an optimizer of ours are Parameters, which the dense one may hold.
-        self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.updates]
+        self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.own_specs]
         self.on_nonfinite = on_nonfinite
         self.skipped = 0
         if not self.journeys and dense is None:
@@ -260,7 +260,7 @@ def _table_groups(found: list[Journey]) -> dict[TableOptimizer, dict[str, Any]]:
     """A param group for each of the tables' optimizers; the first holds what stands for the waiting gradients."""
     groups: dict[TableOptimizer, dict[str, Any]] = {}
     for journey in found:
-        for spec in journey.updated_specs:
+        for spec in journey.own_specs:
             start = {"params": [], "lr": spec.optimizer.lr, "optimizer": type(spec.optimizer).__name__, "tables": []}
             names = groups.setdefault(spec.optimizer, start)["tables"]
             names += sorted({journey.tables[lane.table].name for lane in spec.lanes} - set(names))

@@ -6,7 +6,7 @@ Legend: E entries, S segments, U distinct rows, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from shardembed.kernels.choose import choose
 from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
 from shardembed.slabs import Block, Lane, SlabSpec
-from shardembed.tables import Init, TableConfig
+from shardembed.tables import Loaded, TableConfig
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,14 @@ class Slab:
         self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
         self._waiting: list[Gradients] = []
         self._merged = False
-        self.fill([table.name for table in tables], seed)
+        self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
         fused = self.kernel == "fbgemm" and not spec.policy.frozen
         self._fused = fbgemm.Table(self.weights, self.state, spec.optimizer) if fused else None
 
-    def fill(self, names: Collection[str], seed: int, start: Init | None = None) -> None:
-        """Set the rows of these tables to their starting values, or to those of another `start`."""
+    def fill(self, names: Collection[str], seed: int) -> None:
+        """Set the rows of these tables to their starting values."""
         for table, local in self._local():
             if table.name in names:
-                table = table if start is None else replace(table, init=start)
                 initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
 
     def shards(self) -> Iterator[LocalShard]:

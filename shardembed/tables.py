@@ -40,6 +40,13 @@ class Constant:
     value: float = 0.0
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Rows are loaded as soon as the table is there, so none are drawn before that; `start` gives what a reset draws."""
+
+    start: Callable[[], Init]
+
+
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
 Init = Normal | Uniform | Constant | RowFunction
 
@@ -93,7 +100,7 @@ class TableConfig:
     feature_names: tuple[str, ...] | list[str] | None = None
     pooling: Pooling | Mapping[str, Pooling] = "sum"
     dtype: torch.dtype = torch.float32
-    init: Init | None = None
+    init: Init | Loaded | None = None
     padding_idx: int | None = None
     max_norm: float | None = None
     norm_type: float = 2.0
@@ -168,6 +175,8 @@ class TableConfig:
     @property
     def start(self) -> Init:
         """The distribution the rows start from."""
+        if isinstance(self.init, Loaded):
+            return self.init.start()
         if self.init is not None:
             return self.init
         # TorchRec's default (torchrec/modules/embedding_configs.py, get_weight_init_min and _max).

@@ -9,13 +9,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from shardembed.convert.keyed import KeyedSite
+from shardembed.convert.keyed import KeyedSite, RemappedSite
 from shardembed.convert.plain import PlainSite
 from shardembed.convert.sites import Site
 from shardembed.errors import ConfigError
 from shardembed.modules.base import ShardedModule
 
-KINDS: tuple[type[Site], ...] = (KeyedSite, PlainSite)
+KINDS: tuple[type[Site], ...] = (RemappedSite, KeyedSite, PlainSite)
 
 
 def find_sites(model: nn.Module, skip: Sequence[str]) -> list[Site]:
@@ -23,7 +23,7 @@ def find_sites(model: nn.Module, skip: Sequence[str]) -> list[Site]:
 
     Raises:
         ConfigError: there is none, the model is sharded already or is itself a table, or `skip` names a part of a collection.
-        UnsupportedError: a subclass of TorchRec's modules with a forward of its own.
+        UnsupportedError: a module of TorchRec's that its sharded twin would not be like.
     """
     sites: dict[int, Site] = {}
     names: dict[str, None] = {}
@@ -76,7 +76,7 @@ def _skipped(site: Site, skip: Sequence[str]) -> bool:
             f"skip= names {sorted(set(names) - set(left))}, but {site.path} is converted as a whole or not at all: skip "
             f"{site.path!r}, or none of its tables"
         )
-    return not left
+    return bool(names) and not left
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -106,5 +106,30 @@ class KeyedSite(Site):
         return plain
 
 
+REMAPPING = (
+    ("torchrec.modules.mc_embedding_modules", "BaseManagedCollisionEmbeddingCollection"),
+    ("torchrec.modules.itep_embedding_modules", "ITEPEmbeddingBagCollection"),
+    ("torchrec.modules.itep_embedding_modules", "ITEPEmbeddingCollection"),
+)
+
+
+class RemappedSite(KeyedSite):
+    """A collection behind a module that numbers ids anew as it sees them: each rank would number its own, for tables they share."""
+
+    @classmethod
+    def of(cls, module: nn.Module, path: str) -> Self | None:
+        kinds = tuple(getattr(sys.modules[where], name) for where, name in REMAPPING if where in sys.modules)
+        return cls(module, [path]) if isinstance(module, kinds) else None
+
+    def uses(self) -> list[Use]:
+        return []
+
+    def check(self) -> None:
+        raise UnsupportedError(
+            f"{self.path}: {type(self.module).__name__} gives ids new numbers, which would differ between ranks while they share "
+            f"the table; keep it as it is with skip=[{self.path!r}]"
+        )
+
+
 def _start(config: Any, name: str) -> Init:
     return TableConfig.of(replace(config, name=name)).start

@@ -82,6 +82,8 @@ def shard(
     known = torch.tensor([not table.weight.is_meta for table in tables], dtype=torch.uint8, device=journey.device)
     known = journey.comm.broadcast("say which weights exist", known).tolist()
     exists = {table.name for table, there in zip(tables, known, strict=True) if there}
+    for slab in journey.slabs:  # rows that rank 0 has on the meta device
+        slab.fill([table.name for table in tables if table.name not in exists], seed)
     modules: dict[str, Lookup] = {}
     while sites:
         site = sites.pop(0)

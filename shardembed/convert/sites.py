@@ -17,7 +17,7 @@ from shardembed.errors import ConfigError
 from shardembed.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.lookup import Lookup
-from shardembed.tables import Constant, Feature, Init, Pooling, TableConfig
+from shardembed.tables import Feature, Init, Loaded, Pooling, TableConfig
 
 Plain = nn.Embedding | nn.EmbeddingBag
 
@@ -28,7 +28,7 @@ class Use:
 
     path: the site's. name: what the table is called if this is its first use. module: has the weight and its settings. features:
     the names of the streams of ids, with their pooling. keys: every name the weight has in the model. start: of its rows, if they
-    do not exist.
+    do not exist, and what a reset goes back to.
     """
 
     path: str
@@ -94,7 +94,7 @@ class Table:
         return self.uses[0].name
 
     def config(self) -> TableConfig:
-        """The same table for a collection. Rows that exist are copied in later, so they are not drawn first."""
+        """The same table for a collection. Which rows exist is known to rank 0, so none are drawn yet."""
         module = self.uses[0].module
         pooling: dict[str, Pooling] = {feature: pooling for use in self.uses for feature, pooling in use.features.items()}
         return TableConfig(
@@ -104,8 +104,7 @@ class Table:
             feature_names=list(pooling),
             pooling=pooling,
             dtype=self.weight.dtype,
-            # On the meta device there are no rows to copy: the module's own start, drawn where the shards lie.
-            init=self.uses[0].start() if self.weight.is_meta else Constant(0.0),
+            init=Loaded(self.uses[0].start),
             padding_idx=module.padding_idx,
             max_norm=module.max_norm,
             norm_type=module.norm_type,

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from shardembed.ids import IdBatch, jagged_offsets
 from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.journey import Settings
+from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
 from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike
-from shardembed.tables import Feature, TableConfig, features_of
+from shardembed.tables import TableConfig, features_of
 
 
 class EmbeddingCollection(ShardedModule):
@@ -80,28 +81,34 @@ class EmbeddingCollection(ShardedModule):
         Raises:
             InputError: on every rank, when the batch of any is malformed or an id is out of range. The tables are unchanged.
         """
-        outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features, self.journey.device), self.features)
+        outputs = self.journey.forward(lambda: self._read(batch), self.features)
         named = dict(zip((feature.name for feature in self.features), outputs, strict=True))
         if is_keyed_jagged(batch):
-            return _keyed(named, batch, self.features)
+            return self._keyed(named, batch)
         for feature in self.features:
             ids = batch[feature.key]
             if feature.pooling is None and isinstance(ids, torch.Tensor) and ids.is_nested:
                 named[feature.name] = torch.nested.nested_tensor_from_jagged(named[feature.name], jagged_offsets(ids))
         return named
 
+    @property
+    def _all_pooled(self) -> bool:
+        return all(feature.pooling is not None for feature in self.features)
 
-def _keyed(named: dict[str, torch.Tensor], batch: Any, features: Sequence[Feature]) -> Any:
-    """TorchRec's output types for TorchRec's input type."""
-    from torchrec import JaggedTensor, KeyedTensor
+    def _read(self, batch: Any) -> IdBatch:
+        if is_keyed_jagged(batch) and self._all_pooled:
+            keys = [feature.key for feature in self.features]
+            check_bags("the collection", batch, keys, split_keyed_jagged(batch))
+        return IdBatch.of(batch, self.features, self.journey.device)
 
-    if all(feature.pooling is not None for feature in features):
-        widths = [output.shape[1] for output in named.values()]
-        return KeyedTensor(list(named), widths, torch.cat(list(named.values()), 1))
-    lengths = {key: part.lengths for key, part in split_keyed_jagged(batch).items()}
-    return {
-        feature.name: named[feature.name]
-        if feature.pooling is not None
-        else JaggedTensor(named[feature.name], lengths=lengths[feature.key].to(named[feature.name].device))
-        for feature in features
-    }
+    def _keyed(self, named: dict[str, torch.Tensor], batch: Any) -> Any:
+        """TorchRec's output types for TorchRec's input type."""
+        if self._all_pooled:
+            return keyed_tensor(list(named), self.features, list(named.values()), batch)
+        parts = split_keyed_jagged(batch)
+        return {
+            feature.name: named[feature.name]
+            if feature.pooling is not None
+            else jagged_tensor(named[feature.name], parts[feature.key])
+            for feature in self.features
+        }

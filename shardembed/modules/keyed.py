@@ -14,6 +14,7 @@ from shardembed.errors import DtypeError, FeatureError, InputError
 from shardembed.ids import FeatureIds, read_features
 from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
 from shardembed.journey import Journey
+from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
 from shardembed.modules.base import eager
 from shardembed.modules.lookup import Lookup
 from shardembed.tables import Feature
@@ -49,15 +50,15 @@ class _Keyed(Lookup):
         if missing:
             raise FeatureError(f"{self.name}: the KeyedJaggedTensor lacks the key(s) {missing}; it has {list(parts)}")
         chosen = {key: self._weighed(key, parts[key]) for key in wanted}
-        self._check_bags(batch, chosen)
+        self._check(batch, chosen)
         return read_features(chosen, self.features, self.journey.device)
 
     def _weighed(self, key: str, part: Jagged) -> Jagged:
         """Without the weights that this module does not look at."""
         return Jagged(part.ids, part.lengths, None)
 
-    def _check_bags(self, batch: Any, parts: Mapping[str, Jagged]) -> None:
-        """Whether the outputs fit together."""
+    def _check(self, batch: Any, parts: Mapping[str, Jagged]) -> None:
+        """Refuse what the outputs could not be made of."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -94,36 +95,16 @@ class ShardedEmbeddingBagCollection(_Keyed):
     @eager
     def forward(self, features: Any) -> Any:
         """A `KeyedTensor`, `[B, sum of embedding_dim]`. Collective; the batch of a rank may be empty."""
-        from torchrec import KeyedTensor
-
         pooled = [output.float() for output in self.look_up(features)]  # as TorchRec, whatever the dtype of the table
-        widths = [output.shape[1] for output in pooled]
-        inverse = features.inverse_indices_or_none()
-        if inverse is not None:
-            rows = dict(zip(inverse[0], inverse[1].to(self.device), strict=True))
-            pooled = [one.index_select(0, rows[feature.key]) for one, feature in zip(pooled, self.features, strict=True)]
-        return KeyedTensor(self.outputs, widths, torch.cat(pooled, 1))
+        return keyed_tensor(self.outputs, self.features, pooled, features)
 
     def _weighed(self, key: str, part: Jagged) -> Jagged:
         if self._is_weighted and part.weights is None:
             raise InputError(f"{self.name} is weighted, but the KeyedJaggedTensor has no weights")
         return part if self._is_weighted else super()._weighed(key, part)
 
-    def _check_bags(self, batch: Any, parts: Mapping[str, Jagged]) -> None:
-        sizes = {key: part.lengths.numel() for key, part in parts.items()}
-        inverse = batch.inverse_indices_or_none()
-        if inverse is None:
-            if len(set(sizes.values())) > 1:
-                raise InputError(
-                    f"{self.name}: batch sizes differ by key, {sizes}; a KeyedTensor needs inverse_indices to bring them together"
-                )
-            return
-        rows = dict(zip(inverse[0], inverse[1], strict=True))
-        for key, size in sizes.items():
-            if key not in rows:
-                raise FeatureError(f"{self.name}: the inverse_indices lack the key {key!r}; they have {list(rows)}")
-            if rows[key].numel() and not 0 <= int(rows[key].min()) <= int(rows[key].max()) < size:  # host sync on a GPU
-                raise InputError(f"{self.name}: inverse_indices of {key!r} point outside its {size} bag(s)")
+    def _check(self, batch: Any, parts: Mapping[str, Jagged]) -> None:
+        check_bags(self.name, batch, list(parts), parts)
 
     def embedding_bag_configs(self) -> list[Any]:
         """TorchRec's `EmbeddingBagConfig`s."""
@@ -155,16 +136,12 @@ class ShardedEmbeddingCollection(_Keyed):
         """A `JaggedTensor` a feature, `[ids, embedding_dim]`, with the ids as its weights where they are needed. Collective; the
         batch of a rank may be empty.
         """
-        from torchrec import JaggedTensor
-
         vectors = self.look_up(features)
         parts = split_keyed_jagged(features)
-        found: dict[str, Any] = {}
-        for name, feature, output in zip(self.outputs, self.features, vectors, strict=True):
-            part = parts[feature.key]
-            ids = part.ids.to(self.device) if self._need_indices else None
-            found[name] = JaggedTensor(output.float(), lengths=part.lengths.to(self.device), weights=ids)
-        return found
+        return {
+            name: jagged_tensor(output.float(), parts[feature.key], self._need_indices)
+            for name, feature, output in zip(self.outputs, self.features, vectors, strict=True)
+        }
 
     def embedding_configs(self) -> list[Any]:
         """TorchRec's `EmbeddingConfig`s."""

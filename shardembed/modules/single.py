@@ -15,7 +15,7 @@ from shardembed.modules.base import build_journey, eager
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
 from shardembed.plan import PlanLike
-from shardembed.tables import Constant, Feature, Init, Normal, Rounding, TableConfig, features_of
+from shardembed.tables import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
 
 NORM_TYPE = 2.0
 Mode = Literal["sum", "mean", "max"]
@@ -61,7 +61,6 @@ class _Single(Lookup):
         plan, group = sharding.get("plan", "auto"), sharding.get("process_group")
         journey = build_journey([table], sharding.get("optimizer"), plan, device, group, settings)
         self._settle(journey, features_of(journey.tables)[0])
-        self._fresh = sharding.get("init") or self._fresh
         if weight is not None:
             self.load_rows(table.name, weight)
 
@@ -69,7 +68,6 @@ class _Single(Lookup):
         """Look up `feature`, and have torch's attributes."""
         table = journey.tables[feature.table]
         Lookup.__init__(self, journey, feature.name, [feature], {"weight": table.name})
-        self._fresh: Init = Normal()  # where rows were given, the table's own start is no start to go back to
         self.feature = feature
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx = table.padding_idx
@@ -82,16 +80,6 @@ class _Single(Lookup):
         module = cls.__new__(cls)
         module._settle(journey, feature)
         return module
-
-    def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw all rows anew, from N(0, 1) or what `init` said, also where rows were given; padding's is zero. Optimizer state
-        stays. Not collective, but call it on every rank.
-
-        Args:
-            seed: another than the module's, for other rows.
-        """
-        for slab in self.journey.slabs:
-            slab.fill([self.tables[0].name], self.journey.settings.seed if seed is None else seed, self._fresh)
 
     def extra_repr(self) -> str:
         table = self.tables[0]
@@ -311,7 +299,8 @@ class EmbeddingBag(_Single):
 def _start(weight: torch.Tensor | None, dtype: torch.dtype | None, sharding: Sharding) -> dict[str, Any]:
     """dtype, start and rounding of the rows."""
     given = sharding.get("init")
-    init = Constant(0.0) if weight is not None else Normal() if given is None else given  # given rows need not be drawn first
+    start = Normal() if given is None else given
+    init = start if weight is None else Loaded(lambda: start)
     own = torch.get_default_dtype() if weight is None else weight.dtype
     return {"dtype": dtype or own, "init": init, "rounding": sharding.get("rounding", "nearest")}
 

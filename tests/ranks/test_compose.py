@@ -292,7 +292,7 @@ def test_autocast_and_a_grad_scaler_change_nothing_about_tables(announced: bool)
 def look(rank: int, world_size: int) -> None:
     """Evaluation between training steps keeps nothing and changes nothing."""
     model = se.shard(seeded(Towers), optimizer=se.optim.SGD(), plan=PLAN, inputs=inputs_for(Towers()), verbose=False)
-    optimizer, (user, item, label) = se.Optimizer(model), batches(1)[0]
+    optimizer, (user, item, _) = se.Optimizer(model), batches(1)[0]
     expected_output = seeded(Towers)(user, item)
     modes: list[Any] = [torch.no_grad, torch.inference_mode]
     for mode in modes:

@@ -161,14 +161,13 @@ def test_unshard_can_give_the_weights_to_one_rank() -> None:
     assert run_ranks(2, on_rank_one) == [("meta", "meta"), ("cpu", "cpu")]
 
 
-def from_meta(rank: int, world_size: int) -> dict[str, torch.Tensor]:
-    meta = torch.device("meta")
+def from_meta(rank: int, world_size: int, everywhere: bool) -> dict[str, torch.Tensor]:
+    device = torch.device("meta" if everywhere or rank == 0 else "cpu")
+    bags = [bag("t", ["f1"]), bag("u", ["f2"], weight_init_min=2.0, weight_init_max=3.0)]
     model = nn.ModuleDict(
         {
-            "ebc": torchrec.EmbeddingBagCollection(
-                [bag("t", ["f1"]), bag("u", ["f2"], weight_init_min=2.0, weight_init_max=3.0)], device=meta
-            ),
-            "seq": torchrec.EmbeddingCollection([single("t", ["f1"])], device=meta),
+            "ebc": torchrec.EmbeddingBagCollection(bags, device=device),
+            "seq": torchrec.EmbeddingCollection([single("t", ["f1"])], device=device),
         }
     )
     se.unshard(se.shard(model, optimizer=optim.SGD(), plan=se.row_wise(), verbose=False))
@@ -176,8 +175,9 @@ def from_meta(rank: int, world_size: int) -> dict[str, torch.Tensor]:
 
 
 def test_tables_on_the_meta_device_start_as_their_configs_say() -> None:
-    one, two = run_ranks(1, from_meta)[0], run_ranks(2, from_meta)[0]
-    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+    (one,) = run_ranks(1, from_meta, True)
+    for other in (*run_ranks(2, from_meta, True), *run_ranks(2, from_meta, False)):  # rank 0 decides
+        assert all(torch.equal(weight, other[name]) for name, weight in one.items())
     for name in ("ebc.embedding_bags.t.weight", "seq.embeddings.t.weight"):
         assert 0.8 * ROWS**-0.5 < float(one[name].abs().max()) <= ROWS**-0.5
     assert not torch.equal(one["ebc.embedding_bags.t.weight"], one["seq.embeddings.t.weight"])
@@ -246,6 +246,34 @@ def test_batch_sizes_may_differ_by_key(world_size: int) -> None:
     assert run_ranks(world_size, of_variable_batch) == [[]] * world_size
 
 
+def of_processed_features(rank: int, world_size: int) -> list[str]:
+    """Positions have weights that are learnt, outside the collection."""
+    from torchrec.modules.feature_processor_ import PositionWeightedModule
+    from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        ebc = torchrec.EmbeddingBagCollection([bag("t", ["f1", "f2"])], is_weighted=True)
+        positions = {name: PositionWeightedModule(max_feature_length=5) for name in ("f1", "f2")}
+        return FeatureProcessedEmbeddingBagCollection(ebc, positions)
+
+    whole, model = build(), se.shard(build(), optimizer=optim.SGD(), plan=se.row_wise(), verbose=False)
+    batch = torchrec.KeyedJaggedTensor(["f2", "f1"], torch.tensor([1, 2, 3, 1, 4, 4]), lengths=torch.tensor([2, 1, 0, 3]))
+    wanted, found = whole(batch), model(batch)
+    wrong = [] if torch.equal(found.values(), wanted.values()) else ["values"]
+    wanted.values().square().sum().backward()
+    found.values().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if not torch.allclose(parameter.grad, whole.get_parameter(name).grad, rtol=1e-5):
+            wrong.append(name)
+    return wrong if len(list(model.parameters())) == 2 else ["parameters"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_weights_of_positions_are_learnt(world_size: int) -> None:
+    assert run_ranks(world_size, of_processed_features) == [[]] * world_size
+
+
 def of_configs(rank: int, world_size: int) -> bool:
     """`se.EmbeddingCollection` on TorchRec's configs, with a feature of two tables."""
     configs = [bag("t", ["f1", "f2"]), bag("u", ["f3", "f1"], "MEAN")]
@@ -259,8 +287,36 @@ def of_configs(rank: int, world_size: int) -> bool:
         {key: torchrec.JaggedTensor(parts[key].values(), lengths=parts[key].lengths()) for key in ("f1", "f2", "f3")}
     )
     wanted, found = ebc(batch), emb(batch)
-    return found.keys() == wanted.keys() and torch.equal(found.values(), wanted.values())
+    same = found.keys() == wanted.keys() and torch.equal(found.values(), wanted.values())
+    ebc = torchrec.EmbeddingBagCollection([bag("t", ["f1", "f2"])])
+    emb = se.EmbeddingCollection([bag("t", ["f1", "f2"])], optimizer=optim.SGD())
+    emb.load_rows("t", ebc.embedding_bags["t"].weight)
+    batch = variable(rank)
+    return same and torch.equal(emb(batch).values(), ebc(batch).values())
 
 
 def test_a_collection_takes_configs_that_share_a_feature() -> None:
     assert run_ranks(2, of_configs) == [True, True]
+
+
+def reset(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    model = se.shard(everything(torch.float32), optimizer=optim.SGD(), plan=plan_of("mixed", world_size), verbose=False)
+    for module in (model.sparse["ebc"], model.plain):
+        module.reset_parameters()
+    given = se.Embedding.from_pretrained(torch.full((ROWS, COLUMNS), 5.0), plan=se.row_wise())
+    loaded = given.rows("embedding", torch.arange(ROWS))
+    given.reset_parameters()
+    drawn = {"given": given.rows("embedding", torch.arange(ROWS)), "loaded": loaded}
+    return drawn | {name: weight.detach() for name, weight in se.unshard(model).state_dict().items()}
+
+
+def test_reset_parameters_draws_what_the_module_would_have_started_from() -> None:
+    one, two = run_ranks(1, reset)[0], run_ranks(2, reset)[1]
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+    before = everything(torch.float32).state_dict()
+    assert 0.8 * ROWS**-0.5 < float(one["sparse.ebc.embedding_bags.means.weight"].abs().max()) <= ROWS**-0.5
+    for name in ("plain.weight", "given"):
+        assert 0.5 < float(one[name].std()) < 1.5
+        assert not torch.equal(one[name], before["plain.weight"])
+    assert torch.equal(one["loaded"], torch.full((ROWS, COLUMNS), 5.0))
+    assert torch.equal(one["seq.embeddings.long.weight"], before["seq.embeddings.long.weight"])

@@ -170,6 +170,27 @@ def test_a_model_that_cannot_be_sharded_is_refused() -> None:
         se.shard(model_of(filled), **settings)
 
 
+def remapped() -> nn.Module:
+    from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+    from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, ManagedCollisionCollection, MCHManagedCollisionModule
+
+    config = bag("t", ["f"])
+    device = torch.device("cpu")
+    module = MCHManagedCollisionModule(
+        device=device, zch_size=ROWS, eviction_interval=2, eviction_policy=DistanceLFU_EvictionPolicy(), input_hash_size=100
+    )
+    remap = ManagedCollisionCollection({"t": module}, embedding_configs=[config])
+    return model_of(ManagedCollisionEmbeddingBagCollection(torchrec.EmbeddingBagCollection([config]), remap))
+
+
+def test_ids_that_each_rank_would_number_its_own_way_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"ebc: ManagedCollisionEmbeddingBagCollection gives ids new.*skip=\['ebc'\]"):
+        se.shard(remapped(), optimizer=optim.SGD(), verbose=False)
+    model = se.shard(remapped(), optimizer=optim.SGD(), skip=["ebc"], verbose=False)
+    assert type(model["plain"]) is se.Embedding
+    assert type(model["ebc"]._embedding_module) is torchrec.EmbeddingBagCollection
+
+
 def test_what_is_skipped_stays_as_it_is() -> None:
     for skip in (["ebc"], ["ebc.*"], ["eb*"]):
         model = model_of(Doubled([bag("t", ["f"]), bag("u", ["g"])]))
