@@ -277,6 +277,24 @@ def test_bags_are_lookups_that_are_pooled() -> None:
         torch.testing.assert_close(se.EmbeddingBag.from_pretrained(given, mode=mode)(ids), pooled)  # type: ignore[arg-type]
 
 
+def test_offsets_may_have_another_type_than_ids() -> None:
+    given, offsets = torch.randn(6, 3), torch.tensor([0, 2])
+    expected = nn.EmbeddingBag.from_pretrained(given)(ALL, offsets)
+    module = se.EmbeddingBag.from_pretrained(given)
+    for one, other in ((torch.int32, torch.int64), (torch.int64, torch.int32), (torch.int32, torch.int32)):
+        assert torch.equal(module(ALL.to(one), offsets.to(other)), expected)
+
+
+@KINDS
+def test_a_module_stays_where_and_what_it_was_made(kind: str) -> None:
+    for optimizer in (OURS, None):
+        module = getattr(se, kind)(6, 3, device="cpu", dtype=torch.float32, optimizer=optimizer, feature="item")
+        assert module.to("cpu").float() is module
+        assert module(ALL.view(2, 3)).device == torch.device("cpu")
+        with pytest.raises(UnsupportedError, match=r"table 'item' stays torch.float32.*dtype=torch.float64"):
+            module.double()
+
+
 def test_weights_may_have_another_dtype() -> None:
     ids, weights = ALL.view(2, 3), torch.rand(2, 3, dtype=torch.float64)
     given = torch.randn(6, 3)
