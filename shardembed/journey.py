@@ -305,7 +305,7 @@ def _agreed_lines(
     planned = plan.to_json()["tables"]
     lines = [
         f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, features {table.feature_names}, "
-        f"{optimizer.describe()}, plan {planned[table.name]}"
+        f"padding_idx {table.padding_idx}, {table.policy}, {optimizer.describe()}, plan {planned[table.name]}"
         for table, optimizer in zip(tables, optimizers, strict=True)
     ]
     return [*lines, f"{settings} on {device.type}"]
