@@ -1,10 +1,10 @@
 """Steps 3, 5 and 8 of the journey: what travels, packed for all slabs together.
 
 The counts message is one row of int64 to each rank: | forward call | mode | collection | backwards | bytes of error text |
-then, a slab: segments, keys |. It is all that ranks need to know of each other; a row is as long as the largest collection on the group
-needs, so that ranks which call different collections notice instead of tripping over each other's sizes. "Backwards" is a
-digest of the backwards since the forward before: ranks whose losses use different lookups run different ones, and take each other's gradients for
-their own where the sizes happen to agree.
+then, a slab: segments, keys |. It is all that ranks need to know of each other; a row is as long as the largest collection on
+the group needs, so that ranks which call different collections notice instead of tripping over each other's sizes. "Backwards"
+is a digest of the backwards since the forward before: ranks whose losses use different lookups run different ones, and take each
+other's gradients for their own where the sizes happen to agree.
 """
 
 from __future__ import annotations

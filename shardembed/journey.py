@@ -186,9 +186,9 @@ class Journey:
         self._backwards += 1
         if self._backwards == self.micro_batches + 1:
             warnings.warn(
-                f"table(s) {', '.join(repr(table.name) for table in self.tables)}: gradients of {self._backwards} backward passes are "
-                f"waiting for Optimizer.step(), {self.micro_batches} was asked for; pass micro_batches= to se.Optimizer to accumulate "
-                "on purpose",
+                f"table(s) {', '.join(repr(table.name) for table in self.tables)}: gradients of {self._backwards} backward passes "
+                f"are waiting for Optimizer.step(), {self.micro_batches} was asked for; pass micro_batches= to se.Optimizer to "
+                "accumulate on purpose",
                 MissedStepWarning,
                 stacklevel=2,
             )

@@ -50,9 +50,10 @@ def shard(
     """Cut every `nn.Embedding` and `nn.EmbeddingBag` of `model` over the ranks, in place; returns the model. Collective.
 
     Weights are rank 0's, broadcast in pieces of 64 MiB, so that all ranks start alike whatever their seeds; the other ranks may
-    have their tables on the meta device. Tables that rank 0 has there start from N(0, 1) as torch's would, drawn shard by shard. Beside the plain tables, which are let go one by one, a rank
-    needs memory for its shards, their optimizer state and one piece. A table is named by the path of its module: in `plan`, in
-    `optimizer` when it is a dict, in errors, and in the keys of `inputs`. Modules that share a weight become one table.
+    have their tables on the meta device. Tables that rank 0 has there start from N(0, 1) as torch's would, drawn shard by shard.
+    Beside the plain tables, which are let go one by one, a rank needs memory for its shards, their optimizer state and one piece.
+    A table is named by the path of its module: in `plan`, in `optimizer` when it is a dict, in errors, and in the keys of
+    `inputs`. Modules that share a weight become one table.
 
     Args:
         inputs: called with the arguments of the model's forward; returns, for each table's path, what that module is going to be

@@ -115,8 +115,8 @@ def _check_plain(path: str, module: Plain) -> None:
     torch_own = nn.Embedding if isinstance(module, nn.Embedding) else nn.EmbeddingBag
     if type(module).forward is not torch_own.forward or "weight" not in module._parameters:
         raise ConfigError(
-            f"{path} is a {type(module).__name__}, which does more than {torch_own.__name__}; replace it by a plain one, or keep it "
-            f"as it is with skip=[{path!r}]"
+            f"{path} is a {type(module).__name__}, which does more than {torch_own.__name__}; replace it by a plain one, or keep "
+            f"it as it is with skip=[{path!r}]"
         )
     if any(getattr(module, hooks) for hooks in HOOKS):
         raise ConfigError(

@@ -184,14 +184,14 @@ class ShardedModule(nn.Module):
     @torch.no_grad()
     def _take(self, table: str, value: Any) -> None:
         if isinstance(value, TableHandle):
-            self._handle(table).take(value)
+            self._handle(table).load(value)
         else:
             self.load_rows(table, value)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PickleError(
-            f"a {type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie cut "
-            "over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
+            f"a {type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie "
+            "cut over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
         )
 
     def extra_repr(self) -> str:
