@@ -228,7 +228,7 @@ def test_losses_of_different_lookups_are_an_error_on_all_ranks() -> None:
 
 
 def impatient(rank: int, world_size: int) -> None:
-    se.Comm.of(timeout=2.0)
+    se.Comm.of(timeout=4.0)
     unused(rank, world_size, [[0, 1], [0]], announced=False)
 
 
@@ -292,7 +292,7 @@ def test_autocast_and_a_grad_scaler_change_nothing_about_tables(announced: bool)
 def look(rank: int, world_size: int) -> None:
     """Evaluation between training steps keeps nothing and changes nothing."""
     model = se.shard(seeded(Towers), optimizer=se.optim.SGD(), plan=PLAN, inputs=inputs_for(Towers()), verbose=False)
-    optimizer, (user, item, label) = se.Optimizer(model), batches(1)[0]
+    optimizer, (user, item, _) = se.Optimizer(model), batches(1)[0]
     expected_output = seeded(Towers)(user, item)
     modes: list[Any] = [torch.no_grad, torch.inference_mode]
     for mode in modes:
@@ -393,4 +393,3 @@ def test_two_losses_of_one_forward_are_one_pass() -> None:
         warnings.simplefilter("error")
         output.sum().backward(retain_graph=True)
         output.square().sum().backward()
-

@@ -102,7 +102,7 @@ def test_only_rank_zero_needs_the_weights() -> None:
 
 
 class Shared(nn.Module):
-    """`first` and `second` are one weight under two modules, `again` is `first` itself; `first` is called twice, once by keyword."""
+    """`first` and `second` share a weight, `again` is `first` itself; `first` is called twice, once by keyword."""
 
     def __init__(self) -> None:
         super().__init__()

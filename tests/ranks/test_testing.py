@@ -109,7 +109,11 @@ def test_a_model_without_dense_parameters_agrees_by_its_loss_and_keywords() -> N
     ("build", "stage", "text"),
     [
         (broken_output, "output in step 0", r"[\d.]+ sharded, [\d.]+ unsharded"),
-        (broken_gradient, "gradient of towers.item in step 0", r"\d+ of 17 rows differ, \[\d+, .*\] and more; by [\d.e-]+ at \[\d+, \d\]"),
+        (
+            broken_gradient,
+            "gradient of towers.item in step 0",
+            r"\d+ of 17 rows differ, \[\d+, .*\] and more; by [\d.e-]+ at \[\d+, \d\]",
+        ),
         (broken_weights, "weights of user after step 0", "23 of 23 rows differ"),
     ],
 )
@@ -123,7 +127,7 @@ def test_the_first_difference_is_named(build: Any, stage: str, text: str) -> Non
 def test_what_cannot_be_compared_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"batch 0: \(12,\) cannot be cut into 5 equal parts"):
         se.testing.compare(Scored, batches(1), ranks=5)
-    with pytest.raises(ConfigError, match="table 'user': FTRL has no counterpart in torch.optim"):
+    with pytest.raises(ConfigError, match=r"table 'user': FTRL has no counterpart in torch.optim"):
         se.testing.compare(Scored, batches(1), optimizer=se.optim.FTRL())
     with pytest.raises(ConfigError, match="define it at the top of a module"):
         se.testing.compare(lambda: Scored(), batches(1))
