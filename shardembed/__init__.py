@@ -3,7 +3,7 @@
 The public names, and nothing else.
 """
 
-from shardembed import errors, optim
+from shardembed import errors, optim, testing
 from shardembed._version import __version__
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
@@ -55,6 +55,7 @@ __all__ = [
     "synced",
     "table_row_wise",
     "table_wise",
+    "testing",
     "unshard",
     "world_size",
 ]

@@ -182,7 +182,7 @@ class ShardedModule(nn.Module):
     @torch.no_grad()
     def _take(self, table: str, value: Any) -> None:
         if isinstance(value, TableHandle):
-            self._handle(table).copy_from(value)
+            self._handle(table).load(value)
         else:
             self.load_rows(table, value)
 

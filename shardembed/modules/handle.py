@@ -1,4 +1,4 @@
-"""What stands for a sharded table in a state dict: a tensor of the whole table's shape that holds this rank's shards only.
+"""What stands for the weight of a sharded table: a tensor of the whole table's shape that holds this rank's shards only.
 
 `torch.distributed.checkpoint` asks a tensor which boxes (offsets and sizes) it has here, and saves and loads each of them by
 itself, so a checkpoint fits every plan and number of ranks. Nothing else can be computed with a handle: no rank has the table.
@@ -42,7 +42,9 @@ class _Box:
 
 
 class TableHandle(torch.Tensor):
-    """A sharded table in a state dict. Copies (`clone`, `copy.deepcopy`) hold copies of this rank's shards."""
+    """A sharded table in a state dict, and as `weight` of its module. Copies (`clone`, `copy.deepcopy`) hold copies of this
+    rank's shards.
+    """
 
     table: TableConfig
     held: tuple[Held, ...]
@@ -54,7 +56,7 @@ class TableHandle(torch.Tensor):
         handle.table, handle.held = table, tuple(held)
         return handle
 
-    def copy_from(self, other: TableHandle) -> None:
+    def load(self, other: TableHandle) -> None:
         """Copy the weights of another handle of the same cut.
 
         Raises:
@@ -82,8 +84,8 @@ class TableHandle(torch.Tensor):
         if func is torch.ops.aten._to_copy.default and given.get("dtype") in (None, handle.dtype):
             return handle._map(lambda weights: func(weights, **given))
         raise UnsupportedError(
-            f"{func.name()}: table {handle.table.name!r} lies cut over the ranks, and its entry in a state dict only serves to be "
-            "saved and loaded; read its rows with rows(table, ids)"
+            f"{func.name()}: table {handle.table.name!r} lies cut over the ranks, so there is no weight tensor to compute with; "
+            "read rows with rows(table, ids), write them with load_rows(table, source), or get a plain module from se.unshard()"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TableHandle:

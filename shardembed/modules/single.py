@@ -95,11 +95,9 @@ class _Single(Lookup):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "weight":
-                raise AttributeError(
-                    f"table {self.tables[0].name!r} lies cut over the ranks, so there is no weight tensor; read rows with "
-                    "rows(table, ids), write them with load_rows(table, source), or get a plain module from se.unshard()"
-                ) from None
+            # Not while it is being built: torch registers no parameter (optimizer=None) under a name that is taken.
+            if name == "weight" and "feature" in self.__dict__:
+                return self._handle(self.tables[0].name)
             raise
 
 

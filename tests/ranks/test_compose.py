@@ -228,7 +228,7 @@ def test_losses_of_different_lookups_are_an_error_on_all_ranks() -> None:
 
 
 def impatient(rank: int, world_size: int) -> None:
-    se.Comm.of(timeout=2.0)
+    se.Comm.of(timeout=4.0)
     unused(rank, world_size, [[0, 1], [0]], announced=False)
 
 

@@ -44,10 +44,10 @@ def train(model: nn.Module, wrapped: nn.Module, name: str, rank: int, world_size
             optimizer.zero_grad()
         user, item, label = part(batch, rank, world_size)
         nn.functional.mse_loss(wrapped(user, item), label).backward()
-        if clip is not None:
-            (se.clip_grad_norm_ if world_size > 1 else nn.utils.clip_grad_norm_)(
-                model if world_size > 1 else model.parameters(), clip
-            )
+        if clip is not None and world_size > 1:
+            se.clip_grad_norm_(model, clip)
+        elif clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         for optimizer in optimizers:
             optimizer.step()
 

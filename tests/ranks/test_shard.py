@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import shardembed as se
-from shardembed.errors import ConfigError, PickleError, PlanError, StepError
+from shardembed.errors import ConfigError, PickleError, PlanError, StepError, UnsupportedError
 from tests.harness import run_ranks
 from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, Towers, batches, seeded, weights_of
 from tests.ranks.test_collectives import Counted
@@ -102,7 +102,7 @@ def test_only_rank_zero_needs_the_weights() -> None:
 
 
 class Shared(nn.Module):
-    """`first` and `second` are one weight under two modules, `again` is `first` itself; `first` is called twice, once by keyword."""
+    """`first` and `second` share a weight, `again` is `first` itself; `first` is called twice, once by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,10 +309,13 @@ def test_a_sharded_model_is_not_copied_or_pickled() -> None:
         copy.deepcopy(model)
 
 
-def test_the_weight_of_a_sharded_table_names_the_ways_to_its_rows() -> None:
-    model = se.shard(Towers(), **QUIET)
-    with pytest.raises(AttributeError, match=r"'user' lies cut.*rows\(table, ids\).*se.unshard\(\)"):
-        _ = model.user.weight
+def test_the_weight_of_a_sharded_table_is_described_and_not_computed_with() -> None:
+    weight = se.shard(Towers(), **QUIET).user.weight
+    assert (tuple(weight.shape), weight.dtype, weight.device) == ((USERS, COLUMNS), F64, torch.device("cpu"))
+    with pytest.raises(UnsupportedError, match=r"'user' lies cut.*rows\(table, ids\).*se.unshard\(\)"):
+        nn.init.normal_(weight)
+    with pytest.raises(TypeError, match="cannot assign"):
+        nn.Linear(COLUMNS, USERS).weight = weight
 
 
 def test_the_optimizer_and_plan_of_each_table_are_chosen_by_name_and_pattern(capsys: pytest.CaptureFixture[str]) -> None:
