@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm import TAG, Comm
 from shardembed.exchange import Caller, Request, SlabRequest, send_fixed
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.route import Route, SlabRoute
 from shardembed.route.segments import UniquePiece
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec
+from shardembed.step import names_of
 from shardembed.tables import TableConfig
 
 BITS = 62  # of 63 below the sign: the largest contribution is below 2^exponent, not at it
@@ -114,9 +115,13 @@ def _of_bags(
 
 
 def exponents(
-    found: list[list[Contributions]], route: Route, tables: Sequence[TableConfig], comm: Comm, device: torch.device
+    found: list[list[Contributions]], route: Route, tables: Sequence[TableConfig], comm: Comm, device: torch.device, call: int
 ) -> list[float]:
-    """By table: a contribution times 2^exponent is its number of quanta; nan where a gradient is not finite. Collective."""
+    """By table: a contribution times 2^exponent is its number of quanta; nan where a gradient is not finite. Collective.
+
+    Args:
+        call: the number of the forward call.
+    """
     largest = [0.0] * len(tables)
     for part in (part for slab in found for part in slab):
         if part.values_NW.numel():
@@ -128,7 +133,7 @@ def exponents(
         counts[feature.table] += ids.numel() if padding is None else int((ids != padding).sum())
     mine = torch.tensor([largest, counts], dtype=torch.float64, device=device).view(-1)
     sizes = [mine.numel()] * comm.world_size
-    said = comm.all_to_all("backward", "agree on quanta", mine.repeat(comm.world_size), sizes, sizes)
+    said = comm.all_to_all("backward", "backward: agree on quanta", mine.repeat(comm.world_size), sizes, sizes, call)
     all_largest, all_counts = said.view(-1, 2, len(tables)).unbind(1)
     return [_exponent(float(all_largest[:, i].max()), int(all_counts[:, i].sum())) for i in range(len(tables))]
 
@@ -191,11 +196,11 @@ def _of_all_copies(
     if not slabs:
         return []
     sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs]
-    buffer = torch.zeros(sum(sizes), dtype=torch.int64, device=slabs[0].weights.device)
-    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer.split(sizes), strict=True)]
+    buffer = torch.zeros(sum(sizes) + TAG, dtype=torch.int64, device=slabs[0].weights.device)
+    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer[:-TAG].split(sizes), strict=True)]
     for sums, (rows_U, sums_UW) in zip(dense, merged, strict=True):
         sums[rows_U, :-1] = sums_UW
         sums[rows_U, -1] = 1
-    comm.all_reduce("reduce copies", buffer)
+    comm.all_reduce_tables("backward: reduce copies", buffer, names_of(slabs))
     touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
     return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]

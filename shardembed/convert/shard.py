@@ -80,7 +80,7 @@ def shard(
     journey = build_journey([table.config() for table in tables], optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
     known = torch.tensor([not table.weight.is_meta for table in tables], dtype=torch.uint8, device=journey.device)
-    known = journey.comm.broadcast("say which weights exist", known).tolist()
+    known = journey.comm.broadcast("shard: say which weights exist", known).tolist()
     exists = {table.name for table, there in zip(tables, known, strict=True) if there}
     modules: dict[str, Lookup] = {}
     while sites:
@@ -162,7 +162,7 @@ def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
     for first in range(0, weight.shape[0], step):
         piece = weight[first : first + step]
         piece = torch.empty_like(piece, device=journey.device) if elsewhere else piece.to(journey.device, copy=True)
-        comm.broadcast("broadcast weights", piece)
+        comm.broadcast("shard: broadcast weights", piece)
         for local in mine:
             copy_part(local.weights, local.shard, piece, first)
 
