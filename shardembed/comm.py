@@ -7,7 +7,7 @@ ends the process, an equally long one is used; only calls of different kinds wai
 
     forward    opens with a row of counts that says which call is made; only then sizes may differ (see `exchange`)
     backward   sizes follow from the forward call that it belongs to: calls that stand near each other have different groups
-    step       as long as the tables they are about: a group is chosen by those, and each all-reduce carries a tag
+    step       sizes follow from the collection: those made one after the other have different groups; all-reduces carry a tag
     control    everything that user code separates: all-reduces padded to one length with a tag, and texts sent after their sizes
 
 A tag is a checksum of all calls so far, and of the optimizer step. The row of counts has it too.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import time
 import zlib
 from collections import Counter
@@ -32,13 +33,13 @@ import torch.distributed as dist
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
 
 Group = Literal["forward", "backward", "step", "control"]
-LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 2, "control": 1}  # process groups of each kind
+LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}  # process groups of each kind
 TAG_DIGITS = 4  # base 64: their squares, summed over 4,096 ranks, are exact in float32
 TAG = 2 * TAG_DIGITS  # elements of a tag
 ROW = 32  # values of a control message are padded to a multiple of this
 REPORT_SECONDS = 3.0  # how long ranks in trouble wait for each other's reports
 DEFAULT_TIMEOUT = 300.0
-SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch."
+SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch"
 
 _known: dict[Any, Comm] = {}
 
@@ -83,6 +84,7 @@ class Comm:
         self.step = 0
         self.forwards = 0
         self.history = 0
+        self._about = ""
         self.collections: list[str] = []
         self.slots = 0
         self._failure: ShardEmbedError | None = None
@@ -128,13 +130,13 @@ class Comm:
     ) -> torch.Tensor:
         """Exchange slices of a one-dimensional tensor: `send_sizes[r]` elements go to rank r, `receive_sizes[r]` come back.
 
-        `number` keeps apart calls that ranks could confuse: those with numbers near each other have different groups.
+        `number` keeps apart what ranks could confuse: of a backward the forward call, of a step the collection.
         """
         if self.world_size == 1:
             return send
         received = send.new_empty(sum(receive_sizes))
         sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
-        self._note(stage, str(number))
+        self._note(stage, self._whose(group, number))
         chosen = self._groups[group, number % LANES[group]]
         self._run(
             ("all_to_all", stage),
@@ -153,22 +155,22 @@ class Comm:
             padded = -(-tensor.numel() // ROW) * ROW
             row = torch.zeros(padded + TAG, dtype=torch.float64, device=tensor.device)
             row[: tensor.numel()] = tensor.reshape(-1)
-            self._reduce("control", stage, row, maximum, "")
+            self._reduce("control", stage, row, maximum)
             tensor.copy_(row[: tensor.numel()].view(tensor.shape))
         return tensor
 
-    def all_reduce_tables(self, stage: str, buffer: torch.Tensor, tables: Sequence[str]) -> None:
-        """Sum `buffer` over the ranks, in place. Its last `TAG` elements are left for the tag. `tables` says what it is about.
+    def all_reduce_tables(self, stage: str, buffer: torch.Tensor, collection: int) -> None:
+        """Sum `buffer` over the ranks, in place. Its last `TAG` elements are left for the tag.
 
         Raises:
             DisagreementError: on every rank, when they are not making the same call.
         """
         if self.world_size > 1:
-            self._reduce("step", stage, buffer, False, ", ".join(tables))
+            self._reduce("step", stage, buffer, number=collection)
 
-    def _reduce(self, group: Group, stage: str, buffer: torch.Tensor, maximum: bool, about: str) -> None:
-        self._note(stage, about)
-        chosen = self._groups[group, zlib.crc32(f"{about} {buffer.numel()}".encode()) % LANES[group]]
+    def _reduce(self, group: Group, stage: str, buffer: torch.Tensor, maximum: bool = False, number: int = 0) -> None:
+        self._note(stage, self._whose(group, number))
+        chosen = self._groups[group, number % LANES[group]]
         digits = [(self.history >> 6 * i) % 64 + 1 for i in range(TAG_DIGITS)]
         # Numbers are all d exactly when their sum is R d and that of their squares R d^2; or, the largest d and the smallest too.
         mine = digits + ([-digit for digit in digits] if maximum else [digit**2 for digit in digits])
@@ -219,7 +221,13 @@ class Comm:
                     "Build the same collection, with the same plan and optimizer, on every rank"
                 )
 
+    def _whose(self, group: Group, number: int) -> str:
+        if not number:
+            return ""
+        return f"of forward call {number}" if group == "backward" else f"of collection {number}: {self.collections[number - 1]}"
+
     def _note(self, stage: str, about: str) -> None:
+        self._about = about
         self.history = zlib.crc32(f"{stage} {about} {self.step}".encode(), self.history)
 
     def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object]) -> None:
@@ -235,7 +243,8 @@ class Comm:
             raise self._failure from error
 
     def _here(self, operation: str, stage: str) -> str:
-        return f"stage {stage!r} ({operation}), forward call {self.forwards}, optimizer step {self.step}"
+        about = f", {self._about}" if self._about else ""
+        return f"stage {stage!r} ({operation}{about}), forward call {self.forwards}, optimizer step {self.step}"
 
     def _explain(self, here: str, waited: float, error: RuntimeError) -> str:
         """Where this rank stood, and what the others say. Nothing is written to the store until something has gone wrong."""
@@ -245,7 +254,8 @@ class Comm:
             text += f" Missing: rank(s) {missing} did not take part: they crashed, hang, or have left the loop."
         for rank, place in elsewhere.items():
             text += f" Rank {rank} stood in {place}." if place != here else f" Rank {rank} stood there too."
-        return f"{text} {SAME_CALLS} Cause: {str(error).splitlines()[0]}"
+        cause = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0])  # without the place in torch's own sources
+        return f"{text} {SAME_CALLS}. Cause: {cause}"
 
     def _explain_mismatch(self, here: str) -> str:
         elsewhere, _ = self._reports(here)

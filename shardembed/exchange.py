@@ -214,8 +214,8 @@ def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
     number, mode, collection, steps, waiting, table, k, _, _ = header
     differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
     text = f"{CALLS[Mode(mode)]} of collection {collection} ({comm.collections[collection - 1]})"
-    if mode == Mode.TOPK and (differs[5] or differs[6]):
-        text += f", k={k}, table number {table}"
+    if not differs[1] and (differs[5] or differs[6]):
+        text += f", with k={k} and table number {table} of these"
     text += f", its call {number}" if differs[0] else ""
     if differs[3] or differs[4]:
         text += f", after {steps} optimizer step(s), {'with' if waiting else 'without'} gradients waiting for the next"
@@ -223,11 +223,14 @@ def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
 
 
 def _advice(headers: list[list[int]]) -> str:
-    calls, modes, collections, steps, waiting, *_ = (len(set(column)) > 1 for column in zip(*headers, strict=True))
+    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
+    calls, modes, collections, steps, waiting, table, k, _, _ = differs
     if not (calls or modes or collections) and (steps or waiting):
         return "Every rank must take every step: Optimizer.step(), backward() and zero_grad() are for all ranks or for none"
+    if not (calls or modes or collections or steps or waiting or table or k):
+        return f"They did not make the same calls before. {SAME_CALLS}"
     if modes and not collections:
-        return f"{SAME_CALLS} Rank 0 cannot evaluate or read rows alone"
+        return f"{SAME_CALLS}; rank 0 cannot evaluate or read rows alone"
     return SAME_CALLS
 
 

@@ -23,7 +23,6 @@ from shardembed.route import Route, SlabRoute
 from shardembed.route.segments import UniquePiece
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec
-from shardembed.step import names_of
 from shardembed.tables import TableConfig
 
 BITS = 62  # of 63 below the sign: the largest contribution is below 2^exponent, not at it
@@ -163,7 +162,8 @@ def gather(
     arrived = send_fixed(sums, request, caller, comm)
     merged = [_merge(slab, part, sums_SW) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
     copied = [i for i, slab in enumerate(slabs) if slab.spec.copied and not slab.spec.policy.frozen]
-    for i, rows in zip(copied, _of_all_copies([slabs[i] for i in copied], [merged[i] for i in copied], comm), strict=True):
+    summed = _of_all_copies([slabs[i] for i in copied], [merged[i] for i in copied], comm, caller.number)
+    for i, rows in zip(copied, summed, strict=True):
         merged[i] = rows
     for slab, part, (rows_U, sums_UW) in zip(slabs, request, merged, strict=True):
         if slab.spec.policy.frozen:
@@ -190,7 +190,7 @@ def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.
 
 
 def _of_all_copies(
-    slabs: Sequence[Slab], merged: Sequence[tuple[torch.Tensor, torch.Tensor]], comm: Comm
+    slabs: Sequence[Slab], merged: Sequence[tuple[torch.Tensor, torch.Tensor]], comm: Comm, collection: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The sums over all ranks for slabs that every rank holds: one all-reduce of whole numbers a backward."""
     if not slabs:
@@ -201,6 +201,6 @@ def _of_all_copies(
     for sums, (rows_U, sums_UW) in zip(dense, merged, strict=True):
         sums[rows_U, :-1] = sums_UW
         sums[rows_U, -1] = 1
-    comm.all_reduce_tables("backward: reduce copies", buffer, names_of(slabs))
+    comm.all_reduce_tables("backward: reduce copies", buffer, collection)
     touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
     return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]

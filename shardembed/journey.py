@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 
@@ -252,7 +252,7 @@ class Journey:
 
     def _end_backward(self) -> None:
         if self.exposed:
-            deliver(self.exposed, self.comm, reduced=self.settings.deterministic)
+            deliver(self.exposed, self.comm, self._caller.number, reduced=self.settings.deterministic)
         if not self.updates:
             return
         if self.settings.update == "backward":
@@ -282,7 +282,8 @@ class Journey:
         """Bring the waiting gradients of copied tables together, once a step. Collective where there are any."""
         if not self._reduced and self.waiting:
             if not self.settings.deterministic:  # else done in the backward, in whole numbers
-                reduce_copies([slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)], self.comm)
+                updated = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)]
+                reduce_copies(updated, self.comm, self._caller.number)
             self._reduced = True
 
     def step(self) -> None:
@@ -290,7 +291,7 @@ class Journey:
         if not self.waiting:
             return
         self.reduce()
-        squares = mean_squares(self.slabs, self.comm, self.settings.deterministic)
+        squares = mean_squares(self.slabs, self.comm, self.settings.deterministic, self._caller.number)
         # In update="backward", each lookup of a pass steps its own tables; together they are one step.
         self.steps += self._pass.fresh or self.settings.update == "step"
         self.comm.step = max(self.comm.step, self.steps)
@@ -311,17 +312,32 @@ class Journey:
 def _names(tables: Sequence[str]) -> str:
     """The tables of a collection, for messages."""
     more = f" and {len(tables) - 3} more" if len(tables) > 3 else ""
-    return f"table(s) {', '.join(tables[:3])}{more}"
+    return f"{', '.join(tables[:3])}{more}"
 
 
 def _agreed_lines(
     tables: Sequence[TableConfig], plan: Plan, optimizers: Sequence[TableOptimizer], settings: Settings, device: torch.device
 ) -> list[str]:
-    """What must be the same on all ranks, a line a table."""
-    planned = plan.to_json()["tables"]
-    lines = [
-        f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, features {table.feature_names}, "
-        f"{optimizer.describe()}, plan {planned[table.name]}"
-        for table, optimizer in zip(tables, optimizers, strict=True)
-    ]
+    """What must be the same on all ranks; short lines, since the first that differs is shown."""
+    lines = [f"tables {[table.name for table in tables]}"]
+    for table, optimizer, planned in zip(tables, optimizers, plan.tables, strict=True):
+        shards = [f"rows {shard.rows} columns {shard.columns} ranks {shard.ranks}" for shard in planned.layout.shards]
+        lines += [
+            f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, {_described(table)}",
+            f"table {table.name!r}: {optimizer.describe()}",
+            f"table {table.name!r}: {planned.kind}, packing {planned.packing!r}, {shards}",
+        ]
     return [*lines, f"{settings} on {device.type}"]
+
+
+def _described(table: TableConfig) -> str:
+    """Its features, and every other setting that is not at its default."""
+    found = [f"features {table.feature_names}"]
+    for field in fields(table)[4:]:
+        value = getattr(table, field.name)
+        if value == field.default or field.name == "dtype":
+            continue
+        if field.name == "init" and not is_dataclass(value):  # a function's repr has its address, which differs between ranks
+            value = getattr(value, "__qualname__", type(value).__name__)
+        found.append(f"{field.name}={value!r}")
+    return ", ".join(found)

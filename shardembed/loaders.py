@@ -24,10 +24,11 @@ def synced(loader: Iterable[Batch], comm: Comm | None = None) -> Iterator[Batch]
         DataError: on the ranks whose own loader worked; the failing rank raises its own error.
     """
     comm = comm or Comm.of()
-    batches = iter(loader)
+    batches = None
     while True:
         state, batch, trouble = READY, None, None
         try:
+            batches = iter(loader) if batches is None else batches
             batch = next(batches)
         except StopIteration:
             state = ENDED
