@@ -250,7 +250,9 @@ class Comm:
         """Where this rank stood, and what the others say. Nothing is written to the store until something has gone wrong."""
         elsewhere, missing = self._reports(here)
         text = f"rank {self.rank} waited {waited:.1f} s in {here}, and the call did not complete."
-        if missing:
+        if missing is None:
+            text += " The store where ranks meet is gone: rank 0, which hosts it unless torchrun does, has ended."
+        elif missing:
             text += f" Missing: rank(s) {missing} did not take part: they crashed, hang, or have left the loop."
         for rank, place in elsewhere.items():
             text += f" Rank {rank} stood in {place}." if place != here else f" Rank {rank} stood there too."
@@ -265,8 +267,8 @@ class Comm:
         said = [f"rank {rank} is in {place}" for rank, place in sorted(places.items())]
         return f"ranks are not making the same call: {'; '.join(said)}. {SAME_CALLS}"
 
-    def _reports(self, here: str) -> tuple[dict[int, str], list[int]]:
-        """Where the other ranks say that they stand, and those that do not say it."""
+    def _reports(self, here: str) -> tuple[dict[int, str], list[int] | None]:
+        """Where the other ranks say that they stand, and those that do not say it; None when nobody could."""
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
             default = dist.distributed_c10d._get_default_store()
@@ -277,7 +279,7 @@ class Comm:
                 time.sleep(0.05)
             said = {rank: json.loads(store.get(str(rank))) for rank in others if store.check([str(rank)])}
         except RuntimeError:  # the store died with the rank that hosts it
-            return {}, []
+            return {}, None
         return said, [rank for rank in others if rank not in said]
 
 
