@@ -40,6 +40,10 @@ ROW = 32  # values of a control message are padded to a multiple of this
 REPORT_SECONDS = 3.0  # how long ranks in trouble wait for each other's reports
 DEFAULT_TIMEOUT = 300.0
 SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch"
+SAME_OUTPUTS = (
+    "The losses of the ranks do not use the same outputs: let every loss use all of them (add 0 * output.sum() where one does not "
+    "matter), or look them up together (a collection, or shard(..., inputs=...))"
+)
 
 _known: dict[Any, Comm] = {}
 
@@ -257,6 +261,8 @@ class Comm:
         for rank, place in elsewhere.items():
             text += f" Rank {rank} stood in {place}." if place != here else f" Rank {rank} stood there too."
         cause = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0])  # without the place in torch's own sources
+        if any(place != here and "'backward: " in place and "'backward: " in here for place in elsewhere.values()):
+            text += f" {SAME_OUTPUTS}."
         return f"{text} {SAME_CALLS}. Cause: {cause}"
 
     def _explain_mismatch(self, here: str) -> str:

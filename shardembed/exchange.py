@@ -14,7 +14,7 @@ from enum import IntEnum
 
 import torch
 
-from shardembed.comm import SAME_CALLS, Comm
+from shardembed.comm import SAME_CALLS, SAME_OUTPUTS, Comm
 from shardembed.errors import DisagreementError, rebuild, travels
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
@@ -228,7 +228,7 @@ def _advice(headers: list[list[int]]) -> str:
     if not (calls or modes or collections) and (steps or waiting):
         return "Every rank must take every step: Optimizer.step(), backward() and zero_grad() are for all ranks or for none"
     if not (calls or modes or collections or steps or waiting or table or k):
-        return f"They did not make the same calls before. {SAME_CALLS}"
+        return f"They did not make the same calls before, of backward for example. {SAME_OUTPUTS}. {SAME_CALLS}"
     if modes and not collections:
         return f"{SAME_CALLS}; rank 0 cannot evaluate or read rows alone"
     return SAME_CALLS

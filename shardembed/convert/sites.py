@@ -93,8 +93,8 @@ class Table:
     def name(self) -> str:
         return self.uses[0].name
 
-    def config(self) -> TableConfig:
-        """The same table for a collection. Rows that exist are copied in later, so they are not drawn first."""
+    def config(self, exists: bool) -> TableConfig:
+        """The same table for a collection. Rows that exist (on rank 0) are copied in later, so they are not drawn first."""
         module = self.uses[0].module
         pooling: dict[str, Pooling] = {feature: pooling for use in self.uses for feature, pooling in use.features.items()}
         return TableConfig(
@@ -105,7 +105,7 @@ class Table:
             pooling=pooling,
             dtype=self.weight.dtype,
             # On the meta device there are no rows to copy: the module's own start, drawn where the shards lie.
-            init=self.uses[0].start() if self.weight.is_meta else Constant(0.0),
+            init=Constant(0.0) if exists else self.uses[0].start(),
             padding_idx=module.padding_idx,
             max_norm=module.max_norm,
             norm_type=module.norm_type,
