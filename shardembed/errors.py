@@ -1,8 +1,8 @@
 """Every error a user can meet, in one place.
 
 Each message says what was wrong, where (table, feature, id, rank, file and line) and what to do about it. Errors found on one
-rank while a batch is being routed travel to all ranks with the counts message, so that every rank raises the same one: these
-derive from `InputError` and are rebuilt on the other side from their class name and text alone.
+rank while a batch is being routed travel to all ranks with the counts message, so that every rank raises the same one: they are
+rebuilt on the other side from their class name and text alone.
 """
 
 from __future__ import annotations
@@ -75,9 +75,15 @@ class MissedStepWarning(UserWarning):
     """Gradients of more backward passes than asked for are waiting for a step."""
 
 
-_TRAVELLING = {cls.__name__: cls for cls in (InputError, IdRangeError, OffsetsError, DtypeError, FeatureError)}
+_TRAVELLING = {cls.__name__: cls for cls in (InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError)}
 
 
-def rebuild(name: str, text: str) -> InputError:
+def travels(error: Exception) -> tuple[str, str]:
+    """How the other ranks hear of `error`: a class name and a text for `rebuild`."""
+    name = type(error).__name__
+    return (name, str(error)) if name in _TRAVELLING else (InputError.__name__, f"{name}: {error}")
+
+
+def rebuild(name: str, text: str) -> ShardEmbedError:
     """The error that another rank sent: its class name and its text."""
     return _TRAVELLING.get(name, InputError)(text)

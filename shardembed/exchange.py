@@ -1,28 +1,54 @@
 """Steps 3, 5 and 8 of the journey: what travels, packed for all slabs together.
 
-The counts message is one row of int64 to each rank: | forward call | mode | collection | backwards | bytes of error text | then, a
-slab: segments, keys |. It is all that ranks need to know of each other; a row is as long as the largest collection on the group
-needs, so that ranks which call different collections notice instead of tripping over each other's sizes. "Backwards" is a digest
-of the backwards since the forward before: ranks whose losses use different lookups run different ones, and take each other's
-gradients for their own where the sizes happen to agree.
+Whatever travels on the group "forward" opens with the counts message, one row of int64 to each rank: what call this is, the bytes
+of error text that follow, then, a slab: segments, keys. It is all that ranks need to know of each other; a row is as long as the
+largest collection on the group needs, so that ranks which make different calls notice instead of tripping over each other's sizes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import torch
 
-from shardembed.comm import Comm
-from shardembed.errors import DisagreementError, InputError, rebuild
+from shardembed.comm import SAME_CALLS, SAME_OUTPUTS, Comm
+from shardembed.errors import DisagreementError, rebuild, travels
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
 from shardembed.wire import Part, message_bytes, pack, unpack
 
-HEADER = 5
-MODES = ("evaluation (no_grad)", "training")
+
+class Mode(IntEnum):
+    """What a conversation is about."""
+
+    EVALUATION = 0
+    TRAINING = 1
+    ROWS = 2
+    TOPK = 3
+
+
+CALLS = {
+    Mode.EVALUATION: "a forward in evaluation mode (no_grad)",
+    Mode.TRAINING: "a forward in training mode",
+    Mode.ROWS: "rows()",
+    Mode.TOPK: "topk()",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What must be the same on all ranks that take part. steps, waiting: optimizer steps of the collection, and whether gradients
+    wait for the next. table, k: of topk.
+    """
+
+    mode: Mode
+    steps: int
+    waiting: bool
+    table: int = 0
+    k: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +57,7 @@ class SlabRequest:
 
     keys_E: rows asked for. offsets: where each segment's keys begin, `[S + 1]`, or None when each has one key.
     multiplicities_E: how often each key's id occurs in the asking rank's batch; None where the slab does not scale by frequency.
-    asked: segments by the rank that asks. sent: segments that this rank asked of each rank. call: number of the forward call.
+    asked: segments by the rank that asks. sent: segments that this rank asked of each rank.
     """
 
     keys_E: torch.Tensor
@@ -39,10 +65,20 @@ class SlabRequest:
     multiplicities_E: torch.Tensor | None
     asked: list[int]
     sent: list[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all ranks ask of this one, a slab each, in forward call number `call`."""
+
+    slabs: tuple[SlabRequest, ...]
     call: int
 
+    def __iter__(self) -> Iterator[SlabRequest]:
+        return iter(self.slabs)
 
-Request = tuple[SlabRequest, ...]
+    def __getitem__(self, slab: int) -> SlabRequest:
+        return self.slabs[slab]
 
 
 @dataclass(frozen=True)
@@ -55,39 +91,42 @@ class Caller:
     local: bool  # nothing is cut: only the flags have to travel
 
 
-def send_ids(route: Route, problem: InputError | None, caller: Caller, comm: Comm, device: torch.device) -> Request:
+def send_ids(route: Route, problem: Exception | None, call: Call, caller: Caller, comm: Comm, device: torch.device) -> Request:
     """All-to-all of counts and flags, then all-to-all of keys.
 
     Raises:
         InputError: on every rank, when any rank found its batch at fault.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    theirs = _exchange_counts(route, problem, caller, comm, device)
+    mine = [[slab.segments, slab.keys] for slab in route.slabs]
+    rows = [[counts[rank] for slab in mine for counts in slab] for rank in range(comm.world_size)]
+    table = open_call(call, rows, problem, caller, comm, device)
+    theirs = [([row[i] for row in table], [row[i + 1] for row in table]) for i in range(0, 2 * len(caller.slabs), 2)]
     sent, received = _key_parts([(slab.segments, slab.keys) for slab in route.slabs], theirs, caller)
     tensors: list[torch.Tensor] = []
     for slab, spec in zip(route.slabs, caller.slabs, strict=True):
         tensors += [slab.keys_E, _lengths_to_send(slab.lengths_S, slab.segments, slab.keys)]
         if spec.policy.scale_grad_by_freq:
             tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
-    arrived = iter(_exchange("send ids", tensors, sent, received, caller, comm))
-    return tuple(
+    arrived = iter(_exchange("forward: send ids", tensors, sent, received, caller, comm))
+    slabs = tuple(
         SlabRequest(
             next(arrived),
             _offsets(next(arrived), segments, keys),
             next(arrived) if spec.policy.scale_grad_by_freq else None,
             segments,
             slab.segments,
-            comm.forwards,
         )
         for slab, spec, (segments, keys) in zip(route.slabs, caller.slabs, theirs, strict=True)
     )
+    return Request(slabs, comm.forwards)
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
     sent = _vector_parts([slab.asked for slab in request], caller)
     received = _vector_parts([slab.sent for slab in request], caller)
-    arrived = _exchange("send back", answers, sent, received, caller, comm)
+    arrived = _exchange("forward: send back", answers, sent, received, caller, comm)
     return [vectors.to(spec.compute_dtype) for vectors, spec in zip(arrived, caller.slabs, strict=True)]
 
 
@@ -104,80 +143,105 @@ def send_fixed(quanta: Sequence[torch.Tensor], request: Request, caller: Caller,
 
 
 def _send_mirrored(grads: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
-    if not caller.local:
-        comm.backwards = (comm.backwards * 1_000_003 + request[0].call) % 2**61
     nothing = [0] * comm.world_size
     frozen = [spec.policy.frozen for spec in caller.slabs]
     sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], caller)
     received = _vector_parts([nothing if still else slab.asked for slab, still in zip(request, frozen, strict=True)], caller)
     grads = [part[:0] if still else part for part, still in zip(grads, frozen, strict=True)]
-    return _exchange("send gradients", grads, sent, received, caller, comm)
+    return _exchange("backward: send gradients", grads, sent, received, caller, comm, request.call)
 
 
 def _exchange(
-    stage: str, tensors: Sequence[torch.Tensor], sent: list[Part], received: list[Part], caller: Caller, comm: Comm
+    stage: str,
+    tensors: Sequence[torch.Tensor],
+    sent: list[Part],
+    received: list[Part],
+    caller: Caller,
+    comm: Comm,
+    backward_of: int | None = None,
 ) -> list[torch.Tensor]:
     buffer = pack(tensors, sent, comm.world_size)
     if not caller.local:
         sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
-        group = "backward" if stage == "send gradients" else "forward"
-        buffer = comm.all_to_all(group, stage, buffer, *sizes)
+        if backward_of is None:
+            buffer = comm.all_to_all("forward", stage, buffer, *sizes)
+        else:
+            buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=backward_of)
     return unpack(buffer, received, comm.world_size)
 
 
-def _exchange_counts(
-    route: Route, problem: InputError | None, caller: Caller, comm: Comm, device: torch.device
-) -> list[tuple[list[int], list[int]]]:
-    """Swap counts with all ranks: for each slab, (segments, keys) that each rank asks of this one."""
-    text = json.dumps([type(problem).__name__, str(problem)]) if problem else ""
+HEADER = 9  # numbers before the counts: forward call, the fields of `Call` and its collection, history, bytes of error text
+
+
+def open_call(
+    call: Call, counts: list[list[int]], problem: Exception | None, caller: Caller, comm: Comm, device: torch.device
+) -> list[list[int]]:
+    """Begin a conversation on the group "forward": tell each rank its row of counts, and get one from each.
+
+    Raises:
+        ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
+        DisagreementError: on every rank, when they are not making the same call.
+    """
     comm.forwards += 1
     if comm.world_size == 1:
         if problem:
             raise problem
-        return [(slab.segments, slab.keys) for slab in route.slabs]
+        return counts
+    text = json.dumps(travels(problem)) if problem else ""
     width = HEADER + 2 * comm.slots
-    mine = [comm.forwards, int(torch.is_grad_enabled()), caller.number, comm.backwards, len(text)]
-    comm.backwards = 0
-    rows = [
-        (mine + [slab_counts for slab in route.slabs for slab_counts in (slab.segments[rank], slab.keys[rank])])
-        for rank in range(comm.world_size)
-    ]
-    padded = [row + [0] * (width - len(row)) for row in rows]
+    mine = [comm.forwards, call.mode, caller.number, call.steps, call.waiting, call.table, call.k, comm.history, len(text)]
+    padded = [[*map(int, mine), *row, *[0] * (width - HEADER - len(row))] for row in counts]
     equal = [width] * comm.world_size
     sent = torch.tensor(padded, dtype=torch.int64, device=device).view(-1)
-    table = comm.all_to_all("forward", "counts", sent, equal, equal).view(comm.world_size, width).tolist()
-    _check_headers(table)
-    if any(row[4] for row in table):
-        _raise_together(comm.gather_texts("forward", "error texts", text, device))
-    first = range(HEADER, HEADER + 2 * len(caller.slabs), 2)
-    return [([row[i] for row in table], [row[i + 1] for row in table]) for i in first]
+    rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(comm.world_size, width).tolist()
+    _check_headers([row[:HEADER] for row in rows], comm)
+    if any(row[HEADER - 1] for row in rows):
+        _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
+    return [row[HEADER:] for row in rows]
 
 
-def _check_headers(table: list[list[int]]) -> None:
-    calls = [tuple(row[:3]) for row in table]
-    if len(set(calls)) == 1:
-        if len({row[3] for row in table}) > 1:
-            raise DisagreementError(
-                "ranks have run the backwards of different lookups since the forward call before this one: their losses do not use "
-                "the same outputs, so gradients may have gone to the wrong rows. Let every loss use all of them (add "
-                "0 * output.sum() where one does not matter), or look them up together (a collection, or shard(..., inputs=...))"
-            )
+def _check_headers(headers: list[list[int]], comm: Comm) -> None:
+    # A rank that refuses its arguments has none to compare; its error is on the way.
+    compared = slice(5) if any(header[-1] for header in headers) else slice(HEADER - 1)
+    if len({(*header[compared], header[-2]) for header in headers}) == 1:
         return
-    said = [
-        f"rank {rank} makes forward call {call} of collection {collection} in {MODES[mode]} mode"
-        for rank, (call, mode, collection) in enumerate(calls)
-    ]
-    raise DisagreementError(
-        f"ranks are not making the same call: {'; '.join(said)}. A forward is collective: every rank must make it, in the "
-        "same mode and order (rank 0 cannot evaluate alone)"
-    )
+    said = "; ".join(f"rank {rank} makes {_describe(header, headers, comm)}" for rank, header in enumerate(headers))
+    raise DisagreementError(f"ranks are not making the same call: {said}. {_advice(headers)}")
 
 
-def _raise_together(texts: list[str]) -> None:
-    troubled = [rank for rank, text in enumerate(texts) if text]
-    name, text = json.loads(texts[troubled[0]])
-    also = f" (rank(s) {troubled[1:]} also refused their batch)" if troubled[1:] else ""
-    raise rebuild(name, f"rank {troubled[0]}: {text}{also}")
+def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
+    """The call of one rank, and of the rest what differs between ranks."""
+    number, mode, collection, steps, waiting, table, k, _, _ = header
+    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
+    text = f"{CALLS[Mode(mode)]} of collection {collection} ({comm.collections[collection - 1]})"
+    if not differs[1] and (differs[5] or differs[6]):
+        text += f", with k={k} and table number {table} of these"
+    text += f", its call {number}" if differs[0] else ""
+    if differs[3] or differs[4]:
+        text += f", after {steps} optimizer step(s), {'with' if waiting else 'without'} gradients waiting for the next"
+    return text
+
+
+def _advice(headers: list[list[int]]) -> str:
+    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
+    calls, modes, collections, steps, waiting, table, k, _, _ = differs
+    if not (calls or modes or collections) and (steps or waiting):
+        return "Every rank must take every step: Optimizer.step(), backward() and zero_grad() are for all ranks or for none"
+    if not (calls or modes or collections or steps or waiting or table or k):
+        return f"They did not make the same calls before, of backward for example. {SAME_OUTPUTS}. {SAME_CALLS}"
+    if modes and not collections:
+        return f"{SAME_CALLS}; rank 0 cannot evaluate or read rows alone"
+    return SAME_CALLS
+
+
+def _raise_together(texts: list[str], problem: Exception | None) -> None:
+    told = {rank: json.loads(text) for rank, text in enumerate(texts) if text}
+    first, *others = told
+    also = f" (rank(s) {others} also refused their batch)" if others else ""
+    if problem is not None and rebuild(*travels(problem)).__class__ is not problem.__class__:
+        raise problem
+    name, text = told[first]
+    raise rebuild(name, f"rank {first}: {text}{also}") from problem
 
 
 def _key_parts(

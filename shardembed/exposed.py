@@ -80,12 +80,12 @@ def expose(slabs: Sequence[Slab]) -> list[Exposed]:
     return [Exposed(slab) for slab in slabs if isinstance(slab.spec.optimizer, External)]
 
 
-def deliver(exposed: Sequence[Exposed], comm: Comm, reduced: bool) -> None:
+def deliver(exposed: Sequence[Exposed], comm: Comm, collection: int, reduced: bool) -> None:
     """Hand this backward's gradients to the Parameters. Collective where a table is copied to every rank, unless copies have been
     `reduced`.
     """
     if not reduced:
-        reduce_copies([one.slab for one in exposed], comm)
+        reduce_copies([one.slab for one in exposed], comm, collection)
     for one in exposed:
         if not one.slab.spec.policy.frozen:
             one.deliver()

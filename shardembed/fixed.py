@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm import TAG, Comm
 from shardembed.exchange import Caller, Request, SlabRequest, send_fixed
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.route import Route, SlabRoute
@@ -114,9 +114,13 @@ def _of_bags(
 
 
 def exponents(
-    found: list[list[Contributions]], route: Route, tables: Sequence[TableConfig], comm: Comm, device: torch.device
+    found: list[list[Contributions]], route: Route, tables: Sequence[TableConfig], comm: Comm, device: torch.device, call: int
 ) -> list[float]:
-    """By table: a contribution times 2^exponent is its number of quanta; nan where a gradient is not finite. Collective."""
+    """By table: a contribution times 2^exponent is its number of quanta; nan where a gradient is not finite. Collective.
+
+    Args:
+        call: the number of the forward call.
+    """
     largest = [0.0] * len(tables)
     for part in (part for slab in found for part in slab):
         if part.values_NW.numel():
@@ -128,7 +132,7 @@ def exponents(
         counts[feature.table] += ids.numel() if padding is None else int((ids != padding).sum())
     mine = torch.tensor([largest, counts], dtype=torch.float64, device=device).view(-1)
     sizes = [mine.numel()] * comm.world_size
-    said = comm.all_to_all("backward", "agree on quanta", mine.repeat(comm.world_size), sizes, sizes)
+    said = comm.all_to_all("backward", "backward: agree on quanta", mine.repeat(comm.world_size), sizes, sizes, call)
     all_largest, all_counts = said.view(-1, 2, len(tables)).unbind(1)
     return [_exponent(float(all_largest[:, i].max()), int(all_counts[:, i].sum())) for i in range(len(tables))]
 
@@ -158,7 +162,8 @@ def gather(
     arrived = send_fixed(sums, request, caller, comm)
     merged = [_merge(slab, part, sums_SW) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
     copied = [i for i, slab in enumerate(slabs) if slab.spec.copied and not slab.spec.policy.frozen]
-    for i, rows in zip(copied, _of_all_copies([slabs[i] for i in copied], [merged[i] for i in copied], comm), strict=True):
+    summed = _of_all_copies([slabs[i] for i in copied], [merged[i] for i in copied], comm, caller.number)
+    for i, rows in zip(copied, summed, strict=True):
         merged[i] = rows
     for slab, part, (rows_U, sums_UW) in zip(slabs, request, merged, strict=True):
         if slab.spec.policy.frozen:
@@ -185,17 +190,17 @@ def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.
 
 
 def _of_all_copies(
-    slabs: Sequence[Slab], merged: Sequence[tuple[torch.Tensor, torch.Tensor]], comm: Comm
+    slabs: Sequence[Slab], merged: Sequence[tuple[torch.Tensor, torch.Tensor]], comm: Comm, collection: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The sums over all ranks for slabs that every rank holds: one all-reduce of whole numbers a backward."""
     if not slabs:
         return []
     sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs]
-    buffer = torch.zeros(sum(sizes), dtype=torch.int64, device=slabs[0].weights.device)
-    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer.split(sizes), strict=True)]
+    buffer = torch.zeros(sum(sizes) + TAG, dtype=torch.int64, device=slabs[0].weights.device)
+    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer[:-TAG].split(sizes), strict=True)]
     for sums, (rows_U, sums_UW) in zip(dense, merged, strict=True):
         sums[rows_U, :-1] = sums_UW
         sums[rows_U, -1] = 1
-    comm.all_reduce("reduce copies", buffer)
+    comm.all_reduce_tables("backward: reduce copies", buffer, collection)
     touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
     return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]

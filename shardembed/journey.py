@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 
 from shardembed import fixed
 from shardembed.autograd import FixedOutputs, Vectors
 from shardembed.comm import Comm
-from shardembed.errors import ConfigError, InputError, MissedStepWarning, StepError
-from shardembed.exchange import Caller, Request, send_back, send_grads, send_ids
+from shardembed.errors import ConfigError, MissedStepWarning, StepError
+from shardembed.exchange import Call, Caller, Mode, Request, open_call, send_back, send_grads, send_ids
 from shardembed.exposed import deliver, expose
 from shardembed.ids import IdBatch
 from shardembed.kernels.reference import Gradients, frequencies
@@ -121,11 +121,11 @@ class Journey:
         self.tables, self.plan, self.settings, self.comm, self.device = tables, plan, settings, comm, device
         comm.agree("tables, plan, optimizers and settings", _agreed_lines(tables, plan, optimizers, settings, device), device)
         comm.slots = max(comm.slots, len(specs))
-        comm.collections += 1
+        comm.collections.append(_names([table.name for table in tables]))
         packings = tuple(table.packing for table in plan.tables)
         self.atlas = Atlas.of(tables, packings, specs, comm.rank, comm.world_size, device)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
-        self._caller = Caller(comm.collections, specs, wire, all(spec.copied for spec in specs))
+        self._caller = Caller(len(comm.collections), specs, wire, all(spec.copied for spec in specs))
         # FBGEMM's sums follow the order in which rows arrive.
         kernel = "reference" if settings.deterministic and settings.kernel == "auto" else settings.kernel
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel) for spec in specs]
@@ -167,7 +167,7 @@ class Journey:
         Raises:
             InputError: on every rank, when the batch of any is malformed.
         """
-        ticket = self.send(read, features)
+        ticket = self.send(read, features, as_they_are)
         if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
             self._looked_up = True
         if not as_they_are:
@@ -181,14 +181,24 @@ class Journey:
             outputs = combine(vectors, ticket.route)
         return [output.to(self.tables[feature.table].dtype) for output, feature in zip(outputs, features, strict=True)]
 
-    def send(self, read: Callable[[], IdBatch], features: Sequence[Feature]) -> Ticket:
+    def send(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> Ticket:
         """Steps 1 to 3. No weight is read, so they may run ahead of the compute. Collective."""
         try:
             ids, problem = read(), None
             route = make_route(ids, features, self.atlas)
-        except InputError as error:  # the other ranks are waiting for the counts: tell them there
+        except Exception as error:  # whatever it is: the other ranks are waiting for the counts, so tell them there
             route, problem = empty_route(features, self.atlas), error
-        return Ticket(route, send_ids(route, problem, self._caller, self.comm, self.device))
+        mode = Mode.ROWS if as_they_are else Mode.TRAINING if torch.is_grad_enabled() else Mode.EVALUATION
+        return Ticket(route, send_ids(route, problem, self._call(mode), self._caller, self.comm, self.device))
+
+    def _call(self, mode: Mode, table: int = 0, k: int = 0) -> Call:
+        return Call(mode, self.steps, self.waiting, table, k)
+
+    def open_topk(self, table: int, k: int, queries: int, problem: Exception | None) -> list[int]:
+        """Begin a retrieval: how many queries each rank has. Collective."""
+        counts = [[queries, 0]] * self.comm.world_size
+        rows = open_call(self._call(Mode.TOPK, table, k), counts, problem, self._caller, self.comm, self.device)
+        return [row[0] for row in rows]
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         """Steps 4 and 5, on detached weights: the vectors this rank asked for, `[S, W]` a slab."""
@@ -213,7 +223,7 @@ class Journey:
         """Steps 7 to 9 in deterministic mode, from the gradients of the outputs. Collective."""
         self._begin_backward(ticket)
         found = fixed.contributions(ticket.route, self.specs, grads, vectors, self._share)
-        scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device)
+        scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device, ticket.request.call)
         sums = fixed.quanta(found, scales, vectors)
         fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm)
         self._end_backward()
@@ -242,7 +252,7 @@ class Journey:
 
     def _end_backward(self) -> None:
         if self.exposed:
-            deliver(self.exposed, self.comm, reduced=self.settings.deterministic)
+            deliver(self.exposed, self.comm, self._caller.number, reduced=self.settings.deterministic)
         if not self.updates:
             return
         if self.settings.update == "backward":
@@ -272,7 +282,8 @@ class Journey:
         """Bring the waiting gradients of copied tables together, once a step. Collective where there are any."""
         if not self._reduced and self.waiting:
             if not self.settings.deterministic:  # else done in the backward, in whole numbers
-                reduce_copies([slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)], self.comm)
+                updated = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)]
+                reduce_copies(updated, self.comm, self._caller.number)
             self._reduced = True
 
     def step(self) -> None:
@@ -280,7 +291,7 @@ class Journey:
         if not self.waiting:
             return
         self.reduce()
-        squares = mean_squares(self.slabs, self.comm, self.settings.deterministic)
+        squares = mean_squares(self.slabs, self.comm, self.settings.deterministic, self._caller.number)
         # In update="backward", each lookup of a pass steps its own tables; together they are one step.
         self.steps += self._pass.fresh or self.settings.update == "step"
         self.comm.step = max(self.comm.step, self.steps)
@@ -298,14 +309,35 @@ class Journey:
         self._reduced = False
 
 
+def _names(tables: Sequence[str]) -> str:
+    """The tables of a collection, for messages."""
+    more = f" and {len(tables) - 3} more" if len(tables) > 3 else ""
+    return f"{', '.join(tables[:3])}{more}"
+
+
 def _agreed_lines(
     tables: Sequence[TableConfig], plan: Plan, optimizers: Sequence[TableOptimizer], settings: Settings, device: torch.device
 ) -> list[str]:
-    """What must be the same on all ranks, a line a table."""
-    planned = plan.to_json()["tables"]
-    lines = [
-        f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, features {table.feature_names}, "
-        f"padding_idx {table.padding_idx}, {table.policy}, {optimizer.describe()}, plan {planned[table.name]}"
-        for table, optimizer in zip(tables, optimizers, strict=True)
-    ]
+    """What must be the same on all ranks; short lines, since the first that differs is shown."""
+    lines = [f"tables {[table.name for table in tables]}"]
+    for table, optimizer, planned in zip(tables, optimizers, plan.tables, strict=True):
+        shards = [f"rows {shard.rows} columns {shard.columns} ranks {shard.ranks}" for shard in planned.layout.shards]
+        lines += [
+            f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, {_described(table)}",
+            f"table {table.name!r}: {optimizer.describe()}",
+            f"table {table.name!r}: {planned.kind}, packing {planned.packing!r}, {shards}",
+        ]
     return [*lines, f"{settings} on {device.type}"]
+
+
+def _described(table: TableConfig) -> str:
+    """Its features, and every other setting that is not at its default."""
+    found = [f"features {table.feature_names}"]
+    for field in fields(table)[4:]:
+        value = getattr(table, field.name)
+        if value == field.default or field.name == "dtype":
+            continue
+        if field.name == "init" and not is_dataclass(value):  # a function's repr has its address, which differs between ranks
+            value = getattr(value, "__qualname__", type(value).__name__)
+        found.append(f"{field.name}={value!r}")
+    return ", ".join(found)

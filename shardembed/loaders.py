@@ -24,10 +24,11 @@ def synced(loader: Iterable[Batch], comm: Comm | None = None) -> Iterator[Batch]
         DataError: on the ranks whose own loader worked; the failing rank raises its own error.
     """
     comm = comm or Comm.of()
-    batches = iter(loader)
+    batches = None
     while True:
         state, batch, trouble = READY, None, None
         try:
+            batches = iter(loader) if batches is None else batches
             batch = next(batches)
         except StopIteration:
             state = ENDED
@@ -35,7 +36,7 @@ def synced(loader: Iterable[Batch], comm: Comm | None = None) -> Iterator[Batch]
             state, trouble = FAILED, error
         # Failed outweighs ended outweighs ready; the rank that failed rides along in the fraction.
         said = torch.tensor([state + (comm.rank + 1) / 2**20 if state == FAILED else state], dtype=torch.float64)
-        worst = float(comm.all_reduce("agree on the end of data", said, maximum=True))
+        worst = float(comm.all_reduce("synced: agree on the end of data", said, maximum=True))
         if trouble is not None:
             raise trouble
         if worst >= FAILED:

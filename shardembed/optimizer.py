@@ -54,7 +54,7 @@ class Waiting(nn.Parameter):
             return None
         if not journey.checked:
             bad = torch.tensor([float(not all(slab.finite() for slab in journey.slabs))], device=journey.device)
-            journey.comm.all_reduce("agree that gradients are finite", bad, maximum=True)
+            journey.comm.all_reduce("step: agree that gradients are finite", bad, maximum=True)
             journey.factor = torch.where(bad > 0, torch.nan, _factor(journey))
             journey.checked = True
         return journey.factor
@@ -187,7 +187,7 @@ class Optimizer(torch.optim.Optimizer):
         device = self.journeys[0].device if self.journeys else default_device()
         flags = torch.tensor(list(bad.values()), dtype=torch.float32, device=device)
         for comm in _comms(self.journeys) or [Comm.of()]:
-            comm.all_reduce("agree that gradients are finite", flags, maximum=True)
+            comm.all_reduce("step: agree that gradients are finite", flags, maximum=True)
         if not flags.any():
             return True
         if self.on_nonfinite == "zero":
@@ -321,7 +321,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, *, error_if_nonfinite: bo
         mine = torch.zeros((), dtype=torch.float64, device=device)
         for journey in (journey for journey in found if journey.comm is comm):
             mine += _square(journey) + _square_exposed(journey, shards)
-        square += comm.all_reduce("sum gradient norms", mine)
+        square += comm.all_reduce("clip_grad_norm_: sum norms", mine)
     for grad in dense:
         square += grad.detach().to(torch.float64).square().sum().to(device)
     norm = square.sqrt()

@@ -33,7 +33,7 @@ def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm, determinist
     sums = {index: how[index]([parts.parts]) for index, parts in found.items() if index not in split}
     if split:
         parts = {index: found[index] for index in split}
-        sums.update(combine_rows(split, parts, how, comm, "forward", "share row norms"))
+        sums.update(combine_rows(split, parts, how, comm, "forward", "forward: share row norms"))
     for index, slab in wanted.items():
         policy = slab.spec.policy
         assert policy.max_norm is not None

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm import TAG, Comm
 from shardembed.slab import Slab
 from shardembed.twins import RowParts, combine_rows, total, tree_total
 
 
-def reduce_copies(slabs: Sequence[Slab], comm: Comm) -> None:
+def reduce_copies(slabs: Sequence[Slab], comm: Comm, collection: int) -> None:
     """Give every copy the gradients of all ranks: one all-reduce of sums and touch counts, for all copied slabs together.
 
     All ranks get the same bits and then make the same update, so copies stay bit-identical.
@@ -24,19 +24,19 @@ def reduce_copies(slabs: Sequence[Slab], comm: Comm) -> None:
         return
     dtype = torch.float64 if any(slab.spec.compute_dtype == torch.float64 for slab in copied) else torch.float32
     sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in copied]
-    buffer = torch.zeros(sum(sizes), dtype=dtype, device=copied[0].weights.device)
-    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(copied, buffer.split(sizes), strict=True)]
+    buffer = torch.zeros(sum(sizes) + TAG, dtype=dtype, device=copied[0].weights.device)
+    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(copied, buffer[:-TAG].split(sizes), strict=True)]
     for slab, sums in zip(copied, dense, strict=True):
         rows_U, grads_UW = slab.merged()
         sums[rows_U, :-1] = grads_UW.to(dtype)
         sums[rows_U, -1] = 1
-    comm.all_reduce("reduce copies", buffer)
+    comm.all_reduce_tables("step: reduce copies", buffer, collection)
     for slab, sums in zip(copied, dense, strict=True):
         touched_U = sums[:, -1].nonzero().squeeze(1)  # host sync on a GPU
         slab.replace(touched_U, sums[touched_U, :-1].to(slab.spec.compute_dtype))
 
 
-def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool) -> dict[int, torch.Tensor]:
+def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool, collection: int) -> dict[int, torch.Tensor]:
     """The mean of g^2 over whole rows, `[U]` by slab index: where the optimizer needs it and rows are split, and in deterministic
     mode wherever the optimizer needs it.
     """
@@ -52,6 +52,6 @@ def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool) -> dict
     sums = {index: how([parts.parts]) for index, parts in found.items() if index not in split}
     if split:
         parts = {index: found[index] for index in split}
-        sums.update(combine_rows(split, parts, dict.fromkeys(split, how), comm, "step", "share row squares"))
+        sums.update(combine_rows(split, parts, dict.fromkeys(split, how), comm, "step", "step: share row squares", collection))
     columns = {index: slab.columns_of(found[index].rows_U) for index, slab in wanted.items()}
     return {index: (part / columns[index]).to(wanted[index].spec.compute_dtype) for index, part in sums.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -44,7 +44,7 @@ class Constant:
 class Loaded:
     """Rows are loaded as soon as the table is there, so none are drawn before that; `start` gives what a reset draws."""
 
-    start: Callable[[], Init]
+    start: Callable[[], Init] = field(repr=False)  # the repr of a function differs between ranks
 
 
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -112,10 +112,10 @@ class TableConfig:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise ConfigError(f"a table's name must be a non-empty string, not {self.name!r}")
-        for field in ("num_embeddings", "embedding_dim"):
-            value = getattr(self, field)
+        for name in ("num_embeddings", "embedding_dim"):
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"table {self.name!r}: {field} must be a positive integer, not {value!r}")
+                raise ConfigError(f"table {self.name!r}: {name} must be a positive integer, not {value!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"table {self.name!r}: dtype {self.dtype} is not one of {', '.join(map(str, DTYPES))}")
         if isinstance(self.feature_names, str):
@@ -188,7 +188,7 @@ class TableConfig:
         """`config` itself, or the same table from a TorchRec `EmbeddingBagConfig` or `EmbeddingConfig`."""
         if isinstance(config, TableConfig):
             return config
-        if not all(hasattr(config, field) for field in ("name", "num_embeddings", "embedding_dim", "feature_names")):
+        if not all(hasattr(config, name) for name in ("name", "num_embeddings", "embedding_dim", "feature_names")):
             raise ConfigError(f"a table must be a TableConfig or a TorchRec config, not {type(config).__name__}: {config!r}")
         pooled = hasattr(config, "pooling")  # an EmbeddingConfig has none: one vector an id
         data_type = getattr(config, "data_type", None)

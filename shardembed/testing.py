@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from shardembed.convert import shard
-from shardembed.convert.sites import PlainTable, find_tables
+from shardembed.convert.find import find_sites
+from shardembed.convert.sites import Table, tables_of
 from shardembed.errors import ConfigError
 from shardembed.modules.base import ShardedModule, TableOptimizers, optimizer_of
 from shardembed.optim import SGD, Adagrad, Adam
@@ -151,7 +152,7 @@ def _share(batch: Any, number: int, rank: int, ranks: int) -> Any:
 
 def _unsharded(job: _Job, batches: Sequence[Any]) -> Iterator[_Stage]:
     model = job.model()
-    tables = find_tables(model, ())
+    tables = tables_of(model, find_sites(model, ()))
     optimizers = [_counterpart(table, job.optimizer) for table in tables if table.weight.requires_grad]
     weights = {table.name: table.weight for table in tables}
     dense = _dense(model, weights)
@@ -178,15 +179,15 @@ def _dense(model: nn.Module, tables: Mapping[str, torch.Tensor]) -> dict[str, nn
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
 
 
-def _counterpart(table: PlainTable, wanted: TableOptimizers) -> torch.optim.Optimizer:
+def _counterpart(table: Table, wanted: TableOptimizers) -> torch.optim.Optimizer:
     settings, weight = optimizer_of(table.name, wanted), table.weight
     if type(settings) is SGD:
         return torch.optim.SGD([weight], lr=settings.lr)
     if type(settings) is Adagrad:
         return torch.optim.Adagrad([weight], lr=settings.lr, eps=settings.eps)
     if type(settings) is Adam:
-        for site in table.sites:  # what SparseAdam asks for
-            site.module.sparse = True
+        for use in table.uses:  # what SparseAdam asks for
+            use.module.sparse = True
         return torch.optim.SparseAdam([weight], lr=settings.lr, betas=settings.betas, eps=settings.eps)
     what = f"{type(settings).__name__} has no counterpart in torch.optim" if settings else "an optimizer is needed"
     raise ConfigError(f"table {table.name!r}: {what}; compare with SGD, Adagrad or Adam")

@@ -64,15 +64,17 @@ def combine_rows(
     comm: Comm,
     group: Group,
     stage: str,
+    collection: int = 0,
 ) -> dict[int, torch.Tensor]:
     """Every row's statistic over all its columns, float64 `[U]` by slab index. Collective.
 
     Args:
         specs: the slabs that hold split rows, by index; the same on every rank, as is `how` their parts are put together.
+        collection: whose step it is.
     """
     twins = _twins(list(specs.values()))
     spans = {key: [_span(found[index], block, comm.rank) for index, block in members] for key, members in twins.items()}
-    arrived = _swap(twins, found, spans, comm, group, stage)
+    arrived = _swap(twins, found, spans, comm, group, stage, collection)
     result = {index: parts.parts.new_empty(parts.rows_U.numel()) for index, parts in found.items()}
     for key, members in twins.items():
         if not any(_owner(block) == comm.rank for _, block in members):
@@ -114,6 +116,7 @@ def _swap(
     comm: Comm,
     group: Group,
     stage: str,
+    collection: int,
 ) -> dict[tuple[Key, int], torch.Tensor]:
     """The parts of every twin of a block this rank holds, by (table and block, strip)."""
     here = comm.rank
@@ -137,7 +140,7 @@ def _swap(
     send = torch.cat(flat) if flat else next(iter(found.values())).parts.new_empty(0)
     send_sizes = [sum(parts.numel() for parts in to_rank) for to_rank in outgoing]
     receive_sizes = [sum(prod(shape) for *_, shape in from_rank) for from_rank in expected]
-    received = comm.all_to_all(group, stage, send, send_sizes, receive_sizes)
+    received = comm.all_to_all(group, stage, send, send_sizes, receive_sizes, collection)
     if comm.world_size > 1:
         in_order = [entry for from_rank in expected for entry in from_rank]
         for (key, number, shape), parts in zip(in_order, received.split([prod(shape) for *_, shape in in_order]), strict=True):

@@ -6,6 +6,7 @@ All tables of the model live in one journey. Without `inputs` each module makes 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from shardembed.comm import Comm
+from shardembed.comm import Comm, default_device
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
@@ -77,13 +78,10 @@ def shard(
     tables = tables_of(model, sites)
     _check_plan(plan, [table.name for table in tables])
     settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)
-    journey = build_journey([table.config() for table in tables], optimizer, plan, device, process_group, settings)
+    exists = _existing(tables, Comm.of(process_group), torch.device(device) if device is not None else default_device())
+    configs = [table.config(table.name in exists) for table in tables]
+    journey = build_journey(configs, optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
-    known = torch.tensor([not table.weight.is_meta for table in tables], dtype=torch.uint8, device=journey.device)
-    known = journey.comm.broadcast("say which weights exist", known).tolist()
-    exists = {table.name for table, there in zip(tables, known, strict=True) if there}
-    for slab in journey.slabs:  # rows that rank 0 has on the meta device
-        slab.fill([table.name for table in tables if table.name not in exists], seed)
     modules: dict[str, Lookup] = {}
     while sites:
         site = sites.pop(0)
@@ -155,6 +153,12 @@ def _load_from_rank_zero(journey: Journey, tables: list[Table], path: str, exist
             _broadcast(journey, table, journey.comm)
 
 
+def _existing(tables: Sequence[Table], comm: Comm, device: torch.device) -> set[str]:
+    """The tables whose weights rank 0 has; the others may have theirs on the meta device."""
+    mine = json.dumps([table.name for table in tables if not table.weight.is_meta])
+    return set(json.loads(comm.gather_texts("control", "shard: say which weights exist", mine, device)[0]))
+
+
 def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
     """Copy rank 0's weights into the shards of all ranks, a piece at a time."""
     weight = table.weight.detach()
@@ -164,7 +168,7 @@ def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
     for first in range(0, weight.shape[0], step):
         piece = weight[first : first + step]
         piece = torch.empty_like(piece, device=journey.device) if elsewhere else piece.to(journey.device, copy=True)
-        comm.broadcast("broadcast weights", piece)
+        comm.broadcast("shard: broadcast weights", piece)
         for local in mine:
             copy_part(local.weights, local.shard, piece, first)
 

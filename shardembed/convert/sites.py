@@ -93,8 +93,8 @@ class Table:
     def name(self) -> str:
         return self.uses[0].name
 
-    def config(self) -> TableConfig:
-        """The same table for a collection. Which rows exist is known to rank 0, so none are drawn yet."""
+    def config(self, exists: bool) -> TableConfig:
+        """The same table for a collection. Rows that exist (on rank 0) are copied in later, so they are not drawn first."""
         module = self.uses[0].module
         pooling: dict[str, Pooling] = {feature: pooling for use in self.uses for feature, pooling in use.features.items()}
         return TableConfig(
@@ -104,7 +104,8 @@ class Table:
             feature_names=list(pooling),
             pooling=pooling,
             dtype=self.weight.dtype,
-            init=Loaded(self.uses[0].start),
+            # On the meta device there are no rows to copy: the module's own start, drawn where the shards lie.
+            init=Loaded(self.uses[0].start) if exists else self.uses[0].start(),
             padding_idx=module.padding_idx,
             max_norm=module.max_norm,
             norm_type=module.norm_type,

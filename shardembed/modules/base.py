@@ -90,13 +90,17 @@ class ShardedModule(nn.Module):
         its own.
 
         Raises:
-            FeatureError: there is no such table.
-            InputError: on every rank, when the ids of any are malformed.
+            FeatureError, InputError: on every rank, when any asked for a table that there is not, or with malformed ids.
         """
-        feature = Feature("rows", self._table(table), None)
-        return self.journey.forward(lambda: IdBatch.of({"rows": ids}, [feature], self.journey.device), [feature], as_they_are=True)[
-            0
-        ]
+        number, problem = self._find(table)
+        feature = Feature("rows", number, None)
+
+        def read() -> IdBatch:
+            if problem is not None:
+                raise problem
+            return IdBatch.of({"rows": ids}, [feature], self.journey.device)
+
+        return self.journey.forward(read, [feature], as_they_are=True)[0]
 
     @torch.no_grad()
     def load_rows(self, table: str, source: Any) -> None:
@@ -128,15 +132,24 @@ class ShardedModule(nn.Module):
             (scores `[Q, k]`, ids `[Q, k]`), best first; of equal scores the lower id comes first.
 
         Raises:
-            FeatureError: there is no such table. ConfigError: k or the shape of the queries is wrong.
+            FeatureError, ConfigError: on every rank, when there is no such table on any, or its k or queries are wrong.
+            DisagreementError: on every rank, when they name different tables or k.
         """
-        return retrieval.topk(self.journey, self._table(table), queries, k)
+        number, problem = self._find(table)
+        return retrieval.topk(self.journey, number, queries, k, problem)
 
     def _table(self, name: str) -> int:
+        number, problem = self._find(name)
+        if problem is not None:
+            raise problem
+        return number
+
+    def _find(self, name: str) -> tuple[int, FeatureError | None]:
+        """The number of a table in its journey. In a collective call the error is for all ranks to raise."""
         names = [table.name for table in self.tables]
         if name not in names:
-            raise FeatureError(f"there is no table {name!r}; the tables are {names}")
-        return [table.name for table in self.journey.tables].index(name)
+            return 0, FeatureError(f"there is no table {name!r}; the tables are {names}")
+        return [table.name for table in self.journey.tables].index(name), None
 
     def reset_parameters(self, seed: int | None = None) -> None:
         """Set all rows to their starting values again; optimizer state stays. Not collective, but call it on every rank.

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from shardembed.errors import ConfigError
+from shardembed.comm import Comm
+from shardembed.errors import ConfigError, ShardEmbedError
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
-from shardembed.tables import Feature
+from shardembed.tables import Feature, TableConfig
 
 CHUNK_ROWS = 65_536
 # Elements of a block of scores. On the CPU 16 MiB in float32: larger blocks are given back to the system after each use, and their
@@ -22,38 +23,44 @@ CHUNK_ROWS = 65_536
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**26}
 
 
-def topk(journey: Journey, table: int, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def topk(
+    journey: Journey, table: int, queries_QD: torch.Tensor, k: int, problem: ShardEmbedError | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(scores `[Q, k]`, ids `[Q, k]`) of the rows with the largest dot product with each query; ties by the lower id."""
     config, comm = journey.tables[table], journey.comm
-    if queries_QD.dim() != 2 or queries_QD.shape[1] != config.embedding_dim:
-        raise ConfigError(f"queries must be [Q, {config.embedding_dim}] for table {config.name!r}, not {list(queries_QD.shape)}")
-    if not 1 <= k <= config.num_embeddings:
-        raise ConfigError(f"k must be between 1 and {config.num_embeddings}, the rows of table {config.name!r}, not {k}")
+    problem = problem or _problem(config, queries_QD, k)
+    queries = 0 if problem else queries_QD.shape[0]
+    counts = journey.open_topk(table, 0 if problem else k, queries, problem)
     # The table's own compute dtype: the collection's other tables must not make its scores coarser.
     dtype = torch.float64 if config.dtype == torch.float64 else torch.float32
-    all_AD, counts = _gather(journey, queries_QD.to(journey.device, dtype))
+    all_AD = _gather(queries_QD.to(journey.device, dtype), counts, comm)
     scores_AK, ids_AK = _best_of_share(journey, table, all_AD, k)
     sizes = [count * k for count in counts]
-    mine = [queries_QD.shape[0] * k] * comm.world_size
+    mine = [queries * k] * comm.world_size
     scores = comm.all_to_all("forward", "topk: scores", scores_AK.reshape(-1), sizes, mine)
     ids = comm.all_to_all("forward", "topk: ids", ids_AK.reshape(-1), sizes, mine)
-    shape = (comm.world_size, queries_QD.shape[0], k)
+    shape = (comm.world_size, queries, k)
     scores_QC, ids_QC = (part.view(shape).transpose(0, 1).reshape(shape[1], comm.world_size * k) for part in (scores, ids))
     return _first(scores_QC, ids_QC, k)
 
 
-def _gather(journey: Journey, queries_QD: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """All ranks' queries, and how many each has."""
-    comm = journey.comm
-    ones = [1] * comm.world_size
-    own = torch.full((comm.world_size,), queries_QD.shape[0], dtype=torch.int64, device=journey.device)
-    counts: list[int] = comm.all_to_all("forward", "topk: counts", own, ones, ones).tolist()
+def _problem(config: TableConfig, queries_QD: torch.Tensor, k: int) -> ShardEmbedError | None:
+    if not isinstance(queries_QD, torch.Tensor):
+        return ConfigError(f"queries must be a tensor [Q, {config.embedding_dim}], not {type(queries_QD).__name__}")
+    if queries_QD.dim() != 2 or queries_QD.shape[1] != config.embedding_dim:
+        return ConfigError(f"queries must be [Q, {config.embedding_dim}] for table {config.name!r}, not {list(queries_QD.shape)}")
+    if not isinstance(k, int) or not 1 <= k <= config.num_embeddings:
+        return ConfigError(f"k must be between 1 and {config.num_embeddings}, the rows of table {config.name!r}, not {k}")
+    return None
+
+
+def _gather(queries_QD: torch.Tensor, counts: list[int], comm: Comm) -> torch.Tensor:
+    """All ranks' queries."""
     columns = queries_QD.shape[1]
     send = queries_QD.reshape(-1).repeat(comm.world_size)
-    received = comm.all_to_all(
-        "forward", "topk: queries", send, [queries_QD.numel()] * comm.world_size, [count * columns for count in counts]
-    )
-    return received.view(sum(counts), columns), counts
+    sizes = [count * columns for count in counts]
+    received = comm.all_to_all("forward", "topk: queries", send, [queries_QD.numel()] * comm.world_size, sizes)
+    return received.view(sum(counts), columns)
 
 
 def _best_of_share(journey: Journey, table: int, all_AD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
