@@ -161,9 +161,10 @@ def run(rank: int, world_size: int, several: list[Drawn]) -> list[Seen]:
 def _run(rank: int, drawn: Drawn) -> Seen:
     module = build(drawn)
     seen = Seen(pieces_of(module))
+    optimizer: torch.optim.Optimizer | None = None
     if isinstance(drawn.optimizer, str):
-        optimizer: torch.optim.Optimizer = TORCH_OPTIMIZERS[drawn.optimizer](module.parameters())
-    else:
+        optimizer = TORCH_OPTIMIZERS[drawn.optimizer](module.parameters())
+    elif not drawn.freeze:  # which leaves se.Optimizer nothing to do
         optimizer = se.Optimizer(module, micro_batches=len(drawn.batches[0]))
     for micro_batches in drawn.batches:
         for ranks in micro_batches:
@@ -176,8 +177,9 @@ def _run(rank: int, drawn: Drawn) -> Seen:
                 loss_of(output, given).backward()
             weights = arguments[2] if len(arguments) == 3 else None
             seen.weight_grads.append(None if weights is None else weights.grad)
-        optimizer.step()
-        optimizer.zero_grad()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
         seen.looks.append(look(module, micro_batches[0][rank]))
     seen.after = pieces_of(module)
     return seen
