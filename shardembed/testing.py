@@ -26,6 +26,7 @@ from shardembed.optim import SGD, Adagrad, Adam
 from shardembed.optimizer import Optimizer
 from shardembed.plan import PlanLike
 from shardembed.slab import Slab
+from shardembed.tables import TableConfig
 
 Loss = Callable[[Any, Any], torch.Tensor]
 DEFAULT = SGD(lr=0.1)
@@ -71,7 +72,7 @@ def compare(
     a module, and a script must call this under `if __name__ == "__main__":`. The model must be deterministic: no dropout.
 
     Args:
-        build: makes the plain model, with `nn.Embedding`s and `nn.EmbeddingBag`s.
+        build: makes the unsharded model, with whatever `shard` takes.
         batches: global batches, one a step: a tensor, or a tuple, list or dict of tensors, which the model takes as its arguments.
             Each tensor is cut along its first dimension into equal parts, one a rank.
         loss: of the model's output and its batch, a mean over samples. By default the model returns its loss itself.
@@ -215,7 +216,8 @@ def _sharded(job: _Job, batches: Sequence[Any]) -> Iterator[torch.Tensor]:
     """The tensors of `_unsharded`'s stages, as this rank sees them."""
     model = job.model()
     shard(model, optimizer=job.optimizer, plan=job.plan, inputs=job.inputs, device="cpu", verbose=False)
-    modules = {module.tables[0].name: module for module in model.modules() if isinstance(module, ShardedModule)}
+    found = [module for module in model.modules() if isinstance(module, ShardedModule)]
+    modules = {table.name: module for module in found for table in module.tables}
     dense = dict(model.named_parameters())
     learns = any(parameter.requires_grad for parameter in dense.values())
     wrapped = DistributedDataParallel(model) if learns else model
@@ -224,18 +226,22 @@ def _sharded(job: _Job, batches: Sequence[Any]) -> Iterator[torch.Tensor]:
         outputs, loss = job.run(wrapped, batch)
         yield from outputs
         loss.backward()
-        for module in modules.values():
-            yield _waiting(module)
+        for name, module in modules.items():
+            yield _waiting(module, name)
         optimizer.step()
         optimizer.zero_grad()
         for name, module in modules.items():
-            yield module.rows(name, torch.arange(module.tables[0].num_embeddings))
+            yield module.rows(name, torch.arange(_table(module, name).num_embeddings))
         yield from (parameter.detach().clone() for parameter in dense.values())
 
 
-def _waiting(module: ShardedModule) -> torch.Tensor:
+def _table(module: ShardedModule, name: str) -> TableConfig:
+    return next(table for table in module.tables if table.name == name)
+
+
+def _waiting(module: ShardedModule, name: str) -> torch.Tensor:
     """This rank's share of a table's gradient, as a whole table."""
-    table = module.tables[0]
+    table = _table(module, name)
     grad = torch.zeros(table.num_embeddings, table.embedding_dim, dtype=table.dtype)
     for slab in module.journey.slabs:
         _add_waiting(grad, slab, table.name)

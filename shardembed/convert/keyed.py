@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from shardembed.convert.plain import check_hooks, check_plain
 from shardembed.convert.sites import Plain, Site, Use, pooling_of
 from shardembed.errors import UnsupportedError
 from shardembed.journey import Journey
@@ -48,6 +49,9 @@ class KeyedSite(Site):
                 f"{self.path}: {type(self.module).__name__} has a forward of its own, which its sharded twin would not have; keep "
                 f"it as it is with skip=[{self.path!r}], or make it hold a {kind.__name__} instead of being one"
             )
+        check_hooks(self.path, self.module, skip=self.path)
+        for use in self.uses():
+            check_plain(use.keys[0].removesuffix(".weight"), use.module, skip=self.path)
 
     @property
     def _pooled(self) -> bool:

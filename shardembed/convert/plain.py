@@ -19,6 +19,28 @@ from shardembed.tables import Feature, Normal
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def check_plain(path: str, module: Plain, skip: str) -> None:
+    """What a subclass, a parametrization or a hook adds would be lost.
+
+    Raises:
+        ConfigError: naming what to skip instead.
+    """
+    torch_own = nn.Embedding if isinstance(module, nn.Embedding) else nn.EmbeddingBag
+    if type(module).forward is not torch_own.forward or "weight" not in module._parameters:
+        raise ConfigError(
+            f"{path} is a {type(module).__name__}, which does more than {torch_own.__name__}; replace it by a plain one, or keep "
+            f"it as it is with skip=[{skip!r}]"
+        )
+    check_hooks(path, module, skip)
+
+
+def check_hooks(path: str, module: nn.Module, skip: str) -> None:
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        raise ConfigError(
+            f"{path} has hooks, which would be lost with the module; register them after shard(), or keep it with skip=[{skip!r}]"
+        )
+
+
 class PlainSite(Site):
     """torch's own modules."""
 
@@ -27,18 +49,7 @@ class PlainSite(Site):
         return cls(module, [path]) if isinstance(module, nn.Embedding | nn.EmbeddingBag) else None
 
     def check(self) -> None:
-        """What a subclass, a parametrization or a hook adds would be lost."""
-        torch_own = nn.Embedding if isinstance(self.module, nn.Embedding) else nn.EmbeddingBag
-        if type(self.module).forward is not torch_own.forward or "weight" not in self.module._parameters:
-            raise ConfigError(
-                f"{self.path} is a {type(self.module).__name__}, which does more than {torch_own.__name__}; replace it by a plain "
-                f"one, or keep it as it is with skip=[{self.path!r}]"
-            )
-        if any(getattr(self.module, hooks) for hooks in HOOKS):
-            raise ConfigError(
-                f"{self.path} has hooks, which would be lost with the module; register them after shard(), or keep it with "
-                f"skip=[{self.path!r}]"
-            )
+        check_plain(self.path, self.module, skip=self.path)
 
     def uses(self) -> list[Use]:
         keys = [f"{path}.weight" for path in self.paths]

@@ -142,3 +142,28 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == printed
+
+
+class Collected(nn.Module):
+    """One module with two tables, TorchRec's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+
+        configs = [EmbeddingBagConfig(name=name, num_embeddings=9, embedding_dim=4, feature_names=[name]) for name in ("a", "b")]
+        self.ebc = EmbeddingBagCollection(configs)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        from torchrec import KeyedJaggedTensor
+
+        lengths = torch.ones(ids.numel(), dtype=torch.int64)
+        return self.ebc(KeyedJaggedTensor.from_lengths_sync(["b", "a"], ids.t().reshape(-1), lengths)).values().square().mean()
+
+
+def test_a_collection_of_torchrecs_is_compared_table_by_table() -> None:
+    pytest.importorskip("torchrec")
+    batch = torch.randint(0, 9, (6, 2), generator=torch.Generator().manual_seed(0))
+    report = se.testing.compare(Collected, [batch, batch], plan={"ebc.a": se.row_wise(), "ebc.b": se.column_wise()})
+    assert report, str(report)
+    assert "10 tensors" in str(report)  # a step: the loss, two gradients, two tables

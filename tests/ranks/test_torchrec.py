@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
 
 import shardembed as se
 from shardembed import optim
@@ -144,6 +146,21 @@ def round_trip(rank: int, world_size: int) -> list[str]:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_names_and_bits_survive_a_trip_there_and_back(world_size: int) -> None:
     assert run_ranks(world_size, round_trip) == [[]] * world_size
+
+
+def save_and_load(rank: int, world_size: int, folder: str) -> list[str]:
+    """What torch's checkpoint of a sharded model, loaded under another plan, does not give back."""
+    settings: dict[str, Any] = {"optimizer": optim.SGD(), "verbose": False}
+    saved = se.shard(everything(torch.float32), plan=plan_of("mixed", world_size), **settings)
+    checkpoint.save(saved.state_dict(), checkpoint_id=folder)
+    loaded = se.shard(everything(torch.float32, seed=1), plan=se.table_wise(world_size - 1), **settings)
+    checkpoint.load(loaded.state_dict(), checkpoint_id=folder)
+    wanted = everything(torch.float32).state_dict()
+    return [name for name, weight in se.unshard(loaded).state_dict().items() if not torch.equal(weight, wanted[name])]
+
+
+def test_torchs_checkpoints_hold_collections(tmp_path: Path) -> None:
+    assert run_ranks(2, save_and_load, str(tmp_path)) == [[], []]
 
 
 def on_rank_one(rank: int, world_size: int) -> tuple[str, str]:

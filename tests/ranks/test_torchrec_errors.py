@@ -159,6 +159,14 @@ def test_a_model_that_cannot_be_sharded_is_refused() -> None:
         se.shard(torchrec.EmbeddingBagCollection([bag("t", ["f"])]), **settings)
     with pytest.raises(UnsupportedError, match=r"ebc: Doubled has a forward of its own.*skip=\['ebc'\]"):
         se.shard(model_of(Doubled([bag("t", ["f"])])), **settings)
+    hooked = everything(torch.float32)
+    hooked.sparse["ebc"].register_forward_pre_hook(lambda module, args: None)
+    with pytest.raises(ConfigError, match=r"sparse.ebc has hooks.*skip=\['sparse.ebc'\]"):
+        se.shard(hooked, **settings)
+    hooked = everything(torch.float32)
+    hooked.seq.embeddings["long"].register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(ConfigError, match=r"seq.embeddings.long has hooks.*skip=\['seq'\]"):
+        se.shard(hooked, **settings)
     with pytest.raises(ConfigError, match=r"seq.long: its weight has an optimizer from apply_optimizer_in_backward"):
         se.shard(with_optimizer(), **settings)
     with pytest.raises(ConfigError, match=r"ebc.t: its weight is also 'head.weight'.*skip=\['ebc'\]"):
