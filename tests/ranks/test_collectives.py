@@ -49,7 +49,8 @@ def count(
 ) -> dict[str, Calls]:
     """What one whole step calls, by phase; the tally of the library must say the same."""
     emb = build()
-    optimizer = se.Optimizer(emb, **settings)
+    shards = list(emb.parameters())  # there are some with optimizer=None
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(shards, lr=0.1) if shards else se.Optimizer(emb, **settings)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0, enabled=scale)
     tally, found = emb.journey.comm.tally, {}
 
@@ -94,8 +95,16 @@ def count_call(rank: int, call: Callable[[se.EmbeddingCollection], object]) -> d
     return {"forward": dict(counted.calls), "backward": {}, "step": {}}
 
 
-def collection(plan: Any, optimizer: Any = None, **settings: Any) -> se.EmbeddingCollection:
-    return se.EmbeddingCollection(SMALL, plan=plan, optimizer=optimizer or se.optim.Adagrad(), **settings)
+ADAGRAD = se.optim.Adagrad()
+
+
+def collection(plan: Any, optimizer: Any = ADAGRAD, **settings: Any) -> se.EmbeddingCollection:
+    return se.EmbeddingCollection(SMALL, plan=plan, optimizer=optimizer, **settings)
+
+
+def renormalised() -> se.EmbeddingCollection:
+    tables = [se.TableConfig(f"t{i}", 20, 4 + i, max_norm=1.0) for i in range(3)]
+    return se.EmbeddingCollection(tables, plan=COLUMNS, optimizer=ADAGRAD)
 
 
 def everything(rank: int) -> dict[str, Calls]:
@@ -113,11 +122,16 @@ OPTIONS: dict[str, Callable[[int], dict[str, Calls]]] = {
     "+ `RowwiseAdagrad` on tables whose columns are cut": lambda rank: count(
         rank, lambda: collection(COLUMNS, se.optim.RowwiseAdagrad())
     ),
+    "+ `max_norm` on tables whose columns are cut": lambda rank: count(rank, renormalised),
     "+ `clip_grad_norm_`": lambda rank: count(rank, lambda: collection(ROWS), clip=True),
     "+ `Optimizer(on_nonfinite=...)`": lambda rank: count(rank, lambda: collection(ROWS), on_nonfinite="raise"),
     "+ `torch.amp.GradScaler`": lambda rank: count(rank, lambda: collection(ROWS), scale=True),
     "+ `synced(loader)`": lambda rank: count(rank, lambda: collection(ROWS), sync=True),
     '+ `update="backward"`': lambda rank: count(rank, lambda: collection(ROWS, update="backward")),
+    "+ `deterministic=True`": lambda rank: count(rank, lambda: collection(ROWS, deterministic=True)),
+    "+ `deterministic=True` and replicated tables": lambda rank: count(rank, lambda: collection(MIXED, deterministic=True)),
+    "+ `optimizer=None`": lambda rank: count(rank, lambda: collection(ROWS, None)),
+    "+ `optimizer=None` and replicated tables": lambda rank: count(rank, lambda: collection(MIXED, None)),
     "`rows(table, ids)`": lambda rank: count_call(rank, lambda emb: emb.rows("a", torch.arange(5))),
     "`topk(queries, k, table)`": lambda rank: count_call(rank, lambda emb: emb.topk(torch.rand(2 + rank, 6), 3, "b")),
 }
@@ -165,8 +179,9 @@ def documented() -> dict[str, dict[str, Calls]]:
 
 
 def read_cell(cell: str) -> Calls:
-    assert re.fullmatch(r"(\d+ (all-to-all|all-reduce))?", cell), f"cannot read {cell!r}"
-    return {cell.split(" ")[1]: int(cell.split(" ")[0])} if cell else {}
+    calls = [part.split(" ") for part in cell.split(", ") if part]
+    assert all(re.fullmatch(r"\d+ (all-to-all|all-reduce)", " ".join(part)) for part in calls), f"cannot read {cell!r}"
+    return {name: int(number) for number, name in calls}
 
 
 def test_the_table_and_this_file_name_the_same_options() -> None:
