@@ -1,61 +1,72 @@
-"""Where autograd leaves this rank and comes back: the journey's calls as functions of a graph that has no weights in it."""
+"""Where autograd leaves this rank and comes back: lookups as functions of a graph that has no weights in it.
+
+Both take an anchor, an empty tensor that requires grad so that autograd comes back at all, and what to call on the way there
+(`answer`) and back (`learn`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from shardembed.route import Route, combine
 
-if TYPE_CHECKING:
-    from shardembed.journey import Journey, Ticket
+Answer = Callable[[], list[torch.Tensor]]
 
 
 class Vectors(torch.autograd.Function):
-    """Steps 4 and 5 forward, 8 and 9 backward: where autograd leaves this rank and comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, journey: Journey, ticket: Ticket) -> tuple[torch.Tensor, ...]:
-        ctx.journey, ctx.ticket = journey, ticket
-        answers = tuple(journey.answer(ticket.request))
-        still = [vectors for vectors, spec in zip(answers, journey.specs, strict=True) if spec.policy.frozen]
-        ctx.mark_non_differentiable(*still)
-        return answers
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, None, None]:
-        with torch.no_grad():
-            ctx.journey.learn(ctx.ticket, grads)
-        return None, None, None
-
-
-class FixedOutputs(torch.autograd.Function):
-    """Steps 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients."""
+    """Steps 4 and 5 forward, 8 and 9 backward: the vectors of each slab, `[S, W]`; `frozen` ones require no grad."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: torch.Tensor, journey: Journey, ticket: Ticket, *weights: torch.Tensor | None
+        ctx: Any, anchor: torch.Tensor, answer: Answer, learn: Callable[[Sequence[torch.Tensor]], None], frozen: Sequence[bool]
     ) -> tuple[torch.Tensor, ...]:
-        vectors = journey.answer(ticket.request)
-        outputs = tuple(combine(vectors, ticket.route))
-        ctx.journey, ctx.ticket, ctx.vectors, ctx.weights = journey, ticket, vectors, weights
+        ctx.learn = learn
+        answers = tuple(answer())
+        ctx.mark_non_differentiable(*(vectors for vectors, still in zip(answers, frozen, strict=True) if still))
+        return answers
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, ...]:
+        with torch.no_grad():
+            ctx.learn(grads)
+        return None, None, None, None
+
+
+class FixedOutputs(torch.autograd.Function):
+    """Steps 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients.
+
+    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        route: Route,
+        answer: Answer,
+        learn: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None],
+        frozen: Sequence[bool],
+        *weights: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, ...]:
+        vectors = answer()
+        outputs = tuple(combine(vectors, route))
+        ctx.route, ctx.learn, ctx.vectors, ctx.weights = route, learn, vectors, weights
         still = (
-            output
-            for output, feature, weight in zip(outputs, ticket.route.features, weights, strict=True)
-            if journey.tables[feature.table].frozen and weight is None
+            output for output, frozen_table, weight in zip(outputs, frozen, weights, strict=True) if frozen_table and weight is None
         )
         ctx.mark_non_differentiable(*still)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_weights = _weight_gradients(ctx.weights, ctx.vectors, ctx.ticket.route, grads)
+        of_weights = _weight_gradients(ctx.weights, ctx.vectors, ctx.route, grads)
         with torch.no_grad():
-            ctx.journey.learn_fixed(ctx.ticket, ctx.vectors, grads)
-        return None, None, None, *of_weights
+            ctx.learn(ctx.vectors, grads)
+        return None, None, None, None, None, *of_weights
 
 
 def _weight_gradients(

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from shardembed import fixed
 from shardembed.autograd import FixedOutputs, Vectors
 from shardembed.comm import Comm
-from shardembed.errors import ConfigError, MissedStepWarning, StepError
+from shardembed.errors import MissedStepWarning, StepError
 from shardembed.exchange import Call, Caller, Mode, Request, open_call, send_back, send_grads, send_ids
 from shardembed.exposed import deliver, expose
 from shardembed.ids import IdBatch
@@ -35,48 +36,33 @@ from shardembed.optim import External, TableOptimizer
 from shardembed.plan import Plan
 from shardembed.renorm import renormalise
 from shardembed.route import Atlas, Route, combine, empty_route, make_route
+from shardembed.settings import Settings, agreed_lines, names_of
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec, build_slabs
 from shardembed.step import mean_squares, reduce_copies
 from shardembed.tables import Feature, TableConfig
 
-WIRE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How a collection travels and learns.
-
-    wire_dtype: of vectors and gradients between ranks; None sends each table in its own dtype. A value beyond the range of the
-        wire dtype arrives as inf, as in `Tensor.to`; for gradients, `on_nonfinite` and GradScaler then see it.
-    update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
-    reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
-    kernel: "auto", or "reference" / "fbgemm" to pin what updates the tables.
-    deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `fixed`).
-    """
-
-    wire_dtype: torch.dtype | None = None
-    update: str = "step"
-    reduction: str = "mean"
-    seed: int = 0
-    kernel: str = "auto"
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        if self.update not in ("step", "backward"):
-            raise ConfigError(f"update must be 'step' or 'backward', not {self.update!r}")
-        if self.reduction not in ("mean", "sum"):
-            raise ConfigError(f"gradient_reduction must be 'mean' or 'sum', not {self.reduction!r}")
-        if self.wire_dtype not in WIRE_DTYPES:
-            raise ConfigError(f"wire_dtype must be a floating-point dtype or None, not {self.wire_dtype!r}")
-
-
-@dataclass(frozen=True)
+@dataclass
 class Ticket:
-    """A batch whose ids have been sent: what steps 4 to 6 need."""
+    """A batch whose ids have been sent: what steps 4 to 6 need. Good for one use.
+
+    as_they_are: leave rows longer than max_norm alone.
+    """
 
     route: Route
     request: Request
+    as_they_are: bool
+    used: bool = False
+
+    def use(self) -> None:
+        """Raises StepError where somebody has."""
+        if self.used:
+            names = sorted({feature.name for feature in self.route.features})
+            raise StepError(
+                f"the ticket for {', '.join(names[:5])} has been used; a ticket is good for one call, so prefetch again"
+            )
+        self.used = True
 
 
 @dataclass(frozen=True)
@@ -119,9 +105,9 @@ class Journey:
     ) -> None:
         specs = build_slabs(tables, plan, optimizers)
         self.tables, self.plan, self.settings, self.comm, self.device = tables, plan, settings, comm, device
-        comm.agree("tables, plan, optimizers and settings", _agreed_lines(tables, plan, optimizers, settings, device), device)
+        comm.agree("tables, plan, optimizers and settings", agreed_lines(tables, plan, optimizers, settings, device), device)
         comm.slots = max(comm.slots, len(specs))
-        comm.collections.append(_names([table.name for table in tables]))
+        comm.collections.append(names_of([table.name for table in tables]))
         packings = tuple(table.packing for table in plan.tables)
         self.atlas = Atlas.of(tables, packings, specs, comm.rank, comm.world_size, device)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
@@ -167,19 +153,31 @@ class Journey:
         Raises:
             InputError: on every rank, when the batch of any is malformed.
         """
-        ticket = self.send(read, features, as_they_are)
+        return self.outputs(self.send(read, features, as_they_are))
+
+    def outputs(self, ticket: Ticket) -> list[torch.Tensor]:
+        """Steps 4 to 6. Collective.
+
+        Raises:
+            StepError: the ticket has been used.
+        """
+        ticket.use()
         if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
             self._looked_up = True
-        if not as_they_are:
+        if not ticket.as_they_are:
             with torch.no_grad():
                 renormalise(self.slabs, ticket.request, self.comm, self.settings.deterministic)
+        answer = partial(self.answer, ticket.request)
         if self.settings.deterministic:
             weights = [part.weights for part in ticket.route.ids.parts]
-            outputs = FixedOutputs.apply(self._anchor, self, ticket, *weights)
+            frozen = [self.tables[feature.table].frozen for feature in ticket.route.features]
+            outputs = FixedOutputs.apply(self._anchor, ticket.route, answer, partial(self.learn_fixed, ticket), frozen, *weights)
         else:
-            vectors = Vectors.apply(self._anchor, self, ticket)
+            frozen = [spec.policy.frozen for spec in self.specs]
+            vectors = Vectors.apply(self._anchor, answer, partial(self.learn, ticket), frozen)
             outputs = combine(vectors, ticket.route)
-        return [output.to(self.tables[feature.table].dtype) for output, feature in zip(outputs, features, strict=True)]
+        pairs = zip(outputs, ticket.route.features, strict=True)
+        return [output.to(self.tables[feature.table].dtype) for output, feature in pairs]
 
     def send(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> Ticket:
         """Steps 1 to 3. No weight is read, so they may run ahead of the compute. Collective."""
@@ -189,7 +187,8 @@ class Journey:
         except Exception as error:  # whatever it is: the other ranks are waiting for the counts, so tell them there
             route, problem = empty_route(features, self.atlas), error
         mode = Mode.ROWS if as_they_are else Mode.TRAINING if torch.is_grad_enabled() else Mode.EVALUATION
-        return Ticket(route, send_ids(route, problem, self._call(mode), self._caller, self.comm, self.device))
+        request = send_ids(route, problem, self._call(mode), self._caller, self.comm, self.device)
+        return Ticket(route, request, as_they_are)
 
     def _call(self, mode: Mode, table: int = 0, k: int = 0) -> Call:
         return Call(mode, self.steps, self.waiting, table, k)
@@ -260,7 +259,7 @@ class Journey:
             self.step()
             return
         # A module that is called twice in a forward, or below two losses, comes here twice; that is one pass all the same.
-        if not self._looked_up:
+        if self._backwards and not self._looked_up:
             return
         self._looked_up = False
         self._backwards += 1
@@ -307,37 +306,3 @@ class Journey:
         self.factor, self.checked = None, False
         self._backwards = 0
         self._reduced = False
-
-
-def _names(tables: Sequence[str]) -> str:
-    """The tables of a collection, for messages."""
-    more = f" and {len(tables) - 3} more" if len(tables) > 3 else ""
-    return f"{', '.join(tables[:3])}{more}"
-
-
-def _agreed_lines(
-    tables: Sequence[TableConfig], plan: Plan, optimizers: Sequence[TableOptimizer], settings: Settings, device: torch.device
-) -> list[str]:
-    """What must be the same on all ranks; short lines, since the first that differs is shown."""
-    lines = [f"tables {[table.name for table in tables]}"]
-    for table, optimizer, planned in zip(tables, optimizers, plan.tables, strict=True):
-        shards = [f"rows {shard.rows} columns {shard.columns} ranks {shard.ranks}" for shard in planned.layout.shards]
-        lines += [
-            f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, {_described(table)}",
-            f"table {table.name!r}: {optimizer.describe()}",
-            f"table {table.name!r}: {planned.kind}, packing {planned.packing!r}, {shards}",
-        ]
-    return [*lines, f"{settings} on {device.type}"]
-
-
-def _described(table: TableConfig) -> str:
-    """Its features, and every other setting that is not at its default."""
-    found = [f"features {table.feature_names}"]
-    for field in fields(table)[4:]:
-        value = getattr(table, field.name)
-        if value == field.default or field.name == "dtype":
-            continue
-        if field.name == "init" and not is_dataclass(value):  # a function's repr has its address, which differs between ranks
-            value = getattr(value, "__qualname__", type(value).__name__)
-        found.append(f"{field.name}={value!r}")
-    return ", ".join(found)

@@ -22,11 +22,12 @@ from shardembed.convert.find import find_sites
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.ids import IdBatch
-from shardembed.journey import Journey, Settings
+from shardembed.journey import Journey
 from shardembed.layout import Shard
 from shardembed.modules.base import TableOptimizers, build_journey, eager
 from shardembed.modules.lookup import Lookup
 from shardembed.plan import Plan, PlanLike
+from shardembed.settings import Settings
 from shardembed.tables import features_of
 
 Model = TypeVar("Model", bound=nn.Module)

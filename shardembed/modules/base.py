@@ -13,13 +13,14 @@ from torch import nn
 from shardembed import comm as comms
 from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
 from shardembed.ids import IdBatch
-from shardembed.journey import Journey, Settings
+from shardembed.journey import Journey
 from shardembed.modules import retrieval
 from shardembed.modules.handle import Held, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
 from shardembed.optim import External, TableOptimizer
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
+from shardembed.settings import Settings
 from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 

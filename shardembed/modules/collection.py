@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,11 +11,20 @@ import torch.distributed as dist
 
 from shardembed.ids import IdBatch, jagged_offsets
 from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
-from shardembed.journey import Settings
+from shardembed.journey import Ticket
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
 from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike
+from shardembed.settings import Settings
 from shardembed.tables import TableConfig, features_of
+
+
+@dataclass(frozen=True)
+class Prefetched:
+    """A batch whose ids are with the rows' owners."""
+
+    batch: Any
+    ticket: Ticket
 
 
 class EmbeddingCollection(ShardedModule):
@@ -71,7 +81,7 @@ class EmbeddingCollection(ShardedModule):
         Args:
             batch: a dict with, for each feature, int32 or int64 ids as a tensor (`[B]` or `[B, ids a bag]` when pooled, any
                 shape otherwise), `(ids [n], offsets [B + 1])`, `(ids, offsets, weights [n])` for weighted sums, or a nested
-                jagged tensor. Or a TorchRec `KeyedJaggedTensor`.
+                jagged tensor. Or a TorchRec `KeyedJaggedTensor`. Or what `prefetch` gave for a batch.
 
         Returns:
             A dict by feature ("feature@table" for one that several tables look up): `[B, embedding_dim]` when pooled,
@@ -80,8 +90,10 @@ class EmbeddingCollection(ShardedModule):
 
         Raises:
             InputError: on every rank, when the batch of any is malformed or an id is out of range. The tables are unchanged.
+            StepError: a prefetched batch comes again.
         """
-        outputs = self.journey.forward(lambda: self._read(batch), self.features)
+        ahead = batch if isinstance(batch, Prefetched) else self.prefetch(batch)
+        batch, outputs = ahead.batch, self.journey.outputs(ahead.ticket)
         named = dict(zip((feature.name for feature in self.features), outputs, strict=True))
         if is_keyed_jagged(batch):
             return self._keyed(named, batch)
@@ -90,6 +102,19 @@ class EmbeddingCollection(ShardedModule):
             if feature.pooling is None and isinstance(ids, torch.Tensor) and ids.is_nested:
                 named[feature.name] = torch.nested.nested_tensor_from_jagged(named[feature.name], jagged_offsets(ids))
         return named
+
+    @eager
+    def prefetch(self, batch: Mapping[str, Any] | Any) -> Prefetched:
+        """Send the ids of a batch ahead, and return what stands for the batch in the call to come. Collective, all or nothing: what
+        one rank prefetches, all do, in the same order.
+
+        No weight is read before the call, so tables may be trained in between. What is returned is good for one call, and may be
+        dropped.
+
+        Raises:
+            InputError: on every rank, when the batch of any is malformed.
+        """
+        return Prefetched(batch, self.journey.send(lambda: self._read(batch), self.features))
 
     @property
     def _all_pooled(self) -> bool:

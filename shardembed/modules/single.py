@@ -10,11 +10,12 @@ from typing_extensions import Self, Unpack
 
 from shardembed.errors import ConfigError
 from shardembed.ids import FeatureIds, IdBatch, jagged_offsets, read_features
-from shardembed.journey import Journey, Settings
+from shardembed.journey import Journey
 from shardembed.modules.base import build_journey, eager
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
 from shardembed.plan import PlanLike
+from shardembed.settings import Settings
 from shardembed.tables import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
 
 NORM_TYPE = 2.0

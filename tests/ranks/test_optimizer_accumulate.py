@@ -171,3 +171,22 @@ def refuse(rank: int, world_size: int, dense: bool) -> None:
 @pytest.mark.parametrize("dense", [True, False])
 def test_update_backward_refuses_what_comes_too_late(dense: bool) -> None:
     run_ranks(2, refuse, dense)
+
+
+def two_losses(rank: int, world_size: int) -> torch.Tensor:
+    """One forward below two losses, each with a step of its own."""
+    emb = se.Embedding(13, 3, optimizer=optim.SGD(lr=0.5), plan=se.row_wise(), dtype=torch.float64)
+    opt = se.Optimizer(emb)
+    before = emb.rows("embedding", torch.arange(13))
+    output = emb(torch.arange(13))
+    output.sum().backward(retain_graph=True)
+    opt.step()
+    opt.zero_grad()
+    (2 * output.sum()).backward()
+    opt.step()
+    return before - emb.rows("embedding", torch.arange(13))
+
+
+def test_the_second_loss_of_a_forward_gets_its_step_too() -> None:
+    for moved in run_ranks(2, two_losses):
+        torch.testing.assert_close(moved, torch.full((13, 3), 1.5, dtype=torch.float64), rtol=0, atol=1e-10)

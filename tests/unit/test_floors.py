@@ -20,12 +20,12 @@ LONGEST = 400  # lines a file; a longer one is two files
 FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "observe", "testing"],
-    3: ["autograd", "journey", "prefetch", "loaders", "optimizer"],
-    2: ["exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
+    3: ["journey", "prefetch", "loaders", "optimizer"],
+    2: ["autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["comm", "kernels"],
     0: [
         *("_version", "errors", "ids", "initial", "jagged", "layout", "optim", "placement"),
-        *("plan", "planner", "slabs", "tables", "wire"),
+        *("plan", "planner", "settings", "slabs", "tables", "wire"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
