@@ -128,6 +128,9 @@ class Slab:
             self._of_block(rows_U, lambda lane, block: lane.columns.start),
         )
 
+    def _round(self, rows_U: torch.Tensor, number: int, new_UW: torch.Tensor, piece: slice) -> torch.Tensor:
+        return rounding.stochastic(new_UW, self.spec.dtype, self._origins(rows_U[piece]), number)
+
     def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The slab row of each key, int64. Plain tables: the key itself."""
         return keys_E.to(torch.int64)
@@ -159,7 +162,7 @@ class Slab:
                 0, self.spec.width, dtype=self.spec.compute_dtype
             )
         if not self._merged:
-            self.replace(*reference.merge(waiting))
+            self.replace(*reference.merge(waiting, self.weights.shape[0]))
         kept = self._waiting[0]
         return kept.rows_E, kept.grads_SW
 
@@ -198,9 +201,6 @@ class Slab:
             else:
                 rows_U, grads_UW = self.merged()
                 square = None if mean_square_U is None else mean_square_U * factor**2
-                narrow = None
-                if self.spec.policy.rounding == "stochastic":
-                    origins = self._origins(rows_U)
-                    narrow = partial(rounding.stochastic, dtype=self.spec.dtype, origins=origins, step=number)
+                narrow = partial(self._round, rows_U, number) if self.spec.policy.rounding == "stochastic" else None
                 reference.update(self.weights, self.state, self.spec.optimizer, lr, number, rows_U, grads_UW, square, narrow)
         self.drop()

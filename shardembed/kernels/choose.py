@@ -9,10 +9,13 @@ import torch
 
 from shardembed.errors import ConfigError
 from shardembed.kernels import fbgemm
-from shardembed.optim import External, TableOptimizer
+from shardembed.optim import External, RowwiseAdagrad, TableOptimizer
 
 Kernel = Literal["reference", "fbgemm"]
 KERNELS: tuple[str, ...] = ("auto", "reference", "fbgemm")
+# Seen with FBGEMM 1.8, 82k uniform ids, one core of the machine in docs/benchmarks: 46 against 15 ms at 16 columns, 50 against 30
+# at 64, 51 against 60 at 128. It takes some 0.6 us a row whatever the width.
+ROWWISE_WIDTH = 96
 log = logging.getLogger("shardembed")
 
 
@@ -32,7 +35,9 @@ def choose(
     why_not = why_not or fbgemm.cannot(optimizer, dtype, width, rows, device)
     if wanted == "fbgemm" and why_not:
         raise ConfigError(f"kernel='fbgemm' cannot serve {rows:,} x {width} {dtype} with {optimizer.describe()}: {why_not}")
-    kernel: Kernel = "reference" if wanted == "reference" or why_not else "fbgemm"
+    if not why_not and isinstance(optimizer, RowwiseAdagrad) and width < ROWWISE_WIDTH:
+        why_not = f"its CPU rowwise Adagrad is slower than plain torch below {ROWWISE_WIDTH} columns"
+    kernel: Kernel = "reference" if wanted == "reference" or (why_not and wanted == "auto") else "fbgemm"
     reason = f" (FBGEMM: {why_not})" if why_not and wanted == "auto" else ""
     log.info("slab of %s x %d %s, %s: kernel %s%s", f"{rows:,}", width, dtype, optimizer.describe(), kernel, reason)
     return kernel

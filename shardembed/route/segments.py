@@ -18,6 +18,7 @@ import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.ids import IdBatch
+from shardembed.kernels.reference import stable_order
 from shardembed.route.ownership import Atlas, SlabAtlas
 from shardembed.tables import Feature
 
@@ -183,7 +184,7 @@ def _slab_route(
             singles += stop - start
     bagged, bag_positions, bag_of_entry = _bag_entries(slab, ids, features, by_bag, atlas)
     owner_E, key_E = slab.locate(_cat(positions + bag_positions, ids.ids))
-    sorting = _group_by_owner(owner_E, slab.lone_owner)
+    sorting = _group_by_owner(owner_E, slab.lone_owner, atlas.world_size)
     if bagged:
         bags = sum(piece.bags for piece in bagged)
         route, segment_E = _bag_segments(owner_E, key_E, sorting, singles, bag_of_entry, bags, atlas.world_size)
@@ -228,9 +229,9 @@ def _bag_entries(
     return pieces, positions, bags
 
 
-def _group_by_owner(owner_E: torch.Tensor, lone_owner: int | None) -> torch.Tensor | None:
+def _group_by_owner(owner_E: torch.Tensor, lone_owner: int | None, world_size: int) -> torch.Tensor | None:
     """The order that puts entries of one owner side by side and keeps theirs; None when they already are."""
-    return None if lone_owner is not None else torch.argsort(owner_E, stable=True)
+    return None if lone_owner is not None else stable_order(owner_E, world_size)
 
 
 def _single_segments(

@@ -17,11 +17,11 @@ from shardembed.kernels.reference import Gradients
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
 
 CPU = torch.device("cpu")
-WIDTH = 3
+ROWS, WIDTH = 6, 3
 
 
 @st.composite
-def gradients(draw: st.DrawFn, rows: int = 6, bags: bool | None = None) -> Gradients:
+def gradients(draw: st.DrawFn, rows: int = ROWS, bags: bool | None = None) -> Gradients:
     """Whole-numbered gradients, so that sums are exact in any order."""
     lengths = draw(st.lists(st.integers(1, 4), max_size=6))
     bags = draw(st.booleans()) if bags is None else bags
@@ -43,7 +43,10 @@ def summed(parts: list[Gradients]) -> dict[int, torch.Tensor]:
 
 
 def check_merged(waiting: Gradients, parts: list[Gradients]) -> None:
-    rows, grads = reference.merge(waiting)
+    rows, grads = reference.merge(waiting, ROWS)
+    again = reference.merge(waiting, 2**40)  # as in a slab whose rows do not fit 32 bits
+    assert torch.equal(rows, again[0])
+    assert torch.equal(grads, again[1])
     wanted = summed(parts)
     assert rows.tolist() == sorted(wanted)
     assert grads.shape == (len(wanted), WIDTH)
@@ -66,7 +69,7 @@ def test_join_mixes_bags_and_single_rows(parts: list[Gradients]) -> None:
 def test_merge_gives_the_same_bits_again() -> None:
     torch.manual_seed(0)
     waiting = Gradients(torch.randint(0, 5, (500,)), None, torch.randn(500, WIDTH))
-    assert torch.equal(reference.merge(waiting)[1], reference.merge(waiting)[1])
+    assert torch.equal(reference.merge(waiting, 5)[1], reference.merge(waiting, 5)[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -112,7 +115,7 @@ def test_fbgemm_updates_like_the_reference(optimizer: TableOptimizer, width: int
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]) if bags else None
         waiting = Gradients(rows_E, offsets, torch.randn(segments, width))
         lr = 0.1 / step  # schedules change it between steps
-        reference.update(plain_w, plain_s, optimizer, lr, step, *reference.merge(waiting))
+        reference.update(plain_w, plain_s, optimizer, lr, step, *reference.merge(waiting, rows))
         table.update(waiting, lr)
     torch.testing.assert_close(fused_w, plain_w, rtol=1e-5, atol=1e-5)
     for name in fused_s:
@@ -137,10 +140,34 @@ def test_an_update_without_rows_changes_nothing(optimizer: TableOptimizer) -> No
 def test_fbgemm_is_chosen_where_it_serves(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("fbgemm_gpu")
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", RowwiseAdagrad(), torch.float32, 8, 1000, CPU, False) == "fbgemm"
+        assert choose("auto", Adagrad(), torch.float32, 8, 1000, CPU, False) == "fbgemm"
     (said,) = caplog.messages
-    assert said == "slab of 1,000 x 8 torch.float32, RowwiseAdagrad(lr=0.01, eps=1e-08): kernel fbgemm"
-    assert choose("reference", RowwiseAdagrad(), torch.float32, 8, 1000, CPU, False) == "reference"
+    assert said == "slab of 1,000 x 8 torch.float32, Adagrad(lr=0.01, eps=1e-10): kernel fbgemm"
+    assert choose("reference", Adagrad(), torch.float32, 8, 1000, CPU, False) == "reference"
+
+
+def test_narrow_rowwise_adagrad_is_left_to_plain_torch_unless_pinned(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("fbgemm_gpu")
+    with caplog.at_level(logging.INFO, logger="shardembed"):
+        assert choose("auto", RowwiseAdagrad(), torch.float32, 95, 1000, CPU, False) == "reference"
+    assert "its CPU rowwise Adagrad is slower than plain torch below 96 columns" in caplog.text
+    assert choose("auto", RowwiseAdagrad(), torch.float32, 96, 1000, CPU, False) == "fbgemm"
+    assert choose("fbgemm", RowwiseAdagrad(), torch.float32, 8, 1000, CPU, False) == "fbgemm"
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), Adagrad(0.1), RowwiseAdagrad(0.1), Adam(0.1), AdamW(0.1), FTRL(0.1)])
+def test_an_update_piece_by_piece_is_the_update(optimizer: TableOptimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for elements in (reference.PIECE_ELEMENTS, 3 * 4):
+        monkeypatch.setattr(reference, "PIECE_ELEMENTS", elements)
+        torch.manual_seed(0)
+        weights, state = torch.randn(20, 4), state_of(optimizer, 20, 4)
+        squares = torch.rand(10) if optimizer.rowwise else None
+        for step in (1, 2):
+            rows = torch.randperm(20)[:10].sort().values
+            reference.update(weights, state, optimizer, 0.1, step, rows, torch.randn(10, 4), squares)
+        found.append([weights, *state.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 REFUSALS = {
