@@ -97,7 +97,7 @@ def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: 
     """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
     assert slab.bag_segments is not None
     assert slab.bag_starts is not None
-    sums = F.embedding_bag(slab.bag_segments, vectors_SW, slab.bag_starts, mode="sum")
+    sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, "sum"))
     for piece, strip in zip(slab.bagged, sums.split([piece.bags for piece in slab.bagged]), strict=True):
         if route.features[piece.feature].pooling == "mean":
             lengths = route.ids.parts[piece.feature].bag_lengths().clamp(min=1)

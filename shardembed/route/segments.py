@@ -268,7 +268,7 @@ def _bag_segments(
     segment_E = torch.empty_like(sorting)
     segment_E[sorting] = begins.cumsum(0) - 1
     group_S = groups[first_S]
-    bag_segments = torch.argsort(group_S, stable=True)[singles:]
+    bag_segments = stable_order(group_S, singles + bags)[singles:]
     per_bag = torch.bincount(group_S[bag_segments] - singles, minlength=bags)
     ends = torch.tensor([owners.numel()], device=device)
     route = SlabRoute(
