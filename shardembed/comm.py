@@ -22,7 +22,8 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -224,6 +225,15 @@ class Comm:
                     f"ranks disagree on {what}: rank 0 has {held[0]}; rank {other} has {held[other]}. "
                     "Build the same collection, with the same plan and optimizer, on every rank"
                 )
+
+    @contextmanager
+    def preparing(self, what: str, device: torch.device) -> Iterator[None]:
+        """What comes before an `agree` on `what`: the other ranks wait there, so an error in here is told them there."""
+        try:
+            yield
+        except ShardEmbedError as error:
+            self.agree(what, [f"{type(error).__name__}: {error}"], device)
+            raise
 
     def _whose(self, group: Group, number: int) -> str:
         if not number:

@@ -36,7 +36,7 @@ from shardembed.optim import External, TableOptimizer
 from shardembed.plan import Plan
 from shardembed.renorm import renormalise
 from shardembed.route import Atlas, Route, combine, empty_route, make_route
-from shardembed.settings import Settings, agreed_lines, names_of
+from shardembed.settings import AGREED, Settings, agreed_lines, names_of
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec, build_slabs
 from shardembed.step import mean_squares, reduce_copies
@@ -103,9 +103,10 @@ class Journey:
         comm: Comm,
         device: torch.device,
     ) -> None:
-        specs = build_slabs(tables, plan, optimizers)
+        with comm.preparing(AGREED, device):
+            specs = build_slabs(tables, plan, optimizers)
         self.tables, self.plan, self.settings, self.comm, self.device = tables, plan, settings, comm, device
-        comm.agree("tables, plan, optimizers and settings", agreed_lines(tables, plan, optimizers, settings, device), device)
+        comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device), device)
         comm.slots = max(comm.slots, len(specs))
         comm.collections.append(names_of([table.name for table in tables]))
         packings = tuple(table.packing for table in plan.tables)

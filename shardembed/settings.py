@@ -12,6 +12,7 @@ from shardembed.optim import TableOptimizer
 from shardembed.plan import Plan
 from shardembed.tables import TableConfig
 
+AGREED = "tables, plan, optimizers and settings"
 WIRE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -20,7 +20,7 @@ from shardembed.modules.loading import load_shard, shape_of
 from shardembed.optim import External, TableOptimizer
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
-from shardembed.settings import Settings
+from shardembed.settings import AGREED, Settings
 from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 
@@ -228,13 +228,15 @@ def build_journey(
     Raises:
         ConfigError, PlanError: settings that do not fit. DisagreementError: on all ranks, when they differ between ranks.
     """
-    configs = tuple(TableConfig.of(table) for table in tables)
-    features_of(configs)
-    optimizers = _per_table(configs, optimizer)
     comm = comms.Comm.of(process_group)
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
     where = torch.device(device) if device is not None else comms.default_device()
-    return Journey(configs, resolve(configs, plan, cluster), optimizers, settings, comm, where)
+    with comm.preparing(AGREED, where):
+        configs = tuple(TableConfig.of(table) for table in tables)
+        features_of(configs)
+        optimizers = _per_table(configs, optimizer)
+        resolved = resolve(configs, plan, cluster)
+    return Journey(configs, resolved, optimizers, settings, comm, where)
 
 
 def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None) -> list[TableOptimizer]:

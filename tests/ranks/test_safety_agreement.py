@@ -41,6 +41,21 @@ DIFFERENT: dict[str, tuple[Callable[[], Any], str, str]] = {
     "seed": (lambda: build(seed=1), "seed=0", "seed=1"),
     "reduction": (lambda: build(gradient_reduction="sum"), "reduction='mean'", "reduction='sum'"),
     "update": (lambda: build(update="backward"), "update='step'", "update='backward'"),
+    "a plan that does not fit": (
+        lambda: build(plan={"itm": se.row_wise()}),
+        "['item', 'user']",
+        "PlanError: the plan names ['itm']",
+    ),
+    "an optimizer that fits no table": (
+        lambda: build(optimizer={"itm": se.optim.SGD(), "*": se.optim.SGD()}),
+        "['item', 'user']",
+        "ConfigError: an optimizer is given for 'itm'",
+    ),
+    "a policy that copies cannot have": (
+        lambda: build([se.TableConfig("item", 40, 4, max_norm=1.0), TABLES[1]], se.replicated()),
+        "['item', 'user']",
+        "PlanError: table 'item': max_norm on a replicated table",
+    ),
     "deterministic": (lambda: build(deterministic=True), "deterministic=False", "deterministic=True"),
 }
 
