@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.comm import TAG, Comm
+from shardembed.comm import Comm
 from shardembed.exchange import Caller, Request, SlabRequest, send_fixed
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.route import Route, SlabRoute
 from shardembed.route.segments import UniquePiece
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec
+from shardembed.step import sum_over_ranks
 from shardembed.tables import TableConfig
 
 BITS = 62  # of 63 below the sign: the largest contribution is below 2^exponent, not at it
@@ -162,7 +163,8 @@ def gather(
     arrived = send_fixed(sums, request, caller, comm)
     merged = [_merge(slab, part, sums_SW) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
     copied = [i for i, slab in enumerate(slabs) if slab.spec.copied and not slab.spec.policy.frozen]
-    summed = _of_all_copies([slabs[i] for i in copied], [merged[i] for i in copied], comm, caller.number)
+    mine, found = [slabs[i] for i in copied], [merged[i] for i in copied]
+    summed = sum_over_ranks(mine, found, torch.int64, "backward: reduce copies", comm, caller.number)
     for i, rows in zip(copied, summed, strict=True):
         merged[i] = rows
     for slab, part, (rows_U, sums_UW) in zip(slabs, request, merged, strict=True):
@@ -187,20 +189,3 @@ def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.
     if part.offsets is not None:
         sums_SW = sums_SW[torch.repeat_interleave(part.offsets.diff(), output_size=inverse.numel())]
     return rows_U, sums_UW.index_add_(0, inverse, sums_SW)
-
-
-def _of_all_copies(
-    slabs: Sequence[Slab], merged: Sequence[tuple[torch.Tensor, torch.Tensor]], comm: Comm, collection: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The sums over all ranks for slabs that every rank holds: one all-reduce of whole numbers a backward."""
-    if not slabs:
-        return []
-    sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs]
-    buffer = torch.zeros(sum(sizes) + TAG, dtype=torch.int64, device=slabs[0].weights.device)
-    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer[:-TAG].split(sizes), strict=True)]
-    for sums, (rows_U, sums_UW) in zip(dense, merged, strict=True):
-        sums[rows_U, :-1] = sums_UW
-        sums[rows_U, -1] = 1
-    comm.all_reduce_tables("backward: reduce copies", buffer, collection)
-    touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
-    return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]

@@ -13,6 +13,8 @@ from shardembed.comm import TAG, Comm
 from shardembed.slab import Slab
 from shardembed.twins import RowParts, combine_rows, total, tree_total
 
+Rows = tuple[torch.Tensor, torch.Tensor]  # distinct rows [U], ascending, and a number an element [U, W]
+
 
 def reduce_copies(slabs: Sequence[Slab], comm: Comm, collection: int) -> None:
     """Give every copy the gradients of all ranks: one all-reduce of sums and touch counts, for all copied slabs together.
@@ -20,20 +22,29 @@ def reduce_copies(slabs: Sequence[Slab], comm: Comm, collection: int) -> None:
     All ranks get the same bits and then make the same update, so copies stay bit-identical.
     """
     copied = [slab for slab in slabs if slab.spec.copied and not slab.spec.policy.frozen]
-    if not copied:
-        return
     dtype = torch.float64 if any(slab.spec.compute_dtype == torch.float64 for slab in copied) else torch.float32
-    sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in copied]
-    buffer = torch.zeros(sum(sizes) + TAG, dtype=dtype, device=copied[0].weights.device)
-    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(copied, buffer[:-TAG].split(sizes), strict=True)]
-    for slab, sums in zip(copied, dense, strict=True):
-        rows_U, grads_UW = slab.merged()
-        sums[rows_U, :-1] = grads_UW.to(dtype)
+    summed = sum_over_ranks(copied, [slab.merged() for slab in copied], dtype, "step: reduce copies", comm, collection)
+    for slab, (rows_U, grads_UW) in zip(copied, summed, strict=True):
+        slab.replace(rows_U, grads_UW.to(slab.spec.compute_dtype))
+
+
+def sum_over_ranks(
+    slabs: Sequence[Slab], rows: Sequence[Rows], dtype: torch.dtype, stage: str, comm: Comm, collection: int
+) -> list[Rows]:
+    """The rows that any rank has, and their sums over the ranks, in `dtype`, for slabs that every rank holds. One all-reduce, none
+    without slabs.
+    """
+    if not slabs:
+        return []
+    sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs]
+    buffer = torch.zeros(sum(sizes) + TAG, dtype=dtype, device=slabs[0].weights.device)
+    dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer[:-TAG].split(sizes), strict=True)]
+    for sums, (rows_U, values_UW) in zip(dense, rows, strict=True):
+        sums[rows_U, :-1] = values_UW.to(dtype)
         sums[rows_U, -1] = 1
-    comm.all_reduce_tables("step: reduce copies", buffer, collection)
-    for slab, sums in zip(copied, dense, strict=True):
-        touched_U = sums[:, -1].nonzero().squeeze(1)  # host sync on a GPU
-        slab.replace(touched_U, sums[touched_U, :-1].to(slab.spec.compute_dtype))
+    comm.all_reduce_tables(stage, buffer, collection)
+    touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
+    return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]
 
 
 def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool, collection: int) -> dict[int, torch.Tensor]:
