@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from shardembed.errors import ConfigError
+from shardembed.layout import meeting
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
 
 BLOCK_ROWS = 4096
@@ -55,11 +56,8 @@ def _blocks(rows: range, num_embeddings: int) -> Iterator[tuple[range, slice, sl
         return
     for first in range(rows.start // BLOCK_ROWS * BLOCK_ROWS, rows[-1] + 1, BLOCK_ROWS):
         block = range(first, min(first + BLOCK_ROWS, num_embeddings))
-        behind = max(0, -(-(first - rows.start) // rows.step))  # how many of `rows` lie before this block
-        inside = rows[behind : max(behind, -(-(block.stop - rows.start) // rows.step))]
-        if inside:
-            kept = slice(inside.start - first, inside[-1] - first + 1, rows.step)
-            yield block, kept, slice(behind, behind + len(inside))
+        if met := meeting(rows, block.start, block.stop):
+            yield block, *met
 
 
 def table_hash(seed: int, name: str) -> int:

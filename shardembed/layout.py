@@ -31,6 +31,15 @@ class Shard:
         return Shard(range(*data["rows"]), range(*data["columns"]), tuple(data["ranks"]))
 
 
+def meeting(rows: range, first: int, stop: int) -> tuple[slice, slice] | None:
+    """Where `rows` and the rows from `first` up to `stop` meet: which of the latter, and which of the former; None if nowhere."""
+    begin = max(0, -(-(first - rows.start) // rows.step))  # how many of `rows` lie before `first`
+    inside = rows[begin : max(begin, -(-(stop - rows.start) // rows.step))]
+    if not inside:
+        return None
+    return slice(inside.start - first, inside[-1] - first + 1, rows.step), slice(begin, begin + len(inside))
+
+
 @dataclass(frozen=True)
 class Strip:
     """A range of columns and the shards that hold it, in the order of their first row."""

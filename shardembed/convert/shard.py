@@ -7,7 +7,6 @@ All tables of the model live in one journey. Without `inputs` each module makes 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -23,16 +22,15 @@ from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
-from shardembed.layout import Shard
+from shardembed.layout import Shard, meeting
 from shardembed.modules.base import TableOptimizers, build_journey, eager
+from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
 from shardembed.plan import Plan, PlanLike
 from shardembed.settings import Settings
 from shardembed.tables import features_of
 
 Model = TypeVar("Model", bound=nn.Module)
-CHUNK_BYTES = 64 * 1024 * 1024
-log = logging.getLogger("shardembed")
 
 
 def shard(
@@ -176,12 +174,9 @@ def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
 
 def copy_part(out: torch.Tensor, shard: Shard, piece: torch.Tensor, first: int) -> None:
     """Copy what a shard holds of the whole rows `piece`, which begin at row `first`."""
-    rows, columns = shard.rows, shard.columns
-    begin = max(0, -(-(first - rows.start) // rows.step))
-    inside = rows[begin : max(begin, -(-(first + piece.shape[0] - rows.start) // rows.step))]
-    if inside:
-        part = piece[inside.start - first : inside[-1] - first + 1 : rows.step, columns.start : columns.stop]
-        out[begin : begin + len(inside)].copy_(part)
+    if met := meeting(shard.rows, first, first + piece.shape[0]):
+        given, taken = met
+        out[taken].copy_(piece[given, shard.columns.start : shard.columns.stop])
 
 
 def _check_plan(plan: PlanLike, paths: list[str]) -> None:

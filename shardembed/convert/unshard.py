@@ -12,10 +12,9 @@ from shardembed.convert.shard import SharedLookup
 from shardembed.convert.sites import swap
 from shardembed.errors import ConfigError, UnsupportedError
 from shardembed.modules.base import ShardedModule
+from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
 from shardembed.tables import TableConfig
-
-CHUNK_BYTES = 64 * 1024 * 1024
 
 
 @torch.no_grad()
