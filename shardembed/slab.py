@@ -128,8 +128,8 @@ class Slab:
             self._of_block(rows_U, lambda lane, block: lane.columns.start),
         )
 
-    def _round(self, rows_U: torch.Tensor, number: int, new_UW: torch.Tensor, piece: slice) -> torch.Tensor:
-        return rounding.stochastic(new_UW, self.spec.dtype, self._origins(rows_U[piece]), number)
+    def _round(self, origins: rounding.Origins, number: int, new_UW: torch.Tensor, piece: slice) -> torch.Tensor:
+        return rounding.stochastic(new_UW, self.spec.dtype, origins[piece], number)
 
     def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The slab row of each key, int64. Plain tables: the key itself."""
@@ -201,6 +201,7 @@ class Slab:
             else:
                 rows_U, grads_UW = self.merged()
                 square = None if mean_square_U is None else mean_square_U * factor**2
-                narrow = partial(self._round, rows_U, number) if self.spec.policy.rounding == "stochastic" else None
+                random = self.spec.policy.rounding == "stochastic"
+                narrow = partial(self._round, self._origins(rows_U), number) if random else None
                 reference.update(self.weights, self.state, self.spec.optimizer, lr, number, rows_U, grads_UW, square, narrow)
         self.drop()

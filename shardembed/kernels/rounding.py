@@ -28,6 +28,9 @@ class Origins:
     rows_U: torch.Tensor
     columns_U: torch.Tensor
 
+    def __getitem__(self, piece: slice) -> Origins:
+        return Origins(self.tables_U[piece], self.rows_U[piece], self.columns_U[piece])
+
 
 def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, step: int) -> torch.Tensor:
     """`values_UW` (float32) in `dtype` (bfloat16 or float16), rounded up or down at random; inf and nan stay what they are."""

@@ -121,10 +121,10 @@ class EmbeddingCollection(ShardedModule):
         return all(feature.pooling is not None for feature in self.features)
 
     def _read(self, batch: Any) -> IdBatch:
-        if is_keyed_jagged(batch) and self._all_pooled:
-            keys = [feature.key for feature in self.features]
-            check_bags("the collection", batch, keys, split_keyed_jagged(batch))
-        return IdBatch.of(batch, self.features, self.journey.device)
+        given = split_keyed_jagged(batch) if is_keyed_jagged(batch) else batch
+        if given is not batch and self._all_pooled:
+            check_bags("the collection", batch, [feature.key for feature in self.features], given)
+        return IdBatch.of(given, self.features, self.journey.device)
 
     def _keyed(self, named: dict[str, torch.Tensor], batch: Any) -> Any:
         """TorchRec's output types for TorchRec's input type."""
