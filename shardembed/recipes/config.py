@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from shardembed.recipes import located
-from shardembed.recipes.explain import explain
+from shardembed import located
+from shardembed.explain import explain
 
 TABLES = ("user", "item")
 KINDS = {  # kind -> the settings it takes beside `packing`

@@ -24,7 +24,7 @@ FLOORS = {
     2: ["autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["comm", "kernels"],
     0: [
-        *("_version", "errors", "ids", "initial", "jagged", "layout", "optim", "placement"),
+        *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "optim", "placement"),
         *("plan", "planner", "settings", "slabs", "tables", "wire"),
     ],
 }

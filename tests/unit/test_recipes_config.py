@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from shardembed import located
 from shardembed.errors import ConfigError
-from shardembed.recipes import config, located
+from shardembed.recipes import config
 from shardembed.recipes.resolved import WIDTH, resolved_yaml
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "train" / "quickstart.yaml"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from shardembed.errors import DataError
+from shardembed.explain import nearest
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.explain import nearest
 
 try:
     import pyarrow as pa

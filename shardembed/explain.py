@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shardembed.errors import ConfigError
-from shardembed.recipes.located import Located
+from shardembed.located import Located
 
 
 def explain(error: ValidationError, root: type[BaseModel], document: Located) -> ConfigError:

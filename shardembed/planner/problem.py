@@ -1,0 +1,123 @@
+"""What the optimiser sees of a planning problem: numbers only, no table and no cluster.
+
+Every item (a table) takes one of its options. An option puts parts on ranks; each part adds seconds to every phase of its rank and
+bytes to its memory. Phases are separated by collectives, so a step takes the sum over phases of the slowest rank's seconds.
+
+    step = base + charges used + sum of common + sum over phases p of max over ranks r of load[p, r]
+
+Legend: P phases, n parts of an option, R ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One way to lay out an item.
+
+    loads: `[n, P]` seconds that each part adds to the phases of its rank. memory: `[n]` bytes that each part adds to its rank.
+    common: `[P]` seconds on every rank, wherever the parts lie (the requesters' work). common_memory: bytes on every rank.
+    divisible: 0 where the parts go to n different ranks. k > 0 where `loads` is one line, the whole item, which may be cut into k
+        equal parts that are dealt out to ranks at will, several to one rank if need be.
+    charges: names of the problem's fixed charges that this option uses.
+    key: what the caller needs to build the layout; the optimiser does not look at it.
+    """
+
+    key: object
+    loads: Array
+    memory: Array
+    common: Array
+    common_memory: float = 0.0
+    divisible: int = 0
+    charges: frozenset[str] = frozenset()
+    ranks: tuple[int, ...] | None = None  # where the parts must lie, in their order; None: the optimiser chooses
+    node: bool = False  # all parts must lie on ranks of one node
+
+    @property
+    def parts(self) -> int:
+        return self.loads.shape[0]
+
+    @cached_property
+    def total(self) -> Array:
+        """`[P]` seconds, all ranks together, without `common`."""
+        return self.loads.sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A table and its options. Items that share one `options` tuple are interchangeable."""
+
+    name: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Items to place on `ranks` equal ranks, each with `capacity` bytes.
+
+    charges: fixed costs by name: `[P]` seconds on every rank, once if any chosen option uses it. charge_memory: bytes likewise.
+    base: `[P]` seconds that no choice changes. ranks_per_node: for options that must stay inside a node.
+    """
+
+    phases: tuple[str, ...]
+    ranks: int
+    capacity: float
+    items: tuple[Item, ...]
+    charges: dict[str, Array] = field(default_factory=dict)
+    charge_memory: dict[str, float] = field(default_factory=dict)
+    base: Array | None = None
+    ranks_per_node: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Option number `option` of an item. ranks: the rank of each part; for a divisible option the ranks that hold any, and `shares`
+    how many of its `divisible` parts each of them holds.
+    """
+
+    option: int
+    ranks: tuple[int, ...]
+    shares: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """step: seconds. loads: `[P, R]` seconds, with everything. memory: `[R]` bytes."""
+
+    step: float
+    loads: Array
+    memory: Array
+
+
+def score(problem: Problem, choices: tuple[Choice, ...]) -> Score:
+    """Count a solution from its parts: the definition that search and bound are held to."""
+    phases, ranks = len(problem.phases), problem.ranks
+    loads, memory = np.zeros((phases, ranks)), np.zeros(ranks)
+    used: set[str] = set()
+    for item, choice in zip(problem.items, choices, strict=True):
+        option = item.options[choice.option]
+        held = np.asarray(choice.ranks, dtype=np.intp)
+        if option.divisible:
+            weights = np.asarray(choice.shares, dtype=np.float64) / option.divisible
+            parts, bytes_ = weights[:, None] * option.loads, weights * option.memory[0]
+        else:
+            parts, bytes_ = option.loads, option.memory
+        np.add.at(loads.T, held, parts)
+        np.add.at(memory, held, bytes_)
+        loads += option.common[:, None]
+        memory += option.common_memory
+        used |= option.charges
+    for name in sorted(used):
+        loads += problem.charges[name][:, None]
+        memory += problem.charge_memory.get(name, 0.0)
+    if problem.base is not None:
+        loads += problem.base[:, None]
+    return Score(float(loads.max(1).sum()), loads, memory)

@@ -1,0 +1,63 @@
+"""What planning gives: a plan, what it is expected to cost, and the proof of how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardembed.plan import Plan
+from shardembed.planner.topology import Topology
+from shardembed.planner.workload import Workload
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The cost of a plan, counted from its shards.
+
+    seconds: `[phases, ranks]`. bytes: what each rank sends in each phase (its own share left out), `[phases, ranks]`.
+    memory: `[categories, ranks]` bytes. table_seconds: `[tables, phases]`, what a table adds to all ranks together.
+    table_memory: `[tables, ranks]` bytes of weights and optimizer state.
+    """
+
+    phases: tuple[str, ...]
+    seconds: Array
+    bytes: Array
+    categories: tuple[str, ...]
+    memory: Array
+    table_seconds: Array
+    table_memory: Array
+
+    @property
+    def phase_seconds(self) -> Array:
+        """The slowest rank of every phase, `[phases]`: phases are separated by collectives."""
+        return self.seconds.max(1)
+
+    @property
+    def step_seconds(self) -> float:
+        return float(self.phase_seconds.sum())
+
+    @property
+    def memory_bytes(self) -> Array:
+        """`[ranks]`."""
+        return self.memory.sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan with its certificate: no plan in the planner's space takes less than `lower_bound_seconds` by the same cost."""
+
+    plan: Plan
+    workload: Workload
+    topology: Topology
+    estimate: Estimate
+    lower_bound_seconds: float
+    plan_seconds: float
+
+    @property
+    def gap(self) -> float:
+        """How far above the bound the plan is, as a share of the bound."""
+        return self.estimate.step_seconds / self.lower_bound_seconds - 1.0

@@ -1,0 +1,74 @@
+"""What a model asks of its tables: sizes, ids a sample, and how often ids repeat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardembed.optim import RowwiseAdagrad, TableOptimizer
+from shardembed.tables import TableConfig
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every row is asked for equally often."""
+
+
+@dataclass(frozen=True)
+class Zipf:
+    """The n-th most popular row is asked for in proportion to n^-exponent."""
+
+    exponent: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reuse:
+    """Shares of touched rows and of accesses by how often a batch of `batch_size` samples asks for a row (at most `bounds[i]` times).
+
+    Fields as in a reuse histogram file: see docs/planner.md.
+    """
+
+    name: str
+    batch_size: int
+    ids: float
+    distinct: float
+    bounds: tuple[float, ...]
+    touched_rows: tuple[float, ...]
+    accesses: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """How often each row was asked for in the user's data, by row number, `[num_embeddings]`. The order of rows is known then."""
+
+    counts: NDArray[np.int64]
+
+
+Skew = Uniform | Zipf | Reuse | Counts
+Order = Literal["sorted", "hashed"]  # popular rows come first; or lie anywhere
+
+
+@dataclass(frozen=True)
+class TableLoad:
+    """A table and its traffic. ids_per_sample: mean ids a sample, one a feature of the table, in the order of its features."""
+
+    table: TableConfig
+    ids_per_sample: tuple[float, ...]
+    skew: Skew = Uniform()
+    order: Order = "hashed"
+    optimizer: TableOptimizer = RowwiseAdagrad()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All tables of a model, and samples a step over all ranks together. wire: bytes an element of vectors on the wire, None for the
+    table's own dtype.
+    """
+
+    name: str
+    global_batch_size: int
+    tables: tuple[TableLoad, ...]
+    wire_itemsize: int | None = None
