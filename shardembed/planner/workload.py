@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shardembed.optim import RowwiseAdagrad, TableOptimizer
@@ -26,9 +27,8 @@ class Zipf:
 
 @dataclass(frozen=True, eq=False)
 class Reuse:
-    """Shares of touched rows and of accesses by how often a batch of `batch_size` samples asks for a row (at most `bounds[i]` times).
-
-    Fields as in a reuse histogram file: see docs/planner.md.
+    """How often production traffic repeats rows: shares of touched rows, and of accesses, that fall to rows which a batch of
+    `batch_size` samples asks for at most `bounds[i]` times (and more than `bounds[i - 1]` times).
     """
 
     name: str
@@ -57,18 +57,18 @@ class TableLoad:
 
     table: TableConfig
     ids_per_sample: tuple[float, ...]
-    skew: Skew = Uniform()
+    skew: Skew = field(default_factory=Uniform)
     order: Order = "hashed"
-    optimizer: TableOptimizer = RowwiseAdagrad()
+    optimizer: TableOptimizer = field(default_factory=RowwiseAdagrad)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """All tables of a model, and samples a step over all ranks together. wire: bytes an element of vectors on the wire, None for the
-    table's own dtype.
+    """All tables of a model. global_batch_size: samples a step, over all ranks together. wire_dtype: of vectors on the wire; None is
+    the table's own.
     """
 
     name: str
     global_batch_size: int
     tables: tuple[TableLoad, ...]
-    wire_itemsize: int | None = None
+    wire_dtype: torch.dtype | None = None
