@@ -157,6 +157,12 @@ def state_bytes(table: Table, widths: Array) -> Array:
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
 
 
+def optimizer_name(table: Table) -> str:
+    """As ops are named."""
+    name = type(table.load.optimizer).__name__
+    return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
+
+
 # As `kernels.choose` decides, where the topology has a fused kernel at all; the tests hold the two together. Whether a slab is too
 # large for it depends on what else is stacked there, and is left out.
 ROWWISE_WIDTH = 96

@@ -144,7 +144,7 @@ class CostModel:
 
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
-        name = _optimizer_name(self.tables[table])
+        name = demands.optimizer_name(self.tables[table])
         fused = any(op.startswith("fused") for op in self.topology.ops)
         if fused and demands.fusible(self.tables[table], name, width):
             return self._op("fused_merge"), self._op(f"fused_{name}")
@@ -317,11 +317,6 @@ class CostModel:
             seconds[UPDATE] = merge.call + update.call
             seconds[COPIES] = self._op("dense").call if copied else 0.0
         return _phases(seconds)
-
-
-def _optimizer_name(table: Table) -> str:
-    name = type(table.load.optimizer).__name__
-    return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
 
 
 def _phases(seconds: dict[int, float]) -> Array:
