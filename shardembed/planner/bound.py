@@ -80,9 +80,7 @@ def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
     return _Columns(joined[0].astype(int), joined[1], *joined[2:], charges=charges)
 
 
-def _solve(
-    problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float
-) -> tuple[float, Array, Array] | None:
+def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float) -> tuple[float, Array, Array] | None:
     """(dual bound, amount of each column, Z). Variables: amounts x, whether used u, charges y, Z.
 
     A column of a group of one is its own u.
@@ -97,7 +95,7 @@ def _solve(
     # Seconds of Z's unit: no more than the answer and near it, so that the solver's absolute tolerances are small against it.
     cheapest = (columns.common + columns.mean.sum(1)) * columns.count
     unit = sum(float(cheapest[columns.group == group].min()) for group in range(groups)) or 1.0
-    rows = _Rows(size)
+    rows = Rows(size)
     everyone = np.arange(n)
     for group in range(groups):
         mine = everyone[columns.group == group]
@@ -133,7 +131,7 @@ def _solve(
     return float(value) * unit, answer.x[:n], answer.x[first_z:] * unit
 
 
-class _Rows:
+class Rows:
     """Constraints low <= row @ variables <= high, collected entry by entry."""
 
     def __init__(self, size: int) -> None:

@@ -203,4 +203,3 @@ class State:
             if np.isfinite(price) and (best is None or price < best[0]):
                 best = price, chosen + first
         return None if best is None else best[1]
-
