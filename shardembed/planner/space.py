@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -27,8 +27,8 @@ from shardembed.placement import KINDS, PACKINGS, Packing
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost_model import CostModel
-from shardembed.planner.problem import Array, Choice, Item, Option, Problem
-from shardembed.planner.relax import undominated
+from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
+from shardembed.planner.relax import figures, undominated
 from shardembed.planner.traffic import Asked
 from shardembed.planner.workload import Counts, TableLoad, Uniform
 
@@ -60,6 +60,7 @@ class Space:
     def __init__(self, model: CostModel, constraints: Constraints) -> None:
         self.model, self.constraints, self.ranks = model, constraints, model.ranks
         self.node = min(model.topology.ranks_per_node, model.ranks)
+        self._sharings: dict[int, Sharing | None] = {}
 
     def problem(self) -> Problem:
         """The problem of placing all tables, with dominated options left out (see `relax`)."""
@@ -81,13 +82,15 @@ class Space:
 
     def _options(self, number: int) -> tuple[Option, ...]:
         found = self.options(number)
-        capacity = float(self.model.topology.memory)
-        kept = undominated(found, self.ranks, capacity, np.zeros(len(self.model.phases)))
-        return tuple(found[index] for index in kept) if kept else found
+        floor = np.zeros(len(self.model.phases))
+        kept = undominated(figures(found, self.ranks), float(self.model.topology.memory), floor).option
+        return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
 
     def options(self, number: int) -> tuple[Option, ...]:
         """Every option of a table that the constraints allow."""
         table = self.model.tables[number]
+        if number not in self._sharings:
+            self._sharings[number] = self._sharing(number)
         found: list[Option] = []
         packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
         for packing in packings:
@@ -154,15 +157,52 @@ class Space:
             width: self.model.parts(number, np.full(len(rows), float(width)), asked, sizes, cut.packing) for width in set(widths)
         }
         common, held = self.model.common(number, widths, asked, cut.packing)
+        shared = cut.kind == "row_wise" and cut.packing == "bag" and ranks is None
         return Option(
             cut,
             _stacked([pieces[width][0] for width in widths]),
             _stacked([pieces[width][1] for width in widths]),
             common,
             held,
+            sharing=self._sharings[number] if shared else None,
             charges=self.model.charges_of(number, widths, cut.packing),
             ranks=ranks,
             node=cut.kind == "table_row_wise",
+        )
+
+    def _sharing(self, number: int) -> Sharing | None:
+        """How unequal blocks of a table that is packed as bags depend on their shares, where they are all alike but for that.
+
+        Found from the cost of two shares, and dropped should a third not agree.
+        """
+        table = self.model.tables[number]
+        bags = table.read_by_bag("bag")
+        if not all(bags) or _ordered(table.load) or table.rows < self.ranks or self.ranks == 1:
+            return None
+        nothing = np.zeros(len(self.model.phases))
+        empty = Sharing(nothing, nothing, nothing, 0, 0, 0, np.array(table.traffic.bags), np.array(table.traffic.lengths), PARTS)
+        shares = np.array([1.0, 0.5, 0.125])
+        answers = empty.answers(shares)
+        if answers[1] <= 0.5 * answers[0] * (1 + 1e-9):
+            return None  # an id a bag: shares change nothing
+        asked = Asked(*(shares * whole for whole in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
+        width = float(table.width)
+        loads, memory = self.model.parts(number, np.full(3, width), asked, shares * table.rows, "bag")
+        numbers = np.column_stack([loads, memory])
+        answer = (numbers[1] - 0.5 * numbers[0]) / (answers[1] - 0.5 * answers[0])
+        linear = numbers[0] - answer * answers[0]
+        if not np.allclose(numbers[2], 0.125 * linear + answers[2] * answer, rtol=1e-6, atol=1e-15):
+            return None
+        even, halves = (self.model.common(number, [width], blocks, "bag") for blocks in (1, 2))
+        each = 2 * answers[1] - answers[0]
+        return replace(
+            empty,
+            linear=linear[:-1],
+            answer=answer[:-1],
+            common_answer=(halves[0] - even[0]) / each,
+            memory_linear=float(linear[-1]),
+            memory_answer=float(answer[-1]),
+            memory_common=(halves[1] - even[1]) / each,
         )
 
     def _asked(self, number: int, rows: Sequence[range]) -> Asked:
