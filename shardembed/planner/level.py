@@ -22,6 +22,8 @@ VARIABLES = 12_000  # of the program; what is left over is dealt out beforehand,
 ALIKE = 1e-9  # relative
 LEAST = 1e-6  # share; a part with less is dropped
 TANGENTS = 3
+NOTHING = 2e-3  # ranks' worth of seconds
+COARSE = 5e-4  # of a rank's seconds in a phase
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,18 @@ def level(state: State, seconds: float) -> State | None:
     if found is None:
         return None
     for lump, amount_R in zip(lumps, found.amounts, strict=True):
-        for item, (ranks, shares) in zip(lump, _cut(amount_R, len(lump), state.option(lump[0]).divisible), strict=True):
-            _settle(state, item, ranks, shares)
+        option = state.option(lump[0])
+        parts = _fine_enough(option, state)
+        for item, (ranks, shares) in zip(lump, _cut(amount_R, len(lump), parts), strict=True):
+            _settle(state, item, ranks, tuple(share * (option.divisible // parts) for share in shares))
     for item, share_n in zip(sharing, found.shares, strict=True):
         _settle(state, item, *_whole_parts(state, item, share_n))
     return state
 
 
 def value(state: State, seconds: float) -> float:
-    """Seconds of a step once all is settled, save for rounding; inf where that cannot be."""
-    lumps, sharing = _lumps(state), state.unsettled
+    """Seconds of a step once all is settled, save for rounding and what weighs next to nothing; inf where that cannot be."""
+    lumps, sharing = [lump for lump in _lumps(state) if _weight(state, lump) > NOTHING], state.unsettled
     if not lumps and not sharing:
         return state.value
     found = _solve(state, lumps, sharing, seconds, 1)
@@ -66,11 +70,12 @@ def _lumps(state: State) -> list[list[int]]:
     found: dict[int, list[int]] = {}
     for item in state.pooled:
         found.setdefault(id(state.option(item)), []).append(item)
+    return sorted(found.values(), key=lambda lump: (-_weight(state, lump), lump[0]))
 
-    def weight(lump: list[int]) -> float:
-        return len(lump) * float((state.option(lump[0]).total / state.scale).sum())
 
-    return sorted(found.values(), key=lambda lump: (-weight(lump), lump[0]))
+def _weight(state: State, lump: list[int]) -> float:
+    """Ranks' worth of seconds."""
+    return len(lump) * float((state.option(lump[0]).total / state.scale).sum())
 
 
 def _settle(state: State, item: int, ranks: tuple[int, ...], shares: tuple[int, ...] | None) -> None:
@@ -170,32 +175,35 @@ def _program(state: State, lumps: list[list[int]], sharing: list[int], around: l
     busy = np.flatnonzero(state.mean > 0)
     unit, capacity = max(float(state.mean.sum()), 1e-30), state.problem.capacity
     options = [state.option(lump[0]) for lump in lumps]
-    loads, memory, alike = state.loads[first].copy(), state.memory[first].copy(), 0.0
-    columns: list[sparse.csc_array] = []
+    bare = state.copy()
+    for item in sharing:
+        bare.remove(item)
+    loads, memory, alike = bare.loads[first], bare.memory[first], state.alike
+    entries = _Entries(classes)
     costs: list[Array] = []
     spare = 1e-9
     for option in options:
-        figures = np.append(option.total[busy] / unit, option.memory[0] / capacity)
-        columns.append(sparse.kron(figures[:, None], sparse.diags_array(1.0 / sizes), format="csc"))
+        entries.add(np.append(option.total[busy] / unit, option.memory[0] / capacity)[:, None] / sizes, np.arange(classes))
         costs.append(np.zeros(classes))
-        spare += float(option.memory[0]) / option.divisible / capacity  # what rounding to whole parts may add to a rank
+        spare += float(option.memory[0]) / _fine_enough(option, state) / capacity  # what rounding to parts may add to a rank
     for item, share_n in zip(sharing, around, strict=True):
         choice, how = state.choices[item], _sharing(state.option(item))
         assert choice is not None
         where = class_of[list(choice.ranks)]
-        even, slopes = how.answers(np.full(len(share_n), 1.0 / len(share_n))), how.slopes(share_n)
-        bases = how.answers(share_n) - slopes * share_n - even  # the state holds the answers of equal shares already
+        even, slopes = how.answers(np.full(len(share_n), 1.0 / len(share_n))), how.slopes(share_n)  # `common` is that of even ones
+        bases = how.answers(share_n) - slopes * share_n
         np.add.at(loads, where, bases[:, None] * how.answer / sizes[where][:, None])
         np.add.at(memory, where, bases * how.memory_answer / sizes[where])
-        alike += float(how.common_answer.sum()) * float(bases.sum())
-        rows = np.append(how.linear[busy] / unit, how.memory_linear / capacity)[:, None]
-        rows = rows + np.append(how.answer[busy] / unit, how.memory_answer / capacity)[:, None] * slopes
-        rows = rows / sizes[where]
-        index = (np.arange(len(rows))[:, None] * classes + where).ravel(), np.tile(np.arange(len(where)), len(rows))
-        columns.append(sparse.csc_array((rows.ravel(), index), shape=(len(rows) * classes, len(where))))
+        alike += float(how.common_answer.sum()) * float((bases - even).sum())
+        figures = np.append(how.linear[busy] / unit, how.memory_linear / capacity)[:, None]
+        figures = figures + np.append(how.answer[busy] / unit, how.memory_answer / capacity)[:, None] * slopes
+        entries.add(figures / sizes[where], where)
         costs.append(float(how.common_answer.sum()) / unit * slopes)
         spare += how.memory_linear / how.parts / capacity
-    z = sparse.vstack([sparse.kron(-sparse.eye_array(len(busy)), np.ones((classes, 1))), sparse.csc_array((classes, len(busy)))])
+    for index in range(len(busy)):
+        column = np.zeros((len(busy) + 1, 1))
+        column[index] = -1.0
+        entries.add(np.repeat(column, classes, 1), np.arange(classes), one=True)
     limits = [-loads[:, phase] / unit for phase in busy]
     limits.append(np.maximum(1.0 - spare - (memory + state.alike_memory) / capacity, 0.0))
     counts = np.array([*(float(len(lump)) for lump in lumps), *(1.0 for _ in sharing)])
@@ -206,7 +214,7 @@ def _program(state: State, lumps: list[list[int]], sharing: list[int], around: l
     )
     answer = linprog(
         np.concatenate([*costs, np.ones(len(busy))]),
-        sparse.hstack([*columns, z], format="csr"),
+        entries.matrix(len(busy) + 1),
         np.concatenate(limits),
         sums,
         counts,
@@ -218,7 +226,28 @@ def _program(state: State, lumps: list[list[int]], sharing: list[int], around: l
     pieces = np.split(np.clip(answer.x[: sum(lengths)], 0.0, None), np.cumsum(lengths)[:-1])
     amounts = [(piece / sizes)[class_of] for piece in pieces[: len(lumps)]]
     shares = [_even_in_class(state, item, piece, class_of) for item, piece in zip(sharing, pieces[len(lumps) :], strict=True)]
-    return _Levelled(float(answer.fun) * unit + alike + state.alike, amounts, shares)
+    return _Levelled(float(answer.fun) * unit + alike, amounts, shares)
+
+
+class _Entries:
+    """The program's matrix, a block of columns at a time. Rows: figure by figure, class by class."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._columns = 0
+        self._found: list[tuple[Array, NDArray[np.intp], NDArray[np.intp]]] = []
+
+    def add(self, figures: Array, where: NDArray[np.intp], one: bool = False) -> None:
+        """Columns with `figures` `[figures, n]` in the rows of the classes `where` `[n]`; all in one column where so told."""
+        rows = np.arange(len(figures))[:, None] * self._classes + where
+        columns = np.broadcast_to(self._columns + (0 if one else np.arange(figures.shape[1])), figures.shape)
+        kept = figures.ravel() != 0
+        self._found.append((figures.ravel()[kept], rows.ravel()[kept], columns.ravel()[kept]))
+        self._columns += 1 if one else figures.shape[1]
+
+    def matrix(self, figures: int) -> sparse.csr_array:
+        values, rows, columns = (np.concatenate(part) for part in zip(*self._found, strict=True))
+        return sparse.csr_array((values, (rows, columns)), shape=(figures * self._classes, self._columns))
 
 
 def _even_in_class(state: State, item: int, share_n: Array, class_of: NDArray[np.intp]) -> Array:
@@ -228,6 +257,16 @@ def _even_in_class(state: State, item: int, share_n: Array, class_of: NDArray[np
     where = class_of[list(choice.ranks)]
     sums, counts = np.bincount(where, share_n), np.bincount(where)
     return (sums / np.maximum(counts, 1))[where]
+
+
+def _fine_enough(option: Option, state: State) -> int:
+    """Into how many equal parts an item is cut, at least: so many that one of them weighs next to nothing, and no more, since
+    every part may end as a shard.
+    """
+    wanted, parts = float((option.total / state.scale).max()) / COARSE, option.divisible
+    while parts % 2 == 0 and parts / 2 >= wanted:
+        parts //= 2
+    return parts
 
 
 def _cut(amount_R: Array, items: int, parts: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

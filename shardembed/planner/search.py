@@ -21,6 +21,7 @@ from shardembed.planner.state import State
 
 GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
+SMALL_ROUNDS = 400  # of so few
 WAYS = 16  # to place an item, that are tried in a round
 Progress = Callable[[str, float], None]  # what is being done, and the gap so far
 
@@ -90,20 +91,19 @@ class _Search:
         yield state
         small = self.problem.ranks <= EXACT_RANKS
         measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
-        # Enough for the few dozen items that matter; rounds on many ranks take longer and gain less.
-        limit = max(40, min(1500, 300_000 // (self.problem.ranks + 100)))
-        now = best = measure(state)
-        kept, first, since = state.copy(), best, 0
+        limit = SMALL_ROUNDS if small else max(40, min(800, 200_000 // (self.problem.ranks + 100)))
+        first = best = now = measure(state)
+        kept, since = state.copy(), 0
         for number in range(limit):
-            if time.monotonic() > deadline or best <= self.bound.value * (1 + GOOD):
+            if time.monotonic() > deadline or best <= self.bound.value * (1 + GOOD) or since > limit // 2:
                 break
             slack = 0.01 * (1 - number / limit) ** 2
             now = self._round(state, now, best * (1 + slack), measure)
             since += 1
             if now < best * (1 - 1e-7):
                 best, kept, since = now, state.copy(), 0
-            elif since > 200:
-                state, now, since = kept.copy(), best, 0
+            elif since % 50 == 49:
+                state, now = kept.copy(), best
         if best < first:
             yield kept
 
@@ -144,9 +144,9 @@ class _Search:
         old = {item: state.choices[item] for item in items}
         for item in items:
             state.remove(item)
-        if all(self._best_insert(state, item) for item in items) and state.fits and state.value <= limit:
+        if all(self._best_insert(state, item) for item in items) and state.fits and state.value <= limit * 1.2:
             after = measure(state)
-            if after <= limit and (after < now * (1 - 1e-9) or state.unevenness <= uneven * 1.02):
+            if after < now * (1 - 1e-9) or (after <= limit and state.unevenness <= uneven * 1.02):
                 return after
         for item in items:
             if state.choices[item] is not None:

@@ -95,7 +95,7 @@ class Space:
         packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
         for packing in packings:
             for strips in self._counts(table.width):
-                for blocks in self._counts(table.rows):
+                for blocks in self._blocks(number, packing, strips):
                     if strips * blocks <= self.ranks:
                         for flavour in _flavours(table.load, packing, blocks):
                             found += self._cut(number, Cut("", packing, strips, blocks, flavour))
@@ -115,6 +115,14 @@ class Space:
 
     def _allowed(self, number: int, kind: str, packing: Packing | None = None) -> bool:
         return self.constraints.allowed(self.model.tables[number].load.table.name, kind, packing)
+
+    def _blocks(self, number: int, packing: Packing, strips: int) -> list[int]:
+        """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in steps of a tenth."""
+        counts = self._counts(self.model.tables[number].rows)
+        if packing == "unique" or strips > 1 or self._sharings[number] is None:
+            return counts
+        steps = itertools.takewhile(lambda count: count <= self.ranks, (round(1.1**power) for power in itertools.count()))
+        return sorted({*counts, *steps})
 
     def _counts(self, most: int) -> list[int]:
         """Into how many strips or blocks something is cut, of which there are `most`."""
@@ -142,6 +150,7 @@ class Space:
         table = self.model.tables[number]
         rows = table.rows
         parts = min(rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if _ordered(table.load) else PARTS)
+        parts = 1 << (parts.bit_length() - 1)  # so that fewer, larger parts are whole numbers of these
         whole = self._asked(number, [range(rows)])
         width = np.array([float(table.width)])
         loads, memory = self.model.parts(number, width, whole, np.array([float(rows)]), "unique")

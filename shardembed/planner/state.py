@@ -151,14 +151,15 @@ class State:
             np.add.at(self.memory, held, sign * memory)
 
     def _add_shares(self, option: Option, choice: Choice, sign: int) -> tuple[Array, Array]:
-        """What the parts add to their ranks. Until shares are settled only the answers of equal ones; the rest joins the pool."""
+        """What the parts add to their ranks. Until shares are settled they are even, and what lies on all ranks joins the pool."""
         sharing = option.sharing
         assert sharing is not None
+        if choice.shares is None and option.parts < self.problem.ranks:
+            return option.loads, option.memory
         if choice.shares is None:
-            even = np.full(option.parts, 1.0 / option.parts)
             self.pool += sign * sharing.linear
             self.pool_memory += sign * sharing.memory_linear
-            answers = sharing.answers(even)
+            answers = sharing.answers(np.full(option.parts, 1.0 / option.parts))
             return answers[:, None] * sharing.answer, answers * sharing.memory_answer
         weights = np.asarray(choice.shares, dtype=np.float64) / sharing.parts
         more = sharing.beyond_even(weights, option.parts)
@@ -183,17 +184,17 @@ class State:
         parts, everywhere = option.parts, option.parts == self.problem.ranks
         if parts > self.problem.ranks:
             return None
-        alike = bool((loads == loads[0]).all() and (memory == memory[0]).all())
+        alike = parts == 1 or (_alike(loads.sum(1)) and _alike(memory))
         if alike and everywhere:
             fits = float(self.memory.max() + memory[0]) + self.alike_memory <= self.problem.capacity
             return np.arange(parts) if fits else None
         peak = np.maximum(self.loads.max(0), self.mean + option.total / self.problem.ranks)
         if option.node:
             return self._inside_node(loads, memory, peak)
-        order = np.argsort(-(loads / self.scale).sum(1), kind="stable")
+        order = np.arange(parts) if alike else np.argsort(-(loads / self.scale).sum(1), kind="stable")
         ranks = np.empty(parts, dtype=np.intp)
         if parts > ONE_BY_ONE or alike:
-            cost = self.cost(loads.mean(0), float(memory.max()), peak)
+            cost = self.cost(loads[0] if alike else loads.mean(0), float(memory.max()), peak)
             best = np.argsort(cost, kind="stable")[:parts]
             ranks[order] = best
             return ranks if np.isfinite(cost[best[-1]]) else None
@@ -227,3 +228,8 @@ class State:
             if np.isfinite(price) and (best is None or price < best[0]):
                 best = price, chosen + first
         return None if best is None else best[1]
+
+
+def _alike(numbers: Array) -> bool:
+    """Equal but for rows that do not divide evenly."""
+    return float(numbers.max() - numbers.min()) <= 1e-3 * float(numbers.max())
