@@ -1,0 +1,113 @@
+"""Numbers and layouts as people read them: one way to say a time, a size, a set of ranks or a cut, for every page of the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shardembed.plan import TablePlan
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits and a unit: `2.91 ms`."""
+    if seconds == 0:
+        return "0 s"
+    unit, name = next(((unit, name) for unit, name in _UNITS if abs(seconds) >= 0.9995 * unit), (1e-9, "ns"))
+    value = seconds / unit
+    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:,.{digits}f} {name}"
+
+
+def durations(seconds: Sequence[float]) -> list[str]:
+    """Times in the unit of the longest, so that a column compares at a glance."""
+    longest = max(map(abs, seconds), default=0.0)
+    unit, name = next(((unit, name) for unit, name in _UNITS if longest >= 0.9995 * unit), (1e-9, "ns"))
+    digits = max(0, 2 - max(0, len(str(int(longest / unit))) - 1))
+    return [f"{each / unit:,.{digits}f} {name}" for each in seconds]
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them: `13.4 GiB`."""
+    value, unit = float(count), 0
+    while abs(value) >= 999.5 and unit + 1 < len(_SIZES):
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {_SIZES[unit]}" if unit == 0 or abs(value) >= 99.95 else f"{value:.1f} {_SIZES[unit]}"
+
+
+def number(value: float) -> str:
+    """A count in short: `40 M`, `12.5 k`, `317`."""
+    for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * unit:
+            return f"{f'{value / unit:.1f}'.removesuffix('.0')} {suffix}"
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def percent(share: float) -> str:
+    """Two significant digits where it is small: `0.34 %`, `12 %`."""
+    value = 100 * share
+    digits = 0 if abs(value) >= 9.95 else 1 if abs(value) >= 0.995 else 2
+    return f"{value:.{digits}f} %"
+
+
+def plural(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
+def rank_list(ranks: Iterable[int], most: int = 4) -> str:
+    """`0-7`, `3`, `0,2,5`; after `most` runs only how many more: `0,2,4,6 and 28 more`."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    shown = ",".join("-".join(map(str, run)) for run in runs[:most])
+    left = sum(run[-1] - run[0] + 1 for run in runs[most:])
+    return f"{shown} and {left:,} more" if left else shown
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters, the last ones: names of tables are paths, which differ at their end."""
+    return text if len(text) <= width else f"~{text[len(text) - width + 1 :]}"
+
+
+def kind_of(table: TablePlan) -> str:
+    """Kind and packing, for a column: `row_wise, bag`. How ids travel is said only where any do."""
+    return table.kind if table.layout.copied else f"{table.kind}, {table.packing}"
+
+
+def sentence(table: TablePlan) -> str:
+    """The layout of a table in words: `rows cut over 8 ranks (0-7), in even blocks; distinct ids travel`."""
+    layout = table.layout
+    if layout.copied:
+        return "a copy on every rank; looked up locally, gradients summed once a step"
+    strips, ranks = layout.strips, layout.ranks
+    where = f"rank {rank_list(ranks)}" if len(ranks) == 1 else f"{len(ranks):,} ranks ({rank_list(ranks)})"
+    rows = _rows(table)
+    if len(layout.shards) == 1:
+        said = f"whole on {where}"
+    elif len(strips) == 1:
+        said = f"rows cut over {where}, {rows}"
+    elif len(strips) == len(layout.shards):
+        said = f"columns cut over {where}, {_widths(table)}"
+    else:
+        said = f"{_widths(table)}, each cut by rows, {rows}; on {where}"
+    return f"{said}; {'distinct ids travel' if table.packing == 'unique' else 'one sum a bag and owner travels'}"
+
+
+def _rows(table: TablePlan) -> str:
+    strip = table.layout.strips[0]
+    if strip.stride > 1:
+        return f"row i in block i % {strip.stride:,}"
+    counts = [len(block.rows) for block in strip.blocks]
+    if max(counts) - min(counts) <= 1:
+        return f"in even blocks of {number(max(counts))}"
+    return f"in blocks of {number(min(counts))} to {number(max(counts))}"
+
+
+def _widths(table: TablePlan) -> str:
+    widths = [len(strip.columns) for strip in table.layout.strips]
+    each = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
+    return f"{len(widths)} strips of {each} columns"
