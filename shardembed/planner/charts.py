@@ -177,7 +177,7 @@ def _neighbours(ranks: int) -> int:
 
 def _limit(axes: Axes, limit: float, highest: float, text: str) -> None:
     """A line at `limit`; in words only, where it would squash everything else."""
-    if highest < 0.25 * limit:
+    if highest < 0.15 * limit:
         axes.set_ylim(0, 1.18 * highest)
         said = f"{text}, above the top of this picture"
         axes.text(0.995, 0.97, said, transform=axes.transAxes, ha="right", va="top", color=INK)
