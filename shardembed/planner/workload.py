@@ -64,8 +64,8 @@ class TableLoad:
 
 @dataclass(frozen=True)
 class Workload:
-    """All tables of a model. global_batch_size: samples a step, over all ranks together. wire_dtype: of vectors on the wire; None is
-    the table's own.
+    """All tables of a model. global_batch_size: samples a step, over all ranks together. wire_dtype: of vectors on the wire; None
+    is the table's own.
     """
 
     name: str
