@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from shardembed.errors import ConfigError, PlanError
 from shardembed.explain import nearest
@@ -15,6 +17,7 @@ from shardembed.plan import Plan, TablePlan
 from shardembed.planner import report, words
 from shardembed.planner.result import Array, Estimate, Planned
 from shardembed.planner.traffic import Traffic
+from shardembed.planner.workload import Workload
 from shardembed.tables import TableConfig
 
 Count = Callable[[Plan], Estimate]
@@ -35,13 +38,13 @@ class Alternative:
     chosen: bool = False
 
 
-def number_of(planned: Planned, name: str) -> int:
+def number_of(workload: Workload, name: str) -> int:
     """Which table is called `name`.
 
     Raises:
         ConfigError: none is.
     """
-    names = [table.name for table in planned.plan.tables]
+    names = [load.table.name for load in workload.tables]
     if name not in names:
         known = f"the tables are {', '.join(names[:8])}{f' and {len(names) - 8:,} more' if len(names) > 8 else ''}"
         raise ConfigError(f"--explain {name}: there is no such table{nearest(name, names)} ({known})")
@@ -116,13 +119,13 @@ def _mean_place(order: list[int], ranks: tuple[int, ...]) -> float:
     return sum(place[rank] for rank in ranks) / len(ranks)
 
 
-def explain(console: Console, planned: Planned, name: str, count: Count, pinned: bool = False) -> None:
-    """Print what is known about one table.
+def explain(console: Console, planned: Planned, name: str, count: Count, pinned: bool = False) -> dict[str, Any]:
+    """Print what is known about one table; the same for a script comes back.
 
     Raises:
         ConfigError: there is no such table.
     """
-    index = number_of(planned, name)
+    index = number_of(planned.workload, name)
     table, load = planned.plan.tables[index], planned.workload.tables[index]
     state, kept = planned.estimate.table_memory[index], load.table
     console.print(f"{name}: {words.sentence(table)}", style="bold")
@@ -136,12 +139,28 @@ def explain(console: Console, planned: Planned, name: str, count: Count, pinned:
     console.print("\nwhat it is asked for, a step", style="bold")
     console.print(_asked(planned, index))
     console.print("\nits layouts, every other table left where it is", style="bold")
-    console.print(_table(console, planned, alternatives(planned, index, count)))
+    found = alternatives(planned, index, count)
+    console.print(_table(planned, found))
     console.print(
         "The planner moves all tables together: a line that looks as fast as the chosen one may have no room beside them.", style="dim"
     )
     console.print("\nits shards", style="bold")
-    console.print(_shards(table, state))
+    console.print(_shards(table))
+    return {"table": name, "layout": words.sentence(table), "layouts": [_as_json(planned, one) for one in found]}
+
+
+def _as_json(planned: Planned, one: Alternative) -> dict[str, Any]:
+    phases = dict(zip(planned.estimate.phases, one.seconds.tolist(), strict=True))
+    return {
+        "kind": one.table.kind,
+        "packing": one.table.packing,
+        "ranks": len(one.table.layout.ranks),
+        "step_seconds": one.step_seconds,
+        "memory_bytes": round(one.memory),
+        "fits": one.memory <= report.limit(planned),
+        "chosen": one.chosen,
+        "phase_seconds": phases,
+    }
 
 
 def _asked(planned: Planned, index: int) -> str:
@@ -158,7 +177,7 @@ def _asked(planned: Planned, index: int) -> str:
     )
 
 
-def _table(console: Console, planned: Planned, found: list[Alternative]) -> object:
+def _table(planned: Planned, found: list[Alternative]) -> Table:
     best, most = next(one for one in found if one.chosen), report.limit(planned)
     table = report.grid("<", "<layout", "ranks", "step", "", "fullest rank", "<its own work, a rank")
     times = words.durations([one.step_seconds for one in found])
@@ -172,7 +191,7 @@ def _table(console: Console, planned: Planned, found: list[Alternative]) -> obje
     return table
 
 
-def _shards(table: TablePlan, held: Array) -> object:
+def _shards(table: TablePlan) -> Table:
     shards = table.layout.shards
     shown = report.grid("<rows", "<columns", "<rank", "of the table")
     whole = table.num_embeddings * table.embedding_dim
