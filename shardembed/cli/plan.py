@@ -38,15 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model with tables",
     )
     machine = parser.add_argument_group("the cluster")
-    machine.add_argument("--topology", metavar="T", help="built-in name such as h100x8, or a file that `shardembed calibrate` wrote")
+    machine.add_argument(
+        "--topology", metavar="T", help="built-in name such as h100x8, or a file that `shardembed calibrate` wrote"
+    )
     machine.add_argument("--ranks", type=int, metavar="N", help="as many ranks of the topology's machines")
     machine.add_argument("--memory", type=float, metavar="GIB", help="memory of a rank, instead of the topology's")
     model = parser.add_argument_group("the model")
     model.add_argument("--batch", type=int, metavar="N", help="samples a step, all ranks together")
     model.add_argument("--optimizer", metavar="NAME", help="of all tables: SGD, Adagrad, RowwiseAdagrad, Adam, AdamW or FTRL")
     wishes = parser.add_argument_group("what the plan must keep to; both may be repeated")
-    wishes.add_argument("--pin", action="append", default=[], metavar="TABLE=LAYOUT", help="such as user=row_wise or item=table_wise@3")
-    wishes.add_argument("--forbid", action="append", default=[], metavar="[TABLE=]KIND", help="such as column_wise or user=replicated")
+    wishes.add_argument(
+        "--pin", action="append", default=[], metavar="TABLE=LAYOUT", help="such as user=row_wise or item=table_wise@3"
+    )
+    wishes.add_argument(
+        "--forbid", action="append", default=[], metavar="[TABLE=]KIND", help="such as column_wise or user=replicated"
+    )
     search = parser.add_argument_group("the search")
     search.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same plan (default 0)")
     search.add_argument("--seconds", type=float, metavar="S", help=f"that the search may take (default {SECONDS:g})")
@@ -129,17 +135,15 @@ class Question:
         from shardembed import planner
 
         topology = self.topology if ranks == self.topology.ranks else self.topology.scaled(ranks)
-        return planner.plan(
-            self.workload, topology, self.constraints, seed=self.seed, seconds=self.seconds, progress=progress
-        )
+        return planner.plan(self.workload, topology, self.constraints, seed=self.seed, seconds=self.seconds, progress=progress)
 
 
 def _with_memory(topology: Topology, gib: float) -> Topology:
     memory = round(gib * GIB)
     if memory <= topology.reserve:
         raise ConfigError(
-            f"--memory {gib:g}: of a rank's memory {topology.reserve / GIB:.1f} GiB are kept for what is no table ({topology.name}), "
-            "so nothing is left for tables; give more"
+            f"--memory {gib:g}: {topology.name} keeps {topology.reserve / GIB:.1f} GiB of a rank for what is no table, so nothing "
+            "is left for tables; give more"
         )
     return replace(topology, memory=memory)
 

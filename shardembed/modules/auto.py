@@ -61,7 +61,7 @@ def settle(
         text = _planned(tables, optimizers, settings, default, pinned, cluster, device)
     answer = json.loads(_from_rank_zero(comm, text, device))
     if "error" in answer:
-        raise PlanError(f"{answer['error']}\n(plan=\"auto\"; pass placements, such as plan=se.row_wise(), to do without the planner)")
+        raise PlanError(f'{answer["error"]}\n(plan="auto"; pass placements, such as plan=se.row_wise(), to do without the planner)')
     return Plan.from_json(answer["plan"])
 
 

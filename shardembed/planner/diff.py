@@ -1,4 +1,4 @@
-"""What lies between two plans: which tables change, and how many bytes of weights would have to travel to get from one to the other."""
+"""What lies between two plans: which tables change, and how many bytes would have to travel to get from one to the other."""
 
 from __future__ import annotations
 

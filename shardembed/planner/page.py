@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-
 from shardembed._version import __version__
 from shardembed.planner import charts, report, sweep, words
 from shardembed.planner.result import Planned
@@ -21,18 +20,18 @@ p { max-width: 50rem; margin: .4rem 0; } .dim { color: #666; }
 .card { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; min-width: 9rem; }
 .card b { display: block; font-size: 1.4rem; } .card span { color: #666; font-size: .85rem; }
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
-th { text-align: left; color: #666; font-weight: normal; border-bottom: 1px solid #bbb; padding: .2rem .8rem .2rem 0; vertical-align: bottom; }
-td { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; vertical-align: top; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
+th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
 """
 
-GAP = """The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time that no
-plan beats, among every kind of cut, every number of pieces, both ways to send ids and copies on all ranks, by the same cost model and
-within the same memory. The gap is how far this plan lies above that bound, so no other plan could be faster by more than that. What
-the gap does not cover is how well the cost model fits your machines: <code>shardembed calibrate</code> measures them."""
+GAP = """The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time
+that no plan of its space beats: every kind of cut, both ways to send ids, and copies on all ranks, by the same cost model and
+within the same memory. The gap is how far this plan lies above that bound, so no other plan could be faster by more than that.
+What the gap does not cover is how well the cost model fits your machines: <code>shardembed calibrate</code> measures them."""
 
 
 def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = "") -> str:
@@ -51,7 +50,11 @@ def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = ""
         _inputs(planned, command),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
 
 
 def _cards(planned: Planned) -> str:
@@ -93,18 +96,20 @@ def _memory(planned: Planned) -> str:
     parts = ", ".join(
         f"{words.size(float(estimate.memory[index, full]))} {category}" for index, category in enumerate(estimate.categories)
     )
+    has, kept, least = (words.size(each) for each in (planned.topology.memory, planned.topology.reserve, float(memory.min())))
     about = (
         f"Each column is a rank; tables count with their optimizer state. The fullest is rank {full:,} with "
-        f"{words.size(float(memory[full]))}: {parts}. The least full has {words.size(float(memory.min()))}. A rank has "
-        f"{words.size(planned.topology.memory)}, of which {words.size(planned.topology.reserve)} are kept for everything that is no table."
+        f"{words.size(float(memory[full]))}: {parts}. The least full has {least}. A rank has {has}, of which {kept} are kept for "
+        "everything that is no table."
     )
     return f"<h2>Memory of each rank</h2><p>{escape(about)}</p>{charts.svg(charts.memory(planned), 'memory')}"
 
 
 def _time(planned: Planned) -> str:
     busy = planned.estimate.seconds.sum(0)
+    least, most = words.duration(float(busy.min())), words.duration(float(busy.max()))
     about = (
-        f"Each column is the work of a rank, by phase: from {words.duration(float(busy.min()))} to {words.duration(float(busy.max()))}. "
+        f"Each column is the work of a rank, by phase: from {least} to {most}. "
         "The step is longer than the busiest rank where different ranks are the slowest of different phases."
     )
     return f"<h2>Time of each rank</h2><p>{escape(about)}</p>{charts.svg(charts.time(planned), 'time')}"
@@ -113,7 +118,9 @@ def _time(planned: Planned) -> str:
 def _scaling(planned: Planned, swept: sweep.Sweep) -> str:
     here = planned.plan.world_size
     lines = "".join(f"<br>{escape(line)}" for line in sweep.sentences(swept))
-    about = f"The same model and the same batch of {swept.batch:,} samples on other numbers of ranks; the grey line marks this plan's."
+    about = (
+        f"The same model and the same batch of {swept.batch:,} samples on other numbers of ranks; the grey line marks this plan's."
+    )
     rows = []
     for point in swept.points:
         if point.fits:
@@ -155,9 +162,7 @@ def _tables(planned: Planned) -> str:
 
 def _kinds(planned: Planned) -> str:
     held = planned.estimate.table_memory.sum(1)
-    rows = [
-        [escape(name), f"{len(numbers):,}", words.size(float(held[numbers].sum()))] for name, numbers in report.groups(planned)
-    ]
+    rows = [[escape(name), f"{len(numbers):,}", words.size(float(held[numbers].sum()))] for name, numbers in report.groups(planned)]
     more = len(rows) - report.LAYOUTS
     said = f'<p class="dim">and {more:,} other layouts</p>' if more > 0 else ""
     return _table(["layout", "tables", "memory"], rows[: report.LAYOUTS], "lnn") + said
@@ -168,7 +173,11 @@ def _inputs(planned: Planned, command: str) -> str:
     links = [("within a node", topology.intra), ("between nodes", topology.inter)]
     rows = [
         ["ranks", f"{topology.ranks:,}, {topology.ranks_per_node:,} to a node", _source(planned, "ranks_per_node")],
-        ["memory of a rank", f"{words.size(topology.memory)}, {words.size(topology.reserve)} kept free", _source(planned, "memory")],
+        [
+            "memory of a rank",
+            f"{words.size(topology.memory)}, {words.size(topology.reserve)} kept free",
+            _source(planned, "memory"),
+        ],
     ]
     for name, link in links:
         figures = f"{link.bandwidth / 1e9:,.4g} GB/s each way, {words.duration(link.latency)} a message"
@@ -183,7 +192,9 @@ def _inputs(planned: Planned, command: str) -> str:
         ["optimizers", escape(", ".join(sorted({type(load.optimizer).__name__ for load in workload.tables}))), ""],
         ["how ids repeat", escape(", ".join(_distinct(_skew(load) for load in workload.tables))), ""],
     ]
-    made = f"<p class=\"dim\">Made by shardembed {escape(__version__)}{f' with <code>{escape(command)}</code>' if command else ''}.</p>"
+    made = (
+        f'<p class="dim">Made by shardembed {escape(__version__)}{f" with <code>{escape(command)}</code>" if command else ""}.</p>'
+    )
     return (
         f"<h2>Inputs</h2>{_table(['model', '', ''], model, 'lll')}"
         f"{_table([f'topology {escape(topology.name)}', '', 'source'], rows, 'lll')}{made}"
@@ -219,5 +230,3 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> s
         f"<tr>{''.join(f'<td{styles[kind]}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows
     )
     return f'<div class="wrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-

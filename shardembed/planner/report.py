@@ -117,7 +117,9 @@ def _summary(planned: Planned) -> Table:
     table.add_row("time to plan", words.duration(planned.plan_seconds), "")
     full = float(memory.max())
     table.add_row(
-        "fullest rank", words.size(full), f"of {words.size(limit(planned))} that tables may fill ({words.percent(full / limit(planned))})"
+        "fullest rank",
+        words.size(full),
+        f"of {words.size(limit(planned))} that tables may fill ({words.percent(full / limit(planned))})",
     )
     return table
 
@@ -210,7 +212,9 @@ def _layouts(planned: Planned) -> Table:
         table.add_row(name, f"{len(numbers):,}", words.size(float(held[numbers].sum())), words.percent(share), example)
     if left := [number for _, numbers in found[LAYOUTS:] for number in numbers]:
         share = float(seconds[left].sum()) / total
-        table.add_row(f"{len(found) - LAYOUTS} others", f"{len(left):,}", words.size(float(held[left].sum())), words.percent(share), "")
+        table.add_row(
+            f"{len(found) - LAYOUTS} others", f"{len(left):,}", words.size(float(held[left].sum())), words.percent(share), ""
+        )
     return table
 
 
@@ -227,4 +231,3 @@ def lines_of(phases: Sequence[str], seconds: Array, most: int = 4) -> str:
     """The phases that matter, the longest first: `update 1.2 ms, lookup 0.8 ms`."""
     order = [int(index) for index in np.argsort(-seconds, kind="stable") if seconds[index] > 0.005 * seconds.sum()]
     return ", ".join(f"{phases[index]} {words.duration(float(seconds[index]))}" for index in order[:most])
-

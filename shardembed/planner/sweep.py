@@ -143,17 +143,19 @@ def sentences(sweep: Sweep) -> list[str]:
     found = answers(sweep)
     if found is None:
         return [f"The tables fit on none of these rank counts. {_first_line(sweep.points[-1].reason)}"]
-    ranks, step = words.plural, words.duration
+
+    def step(point: Point) -> str:
+        return f"{words.plural(point.ranks, 'rank')}, {words.duration(point.step_seconds)} a step"
+
     smaller = [point.ranks for point in sweep.points if not point.fits and point.ranks < found.smallest.ranks]
-    but = f"; {max(smaller):,} are too few" if smaller else ", the fewest tried"
-    cost = sweep.cost(found.cheapest)
+    but = f"{max(smaller):,} are too few" if smaller else "the fewest tried"
     said = [
-        f"Smallest that fits: {ranks(found.smallest.ranks, 'rank')}{but}; {step(found.smallest.step_seconds)} a step.",
-        f"Fastest: {ranks(found.fastest.ranks, 'rank')}, {step(found.fastest.step_seconds)} a step.",
-        f"Cheapest: {ranks(found.cheapest.ranks, 'rank')}, {1e9 * cost:,.0f} rank-seconds a billion samples.",
+        f"Smallest that fits: {step(found.smallest)} ({but}).",
+        f"Fastest: {step(found.fastest)}.",
+        f"Cheapest: {step(found.cheapest)}, {1e9 * sweep.cost(found.cheapest):,.0f} rank-seconds a billion samples.",
     ]
     if found.enough != found.fastest:
-        said.append(f"Within {words.percent(NEAR)} of the fastest: {ranks(found.enough.ranks, 'rank')}, {step(found.enough.step_seconds)} a step.")
+        said.append(f"Within {words.percent(NEAR)} of the fastest: {step(found.enough)}.")
     return said
 
 
@@ -197,7 +199,9 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
     found = answers(sweep)
     chosen = {} if found is None else {"smallest": found.smallest, "fastest": found.fastest, "cheapest": found.cheapest}
     points = [
-        {**asdict(point), "rank_seconds_per_sample": sweep.cost(point)} if point.fits else {"ranks": point.ranks, "reason": point.reason}
+        {**asdict(point), "rank_seconds_per_sample": sweep.cost(point)}
+        if point.fits
+        else {"ranks": point.ranks, "reason": point.reason}
         for point in sweep.points
     ]
     return {

@@ -12,7 +12,18 @@ from rich.table import Table
 
 from shardembed.errors import ConfigError, PlanError
 from shardembed.explain import nearest
-from shardembed.placement import PACKINGS, Cluster, Packing, Placement, column_wise, grid, replicated, row_wise, table_row_wise, table_wise
+from shardembed.placement import (
+    PACKINGS,
+    Cluster,
+    Packing,
+    Placement,
+    column_wise,
+    grid,
+    replicated,
+    row_wise,
+    table_row_wise,
+    table_wise,
+)
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import report, words
 from shardembed.planner.result import Array, Estimate, Planned
@@ -142,7 +153,8 @@ def explain(console: Console, planned: Planned, name: str, count: Count, pinned:
     found = alternatives(planned, index, count)
     console.print(_table(planned, found))
     console.print(
-        "The planner moves all tables together: a line that looks as fast as the chosen one may have no room beside them.", style="dim"
+        "The planner moves all tables together: a line that looks as fast as the chosen one may have no room beside them.",
+        style="dim",
     )
     console.print("\nits shards", style="bold")
     console.print(_shards(table))
@@ -196,7 +208,9 @@ def _shards(table: TablePlan) -> Table:
     shown = report.grid("<rows", "<columns", "<rank", "of the table")
     whole = table.num_embeddings * table.embedding_dim
     for shard in shards[:SHARDS]:
-        rows = f"{shard.rows.start:,} to {shard.rows.stop - 1:,}" + (f", every {shard.rows.step:,}th" if shard.rows.step > 1 else "")
+        rows = f"{shard.rows.start:,} to {shard.rows.stop - 1:,}" + (
+            f", every {shard.rows.step:,}th" if shard.rows.step > 1 else ""
+        )
         share = words.percent(len(shard.rows) * len(shard.columns) / whole)
         shown.add_row(rows, f"{shard.columns.start} to {shard.columns.stop - 1}", words.rank_list(shard.ranks), share)
     if len(shards) > SHARDS:

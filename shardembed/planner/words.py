@@ -1,4 +1,4 @@
-"""Numbers and layouts as people read them: one way to say a time, a size, a set of ranks or a cut, for every page of the planner."""
+"""Numbers and layouts as people read them: one way to say a time, a size, a set of ranks or a cut."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def size(count: float) -> str:
 
 
 def number(value: float) -> str:
-    """A count in short: `40 M`, `12.5 k`, `317`."""
+    """A count in short: `40 M`, `12.5 k`, `3,170`, `2.5`."""
     for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * unit:
+        if abs(value) >= max(9999.5, 0.9995 * unit):
             return f"{f'{value / unit:.1f}'.removesuffix('.0')} {suffix}"
-    return f"{value:.1f}".removesuffix(".0")
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.1f}".removesuffix(".0")
 
 
 def percent(share: float) -> str:
