@@ -58,7 +58,7 @@ def settle(
     text = ""
     if comm.rank == 0:
         pinned = frozenset(wanted) if isinstance(wanted, Mapping) else frozenset()
-        text = _planned(tables, optimizers, settings, default, pinned, cluster, device)
+        text = ask_planner(tables, optimizers, settings, default, pinned, cluster, device)
     answer = json.loads(_from_rank_zero(comm, text, device))
     if "error" in answer:
         raise PlanError(f'{answer["error"]}\n(plan="auto"; pass placements, such as plan=se.row_wise(), to do without the planner)')
@@ -96,7 +96,7 @@ def topology_of(cluster: Cluster, device: torch.device) -> Topology:
     return replace(found, ranks=cluster.world_size, ranks_per_node=cluster.ranks_per_node, memory=memory, reserve=reserve)
 
 
-def _planned(
+def ask_planner(
     tables: Sequence[TableConfig],
     optimizers: Sequence[TableOptimizer],
     settings: Settings,

@@ -28,7 +28,7 @@ LARGEST = 8  # tables with a colour of their own
 COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499")
 GREY, PALE, INK = "#8c8c8c", "#d0d0d0", "#222222"
 FORMATS = (".png", ".svg", ".pdf")
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.spines.top": False,
