@@ -18,7 +18,7 @@ from shardembed.comm import SAME_CALLS, SAME_OUTPUTS, Comm
 from shardembed.errors import DisagreementError, rebuild, travels
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
-from shardembed.wire import Part, message_bytes, pack, unpack
+from shardembed.wire import HEADER, Part, message_bytes, pack, unpack
 
 
 class Mode(IntEnum):
@@ -168,9 +168,6 @@ def _exchange(
         else:
             buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=backward_of)
     return unpack(buffer, received, comm.world_size)
-
-
-HEADER = 9  # numbers before the counts: forward call, the fields of `Call` and its collection, history, bytes of error text
 
 
 def open_call(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from shardembed.errors import ConfigError
 from shardembed.located import Located
@@ -51,8 +51,15 @@ def _keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     """The keys of the section at `path`."""
     section = root
     for step in path:
-        field = section.model_fields.get(str(step))
-        kind = field.annotation if field is not None else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            section = kind
+        if issubclass(section, RootModel):  # a mapping by free names: the step is one of them
+            section = _section(section.model_fields["root"].annotation) or section
+        elif isinstance(step, str) and step in section.model_fields:
+            section = _section(section.model_fields[step].annotation) or section
     return list(section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model in `X`, `X | None`, `tuple[X, ...]` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner)) is not None), None)

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.comm import default_device
-from shardembed.recipes.config import Config, DenseOptimizerConfig, PlanConfig, TableOptimizerConfig
+from shardembed.recipes.config import Config, DenseOptimizerConfig, PlanConfig
 from shardembed.recipes.data.interactions import Interactions, rank_slice
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.models.sampling import NegativeSampler
@@ -53,7 +53,7 @@ def build(config: Config, data: Interactions) -> Job:
         data.users,
         data.items,
         sampler.log_expected,
-        optimizer=table_optimizer(config.optimizer.tables),
+        optimizer=config.optimizer.tables.build(),
         plan=placements(config.plan),
         wire_dtype=getattr(torch, config.wire_dtype) if config.wire_dtype else None,
         seed=config.train.seed,
@@ -65,12 +65,6 @@ def build(config: Config, data: Interactions) -> Job:
         # The one buffer is the same on every rank and never changes.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     return Job(model, wrapped, se.Optimizer(model, dense), sampler)
-
-
-def table_optimizer(config: TableOptimizerConfig) -> se.optim.TableOptimizer:
-    """The settings that were given; the others keep the optimizer's own defaults."""
-    settings = config.model_dump(exclude={"name"}, exclude_none=True)
-    return getattr(se.optim, config.name)(**settings)
 
 
 def placements(config: PlanConfig) -> dict[str, se.Placement]:

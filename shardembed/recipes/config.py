@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from shardembed import located
 from shardembed.explain import explain
+from shardembed.sections import Count, Float, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
 TABLES = ("user", "item")
 KINDS = {  # kind -> the settings it takes beside `packing`
@@ -25,27 +26,10 @@ KINDS = {  # kind -> the settings it takes beside `packing`
     "grid": ("strips", "ranks", "strided"),
     "replicated": (),
 }
-OPTIMIZERS = {  # name -> the settings it takes beside `lr`
-    "SGD": (),
-    "Adagrad": ("eps",),
-    "RowwiseAdagrad": ("eps",),
-    "Adam": ("eps", "betas"),
-    "AdamW": ("eps", "betas", "weight_decay"),
-    "FTRL": ("beta", "l1", "l2"),
-}
-
-Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    # strict: `epochs: yes` is a mistake, not 1.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class GeneratorConfig(_Section):
+class GeneratorConfig(Section):
     """Interactions made up on the spot: users with a few planted tastes each, items of Zipf popularity."""
 
     users: Count = 40_000
@@ -56,7 +40,7 @@ class GeneratorConfig(_Section):
     seed: Seed = 0
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix."""
 
     path: str | None = None
@@ -67,7 +51,7 @@ class DataConfig(_Section):
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The two towers. `towers` lists hidden sizes of a residual MLP on top of both tables; empty means none."""
 
     embedding_dim: Count = 64
@@ -75,29 +59,16 @@ class ModelConfig(_Section):
     negatives: Count = 512
     temperature: Rate = 0.5
     init_std: Rate = 0.05
-    table_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    table_dtype: Float = "float32"
 
 
-class TableOptimizerConfig(_Section):
+class TableOptimizerConfig(OptimizerSection):
     """The sparse optimizer of both tables: a name from `shardembed.optim`, its `lr`, and what else it takes."""
 
-    name: Literal["SGD", "Adagrad", "RowwiseAdagrad", "Adam", "AdamW", "FTRL"] = "RowwiseAdagrad"
-    lr: Rate = 0.1
-    eps: NotNegative | None = None
-    betas: tuple[float, float] | None = None
-    weight_decay: NotNegative | None = None
-    beta: NotNegative | None = None
-    l1: NotNegative | None = None
-    l2: NotNegative | None = None
-
-    @field_validator("eps", "betas", "weight_decay", "beta", "l1", "l2")
-    @classmethod
-    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        _check_belongs(value, info, info.data.get("name"), OPTIMIZERS, ("lr",))
-        return value
+    lr: Rate | None = 0.1
 
 
-class DenseOptimizerConfig(_Section):
+class DenseOptimizerConfig(Section):
     """The torch optimizer of the towers; unused when there are none."""
 
     name: Literal["AdamW", "Adam", "SGD"] = "AdamW"
@@ -105,12 +76,12 @@ class DenseOptimizerConfig(_Section):
     weight_decay: NotNegative = 0.0
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     tables: TableOptimizerConfig = TableOptimizerConfig()
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The loop. `global_batch_size` is over all ranks together; `max_steps` ends training early."""
 
     epochs: Count = 4
@@ -119,7 +90,7 @@ class TrainConfig(_Section):
     seed: Seed = 0
 
 
-class PlacementConfig(_Section):
+class PlacementConfig(Section):
     """How one table is cut: a kind, or a mapping with the kind and its settings."""
 
     kind: Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "replicated"] = "auto"
@@ -139,8 +110,9 @@ class PlacementConfig(_Section):
     @field_validator("rank", "ranks", "bounds", "strided", "strips", "node", "packing")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        always = () if info.data.get("kind") in ("auto", "replicated") else ("packing",)
-        _check_belongs(value, info, info.data.get("kind"), KINDS, always)
+        kind = info.data.get("kind")
+        always = () if kind in ("auto", "replicated") else ("packing",)
+        check_belongs(value, info, kind, (*always, *KINDS.get(kind or "", ())))
         return value
 
     @model_validator(mode="after")
@@ -151,7 +123,7 @@ class PlacementConfig(_Section):
         return self
 
 
-class PlanConfig(_Section):
+class PlanConfig(Section):
     """Where the tables lie: `auto`, or a placement for some of the tables."""
 
     user: PlacementConfig = PlacementConfig()
@@ -167,14 +139,14 @@ class PlanConfig(_Section):
         return value
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash."""
 
     k: Count = 20
     users: Count | None = None
 
 
-class Config(_Section):
+class Config(Section):
     """A whole training job."""
 
     name: str | None = Field(default=None, pattern=r"^[\w.-]+$")
@@ -202,14 +174,3 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(document.values)
     except ValidationError as error:
         raise explain(error, Config, document) from None
-
-
-def _check_belongs(
-    value: Any, info: ValidationInfo, owner: str | None, table: dict[str, tuple[str, ...]], always: tuple[str, ...]
-) -> None:
-    """A setting that its owner (a kind, an optimizer) does not take is a mistake, even though others take it."""
-    if owner is None or value is None:  # the name itself was wrong, which has its own error
-        return
-    taken = (*always, *table[owner])
-    if info.field_name not in taken:
-        raise ValueError(f"{owner} takes no {info.field_name!r}" + (f"; it takes {', '.join(taken)}" if taken else ""))

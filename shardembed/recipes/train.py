@@ -18,7 +18,7 @@ from rich.console import Console
 import shardembed as se
 from shardembed.comm import Comm, default_device
 from shardembed.recipes import report
-from shardembed.recipes.build import Job, build, table_optimizer
+from shardembed.recipes.build import Job, build
 from shardembed.recipes.config import Config
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.interactions import Interactions, global_batches, scan
@@ -126,7 +126,7 @@ def _agree(comm: Comm, config: Config, data: Interactions) -> None:
 def _start(console: Console, folder: RunFolder, config: Config, data: Interactions, job: Job) -> None:
     plan = job.model.tables.plan
     itemsize = getattr(torch, config.model.table_dtype).itemsize
-    held = report.holdings(plan, itemsize, table_optimizer(config.optimizer.tables))
+    held = report.holdings(plan, itemsize, config.optimizer.tables.build())
     folder.write("config.yaml", resolved_yaml(config))
     plan.save(folder.path / "plan.json")
     report.show_start(console, config, data, plan, held)

@@ -25,7 +25,7 @@ FLOORS = {
     1: ["comm", "kernels"],
     0: [
         *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "optim", "placement"),
-        *("plan", "planner", "settings", "slabs", "tables", "wire"),
+        *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import shardembed as se
-from shardembed.recipes.build import build, placements, table_optimizer
+from shardembed.recipes.build import build, placements
 from shardembed.recipes.config import Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, PlanConfig, TrainConfig
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.interactions import Interactions, scan
@@ -123,4 +123,4 @@ def test_settings_become_core_objects() -> None:
     assert placements(plan) == {"user": se.row_wise(strided=True), "item": se.table_wise(0)}
     assert placements(PlanConfig()) == {}
     settings = config().optimizer.tables.model_copy(update={"name": "Adam", "betas": (0.5, 0.9), "lr": 0.25})
-    assert table_optimizer(settings) == se.optim.Adam(lr=0.25, betas=(0.5, 0.9))
+    assert settings.build() == se.optim.Adam(lr=0.25, betas=(0.5, 0.9))

@@ -1,0 +1,167 @@
+"""A lower bound on the step time of every plan of the space, proved by a mixed-integer relaxation that HiGHS solves.
+
+The relaxation (see `relax.py`) chooses an option for every item and forgets on which ranks its parts lie. Items that share their
+options are one group with a number of items, so many equal tables cost no more than one. Its optimum, or the solver's own
+dual bound where time runs out, is below every solution of the problem; a small margin covers the solver's tolerances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sparse
+from numpy.typing import ArrayLike
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from shardembed.planner.problem import Array, Problem
+from shardembed.planner.relax import figures, floor_of, groups_of, undominated
+
+MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
+INFEASIBLE = 2  # status of scipy.optimize.milp
+PRECISION = 2e-4  # relative; no more is asked of the solver
+
+
+@dataclass(frozen=True)
+class Bound:
+    """value: seconds that no solution beats. options: of every item, as the relaxation would have it. targets: `[P]`, Z."""
+
+    value: float
+    options: tuple[int, ...]
+    targets: Array
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the relaxation chooses from: options of groups, `[n]` each. group, option: numbers. count: items of the group."""
+
+    group: Array
+    option: Array
+    count: Array
+    common: Array
+    mean: Array
+    largest: Array
+    memory: Array
+    charges: list[frozenset[str]]
+
+
+def lower_bound(problem: Problem, seconds: float) -> Bound | None:
+    """The bound, or None where the relaxation has no solution: then the problem has none."""
+    groups = groups_of(problem)
+    columns = _columns(problem, groups)
+    if columns is None:
+        return None
+    names = sorted({name for charges in columns.charges for name in charges})
+    base = 0.0 if problem.base is None else float(problem.base.sum())
+    found = _solve(problem, columns, names, len(groups), seconds)
+    if found is None:
+        return None
+    value, amounts, targets = found
+    options = _deal(columns, amounts, groups, len(problem.items))
+    return Bound((value + base) * (1 - MARGIN), options, targets)
+
+
+def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
+    floor = floor_of(problem)
+    parts: list[tuple[Array, ...]] = []
+    charges: list[frozenset[str]] = []
+    for number, group in enumerate(groups):
+        options = problem.items[group[0]].options
+        kept = undominated(options, problem.ranks, problem.capacity, floor)
+        if not kept:
+            return None
+        found = figures(tuple(options[index] for index in kept), problem.ranks)
+        size = np.ones(len(kept))
+        # A part below the floor says nothing: left out, it costs the solver no row.
+        largest = np.where(found.largest > floor * (1 + 1e-9), found.largest, 0.0)
+        parts.append((number * size, np.array(kept), len(group) * size, found.common, found.mean, largest, found.memory))
+        charges += [options[index].charges for index in kept]
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return _Columns(joined[0].astype(int), joined[1], *joined[2:], charges=charges)
+
+
+def _solve(
+    problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float
+) -> tuple[float, Array, Array] | None:
+    """(dual bound, amount of each column, Z). Variables: amounts x, whether used u, charges y, Z.
+
+    A column of a group of one is its own u.
+    """
+    n, phases = len(columns.group), len(problem.phases)
+    many = np.flatnonzero(columns.count > 1)
+    used = np.arange(n)
+    used[many] = n + np.arange(len(many))
+    first_y = n + len(many)
+    first_z = first_y + len(names)
+    size = first_z + phases
+    # Seconds of Z's unit: no more than the answer and near it, so that the solver's absolute tolerances are small against it.
+    cheapest = (columns.common + columns.mean.sum(1)) * columns.count
+    unit = sum(float(cheapest[columns.group == group].min()) for group in range(groups)) or 1.0
+    rows = _Rows(size)
+    everyone = np.arange(n)
+    for group in range(groups):
+        mine = everyone[columns.group == group]
+        rows.add(mine, np.ones(len(mine)), columns.count[mine[0]], columns.count[mine[0]])
+    for phase in range(phases):
+        if columns.mean[:, phase].any():
+            rows.add([*everyone, first_z + phase], [*(-columns.mean[:, phase] / unit), 1.0], 0.0, np.inf)
+    memory = [problem.charge_memory.get(name, 0.0) for name in names]
+    ys = first_y + np.arange(len(names))
+    rows.add([*everyone, *ys], np.array([*columns.memory, *memory]) / problem.capacity, -np.inf, 1.0)
+    for column in many:
+        rows.add([column, used[column]], [1.0, -columns.count[column]], -np.inf, 0.0)
+    for column, phase in zip(*np.nonzero(columns.largest), strict=True):
+        rows.add([first_z + phase, used[column]], [1.0, -columns.largest[column, phase] / unit], 0.0, np.inf)
+    for index, name in enumerate(names):
+        mine = [used[column] for column in range(n) if name in columns.charges[column]]
+        for column in mine:
+            rows.add([first_y + index, column], [1.0, -1.0], 0.0, np.inf)
+    cost = np.zeros(size)
+    cost[:n] = columns.common / unit
+    cost[first_y:first_z] = [problem.charges[name].sum() / unit for name in names]
+    cost[first_z:] = 1.0
+    upper = np.concatenate([columns.count, np.ones(first_z - n), np.full(phases, np.inf)])
+    whole = np.concatenate([np.ones(first_z), np.zeros(phases)])
+    options = {"time_limit": seconds, "mip_rel_gap": PRECISION}
+    answer = milp(cost, constraints=rows.constraint(), integrality=whole, bounds=Bounds(0, upper), options=options)
+    if answer.status == INFEASIBLE:
+        return None
+    value = answer.mip_dual_bound
+    if answer.x is None or value is None or not np.isfinite(value):  # out of time: drop the demand for whole numbers
+        answer = milp(cost, constraints=rows.constraint(), bounds=Bounds(0, upper))
+        value = answer.fun
+    return float(value) * unit, answer.x[:n], answer.x[first_z:] * unit
+
+
+class _Rows:
+    """Constraints low <= row @ variables <= high, collected entry by entry."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._low: list[float] = []
+        self._high: list[float] = []
+        self._entries: list[tuple[Array, Array]] = []
+
+    def add(self, variables: ArrayLike, factors: ArrayLike, low: float, high: float) -> None:
+        self._entries.append((np.asarray(variables, dtype=np.int64), np.asarray(factors, dtype=np.float64)))
+        self._low.append(low)
+        self._high.append(high)
+
+    def constraint(self) -> LinearConstraint:
+        row = np.repeat(np.arange(len(self._entries)), [len(variables) for variables, _ in self._entries])
+        variables, factors = (np.concatenate(column) for column in zip(*self._entries, strict=True))
+        matrix = sparse.csr_array((factors, (row, variables)), shape=(len(self._entries), self._size))
+        return LinearConstraint(matrix, self._low, self._high)
+
+
+def _deal(columns: _Columns, amounts: Array, groups: list[list[int]], items: int) -> tuple[int, ...]:
+    """An option for every item, from the amounts of a group's options (rounded, where they are not whole)."""
+    chosen = np.zeros(items, dtype=int)
+    for number, group in enumerate(groups):
+        mine = np.flatnonzero(columns.group == number)
+        shares = np.maximum(amounts[mine], 0.0)
+        counts = np.floor(shares + 1e-6).astype(int)
+        while counts.sum() < len(group):
+            counts[np.argmax(shares - counts)] += 1
+        chosen[group] = np.repeat(columns.option[mine], counts)[: len(group)]
+    return tuple(int(option) for option in chosen)

@@ -1,0 +1,142 @@
+"""A plan counted from its shards: the same functions that options are made of, added up over whatever the plan holds.
+
+The model itself is in `cost_model`, kinds of work in `cost_ops`, byte counts in `cost_demand`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardembed.errors import PlanError
+from shardembed.plan import Plan, TablePlan
+from shardembed.planner.cost_model import (
+    BACK,
+    CATEGORIES,
+    COPIES,
+    COUNT_BYTES,
+    GRADS,
+    IDS,
+    PHASES,
+    STATE,
+    TAG_BYTES,
+    UPDATE,
+    WEIGHTS,
+    CostModel,
+)
+from shardembed.planner.result import Estimate
+from shardembed.planner.topology import Topology
+from shardembed.planner.traffic import Asked
+from shardembed.planner.workload import Workload
+from shardembed.wire import COUNTS_OF_SLAB, HEADER
+
+Array = NDArray[np.float64]
+
+
+def estimate(plan: Plan, workload: Workload, topology: Topology, model: CostModel | None = None) -> Estimate:
+    """The cost of `plan`.
+
+    Args:
+        model: of the same workload and topology, where the caller has one.
+
+    Raises:
+        PlanError: the plan is for other tables or ranks.
+    """
+    model = model or CostModel(workload, topology)
+    _check(plan, workload, topology)
+    count = _Count(model)
+    for number, table in enumerate(plan.tables):
+        if table.layout.copied and topology.ranks > 1:
+            count.copied(number)
+        else:
+            count.cut(number, table)
+    return count.total()
+
+
+def _check(plan: Plan, workload: Workload, topology: Topology) -> None:
+    if plan.world_size != topology.ranks:
+        raise PlanError(f"the plan is for {plan.world_size} rank(s), the topology has {topology.ranks}; make a plan for it")
+    wanted = [(load.table.name, load.table.num_embeddings, load.table.embedding_dim) for load in workload.tables]
+    given = [(table.name, table.num_embeddings, table.embedding_dim) for table in plan.tables]
+    for want, have in zip([*wanted, ("nothing", 0, 0)], [*given, ("nothing", 0, 0)], strict=False):
+        if want != have:
+            raise PlanError(
+                f"the plan has {have} where the workload has {want} (name, rows, columns); make a plan for this workload"
+            )
+
+
+class _Count:
+    """Sums by rank, filled table by table."""
+
+    def __init__(self, model: CostModel) -> None:
+        ranks, tables = model.ranks, len(model.tables)
+        self.model = model
+        self.seconds = np.repeat(model.base[:, None], ranks, 1)
+        self.memory = np.zeros((len(CATEGORIES), ranks))
+        self.table_seconds = np.zeros((tables, len(PHASES)))
+        self.table_memory = np.zeros((tables, ranks))
+        # One rank's request to each rank, its vectors back, and what twins and copies send.
+        self.keys, self.vectors, self.grads, self.twins = (np.zeros(ranks) for _ in range(4))
+        self.reduced = 0.0
+        self.charges: set[str] = set()
+
+    def copied(self, table: int) -> None:
+        loads, memory = self.model.copied_in_detail(table)
+        self._everywhere(table, loads, memory)
+        self.table_memory[table] += memory[WEIGHTS] + memory[STATE]
+        self.reduced += self.model.reduced_bytes(table)
+        self.charges |= self.model.charges_of(table, [self.model.tables[table].width], "copied")
+
+    def cut(self, table: int, plan: TablePlan) -> None:
+        model, known = self.model, {}
+        strips: list[tuple[float, Asked]] = []
+        for strip in plan.layout.strips:
+            rows = tuple(block.rows for block in strip.blocks)
+            asked = known.get(rows)
+            if asked is None:
+                asked = known[rows] = model.tables[table].traffic.blocks(rows)
+            width = float(len(strip.columns))
+            strips.append((width, asked))
+            owners = np.array([block.ranks[0] for block in strip.blocks])
+            self._shards(table, plan, owners, np.full(len(rows), width), asked, np.array([float(len(cut)) for cut in rows]))
+        self._everywhere(table, *model.common_in_detail(table, strips, plan.packing))
+        self.charges |= model.charges_of(table, [width for width, _ in strips], plan.packing)
+
+    def _shards(self, table: int, plan: TablePlan, owners: NDArray[np.intp], widths: Array, asked: Asked, rows: Array) -> None:
+        loads, memory = self.model.parts_in_detail(table, widths, asked, rows, plan.packing)
+        np.add.at(self.seconds.T, owners, loads)
+        np.add.at(self.memory.T, owners, memory)
+        self.table_seconds[table] += loads.sum(0)
+        np.add.at(self.table_memory[table], owners, memory[:, WEIGHTS] + memory[:, STATE])
+        this = self.model.tables[table]
+        demand = this.demand(asked, plan.packing)
+        vectors = this.vector_bytes(demand, widths)
+        np.add.at(self.keys, owners, this.key_bytes(demand, rows))
+        np.add.at(self.vectors, owners, vectors)
+        if this.learns:
+            np.add.at(self.grads, owners, vectors)
+            if this.load.optimizer.rowwise:
+                np.add.at(self.twins, owners, self.model.swapped_bytes(this, demand, widths))
+
+    def _everywhere(self, table: int, loads: Array, memory: Array) -> None:
+        self.seconds += loads[:, None]
+        self.memory += memory[:, None]
+        self.table_seconds[table] += self.model.ranks * loads
+
+    def total(self) -> Estimate:
+        for name in sorted(self.charges):
+            self.seconds += self.model.charges[name][:, None]
+        return Estimate(PHASES, self.seconds, self._bytes(), CATEGORIES, self.memory, self.table_seconds, self.table_memory)
+
+    def _bytes(self) -> Array:
+        """What each rank sends to others: of keys and gradients what it asks of them, of vectors what they ask of it."""
+        others = self.model.ranks - 1
+        sent = np.zeros((len(PHASES), self.model.ranks))
+        slabs = [name for name in self.charges if name.startswith("slab:")]
+        sent[IDS] = others * COUNT_BYTES * (HEADER + COUNTS_OF_SLAB * len(slabs)) + self.keys.sum() - self.keys
+        sent[BACK] = others * self.vectors
+        sent[GRADS] = self.grads.sum() - self.grads
+        sent[UPDATE] = self.twins
+        if self.reduced:
+            sent[COPIES] = 2 * others / self.model.ranks * (self.reduced + TAG_BYTES)
+        return sent

@@ -1,0 +1,177 @@
+"""What one rank's batch asks of shards, and the bytes of it: the planner's mirror of `route.segments`, `exchange` and `wire`.
+
+Legend: N ids, E entries (keys sent), S segments (vectors sent back), B bags, L ids a bag, p a block's share of the ids, n blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import gcd
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardembed.placement import Packing
+from shardembed.planner.traffic import Asked, Traffic
+from shardembed.planner.workload import TableLoad
+from shardembed.wire import ALIGNMENT
+
+Array = NDArray[np.float64]
+INT32_MAX = 2**31 - 1
+LENGTH_BYTES = 4  # int32, as `exchange` sends lengths and multiplicities
+ID_BYTES = 8  # int64, off the wire
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """By block, `[n]`: entries by id (each a segment) and in bags, segments of bags, and rows touched by all ranks."""
+
+    singles: Array
+    bagged: Array
+    sums: Array
+    touched: Array
+
+    @property
+    def entries(self) -> Array:
+        return self.singles + self.bagged
+
+    @property
+    def segments(self) -> Array:
+        return self.singles + self.sums
+
+    @property
+    def lengths(self) -> Array:
+        """Lengths that travel: those of all segments, where some segment has several keys."""
+        return np.where(self.bagged > self.sums * (1 + 1e-9), self.segments, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of the workload and its expected traffic. wire: itemsize of vectors on the wire."""
+
+    load: TableLoad
+    traffic: Traffic
+    batch: float
+    ranks: int
+    wire: int
+
+    @cached_property
+    def itemsize(self) -> int:
+        return self.load.table.dtype.itemsize
+
+    @cached_property
+    def compute(self) -> int:
+        """Itemsize of sums, gradients and optimizer state."""
+        return 8 if self.load.table.dtype == torch.float64 else 4
+
+    @property
+    def rows(self) -> int:
+        return self.load.table.num_embeddings
+
+    @property
+    def width(self) -> int:
+        return self.load.table.embedding_dim
+
+    @property
+    def learns(self) -> bool:
+        return not self.load.table.frozen
+
+    @cached_property
+    def poolings(self) -> tuple[str | None, ...]:
+        table = self.load.table
+        return tuple(table.pooling_of(name) for name in table.feature_names or ())
+
+    @cached_property
+    def whole_rows(self) -> bool:
+        """The optimizer or max_norm needs a statistic of the whole row."""
+        return self.load.optimizer.rowwise or self.load.table.max_norm is not None
+
+    def feature_ids(self, feature: int) -> float:
+        return self.traffic.bags[feature] * self.traffic.lengths[feature]
+
+    def read_by_bag(self, packing: Packing | str) -> tuple[bool, ...]:
+        """By feature; as `route.segments` decides, for input without per-sample weights."""
+        table = self.load.table
+        by_id = packing != "bag" or table.max_norm is not None or table.policy.scale_grad_by_freq
+        return tuple(not by_id and pooling in ("sum", "mean") for pooling in self.poolings)
+
+    @cached_property
+    def _distinct_by_id(self) -> float:
+        """Of the distinct ids, the share that features without a sum have, where the table is packed as bags."""
+        kept = tuple(ids for ids, bag in zip(self.load.ids_per_sample, self.read_by_bag("bag"), strict=True) if not bag)
+        if not kept:
+            return 0.0
+        alone = Traffic.of(replace(self.load, ids_per_sample=kept), self.batch, self.ranks)
+        return alone.distinct / self.traffic.distinct if self.traffic.distinct else 0.0
+
+    def demand(self, asked: Asked, packing: Packing | str) -> Demand:
+        """unique: E = S = the distinct ids of all features. bag: E = all ids, S = sum over features of B (1 - (1 - p)^L), the
+        expected number of bags with an id in the block (the ids of a bag drawn independently), and never more than the ids.
+        """
+        bags = self.read_by_bag(packing)
+        if not any(bags):
+            nothing = np.zeros_like(asked.ids)
+            return Demand(asked.distinct, nothing, nothing, asked.touched)
+        share = asked.ids / max(self.traffic.ids, 1e-300)
+        sums, bagged = np.zeros_like(asked.ids), np.zeros_like(asked.ids)
+        for feature, bag in enumerate(bags):
+            if bag:
+                ids = self.feature_ids(feature) * share
+                some = self.traffic.bags[feature] * (1.0 - np.maximum(1.0 - share, 0.0) ** self.traffic.lengths[feature])
+                sums, bagged = sums + np.minimum(some, ids), bagged + ids
+        singles = asked.distinct * (0.0 if all(bags) else self._distinct_by_id)
+        return Demand(singles, bagged, sums, asked.touched)
+
+    def key_bytes(self, demand: Demand, rows: Array) -> Array:
+        """Of one rank's request to each shard: keys (int64 from 2^31 rows on), lengths, and multiplicities where asked for.
+
+        A slab sends int64 keys once its fullest rank has so many rows; here each shard is looked at alone.
+        """
+        key = np.where(rows > INT32_MAX, 8.0, 4.0) + (LENGTH_BYTES if self.load.table.policy.scale_grad_by_freq else 0)
+        return demand.entries * key + demand.lengths * LENGTH_BYTES
+
+    def vector_bytes(self, demand: Demand, widths: Array) -> Array:
+        """Of the vectors that one rank gets from each shard; its gradients take as many."""
+        return demand.segments * widths * self.wire
+
+
+def padding(item: int) -> float:
+    """Expected bytes that fill up a block of items of `item` bytes to a multiple of 16: with g = gcd(16, item), the block ends
+    at any multiple of g alike.
+    """
+    return (ALIGNMENT - gcd(ALIGNMENT, item)) / 2
+
+
+def updated_bytes(table: Table, widths: Array) -> Array:
+    """Bytes that the update of a row moves: weights and state read and written, its gradient read."""
+    return widths * (2 * table.itemsize + table.compute) + 2 * state_bytes(table, widths)
+
+
+def state_bytes(table: Table, widths: Array) -> Array:
+    """Bytes of optimizer state of a row."""
+    if not table.learns:
+        return np.zeros_like(widths)
+    shapes = list(table.load.optimizer.state.values())
+    return table.compute * (widths * shapes.count("element") + shapes.count("row"))
+
+
+def optimizer_name(table: Table) -> str:
+    """As ops are named."""
+    name = type(table.load.optimizer).__name__
+    return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
+
+
+# As `kernels.choose` decides, where the topology has a fused kernel at all; the tests hold the two together. Whether a slab is too
+# large for it depends on what else is stacked there, and is left out.
+ROWWISE_WIDTH = 96
+FUSED = ("sgd", "adagrad", "rowwise_adagrad")
+
+
+def fusible(table: Table, name: str, width: float) -> bool:
+    """Whether one kernel can merge and update a slab of this width."""
+    rowwise = table.load.optimizer.rowwise
+    if name not in FUSED or table.load.table.dtype != torch.float32 or (rowwise and width < table.width):
+        return False
+    return not rowwise or width >= ROWWISE_WIDTH

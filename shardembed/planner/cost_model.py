@@ -1,0 +1,330 @@
+"""What a step costs by plan: seconds a phase and bytes of memory, added up from shards.
+
+Phases follow the journey and are separated by collectives, so a step takes the sum over phases of the slowest rank. Every batch is
+spread evenly over the ranks, so all ranks ask every owner alike; what a shard adds to its owner is R times one rank's demand (see
+`cost_demand`), in the kinds of work of `cost_ops`. E entries, S segments, W columns of the shard, U rows touched by any rank:
+
+    phase             on the owner, a shard                        on every rank, a table
+    route                                                          route_*: N ids; distinct ids a strip, or N ids a strip in bags
+    ids out           wire and copy of R E keys (+ S lengths)      copy of E keys a strip; base: the counts message
+    lookup            lookup of R E rows, W wide                   (copied: of its own E rows)
+    vectors back      wire and copy of R S vectors                 copy of S vectors a strip
+    combine                                                        pool and pool_adjoint of N ids (bags: of S vectors) a strip
+    gradients back    wire and copy of R S vectors                 copy of S vectors a strip
+    update            merge of R E gradients, update of U rows
+    reduce copies                                                  (copied: merge, one all-reduce of rows x (W + 1), update of U)
+
+Of the wire, (R - 1) / R travels: own shares stay on the rank. What a slab costs whatever is asked of it (one call of each kind of
+work, one block of a message a rank) is a fixed charge by the slab's kind. Approximations, each small beside the rest: a slab that
+mixes packings sends lengths for all of it; int64 keys and FBGEMM's limit of 2^31 elements are judged by shard, not by slab; a slab
+that lies on one rank needs no sorting by owner; padding of messages is counted by slab, at its expected size.
+
+Everything is linear in shards, so that options of a table can be counted once and added up in any combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardembed.placement import Packing
+from shardembed.planner import cost_demand as demands
+from shardembed.planner.cost_demand import Demand, Table
+from shardembed.planner.cost_ops import all_reduce, all_to_all, op_of
+from shardembed.planner.topology import Op, Topology
+from shardembed.planner.traffic import Asked, Traffic
+from shardembed.planner.workload import Workload
+from shardembed.wire import COUNTS_OF_SLAB, HEADER
+
+Array = NDArray[np.float64]
+PHASES = ("route", "ids out", "lookup", "vectors back", "combine", "gradients back", "update", "reduce copies")
+ROUTE, IDS, LOOKUP, BACK, COMBINE, GRADS, UPDATE, COPIES = range(len(PHASES))
+CATEGORIES = ("weights", "optimizer state", "waiting gradients", "exchange buffers", "prefetch")
+WEIGHTS, STATE, WAITING, BUFFERS, PREFETCH = range(len(CATEGORIES))
+COUNT_BYTES = 8  # int64
+TAG_BYTES = 32  # of the all-reduce: `comm.TAG` numbers of float32
+
+
+class CostModel:
+    """The cost of every way to cut the tables of `workload` on `topology`.
+
+    Attributes:
+        tables: with their traffic. base: `[P]` seconds whatever the plan. charges: `[P]` seconds by name; `charges_of` adds the
+        slabs it names. charge_memory: bytes likewise.
+    """
+
+    phases, categories = PHASES, CATEGORIES
+
+    def __init__(self, workload: Workload, topology: Topology) -> None:
+        self.workload, self.topology, self.ranks = workload, topology, topology.ranks
+        batch = workload.global_batch_size / topology.ranks
+        self.tables = tuple(
+            Table(load, Traffic.of(load, batch, self.ranks), batch, self.ranks, (workload.wire_dtype or load.table.dtype).itemsize)
+            for load in workload.tables
+        )
+        self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
+        self._op = cache(lambda name: op_of(topology, name))
+        self._swap_byte = self._exchange.byte / max(1, self.ranks - 1)  # for a byte to one peer alone
+        latency = self._exchange.latency
+        self.charges: dict[str, Array] = {
+            "cut": _phases({IDS: latency, BACK: latency, GRADS: latency}),
+            "copied": _phases({COPIES: self._reduce.latency + TAG_BYTES * (self._reduce.byte + self._op("all_reduce").byte)}),
+            "twins": _phases({UPDATE: latency}),
+            "norms": _phases({LOOKUP: latency}),
+        }
+        self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
+        self.base = self._base()
+
+    def _base(self) -> Array:
+        features = sum(len(table.poolings) for table in self.tables)
+        ids = sum(table.traffic.ids for table in self.tables)
+        route = self._op("step").call + self._op("route_ids").seconds(features, ids, 0)
+        counts = self._exchange.latency + self._exchange.byte * COUNT_BYTES * HEADER
+        return _phases({ROUTE: route, IDS: counts})
+
+    # What a shard adds to its owner.
+
+    def parts(self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing) -> tuple[Array, Array]:
+        """What each of n shards adds to its owner: (`[n, P]` seconds, `[n]` bytes).
+
+        Args:
+            widths, rows: columns and rows of the shards, `[n]`. asked: of their rows.
+        """
+        loads, memory = self.parts_in_detail(table, widths, asked, rows, packing)
+        return loads, memory.sum(1)
+
+    def parts_in_detail(self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing) -> tuple[Array, Array]:
+        """As `parts`, with bytes by category `[n, C]`."""
+        this, widths, rows = self.tables[table], np.asarray(widths, np.float64), np.asarray(rows, np.float64)
+        demand = this.demand(asked, packing)
+        keys, vectors = this.key_bytes(demand, rows), this.vector_bytes(demand, widths)
+        per_byte = self._exchange.byte + self.ranks * self._op("copy").byte
+        loads = np.zeros((len(PHASES), len(widths)))
+        loads[IDS] = per_byte * keys
+        loads[LOOKUP] = self._lookup(this, demand, widths)
+        loads[BACK] = per_byte * vectors
+        if this.learns:
+            loads[GRADS] = per_byte * vectors
+            loads[UPDATE] = self._update(table, demand, widths)
+        return loads.T, self._memory(this, demand, widths, rows, keys, vectors)
+
+    def _lookup(self, table: Table, demand: Demand, widths: Array) -> Array:
+        """R requests; with max_norm, each touched row is read and written once more, in float64."""
+        row, ranks = widths * table.itemsize, self.ranks
+        seconds = _seconds(self._op("lookup"), ranks * demand.singles, row)
+        seconds = seconds + _seconds(self._op("lookup_sum"), ranks * demand.bagged, row)
+        if table.load.table.max_norm is not None:
+            seconds = seconds + _seconds(self._op("lookup"), demand.touched, row + 8 * widths)
+            seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
+        return seconds
+
+    def _update(self, number: int, demand: Demand, widths: Array) -> Array:
+        """Merge what R ranks sent, update what any of them touched. Where a rowwise optimizer's columns are cut, each strip's
+        owner also sends one float64 a touched row to every other strip's owner (`twins`).
+        """
+        table, entries = self.tables[number], self.ranks * demand.entries
+        moved = demands.updated_bytes(table, widths)
+        seconds = np.empty_like(widths)
+        for width in np.unique(widths):
+            here = widths == width
+            merge, update = self._update_ops(number, float(width))
+            seconds[here] = _seconds(merge, entries[here], width * table.compute)
+            seconds[here] += _seconds(update, demand.touched[here], moved[here])
+        if table.load.optimizer.rowwise:
+            seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
+        return seconds
+
+    @staticmethod
+    def swapped_bytes(table: Table, demand: Demand, widths: Array) -> Array:
+        """What the owner of a strip sends to those of the others: one float64 a touched row to each."""
+        return (table.width / widths - 1.0) * demand.touched * 8
+
+    def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
+        """Those that merge and update a slab."""
+        name = demands.optimizer_name(self.tables[table])
+        fused = any(op.startswith("fused") for op in self.topology.ops)
+        if fused and demands.fusible(self.tables[table], name, width):
+            return self._op("fused_merge"), self._op(f"fused_{name}")
+        return self._op("merge"), self._op(f"update_{name}")
+
+    def _memory(self, table: Table, demand: Demand, widths: Array, rows: Array, keys: Array, vectors: Array) -> Array:
+        """Bytes by category, `[n, C]`.
+
+        waiting gradients: R S vectors in the compute dtype, R E row numbers and R S offsets in int64, and the merged gradients
+        beside them while the step runs. exchange buffers: the looked-up vectors beside the message they are packed into, and the
+        keys. prefetch: the next batch's keys.
+        """
+        found = np.zeros((len(CATEGORIES), len(widths)))
+        found[WEIGHTS] = rows * widths * table.itemsize
+        found[STATE] = rows * demands.state_bytes(table, widths)
+        requests = self.ranks * (keys + np.where(demand.lengths > 0, demand.segments, 0.0) * demands.ID_BYTES)
+        if table.learns:
+            numbers = self.ranks * (demand.entries + demand.lengths) * demands.ID_BYTES
+            merged = demand.touched * (widths * table.compute + demands.ID_BYTES)
+            found[WAITING] = self.ranks * demand.segments * widths * table.compute + numbers + merged
+        found[BUFFERS] = self.ranks * (vectors + demand.segments * widths * table.itemsize) + requests
+        found[PREFETCH] = requests
+        return found.T
+
+    # What every rank does for its own batch.
+
+    def common(self, table: int, widths: Sequence[float], blocks: int | Asked, packing: Packing) -> tuple[Array, float]:
+        """What every rank does for its own batch of a table, wherever its shards lie: (`[P]` seconds, bytes).
+
+        Args:
+            widths: columns of each strip. blocks: those that each strip's rows are cut into; a number stands for that many
+                blocks with equal shares of the ids.
+        """
+        seconds, memory = self.common_in_detail(table, [(width, blocks) for width in widths], packing)
+        return seconds, float(memory.sum())
+
+    def common_in_detail(self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str) -> tuple[Array, Array]:
+        """As `common`, of strips that are cut into blocks in ways of their own, with bytes by category `[C]`."""
+        this, loads, memory = self.tables[table], np.zeros(len(PHASES)), np.zeros(len(CATEGORIES))
+        bags = this.read_by_bag(packing)
+        by_id = sum(this.feature_ids(feature) for feature, bag in enumerate(bags) if not bag)
+        loads[ROUTE] += self._op("route_unique").seconds(0, by_id, 0)
+        memory[PREFETCH] += (this.traffic.ids + by_id) * demands.ID_BYTES
+        for width, blocks in strips:
+            demand = this.demand(self._evenly(this, blocks), packing)
+            self._common_strip(this, bags, demand, float(width), loads, memory)
+        if len(strips) > 1:  # side by side, there and back
+            loads[COMBINE] += self._op("copy").byte * 4 * sum(self._output_bytes(this, feature) for feature in range(len(bags)))
+        return loads, memory
+
+    def _evenly(self, table: Table, blocks: int | Asked) -> Asked:
+        if isinstance(blocks, Asked):
+            return blocks
+        traffic = table.traffic
+        return Asked(*(np.full(blocks, number / blocks) for number in (traffic.ids, traffic.distinct, traffic.touched)))
+
+    def _common_strip(
+        self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, loads: Array, memory: Array
+    ) -> None:
+        entries, segments = float(demand.entries.sum()), float(demand.segments.sum())
+        keys = float(table.key_bytes(demand, np.zeros_like(demand.singles)).sum())
+        vectors, wanted = segments * width * table.wire, segments * width * table.compute
+        copy = self._op("copy").byte
+        by_id = [feature for feature, bag in enumerate(bags) if not bag]
+        ids = sum(table.feature_ids(feature) for feature in by_id)
+        loads[ROUTE] += self._op("route_place").seconds(1, float(demand.singles.sum()), demands.ID_BYTES * ids)
+        loads[ROUTE] += self._op("route_bag").seconds(sum(bags), float(demand.bagged.sum()), 0)
+        loads[IDS] += copy * keys
+        loads[BACK] += copy * vectors
+        loads[COMBINE] += self._op("piece").seconds(len(bags), 0, 0)
+        for feature in by_id:
+            loads[COMBINE] += self._pool(table, table.poolings[feature], table.feature_ids(feature), width)
+        if any(bags):
+            loads[COMBINE] += self._pool(table, "sum", float(demand.sums.sum()), width)
+        if table.learns:
+            loads[GRADS] += copy * vectors
+        memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
+        # The message beside what it is unpacked into; on the way back, gradients beside the message.
+        memory[BUFFERS] += vectors + wanted
+
+    def _pool(self, table: Table, pooling: str | None, vectors: float, width: float) -> float:
+        kind = "gather" if pooling is None else "pool"
+        moved = vectors * width * table.compute * (2 if pooling is None else 1)
+        seconds = self._op(kind).seconds(0, vectors, moved)
+        # Torch's own adjoint, where `combine` has none: of max, and of bags with padding.
+        plain = pooling in ("sum", "mean") and table.load.table.padding_idx is None
+        if table.learns:
+            seconds += self._op("pool_adjoint" if plain else "gather_adjoint").seconds(0, vectors, moved)
+        return seconds
+
+    def _output_bytes(self, table: Table, feature: int) -> float:
+        pooled = table.poolings[feature] is not None
+        return (table.traffic.bags[feature] if pooled else table.feature_ids(feature)) * table.width * table.compute
+
+    # Copied tables.
+
+    def copied(self, table: int) -> tuple[Array, float]:
+        """A copy of the table on every rank: what each of them does and holds, (`[P]` seconds, bytes)."""
+        loads, memory = self.copied_in_detail(table)
+        return loads, float(memory.sum())
+
+    def copied_in_detail(self, table: int) -> tuple[Array, Array]:
+        """As `copied`, with bytes by category `[C]`."""
+        this, copy = self.tables[table], self._op("copy").byte
+        traffic, width, rows = this.traffic, float(this.width), float(this.rows)
+        loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
+        found, row = traffic.distinct, width * this.itemsize
+        loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
+        loads[BACK] += copy * found * width * this.wire
+        widths = np.array([width])
+        memory[WEIGHTS] += rows * row
+        memory[STATE] += rows * float(demands.state_bytes(this, widths)[0])
+        memory[BUFFERS] += found * row
+        if this.learns:
+            loads[GRADS] += copy * found * width * this.wire
+            gradients = width * this.compute
+            buffer = self.reduced_bytes(table)
+            _, update = self._update_ops(table, width)
+            loads[COPIES] += self._op("merge").seconds(0, found, found * gradients)
+            loads[COPIES] += self._op("dense").seconds(0, rows, buffer) + buffer * (self._reduce.byte + self._op("all_reduce").byte)
+            moved = float(demands.updated_bytes(this, widths)[0])
+            loads[COPIES] += update.seconds(0, traffic.touched, traffic.touched * moved)
+            memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES)
+            memory[BUFFERS] += buffer
+        return loads, memory
+
+    def reduced_bytes(self, table: int) -> float:
+        """Of a copied table in the all-reduce: its rows, and for each whether it is touched."""
+        this = self.tables[table]
+        return this.rows * (this.width + 1) * this.compute if this.learns else 0.0
+
+    # What a plan pays once.
+
+    def charges_of(self, table: int, widths: Sequence[float], packing: Packing | str) -> frozenset[str]:
+        """The fixed charges of a table cut into strips of these widths; packing "copied": of a copy on every rank."""
+        this, copied = self.tables[table], packing == "copied"
+        split = this.whole_rows and len(widths) > 1
+        names = {"copied"} if copied and this.learns else set()
+        if not copied:
+            names.add("cut")
+            names |= {"twins"} if split and this.load.optimizer.rowwise and this.learns else set()
+            names |= {"norms"} if split and this.load.table.max_norm is not None else set()
+        for width in dict.fromkeys(widths):
+            name = self._slab_name(this, int(width), copied, split)
+            if name not in self.charges:
+                self.charges[name] = self._slab(table, float(width), copied)
+                self.charge_memory[name] = 0.0
+            names.add(name)
+        return frozenset(names)
+
+    def _slab_name(self, table: Table, width: int, copied: bool, split: bool) -> str:
+        config = table.load.table
+        kind = (config.dtype, table.load.optimizer.describe(), config.policy, copied, split)
+        return f"slab:{width} columns, " + ", ".join(map(str, kind))
+
+    def _slab(self, number: int, width: float, copied: bool) -> Array:
+        """One call of each kind of work a slab; a message has a block a rank on both sides, of which a copied slab has its own."""
+        table = self.tables[number]
+        call = {name: self._op(name).call for name in ("route_slab", "lookup", "pool", "pool_adjoint", "copy")}
+        blocks = 2 * call["copy"] * (1 if copied else self.ranks)
+        item = int(width) * table.wire
+        fill_keys, fill_vectors = (0.0, 0.0) if copied else (self._exchange.byte * demands.padding(size) for size in (4, item))
+        counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB
+        seconds = {ROUTE: call["route_slab"], IDS: blocks + fill_keys + counts, LOOKUP: call["lookup"], BACK: blocks + fill_vectors}
+        seconds[COMBINE] = call["pool"]
+        if table.learns:
+            merge, update = self._update_ops(number, width)
+            seconds[COMBINE] += call["pool_adjoint"]
+            seconds[GRADS] = blocks + fill_vectors
+            seconds[UPDATE] = merge.call + update.call
+            seconds[COPIES] = self._op("dense").call if copied else 0.0
+        return _phases(seconds)
+
+
+def _phases(seconds: dict[int, float]) -> Array:
+    found = np.zeros(len(PHASES))
+    for phase, number in seconds.items():
+        found[phase] = number
+    return found
+
+
+def _seconds(op: Op, rows: Array, row_bytes: Array | float) -> Array:
+    return rows * (op.row + op.byte * row_bytes)

@@ -1,0 +1,103 @@
+"""The kinds of work that a topology gives speeds for, and what its links make of a message.
+
+    op              call                      row                              byte
+    step            the step of a collection  -                                -
+    route_ids       a feature                 an id of the batch               -
+    route_unique    -                         an id read by id (deduplicated)  -
+    route_place     a strip of a table        a distinct id sent to a strip    of the map from ids to segments, 8 an id and strip
+    route_bag       a feature's strip         an id sent in a bag              -
+    route_slab      a slab                    -                                -
+    copy            a block of a message      -                                of a message put together or taken apart
+    lookup          a slab                    a row read for its own sake      read
+    lookup_sum      a slab                    a row read into a partial sum    read
+    pool            a slab                    a vector added to a bag          read
+    pool_adjoint    a slab                    as pool, on the way back         read
+    gather          a slab                    a vector given out as it is      read and written
+    gather_adjoint  a slab                    as gather, on the way back       read and added to
+    piece           a feature's strip         -                                -
+    merge           a slab                    an entry (a row and a gradient)  of gradients read
+    update          a slab                    a distinct row                   of weights and state read and written, gradients read
+    fused_merge     a slab                    as merge, where one kernel       as merge
+    fused           -                         merges and updates: as update    as update
+    dense           a slab                    a row of a copied table          of the buffer that copies are summed in
+    all_reduce      -                         -                                of that buffer, in the sum itself
+
+`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused`
+op the topology has no fused kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardembed.errors import ConfigError
+from shardembed.planner.topology import Op, Topology
+
+OPS = (
+    *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
+    *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
+)
+OPTIONAL = ("fused_merge", "fused")
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
+OPTIMIZER_OPS = tuple(f"{kind}_{name}" for kind in ("update", "fused") for name in OPTIMIZERS)
+
+
+def op_of(topology: Topology, name: str) -> Op:
+    """The speed of a kind of work; `update_x` and `fused_x` fall back on `update` and `fused`.
+
+    Raises:
+        ConfigError: the topology does not give it.
+    """
+    for candidate in (name, name.split("_", 1)[0] if name in OPTIMIZER_OPS else name):
+        if candidate in topology.ops:
+            return topology.ops[candidate]
+    raise ConfigError(f"topology {topology.name!r} gives no speed for the op {name!r}; its ops are {sorted(topology.ops)}")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An all-to-all in which every pair of ranks exchanges alike: `latency` seconds, and `byte` for each byte of a message to (or
+    from) one peer.
+    """
+
+    latency: float
+    byte: float
+
+
+def all_to_all(topology: Topology) -> Exchange:
+    """The slower of the links within and between nodes, since both carry at once what is for different peers (NCCL's all-to-all
+    is a group of sends and receives, one a peer).
+
+    On a link: latency + peer * (peers - 1) + peers * bytes / bandwidth. Of R - 1 peers, G - 1 share the node.
+    """
+    if topology.ranks == 1:
+        return Exchange(0.0, 0.0)
+    within = min(topology.ranks, topology.ranks_per_node) - 1
+    tiers = [(link, peers) for link, peers in ((topology.intra, within), (topology.inter, topology.ranks - 1 - within)) if peers]
+    return Exchange(
+        max(link.latency + link.peer * (peers - 1) for link, peers in tiers),
+        max(peers / link.bandwidth for link, peers in tiers),
+    )
+
+
+def all_reduce(topology: Topology) -> Exchange:
+    """An all-reduce: `byte` is for each byte of the buffer.
+
+    Every rank sends and receives 2 (R - 1) / R of the buffer (the "bus bandwidth" of nccl-tests, doc/PERFORMANCE.md; Gloo's ring
+    likewise). Between nodes, the G ranks of a node carry their node's share together, 1 / G each, as NCCL's rings over parallel
+    rails do. Latency: the buffer passes every rank twice within a node, and every node twice between nodes along a tree
+    (2 log2(nodes), NCCL's double binary trees).
+    """
+    if topology.ranks == 1:
+        return Exchange(0.0, 0.0)
+    ranks, within = topology.ranks, min(topology.ranks, topology.ranks_per_node)
+    travels = 2.0 * (ranks - 1) / ranks
+    intra, inter = topology.intra, topology.inter
+    latency = byte = 0.0
+    if within > 1:
+        latency, byte = 2 * (intra.latency + intra.peer * (within - 2)), travels / intra.bandwidth
+    nodes = -(-ranks // within)
+    if nodes > 1:
+        latency += 2 * inter.latency * (nodes - 1).bit_length()
+        byte = max(byte, travels / (within * inter.bandwidth))
+    return Exchange(latency, byte)

@@ -1,0 +1,186 @@
+"""Finds a plan near the bound: the relaxation's own choice placed greedily, then items taken out and put back elsewhere.
+
+Each round takes a few items off the ranks that set the pace, and puts them back one by one with whichever of their options, on
+whichever ranks, is best then. A round that makes things worse is undone. Same problem and seed, same plan: rounds are counted,
+and the clock only ends them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardembed.planner.bound import Bound, lower_bound
+from shardembed.planner.level import level, value
+from shardembed.planner.problem import Choice, Option, Problem, Score, score
+from shardembed.planner.relax import figures, floor_of, groups_of, undominated
+from shardembed.planner.state import State
+
+GOOD = 5e-4  # a gap that is not worth another round
+EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
+WAYS = 16  # to place an item, that are tried in a round
+Progress = Callable[[str, float], None]  # what is being done, and the gap so far
+
+
+@dataclass(frozen=True)
+class Solution:
+    """choices: of every item. bound: seconds that no solution beats."""
+
+    choices: tuple[Choice, ...]
+    score: Score
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        return self.score.step / self.bound - 1.0 if self.bound > 0 else 0.0
+
+
+def solve(problem: Problem, seed: int = 0, seconds: float = 8.0, progress: Progress | None = None) -> Solution | None:
+    """A solution and its bound, or None where no choice of options fits into memory."""
+    started = time.monotonic()
+    bound = lower_bound(problem, seconds / 2)
+    if bound is None:
+        return None
+    best: Solution | None = None
+    search = _Search(problem, bound, seed)
+    for state in search.rounds(started + seconds):
+        done = level(state, seconds / 2)
+        found = None if done is None else _finished(done, bound)
+        if found is not None and (best is None or found.score.step < best.score.step):
+            best = found
+        if progress is not None and best is not None:
+            progress("searching", best.gap)
+        if best is not None and best.gap <= GOOD:
+            break
+    return best
+
+
+def _finished(state: State, bound: Bound) -> Solution | None:
+    choices = tuple(choice for choice in state.choices if choice is not None)
+    found = score(state.problem, choices)
+    if found.memory.max() > state.problem.capacity:
+        return None
+    return Solution(choices, found, bound.value)
+
+
+class _Search:
+    """Construction and rounds. Legend: candidates are option numbers, a list an item."""
+
+    def __init__(self, problem: Problem, bound: Bound, seed: int) -> None:
+        self.problem, self.bound = problem, bound
+        self.draw = np.random.default_rng(seed)
+        self.candidates: list[list[int]] = [[]] * len(problem.items)
+        floor = floor_of(problem)
+        for group in groups_of(problem):
+            options = problem.items[group[0]].options
+            kept = undominated(options, problem.ranks, problem.capacity, floor)
+            found = figures(tuple(options[number] for number in kept), problem.ranks)
+            beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
+            price = found.common + found.mean.sum(1) + beyond
+            ordered = [kept[index] for index in np.argsort(price, kind="stable")]
+            for item in group:
+                self.candidates[item] = ordered
+
+    def rounds(self, deadline: float) -> Iterator[State]:
+        """States worth finishing: the constructed one, then those that rounds have improved."""
+        state = self._construct()
+        if state is None:
+            return
+        yield state
+        small = self.problem.ranks <= EXACT_RANKS
+        measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
+        # Enough for the few dozen items that matter; rounds on many ranks take longer and gain less.
+        limit = max(40, min(1500, 300_000 // (self.problem.ranks + 100)))
+        now = best = measure(state)
+        kept, first, since = state.copy(), best, 0
+        for number in range(limit):
+            if time.monotonic() > deadline or best <= self.bound.value * (1 + GOOD):
+                break
+            slack = 0.01 * (1 - number / limit) ** 2
+            now = self._round(state, now, best * (1 + slack), measure)
+            since += 1
+            if now < best * (1 - 1e-7):
+                best, kept, since = now, state.copy(), 0
+            elif since > 200:
+                state, now, since = kept.copy(), best, 0
+        if best < first:
+            yield kept
+
+    def _construct(self) -> State | None:
+        """Every item by the relaxation's option, the largest first; where that does not fit, by others, in the end the smallest."""
+        for lead in ("seconds", "bytes"):
+            state = State(self.problem, self.bound.targets)
+            sizes = [self._size(item, self.bound.options[item]) for item in range(len(self.problem.items))]
+            order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
+            if all(self._insert_somehow(state, item, lead) for item in order) and state.fits:
+                return state
+        return None
+
+    def _size(self, item: int, number: int) -> float:
+        """How hard it is to find a place for an item's parts: seconds and bytes as shares of what a rank has."""
+        option = self.problem.items[item].options[number]
+        if not option.parts:
+            return 0.0
+        scale = np.maximum(self.bound.targets, self.bound.targets.sum() * 1e-6 + 1e-30)
+        largest = max(float((option.loads / scale).max()), float(option.memory.max()) / self.problem.capacity)
+        return largest / 1e3 if option.divisible else largest  # these fill what is left
+
+    def _insert_somehow(self, state: State, item: int, lead: str) -> bool:
+        wanted, options = self.bound.options[item], self.problem.items[item].options
+        if lead == "seconds":
+            return state.insert(item, wanted) or self._best_insert(state, item)
+        numbers = sorted(range(len(options)), key=lambda number: self._bytes(options[number]))
+        return any(state.insert(item, number) for number in numbers)
+
+    def _bytes(self, option: Option) -> float:
+        most = float(option.memory.max()) / max(min(option.divisible, self.problem.ranks), 1) if option.parts else 0.0
+        return most + option.common_memory * self.problem.ranks
+
+    def _round(self, state: State, now: float, limit: float, measure: Callable[[State], float]) -> float:
+        """Take some items out and put them back; undone if the state's value, `now` before, would pass `limit`. Gives the value."""
+        uneven = state.unevenness
+        items = self._pick(state)
+        old = {item: state.choices[item] for item in items}
+        for item in items:
+            state.remove(item)
+        if all(self._best_insert(state, item) for item in items) and state.fits and state.value <= limit:
+            after = measure(state)
+            if after <= limit and (after < now * (1 - 1e-9) or state.unevenness <= uneven * 1.02):
+                return after
+        for item in items:
+            if state.choices[item] is not None:
+                state.remove(item)
+        for item, choice in old.items():
+            assert choice is not None
+            state.restore(item, choice)
+        return now
+
+    def _pick(self, state: State) -> list[int]:
+        """Items of the rank that is slowest in some phase, and perhaps others."""
+        excess = np.maximum(state.loads.max(0) - state.mean, 0.0) + 1e-3 * state.mean + 1e-15
+        phase = int(self.draw.choice(len(excess), p=excess / excess.sum()))
+        rank = int(state.loads[:, phase].argmax())
+        there = state.items_on(rank)
+        count = min(len(there), int(self.draw.integers(1, 4)))
+        picked = self.draw.permutation(there)[:count].tolist() if count else []
+        if not picked or self.draw.random() < 0.5:
+            picked += self.draw.integers(0, len(self.problem.items), size=int(self.draw.integers(1, 3))).tolist()
+        return list(dict.fromkeys(picked))
+
+    def _best_insert(self, state: State, item: int) -> bool:
+        best: tuple[float, float] | None = None
+        chosen: Choice | None = None
+        for number in self.candidates[item][:WAYS]:
+            if not state.insert(item, number):
+                continue
+            worth = (state.value, state.unevenness)
+            if best is None or worth < best:
+                best, chosen = worth, state.choices[item]
+            state.remove(item)
+        if chosen is None:
+            return False
+        state.restore(item, chosen)
+        return True

@@ -1,0 +1,144 @@
+"""What may stand in a workload file and in a file of reuse histograms, and what not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, RootModel, field_validator, model_validator
+
+from shardembed.sections import Count, Float, NotNegative, OptimizerSection, Section
+from shardembed.tables import POOLINGS
+
+MAX_TABLES = 100_000
+POOLING_NAMES = "sum, mean, max, null (one vector an id)"
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _pooling(value: Any) -> Any:
+    for given in value.values() if isinstance(value, Mapping) else (value,):
+        if given not in POOLINGS:
+            raise ValueError(f"{given!r} is not one of {POOLING_NAMES}, or a mapping from features to these")
+    return value
+
+
+def _number(value: Any) -> Any:
+    return math.inf if value == "inf" else value  # YAML's own word for it is .inf
+
+
+Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+IdsPerSample = Annotated[tuple[Length, ...], BeforeValidator(_several), Field(min_length=1)]
+
+
+class ReuseChoice(Section):
+    """A histogram in another file."""
+
+    file: str
+    set: str
+
+
+class _Traffic(Section):
+    """What may be said of all tables, of a group, or of a table; the innermost word counts."""
+
+    optimizer: Annotated[OptimizerSection | None, BeforeValidator(_named)] = None
+    dtype: Float | None = None
+    pooling: Annotated[Any, PlainValidator(_pooling)] = "sum"
+    id_skew: NotNegative | None = None
+    id_order: Literal["sorted", "hashed"] | None = None
+    reuse: ReuseChoice | None = None
+    counts: str | None = None
+
+    @model_validator(mode="after")
+    def _one_skew(self) -> Any:
+        given = [name for name in ("id_skew", "reuse", "counts") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say how often ids repeat; give one")
+        if self.counts is not None and self.id_order is not None:
+            raise ValueError("counts are by row number, so they say the order of rows themselves; leave out id_order")
+        return self
+
+
+class TableSection(_Traffic):
+    """One table."""
+
+    name: Annotated[str, Field(min_length=1)]
+    num_embeddings: Count
+    embedding_dim: Count
+    ids_per_sample: IdsPerSample
+    feature_names: tuple[str, ...] | None = None
+    max_norm: NotNegative | None = None
+    scale_grad_by_freq: bool = False
+    frozen: bool = False
+
+    @field_validator("feature_names")
+    @classmethod
+    def _a_feature_each(cls, value: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
+        lengths = info.data.get("ids_per_sample", value)
+        if value is not None and len(value) != len(lengths):
+            raise ValueError(f"{len(value)} feature(s) are named, but ids_per_sample has {len(lengths)}; give one number a feature")
+        return value
+
+
+class GroupSection(_Traffic):
+    """`count` tables alike: `name`_0, `name`_1 and so on, by default g0_0, g0_1 ... for the first group."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_TABLES)]
+    num_embeddings: Count
+    embedding_dim: Count
+    ids_per_sample: IdsPerSample
+
+
+class WorkloadSection(_Traffic):
+    """A whole file. `dense_features` is for the model around the tables; planning does not read it."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    global_batch_size: Count
+    dense_features: Annotated[int, Field(ge=0)] | None = None
+    wire_dtype: Float | None = None
+    tables: tuple[TableSection, ...] = ()
+    table_groups: tuple[GroupSection, ...] = ()
+
+    @model_validator(mode="after")
+    def _some_tables(self) -> Any:
+        number = len(self.tables) + sum(group.count for group in self.table_groups)
+        if not 1 <= number <= MAX_TABLES:
+            raise ValueError(f"tables and table_groups make {number} tables; a workload has 1 to {MAX_TABLES}")
+        return self
+
+
+class ReuseSection(Section):
+    """One histogram."""
+
+    tables: Count
+    batch_size: Count
+    ids: Count
+    distinct_rows: Count
+    upper_bounds: tuple[Annotated[float, Field(ge=1), BeforeValidator(_number)], ...]
+    touched_rows: tuple[NotNegative, ...]
+    accesses: tuple[NotNegative, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Any:
+        bounds = self.upper_bounds
+        if not len(bounds) == len(self.touched_rows) == len(self.accesses) or not bounds:
+            raise ValueError("upper_bounds, touched_rows and accesses must be lists of the same length")
+        if list(bounds) != sorted(set(bounds)) or bounds[-1] != math.inf:
+            raise ValueError("upper_bounds must ascend and end with inf")
+        for name in ("touched_rows", "accesses"):
+            total = sum(getattr(self, name))
+            if abs(total - 1.0) > 0.02:
+                raise ValueError(f"{name} are shares of one whole, but add up to {total:.3g}")
+        return self
+
+
+class ReuseFile(RootModel[dict[str, ReuseSection]]):
+    """Histograms by name."""
