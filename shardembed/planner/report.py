@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shardembed.planner import words
-from shardembed.planner.result import Array, Planned
+from shardembed.planner.result import Planned
 
 WIDTH = 100
 ALL_RANKS = 16  # up to here each rank has its line; beyond, the ends and the middle stand for all
@@ -225,9 +225,3 @@ def bar(console: Console, share: float, width: int) -> str:
         return "#" * round(share * width)
     eighths = round(share * width * 8)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-
-
-def lines_of(phases: Sequence[str], seconds: Array, most: int = 4) -> str:
-    """The phases that matter, the longest first: `update 1.2 ms, lookup 0.8 ms`."""
-    order = [int(index) for index in np.argsort(-seconds, kind="stable") if seconds[index] > 0.005 * seconds.sum()]
-    return ", ".join(f"{phases[index]} {words.duration(float(seconds[index]))}" for index in order[:most])

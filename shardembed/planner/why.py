@@ -48,6 +48,9 @@ class Alternative:
     seconds: Array
     chosen: bool = False
 
+    def fits(self, planned: Planned) -> bool:
+        return self.memory <= report.limit(planned)
+
 
 def number_of(workload: Workload, name: str) -> int:
     """Which table is called `name`.
@@ -63,14 +66,17 @@ def number_of(workload: Workload, name: str) -> int:
 
 
 def alternatives(planned: Planned, index: int, count: Count) -> list[Alternative]:
-    """The table as it is, and one layout of every other kind and packing, the fastest first."""
+    """The table as it is, and the best layout of every other kind and packing, the fastest first."""
     now = planned.plan.tables[index]
-    found = [_costed(planned.estimate, index, now, True)]
-    for table in _others(planned, index):
-        if table != now and table not in [other.table for other in found]:
+    chosen = _costed(planned.estimate, index, now, True)
+    found: dict[tuple[str, str], Alternative] = {}
+    for table in dict.fromkeys(_others(planned, index)):
+        if table != now:
             tables = (*planned.plan.tables[:index], table, *planned.plan.tables[index + 1 :])
-            found.append(_costed(count(replace(planned.plan, tables=tables)), index, table, False))
-    return sorted(found, key=lambda one: one.step_seconds)
+            other = _costed(count(replace(planned.plan, tables=tables)), index, table, False)
+            kind = table.kind, table.packing
+            found[kind] = min(found.get(kind, other), other, key=lambda one: (not one.fits(planned), one.step_seconds))
+    return sorted([chosen, *found.values()], key=lambda one: one.step_seconds)
 
 
 def _costed(estimate: Estimate, index: int, table: TablePlan, chosen: bool) -> Alternative:
@@ -151,11 +157,10 @@ def explain(console: Console, planned: Planned, name: str, count: Count, pinned:
     console.print(_asked(planned, index))
     console.print("\nits layouts, every other table left where it is", style="bold")
     found = alternatives(planned, index, count)
-    console.print(_table(planned, found))
-    console.print(
-        "The planner moves all tables together: a line that looks as fast as the chosen one may have no room beside them.",
-        style="dim",
-    )
+    console.print(_steps(planned, found))
+    console.print("* as planned; the planner moves all tables together, which no other line shows", style="dim")
+    console.print("\nits own work in them, milliseconds of a rank (mean of the ranks)", style="bold")
+    console.print(_phases(planned, found))
     console.print("\nits shards", style="bold")
     console.print(_shards(table))
     return {"table": name, "layout": words.sentence(table), "layouts": [_as_json(planned, one) for one in found]}
@@ -169,7 +174,7 @@ def _as_json(planned: Planned, one: Alternative) -> dict[str, Any]:
         "ranks": len(one.table.layout.ranks),
         "step_seconds": one.step_seconds,
         "memory_bytes": round(one.memory),
-        "fits": one.memory <= report.limit(planned),
+        "fits": one.fits(planned),
         "chosen": one.chosen,
         "phase_seconds": phases,
     }
@@ -189,17 +194,25 @@ def _asked(planned: Planned, index: int) -> str:
     )
 
 
-def _table(planned: Planned, found: list[Alternative]) -> Table:
-    best, most = next(one for one in found if one.chosen), report.limit(planned)
-    table = report.grid("<", "<layout", "ranks", "step", "", "fullest rank", "<its own work, a rank")
-    times = words.durations([one.step_seconds for one in found])
-    for time, one in zip(times, found, strict=True):
-        more = one.step_seconds / best.step_seconds - 1.0
-        held = words.size(one.memory) + (" too full" if one.memory > most else "")
-        mark = "chosen" if one.chosen else ""
-        own = report.lines_of(planned.estimate.phases, one.seconds, 2)
+def _steps(planned: Planned, found: list[Alternative]) -> Table:
+    best = next(one for one in found if one.chosen)
+    table = report.grid("<", "<layout", "ranks", "step", "<", "fullest rank", "<")
+    for one in found:
+        ratio = one.step_seconds / best.step_seconds
+        more = "" if one.chosen else f"{100 * ratio - 100:+.1f} %" if ratio < 2 else f"{ratio:,.1f} times"
+        full = "" if one.fits(planned) else "does not fit"
         ranks = f"{len(one.table.layout.ranks):,}"
-        table.add_row(mark, words.kind_of(one.table), ranks, time, "" if one.chosen else f"{100 * more:+.1f} %", held, own)
+        cells = [words.kind_of(one.table), ranks, words.duration(one.step_seconds), more, words.size(one.memory), full]
+        table.add_row("*" if one.chosen else "", *cells)
+    return table
+
+
+def _phases(planned: Planned, found: list[Alternative]) -> Table:
+    """Milliseconds of a rank, a phase a column."""
+    table = report.grid("<", "<layout", *(phase.replace(" ", "\n") for phase in planned.estimate.phases))
+    for one in found:
+        cells = [f"{1e3 * seconds:,.3f}" if seconds < 10 else f"{1e3 * seconds:,.0f}" for seconds in one.seconds.tolist()]
+        table.add_row("*" if one.chosen else "", words.kind_of(one.table), *cells)
     return table
 
 
