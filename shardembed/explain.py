@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, RootModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from shardembed.errors import ConfigError
 from shardembed.located import Located
@@ -51,11 +52,17 @@ def _keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     """The keys of the section at `path`."""
     section = root
     for step in path:
+        fields = _fields(section)
         if issubclass(section, RootModel):  # a mapping by free names: the step is one of them
             section = _section(section.model_fields["root"].annotation) or section
-        elif isinstance(step, str) and step in section.model_fields:
-            section = _section(section.model_fields[step].annotation) or section
-    return list(section.model_fields)
+        elif step in fields:
+            section = _section(fields[step].annotation) or section
+    return [str(name) for name in _fields(section)]
+
+
+def _fields(section: type[BaseModel]) -> dict[str | int, FieldInfo]:
+    """By the name they have in a file."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -1,8 +1,22 @@
-"""The machines a plan is for: how many ranks, what each holds, and how fast it looks up, updates and talks."""
+"""The machines a plan is for: how many ranks, what each holds, and how fast it looks up, updates and talks. Read from a file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from shardembed import located
+from shardembed.errors import ConfigError
+from shardembed.explain import explain
+from shardembed.located import Located
+from shardembed.planner import builtin
+from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS, LinkSection, OpSection, TopologySection
+
+GIB, GB = 2**30, 1e9
 
 
 @dataclass(frozen=True)
@@ -48,5 +62,83 @@ class Topology:
     source: dict[str, str] = field(default_factory=dict)
 
     def scaled(self, ranks: int) -> Topology:
-        """The same machines, as many as `ranks` ranks need; the last node may be part of one."""
+        """The same machines, as many as `ranks` ranks need; the last node may be part of one.
+
+        Raises:
+            ConfigError: there is no such number of ranks.
+        """
+        if ranks < 1:
+            raise ConfigError(f"a topology needs at least one rank, not {ranks}")
         return replace(self, ranks=ranks)
+
+
+def load(name_or_path: str | Path, ranks: int | None = None) -> Topology:
+    """Read a topology file, or one that comes along (`h200x8`, `h100x8`, `a100x8`, `cpu`).
+
+    Args:
+        ranks: as many of the same machines as that takes; by default as many as the file says.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is wrong; all mistakes are listed, each with its place.
+    """
+    path = builtin.locate("topologies", name_or_path)
+    document = located.load(path)
+    try:
+        section = TopologySection.model_validate(document.values)
+    except ValidationError as error:
+        raise explain(error, TopologySection, document) from None
+    given = {name: op for name in (*REQUIRED_OPS, *OPTIONAL_OPS) if (op := getattr(section.ops, f"op_{name}")) is not None}
+    topology = Topology(
+        section.name or path.stem,
+        section.ranks,
+        section.ranks_per_node,
+        int(section.memory_gib * GIB),
+        int(section.reserve_gib * GIB),
+        _link(section.intra),
+        _link(section.inter),
+        {name: _op(name, op, section, document) for name, op in given.items()},
+        dict(section.source),
+    )
+    return topology if ranks is None else topology.scaled(ranks)
+
+
+def _link(section: LinkSection) -> Link:
+    return Link(section.bandwidth_gb_per_s * section.efficiency * GB, section.latency_us * 1e-6, section.peer_us * 1e-6)
+
+
+def _op(name: str, section: OpSection, topology: TopologySection, document: Located) -> Op:
+    call = section.call_us * 1e-6
+    if section.share is None:
+        return Op(call, (section.row_ns or 0.0) * 1e-9, 1.0 / (section.gb_per_s * GB) if section.gb_per_s else 0.0)
+    if topology.memory_bandwidth_gb_per_s is None:
+        place = document.place(("ops", name, "share"))
+        raise ConfigError(f"{place}: ops.{name}.share is of memory_bandwidth_gb_per_s, which the file does not give; add it")
+    byte = 1.0 / (section.share * topology.memory_bandwidth_gb_per_s * GB)
+    return Op(call, (section.row_bytes or 0.0) * byte, byte)
+
+
+def to_yaml(topology: Topology) -> str:
+    """A topology file, as `load` reads it back to four digits."""
+    head: dict[str, Any] = {
+        "name": topology.name,
+        "ranks": topology.ranks,
+        "ranks_per_node": topology.ranks_per_node,
+        "memory_gib": round(topology.memory / GIB, 6),
+        "reserve_gib": round(topology.reserve / GIB, 6),
+    }
+    lines = [yaml.safe_dump(head, sort_keys=False)]
+    for name, link in (("intra", topology.intra), ("inter", topology.inter)):
+        said = {"bandwidth_gb_per_s": link.bandwidth / GB, "latency_us": link.latency * 1e6, "peer_us": link.peer * 1e6}
+        lines.append(f"{name}: {_flow(said)}\n")
+    lines.append("ops:\n")
+    for name, op in topology.ops.items():
+        said = {"call_us": op.call * 1e6, "row_ns": op.row * 1e9}
+        lines.append(f"  {name}: {_flow(said | ({'gb_per_s': 1 / op.byte / GB} if op.byte else {}))}\n")
+    if topology.source:
+        lines.append(yaml.safe_dump({"source": topology.source}, sort_keys=False, width=120, allow_unicode=True))
+    return "".join(lines)
+
+
+def _flow(numbers: dict[str, float]) -> str:
+    short = {name: float(f"{number:.4g}") for name, number in numbers.items()}
+    return "{" + ", ".join(f"{name}: {number!r}" for name, number in short.items()) + "}"

@@ -17,6 +17,7 @@ from shardembed.errors import ConfigError
 from shardembed.explain import explain, nearest
 from shardembed.located import Located
 from shardembed.optim import RowwiseAdagrad, TableOptimizer
+from shardembed.planner import builtin
 from shardembed.planner.workload_sections import GroupSection, ReuseFile, TableSection, WorkloadSection
 from shardembed.tables import TableConfig
 
@@ -121,23 +122,24 @@ def workload_of(
     return Workload(name, global_batch_size, tuple(loads), wire_dtype)
 
 
-def load(path: str | Path) -> Workload:
-    """Read a workload file: `global_batch_size`, and `tables` or `table_groups` or both.
+def load(name_or_path: str | Path) -> Workload:
+    """Read a workload file, or one that comes along (`dlrm-dcnv2`, `synthetic-tiny`, `synthetic-small`, `synthetic-medium`).
 
-    Files that it names (reuse histograms, counts) are looked for beside it.
+    It has `global_batch_size`, and `tables` or `table_groups` or both. Files that it names (reuse histograms, counts) are
+    looked for beside it.
 
     Raises:
         ConfigError: something in the file is wrong; all mistakes are listed, each with its place.
     """
+    path = builtin.locate("workloads", name_or_path)
     document = located.load(path)
     try:
         section = WorkloadSection.model_validate(document.values)
     except ValidationError as error:
         raise explain(error, WorkloadSection, document) from None
-    reader = _Reader(Path(path).parent, document, section)
-    loads = reader.loads()
+    loads = _Reader(path.parent, document, section).loads()
     wire_dtype = getattr(torch, section.wire_dtype) if section.wire_dtype else None
-    return Workload(section.name or Path(path).stem, section.global_batch_size, loads, wire_dtype)
+    return Workload(section.name or path.stem, section.global_batch_size, loads, wire_dtype)
 
 
 def load_reuse(path: str | Path, name: str) -> Reuse:

@@ -1,0 +1,77 @@
+"""What may stand in a topology file. Keys say their units; `cost_ops` says what each kind of work is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, create_model, model_validator
+
+from shardembed.sections import Count, NotNegative, Rate, Section
+
+REQUIRED_OPS = (
+    *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
+    *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
+)
+_OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
+OPTIONAL_OPS = ("fused_merge", "fused", *(f"{kind}_{name}" for kind in ("update", "fused") for name in _OPTIMIZERS))
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class LinkSection(Section):
+    """A tier of the network, seen from one rank. efficiency: the share of `bandwidth_gb_per_s` that a large message reaches."""
+
+    bandwidth_gb_per_s: Rate
+    efficiency: Share = 1.0
+    latency_us: NotNegative
+    peer_us: NotNegative = 0.0
+
+
+class OpSection(Section):
+    """A kind of work. Rows and bytes are given as measured (`row_ns`, `gb_per_s`), or by what they move: each row `row_bytes`
+    beside its own bytes, at a `share` of the memory's bandwidth.
+    """
+
+    call_us: NotNegative = 0.0
+    row_ns: NotNegative | None = None
+    gb_per_s: Rate | None = None
+    row_bytes: NotNegative | None = None
+    share: Share | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Any:
+        if self.share is None and self.row_bytes is not None:
+            raise ValueError("row_bytes needs a share of the memory's bandwidth at which they move")
+        if self.share is not None and (self.row_ns is not None or self.gb_per_s is not None):
+            raise ValueError("give either row_ns and gb_per_s, as measured, or row_bytes and share")
+        return self
+
+
+def _field(name: str, default: Any) -> Any:
+    return Field(default, alias=name)  # a field of a pydantic model may not be called `copy`
+
+
+_REQUIRED: dict[str, Any] = {f"op_{name}": (OpSection, _field(name, ...)) for name in REQUIRED_OPS}
+_OPTIONAL: dict[str, Any] = {f"op_{name}": (OpSection | None, _field(name, None)) for name in OPTIONAL_OPS}
+OpsSection = create_model("OpsSection", __base__=Section, **_REQUIRED, **_OPTIONAL)
+
+
+class TopologySection(Section):
+    """A whole file. memory_gib, memory_bandwidth_gb_per_s: of a rank. source: where the figures are from."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    ranks: Count
+    ranks_per_node: Count
+    memory_gib: Rate
+    reserve_gib: NotNegative = 0.0
+    memory_bandwidth_gb_per_s: Rate | None = None
+    intra: LinkSection
+    inter: LinkSection
+    ops: OpsSection  # pyright: ignore[reportInvalidTypeForm] -- its fields are named above
+    source: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _room(self) -> Any:
+        if self.reserve_gib >= self.memory_gib:
+            raise ValueError(f"reserve_gib {self.reserve_gib:g} leaves nothing of memory_gib {self.memory_gib:g} for tables")
+        return self
