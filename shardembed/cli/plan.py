@@ -87,9 +87,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.diff is None and arguments.workload is None:
         raise ConfigError("say what to plan: a workload file, a training configuration or module:function (or --diff OLD NEW)")
     if arguments.diff is None and arguments.topology is None:
-        from shardembed.planner.topology import BUILT_IN
+        from shardembed.planner import builtin
 
-        raise ConfigError(f"--topology is missing: one of {', '.join(BUILT_IN)}, or a file that `shardembed calibrate` wrote")
+        known = ", ".join(builtin.files("topologies"))
+        raise ConfigError(f"--topology is missing: one of {known}, or a file that `shardembed calibrate` wrote")
     modes = [name for name in ("diff", "sweep", "explain") if getattr(arguments, name) is not None]
     if len(modes) > 1:
         raise ConfigError(f"--{modes[0]} and --{modes[1]} are different questions; ask one at a time")
@@ -152,7 +153,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
     from shardembed import optim
     from shardembed.explain import nearest
     from shardembed.planner import workload
-    from shardembed.recipes.config import OPTIMIZERS
+    from shardembed.sections import OPTIMIZERS
 
     found = workload.load(arguments.workload)
     if arguments.batch is not None:
