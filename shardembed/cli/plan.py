@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--optimizer", metavar="NAME", help="of all tables: SGD, Adagrad, RowwiseAdagrad, Adam, AdamW or FTRL")
     wishes = parser.add_argument_group("what the plan must keep to; both may be repeated")
     wishes.add_argument(
-        "--pin", action="append", default=[], metavar="TABLE=LAYOUT", help="such as user=row_wise or item=table_wise@3"
+        "--pin",
+        action="append",
+        default=[],
+        metavar="TABLE=WISH",
+        help="such as user=row_wise, user=table_wise:3 or user=packing:bag",
     )
     wishes.add_argument(
         "--forbid", action="append", default=[], metavar="[TABLE=]KIND", help="such as column_wise or user=replicated"

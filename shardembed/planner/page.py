@@ -8,8 +8,10 @@ from html import escape
 from shardembed._version import __version__
 from shardembed.planner import charts, report, sweep, words
 from shardembed.planner.result import Planned
+from shardembed.planner.topology import Link
 from shardembed.planner.workload import Counts, Reuse, TableLoad, Zipf
 
+TABLES = "lnnlonon"  # columns of the table of tables
 OPEN = 50  # rows of the table of tables that show at once; the others unfold
 
 STYLE = """
@@ -23,7 +25,7 @@ table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
 th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
+.o { white-space: nowrap; } .bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
 """
@@ -146,17 +148,18 @@ def _tables(planned: Planned) -> str:
                 f"<code>{escape(table.name)}</code>",
                 f"{words.number(table.num_embeddings)} x {table.embedding_dim}",
                 words.number(sum(load.ids_per_sample)),
-                escape(words.sentence(table)),
+                escape(words.place(table)),
+                words.travel(table),
                 words.percent(float(seconds.sum()) / total),
                 escape(estimate.phases[int(seconds.argmax())]),
                 words.size(float(held[index])),
             ]
         )
-    names = ["table", "rows x columns", "ids a sample", "layout", "of all work", "most of it in", "memory"]
-    shown = _table(names, rows[:OPEN], "lnnlnln")
+    names = ["table", "rows x columns", "ids a sample", "layout", "what travels", "of all work", "mostly", "memory"]
+    shown = _table(names, rows[:OPEN], TABLES)
     left = len(rows) - OPEN
     if left > 0:
-        shown += f"<details><summary>{left:,} more</summary>{_table(names, rows[OPEN:], 'lnnlnln')}</details>"
+        shown += f"<details><summary>{left:,} more</summary>{_table(names, rows[OPEN:], TABLES)}</details>"
     return f"<h2>The tables, the dearest first</h2>{_kinds(planned)}{shown}"
 
 
@@ -170,39 +173,37 @@ def _kinds(planned: Planned) -> str:
 
 def _inputs(planned: Planned, command: str) -> str:
     topology, workload = planned.topology, planned.workload
-    links = [("within a node", topology.intra), ("between nodes", topology.inter)]
-    rows = [
-        ["ranks", f"{topology.ranks:,}, {topology.ranks_per_node:,} to a node", _source(planned, "ranks_per_node")],
-        [
-            "memory of a rank",
-            f"{words.size(topology.memory)}, {words.size(topology.reserve)} kept free",
-            _source(planned, "memory"),
-        ],
-    ]
-    for name, link in links:
-        figures = f"{link.bandwidth / 1e9:,.4g} GB/s each way, {words.duration(link.latency)} a message"
-        rows.append([f"link {name}", figures, _source(planned, "intra" if "within" in name else "inter")])
-    for name, op in topology.ops.items():
-        bytes_ = f"{1 / op.byte / 1e9:,.4g} GB/s" if op.byte else "no time by the byte"
-        rows.append([name, f"{words.duration(op.call)} a call, {words.duration(op.row)} a row, {bytes_}", _source(planned, name)])
+    has, kept = words.size(topology.memory), words.size(topology.reserve)
     model = [
-        ["workload", escape(workload.name), ""],
-        ["global batch", f"{workload.global_batch_size:,} samples", ""],
-        ["vectors travel as", _dtype(workload.wire_dtype) if workload.wire_dtype else "each table's own dtype", ""],
-        ["optimizers", escape(", ".join(sorted({type(load.optimizer).__name__ for load in workload.tables}))), ""],
-        ["how ids repeat", escape(", ".join(_distinct(_skew(load) for load in workload.tables))), ""],
+        ["workload", escape(workload.name)],
+        ["global batch", f"{workload.global_batch_size:,} samples"],
+        ["vectors travel as", _dtype(workload.wire_dtype) if workload.wire_dtype else "each table's own dtype"],
+        ["optimizers", escape(", ".join(sorted({type(load.optimizer).__name__ for load in workload.tables})))],
+        ["how ids repeat", escape(", ".join(_distinct(_skew(load) for load in workload.tables)))],
     ]
-    made = (
-        f'<p class="dim">Made by shardembed {escape(__version__)}{f" with <code>{escape(command)}</code>" if command else ""}.</p>'
-    )
+    machines = [
+        ["ranks", f"{topology.ranks:,}, {topology.ranks_per_node:,} to a node"],
+        ["memory of a rank", f"{has}, of which {kept} are kept free"],
+        ["link within a node", _link(topology.intra)],
+        ["link between nodes", _link(topology.inter)],
+    ]
+    work = [
+        [escape(name), words.duration(op.call), words.duration(op.row), f"{1e-9 / op.byte:,.4g} GB/s" if op.byte else "-"]
+        for name, op in topology.ops.items()
+    ]
+    sources = [[escape(name), escape(text)] for name, text in topology.source.items()]
+    by = f" with <code>{escape(command)}</code>" if command else ""
+    folded = _table(["kind of work", "a call", "a row", "bytes"], work, "lnnn") + _table(["figure", "source"], sources, "ll")
     return (
-        f"<h2>Inputs</h2>{_table(['model', '', ''], model, 'lll')}"
-        f"{_table([f'topology {escape(topology.name)}', '', 'source'], rows, 'lll')}{made}"
+        f"<h2>Inputs</h2>{_table(['model', ''], model, 'll')}"
+        f"{_table([f'topology {escape(topology.name)}', ''], machines, 'll')}"
+        f"<details><summary>kinds of work, and where the figures are from</summary>{folded}</details>"
+        f'<p class="dim">Made by shardembed {escape(__version__)}{by}.</p>'
     )
 
 
-def _source(planned: Planned, name: str) -> str:
-    return escape(planned.topology.source.get(name, ""))
+def _link(link: Link) -> str:
+    return f"{link.bandwidth / 1e9:,.4g} GB/s each way, {words.duration(link.latency)} a message"
 
 
 def _skew(load: TableLoad) -> str:
@@ -223,8 +224,8 @@ def _dtype(dtype: object) -> str:
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
-    """kinds: a letter a column: l(eft), n(umber) or w(ide). Cells are HTML already."""
-    styles = {"l": "", "n": ' class="n"', "w": ' class="wide"'}
+    """kinds: a letter a column: l(eft), o(ne line), n(umber) or w(ide). Cells are HTML already."""
+    styles = {"l": "", "o": ' class="o"', "n": ' class="n"', "w": ' class="wide"'}
     head = "".join(f"<th{styles[kind]}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
     body = "".join(
         f"<tr>{''.join(f'<td{styles[kind]}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows

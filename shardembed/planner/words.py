@@ -79,22 +79,30 @@ def kind_of(table: TablePlan) -> str:
 
 
 def sentence(table: TablePlan) -> str:
-    """The layout of a table in words: `rows cut over 8 ranks (0-7), in even blocks; distinct ids travel`."""
+    """The layout of a table in words, and how its ids travel."""
+    return f"{place(table)}; {'only ' if table.layout.copied else ''}{travel(table)} travel"
+
+
+def travel(table: TablePlan) -> str:
+    """What is sent for a table, both ways."""
+    return "gradients" if table.layout.copied else "distinct rows" if table.packing == "unique" else "sums of bags"
+
+
+def place(table: TablePlan) -> str:
+    """The layout of a table in words: `rows cut over 8 ranks (0-7), in even blocks of 1,250`."""
     layout = table.layout
     if layout.copied:
-        return "a copy on every rank; looked up locally, gradients summed once a step"
+        return "a copy on every rank"
     strips, ranks = layout.strips, layout.ranks
     where = f"rank {rank_list(ranks)}" if len(ranks) == 1 else f"{len(ranks):,} ranks ({rank_list(ranks)})"
     rows = _rows(table)
     if len(layout.shards) == 1:
-        said = f"whole on {where}"
-    elif len(strips) == 1:
-        said = f"rows cut over {where}, {rows}"
-    elif len(strips) == len(layout.shards):
-        said = f"columns cut over {where}, {_widths(table)}"
-    else:
-        said = f"{_widths(table)}, each cut by rows, {rows}; on {where}"
-    return f"{said}; {'distinct ids travel' if table.packing == 'unique' else 'one sum a bag and owner travels'}"
+        return f"whole on {where}"
+    if len(strips) == 1:
+        return f"rows cut over {where}, {rows}"
+    if len(strips) == len(layout.shards):
+        return f"columns cut over {where}, {_widths(table)}"
+    return f"{_widths(table)}, each cut by rows, {rows}, on {where}"
 
 
 def _rows(table: TablePlan) -> str:

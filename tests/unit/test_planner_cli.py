@@ -37,7 +37,9 @@ def found(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
 
 def test_a_plan_is_shown_saved_and_written_as_a_page(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved, shown = model.with_name("plan.json"), model.with_name("plan.html")
-    assert main(["plan", str(model), *CLUSTER, "--ranks", "2", "--out", str(saved), "--report", str(shown), "--seconds", "0.5"]) == 0
+    assert (
+        main(["plan", str(model), *CLUSTER, "--ranks", "2", "--out", str(saved), "--report", str(shown), "--seconds", "0.5"]) == 0
+    )
     printed = capsys.readouterr()
     assert printed.err == "", "progress went where there is no terminal"
     lines = printed.out.splitlines()

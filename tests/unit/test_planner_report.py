@@ -177,10 +177,10 @@ def test_only_one_packing_is_weighed_where_rows_are_read_by_id() -> None:
 
 def test_a_layout_has_a_sentence() -> None:
     tables: dict[str, TablePlan] = {table.kind: table for table in made_up(8).plan.tables}
-    assert words.sentence(tables["table_wise"]) == "whole on rank 7; one sum a bag and owner travels"
-    assert words.sentence(tables["row_wise"]) == "rows cut over 8 ranks (0-7), in even blocks of 1,250; distinct ids travel"
+    assert words.sentence(tables["table_wise"]) == "whole on rank 7; sums of bags travel"
+    assert words.sentence(tables["row_wise"]) == "rows cut over 8 ranks (0-7), in even blocks of 1,250; distinct rows travel"
     assert words.sentence(tables["column_wise"]).startswith("columns cut over 4 ranks (0-3), 4 strips of 32 columns")
-    assert words.sentence(tables["grid"]).startswith("2 strips of 16 columns, each cut by rows, in even blocks of 2.5 M")
+    assert words.sentence(tables["grid"]).startswith("2 strips of 16 columns, each cut by rows, in even blocks of 2.5 M, on")
     assert words.sentence(tables["replicated"]).startswith("a copy on every rank")
     assert "row i in block i % 8" in words.sentence(tables["row_wise, strided"])
 
