@@ -25,7 +25,8 @@ table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
 th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.o { white-space: nowrap; } .bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
+.o { white-space: nowrap; }
+.bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
 """
