@@ -208,6 +208,7 @@ def _write_page(arguments: argparse.Namespace, question: Question, planned: Plan
         return planned if count == ranks else brief.plan(count, _prefixed(progress, f"{count:,} ranks: "))
 
     swept = _swept(question, tuple(others), plan)
+    progress("drawing the page", 0.0)
     text = page.render(planned, swept, command=shlex.join(["shardembed", *sys.argv[1:]]))
     _writing(arguments.report, lambda: arguments.report.write_text(text, encoding="utf-8"))
 

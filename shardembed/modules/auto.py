@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,14 +20,16 @@ from shardembed.errors import PlanError, ShardEmbedError
 from shardembed.optim import SGD, External, TableOptimizer
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike
-from shardembed.planner.topology import Topology
-from shardembed.planner.workload import TableLoad, Workload, Zipf
 from shardembed.settings import AGREED, Settings, agreed_lines
 from shardembed.tables import TableConfig
 
+if TYPE_CHECKING:  # the planner's libraries take a second to import, and most collections need no plan
+    from shardembed.planner.topology import Topology
+    from shardembed.planner.workload import Workload
+
 BATCH = 2048  # samples a rank
 IDS_A_BAG, IDS_A_LOOKUP = 10.0, 1.0  # of a pooled feature, and of one that is not
-SKEW = Zipf(1.05)  # of all tables; where their popular rows lie is not known
+EXPONENT = 1.05  # of the power law by which ids repeat; where popular rows lie is not known
 SECONDS = 2.0  # that rank 0 may search while the others wait
 TINY = 64 << 20  # bytes of all tables together, for which the default plan is as good as any
 BUILT_IN = ("h200", "h100", "a100")  # topologies, by a part of the GPU's name
@@ -74,10 +77,12 @@ def wants_planning(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Clu
 
 def workload_of(tables: Sequence[TableConfig], optimizers: Sequence[TableOptimizer], settings: Settings, ranks: int) -> Workload:
     """The tables with the traffic that is assumed. An optimizer of the user's own is taken for one without state."""
+    from shardembed.planner.workload import TableLoad, Workload, Zipf
+
     loads = []
     for table, optimizer in zip(tables, optimizers, strict=True):
         ids = tuple(IDS_A_LOOKUP if table.pooling_of(name) is None else IDS_A_BAG for name in table.feature_names or ())
-        loads.append(TableLoad(table, ids, SKEW, optimizer=SGD() if isinstance(optimizer, External) else optimizer))
+        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=SGD() if isinstance(optimizer, External) else optimizer))
     return Workload("this collection", BATCH * ranks, tuple(loads), settings.wire_dtype)
 
 
