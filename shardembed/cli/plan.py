@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "workload",
         nargs="?",
         metavar="WORKLOAD",
-        help="workload file such as configs/workloads/dlrm-dcnv2.yaml, training configuration, or module:function that returns a "
-        "model with tables",
+        help="workload file or the name of one that comes along, such as dlrm-dcnv2; training configuration; or module:function "
+        "that returns a model with tables",
     )
     machine = parser.add_argument_group("the cluster")
     machine.add_argument(
@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--memory", type=float, metavar="GIB", help="memory of a rank, instead of the topology's")
     model = parser.add_argument_group("the model")
     model.add_argument("--batch", type=int, metavar="N", help="samples a step, all ranks together")
+    model.add_argument(
+        "--ids",
+        action="append",
+        default=[],
+        metavar="[FEATURE=]N",
+        help="ids of a sample, where the model does not say (module:function); may be repeated",
+    )
     model.add_argument("--optimizer", metavar="NAME", help="of all tables: SGD, Adagrad, RowwiseAdagrad, Adam, AdamW or FTRL")
     wishes = parser.add_argument_group("what the plan must keep to; both may be repeated")
     wishes.add_argument(
@@ -119,7 +126,7 @@ class Question:
     workload: Workload
     topology: Topology
     constraints: Constraints
-    seed: int
+    arguments: argparse.Namespace
     seconds: float
 
     @staticmethod
@@ -132,15 +139,20 @@ class Question:
             machines = machines.scaled(arguments.ranks)
         if arguments.memory is not None:
             machines = _with_memory(machines, arguments.memory)
-        workload = _workload(arguments)
+        workload = _workload(arguments, machines.ranks)
         wishes = Constraints.parse(arguments.pin, arguments.forbid)
-        return Question(workload, machines, wishes, arguments.seed, arguments.seconds or seconds)
+        return Question(workload, machines, wishes, arguments, arguments.seconds or seconds)
 
     def plan(self, ranks: int, progress: Progress) -> Planned:
         from shardembed import planner
 
-        topology = self.topology if ranks == self.topology.ranks else self.topology.scaled(ranks)
-        return planner.plan(self.workload, topology, self.constraints, seed=self.seed, seconds=self.seconds, progress=progress)
+        workload, topology = self.workload, self.topology
+        if ranks != topology.ranks:
+            topology = topology.scaled(ranks)
+            if not _is_function(self.arguments.workload):  # what a training job asks for depends on its ranks
+                workload = _workload(self.arguments, ranks)
+        seed = self.arguments.seed
+        return planner.plan(workload, topology, self.constraints, seed=seed, seconds=self.seconds, progress=progress)
 
 
 def _with_memory(topology: Topology, gib: float) -> Topology:
@@ -153,22 +165,43 @@ def _with_memory(topology: Topology, gib: float) -> Topology:
     return replace(topology, memory=memory)
 
 
-def _workload(arguments: argparse.Namespace) -> Workload:
+def _workload(arguments: argparse.Namespace, ranks: int) -> Workload:
     from shardembed import optim
+    from shardembed.cli import model_workload
     from shardembed.explain import nearest
-    from shardembed.planner import workload
     from shardembed.sections import OPTIMIZERS
 
-    found = workload.load(arguments.workload)
-    if arguments.batch is not None:
-        found = replace(found, global_batch_size=arguments.batch)
-    if arguments.optimizer is not None:
-        if arguments.optimizer not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            raise ConfigError(f"--optimizer {arguments.optimizer} is not one of {known}{nearest(arguments.optimizer, OPTIMIZERS)}")
-        chosen = getattr(optim, arguments.optimizer)()
-        found = replace(found, tables=tuple(replace(load, optimizer=chosen) for load in found.tables))
-    return found
+    name = arguments.optimizer
+    if name is not None and name not in OPTIMIZERS:
+        raise ConfigError(f"--optimizer {name} is not one of {', '.join(OPTIMIZERS)}{nearest(name, OPTIMIZERS)}")
+    ids = _ids(arguments.ids)
+    if ids is not None and not _is_function(arguments.workload):
+        raise ConfigError(f"--ids: {arguments.workload} says itself how many ids a sample has; change it there, as ids_per_sample")
+    found = model_workload.read(arguments.workload, ranks, global_batch_size=arguments.batch, ids_per_sample=ids)
+    if name is None:
+        return found
+    chosen = getattr(optim, name)()
+    return replace(found, tables=tuple(replace(load, optimizer=chosen) for load in found.tables))
+
+
+def _is_function(workload: str) -> bool:
+    return ":" in workload and not Path(workload).exists()
+
+
+def _ids(texts: list[str]) -> float | dict[str, float] | None:
+    """Of `--ids 20`, or `--ids history=50 --ids item=1`."""
+    found: dict[str, float] = {}
+    for text in texts:
+        feature, equals, number = text.rpartition("=")
+        try:
+            found[feature] = float(number)
+        except ValueError:
+            found[feature] = -1.0
+        if not 0 <= found[feature] < float("inf") or (equals and not feature):
+            raise ConfigError(f"--ids {text}: write --ids FEATURE=NUMBER, or one number for all features")
+    if "" in found and len(found) > 1:
+        raise ConfigError("--ids: give one number for all features, or FEATURE=NUMBER for some; not both")
+    return found.get("", found or None)
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -245,7 +278,7 @@ def _diff(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from shardembed.planner import diff
 
     old, new = (_loaded(path, Plan.load) for path in arguments.diff)
-    tables = _workload(arguments).tables if arguments.workload is not None else ()
+    tables = _workload(arguments, new.world_size).tables if arguments.workload is not None else ()
     found = diff.compare(old, new, {load.table.name: load.table.dtype.itemsize for load in tables})
     if not arguments.json:
         diff.show(console, found, (str(arguments.diff[0]), str(arguments.diff[1])))

@@ -199,7 +199,8 @@ def _steps(planned: Planned, found: list[Alternative]) -> Table:
     table = report.grid("<", "<layout", "ranks", "step", "<", "fullest rank", "<")
     for one in found:
         ratio = one.step_seconds / best.step_seconds
-        more = "" if one.chosen else f"{100 * ratio - 100:+.1f} %" if ratio < 2 else f"{ratio:,.1f} times"
+        apart = "same" if abs(ratio - 1) < 5e-4 else f"{100 * ratio - 100:+.1f} %" if ratio < 2 else f"{ratio:,.1f} times"
+        more = "" if one.chosen else apart
         full = "" if one.fits(planned) else "does not fit"
         ranks = f"{len(one.table.layout.ranks):,}"
         cells = [words.kind_of(one.table), ranks, words.duration(one.step_seconds), more, words.size(one.memory), full]
