@@ -17,10 +17,12 @@ from shardembed.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from shardembed.plan import Plan
     from shardembed.planner.constraints import Constraints
-    from shardembed.planner.result import Planned
+    from shardembed.planner.result import Estimate, Planned
     from shardembed.planner.sweep import Sweep
     from shardembed.planner.topology import Topology
+    from shardembed.planner.why import Alternative
     from shardembed.planner.workload import Workload
 
 SECONDS, SWEEP_SECONDS = 8.0, 4.0  # that the search may take, for a plan and for each point of a sweep
@@ -206,7 +208,6 @@ def _ids(texts: list[str]) -> float | dict[str, float] | None:
 
 def _plan(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from shardembed.planner import report, why
-    from shardembed.planner.cost import estimate
 
     question = Question.of(arguments, SECONDS)
     if arguments.explain is not None:
@@ -215,19 +216,34 @@ def _plan(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         planned = question.plan(question.topology.ranks, progress)
         if arguments.report is not None:
             _write_page(arguments, question, planned, progress)
+        others = _others(question, planned, progress) if arguments.explain is not None else []
     if arguments.out is not None:
         _writing(arguments.out, lambda: planned.plan.save(arguments.out))
     found = report.as_json(planned)
     if arguments.explain is not None:
         given = arguments.explain in question.constraints.tables
-        count = lambda plan: estimate(plan, question.workload, question.topology)  # noqa: E731
-        found["explained"] = why.explain(console, planned, arguments.explain, count, given)
+        found["explained"] = why.explain(console, planned, arguments.explain, others, given)
     elif not arguments.json:
         report.show(console, planned)
     for path in (arguments.out, arguments.report):
         if path is not None:
             console.print(f"wrote {path}", soft_wrap=True)
     return found
+
+
+def _others(question: Question, planned: Planned, progress: Progress) -> list[Alternative]:
+    from shardembed.planner import why
+    from shardembed.planner.cost import estimate
+    from shardembed.planner.cost_model import CostModel
+
+    name = question.arguments.explain
+    model = CostModel(question.workload, question.topology)  # once: much of an estimate is the traffic of all tables
+
+    def count(plan: Plan) -> Estimate:
+        progress(f"weighing other layouts of {name}", 0.0)
+        return estimate(plan, question.workload, question.topology, model)
+
+    return why.alternatives(planned, why.number_of(question.workload, name), count)
 
 
 def _write_page(arguments: argparse.Namespace, question: Question, planned: Planned, progress: Progress) -> None:

@@ -80,8 +80,8 @@ def compare(old: Plan, new: Plan, itemsizes: Mapping[str, int] | None = None) ->
         was, now = before.get(name), after.get(name)
         itemsize = (itemsizes or {}).get(name, FLOAT32)
         for line, table in zip(held, (was, now), strict=True):
-            for shard in table.layout.shards if table is not None else ():
-                line[list(shard.ranks)] += len(shard.rows) * len(shard.columns) * itemsize
+            if table is not None:
+                line += itemsize * _held(table.layout, ranks)
         if was == now:
             continue
         moved, added = _arriving(was.layout, now.layout, ranks) if was and now else (np.zeros(ranks, np.int64), 0)
@@ -101,6 +101,15 @@ def _how(old: Layout, new: Layout) -> str:
         return f"{words.plural(len(old.shards), 'shard')} -> {len(new.shards):,}"
     cuts = [[(shard.rows, shard.columns) for shard in layout.shards] for layout in (old, new)]
     return "on other ranks" if cuts[0] == cuts[1] else "cut elsewhere"
+
+
+def _held(layout: Layout, ranks: int) -> NDArray[np.int64]:
+    """Elements that each rank holds."""
+    found = [0] * ranks
+    for shard in layout.shards:
+        for rank in shard.ranks:
+            found[rank] += len(shard.rows) * len(shard.columns)
+    return np.array(found, np.int64)
 
 
 def _arriving(old: Layout, new: Layout, ranks: int) -> tuple[NDArray[np.int64], int]:

@@ -66,7 +66,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
                 "kind": table.kind,
                 "packing": table.packing,
                 "shards": len(table.layout.shards),
-                "ranks": sorted(table.layout.ranks),
+                "ranks": words.runs(table.layout.ranks),
                 "seconds": float(seconds),
                 "memory_bytes": round(float(memory)),
             }

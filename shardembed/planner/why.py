@@ -136,8 +136,8 @@ def _mean_place(order: list[int], ranks: tuple[int, ...]) -> float:
     return sum(place[rank] for rank in ranks) / len(ranks)
 
 
-def explain(console: Console, planned: Planned, name: str, count: Count, pinned: bool = False) -> dict[str, Any]:
-    """Print what is known about one table; the same for a script comes back.
+def explain(console: Console, planned: Planned, name: str, found: list[Alternative], pinned: bool = False) -> dict[str, Any]:
+    """Print what is known about one table, `found` being its `alternatives`; the same for a script comes back.
 
     Raises:
         ConfigError: there is no such table.
@@ -156,7 +156,6 @@ def explain(console: Console, planned: Planned, name: str, count: Count, pinned:
     console.print("\nwhat it is asked for, a step", style="bold")
     console.print(_asked(planned, index))
     console.print("\nits layouts, every other table left where it is", style="bold")
-    found = alternatives(planned, index, count)
     console.print(_steps(planned, found))
     console.print("* as planned; the planner moves all tables together, which no other line shows", style="dim")
     console.print("\nits own work in them, milliseconds of a rank (mean of the ranks)", style="bold")

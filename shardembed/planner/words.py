@@ -57,15 +57,21 @@ def plural(count: int, name: str) -> str:
 
 def rank_list(ranks: Iterable[int], most: int = 4) -> str:
     """`0-7`, `3`, `0,2,5`; after `most` runs only how many more: `0,2,4,6 and 28 more`."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1][1:] = [rank]
-        else:
-            runs.append([rank])
-    shown = ",".join("-".join(map(str, run)) for run in runs[:most])
-    left = sum(run[-1] - run[0] + 1 for run in runs[most:])
+    found = runs(ranks)
+    shown = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found[:most])
+    left = sum(last - first + 1 for first, last in found[most:])
     return f"{shown} and {left:,} more" if left else shown
+
+
+def runs(ranks: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours."""
+    found: list[tuple[int, int]] = []
+    for rank in sorted(ranks):
+        if found and rank == found[-1][1] + 1:
+            found[-1] = found[-1][0], rank
+        else:
+            found.append((rank, rank))
+    return found
 
 
 def shorten(text: str, width: int) -> str:

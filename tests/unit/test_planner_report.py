@@ -87,6 +87,8 @@ def test_json_has_what_a_script_needs() -> None:
     assert found["memory_bytes"] == [round(each) for each in planned.estimate.memory_bytes]
     assert list(found["tables"]) == [table.name for table in planned.plan.tables]
     assert found["tables"]["table_1"]["kind"] == "table_wise"
+    assert found["tables"]["table_1"]["ranks"] == [[1, 1]]
+    assert found["tables"]["table_2"]["ranks"] == [[0, 7]]
     assert sum(found["phase_seconds"].values()) == pytest.approx(found["step_seconds"])
     assert found["plan_hash"] == planned.plan.hash
     assert found["world_size"] == len(found["rank_seconds"]) == 8
@@ -154,7 +156,8 @@ def test_explaining_a_table_shows_its_other_layouts_the_fastest_first() -> None:
 def test_explaining_says_what_a_table_is_asked_for() -> None:
     file = io.StringIO()
     planned = made_up(8)
-    found = why.explain(report.console_for(file), planned, "table_2", counted(planned), pinned=True)
+    others = why.alternatives(planned, 2, counted(planned))
+    found = why.explain(report.console_for(file), planned, "table_2", others, pinned=True)
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= report.WIDTH
     assert "--pin" in text
