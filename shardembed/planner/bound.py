@@ -66,23 +66,19 @@ def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
     parts: list[tuple[Array, ...]] = []
     charges: list[frozenset[str]] = []
     for number, group in enumerate(groups):
-        options = problem.items[group[0]].options
-        kept = undominated(options, problem.ranks, problem.capacity, floor)
-        if not kept:
+        found = undominated(figures(problem.items[group[0]].options, problem.ranks), problem.capacity, floor)
+        if not len(found.option):
             return None
-        found = figures(tuple(options[index] for index in kept), problem.ranks)
-        size = np.ones(len(kept))
+        size = np.ones(len(found.option))
         # A part below the floor says nothing: left out, it costs the solver no row.
         largest = np.where(found.largest > floor * (1 + 1e-9), found.largest, 0.0)
-        parts.append((number * size, np.array(kept), len(group) * size, found.common, found.mean, largest, found.memory))
-        charges += [options[index].charges for index in kept]
+        parts.append((number * size, found.option, len(group) * size, found.common, found.mean, largest, found.memory))
+        charges += found.charges
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return _Columns(joined[0].astype(int), joined[1], *joined[2:], charges=charges)
 
 
-def _solve(
-    problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float
-) -> tuple[float, Array, Array] | None:
+def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float) -> tuple[float, Array, Array] | None:
     """(dual bound, amount of each column, Z). Variables: amounts x, whether used u, charges y, Z.
 
     A column of a group of one is its own u.
@@ -97,7 +93,7 @@ def _solve(
     # Seconds of Z's unit: no more than the answer and near it, so that the solver's absolute tolerances are small against it.
     cheapest = (columns.common + columns.mean.sum(1)) * columns.count
     unit = sum(float(cheapest[columns.group == group].min()) for group in range(groups)) or 1.0
-    rows = _Rows(size)
+    rows = Rows(size)
     everyone = np.arange(n)
     for group in range(groups):
         mine = everyone[columns.group == group]
@@ -110,12 +106,16 @@ def _solve(
     rows.add([*everyone, *ys], np.array([*columns.memory, *memory]) / problem.capacity, -np.inf, 1.0)
     for column in many:
         rows.add([column, used[column]], [1.0, -columns.count[column]], -np.inf, 0.0)
-    for column, phase in zip(*np.nonzero(columns.largest), strict=True):
-        rows.add([first_z + phase, used[column]], [1.0, -columns.largest[column, phase] / unit], 0.0, np.inf)
-    for index, name in enumerate(names):
-        mine = [used[column] for column in range(n) if name in columns.charges[column]]
-        for column in mine:
-            rows.add([first_y + index, column], [1.0, -1.0], 0.0, np.inf)
+    # An item alone takes one option only, so that its options share a row, which is the tighter for it.
+    lots = [everyone[columns.group == group] for group in range(groups)]
+    lots = [lot for mine in lots for lot in ([mine] if columns.count[mine[0]] == 1 else [np.array([column]) for column in mine])]
+    for lot in lots:
+        for phase in np.flatnonzero(columns.largest[lot].any(0)):
+            rows.add([first_z + phase, *used[lot]], [1.0, *(-columns.largest[lot, phase] / unit)], 0.0, np.inf)
+        for index, name in enumerate(names):
+            using = [used[column] for column in lot if name in columns.charges[column]]
+            if using:
+                rows.add([first_y + index, *using], [1.0, *(-1.0 for _ in using)], 0.0, np.inf)
     cost = np.zeros(size)
     cost[:n] = columns.common / unit
     cost[first_y:first_z] = [problem.charges[name].sum() / unit for name in names]
@@ -133,7 +133,7 @@ def _solve(
     return float(value) * unit, answer.x[:n], answer.x[first_z:] * unit
 
 
-class _Rows:
+class Rows:
     """Constraints low <= row @ variables <= high, collected entry by entry."""
 
     def __init__(self, size: int) -> None:

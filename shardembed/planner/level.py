@@ -1,50 +1,64 @@
-"""Deals out the pool of divisible items so that ranks come level: a linear program over the amounts of each on each rank.
+"""Deals out what has no fixed place so that ranks come level: a linear program over the amounts of each item on each rank.
 
-Items that share their options are dealt out as one lump and cut at the ranks' borders afterwards, so that most of them stay whole.
+Two kinds of items take part. Divisible ones may lie anywhere: items that share their options are dealt out as one lump and cut at
+the ranks' borders afterwards, so that most of them stay whole. Items with `sharing` stay on the ranks they have and change their
+shares; what is not linear in these is taken by its tangent, which lies above it, and the program is solved anew around its answer.
 Ranks that carry the same are one class.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.sparse as sparse
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from shardembed.planner.problem import Array, Choice, Option
+from shardembed.planner.problem import Array, Choice, Option, Sharing
 from shardembed.planner.state import State
 
 VARIABLES = 12_000  # of the program; what is left over is dealt out beforehand, smallest items first
 ALIKE = 1e-9  # relative
+LEAST = 1e-6  # share; a part with less is dropped
+TANGENTS = 3
+
+
+@dataclass(frozen=True)
+class _Levelled:
+    """value: seconds of a step. amounts: items' worth of each lump on each rank, `[R]`. shares: of each sharing item, `[n]`."""
+
+    value: float
+    amounts: list[Array]
+    shares: list[Array]
 
 
 def level(state: State, seconds: float) -> State | None:
-    """The state with an empty pool; None where memory does not allow it. All else stays as it is."""
+    """The state with everything settled; None where memory does not allow it. All else stays as it is."""
     state = state.copy()
-    lumps = _lumps(state)
-    most = max(1, VARIABLES // len(_classes(state)[0]))
-    for lump in lumps[most:][::-1]:
-        if not all(_whole_or_even(state, item) for item in lump):
-            return None
-    lumps = lumps[:most]
-    if not lumps:
-        return state
-    options = [state.option(lump[0]) for lump in lumps]
-    amounts = _program(state, options, [len(lump) for lump in lumps], seconds)
-    if amounts is None:
+    if not _settle_surplus(state):
         return None
-    for lump, option, amount_R in zip(lumps, options, amounts, strict=True):
-        for item, choice in zip(lump, _cut(amount_R, len(lump), option.divisible), strict=True):
-            _settle(state, item, choice)
+    lumps, sharing = _lumps(state), state.unsettled
+    if not lumps and not sharing:
+        return state
+    found = _solve(state, lumps, sharing, seconds, TANGENTS)
+    if found is None:
+        return None
+    for lump, amount_R in zip(lumps, found.amounts, strict=True):
+        for item, (ranks, shares) in zip(lump, _cut(amount_R, len(lump), state.option(lump[0]).divisible), strict=True):
+            _settle(state, item, ranks, shares)
+    for item, share_n in zip(sharing, found.shares, strict=True):
+        _settle(state, item, *_whole_parts(state, item, share_n))
     return state
 
 
 def value(state: State, seconds: float) -> float:
-    """Seconds of a step once the pool has been dealt out, save for rounding; inf where that cannot be."""
-    lumps = _lumps(state)
-    if not lumps:
+    """Seconds of a step once all is settled, save for rounding; inf where that cannot be."""
+    lumps, sharing = _lumps(state), state.unsettled
+    if not lumps and not sharing:
         return state.value
-    found = _solve(state, [state.option(lump[0]) for lump in lumps], [len(lump) for lump in lumps], seconds)
-    return np.inf if found is None else found[0]
+    found = _solve(state, lumps, sharing, seconds, 1)
+    return np.inf if found is None else found.value
 
 
 def _lumps(state: State) -> list[list[int]]:
@@ -59,85 +73,161 @@ def _lumps(state: State) -> list[list[int]]:
     return sorted(found.values(), key=lambda lump: (-weight(lump), lump[0]))
 
 
-def _settle(state: State, item: int, choice: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def _settle(state: State, item: int, ranks: tuple[int, ...], shares: tuple[int, ...] | None) -> None:
     before = state.choices[item]
     assert before is not None
     state.remove(item)
-    state.restore(item, Choice(before.option, *choice))
+    state.restore(item, Choice(before.option, ranks, shares))
+
+
+def _settle_surplus(state: State) -> bool:
+    """Deal out what would make the program too large, the smallest items first; False where it does not fit."""
+    sharing = sorted(
+        state.unsettled,
+        key=lambda item: (-float((_sharing(state.option(item)).linear / state.scale).sum()), item),
+    )
+    room = VARIABLES // 2
+    for item in sharing:
+        room -= state.option(item).parts
+        if room < 0:
+            even = np.full(state.option(item).parts, 1.0 / state.option(item).parts)
+            _settle(state, item, *_whole_parts(state, item, even))
+    lumps = _lumps(state)
+    most = max(1, VARIABLES // len(_classes(state)[0]))
+    return all(_whole_or_even(state, item) for lump in lumps[most:][::-1] for item in lump)
+
+
+def _sharing(option: Option) -> Sharing:
+    assert option.sharing is not None
+    return option.sharing
+
+
+def _whole_parts(state: State, item: int, share_n: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ranks of an item with sharing that keep a part, and how many small parts each has."""
+    choice = state.choices[item]
+    assert choice is not None
+    parts = _sharing(state.option(item)).parts
+    wanted = np.where(share_n < LEAST, 0.0, share_n)
+    wanted = wanted / wanted.sum() * parts
+    counts = np.floor(wanted + 1e-9).astype(np.int64)
+    missing = parts - int(counts.sum())
+    counts[np.argsort(counts - wanted, kind="stable")[:missing]] += 1
+    kept = np.flatnonzero(counts)
+    return tuple(choice.ranks[part] for part in kept), tuple(counts[kept].tolist())
 
 
 def _whole_or_even(state: State, item: int) -> bool:
-    """Put an item on as few ranks as do not raise the state's value, or on all of them."""
+    """Put a divisible item on as few ranks as do not raise the state's value, or on all of them."""
     option, before, ranks = state.option(item), state.value, state.problem.ranks
-    spread = 1
+    most, spread = min(ranks, option.divisible), 1
     while True:
-        spread = min(spread, ranks, option.divisible)
+        spread = min(spread, most)
         parts = tuple(option.divisible // spread + (part < option.divisible % spread) for part in range(spread))
         peak = np.maximum(state.loads.max(0), state.mean)
         cost = state.cost(option.total / spread, float(option.memory[0]) * parts[0] / option.divisible, peak)
         best = np.argsort(cost, kind="stable")[:spread]
-        fits = bool(np.isfinite(cost[best[-1]]))
-        if fits:
-            _settle(state, item, (tuple(best.tolist()), parts))
-            if state.value <= before * (1 + 1e-7) or spread == min(ranks, option.divisible):
+        if np.isfinite(cost[best[-1]]):
+            _settle(state, item, tuple(best.tolist()), parts)
+            if state.value <= before * (1 + 1e-7) or spread == most:
                 return True
-            _settle(state, item, ((), ()))
-        elif spread == min(ranks, option.divisible):
+            _settle(state, item, (), None)
+        elif spread == most:
             return False
         spread *= 4
 
 
-def _classes(state: State) -> tuple[Array, Array]:
+def _classes(state: State, sharing: list[int] | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """A rank of each class of ranks that carry the same, and the class of every rank."""
-    carried = np.column_stack([state.loads / state.scale, state.memory / state.problem.capacity])
-    _, first, inverse = np.unique(np.round(carried / ALIKE), axis=0, return_index=True, return_inverse=True)
+    carried = [state.loads / state.scale, state.memory[:, None] / state.problem.capacity]
+    held = np.zeros((state.problem.ranks, len(sharing or [])))
+    for column, item in enumerate(sharing or []):
+        choice = state.choices[item]
+        assert choice is not None
+        held[list(choice.ranks), column] = 1.0
+    numbers = np.round(np.column_stack([*carried, held]) / ALIKE)
+    _, first, inverse = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
     return first, inverse.reshape(-1)
 
 
-def _program(state: State, options: list[Option], counts: list[int], seconds: float) -> list[Array] | None:
-    """Items' worth of each lump on each rank, `[R]` a lump."""
-    found = _solve(state, options, counts, seconds)
-    return None if found is None else found[1]
+def _solve(state: State, lumps: list[list[int]], sharing: list[int], seconds: float, tangents: int) -> _Levelled | None:
+    shares = [np.full(state.option(item).parts, 1.0 / state.option(item).parts) for item in sharing]
+    found: _Levelled | None = None
+    for _ in range(tangents if sharing else 1):
+        better = _program(state, lumps, sharing, shares, seconds)
+        if better is None or (found is not None and better.value > found.value * (1 - 1e-6)):
+            return found
+        found, shares = better, [np.maximum(share, LEAST) for share in better.shares]
+    return found
 
 
-def _solve(state: State, options: list[Option], counts: list[int], seconds: float) -> tuple[float, list[Array]] | None:
-    """Minimise the sum over phases of the slowest rank. Variables: amounts, lump by lump and class by class, then Z."""
-    first, class_of = _classes(state)
-    sizes = np.bincount(class_of).astype(np.float64)
-    loads, classes, lumps = state.loads[first], len(first), len(options)
-    totals = np.array([option.total for option in options])
-    busy = np.flatnonzero((totals.sum(0) > 0) | (loads.max(0) > 0))
-    unit = max(float(state.mean.sum()), 1e-30)
-    held = np.array([float(option.memory[0]) for option in options]) / state.problem.capacity
-    # Rounding to whole parts may add one part of each lump to a rank.
-    spare = 1e-9 + sum(size / option.divisible for size, option in zip(held, options, strict=True))
-    free = 1.0 - spare - (state.memory[first] + state.alike_memory) / state.problem.capacity
-    each = sparse.diags_array(1.0 / sizes)
-    blocks: list[list[object]] = []
-    limits: list[Array] = []
-    for index, phase in enumerate(busy):
-        z = sparse.csr_array((np.full(classes, -1.0), (np.arange(classes), np.full(classes, index))), shape=(classes, len(busy)))
-        blocks.append([*(each * (totals[lump, phase] / unit) for lump in range(lumps)), z])
-        limits.append(-loads[:, phase] / unit)
-    blocks.append([*(each * size for size in held), sparse.csr_array((classes, len(busy)))])
-    limits.append(np.maximum(free, 0.0))
-    sums = sparse.hstack(
-        [sparse.kron(sparse.eye_array(lumps), np.ones((1, classes))), sparse.csr_array((lumps, len(busy)))], format="csr"
+def _program(state: State, lumps: list[list[int]], sharing: list[int], around: list[Array], seconds: float) -> _Levelled | None:
+    """Minimise the sum over phases of the slowest rank, around given shares.
+
+    Variables: amounts, lump by lump and class by class; shares, item by item and part by part; Z. Rows: a class and phase.
+    """
+    first, class_of = _classes(state, sharing)
+    sizes, classes = np.bincount(class_of).astype(np.float64), len(first)
+    busy = np.flatnonzero(state.mean > 0)
+    unit, capacity = max(float(state.mean.sum()), 1e-30), state.problem.capacity
+    options = [state.option(lump[0]) for lump in lumps]
+    loads, memory, alike = state.loads[first].copy(), state.memory[first].copy(), 0.0
+    columns: list[sparse.csc_array] = []
+    costs: list[Array] = []
+    spare = 1e-9
+    for option in options:
+        figures = np.append(option.total[busy] / unit, option.memory[0] / capacity)
+        columns.append(sparse.kron(figures[:, None], sparse.diags_array(1.0 / sizes), format="csc"))
+        costs.append(np.zeros(classes))
+        spare += float(option.memory[0]) / option.divisible / capacity  # what rounding to whole parts may add to a rank
+    for item, share_n in zip(sharing, around, strict=True):
+        choice, how = state.choices[item], _sharing(state.option(item))
+        assert choice is not None
+        where = class_of[list(choice.ranks)]
+        even, slopes = how.answers(np.full(len(share_n), 1.0 / len(share_n))), how.slopes(share_n)
+        bases = how.answers(share_n) - slopes * share_n - even  # the state holds the answers of equal shares already
+        np.add.at(loads, where, bases[:, None] * how.answer / sizes[where][:, None])
+        np.add.at(memory, where, bases * how.memory_answer / sizes[where])
+        alike += float(how.common_answer.sum()) * float(bases.sum())
+        rows = np.append(how.linear[busy] / unit, how.memory_linear / capacity)[:, None]
+        rows = rows + np.append(how.answer[busy] / unit, how.memory_answer / capacity)[:, None] * slopes
+        rows = rows / sizes[where]
+        index = (np.arange(len(rows))[:, None] * classes + where).ravel(), np.tile(np.arange(len(where)), len(rows))
+        columns.append(sparse.csc_array((rows.ravel(), index), shape=(len(rows) * classes, len(where))))
+        costs.append(float(how.common_answer.sum()) / unit * slopes)
+        spare += how.memory_linear / how.parts / capacity
+    z = sparse.vstack([sparse.kron(-sparse.eye_array(len(busy)), np.ones((classes, 1))), sparse.csc_array((classes, len(busy)))])
+    limits = [-loads[:, phase] / unit for phase in busy]
+    limits.append(np.maximum(1.0 - spare - (memory + state.alike_memory) / capacity, 0.0))
+    counts = np.array([*(float(len(lump)) for lump in lumps), *(1.0 for _ in sharing)])
+    lengths = [classes] * len(lumps) + [len(share) for share in around]
+    sums = sparse.csr_array(
+        (np.ones(sum(lengths)), (np.repeat(np.arange(len(lengths)), lengths), np.arange(sum(lengths)))),
+        shape=(len(lengths), sum(lengths) + len(busy)),
     )
-    cost = np.concatenate([np.zeros(lumps * classes), np.ones(len(busy))])
     answer = linprog(
-        cost,
-        sparse.block_array(blocks, format="csr"),
+        np.concatenate([*costs, np.ones(len(busy))]),
+        sparse.hstack([*columns, z], format="csr"),
         np.concatenate(limits),
         sums,
-        np.asarray(counts, dtype=np.float64),
+        counts,
         method="highs",
         options={"time_limit": seconds},
     )
     if answer.x is None:
         return None
-    amounts = np.clip(answer.x[: lumps * classes].reshape(lumps, classes), 0.0, None) / sizes
-    return float(answer.fun) * unit + state.alike, [amount[class_of] for amount in amounts]
+    pieces = np.split(np.clip(answer.x[: sum(lengths)], 0.0, None), np.cumsum(lengths)[:-1])
+    amounts = [(piece / sizes)[class_of] for piece in pieces[: len(lumps)]]
+    shares = [_even_in_class(state, item, piece, class_of) for item, piece in zip(sharing, pieces[len(lumps) :], strict=True)]
+    return _Levelled(float(answer.fun) * unit + alike + state.alike, amounts, shares)
+
+
+def _even_in_class(state: State, item: int, share_n: Array, class_of: NDArray[np.intp]) -> Array:
+    """The same share on all ranks of a class: the program knows only their sum."""
+    choice = state.choices[item]
+    assert choice is not None
+    where = class_of[list(choice.ranks)]
+    sums, counts = np.bincount(where, share_n), np.bincount(where)
+    return (sums / np.maximum(counts, 1))[where]
 
 
 def _cut(amount_R: Array, items: int, parts: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -149,8 +239,7 @@ def _cut(amount_R: Array, items: int, parts: int) -> list[tuple[tuple[int, ...],
     for item in range(items):
         first, stop = item * parts, (item + 1) * parts
         low, high = np.searchsorted(borders, [first, stop - 1], side="right")
-        edges = np.concatenate([[first], borders[low:high], [stop]])
-        shares = np.diff(edges)
+        shares = np.diff(np.concatenate([[first], borders[low:high], [stop]]))
         kept = np.flatnonzero(shares)
         cut.append((tuple((kept + low).tolist()), tuple(shares[kept].tolist())))
     return cut

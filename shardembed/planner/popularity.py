@@ -194,49 +194,70 @@ def class_means(reuse: Reuse) -> Array:
 
 
 class Rows:
-    """Measured counts by row number, as a law of nothing but these rows: the most popular ones, and sums over small blocks."""
+    """Measured counts by row number: the most popular rows, and sums over small blocks of all others.
 
-    BLOCKS, HOT = 1 << 16, 1 << 12
+    What depends on the counts alone is worked out once. Where rows are many, those of a block are put into classes of nearly equal
+    counts (the same up to 64, then within a sixteenth of an octave), so that another batch size costs a pass over classes only.
+    """
 
-    def __init__(self, counts: NDArray[np.int64], batch: Batch) -> None:
-        self.counts, self.batch = counts, batch
+    BLOCKS, HOT, EXACT, FINE = 1 << 16, 1 << 12, 64, 16
+
+    def __init__(self, counts: NDArray[np.int64]) -> None:
+        self.counts, self.rows = counts, len(counts)
         self.sample = Sample(float(counts.sum()), float((counts == 1).sum()), float((counts == 0).sum()))
+
+    @cached_property
+    def _classes(self) -> NDArray[np.int16]:
+        """The class of each row; rows with higher counts are in higher classes."""
+        found = np.minimum(self.counts, self.EXACT).astype(np.int16)
+        high = self.counts > self.EXACT
+        octaves = np.log2(self.counts[high].astype(np.float64) / self.EXACT)
+        found[high] = self.EXACT + 1 + (self.FINE * octaves).astype(np.int16)
+        return found
 
     @cached_property
     def hot(self) -> NDArray[np.int64]:
         """All rows of a small table; else at most `HOT` of the most popular ones, ascending."""
-        if len(self.counts) <= self.BLOCKS:
-            return np.arange(len(self.counts))
-        levels = (64.0 * np.log2(1.0 + self.counts.astype(np.float32))).astype(np.int16)  # argpartition is slow on so many ties
-        above = np.bincount(levels)[::-1].cumsum()[::-1]
-        return np.flatnonzero(levels >= np.searchsorted(-above, -self.HOT))
+        if self.rows <= self.BLOCKS:
+            return np.arange(self.rows)
+        above = np.bincount(self._classes)[::-1].cumsum()[::-1]
+        return np.flatnonzero(self._classes >= np.searchsorted(-above, -self.HOT))
 
-    def each(self) -> Array:
+    @cached_property
+    def _edges(self) -> NDArray[np.int64]:
+        return np.linspace(0, self.rows, self.BLOCKS + 1).astype(np.int64)
+
+    @cached_property
+    def _held(self) -> tuple[NDArray[np.intp], NDArray[np.intp], Array, Array]:
+        """(block, class, rows in both) where there are any but hot ones, and the mean count of each class."""
+        classes = self._classes
+        many = int(classes.max()) + 1
+        rows = np.bincount(classes, minlength=many)
+        means = np.bincount(classes, self.counts, many) / np.maximum(rows, 1)
+        held = np.zeros(self.BLOCKS * many, np.int64)
+        step = 1 << 10
+        for first in range(0, self.BLOCKS, step):  # no long array of int64 a row at once
+            low, high = self._edges[first], self._edges[first + step]
+            block = np.repeat(np.arange(step), np.diff(self._edges[first : first + step + 1]))
+            part = block * many + classes[low:high]
+            held[first * many : (first + step) * many] = np.bincount(part, minlength=step * many)
+        block = np.searchsorted(self._edges, self.hot, "right") - 1
+        np.subtract.at(held, block * many + classes[self.hot], 1)
+        where = np.flatnonzero(held)
+        return where // many, where % many, held[where].astype(np.float64), means
+
+    def each(self, batch: Batch) -> Array:
         """`[3, len(hot)]`."""
-        return self._asked(self.counts[self.hot])
+        asked = self.sample.asked(self.counts[self.hot].astype(np.float64), batch)
+        return np.where(self.counts[self.hot] > 0, asked, self.sample.new(batch)[:, None])
 
-    def curve(self) -> Curve:
+    def curve(self, batch: Batch) -> Curve:
         """All rows but the hot ones, up to any position; blocks of rows count as even inside."""
-        rows = len(self.counts)
-        if len(self.hot) == rows:
+        if len(self.hot) == self.rows:
             return lambda positions: np.zeros((3, len(positions)))
-        edges = np.linspace(0, rows, self.BLOCKS + 1).astype(np.int64)
-        sums = np.zeros((3, self.BLOCKS + 1))
-        for first in range(0, self.BLOCKS, 1 << 10):  # no array of float64 a row at once
-            part = edges[first : first + (1 << 10) + 1]
-            asked = self._asked(self.counts[part[0] : part[-1]])
-            lo, hi = np.searchsorted(self.hot, [part[0], part[-1]])
-            asked[:, self.hot[lo:hi] - part[0]] = 0.0
-            sums[:, first + 1 : first + len(part)] = np.add.reduceat(asked, part[:-1] - part[0], axis=1)
-        sums = sums.cumsum(1)
-        return lambda positions: np.stack([np.interp(positions, edges, line) for line in sums])
-
-    def _asked(self, counts: NDArray[np.int64]) -> Array:
-        few = int(min(counts.max(initial=0), 1 << 16))
-        table = self.sample.asked(np.arange(few + 1, dtype=np.float64), self.batch)
-        table[:, 0] = self.sample.new(self.batch)
-        result = table[:, np.minimum(counts, few)]
-        many = counts > few
-        if many.any():
-            result[:, many] = self.sample.asked(counts[many].astype(np.float64), self.batch)
-        return result
+        block, classes, held, means = self._held
+        asked = self.sample.asked(means, batch)
+        asked[:, 0] = self.sample.new(batch)
+        sums = np.stack([np.bincount(block, held * line[classes], self.BLOCKS) for line in asked]).cumsum(1)
+        sums = np.concatenate([np.zeros((3, 1)), sums], 1)
+        return lambda positions: np.stack([np.interp(positions, self._edges, line) for line in sums])

@@ -20,6 +20,49 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
+class Sharing:
+    """How an option's parts depend on their shares p of the item, where these may be unequal: seconds and bytes are
+    p * linear + g(p) * answer, with g(p) = sum over features of min(bags (1 - (1 - p)^length), bags * length * p), the expected
+    bags with an id in the part (see `cost_demand`). g is concave, and 0 at 0.
+
+    linear, answer: `[P]` seconds on the rank; common_answer: on every rank. memory_linear, memory_answer, memory_common: bytes
+    likewise. bags, lengths: `[features]`. parts: shares are whole numbers of 1 / parts.
+    """
+
+    linear: Array
+    answer: Array
+    common_answer: Array
+    memory_linear: float
+    memory_answer: float
+    memory_common: float
+    bags: Array
+    lengths: Array
+    parts: int
+
+    def answers(self, shares: Array) -> Array:
+        """g, of shares `[n]`."""
+        some = self.bags * (1.0 - np.maximum(1.0 - shares[:, None], 0.0) ** self.lengths)
+        return np.minimum(some, self.bags * self.lengths * shares[:, None]).sum(1)
+
+    def slopes(self, shares: Array) -> Array:
+        """g'(p), of shares `[n]` above 0."""
+        steep = self.bags * self.lengths * np.maximum(1.0 - shares[:, None], 1e-12) ** np.maximum(self.lengths - 1.0, 0.0)
+        return steep.sum(1)
+
+    def loads(self, shares: Array) -> Array:
+        """`[n, P]`."""
+        return shares[:, None] * self.linear + self.answers(shares)[:, None] * self.answer
+
+    def memory(self, shares: Array) -> Array:
+        """`[n]`."""
+        return shares * self.memory_linear + self.answers(shares) * self.memory_answer
+
+    def beyond_even(self, shares: Array, count: int) -> float:
+        """Answers of these shares more than those of `count` equal ones; mostly below 0."""
+        return float(self.answers(shares).sum() - count * self.answers(np.array([1.0 / count]))[0])
+
+
+@dataclass(frozen=True, eq=False)
 class Option:
     """One way to lay out an item.
 
@@ -27,6 +70,8 @@ class Option:
     common: `[P]` seconds on every rank, wherever the parts lie (the requesters' work). common_memory: bytes on every rank.
     divisible: 0 where the parts go to n different ranks. k > 0 where `loads` is one line, the whole item, which may be cut into k
         equal parts that are dealt out to ranks at will, several to one rank if need be.
+    sharing: how the parts change where they are given unequal shares; None where they cannot be. The item's options of one
+        number of strips share one.
     charges: names of the problem's fixed charges that this option uses.
     key: what the caller needs to build the layout; the optimiser does not look at it.
     """
@@ -37,6 +82,7 @@ class Option:
     common: Array
     common_memory: float = 0.0
     divisible: int = 0
+    sharing: Sharing | None = None
     charges: frozenset[str] = frozenset()
     ranks: tuple[int, ...] | None = None  # where the parts must lie, in their order; None: the optimiser chooses
     node: bool = False  # all parts must lie on ranks of one node
@@ -79,8 +125,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """Option number `option` of an item. ranks: the rank of each part; for a divisible option the ranks that hold any, and `shares`
-    how many of its `divisible` parts each of them holds.
+    """Option number `option` of an item. ranks: the rank of each part. shares: of a divisible option, how many of its `divisible`
+    parts each of `ranks` holds; of one with `sharing`, likewise of `sharing.parts`, or None for equal shares.
     """
 
     option: int
@@ -105,7 +151,13 @@ def score(problem: Problem, choices: tuple[Choice, ...]) -> Score:
     for item, choice in zip(problem.items, choices, strict=True):
         option = item.options[choice.option]
         held = np.asarray(choice.ranks, dtype=np.intp)
-        if option.divisible:
+        if option.sharing is not None and choice.shares is not None:
+            sharing, weights = option.sharing, np.asarray(choice.shares, dtype=np.float64) / option.sharing.parts
+            parts, bytes_ = sharing.loads(weights), sharing.memory(weights)
+            more = sharing.beyond_even(weights, option.parts)
+            loads += (sharing.common_answer * more)[:, None]
+            memory += sharing.memory_common * more
+        elif option.divisible:
             weights = np.asarray(choice.shares, dtype=np.float64) / option.divisible
             parts, bytes_ = weights[:, None] * option.loads, weights * option.memory[0]
         else:

@@ -75,12 +75,10 @@ class _Search:
         self.candidates: list[list[int]] = [[]] * len(problem.items)
         floor = floor_of(problem)
         for group in groups_of(problem):
-            options = problem.items[group[0]].options
-            kept = undominated(options, problem.ranks, problem.capacity, floor)
-            found = figures(tuple(options[number] for number in kept), problem.ranks)
+            found = undominated(figures(problem.items[group[0]].options, problem.ranks), problem.capacity, floor)
             beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
             price = found.common + found.mean.sum(1) + beyond
-            ordered = [kept[index] for index in np.argsort(price, kind="stable")]
+            ordered = list(dict.fromkeys(found.option[np.argsort(price, kind="stable")].tolist()))
             for item in group:
                 self.candidates[item] = ordered
 

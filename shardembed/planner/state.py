@@ -74,6 +74,12 @@ class State:
         found = ((number, choice) for number, choice in enumerate(self.choices) if choice is not None)
         return [number for number, choice in found if self.option(number).divisible and not choice.ranks]
 
+    @property
+    def unsettled(self) -> list[int]:
+        """Numbers of the items whose parts may get unequal shares and have none yet."""
+        found = ((number, choice) for number, choice in enumerate(self.choices) if choice is not None)
+        return [number for number, choice in found if self.option(number).sharing is not None and choice.shares is None]
+
     def option(self, item: int) -> Option:
         choice = self.choices[item]
         assert choice is not None
@@ -132,7 +138,9 @@ class State:
             self.pool += sign * option.total
             self.pool_memory += sign * float(option.memory[0])
             return
-        if choice.shares is not None:
+        if option.sharing is not None:
+            loads, memory = self._add_shares(option, choice, sign)
+        elif choice.shares is not None:
             weights = np.asarray(choice.shares, dtype=np.float64) / option.divisible
             loads, memory = weights[:, None] * loads, weights * memory
         if len(set(held)) == len(held):
@@ -141,6 +149,22 @@ class State:
         else:  # pinned by the user to one rank several times
             np.add.at(self.loads, held, sign * loads)
             np.add.at(self.memory, held, sign * memory)
+
+    def _add_shares(self, option: Option, choice: Choice, sign: int) -> tuple[Array, Array]:
+        """What the parts add to their ranks. Until shares are settled only the answers of equal ones; the rest joins the pool."""
+        sharing = option.sharing
+        assert sharing is not None
+        if choice.shares is None:
+            even = np.full(option.parts, 1.0 / option.parts)
+            self.pool += sign * sharing.linear
+            self.pool_memory += sign * sharing.memory_linear
+            answers = sharing.answers(even)
+            return answers[:, None] * sharing.answer, answers * sharing.memory_answer
+        weights = np.asarray(choice.shares, dtype=np.float64) / sharing.parts
+        more = sharing.beyond_even(weights, option.parts)
+        self.alike += sign * more * float(sharing.common_answer.sum())
+        self.alike_memory += sign * more * sharing.memory_common
+        return sharing.loads(weights), sharing.memory(weights)
 
     def cost(self, loads: Array, memory: float, peak: Array) -> Array:
         """`[R]`: what a part would cost on each rank; inf where it does not fit. peak: `[P]` loads that cost nothing to reach."""
@@ -203,4 +227,3 @@ class State:
             if np.isfinite(price) and (best is None or price < best[0]):
                 best = price, chosen + first
         return None if best is None else best[1]
-

@@ -111,8 +111,8 @@ class Traffic:
 @lru_cache(maxsize=1024)
 def _profile(skew: Skew, order: Order, rows: int, batch: Batch) -> Profile:
     if isinstance(skew, Counts):  # by row number: their order is known
-        measured = popularity.Rows(skew.counts, batch)
-        return Profile(rows, measured.hot, _summed(measured.each()), measured.curve())
+        measured = _measured(skew)
+        return Profile(rows, measured.hot, _summed(measured.each(batch)), measured.curve(batch))
     if isinstance(skew, Uniform):
         rate = popularity.drawn(np.array([1.0 / rows]), batch)
         return Profile(rows, np.empty(0, np.int64), np.zeros((3, 1)), lambda positions: rate * positions)
@@ -121,6 +121,11 @@ def _profile(skew: Skew, order: Order, rows: int, batch: Batch) -> Profile:
     else:
         law = popularity.Observed(rows, skew, batch)
     return _sorted(law, HOT) if order == "sorted" else _hashed(law, HOT)
+
+
+@lru_cache(maxsize=64)
+def _measured(skew: Counts) -> popularity.Rows:
+    return popularity.Rows(skew.counts)
 
 
 def _sorted(law: Law, hot: int) -> Profile:

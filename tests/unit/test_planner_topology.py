@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from shardembed.errors import ConfigError
-from shardembed.planner import builtin, topology
+from shardembed.planner import builtin, cost_ops, topology
 from shardembed.planner.topology import GB, GIB
-from shardembed.planner.topology_sections import REQUIRED_OPS
+from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS
 
 CPU = builtin.locate("topologies", "cpu")
 
@@ -55,6 +55,11 @@ def test_all_of_them_give_every_kind_of_work() -> None:
     assert {"a100x8", "cpu", "h100x8", "h200x8"} <= set(names)
     for name in names:
         assert set(REQUIRED_OPS) <= set(topology.load(name).ops)
+
+
+def test_a_file_may_give_the_kinds_of_work_that_the_cost_is_made_of() -> None:
+    assert set(REQUIRED_OPS) == set(cost_ops.OPS)
+    assert set(OPTIONAL_OPS) == {*cost_ops.OPTIONAL, *cost_ops.OPTIMIZER_OPS}
 
 
 def test_ranks_scale_the_same_machines() -> None:

@@ -1,0 +1,207 @@
+"""What to plan for, however it is named: a workload file, a training configuration, or `module:function`.
+
+The function takes nothing and returns a model with tables, a list of tables (`TableConfig`s or TorchRec's configs), or a whole
+`Workload`. It runs under `torch.device("meta")` first, so that torch's own tables take no memory; large sharded collections are
+best returned as their list of tables, since a collection makes its shards at once. Models do not say how many ids a sample has:
+that is assumed, and can be given.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shardembed import located
+from shardembed.convert.find import find_sites
+from shardembed.convert.sites import tables_of
+from shardembed.errors import ConfigError, ShardEmbedError
+from shardembed.explain import nearest
+from shardembed.modules.base import ShardedModule
+from shardembed.planner import builtin, workload
+from shardembed.planner.workload import Counts, TableLoad, Workload, workload_of
+from shardembed.tables import TableConfig
+
+if TYPE_CHECKING:
+    from shardembed.recipes.config import Config
+
+BATCH = 65_536  # samples a step over all ranks, where nothing says how many
+IDS_A_BAG, IDS_A_LOOKUP = 10.0, 1.0  # of a pooled feature, and of one that is not, where nothing says how many
+WORKLOAD_KEYS = ("global_batch_size", "tables", "table_groups")
+
+
+def read(
+    source: str,
+    ranks: int,
+    *,
+    global_batch_size: int | None = None,
+    ids_per_sample: float | Mapping[str, float] | None = None,
+) -> Workload:
+    """The workload that `source` names.
+
+    Args:
+        ranks: of the job, which the negatives of a training job depend on.
+        global_batch_size: instead of what the source says.
+        ids_per_sample: of a model's features, by name or for all; other sources say it themselves.
+
+    Raises:
+        ConfigError: it names nothing, or something else; what goes wrong in a function is told with its place.
+    """
+    if ":" in source and not Path(source).exists():
+        found = of_object(_called(source), source, global_batch_size or BATCH, ids_per_sample)
+    else:
+        path = builtin.locate("workloads", source)
+        found = of_training(path, ranks) if _is_training(path) else workload.load(path)
+    if global_batch_size is None or global_batch_size == found.global_batch_size:
+        return found
+    return Workload(found.name, global_batch_size, found.tables, found.wire_dtype)
+
+
+def of_object(
+    built: Any, name: str, global_batch_size: int = BATCH, ids_per_sample: float | Mapping[str, float] | None = None
+) -> Workload:
+    """The workload of a model, a list of tables, or a workload.
+
+    Raises:
+        ConfigError: it is none of these, or has no tables.
+    """
+    if isinstance(built, Workload):
+        return built
+    if isinstance(built, nn.Module):
+        tables = _tables_of(built)
+    elif isinstance(built, list | tuple) and built:
+        tables = [TableConfig.of(config) for config in built]
+    else:
+        raise ConfigError(
+            f"{name} gave {type(built).__name__}; it must return a model, a list of tables (TableConfig or TorchRec's configs), or "
+            "a Workload"
+        )
+    if ids_per_sample is None or isinstance(ids_per_sample, Mapping):
+        assumed = {
+            feature: IDS_A_LOOKUP if table.pooling_of(feature) is None else IDS_A_BAG
+            for table in tables
+            for feature in table.feature_names or ()
+        }
+        ids_per_sample = {**assumed, **(ids_per_sample or {})}
+    return workload_of(tables, ids_per_sample, global_batch_size, name=name)
+
+
+def of_training(path: str | Path, ranks: int) -> Workload:
+    """The tables of a training job, with the counts of its data: reads all of it once.
+
+    Every rank looks up the step's negatives, all the same, beside its share of the batch's users and items.
+
+    Raises:
+        ConfigError, DataError: the configuration or its data is wrong.
+    """
+    from shardembed.recipes import config
+    from shardembed.recipes.data.choose import open_source
+    from shardembed.recipes.data.interactions import scan
+
+    settings = config.load(path)
+    data = scan(open_source(settings.data), settings.data.holdout_seed)
+    return _two_towers(settings, data.user_counts, data.item_counts, ranks)
+
+
+def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: int) -> Workload:
+    from shardembed.recipes.models.sampling import POWER, SMOOTHING
+
+    batch, model, optimizer = settings.train.global_batch_size, settings.model, settings.optimizer.tables.build()
+    negatives = model.negatives * ranks / batch  # a sample
+    popular = (items + SMOOTHING) ** POWER
+    asked = items + np.rint(negatives * items.sum() * popular / popular.sum()).astype(np.int64)
+    dtype, dim = getattr(torch, model.table_dtype), model.embedding_dim
+    loads = (
+        TableLoad(TableConfig("user", len(users), dim, pooling=None, dtype=dtype), (1.0,), Counts(users), optimizer=optimizer),
+        TableLoad(
+            TableConfig("item", len(items), dim, ["item", "negatives"], None, dtype),
+            (1.0, negatives),
+            Counts(asked),
+            optimizer=optimizer,
+        ),
+    )
+    wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
+    return Workload(settings.name or "training", batch, loads, wire_dtype)
+
+
+def _is_training(path: Path) -> bool:
+    from shardembed.recipes.config import Config
+
+    keys = set(located.load(path).values)
+    return not keys & set(WORKLOAD_KEYS) and bool(keys & set(Config.model_fields) - {"name", "optimizer", "wire_dtype"})
+
+
+def _tables_of(model: nn.Module) -> list[TableConfig]:
+    """The tables of a model: those of its sharded modules if it has any, else those that `shard` would convert."""
+    sharded = [(path, module) for path, module in model.named_modules() if isinstance(module, ShardedModule)]
+    if not sharded:
+        whole = nn.ModuleDict({"model": model}) if not list(model.children()) or _is_site(model) else model
+        return [table.config(exists=False) for table in tables_of(whole, find_sites(whole, ()))]
+    found: dict[str, TableConfig] = {}
+    for path, module in sharded:
+        for table in module.tables:
+            if found.setdefault(table.name, table) is not table:
+                raise ConfigError(
+                    f"{path or 'the model'}: a second table is named {table.name!r}; a workload needs names that differ"
+                )
+    return list(found.values())
+
+
+def _is_site(model: nn.Module) -> bool:
+    from shardembed.convert.find import KINDS
+
+    return any(kind.of(model, "") is not None for kind in KINDS)
+
+
+def _called(source: str) -> Any:
+    """What the function returns."""
+    where, _, name = source.rpartition(":")
+    module = _module(where)
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"{source}: there is no function {name!r} in {where}{nearest(name, names)}")
+    try:
+        try:
+            with torch.device("meta"):
+                return function()
+        except (NotImplementedError, RuntimeError):  # it looks at values, which there are none of on the meta device
+            return function()
+    except ShardEmbedError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{source}: the function failed: {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _module(where: str) -> ModuleType:
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(f"shardembed planned {where}", where)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module.__name__] = module  # dataclasses look themselves up there
+            spec.loader.exec_module(module)
+            return module
+        if os.getcwd() not in sys.path:  # a console script does not have it
+            sys.path.insert(0, os.getcwd())
+        return importlib.import_module(where)
+    except Exception as error:
+        raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised: the last file and line of its traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""

@@ -1,0 +1,307 @@
+"""The space of plans: every option of every table, as the optimiser sees it, and the way back from a choice to a layout.
+
+A table is copied to all ranks, or cut into C strips of columns (even, or as near as the columns allow), each cut into n blocks of
+rows. C and n are any power of two, the number of ranks of a node, or of the job, as long as there are columns and rows for them and
+C x n is no more than the ranks. A block's parts lie on different ranks, any of them. Table-wise, row-wise, column-wise,
+table-row-wise and grid layouts are C and n, and where the parts lie. Blocks of a strip are
+
+- `dealt`: every n-th row (balanced, however rows are ordered), or contiguous where rows lie in no order that is known;
+- `even`: contiguous blocks of as many rows each, where popular rows come first: uneven traffic;
+- `traffic`: contiguous blocks of as many ids each, likewise.
+
+With packing "bag" all of these; with "unique", where cuts by rows cost nothing, the table may be dealt out over any ranks in any
+shares, as many as `PARTS` allows: this serves every n of its C.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+
+import numpy as np
+
+from shardembed.layout import Layout, Shard
+from shardembed.placement import KINDS, PACKINGS, Packing
+from shardembed.plan import Plan, TablePlan
+from shardembed.planner.constraints import Constraints
+from shardembed.planner.cost_model import CostModel
+from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
+from shardembed.planner.relax import figures, undominated
+from shardembed.planner.traffic import Asked
+from shardembed.planner.workload import Counts, TableLoad, Uniform
+
+PARTS = 1 << 16  # of rows, where a table's shares are contiguous
+RESIDUES = 64  # a rank, where they are strided: each is a shard
+MOST_RESIDUES = 8192
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An option's key. strips, blocks: C and n; flavour: how rows are cut; copied options have none of them."""
+
+    kind: str
+    packing: Packing = "unique"
+    strips: int = 1
+    blocks: int = 1
+    flavour: str = "dealt"
+
+    def __str__(self) -> str:
+        if self.kind == "replicated":
+            return self.kind
+        cuts = [f"{self.strips} strips"] * (self.strips > 1) + [f"{self.blocks} blocks"] * (self.blocks > 1)
+        return " ".join([self.kind, self.packing, *cuts, *[f"({self.flavour})"] * (self.flavour != "dealt")])
+
+
+class Space:
+    """All options of all tables of a cost model's workload."""
+
+    def __init__(self, model: CostModel, constraints: Constraints) -> None:
+        self.model, self.constraints, self.ranks = model, constraints, model.ranks
+        self.node = min(model.topology.ranks_per_node, model.ranks)
+        self._sharings: dict[int, Sharing | None] = {}
+
+    def problem(self) -> Problem:
+        """The problem of placing all tables, with dominated options left out (see `relax`)."""
+        known: dict[object, tuple[Option, ...]] = {}
+        items = []
+        for number, table in enumerate(self.model.tables):
+            load = table.load
+            same = (
+                *(load.table.num_embeddings, load.table.embedding_dim, load.table.dtype, load.table.policy, load.table.padding_idx),
+                *(table.poolings, load.ids_per_sample, load.skew, load.order, load.optimizer),
+                self._constrained(number),
+            )
+            if same not in known:
+                known[same] = self._options(number)
+            items.append(Item(load.table.name, known[same]))
+        model, topology = self.model, self.model.topology
+        capacity = float(topology.memory - topology.reserve)
+        return Problem(model.phases, self.ranks, capacity, tuple(items), model.charges, model.charge_memory, model.base, self.node)
+
+    def _options(self, number: int) -> tuple[Option, ...]:
+        found = self.options(number)
+        floor = np.zeros(len(self.model.phases))
+        kept = undominated(figures(found, self.ranks), float(self.model.topology.memory), floor).option
+        return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
+
+    def options(self, number: int) -> tuple[Option, ...]:
+        """Every option of a table that the constraints allow."""
+        table = self.model.tables[number]
+        if number not in self._sharings:
+            self._sharings[number] = self._sharing(number)
+        found: list[Option] = []
+        packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
+        for packing in packings:
+            for strips in self._counts(table.width):
+                for blocks in self._counts(table.rows):
+                    if strips * blocks <= self.ranks:
+                        for flavour in _flavours(table.load, packing, blocks):
+                            found += self._cut(number, Cut("", packing, strips, blocks, flavour))
+        policy = table.load.table.policy
+        if self.ranks > 1 and policy.max_norm is None and not policy.scale_grad_by_freq and self._allowed(number, "replicated"):
+            seconds, held = self.model.copied(number)
+            charges = self.model.charges_of(number, [table.width], "copied")
+            nothing = np.zeros((0, len(seconds)))
+            found.append(Option(Cut("replicated"), nothing, np.zeros(0), seconds, held, charges=charges))
+        return tuple(found)
+
+    def _constrained(self, number: int) -> tuple[object, ...]:
+        """All that constraints say of a table."""
+        name = self.model.tables[number].load.table.name
+        allowed = (self.constraints.allowed(name, kind, packing) for kind in KINDS for packing in PACKINGS)
+        return (*allowed, self.constraints.ranks(name), self.constraints.cuts(name))
+
+    def _allowed(self, number: int, kind: str, packing: Packing | None = None) -> bool:
+        return self.constraints.allowed(self.model.tables[number].load.table.name, kind, packing)
+
+    def _counts(self, most: int) -> list[int]:
+        """Into how many strips or blocks something is cut, of which there are `most`."""
+        limit = min(most, self.ranks)
+        powers = {1 << power for power in range(limit.bit_length())}
+        return sorted(count for count in powers | {self.node, self.ranks} if count <= limit)
+
+    def _cut(self, number: int, cut: Cut) -> list[Option]:
+        """The options of one way to cut: by every kind that it is, where the parts may lie; none if that is forbidden."""
+        name = self.model.tables[number].load.table.name
+        kinds = [kind for kind in _kinds(cut, self.node) if self._allowed(number, kind, cut.packing)]
+        ranks, cuts = self.constraints.ranks(name), self.constraints.cuts(name)
+        parts = cut.strips * cut.blocks
+        if not kinds or (ranks is not None and len(ranks) != parts) or (cuts is not None and parts != cuts):
+            return []
+        free = ranks is None and cuts is None and {"table_wise", "row_wise"} <= self._unforbidden(number, cut.packing)
+        if cut.packing == "unique" and cut.strips == 1 and free:
+            return [self._divisible(number)] if cut.blocks == 1 else []
+        return [self._option(number, Cut(kinds[0], cut.packing, cut.strips, cut.blocks, cut.flavour), ranks)]
+
+    def _unforbidden(self, number: int, packing: Packing) -> set[str]:
+        return {kind for kind in ("table_wise", "row_wise") if self._allowed(number, kind, packing)}
+
+    def _divisible(self, number: int) -> Option:
+        table = self.model.tables[number]
+        rows = table.rows
+        parts = min(rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if _ordered(table.load) else PARTS)
+        whole = self._asked(number, [range(rows)])
+        width = np.array([float(table.width)])
+        loads, memory = self.model.parts(number, width, whole, np.array([float(rows)]), "unique")
+        common, held = self.model.common(number, [table.width], 1, "unique")
+        charges = self.model.charges_of(number, [table.width], "unique")
+        return Option(Cut("row_wise", blocks=parts), loads, memory, common, held, divisible=parts, charges=charges)
+
+    def _option(self, number: int, cut: Cut, ranks: tuple[int, ...] | None) -> Option:
+        table = self.model.tables[number]
+        rows, widths = self.rows_of(table.load, cut), _widths(table.width, cut.strips)
+        asked, sizes = self._asked(number, rows), np.array([float(len(block)) for block in rows])
+        pieces = {
+            width: self.model.parts(number, np.full(len(rows), float(width)), asked, sizes, cut.packing) for width in set(widths)
+        }
+        common, held = self.model.common(number, widths, asked, cut.packing)
+        shared = cut.kind == "row_wise" and cut.packing == "bag" and ranks is None
+        return Option(
+            cut,
+            _stacked([pieces[width][0] for width in widths]),
+            _stacked([pieces[width][1] for width in widths]),
+            common,
+            held,
+            sharing=self._sharings[number] if shared else None,
+            charges=self.model.charges_of(number, widths, cut.packing),
+            ranks=ranks,
+            node=cut.kind == "table_row_wise",
+        )
+
+    def _sharing(self, number: int) -> Sharing | None:
+        """How unequal blocks of a table that is packed as bags depend on their shares, where they are all alike but for that.
+
+        Found from the cost of two shares, and dropped should a third not agree.
+        """
+        table = self.model.tables[number]
+        bags = table.read_by_bag("bag")
+        if not all(bags) or _ordered(table.load) or table.rows < self.ranks or self.ranks == 1:
+            return None
+        nothing = np.zeros(len(self.model.phases))
+        empty = Sharing(nothing, nothing, nothing, 0, 0, 0, np.array(table.traffic.bags), np.array(table.traffic.lengths), PARTS)
+        shares = np.array([1.0, 0.5, 0.125])
+        answers = empty.answers(shares)
+        if answers[1] <= 0.5 * answers[0] * (1 + 1e-9):
+            return None  # an id a bag: shares change nothing
+        asked = Asked(*(shares * whole for whole in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
+        width = float(table.width)
+        loads, memory = self.model.parts(number, np.full(3, width), asked, shares * table.rows, "bag")
+        numbers = np.column_stack([loads, memory])
+        answer = (numbers[1] - 0.5 * numbers[0]) / (answers[1] - 0.5 * answers[0])
+        linear = numbers[0] - answer * answers[0]
+        if not np.allclose(numbers[2], 0.125 * linear + answers[2] * answer, rtol=1e-6, atol=1e-15):
+            return None
+        even, halves = (self.model.common(number, [width], blocks, "bag") for blocks in (1, 2))
+        each = 2 * answers[1] - answers[0]
+        return replace(
+            empty,
+            linear=linear[:-1],
+            answer=answer[:-1],
+            common_answer=(halves[0] - even[0]) / each,
+            memory_linear=float(linear[-1]),
+            memory_answer=float(answer[-1]),
+            memory_common=(halves[1] - even[1]) / each,
+        )
+
+    def _asked(self, number: int, rows: Sequence[range]) -> Asked:
+        return self.model.tables[number].traffic.blocks(tuple(rows))
+
+    def rows_of(self, load: TableLoad, cut: Cut) -> list[range]:
+        """The row blocks of each strip of a cut."""
+        rows, blocks = load.table.num_embeddings, cut.blocks
+        if blocks == 1:
+            return [range(rows)]
+        if cut.flavour == "traffic":
+            edges = self._traffic_edges(load, blocks)
+        elif cut.flavour == "dealt" and _ordered(load):
+            return [range(residue, rows, blocks) for residue in range(blocks)]
+        else:
+            edges = [rows * block // blocks for block in range(blocks + 1)]
+        return [range(low, high) for low, high in itertools.pairwise(edges)]
+
+    def _traffic_edges(self, load: TableLoad, blocks: int) -> list[int]:
+        """Where contiguous blocks of equal traffic begin; each has a row at least."""
+        table = next(table for table in self.model.tables if table.load is load)
+        rows, profile = load.table.num_embeddings, table.traffic.profile
+        low, high = np.zeros(blocks - 1, dtype=np.int64), np.full(blocks - 1, rows, dtype=np.int64)
+        wanted = np.arange(1, blocks) / blocks * profile.before(np.array([rows]))[0, 0]
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            below = profile.before(middle)[0] < wanted
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        edges = np.maximum.accumulate(high - np.arange(1, blocks)) + np.arange(1, blocks)
+        edges = np.minimum(edges, rows - blocks + np.arange(1, blocks))
+        return [0, *edges.tolist(), rows]
+
+    # From a choice back to a layout.
+
+    def plan(self, problem: Problem, choices: Sequence[Choice]) -> Plan:
+        tables = []
+        for table, item, choice in zip(self.model.tables, problem.items, choices, strict=True):
+            cut = item.options[choice.option].key
+            assert isinstance(cut, Cut)
+            config = table.load.table
+            shards = self._shards(table.load, cut, choice)
+            layout = Layout(config.num_embeddings, config.embedding_dim, tuple(shards))
+            tables.append(TablePlan(config.name, layout, cut.packing))
+        return Plan(tuple(tables), self.ranks)
+
+    def _shards(self, load: TableLoad, cut: Cut, choice: Choice) -> list[Shard]:
+        rows, columns = load.table.num_embeddings, load.table.embedding_dim
+        if cut.kind == "replicated":
+            return [Shard(range(rows), range(columns), tuple(range(self.ranks)))]
+        if choice.shares is not None:
+            return _dealt(load, choice.ranks, choice.shares)
+        blocks, edges = self.rows_of(load, cut), np.cumsum([0, *_widths(columns, cut.strips)]).tolist()
+        strips = [range(low, high) for low, high in itertools.pairwise(edges)]
+        places = iter(choice.ranks)
+        return [Shard(block, strip, (next(places),)) for strip in strips for block in blocks]
+
+
+def _ordered(load: TableLoad) -> bool:
+    """Whether rows near each other are asked for alike often."""
+    return not isinstance(load.skew, Uniform) and (load.order == "sorted" or isinstance(load.skew, Counts))
+
+
+def _flavours(load: TableLoad, packing: Packing, blocks: int) -> list[str]:
+    # Read by id, a block's distinct ids are what counts: then no flavour is better balanced, or cheaper, than dealt blocks.
+    return ["dealt", "even", "traffic"] if packing == "bag" and blocks > 1 and _ordered(load) else ["dealt"]
+
+
+def _kinds(cut: Cut, node: int) -> list[str]:
+    """What a cut can be called."""
+    if cut.strips > 1:
+        return ["column_wise"] if cut.blocks == 1 else ["grid"]
+    if cut.blocks == 1:
+        return ["table_wise"]
+    return ["row_wise", "table_row_wise"] if cut.blocks == node else ["row_wise"]
+
+
+def _widths(columns: int, strips: int) -> list[int]:
+    """Columns of each strip, as `placement` cuts them: differing by one at most."""
+    return [columns // strips + (strip < columns % strips) for strip in range(strips)]
+
+
+def _stacked(pieces: Sequence[Array]) -> Array:
+    """Strip after strip; equal lines all through are one line seen many times, since wide cuts of many tables would fill memory."""
+    first = pieces[0][:1]
+    if all((piece == first).all() for piece in pieces):
+        return np.broadcast_to(first, (sum(len(piece) for piece in pieces), *first.shape[1:]))
+    return np.concatenate(pieces)
+
+
+def _dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list[Shard]:
+    """Shares of the rows: contiguous, or every n-th row with a rank as often as its share."""
+    rows, columns = load.table.num_embeddings, range(load.table.embedding_dim)
+    if len(ranks) == 1:
+        return [Shard(range(rows), columns, (ranks[0],))]
+    if _ordered(load):
+        step = gcd(*shares)
+        owners = np.repeat(ranks, np.array(shares) // step).tolist()
+        return [Shard(range(residue, rows, len(owners)), columns, (owner,)) for residue, owner in enumerate(owners)]
+    total = sum(shares)
+    edges = [rows * edge // total for edge in np.cumsum([0, *shares]).tolist()]
+    cuts = zip(edges[:-1], edges[1:], ranks, strict=True)
+    return [Shard(range(low, high), columns, (rank,)) for low, high, rank in cuts if high > low]
