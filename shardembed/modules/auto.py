@@ -110,15 +110,18 @@ def ask_planner(
     cluster: Cluster,
     device: torch.device,
 ) -> str:
-    """The planner's answer as JSON; errors too, since the other ranks are waiting."""
+    """The planner's answer as JSON, or the default plan where that is as fast; errors too, since the other ranks are waiting."""
     from shardembed import planner
     from shardembed.planner.constraints import Constraints
 
     try:
         workload, topology = workload_of(tables, optimizers, settings, cluster.world_size), topology_of(cluster, device)
         pins = {table.name: table for table in default.tables if table.name in pinned}
-        plan = planner.plan(workload, topology, Constraints(pins=pins), seconds=SECONDS).plan
-        return json.dumps({"plan": plan.to_json()})
+        found = planner.plan(workload, topology, Constraints(pins=pins), seconds=SECONDS)
+        usual = planner.estimate(default, workload, topology)
+        fits = float(usual.memory_bytes.max()) <= topology.memory - topology.reserve
+        as_good = fits and usual.step_seconds <= found.estimate.step_seconds  # the search had only so much time
+        return json.dumps({"plan": (default if as_good else found.plan).to_json()})
     except ShardEmbedError as error:
         return json.dumps({"error": str(error)})
     except Exception as error:

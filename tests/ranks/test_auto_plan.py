@@ -16,6 +16,7 @@ from shardembed import errors
 from shardembed.modules import auto
 from shardembed.placement import Cluster
 from shardembed.plan import resolve
+from shardembed.planner.cost import estimate
 from tests.harness import run_ranks
 
 TABLES = [se.TableConfig("item", 40, 4), se.TableConfig("user", 30, 6, pooling=None)]
@@ -143,3 +144,36 @@ def test_the_planner_is_told_how_features_are_read() -> None:
     assert load.global_batch_size == 4 * auto.BATCH
     assert load.tables[0].ids_per_sample == (auto.IDS_A_BAG, auto.IDS_A_LOOKUP)
     assert load.tables[0].optimizer == se.optim.Adam()
+
+
+def ask_for_real(rank: int, world_size: int) -> tuple[str, dict[str, str], float]:
+    """The planner itself, on two ranks, with one table placed by hand."""
+    tables = [se.TableConfig("item", 3000, 8), se.TableConfig("user", 2000, 8), se.TableConfig("word", 500, 16)]
+    with patch.object(auto, "TINY", 0), patch.object(auto, "SECONDS", 0.3):
+        emb = se.EmbeddingCollection(tables, plan={"user": se.column_wise([1, 0])}, optimizer=se.optim.Adagrad())
+    out = emb({table.name: torch.tensor([[1, 2], [3, 3]]) for table in tables})
+    return emb.plan.hash, {table.name: table.kind for table in emb.plan.tables}, float(out["user"].sum())
+
+
+def test_the_planner_keeps_to_what_is_placed_by_hand() -> None:
+    one, other = run_ranks(2, ask_for_real)
+    assert one == other
+    assert one[1]["user"] == "column_wise"
+
+
+def test_a_plan_is_never_slower_than_the_default_one() -> None:
+    tables = [se.TableConfig(f"t{i}", 1000 * (i + 1), 8) for i in range(4)]
+    optimizers, settings, cluster = [se.optim.SGD()] * 4, se.settings.Settings(), Cluster(4, 4)
+    default = resolve(tables, "auto", cluster)
+    work, machine = auto.workload_of(tables, optimizers, settings, 4), auto.topology_of(cluster, torch.device("cpu"))
+    with patch.object(auto, "SECONDS", 0.1):
+        text = auto.ask_planner(tables, optimizers, settings, default, frozenset(), cluster, torch.device("cpu"))
+    found = se.Plan.from_json(json.loads(text)["plan"])
+    assert estimate(found, work, machine).step_seconds <= estimate(default, work, machine).step_seconds
+
+
+def test_what_does_not_fit_into_memory_is_told_as_text() -> None:
+    tables, cluster = [se.TableConfig("huge", 10**12, 64)], Cluster(2, 2)
+    default = resolve(tables, "auto", cluster)
+    text = auto.ask_planner(tables, [se.optim.SGD()], se.settings.Settings(), default, frozenset(), cluster, torch.device("cpu"))
+    assert "huge" in json.loads(text)["error"]
