@@ -95,12 +95,11 @@ def scaling(sweep: Sweep, here: int | None = None) -> Figure:
         middle.legend(frameon=False, fontsize=8.5)
     middle.set_title(f"fullest rank ({title})", loc="left", fontsize=10)
     right.plot(ranks, [1e9 * sweep.cost(point) for point in points], "o-", color=COLOURS[7], markersize=4)
-    right.set_title("rank-seconds a billion samples", loc="left", fontsize=10)
+    right.set_title("rank-seconds / G samples", loc="left", fontsize=10)
     tried = [point.ranks for point in sweep.points]
     for axes in (left, middle, right):
         _rank_axis(axes, tried)
-        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-        axes.yaxis.set_major_formatter("{x:,g}")
+        _height(axes)
         for point in sweep.points:
             if not point.fits:
                 where = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "center"}
@@ -108,6 +107,18 @@ def scaling(sweep: Sweep, here: int | None = None) -> Figure:
         if here is not None:
             axes.axvline(here, color=PALE, linewidth=5, zorder=0)
     return figure
+
+
+def _height(axes: Axes) -> None:
+    """From zero where that shows everything; in powers where the largest would flatten the others."""
+    values = [float(value) for line in axes.lines for value in np.asarray(line.get_ydata(), np.float64)]
+    if values and min(values) > 0 and max(values) > 8 * min(values):
+        axes.set_yscale("log", base=2 if max(values) < 100 * min(values) else 10)
+        axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
+        axes.set_title(f"{axes.get_title('left')}, log scale", loc="left", fontsize=10)
+    else:
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    axes.yaxis.set_major_formatter(lambda value, _: words.number(value) if value >= 100 else f"{value:g}")
 
 
 def _rank_axis(axes: Axes, tried: Sequence[int]) -> None:

@@ -188,7 +188,7 @@ def _table(console: Console, sweep: Sweep) -> Table:
             table.add_row(f"{point.ranks:,}", "-", "", "", "", "", "no plan: see below", "")
             continue
         phase = f"{point.phase}, {words.percent(point.phase_share)}"
-        cost = f"{1e9 * sweep.cost(point):,.0f}"
+        cost = words.number(1e9 * sweep.cost(point))
         drawn = report.bar(console, point.step_seconds / slowest, 12)
         table.add_row(f"{point.ranks:,}", step, bound, words.percent(point.gap), words.size(point.memory), cost, phase, drawn)
     return table

@@ -21,10 +21,10 @@ def duration(seconds: float) -> str:
 
 
 def durations(seconds: Sequence[float]) -> list[str]:
-    """Times in the unit of the longest, so that a column compares at a glance."""
-    longest = max(map(abs, seconds), default=0.0)
+    """Times in the unit of the longest, so that a column compares at a glance, and with digits for the shortest."""
+    longest, shortest = (pick((abs(each) for each in seconds if each), default=0.0) for pick in (max, min))
     unit, name = next(((unit, name) for unit, name in _UNITS if longest >= 0.9995 * unit), (1e-9, "ns"))
-    digits = max(0, 2 - max(0, len(str(int(longest / unit))) - 1))
+    digits = next((digits for digits in (0, 1) if shortest / unit >= 10 ** (1.99 - digits)), 2)
     return [f"{each / unit:,.{digits}f} {name}" for each in seconds]
 
 

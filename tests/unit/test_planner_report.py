@@ -127,7 +127,8 @@ def test_numbers_are_short_and_round_at_their_ends(said: str, expected: str) -> 
 
 
 def test_a_column_of_times_has_one_unit() -> None:
-    assert words.durations([0.0123, 0.0004]) == ["12.3 ms", "0.4 ms"]
+    assert words.durations([0.0123, 0.0004]) == ["12.30 ms", "0.40 ms"]
+    assert words.durations([0.818, 0.0912, 0.0]) == ["818.0 ms", "91.2 ms", "0.0 ms"]
 
 
 def counted(planned: Planned) -> why.Count:
