@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,11 @@ class Plan:
             raise PlanError(f"the plan is incomplete or malformed: {type(error).__name__} {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        """Write the plan as JSON, a table a line."""
+        data = self.to_json()
+        tables = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table)}" for name, table in data.pop("tables").items())
+        head = json.dumps(data)[:-1]
+        Path(path).write_text(f'{head}, "tables": {{\n{tables}\n}}}}\n')
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -126,10 +130,14 @@ class Plan:
         except (json.JSONDecodeError, UnicodeDecodeError, PlanError) as error:
             raise PlanError(f"{path}: {error}") from error
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hexadecimal digits that two equal plans share."""
-        return hashlib.blake2b(json.dumps(self.to_json()).encode(), digest_size=8).hexdigest()
+        lines = [f"format {FORMAT}, world size {self.world_size}"]
+        for table in self.tables:
+            lines.append(f"{table.name!r} {table.num_embeddings} {table.embedding_dim} {table.packing}")
+            lines += [f"{shard.rows} {shard.columns} {shard.ranks}" for shard in table.layout.shards]
+        return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
 
 PlanLike = str | Plan | Placement | Mapping[str, Placement]

@@ -13,6 +13,7 @@ from shardembed.plan import Plan
 from shardembed.tables import TableConfig
 
 AGREED = "tables, plan, optimizers and settings"
+SHARDS_SHOWN = 16
 WIRE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -56,13 +57,19 @@ def agreed_lines(
     """What must be the same on all ranks; short lines, since the first that differs is shown."""
     lines = [f"tables {[table.name for table in tables]}"]
     for table, optimizer, planned in zip(tables, optimizers, plan.tables, strict=True):
-        shards = [f"rows {shard.rows} columns {shard.columns} ranks {shard.ranks}" for shard in planned.layout.shards]
+        # The first ones tell most plans apart, and the hash below tells all: a thousand ranks make a thousand shards a table.
+        shown = planned.layout.shards[:SHARDS_SHOWN]
+        shards = [f"rows {shard.rows} columns {shard.columns} ranks {_rank_text(shard.ranks)}" for shard in shown]
         lines += [
             f"table {table.name!r}: {table.num_embeddings} x {table.embedding_dim} {table.dtype}, {_described(table)}",
             f"table {table.name!r}: {optimizer.describe()}",
             f"table {table.name!r}: {planned.kind}, packing {planned.packing!r}, {shards}",
         ]
-    return [*lines, f"{settings} on {device.type}"]
+    return [*lines, f"plan {plan.hash}", f"{settings} on {device.type}"]
+
+
+def _rank_text(ranks: tuple[int, ...]) -> str:
+    return str(ranks) if len(ranks) <= SHARDS_SHOWN else f"({ranks[0]}, ..., {ranks[-1]})"
 
 
 def _described(table: TableConfig) -> str:

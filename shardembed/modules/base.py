@@ -15,6 +15,7 @@ from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbed
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
 from shardembed.modules import retrieval
+from shardembed.modules.auto import settle
 from shardembed.modules.handle import Held, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
 from shardembed.optim import External, TableOptimizer
@@ -235,8 +236,9 @@ def build_journey(
         configs = tuple(TableConfig.of(table) for table in tables)
         features_of(configs)
         optimizers = _per_table(configs, optimizer)
-        resolved = resolve(configs, plan, cluster)
-    return Journey(configs, resolved, optimizers, settings, comm, where)
+        default = resolve(configs, plan, cluster)
+    settled = settle(configs, plan, default, optimizers, settings, cluster, comm, where)
+    return Journey(configs, settled, optimizers, settings, comm, where)
 
 
 def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None) -> list[TableOptimizer]:

@@ -1,0 +1,340 @@
+"""`shardembed plan WORKLOAD --topology T`: cut the tables of a model over a cluster, without either of them at hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardembed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from shardembed.plan import Plan
+    from shardembed.planner.constraints import Constraints
+    from shardembed.planner.result import Estimate, Planned
+    from shardembed.planner.sweep import Sweep
+    from shardembed.planner.topology import Topology
+    from shardembed.planner.why import Alternative
+    from shardembed.planner.workload import Workload
+
+SECONDS, SWEEP_SECONDS = 8.0, 4.0  # that the search may take, for a plan and for each point of a sweep
+AROUND = (-2, 2)  # the page's own sweep: powers of two below and above the plan's rank count
+GIB = 1 << 30
+Progress = Callable[[str, float], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "workload",
+        nargs="?",
+        metavar="WORKLOAD",
+        help="workload file or the name of one that comes along, such as dlrm-dcnv2; training configuration; or module:function "
+        "that returns a model with tables",
+    )
+    machine = parser.add_argument_group("the cluster")
+    machine.add_argument(
+        "--topology", metavar="T", help="built-in name such as h100x8, or a file that `shardembed calibrate` wrote"
+    )
+    machine.add_argument("--ranks", type=int, metavar="N", help="as many ranks of the topology's machines")
+    machine.add_argument("--memory", type=float, metavar="GIB", help="memory of a rank, instead of the topology's")
+    model = parser.add_argument_group("the model")
+    model.add_argument("--batch", type=int, metavar="N", help="samples a step, all ranks together")
+    model.add_argument(
+        "--ids",
+        action="append",
+        default=[],
+        metavar="[FEATURE=]N",
+        help="ids of a sample, where the model does not say (module:function); may be repeated",
+    )
+    model.add_argument("--optimizer", metavar="NAME", help="of all tables: SGD, Adagrad, RowwiseAdagrad, Adam, AdamW or FTRL")
+    wishes = parser.add_argument_group("what the plan must keep to; both may be repeated")
+    wishes.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="TABLE=WISH",
+        help="such as user=row_wise, user=table_wise:3 or user=packing:bag",
+    )
+    wishes.add_argument(
+        "--forbid", action="append", default=[], metavar="[TABLE=]KIND", help="such as column_wise or user=replicated"
+    )
+    search = parser.add_argument_group("the search")
+    search.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same plan (default 0)")
+    search.add_argument("--seconds", type=float, metavar="S", help=f"that the search may take (default {SECONDS:g})")
+    output = parser.add_argument_group("what comes out")
+    output.add_argument("--out", type=Path, metavar="FILE", help="save the plan as JSON, for plan=se.Plan.load(FILE)")
+    output.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots, self-contained HTML")
+    output.add_argument("--explain", metavar="TABLE", help="say why a table lies as it does")
+    output.add_argument("--sweep", metavar="RANKS", help="plan for several rank counts: ranks=8..4096 or ranks=8,24,64")
+    output.add_argument("--plot", type=Path, metavar="FILE", help="of a sweep: draw it (PNG, SVG or PDF)")
+    output.add_argument("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two saved plans, and plan nothing")
+    output.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, sweep or compare; returns the exit code."""
+    from shardembed.planner import report
+
+    console = report.console_for(sys.stderr if arguments.json else sys.stdout)
+    _check(arguments)
+    if arguments.diff is not None:
+        found = _diff(arguments, console)
+    elif arguments.sweep is not None:
+        found = _sweep(arguments, console)
+    else:
+        found = _plan(arguments, console)
+    if arguments.json:
+        print(json.dumps(found), flush=True)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.diff is None and arguments.workload is None:
+        raise ConfigError("say what to plan: a workload file, a training configuration or module:function (or --diff OLD NEW)")
+    if arguments.diff is None and arguments.topology is None:
+        from shardembed.planner import builtin
+
+        known = ", ".join(builtin.files("topologies"))
+        raise ConfigError(f"--topology is missing: one of {known}, or a file that `shardembed calibrate` wrote")
+    modes = [name for name in ("diff", "sweep", "explain") if getattr(arguments, name) is not None]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} are different questions; ask one at a time")
+    if arguments.plot is not None and arguments.sweep is None:
+        raise ConfigError("--plot draws a sweep; add --sweep ranks=8..4096, or write a page with --report")
+    for name in ("ranks", "batch", "memory", "seconds"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} {value:g}: must be above 0")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed {arguments.seed}: must not be negative")
+    for name in ("out", "report", "plot"):
+        path = getattr(arguments, name)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"--{name} {path}: there is no folder {path.parent}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be planned, read from the arguments."""
+
+    workload: Workload
+    topology: Topology
+    constraints: Constraints
+    arguments: argparse.Namespace
+    seconds: float
+
+    @staticmethod
+    def of(arguments: argparse.Namespace, seconds: float) -> Question:
+        from shardembed.planner import topology
+        from shardembed.planner.constraints import Constraints
+
+        machines = topology.load(arguments.topology)
+        if arguments.ranks is not None:
+            machines = machines.scaled(arguments.ranks)
+        if arguments.memory is not None:
+            machines = _with_memory(machines, arguments.memory)
+        workload = _workload(arguments, machines.ranks)
+        wishes = Constraints.parse(arguments.pin, arguments.forbid)
+        return Question(workload, machines, wishes, arguments, arguments.seconds or seconds)
+
+    def plan(self, ranks: int, progress: Progress) -> Planned:
+        from shardembed import planner
+
+        workload, topology = self.workload, self.topology
+        if ranks != topology.ranks:
+            topology = topology.scaled(ranks)
+            if not _is_function(self.arguments.workload):  # what a training job asks for depends on its ranks
+                workload = _workload(self.arguments, ranks)
+        seed = self.arguments.seed
+        return planner.plan(workload, topology, self.constraints, seed=seed, seconds=self.seconds, progress=progress)
+
+
+def _with_memory(topology: Topology, gib: float) -> Topology:
+    memory = round(gib * GIB)
+    if memory <= topology.reserve:
+        raise ConfigError(
+            f"--memory {gib:g}: {topology.name} keeps {topology.reserve / GIB:.1f} GiB of a rank for what is no table, so nothing "
+            "is left for tables; give more"
+        )
+    return replace(topology, memory=memory)
+
+
+def _workload(arguments: argparse.Namespace, ranks: int) -> Workload:
+    from shardembed import optim
+    from shardembed.cli import model_workload
+    from shardembed.explain import nearest
+    from shardembed.sections import OPTIMIZERS
+
+    name = arguments.optimizer
+    if name is not None and name not in OPTIMIZERS:
+        raise ConfigError(f"--optimizer {name} is not one of {', '.join(OPTIMIZERS)}{nearest(name, OPTIMIZERS)}")
+    ids = _ids(arguments.ids)
+    if ids is not None and not _is_function(arguments.workload):
+        raise ConfigError(f"--ids: {arguments.workload} says itself how many ids a sample has; change it there, as ids_per_sample")
+    found = model_workload.read(arguments.workload, ranks, global_batch_size=arguments.batch, ids_per_sample=ids)
+    if name is None:
+        return found
+    chosen = getattr(optim, name)()
+    return replace(found, tables=tuple(replace(load, optimizer=chosen) for load in found.tables))
+
+
+def _is_function(workload: str) -> bool:
+    return ":" in workload and not Path(workload).exists()
+
+
+def _ids(texts: list[str]) -> float | dict[str, float] | None:
+    """Of `--ids 20`, or `--ids history=50 --ids item=1`."""
+    found: dict[str, float] = {}
+    for text in texts:
+        feature, equals, number = text.rpartition("=")
+        try:
+            found[feature] = float(number)
+        except ValueError:
+            found[feature] = -1.0
+        if not 0 <= found[feature] < float("inf") or (equals and not feature):
+            raise ConfigError(f"--ids {text}: write --ids FEATURE=NUMBER, or one number for all features")
+    if "" in found and len(found) > 1:
+        raise ConfigError("--ids: give one number for all features, or FEATURE=NUMBER for some; not both")
+    return found.get("", found or None)
+
+
+def _plan(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from shardembed.planner import report, why
+
+    question = Question.of(arguments, SECONDS)
+    if arguments.explain is not None:
+        why.number_of(question.workload, arguments.explain)
+    with _progress() as progress:
+        planned = question.plan(question.topology.ranks, progress)
+        if arguments.report is not None:
+            _write_page(arguments, question, planned, progress)
+        others = _others(question, planned, progress) if arguments.explain is not None else []
+    if arguments.out is not None:
+        _writing(arguments.out, lambda: planned.plan.save(arguments.out))
+    found = report.as_json(planned)
+    if arguments.explain is not None:
+        given = arguments.explain in question.constraints.tables
+        found["explained"] = why.explain(console, planned, arguments.explain, others, given)
+    elif not arguments.json:
+        report.show(console, planned)
+    for path in (arguments.out, arguments.report):
+        if path is not None:
+            console.print(f"wrote {path}", soft_wrap=True)
+    return found
+
+
+def _others(question: Question, planned: Planned, progress: Progress) -> list[Alternative]:
+    from shardembed.planner import why
+    from shardembed.planner.cost import estimate
+    from shardembed.planner.cost_model import CostModel
+
+    name = question.arguments.explain
+    model = CostModel(question.workload, question.topology)  # once: much of an estimate is the traffic of all tables
+
+    def count(plan: Plan) -> Estimate:
+        progress(f"weighing other layouts of {name}", 0.0)
+        return estimate(plan, question.workload, question.topology, model)
+
+    return why.alternatives(planned, why.number_of(question.workload, name), count)
+
+
+def _write_page(arguments: argparse.Namespace, question: Question, planned: Planned, progress: Progress) -> None:
+    from shardembed.planner import page
+
+    ranks = question.topology.ranks
+    others = sorted({max(1, int(ranks * 2.0**power)) for power in range(AROUND[0], AROUND[1] + 1)})
+    brief = replace(question, seconds=min(question.seconds, SWEEP_SECONDS))
+
+    def plan(count: int) -> Planned:
+        return planned if count == ranks else brief.plan(count, _prefixed(progress, f"{count:,} ranks: "))
+
+    swept = _swept(question, tuple(others), plan)
+    progress("drawing the page", 0.0)
+    text = page.render(planned, swept, command=shlex.join(["shardembed", *sys.argv[1:]]))
+    _writing(arguments.report, lambda: arguments.report.write_text(text, encoding="utf-8"))
+
+
+def _sweep(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from shardembed.planner import charts, sweep
+
+    counts = sweep.parse(arguments.sweep)
+    if arguments.ranks is not None:
+        raise ConfigError(f"--ranks {arguments.ranks}: --sweep says which rank counts to plan for; leave --ranks out")
+    for name in ("out", "report"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name} is for one plan; leave --sweep out, or draw the sweep with --plot")
+    question = Question.of(arguments, SWEEP_SECONDS)
+    with _progress() as progress:
+        swept = _swept(question, counts, lambda count: question.plan(count, _prefixed(progress, f"{count:,} ranks: ")))
+    if not arguments.json:
+        sweep.show(console, swept)
+    if arguments.plot is not None:
+        charts.save(charts.scaling(swept), arguments.plot)
+        console.print(f"wrote {arguments.plot}", soft_wrap=True)
+    return sweep.as_json(swept)
+
+
+def _swept(question: Question, counts: tuple[int, ...], plan: Callable[[int], Planned]) -> Sweep:
+    from shardembed.planner import sweep
+
+    points = sweep.run(counts, plan)
+    return sweep.Sweep(question.workload.name, question.topology.name, question.workload.global_batch_size, points)
+
+
+def _diff(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from shardembed.plan import Plan
+    from shardembed.planner import diff
+
+    old, new = (_loaded(path, Plan.load) for path in arguments.diff)
+    tables = _workload(arguments, new.world_size).tables if arguments.workload is not None else ()
+    found = diff.compare(old, new, {load.table.name: load.table.dtype.itemsize for load in tables})
+    if not arguments.json:
+        diff.show(console, found, (str(arguments.diff[0]), str(arguments.diff[1])))
+        if not tables:
+            console.print("Bytes are of float32 elements; name the WORKLOAD too where tables hold others.", style="dim")
+    return diff.as_json(found)
+
+
+def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
+    try:
+        return load(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the file: {error.strerror or error}") from error
+
+
+def _writing(path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write the file: {error.strerror or error}") from error
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line that changes while the planner works; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("planning", total=None)
+
+        def progress(doing: str, gap: float) -> None:
+            said = f", {100 * gap:.2f} % above the bound" if 0 < gap < 100 else ""
+            bar.update(task, description=f"{doing}{said}")
+
+        yield progress
+
+
+def _prefixed(progress: Progress, prefix: str) -> Progress:
+    return lambda doing, gap: progress(prefix + doing, gap)

@@ -1,0 +1,234 @@
+"""A plan as one HTML page that stands alone: pictures inside, no script, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from shardembed._version import __version__
+from shardembed.planner import charts, report, sweep, words
+from shardembed.planner.result import Planned
+from shardembed.planner.topology import Link
+from shardembed.planner.workload import Counts, Reuse, TableLoad, Zipf
+
+TABLES = "lnnlonon"  # columns of the table of tables
+OPEN = 50  # rows of the table of tables that show at once; the others unfold
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
+p { max-width: 50rem; margin: .4rem 0; } .dim { color: #666; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.card { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; min-width: 9rem; }
+.card b { display: block; font-size: 1.4rem; } .card span { color: #666; font-size: .85rem; }
+table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
+th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.o { white-space: nowrap; }
+.bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
+svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
+summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
+"""
+
+GAP = """The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time
+that no plan of its space beats: every kind of cut, both ways to send ids, and copies on all ranks, by the same cost model and
+within the same memory. The gap is how far this plan lies above that bound, so no other plan could be faster by more than that.
+What the gap does not cover is how well the cost model fits your machines: <code>shardembed calibrate</code> measures them."""
+
+
+def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = "") -> str:
+    """The whole page. swept: more rank counts, for the picture of step time against ranks."""
+    title = f"{planned.workload.name} on {words.plural(planned.plan.world_size, 'rank')}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="dim">{escape(report.heading(planned))}</p>',
+        _cards(planned),
+        f"<h2>What the gap means</h2><p>{GAP}</p>",
+        _phases(planned),
+        _memory(planned),
+        _time(planned),
+        "" if swept is None else _scaling(planned, swept),
+        _tables(planned),
+        _inputs(planned, command),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _cards(planned: Planned) -> str:
+    estimate, step = planned.estimate, planned.estimate.step_seconds
+    full, most = float(estimate.memory_bytes.max()), report.limit(planned)
+    samples = words.number(planned.workload.global_batch_size / step)
+    cards = [
+        (words.duration(step), "expected step time", f"{samples} samples a second"),
+        (words.percent(planned.gap), "certified gap", f"no plan takes less than {words.duration(planned.lower_bound_seconds)}"),
+        (words.size(full), "on the fullest rank", f"{words.percent(full / most)} of {words.size(most)} for tables"),
+        (words.duration(planned.plan_seconds), "to plan", f"plan {planned.plan.hash}"),
+    ]
+    shown = (f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>' for value, name, more in cards)
+    return f'<div class="cards">{"".join(shown)}</div>'
+
+
+def _phases(planned: Planned) -> str:
+    estimate = planned.estimate
+    slowest, step = estimate.phase_seconds, estimate.step_seconds
+    texts = words.durations([*slowest, *estimate.seconds.mean(1)])
+    rows = []
+    for index, phase in enumerate(estimate.phases):
+        seconds, sent = float(slowest[index]), float(estimate.bytes[index].max())
+        drawn = f'<div class="bar" style="width:{100 * seconds / float(slowest.max()):.1f}%"></div>'
+        cells = [texts[index], words.percent(seconds / step), texts[len(slowest) + index], words.size(sent) if sent else "-"]
+        rows.append([phase, *cells, drawn])
+    about = (
+        "Phases end together, since each ends with an exchange between all ranks. So a step takes the sum, over the phases, of the "
+        "rank that is slowest in that phase. Where slowest and mean lie apart, ranks wait."
+    )
+    table = _table(["phase", "slowest rank", "of the step", "mean rank", "most sent by a rank", ""], rows, "lnnnnw")
+    return f"<h2>Where a step's time goes</h2><p>{about}</p>{table}"
+
+
+def _memory(planned: Planned) -> str:
+    estimate = planned.estimate
+    memory = estimate.memory_bytes
+    full = int(memory.argmax())
+    parts = ", ".join(
+        f"{words.size(float(estimate.memory[index, full]))} {category}" for index, category in enumerate(estimate.categories)
+    )
+    has, kept, least = (words.size(each) for each in (planned.topology.memory, planned.topology.reserve, float(memory.min())))
+    about = (
+        f"Each column is a rank; tables count with their optimizer state. The fullest is rank {full:,} with "
+        f"{words.size(float(memory[full]))}: {parts}. The least full has {least}. A rank has {has}, of which {kept} are kept for "
+        "everything that is no table."
+    )
+    return f"<h2>Memory of each rank</h2><p>{escape(about)}</p>{charts.svg(charts.memory(planned), 'memory')}"
+
+
+def _time(planned: Planned) -> str:
+    busy = planned.estimate.seconds.sum(0)
+    least, most = words.duration(float(busy.min())), words.duration(float(busy.max()))
+    about = (
+        f"Each column is the work of a rank, by phase: from {least} to {most}. "
+        "The step is longer than the busiest rank where different ranks are the slowest of different phases."
+    )
+    return f"<h2>Time of each rank</h2><p>{escape(about)}</p>{charts.svg(charts.time(planned), 'time')}"
+
+
+def _scaling(planned: Planned, swept: sweep.Sweep) -> str:
+    here = planned.plan.world_size
+    lines = "".join(f"<br>{escape(line)}" for line in sweep.sentences(swept))
+    about = (
+        f"The same model and the same batch of {swept.batch:,} samples on other numbers of ranks; the grey line marks this plan's."
+    )
+    rows = []
+    for point in swept.points:
+        if point.fits:
+            cells = [words.duration(point.step_seconds), words.duration(point.lower_bound_seconds), words.percent(point.gap)]
+            cells += [words.size(point.memory), f"{1e9 * swept.cost(point):,.0f}"]
+            rows.append([f"{point.ranks:,}", *cells, f"{escape(point.phase)}, {words.percent(point.phase_share)}"])
+        else:
+            rows.append([f"{point.ranks:,}", "-", "-", "-", "-", "-", f"no plan: {escape(point.reason)}"])
+    names = ["ranks", "step", "lower bound", "gap", "fullest rank", "rank-seconds a billion samples", "limiting phase"]
+    picture = charts.svg(charts.scaling(swept, here), "scaling")
+    return f"<h2>How many ranks</h2><p>{about}{lines}</p>{picture}{_table(names, rows, 'nnnnnnl')}"
+
+
+def _tables(planned: Planned) -> str:
+    estimate = planned.estimate
+    held, total = estimate.table_memory.sum(1), float(estimate.table_seconds.sum()) or 1.0
+    rows = []
+    for index in report.dearest(planned):
+        table, load = planned.plan.tables[index], planned.workload.tables[index]
+        seconds = estimate.table_seconds[index]
+        rows.append(
+            [
+                f"<code>{escape(table.name)}</code>",
+                f"{words.number(table.num_embeddings)} x {table.embedding_dim}",
+                words.number(sum(load.ids_per_sample)),
+                escape(words.place(table)),
+                words.travel(table),
+                words.percent(float(seconds.sum()) / total),
+                escape(estimate.phases[int(seconds.argmax())]),
+                words.size(float(held[index])),
+            ]
+        )
+    names = ["table", "rows x columns", "ids a sample", "layout", "what travels", "of all work", "mostly", "memory"]
+    shown = _table(names, rows[:OPEN], TABLES)
+    left = len(rows) - OPEN
+    if left > 0:
+        shown += f"<details><summary>{left:,} more</summary>{_table(names, rows[OPEN:], TABLES)}</details>"
+    return f"<h2>The tables, the dearest first</h2>{_kinds(planned)}{shown}"
+
+
+def _kinds(planned: Planned) -> str:
+    held = planned.estimate.table_memory.sum(1)
+    rows = [[escape(name), f"{len(numbers):,}", words.size(float(held[numbers].sum()))] for name, numbers in report.groups(planned)]
+    more = len(rows) - report.LAYOUTS
+    said = f'<p class="dim">and {more:,} other layouts</p>' if more > 0 else ""
+    return _table(["layout", "tables", "memory"], rows[: report.LAYOUTS], "lnn") + said
+
+
+def _inputs(planned: Planned, command: str) -> str:
+    topology, workload = planned.topology, planned.workload
+    has, kept = words.size(topology.memory), words.size(topology.reserve)
+    model = [
+        ["workload", escape(workload.name)],
+        ["global batch", f"{workload.global_batch_size:,} samples"],
+        ["vectors travel as", _dtype(workload.wire_dtype) if workload.wire_dtype else "each table's own dtype"],
+        ["optimizers", escape(", ".join(sorted({type(load.optimizer).__name__ for load in workload.tables})))],
+        ["how ids repeat", escape(", ".join(_distinct(_skew(load) for load in workload.tables)))],
+    ]
+    machines = [
+        ["ranks", f"{topology.ranks:,}, {topology.ranks_per_node:,} to a node"],
+        ["memory of a rank", f"{has}, of which {kept} are kept free"],
+        ["link within a node", _link(topology.intra)],
+        ["link between nodes", _link(topology.inter)],
+    ]
+    work = [
+        [escape(name), words.duration(op.call), words.duration(op.row), f"{1e-9 / op.byte:,.4g} GB/s" if op.byte else "-"]
+        for name, op in topology.ops.items()
+    ]
+    sources = [[escape(name), escape(text)] for name, text in topology.source.items()]
+    by = f" with <code>{escape(command)}</code>" if command else ""
+    folded = _table(["kind of work", "a call", "a row", "bytes"], work, "lnnn") + _table(["figure", "source"], sources, "ll")
+    return (
+        f"<h2>Inputs</h2>{_table(['model', ''], model, 'll')}"
+        f"{_table([f'topology {escape(topology.name)}', ''], machines, 'll')}"
+        f"<details><summary>kinds of work, and where the figures are from</summary>{folded}</details>"
+        f'<p class="dim">Made by shardembed {escape(__version__)}{by}.</p>'
+    )
+
+
+def _link(link: Link) -> str:
+    return f"{link.bandwidth / 1e9:,.4g} GB/s each way, {words.duration(link.latency)} a message"
+
+
+def _skew(load: TableLoad) -> str:
+    skew = load.skew
+    if isinstance(skew, Zipf):
+        return f"Zipf {skew.exponent:g}, {load.order} ids"
+    if isinstance(skew, Reuse):
+        return f"reuse histogram {skew.name}"
+    return "counts of the user's data" if isinstance(skew, Counts) else "all rows alike"
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
+    """kinds: a letter a column: l(eft), o(ne line), n(umber) or w(ide). Cells are HTML already."""
+    styles = {"l": "", "o": ' class="o"', "n": ' class="n"', "w": ' class="wide"'}
+    head = "".join(f"<th{styles[kind]}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{styles[kind]}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows
+    )
+    return f'<div class="wrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

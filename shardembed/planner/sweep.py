@@ -1,0 +1,217 @@
+"""The same model on more and more ranks: what a step takes, what limits it, and how many ranks are enough.
+
+The global batch stays what it is, so that all points do the same work and their steps compare.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shardembed.errors import ConfigError, PlanError
+from shardembed.planner import report, words
+from shardembed.planner.result import Planned
+
+MOST = 1 << 20  # ranks; beyond that a number is a slip
+NEAR = 0.1
+WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rank count and what its plan came to. reason: why there is none; then all else is 0.
+
+    memory: bytes of the fullest rank, of `limit`. phase: the one that takes most of the step, `phase_share` of it.
+    """
+
+    ranks: int
+    step_seconds: float = 0.0
+    lower_bound_seconds: float = 0.0
+    gap: float = 0.0
+    memory: float = 0.0
+    limit: int = 0
+    phase: str = ""
+    phase_share: float = 0.0
+    plan_seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Points in ascending order of ranks. batch: samples a step, the same at all of them."""
+
+    workload: str
+    topology: str
+    batch: int
+    points: tuple[Point, ...]
+
+    @property
+    def fitting(self) -> tuple[Point, ...]:
+        return tuple(point for point in self.points if point.fits)
+
+    def cost(self, point: Point) -> float:
+        """Seconds of one rank that a sample takes: what it costs where ranks are paid by the hour."""
+        return point.ranks * point.step_seconds / self.batch
+
+
+def parse(text: str) -> tuple[int, ...]:
+    """The rank counts of `ranks=8..4096` or `ranks=8,24,64`, ascending.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    match = re.fullmatch(r"ranks=(?:(\d+)\.\.(\d+)|(\d+(?:,\d+)*))", text.replace(" ", ""))
+    if match is None:
+        raise ConfigError(f"--sweep {text}: {WRITE}")
+    first, last, listed = match.groups()
+    if listed is not None:
+        counts = sorted({int(count) for count in listed.split(",")})
+    else:
+        start, stop = int(first), int(last)
+        if stop < start:
+            raise ConfigError(f"--sweep {text}: {stop} ranks are fewer than {start}; {WRITE}")
+        powers = itertools.takewhile(lambda count: count < stop, (1 << exponent for exponent in itertools.count()))
+        counts = sorted({start, *(count for count in powers if count > start), stop})
+    if counts[0] < 1 or counts[-1] > MOST:
+        raise ConfigError(f"--sweep {text}: rank counts must lie between 1 and {MOST:,}")
+    return tuple(counts)
+
+
+def run(counts: Sequence[int], plan: Callable[[int], Planned]) -> tuple[Point, ...]:
+    """Plan for each of `counts`; where that is impossible the point says why."""
+    points = []
+    for ranks in counts:
+        try:
+            points.append(point_of(plan(ranks)))
+        except PlanError as error:
+            points.append(Point(ranks, reason=str(error)))
+    return tuple(points)
+
+
+def point_of(planned: Planned) -> Point:
+    estimate = planned.estimate
+    slowest = estimate.phase_seconds
+    most = int(slowest.argmax())
+    return Point(
+        planned.plan.world_size,
+        estimate.step_seconds,
+        planned.lower_bound_seconds,
+        planned.gap,
+        float(estimate.memory_bytes.max()),
+        report.limit(planned),
+        estimate.phases[most],
+        float(slowest[most]) / estimate.step_seconds,
+        planned.plan_seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How many ranks: the fewest that the tables fit on, the fastest step, the fewest rank-seconds a sample, and the fewest ranks
+    whose step is within `NEAR` of the fastest.
+    """
+
+    smallest: Point
+    fastest: Point
+    cheapest: Point
+    enough: Point
+
+
+def answers(sweep: Sweep) -> Answers | None:
+    """None where the tables fit on none of the counts."""
+    fitting = sweep.fitting
+    if not fitting:
+        return None
+    fastest = min(fitting, key=lambda point: (point.step_seconds, point.ranks))
+    cheapest = min(fitting, key=lambda point: (sweep.cost(point), point.ranks))
+    enough = next(point for point in fitting if point.step_seconds <= (1 + NEAR) * fastest.step_seconds)
+    return Answers(fitting[0], fastest, cheapest, enough)
+
+
+def sentences(sweep: Sweep) -> list[str]:
+    """The answers, one line each."""
+    found = answers(sweep)
+    if found is None:
+        return [f"The tables fit on none of these rank counts. {_first_line(sweep.points[-1].reason)}"]
+
+    def step(point: Point) -> str:
+        return f"{words.plural(point.ranks, 'rank')}, {words.duration(point.step_seconds)} a step"
+
+    smaller = [point.ranks for point in sweep.points if not point.fits and point.ranks < found.smallest.ranks]
+    but = f"{max(smaller):,} are too few" if smaller else "the fewest tried"
+    said = [
+        f"Smallest that fits: {step(found.smallest)} ({but}).",
+        f"Fastest: {step(found.fastest)}.",
+        f"Cheapest: {step(found.cheapest)}, {1e9 * sweep.cost(found.cheapest):,.0f} rank-seconds a billion samples.",
+    ]
+    if found.enough != found.fastest:
+        said.append(f"Within {words.percent(NEAR)} of the fastest: {step(found.enough)}.")
+    return said
+
+
+def show(console: Console, sweep: Sweep) -> None:
+    """A line a rank count, then the answers."""
+    batch = f"batch {sweep.batch:,} over all ranks"
+    console.print(f"{sweep.workload} on {sweep.topology}, {batch}", style="bold")
+    console.print(_table(console, sweep))
+    console.print("cost: rank-seconds a billion samples", style="dim")
+    reasons: dict[str, list[int]] = {}
+    for point in sweep.points:
+        if not point.fits:
+            reasons.setdefault(_first_line(point.reason), []).append(point.ranks)
+    if reasons:
+        console.print("\nwhy there is no plan", style="bold")
+    for reason, ranks in reasons.items():
+        console.print(f"{', '.join(f'{count:,}' for count in ranks)} ranks: {reason}")
+    console.print("\nhow many ranks", style="bold")
+    for line in sentences(sweep):
+        console.print(line)
+
+
+def _table(console: Console, sweep: Sweep) -> Table:
+    table = report.grid("ranks", "step", "lower bound", "gap", "fullest rank", "cost", "<limiting phase", "<step time")
+    slowest = max((point.step_seconds for point in sweep.fitting), default=1.0)
+    steps = words.durations([point.step_seconds for point in sweep.points])
+    bounds = words.durations([slowest, *(point.lower_bound_seconds for point in sweep.points)])[1:]
+    for point, step, bound in zip(sweep.points, steps, bounds, strict=True):
+        if not point.fits:
+            table.add_row(f"{point.ranks:,}", "-", "", "", "", "", "no plan: see below", "")
+            continue
+        phase = f"{point.phase}, {words.percent(point.phase_share)}"
+        cost = words.number(1e9 * sweep.cost(point))
+        drawn = report.bar(console, point.step_seconds / slowest, 12)
+        table.add_row(f"{point.ranks:,}", step, bound, words.percent(point.gap), words.size(point.memory), cost, phase, drawn)
+    return table
+
+
+def as_json(sweep: Sweep) -> dict[str, Any]:
+    """What a script would read."""
+    found = answers(sweep)
+    chosen = {} if found is None else {"smallest": found.smallest, "fastest": found.fastest, "cheapest": found.cheapest}
+    points = [
+        {**asdict(point), "rank_seconds_per_sample": sweep.cost(point)}
+        if point.fits
+        else {"ranks": point.ranks, "reason": point.reason}
+        for point in sweep.points
+    ]
+    return {
+        "workload": sweep.workload,
+        "topology": sweep.topology,
+        "global_batch_size": sweep.batch,
+        "points": points,
+        "answers": {name: point.ranks for name, point in chosen.items()},
+    }
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
