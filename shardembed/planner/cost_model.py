@@ -24,6 +24,7 @@ Everything is linear in shards, so that options of a table can be counted once a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -188,9 +189,12 @@ class CostModel:
         by_id = sum(this.feature_ids(feature) for feature, bag in enumerate(bags) if not bag)
         loads[ROUTE] += self._op("route_unique").seconds(0, by_id, 0)
         memory[PREFETCH] += (this.traffic.ids + by_id) * demands.ID_BYTES
-        for width, blocks in strips:
+        for (width, blocks), count in Counter(strips).items():  # strips of one width, cut alike, cost alike
             demand = this.demand(self._evenly(this, blocks), packing)
-            self._common_strip(this, bags, demand, float(width), loads, memory)
+            strip, held = np.zeros_like(loads), np.zeros_like(memory)
+            self._common_strip(this, bags, demand, float(width), strip, held)
+            loads += count * strip
+            memory += count * held
         if len(strips) > 1:  # side by side, there and back
             loads[COMBINE] += self._op("copy").byte * 4 * sum(self._output_bytes(this, feature) for feature in range(len(bags)))
         return loads, memory
