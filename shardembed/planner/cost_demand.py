@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardembed.optim import TableOptimizer
 from shardembed.placement import Packing
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
@@ -157,9 +158,9 @@ def state_bytes(table: Table, widths: Array) -> Array:
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
 
 
-def optimizer_name(table: Table) -> str:
+def optimizer_name(optimizer: TableOptimizer) -> str:
     """As ops are named."""
-    name = type(table.load.optimizer).__name__
+    name = type(optimizer).__name__
     return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
 
 

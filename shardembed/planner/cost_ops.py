@@ -1,26 +1,30 @@
 """The kinds of work that a topology gives speeds for, and what its links make of a message.
 
-    op              call                      row                              byte
-    step            the step of a collection  -                                -
-    route_ids       a feature                 an id of the batch               -
-    route_unique    -                         an id read by id (deduplicated)  -
-    route_place     a strip of a table        a distinct id sent to a strip    of the map from ids to segments, 8 an id and strip
-    route_bag       a feature's strip         an id sent in a bag              -
-    route_slab      a slab                    -                                -
-    copy            a block of a message      -                                of a message put together or taken apart
-    lookup          a slab                    a row read for its own sake      read
-    lookup_sum      a slab                    a row read into a partial sum    read
-    pool            a slab                    a vector added to a bag          read
-    pool_adjoint    a slab                    as pool, on the way back         read
-    gather          a slab                    a vector given out as it is      read and written
-    gather_adjoint  a slab                    as gather, on the way back       read and added to
-    piece           a feature's strip         -                                -
-    merge           a slab                    an entry (a row and a gradient)  of gradients read
-    update          a slab                    a distinct row                   of weights and state read and written, gradients read
-    fused_merge     a slab                    as merge, where one kernel       as merge
-    fused           -                         merges and updates: as update    as update
-    dense           a slab                    a row of a copied table          of the buffer that copies are summed in
-    all_reduce      -                         -                                of that buffer, in the sum itself
+    op              call                  row                                byte
+    step            a step                -                                  -
+    route_ids       a feature             an id of the batch                 -
+    route_unique    -                     an id read by id (deduplicated)    -
+    route_place     a strip               a distinct id sent to a strip      of the map from ids to segments, 8 an id and strip
+    route_bag       a feature's strip     an id sent in a bag                -
+    route_slab      a slab                -                                  -
+    counts          a step                a slab and rank told of            -
+    copy            a block of a message  -                                  of a message put together or taken apart; of casts
+    lookup          a slab                a row read for its own sake        read
+    lookup_sum      -                     a row read into a partial sum      read
+    pool            a slab                a vector added to a bag            read, and written to the output
+    pool_adjoint    a slab                as pool, on the way back           read, and written to the segments' gradients
+    pool_max        a slab                as both, for a maximum             as pool
+    gather          a slab                a vector given out as it is        read and written
+    gather_adjoint  a slab                as gather, on the way back         read and written
+    piece           a feature's strip     -                                  -
+    backward        a step                -                                  -
+    merge           a slab                an entry (a row and a gradient)    of gradients read
+    update          a slab                a distinct row                     of weights and state read and written, gradients read
+    round           -                     a row rounded at random            of its new values before
+    fused_merge     a slab                as merge, where one kernel merges  as merge
+    fused           a slab                and updates: as update             as update
+    dense           a slab                a row of a copied table            of the buffer that copies are summed in
+    all_reduce      -                     -                                  of that buffer, in the sum itself
 
 `update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused`
 op the topology has no fused kernel.
@@ -34,8 +38,9 @@ from shardembed.errors import ConfigError
 from shardembed.planner.topology import Op, Topology
 
 OPS = (
-    *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
-    *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
+    *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "counts", "copy", "lookup", "lookup_sum"),
+    *("pool", "pool_adjoint", "pool_max", "gather", "gather_adjoint", "piece", "backward", "merge", "update", "round"),
+    *("dense", "all_reduce"),
 )
 OPTIONAL = ("fused_merge", "fused")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")

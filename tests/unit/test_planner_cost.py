@@ -186,7 +186,7 @@ def test_the_planner_knows_which_kernel_updates_a_slab(optimizer: se.optim.Table
             table = one(TableLoad(se.TableConfig("t", 100, columns, dtype=dtype), (1.0,), optimizer=optimizer)).tables[0]
             split = optimizer.rowwise and columns > width
             kernel = choose.choose("auto", optimizer, dtype, width, 100, torch.device("cpu"), split)
-            assert cost_demand.fusible(table, cost_demand.optimizer_name(table), width) == (kernel == "fbgemm")
+            assert cost_demand.fusible(table, cost_demand.optimizer_name(optimizer), width) == (kernel == "fbgemm")
 
 
 def test_updates_fall_back_on_the_plain_name() -> None:
