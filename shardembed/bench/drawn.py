@@ -75,12 +75,16 @@ def _pick(numbers: np.random.Generator, choices: Sequence[Any]) -> Any:
     return choices[int(numbers.integers(len(choices)))]
 
 
-def cases(cluster: Cluster, count: int, seed: int, elements: int = 24 << 20) -> list[Case]:
-    """`count` small workloads, each under a plan of its own; the optimizers take turns. elements: of all tables of a case."""
+def cases(cluster: Cluster, count: int, seed: int, elements: int = 8 << 20) -> list[Case]:
+    """`count` small workloads, each under a plan of its own; the optimizers take turns. elements: of all tables of a case; every
+    eighth may have four times as many.
+    """
     numbers = np.random.default_rng(seed)
     found = []
     for number in range(count):
-        workload = _workload(f"case {number}", OPTIMIZERS[number % len(OPTIMIZERS)], cluster.world_size, numbers, elements)
+        optimizer = OPTIMIZERS[number % len(OPTIMIZERS)]
+        limit = elements * 4 if number % 8 == 0 else elements
+        workload = _workload(f"case {number}", optimizer, cluster.world_size, numbers, limit)
         found.append(Case(workload.name, workload, plan_of(workload, cluster, numbers, mixed=bool(number % 3))))
     return found
 

@@ -84,8 +84,9 @@ class CostModel:
         ids = sum(table.traffic.ids for table in self.tables)
         route = self._op("step").call + self._op("route_ids").seconds(features, ids, 0)
         counts = self._op("counts").call + self._exchange.latency + self._exchange.byte * COUNT_BYTES * HEADER
-        back = self._op("backward").call if any(table.learns for table in self.tables) else 0.0
-        return _phases({ROUTE: route, IDS: counts, COMBINE: back})
+        learns = any(table.learns for table in self.tables)
+        back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
+        return _phases({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
 
     # What a shard adds to its owner.
 
@@ -199,11 +200,12 @@ class CostModel:
         for width, blocks in strips:
             demand = this.demand(self._evenly(this, blocks), packing)
             self._common_strip(this, bags, demand, float(width), loads, memory)
-        # Strips are put side by side, and narrow outputs made of float32; there and back.
-        passes = (len(strips) > 1) + (this.itemsize < this.compute)
-        if passes:
-            outputs = sum(self._output_bytes(this, feature) for feature in range(len(bags)))
-            loads[COMBINE] += self._op("copy").byte * 2 * passes * outputs
+        outputs = [self._outputs(this, feature) for feature in range(len(bags))]
+        row = this.width * this.compute
+        if len(strips) > 1:
+            loads[COMBINE] += self._op("join").seconds(len(bags), len(strips) * sum(outputs), sum(outputs) * row)
+        if this.itemsize < this.compute:  # made of float32, there and back
+            loads[COMBINE] += self._op("copy").byte * 2 * sum(outputs) * row
         return loads, memory
 
     def _evenly(self, table: Table, blocks: int | Asked) -> Asked:
@@ -222,7 +224,9 @@ class CostModel:
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
         loads[ROUTE] += self._op("route_place").seconds(1, float(demand.singles.sum()), demands.ID_BYTES * ids)
-        loads[ROUTE] += self._op("route_bag").seconds(sum(bags), float(demand.bagged.sum()), 0)
+        loads[ROUTE] += self._op("route_bag").seconds(
+            sum(bags), float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum())
+        )
         loads[IDS] += copy * keys
         loads[BACK] += copy * (vectors + (wanted if table.wire != table.compute else 0.0))
         loads[COMBINE] += self._op("piece").seconds(len(bags), 0, 0)
@@ -245,8 +249,9 @@ class CostModel:
         """
         ids, row = table.feature_ids(feature), width * table.compute
         if pooling == "max":
-            return self._op("pool_max").seconds(0, ids, (ids + table.traffic.bags[feature]) * row)
-        outputs = ids if pooling is None else table.traffic.bags[feature]
+            read = self._op("pool").seconds(0, ids, ids * row)
+            return read + self._op("pool_max").seconds(0, ids, table.traffic.bags[feature] * row)
+        outputs = self._outputs(table, feature)
         kind = "gather" if pooling is None else "pool"
         seconds = self._op(kind).seconds(0, ids, (ids + outputs) * row)
         if table.learns:
@@ -263,9 +268,8 @@ class CostModel:
             seconds += self._op("pool_adjoint").seconds(0, sums, 2 * sums * row)
         return seconds + (self._op("copy").byte * 2 * bags * row if pooling == "mean" else 0.0)
 
-    def _output_bytes(self, table: Table, feature: int) -> float:
-        pooled = table.poolings[feature] is not None
-        return (table.traffic.bags[feature] if pooled else table.feature_ids(feature)) * table.width * table.compute
+    def _outputs(self, table: Table, feature: int) -> float:
+        return table.feature_ids(feature) if table.poolings[feature] is None else table.traffic.bags[feature]
 
     # Copied tables.
 

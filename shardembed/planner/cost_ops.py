@@ -5,7 +5,7 @@
     route_ids       a feature             an id of the batch                 -
     route_unique    -                     an id read by id (deduplicated)    -
     route_place     a strip               a distinct id sent to a strip      of the map from ids to segments, 8 an id and strip
-    route_bag       a feature's strip     an id sent in a bag                -
+    route_bag       a feature's strip     an id sent in a bag                of the segments they become, 8 a segment
     route_slab      a slab                -                                  -
     counts          a step                a slab and rank told of            -
     copy            a block of a message  -                                  of a message put together or taken apart; of casts
@@ -13,11 +13,13 @@
     lookup_sum      -                     a row read into a partial sum      read
     pool            a slab                a vector added to a bag            read, and written to the output
     pool_adjoint    a slab                as pool, on the way back           read, and written to the segments' gradients
-    pool_max        a slab                as both, for a maximum             as pool
+    pool_max        a slab                a vector in a maximum, both ways   of the output; pool reads
     gather          a slab                a vector given out as it is        read and written
     gather_adjoint  a slab                as gather, on the way back         read and written
     piece           a feature's strip     -                                  -
+    join            a feature             a strip's vector put beside others of the output
     backward        a step                -                                  -
+    apply           a step                -                                  -
     merge           a slab                an entry (a row and a gradient)    of gradients read
     update          a slab                a distinct row                     of weights and state read and written, gradients read
     round           -                     a row rounded at random            of its new values before
@@ -39,8 +41,8 @@ from shardembed.planner.topology import Op, Topology
 
 OPS = (
     *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "counts", "copy", "lookup", "lookup_sum"),
-    *("pool", "pool_adjoint", "pool_max", "gather", "gather_adjoint", "piece", "backward", "merge", "update", "round"),
-    *("dense", "all_reduce"),
+    *("pool", "pool_adjoint", "pool_max", "gather", "gather_adjoint", "piece", "join", "backward", "merge", "update"),
+    *("apply", "round", "dense", "all_reduce"),
 )
 OPTIONAL = ("fused_merge", "fused")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
