@@ -36,10 +36,15 @@ class Unknown:
 
 
 UNKNOWNS = (
-    *(Unknown(op, field) for op in (*OPS, "fused_merge", *OPTIMIZER_OPS) for field in ("call", "row", "byte") if op != "update"),
+    *(Unknown(op, field) for op in OPS for field in ("call", "row", "byte") if op not in ("update", "fused")),
     Unknown("intra", "latency"),
     Unknown("intra", "byte"),
 )
+
+
+def shape(blank: Topology) -> tuple[int, int, int]:
+    """Of a design: P, R, K."""
+    return len(PHASES), blank.ranks, len(UNKNOWNS)
 
 
 def topology_of(blank: Topology, values: dict[Unknown, float]) -> Topology:

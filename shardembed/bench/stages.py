@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import shardembed as se
-from shardembed import journey, tables
+from shardembed import journey
 from shardembed.plan import Plan
 from shardembed.planner.cost_model import BACK, COMBINE, COPIES, GRADS, IDS, LOOKUP, PHASES, ROUTE, UPDATE
 from shardembed.planner.workload import Counts, TableLoad, Workload, Zipf
@@ -88,9 +88,28 @@ def barrier() -> None:
 def gathered(array: Array) -> list[Array]:
     """The arrays of all ranks, which have one shape. Collective."""
     comm = se.Comm.of()
-    text = np.array2string(array.ravel(), threshold=10**9, max_line_width=10**9, floatmode="unique", separator=",")[1:-1]
-    texts = comm.gather_texts("control", "benchmark results", text, torch.device("cpu"))
-    return [np.array([float(number) for number in part.split(",")]).reshape(array.shape) for part in texts]
+    sizes = [array.size] * comm.world_size
+    flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1)).repeat(comm.world_size)
+    received = comm.all_to_all("control", "benchmark results", flat, sizes, sizes)
+    return [part.numpy().reshape(array.shape) for part in received.split(array.size)]
+
+
+def in_turns(runners: Sequence[Runner], seconds: float, rounds: int = 2, visits: int = 3) -> list[Array]:
+    """Phases of each runner's steps, `[steps, P]`: all take turns again and again, so that a noisy moment troubles all alike.
+
+    Args:
+        seconds: when to begin no new round of turns, but for the first `visits`. rounds: steps timed in a turn, after one that is
+        not. Collective.
+    """
+    began, found = time.monotonic(), [[] for _ in runners]
+    number = 0
+    while True:
+        late = max(float(other[0]) for other in gathered(np.array([time.monotonic() - began]))) * (number + 1) / max(1, number)
+        if number >= visits and late > seconds:
+            return [np.concatenate(each) for each in found]
+        for runner, each in zip(runners, found, strict=True):
+            each.append(phases_of(gathered(runner.measure(rounds, warm=1))))
+        number += 1
 
 
 @contextmanager
@@ -169,10 +188,3 @@ def draw(load: TableLoad, count: int, numbers: np.random.Generator) -> NDArray[n
 def _zipf(rows: int, exponent: float) -> Array:
     weights = np.arange(1, rows + 1, dtype=np.float64) ** -exponent
     return weights.cumsum() / weights.sum()
-
-
-def quick(table: se.TableConfig) -> se.TableConfig:
-    """The table with rows that need no drawing."""
-    from dataclasses import replace
-
-    return replace(table, init=tables.Constant(0.01))

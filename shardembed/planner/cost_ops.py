@@ -28,8 +28,8 @@
     dense           a slab                a row of a copied table            of the buffer that copies are summed in
     all_reduce      -                     -                                  of that buffer, in the sum itself
 
-`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused`
-op the topology has no fused kernel.
+`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused` op
+the topology has no fused kernel. What else may be left out stands in `FALLBACK`.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from dataclasses import dataclass
 
 from shardembed.errors import ConfigError
 from shardembed.planner.topology import Op, Topology
+from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS
 
-OPS = (
-    *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "counts", "copy", "lookup", "lookup_sum"),
-    *("pool", "pool_adjoint", "pool_max", "gather", "gather_adjoint", "piece", "join", "backward", "merge", "update"),
-    *("apply", "round", "dense", "all_reduce"),
-)
-OPTIONAL = ("fused_merge", "fused")
-OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
-OPTIMIZER_OPS = tuple(f"{kind}_{name}" for kind in ("update", "fused") for name in OPTIMIZERS)
+OPS = (*REQUIRED_OPS, *OPTIONAL_OPS)
+OPTIMIZER_OPS = tuple(name for name in OPTIONAL_OPS if name.startswith(("update_", "fused_")) and name != "fused_merge")
+FREE = Op(0.0, 0.0, 0.0)
+# What stands for an op that a topology does not give; None: nothing, its calls belong to `step` then.
+FALLBACK = {"counts": None, "backward": None, "apply": None, "pool_max": "gather_adjoint", "join": "copy", "round": "update"}
+FALLBACK |= {name: name.split("_", 1)[0] for name in OPTIMIZER_OPS}
 
 
 def op_of(topology: Topology, name: str) -> Op:
-    """The speed of a kind of work; `update_x` and `fused_x` fall back on `update` and `fused`.
+    """The speed of a kind of work.
 
     Raises:
-        ConfigError: the topology does not give it.
+        ConfigError: the topology gives neither it nor what may stand for it.
     """
-    for candidate in (name, name.split("_", 1)[0] if name in OPTIMIZER_OPS else name):
-        if candidate in topology.ops:
-            return topology.ops[candidate]
-    raise ConfigError(f"topology {topology.name!r} gives no speed for the op {name!r}; its ops are {sorted(topology.ops)}")
+    other = FALLBACK.get(name, name)
+    found = topology.ops.get(name, FREE if other is None else topology.ops.get(other))
+    if found is None:
+        raise ConfigError(f"topology {topology.name!r} gives no speed for the op {name!r}; its ops are {sorted(topology.ops)}")
+    return found
 
 
 @dataclass(frozen=True)
