@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shardembed import comm as comms
 from shardembed.bench import drawn, fit
-from shardembed.bench.stages import Case, Runner, gathered, in_turns
+from shardembed.bench.stages import Case, Runner, gathered, in_turns, keep_memory
 from shardembed.comm import Comm
 from shardembed.placement import Cluster
 from shardembed.planner.topology import Link, Op, Topology
@@ -39,6 +39,7 @@ def calibrate(name: str, seconds: float = SECONDS, cases: int = CASES, say: Say 
     Args:
         seconds: of timing, about. cases: workloads to time.
     """
+    keep_memory()
     comm = Comm.of()
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
     began = time.monotonic()

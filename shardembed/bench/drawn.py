@@ -94,7 +94,7 @@ def _workload(name: str, optimizer: TableOptimizer, ranks: int, numbers: np.rand
     count = int(2 ** numbers.uniform(0, 4.6))
     samples = int(2 ** numbers.uniform(4, 11.5))
     ids = 2 ** numbers.uniform(10, 16)  # of a rank's batch
-    ids = min(ids, 2**21 / wide)
+    ids = min(ids, 2**22.5 / wide)
     loads = []
     dtype = _pick(numbers, [torch.float32] * 4 + [torch.bfloat16])
     pooling = cast(Pooling, _pick(numbers, ["sum", "sum", "sum", "mean", None, "max"]))

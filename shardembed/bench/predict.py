@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 import shardembed as se
 from shardembed import comm as comms
 from shardembed.bench.calibrate import processor
-from shardembed.bench.stages import Runner, in_turns
+from shardembed.bench.stages import Runner, in_turns, keep_memory
 from shardembed.bench.unseen import WORKLOADS, Trial, trials
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, TablePlan
@@ -52,6 +52,7 @@ class Line:
 def rank_main(topology: Path, plans: int, seconds: float, out: Path) -> None:
     """What each rank runs; rank 0 writes the lines."""
     torch.set_num_threads(1)
+    keep_memory()
     comm = se.init()
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
     chosen = trials(cluster, plans)
@@ -116,7 +117,7 @@ def page(lines: list[Line], command: str, picture: str | None, measured: dict[st
         "",
         f"{os.cpu_count()} cores ({processor()}), torch {torch.__version__}, Gloo on loopback, 2 ranks of one thread. First",
         "`shardembed calibrate` measured the machine, on workloads of its own. Then plans drawn by a fixed seed from the whole",
-        "space (every kind, cut, packing and uneven bounds, mixed table by table) were predicted and timed on workloads that it had",
+        "space (every kind, cut, packing and uneven bounds, mixed by table) were predicted and timed on workloads that it had",
         "not seen. A step is forward, backward and update of the embedding part. All plans took turns.",
         "",
         f"Calibration: {measured.get('measured', '?')}.",

@@ -89,6 +89,11 @@ class Table:
         """The optimizer or max_norm needs a statistic of the whole row."""
         return self.load.optimizer.rowwise or self.load.table.max_norm is not None
 
+    @property
+    def twins(self) -> bool:
+        """Owners of strips of a row swap its statistic in the update, where columns are cut."""
+        return self.load.optimizer.rowwise and self.learns
+
     def feature_ids(self, feature: int) -> float:
         return self.traffic.bags[feature] * self.traffic.lengths[feature]
 

@@ -142,8 +142,11 @@ class CostModel:
             seconds += _seconds(self._op("round"), demand.touched, widths * table.compute)
         if self.ranks > 1:  # gradients are divided by the number of ranks
             seconds += self.ranks * self._op("copy").byte * demand.segments * widths * table.compute
-        if table.load.optimizer.rowwise:
-            seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
+        if table.twins:
+            split = widths < table.width
+            seconds += split * _seconds(self._op("twins"), demand.touched, 8.0) + self._swap_byte * self.swapped_bytes(
+                table, demand, widths
+            )
         return seconds
 
     @staticmethod
@@ -203,6 +206,9 @@ class CostModel:
         outputs = [self._outputs(this, feature) for feature in range(len(bags))]
         row = this.width * this.compute
         if len(strips) > 1:
+            if this.twins:
+                blocks = sum(cut if isinstance(cut, int) else len(cut.ids) for _, cut in strips)
+                loads[UPDATE] += self._op("twins").call * blocks
             loads[COMBINE] += self._op("join").seconds(len(bags), len(strips) * sum(outputs), sum(outputs) * row)
         if this.itemsize < this.compute:  # made of float32, there and back
             loads[COMBINE] += self._op("copy").byte * 2 * sum(outputs) * row
@@ -319,7 +325,7 @@ class CostModel:
         names = {"copied"} if copied and this.learns else set()
         if not copied:
             names.add("cut")
-            names |= {"twins"} if split and this.load.optimizer.rowwise and this.learns else set()
+            names |= {"twins"} if split and this.twins else set()
             names |= {"norms"} if split and this.load.table.max_norm is not None else set()
         for width in dict.fromkeys(widths):
             slab = self._slab_name(this, int(width), copied, split)
@@ -341,7 +347,8 @@ class CostModel:
 
     def _pool_call(self, table: Table, kind: str) -> Array:
         ops = {"pool max": ("pool_max",), "pool None": ("gather", "gather_adjoint")}.get(kind, ("pool", "pool_adjoint"))
-        return _phases({COMBINE: sum(self._op(op).call for op in (ops if table.learns else ops[:1]))})
+        calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
+        return _phases({COMBINE: calls, ROUTE: self._op("route_slab").call if kind == "pool bags" else 0.0})
 
     def _slab_name(self, table: Table, width: int, copied: bool, split: bool) -> str:
         config = table.load.table

@@ -6,7 +6,8 @@
     route_unique    -                     an id read by id (deduplicated)    -
     route_place     a strip               a distinct id sent to a strip      of the map from ids to segments, 8 an id and strip
     route_bag       a feature's strip     an id sent in a bag                of the segments they become, 8 a segment
-    route_slab      a slab                -                                  -
+    route_slab      a slab, and again     -                                  -
+                    for its bags
     counts          a step                a slab and rank told of            -
     copy            a block of a message  -                                  of a message put together or taken apart; of casts
     lookup          a slab                a row read for its own sake        read
@@ -23,6 +24,8 @@
     merge           a slab                an entry (a row and a gradient)    of gradients read
     update          a slab                a distinct row                     of weights and state read and written, gradients read
     round           -                     a row rounded at random            of its new values before
+    twins           a shard               a touched row whose columns are cut, of    a statistic, 8 a row
+                                          a rowwise optimizer
     fused_merge     a slab                as merge, where one kernel merges  as merge
     fused           a slab                and updates: as update             as update
     dense           a slab                a row of a copied table            of the buffer that copies are summed in
@@ -44,7 +47,15 @@ OPS = (*REQUIRED_OPS, *OPTIONAL_OPS)
 OPTIMIZER_OPS = tuple(name for name in OPTIONAL_OPS if name.startswith(("update_", "fused_")) and name != "fused_merge")
 FREE = Op(0.0, 0.0, 0.0)
 # What stands for an op that a topology does not give; None: nothing, its calls belong to `step` then.
-FALLBACK = {"counts": None, "backward": None, "apply": None, "pool_max": "gather_adjoint", "join": "copy", "round": "update"}
+FALLBACK = {
+    "counts": None,
+    "backward": None,
+    "apply": None,
+    "twins": None,
+    "pool_max": "gather_adjoint",
+    "join": "copy",
+    "round": "update",
+}
 FALLBACK |= {name: name.split("_", 1)[0] for name in OPTIMIZER_OPS}
 
 
