@@ -27,8 +27,10 @@ from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables import Pooling, TableConfig
 
 COPIED_ELEMENTS = 1 << 20  # of one copied table
-OPTIMIZERS: tuple[TableOptimizer, ...] = (
-    *(optim.SGD(), optim.Adagrad(), optim.RowwiseAdagrad(), optim.Adam(), optim.AdamW(), optim.FTRL()),
+# Those with several ways to be updated, or with an exchange of their own, have more turns.
+TURNS: tuple[TableOptimizer, ...] = (
+    *(optim.RowwiseAdagrad(), optim.Adagrad(), optim.Adam(), optim.RowwiseAdagrad(), optim.SGD()),
+    *(optim.RowwiseAdagrad(), optim.AdamW(), optim.Adagrad(), optim.RowwiseAdagrad(), optim.FTRL()),
 )
 
 
@@ -76,13 +78,13 @@ def _pick(numbers: np.random.Generator, choices: Sequence[Any]) -> Any:
 
 
 def cases(cluster: Cluster, count: int, seed: int, elements: int = 8 << 20) -> list[Case]:
-    """`count` small workloads, each under a plan of its own; the optimizers take turns. elements: of all tables of a case; every
+    """`count` small workloads, each under a plan of its own; optimizers take turns. elements: of all tables of a case; every
     eighth may have four times as many.
     """
     numbers = np.random.default_rng(seed)
     found = []
     for number in range(count):
-        optimizer = OPTIMIZERS[number % len(OPTIMIZERS)]
+        optimizer = TURNS[number % len(TURNS)]
         limit = elements * 4 if number % 8 == 0 else elements
         workload = _workload(f"case {number}", optimizer, cluster.world_size, numbers, limit)
         found.append(Case(workload.name, workload, plan_of(workload, cluster, numbers, mixed=bool(number % 3))))
@@ -91,19 +93,23 @@ def cases(cluster: Cluster, count: int, seed: int, elements: int = 8 << 20) -> l
 
 def _workload(name: str, optimizer: TableOptimizer, ranks: int, numbers: np.random.Generator, elements: int) -> Workload:
     wide = int(2 ** numbers.uniform(2, 8.5))
+    if isinstance(optimizer, optim.RowwiseAdagrad) and numbers.random() < 0.35:
+        wide = int(numbers.uniform(96, 256))  # for its fused kernel
     count = int(2 ** numbers.uniform(0, 4.6))
     samples = int(2 ** numbers.uniform(4, 11.5))
     ids = 2 ** numbers.uniform(10, 16)  # of a rank's batch
     ids = min(ids, 2**22.5 / wide)
     loads = []
     dtype = _pick(numbers, [torch.float32] * 4 + [torch.bfloat16])
-    pooling = cast(Pooling, _pick(numbers, ["sum", "sum", "sum", "mean", None, "max"]))
+    poolings: list[Pooling] = ["sum", "sum", "sum", "sum", "mean", "mean", None, "max"]
+    pooling, alike = cast(Pooling, _pick(numbers, poolings)), numbers.random() < 0.7
     for number in range(count):
         width = int(_pick(numbers, [wide, wide, max(4, wide // 2 // 4 * 4)]))
         rows = int(min(2 ** numbers.uniform(6, 20), elements / count / width))
         length = max(1, round(ids / count / samples * 2 ** numbers.uniform(-1, 1)))
         skew = _pick(numbers, [Uniform(), Zipf(0.9), Zipf(1.05), Zipf(1.2)])
-        table = TableConfig(f"t{number}", rows, width, dtype=dtype, pooling=pooling, init=tables.Constant(0.01))
+        how = pooling if alike else cast(Pooling, _pick(numbers, poolings))
+        table = TableConfig(f"t{number}", rows, width, dtype=dtype, pooling=how, init=tables.Constant(0.01))
         loads.append(TableLoad(table, (float(length),), skew, "sorted", optimizer))
     wire = _pick(numbers, [None] * 5 + [torch.bfloat16])
     return Workload(name, samples * ranks, tuple(loads), wire)

@@ -24,6 +24,7 @@ Everything is linear in shards, so that options of a table can be counted once a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -66,6 +67,10 @@ class CostModel:
             Table(load, Traffic.of(load, batch, self.ranks), batch, self.ranks, (workload.wire_dtype or load.table.dtype).itemsize)
             for load in workload.tables
         )
+        poolings: dict[object, set[str | None]] = defaultdict(set)
+        for table in self.tables:
+            poolings[self._kind(table)].update(table.poolings)
+        self._groups = {kind: len(found) for kind, found in poolings.items()}
         self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
         self._op = cache(lambda name: op_of(topology, name))
         self._swap_byte = self._exchange.byte / max(1, self.ranks - 1)  # for a byte to one peer alone
@@ -78,6 +83,12 @@ class CostModel:
         }
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
+
+    @staticmethod
+    def _kind(table: Table) -> object:
+        """What tables have in common that share a slab while they are cut alike."""
+        config = table.load.table
+        return config.embedding_dim, config.dtype, table.load.optimizer, config.policy
 
     def _base(self) -> Array:
         features = sum(len(table.poolings) for table in self.tables)
@@ -229,7 +240,8 @@ class CostModel:
         copy = self._op("copy").byte
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
-        loads[ROUTE] += self._op("route_place").seconds(1, float(demand.singles.sum()), demands.ID_BYTES * ids)
+        singles = float(demand.singles.sum())
+        loads[ROUTE] += self._op("route_place").seconds(1, singles, demands.ID_BYTES * ids)
         loads[ROUTE] += self._op("route_bag").seconds(
             sum(bags), float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum())
         )
@@ -238,7 +250,7 @@ class CostModel:
         loads[COMBINE] += self._op("piece").seconds(len(bags), 0, 0)
         for feature in by_id:
             share = table.feature_ids(feature) / max(ids, 1e-300)
-            loads[COMBINE] += self._pool(table, table.poolings[feature], feature, share * float(demand.singles.sum()), width)
+            loads[COMBINE] += self._pool(table, feature, share * singles, width, self._groups[self._kind(table)])
         for feature in (feature for feature, bag in enumerate(bags) if bag):
             share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
             sums = share * float(demand.sums.sum())
@@ -249,11 +261,11 @@ class CostModel:
         # The message beside what it is unpacked into; on the way back, gradients beside the message.
         memory[BUFFERS] += vectors + wanted
 
-    def _pool(self, table: Table, pooling: str | None, feature: int, segments: float, width: float) -> float:
+    def _pool(self, table: Table, feature: int, segments: float, width: float, groups: int) -> float:
         """There, the vectors of all ids are read and the outputs written; back, gradients of outputs are read for all ids and those
         of segments written.
         """
-        ids, row = table.feature_ids(feature), width * table.compute
+        ids, row, pooling = table.feature_ids(feature), width * table.compute, table.poolings[feature]
         if pooling == "max":
             read = self._op("pool").seconds(0, ids, ids * row)
             return read + self._op("pool_max").seconds(0, ids, table.traffic.bags[feature] * row)
@@ -263,7 +275,9 @@ class CostModel:
         if table.learns:
             # Torch's own adjoint, where `combine` has none: of bags with padding too.
             own = pooling is not None and table.load.table.padding_idx is None
-            seconds += self._op("pool_adjoint" if own else "gather_adjoint").seconds(0, ids, (ids + segments) * row)
+            # Each of `groups` adjoints of a slab writes gradients of all its segments, and they are added up.
+            written = segments * (2 * groups - 1)
+            seconds += self._op("pool_adjoint" if own else "gather_adjoint").seconds(0, ids, (ids + written) * row)
         return seconds + (self._op("copy").byte * 2 * outputs * row if pooling == "mean" else 0.0)
 
     def _pool_sums(self, table: Table, pooling: str | None, feature: int, sums: float, width: float) -> float:
