@@ -23,22 +23,25 @@ from shardembed.bench.stages import Case, Runner, gathered, in_turns, keep_memor
 from shardembed.comm import Comm
 from shardembed.placement import Cluster
 from shardembed.planner.topology import Link, Op, Topology
+from shardembed.planner.topology_sections import REQUIRED_OPS
 
 Array = NDArray[np.float64]
 CASES, SEED = 80, 11
 SECONDS = 26.0  # of timing; making the tables, fitting and starting take as much again on two cores
 RESERVE = 0.1  # of the memory
+FASTEST = 1e12  # bytes a second of a link whose bytes took no time that could be told from copies
 BATCHES = 3  # that each case steps through
 
 Say = Callable[[str], None]
 
 
-def calibrate(name: str, seconds: float = SECONDS, cases: int = CASES, say: Say = lambda text: None) -> Topology:
+def calibrate(name: str, seconds: float = SECONDS, cases: int | None = None, say: Say = lambda text: None) -> Topology:
     """Measure; every rank gets the topology. Collective.
 
     Args:
-        seconds: of timing, about. cases: workloads to time.
+        seconds: of timing, about. cases: workloads to time, 80 by default.
     """
+    cases = cases or CASES
     keep_memory()
     comm = Comm.of()
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
@@ -76,6 +79,7 @@ def _memory(ranks: int) -> int:
     """Bytes of a rank."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    # Of ranks that share a node.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 
@@ -101,17 +105,22 @@ def _error(designs: list[Array], timed: list[Array], values: dict[fit.Unknown, f
 
 def _finished(topology: Topology, cluster: Cluster, cases: int, error: float) -> Topology:
     ops = dict(topology.ops)
-    # Kinds of work that no case told of: of another kernel, or of optimizers that one updates everywhere.
+    # What no case told of: nothing is known of it, but a topology must name it.
+    ops |= {name: Op(0.0, 0.0, 0.0) for name in REQUIRED_OPS if name not in ops}
     updates = [op for name, op in ops.items() if name.startswith("update_")]
-    ops["update"] = Op(*(max(getattr(op, field) for op in updates) for field in ("call", "row", "byte")))
+    if updates:  # for optimizers whose kernel no case had
+        ops["update"] = Op(*(max(getattr(op, field) for op in updates) for field in ("call", "row", "byte")))
     link, where = topology.intra, f"{cases} cases on {cluster.world_size} rank(s)"
     if cluster.world_size == 1:  # no link was used; a copy within the device is the nearest thing to one
-        link = Link(1.0 / ops["copy"].byte if ops["copy"].byte else 1e9, 0.0)
+        link = Link(1.0 / ops["copy"].byte if ops["copy"].byte else FASTEST, 0.0)
+    link = replace(link, bandwidth=min(link.bandwidth, FASTEST))
     source = {
         "measured": f"shardembed calibrate, {datetime.date.today()}: {where}, steps within {error:.1%} in the mean",
         "machine": f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s) a rank",
         "reserve": f"{RESERVE:.0%} of the memory; set it to what your model and its activations need",
         "links": _links(cluster),
+        "freed memory": "kept by the process, as with MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ at 4000000000; without, "
+        "glibc gives large buffers back and each step pays for getting them again",
     }
     return replace(topology, ranks_per_node=cluster.ranks_per_node, intra=link, inter=link, ops=ops, source=source)
 

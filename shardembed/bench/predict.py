@@ -107,6 +107,11 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def _priority() -> str:
+    first = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
+    return ",\nbefore whatever else this shared machine did (`chrt -r 1`)" if first else ""
+
+
 def page(lines: list[Line], command: str, picture: str | None, measured: dict[str, str]) -> str:
     """The Markdown page."""
     total = figures(lines)
@@ -118,7 +123,7 @@ def page(lines: list[Line], command: str, picture: str | None, measured: dict[st
         f"{os.cpu_count()} cores ({processor()}), torch {torch.__version__}, Gloo on loopback, 2 ranks of one thread. First",
         "`shardembed calibrate` measured the machine, on workloads of its own. Then plans drawn by a fixed seed from the whole",
         "space (every kind, cut, packing and uneven bounds, mixed by table) were predicted and timed on workloads that it had",
-        "not seen. A step is forward, backward and update of the embedding part. All plans took turns.",
+        f"not seen. A step is forward, backward and update of the embedding part. All plans took turns{_priority()}.",
         "",
         f"Calibration: {measured.get('measured', '?')}.",
         "",
