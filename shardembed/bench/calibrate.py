@@ -24,6 +24,7 @@ from shardembed.comm import Comm
 from shardembed.placement import Cluster
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.topology_sections import REQUIRED_OPS
+from shardembed.wire import Part, pack, unpack
 
 Array = NDArray[np.float64]
 CASES, SEED = 80, 11
@@ -55,7 +56,7 @@ def calibrate(name: str, seconds: float = SECONDS, cases: int | None = None, say
     say("fitting the model")
     blank = _blank(name, cluster)
     designs = _designs(chosen, blank)
-    values = fit.fit(designs, timed)
+    values = fit.fit(designs, timed, {fit.Unknown("block", "call"): _block_seconds()})
     error = _error(designs, timed, values)
     say(f"the model is within {error:.0%} of these steps in the mean; all took {time.monotonic() - began:.0f} s")
     return _finished(fit.topology_of(blank, values), cluster, cases, error)
@@ -81,6 +82,20 @@ def _memory(ranks: int) -> int:
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     # Of ranks that share a node.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+
+
+def _block_seconds(ranks: int = 64, slabs: int = 4, rounds: int = 15) -> float:
+    """What a block of a message takes, on one side; the same on all ranks. Few ranks cannot tell it from what a slab takes, and
+    many would pay for the error.
+    """
+    parts = [Part([2] * ranks, torch.float32, (8,)) for _ in range(slabs)]
+    vectors = [torch.ones(2 * ranks, 8, device=comms.default_device()) for _ in parts]
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        unpack(pack(vectors, parts, ranks), parts, ranks)
+        taken.append((time.perf_counter() - began) / (2 * ranks * slabs))
+    return float(np.mean(gathered(np.array([np.median(taken)]))))
 
 
 def _designs(cases: list[Case], blank: Topology) -> list[Array]:

@@ -75,18 +75,26 @@ def design(case: Case, blank: Topology) -> Array:
     return np.stack(columns, 2)
 
 
-def fit(designs: Sequence[Array], seconds: Sequence[Array], floor: float = 0.05, rounds: int = 12) -> dict[Unknown, float]:
+def fit(
+    designs: Sequence[Array],
+    seconds: Sequence[Array],
+    known: dict[Unknown, float] | None = None,
+    floor: float = 0.05,
+    rounds: int = 12,
+) -> dict[Unknown, float]:
     """The unknowns that the measurements tell of.
 
     Errors are relative to a phase's seconds, those of phases below `floor` of their step to that. The busiest rank of a phase is
     the one that the last round's numbers make busiest. Lines far off lose weight (Huber).
 
     Args:
-        designs: by case, `[P, R, K]`. seconds: by case, `[P]`.
+        designs: by case, `[P, R, K]`. seconds: by case, `[P]`. known: unknowns that are none: measured on their own.
     """
-    wanted = np.concatenate(seconds)
+    known = known or {}
+    given = np.array([known.get(unknown, 0.0) for unknown in UNKNOWNS])
+    wanted = np.concatenate([each - (matrix @ given).max(1) for each, matrix in zip(seconds, designs, strict=True)])
     scale = np.concatenate([1.0 / np.maximum(each, floor * each.sum()) for each in seconds])
-    told = np.any([(matrix > 0).any((0, 1)) for matrix in designs], 0)
+    told = np.any([(matrix > 0).any((0, 1)) for matrix in designs], 0) & [unknown not in known for unknown in UNKNOWNS]
     norms = np.sqrt(np.mean([(matrix**2).mean((0, 1)) for matrix in designs], 0))[told]
     weights, values = np.ones(len(wanted)), 1.0 / norms
     for _ in range(rounds):
@@ -98,7 +106,8 @@ def fit(designs: Sequence[Array], seconds: Sequence[Array], floor: float = 0.05,
         off = np.abs(matrix @ values - wanted * scale)
         limit = max(1e-9, 1.5 * float(np.median(off)))
         weights = np.sqrt(np.minimum(1.0, limit / np.maximum(off, 1e-12)))
-    return dict(zip((unknown for unknown, here in zip(UNKNOWNS, told, strict=True) if here), values.tolist(), strict=True))
+    found = zip((unknown for unknown, here in zip(UNKNOWNS, told, strict=True) if here), values.tolist(), strict=True)
+    return {**known, **dict(found)}
 
 
 def _busiest(matrix: Array, values: Array) -> Array:

@@ -15,11 +15,13 @@ spread evenly over the ranks, so all ranks ask every owner alike; what a shard a
     reduce copies                                                  (copied: merge, and one all-reduce of rows x (W + 1))
 
 Of the wire, (R - 1) / R travels: own shares stay on the rank. What a slab costs whatever is asked of it (one call of each kind of
-work, one block of a message a rank) is a fixed charge by the slab's kind. Approximations, each small beside the rest: a slab that
-mixes packings sends lengths for all of it; int64 keys and FBGEMM's limit of 2^31 elements are judged by shard, not by slab; a slab
-that lies on one rank needs no sorting by owner; padding of messages is counted by slab, at its expected size.
+work, one block of a message a rank) is a fixed charge by the slab's kind.
 
-Everything is linear in shards, so that options of a table can be counted once and added up in any combination.
+Everything is linear in shards, so that options of a table can be counted once and added up in any combination. What is not linear
+is left out. Where a plan puts all tables into one slab, vectors travel as they were looked up; they are counted as copied into a
+message and out of it, which can be a third of a small step. Small beside the rest: a slab that mixes packings sends lengths for
+all of it; int64 keys and FBGEMM's limit of 2^31 elements are judged by shard, not by slab; a slab that lies on one rank needs no
+sorting by owner; padding of messages is counted by slab, at its expected size.
 """
 
 from __future__ import annotations
@@ -155,9 +157,8 @@ class CostModel:
             seconds += self.ranks * self._op("copy").byte * demand.segments * widths * table.compute
         if table.twins:
             split = widths < table.width
-            seconds += split * _seconds(self._op("twins"), demand.touched, 8.0) + self._swap_byte * self.swapped_bytes(
-                table, demand, widths
-            )
+            seconds += split * _seconds(self._op("twins"), demand.touched, 8.0)
+            seconds += self._swap_byte * self.swapped_bytes(table, demand, widths)
         return seconds
 
     @staticmethod
@@ -372,11 +373,11 @@ class CostModel:
     def _slab(self, number: int, width: float, copied: bool) -> Array:
         """One call of each kind of work a slab; a message has a block a rank on both sides, of which a copied slab has its own."""
         table = self.tables[number]
-        call = {name: self._op(name).call for name in ("route_slab", "lookup", "copy")}
-        blocks = 2 * call["copy"] * (1 if copied else self.ranks)
+        call = {name: self._op(name).call for name in ("route_slab", "lookup", "copy", "block")}
+        blocks = 2 * (call["copy"] + call["block"] * (1 if copied else self.ranks))
         item = int(width) * table.wire
         fill_keys, fill_vectors = (0.0, 0.0) if copied else (self._exchange.byte * demands.padding(size) for size in (4, item))
-        counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB + self._op("counts").row * self.ranks
+        counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB + self._op("counts").row
         seconds = {ROUTE: call["route_slab"], IDS: blocks + fill_keys + counts, LOOKUP: call["lookup"], BACK: blocks + fill_vectors}
         if table.learns:
             merge, update = self._update_ops(number, width)

@@ -8,8 +8,10 @@
     route_bag       a feature's strip     an id sent in a bag                of the segments they become, 8 a segment
     route_slab      a slab, and again     -                                  -
                     for its bags
-    counts          a step                a slab and rank told of            -
-    copy            a block of a message  -                                  of a message put together or taken apart; of casts
+    counts          a step                a slab told of                     -
+    copy            a slab in a message   -                                  of a message put together or taken apart; of casts
+    block           a slab and rank in a  -                                  -
+                    message
     lookup          a slab                a row read for its own sake        read
     lookup_sum      -                     a row read into a partial sum      read
     pool            a slab                a vector added to a bag            read, and written to the output
@@ -52,6 +54,7 @@ FALLBACK = {
     "backward": None,
     "apply": None,
     "twins": None,
+    "block": "copy",
     "pool_max": "gather_adjoint",
     "join": "copy",
     "round": "update",

@@ -14,7 +14,7 @@ REQUIRED_OPS = (
 )
 _OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
 OPTIONAL_OPS = (
-    *("counts", "pool_max", "join", "backward", "apply", "round", "twins", "fused_merge", "fused"),
+    *("counts", "block", "pool_max", "join", "backward", "apply", "round", "twins", "fused_merge", "fused"),
     *(f"{kind}_{name}" for kind in ("update", "fused") for name in _OPTIMIZERS),
 )
 

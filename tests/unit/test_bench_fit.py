@@ -57,6 +57,16 @@ def test_a_fit_finds_speeds_that_say_what_was_measured(known: tuple[list[fit.Arr
     np.testing.assert_allclose(said, [phases.sum() for phases in seconds], rtol=0.02)
 
 
+def test_what_is_known_is_not_sought(known: tuple[list[fit.Array], list[fit.Array]], machine: Topology) -> None:
+    designs, seconds = known
+    block = fit.Unknown("block", "call")
+    values = fit.fit(designs, seconds, {block: machine.ops["block"].call})
+    assert values[block] == machine.ops["block"].call
+    numbers = np.array([values.get(unknown, 0.0) for unknown in fit.UNKNOWNS])
+    said = np.array([(design @ numbers).max(1).sum() for design in designs])
+    np.testing.assert_allclose(said, [phases.sum() for phases in seconds], rtol=0.02)
+
+
 def test_one_disturbed_case_does_not_spoil_the_others(known: tuple[list[fit.Array], list[fit.Array]]) -> None:
     designs, seconds = known
     values = fit.fit(designs, [phases * (5 if number == 4 else 1) for number, phases in enumerate(seconds)])
