@@ -115,7 +115,7 @@ class _Count:
         np.add.at(self.vectors, owners, vectors)
         if this.learns:
             np.add.at(self.grads, owners, vectors)
-            if this.load.optimizer.rowwise:
+            if this.twins:
                 np.add.at(self.twins, owners, self.model.swapped_bytes(this, demand, widths))
 
     def _everywhere(self, table: int, loads: Array, memory: Array) -> None:

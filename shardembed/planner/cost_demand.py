@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardembed.optim import TableOptimizer
 from shardembed.placement import Packing
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
@@ -88,6 +89,11 @@ class Table:
         """The optimizer or max_norm needs a statistic of the whole row."""
         return self.load.optimizer.rowwise or self.load.table.max_norm is not None
 
+    @property
+    def twins(self) -> bool:
+        """Owners of strips of a row swap its statistic in the update, where columns are cut."""
+        return self.load.optimizer.rowwise and self.learns
+
     def feature_ids(self, feature: int) -> float:
         return self.traffic.bags[feature] * self.traffic.lengths[feature]
 
@@ -157,9 +163,9 @@ def state_bytes(table: Table, widths: Array) -> Array:
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
 
 
-def optimizer_name(table: Table) -> str:
+def optimizer_name(optimizer: TableOptimizer) -> str:
     """As ops are named."""
-    name = type(table.load.optimizer).__name__
+    name = type(optimizer).__name__
     return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
 
 

@@ -11,21 +11,23 @@ spread evenly over the ranks, so all ranks ask every owner alike; what a shard a
     vectors back      wire and copy of R S vectors                 copy of S vectors a strip
     combine                                                        pool and pool_adjoint of N ids (bags: of S vectors) a strip
     gradients back    wire and copy of R S vectors                 copy of S vectors a strip
-    update            merge of R E gradients, update of U rows
-    reduce copies                                                  (copied: merge, one all-reduce of rows x (W + 1), update of U)
+    update            merge of R E gradients, update of U rows     (copied: update of U rows)
+    reduce copies                                                  (copied: merge, and one all-reduce of rows x (W + 1))
 
 Of the wire, (R - 1) / R travels: own shares stay on the rank. What a slab costs whatever is asked of it (one call of each kind of
-work, one block of a message a rank) is a fixed charge by the slab's kind. Approximations, each small beside the rest: a slab that
-mixes packings sends lengths for all of it; int64 keys and FBGEMM's limit of 2^31 elements are judged by shard, not by slab; a slab
-that lies on one rank needs no sorting by owner; padding of messages is counted by slab, at its expected size.
+work, one block of a message a rank) is a fixed charge by the slab's kind.
 
-Everything is linear in shards, so that options of a table can be counted once and added up in any combination.
+Everything is linear in shards, so that options of a table can be counted once and added up in any combination. What is not linear
+is left out. Where a plan puts all tables into one slab, vectors travel as they were looked up; they are counted as copied into a
+message and out of it, which can be a third of a small step. Small beside the rest: a slab that mixes packings sends lengths for
+all of it; int64 keys and FBGEMM's limit of 2^31 elements are judged by shard, not by slab; a slab that lies on one rank needs no
+sorting by owner; padding of messages is counted by slab, at its expected size.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -59,13 +61,18 @@ class CostModel:
 
     phases, categories = PHASES, CATEGORIES
 
-    def __init__(self, workload: Workload, topology: Topology) -> None:
+    def __init__(self, workload: Workload, topology: Topology, tables: tuple[Table, ...] | None = None) -> None:
+        """tables: of a model with the same workload and as many ranks, where there is one."""
         self.workload, self.topology, self.ranks = workload, topology, topology.ranks
         batch = workload.global_batch_size / topology.ranks
-        self.tables = tuple(
+        self.tables = tables or tuple(
             Table(load, Traffic.of(load, batch, self.ranks), batch, self.ranks, (workload.wire_dtype or load.table.dtype).itemsize)
             for load in workload.tables
         )
+        poolings: dict[object, set[str | None]] = defaultdict(set)
+        for table in self.tables:
+            poolings[self._kind(table)].update(table.poolings)
+        self._groups = {kind: len(found) for kind, found in poolings.items()}
         self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
         self._op = cache(lambda name: op_of(topology, name))
         self._swap_byte = self._exchange.byte / max(1, self.ranks - 1)  # for a byte to one peer alone
@@ -79,12 +86,20 @@ class CostModel:
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
 
+    @staticmethod
+    def _kind(table: Table) -> object:
+        """What tables have in common that share a slab while they are cut alike."""
+        config = table.load.table
+        return config.embedding_dim, config.dtype, table.load.optimizer, config.policy
+
     def _base(self) -> Array:
         features = sum(len(table.poolings) for table in self.tables)
         ids = sum(table.traffic.ids for table in self.tables)
         route = self._op("step").call + self._op("route_ids").seconds(features, ids, 0)
-        counts = self._exchange.latency + self._exchange.byte * COUNT_BYTES * HEADER
-        return _phases({ROUTE: route, IDS: counts})
+        counts = self._op("counts").call + self._exchange.latency + self._exchange.byte * COUNT_BYTES * HEADER
+        learns = any(table.learns for table in self.tables)
+        back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
+        return _phases({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
 
     # What a shard adds to its owner.
 
@@ -109,6 +124,8 @@ class CostModel:
         loads[BACK] = per_byte * vectors
         if this.learns:
             loads[GRADS] = per_byte * vectors
+            if this.wire != this.compute:
+                loads[GRADS] += self.ranks * self._op("copy").byte * demand.segments * widths * this.compute
             loads[UPDATE] = self._update(table, demand, widths)
         return loads.T, self._memory(this, demand, widths, rows, keys, vectors)
 
@@ -134,8 +151,14 @@ class CostModel:
             merge, update = self._update_ops(number, float(width))
             seconds[here] = _seconds(merge, entries[here], width * table.compute)
             seconds[here] += _seconds(update, demand.touched[here], moved[here])
-        if table.load.optimizer.rowwise:
-            seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
+        if table.load.table.policy.rounding == "stochastic":
+            seconds += _seconds(self._op("round"), demand.touched, widths * table.compute)
+        if self.ranks > 1:  # gradients are divided by the number of ranks
+            seconds += self.ranks * self._op("copy").byte * demand.segments * widths * table.compute
+        if table.twins:
+            split = widths < table.width
+            seconds += split * _seconds(self._op("twins"), demand.touched, 8.0)
+            seconds += self._swap_byte * self.swapped_bytes(table, demand, widths)
         return seconds
 
     @staticmethod
@@ -145,7 +168,7 @@ class CostModel:
 
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
-        name = demands.optimizer_name(self.tables[table])
+        name = demands.optimizer_name(self.tables[table].load.optimizer)
         fused = any(op.startswith("fused") for op in self.topology.ops)
         if fused and demands.fusible(self.tables[table], name, width):
             return self._op("fused_merge"), self._op(f"fused_{name}")
@@ -195,8 +218,15 @@ class CostModel:
             self._common_strip(this, bags, demand, float(width), strip, held)
             loads += count * strip
             memory += count * held
-        if len(strips) > 1:  # side by side, there and back
-            loads[COMBINE] += self._op("copy").byte * 4 * sum(self._output_bytes(this, feature) for feature in range(len(bags)))
+        outputs = [self._outputs(this, feature) for feature in range(len(bags))]
+        row = this.width * this.compute
+        if len(strips) > 1:
+            if this.twins:
+                blocks = sum(cut if isinstance(cut, int) else len(cut.ids) for _, cut in strips)
+                loads[UPDATE] += self._op("twins").call * blocks
+            loads[COMBINE] += self._op("join").seconds(len(bags), len(strips) * sum(outputs), sum(outputs) * row)
+        if this.itemsize < this.compute:  # made of float32, there and back
+            loads[COMBINE] += self._op("copy").byte * 2 * sum(outputs) * row
         return loads, memory
 
     def _evenly(self, table: Table, blocks: int | Asked) -> Asked:
@@ -214,34 +244,56 @@ class CostModel:
         copy = self._op("copy").byte
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
-        loads[ROUTE] += self._op("route_place").seconds(1, float(demand.singles.sum()), demands.ID_BYTES * ids)
-        loads[ROUTE] += self._op("route_bag").seconds(sum(bags), float(demand.bagged.sum()), 0)
+        singles = float(demand.singles.sum())
+        loads[ROUTE] += self._op("route_place").seconds(1, singles, demands.ID_BYTES * ids)
+        loads[ROUTE] += self._op("route_bag").seconds(
+            sum(bags), float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum())
+        )
         loads[IDS] += copy * keys
-        loads[BACK] += copy * vectors
+        loads[BACK] += copy * (vectors + (wanted if table.wire != table.compute else 0.0))
         loads[COMBINE] += self._op("piece").seconds(len(bags), 0, 0)
         for feature in by_id:
-            loads[COMBINE] += self._pool(table, table.poolings[feature], table.feature_ids(feature), width)
-        if any(bags):
-            loads[COMBINE] += self._pool(table, "sum", float(demand.sums.sum()), width)
+            share = table.feature_ids(feature) / max(ids, 1e-300)
+            loads[COMBINE] += self._pool(table, feature, share * singles, width, self._groups[self._kind(table)])
+        for feature in (feature for feature, bag in enumerate(bags) if bag):
+            share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
+            sums = share * float(demand.sums.sum())
+            loads[COMBINE] += self._pool_sums(table, table.poolings[feature], feature, sums, width)
         if table.learns:
             loads[GRADS] += copy * vectors
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
         # The message beside what it is unpacked into; on the way back, gradients beside the message.
         memory[BUFFERS] += vectors + wanted
 
-    def _pool(self, table: Table, pooling: str | None, vectors: float, width: float) -> float:
+    def _pool(self, table: Table, feature: int, segments: float, width: float, groups: int) -> float:
+        """There, the vectors of all ids are read and the outputs written; back, gradients of outputs are read for all ids and those
+        of segments written.
+        """
+        ids, row, pooling = table.feature_ids(feature), width * table.compute, table.poolings[feature]
+        if pooling == "max":
+            read = self._op("pool").seconds(0, ids, ids * row)
+            return read + self._op("pool_max").seconds(0, ids, table.traffic.bags[feature] * row)
+        outputs = self._outputs(table, feature)
         kind = "gather" if pooling is None else "pool"
-        moved = vectors * width * table.compute * (2 if pooling is None else 1)
-        seconds = self._op(kind).seconds(0, vectors, moved)
-        # Torch's own adjoint, where `combine` has none: of max, and of bags with padding.
-        plain = pooling in ("sum", "mean") and table.load.table.padding_idx is None
+        seconds = self._op(kind).seconds(0, ids, (ids + outputs) * row)
         if table.learns:
-            seconds += self._op("pool_adjoint" if plain else "gather_adjoint").seconds(0, vectors, moved)
-        return seconds
+            # Torch's own adjoint, where `combine` has none: of bags with padding too.
+            own = pooling is not None and table.load.table.padding_idx is None
+            # Each of `groups` adjoints of a slab writes gradients of all its segments, and they are added up.
+            written = segments * (2 * groups - 1)
+            seconds += self._op("pool_adjoint" if own else "gather_adjoint").seconds(0, ids, (ids + written) * row)
+        return seconds + (self._op("copy").byte * 2 * outputs * row if pooling == "mean" else 0.0)
 
-    def _output_bytes(self, table: Table, feature: int) -> float:
-        pooled = table.poolings[feature] is not None
-        return (table.traffic.bags[feature] if pooled else table.feature_ids(feature)) * table.width * table.compute
+    def _pool_sums(self, table: Table, pooling: str | None, feature: int, sums: float, width: float) -> float:
+        """As `_pool`, where the owners have summed already: each of their sums is read once and belongs to one bag."""
+        bags, row = table.traffic.bags[feature], width * table.compute
+        seconds = self._op("pool").seconds(0, sums, (sums + bags) * row)
+        if table.learns:
+            seconds += self._op("pool_adjoint").seconds(0, sums, 2 * sums * row)
+        return seconds + (self._op("copy").byte * 2 * bags * row if pooling == "mean" else 0.0)
+
+    def _outputs(self, table: Table, feature: int) -> float:
+        return table.feature_ids(feature) if table.poolings[feature] is None else table.traffic.bags[feature]
 
     # Copied tables.
 
@@ -270,7 +322,9 @@ class CostModel:
             loads[COPIES] += self._op("merge").seconds(0, found, found * gradients)
             loads[COPIES] += self._op("dense").seconds(0, rows, buffer) + buffer * (self._reduce.byte + self._op("all_reduce").byte)
             moved = float(demands.updated_bytes(this, widths)[0])
-            loads[COPIES] += update.seconds(0, traffic.touched, traffic.touched * moved)
+            loads[UPDATE] += update.seconds(0, traffic.touched, traffic.touched * moved)
+            if this.load.table.policy.rounding == "stochastic":
+                loads[UPDATE] += self._op("round").seconds(0, traffic.touched, traffic.touched * gradients)
             memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES)
             memory[BUFFERS] += buffer
         return loads, memory
@@ -289,37 +343,50 @@ class CostModel:
         names = {"copied"} if copied and this.learns else set()
         if not copied:
             names.add("cut")
-            names |= {"twins"} if split and this.load.optimizer.rowwise and this.learns else set()
+            names |= {"twins"} if split and this.twins else set()
             names |= {"norms"} if split and this.load.table.max_norm is not None else set()
         for width in dict.fromkeys(widths):
-            name = self._slab_name(this, int(width), copied, split)
-            if name not in self.charges:
-                self.charges[name] = self._slab(table, float(width), copied)
-                self.charge_memory[name] = 0.0
-            names.add(name)
+            slab = self._slab_name(this, int(width), copied, split)
+            names.add(self._charge(f"slab:{slab}", lambda width=width: self._slab(table, float(width), copied)))
+            for kind in self._pools(this, packing):
+                names.add(self._charge(f"{kind}:{slab}", lambda kind=kind: self._pool_call(this, kind)))
         return frozenset(names)
+
+    def _charge(self, name: str, seconds: Callable[[], Array]) -> str:
+        if name not in self.charges:
+            self.charges[name] = seconds()
+            self.charge_memory[name] = 0.0
+        return name
+
+    def _pools(self, table: Table, packing: Packing | str) -> set[str]:
+        """What `combine` does in one call for all tables of a slab that are alike in it."""
+        bags = table.read_by_bag(packing)
+        return {"pool bags" if bag else f"pool {pooling}" for bag, pooling in zip(bags, table.poolings, strict=True)}
+
+    def _pool_call(self, table: Table, kind: str) -> Array:
+        ops = {"pool max": ("pool_max",), "pool None": ("gather", "gather_adjoint")}.get(kind, ("pool", "pool_adjoint"))
+        calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
+        return _phases({COMBINE: calls, ROUTE: self._op("route_slab").call if kind == "pool bags" else 0.0})
 
     def _slab_name(self, table: Table, width: int, copied: bool, split: bool) -> str:
         config = table.load.table
         kind = (config.dtype, table.load.optimizer.describe(), config.policy, copied, split)
-        return f"slab:{width} columns, " + ", ".join(map(str, kind))
+        return f"{width} columns, " + ", ".join(map(str, kind))
 
     def _slab(self, number: int, width: float, copied: bool) -> Array:
         """One call of each kind of work a slab; a message has a block a rank on both sides, of which a copied slab has its own."""
         table = self.tables[number]
-        call = {name: self._op(name).call for name in ("route_slab", "lookup", "pool", "pool_adjoint", "copy")}
-        blocks = 2 * call["copy"] * (1 if copied else self.ranks)
+        call = {name: self._op(name).call for name in ("route_slab", "lookup", "copy", "block")}
+        blocks = 2 * (call["copy"] + call["block"] * (1 if copied else self.ranks))
         item = int(width) * table.wire
         fill_keys, fill_vectors = (0.0, 0.0) if copied else (self._exchange.byte * demands.padding(size) for size in (4, item))
-        counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB
+        counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB + self._op("counts").row
         seconds = {ROUTE: call["route_slab"], IDS: blocks + fill_keys + counts, LOOKUP: call["lookup"], BACK: blocks + fill_vectors}
-        seconds[COMBINE] = call["pool"]
         if table.learns:
             merge, update = self._update_ops(number, width)
-            seconds[COMBINE] += call["pool_adjoint"]
             seconds[GRADS] = blocks + fill_vectors
-            seconds[UPDATE] = merge.call + update.call
-            seconds[COPIES] = self._op("dense").call if copied else 0.0
+            seconds[UPDATE] = update.call + (0.0 if copied else merge.call)
+            seconds[COPIES] = self._op("merge").call + self._op("dense").call if copied else 0.0
         return _phases(seconds)
 
 

@@ -1,29 +1,40 @@
 """The kinds of work that a topology gives speeds for, and what its links make of a message.
 
-    op              call                      row                              byte
-    step            the step of a collection  -                                -
-    route_ids       a feature                 an id of the batch               -
-    route_unique    -                         an id read by id (deduplicated)  -
-    route_place     a strip of a table        a distinct id sent to a strip    of the map from ids to segments, 8 an id and strip
-    route_bag       a feature's strip         an id sent in a bag              -
-    route_slab      a slab                    -                                -
-    copy            a block of a message      -                                of a message put together or taken apart
-    lookup          a slab                    a row read for its own sake      read
-    lookup_sum      a slab                    a row read into a partial sum    read
-    pool            a slab                    a vector added to a bag          read
-    pool_adjoint    a slab                    as pool, on the way back         read
-    gather          a slab                    a vector given out as it is      read and written
-    gather_adjoint  a slab                    as gather, on the way back       read and added to
-    piece           a feature's strip         -                                -
-    merge           a slab                    an entry (a row and a gradient)  of gradients read
-    update          a slab                    a distinct row                   of weights and state read and written, gradients read
-    fused_merge     a slab                    as merge, where one kernel       as merge
-    fused           -                         merges and updates: as update    as update
-    dense           a slab                    a row of a copied table          of the buffer that copies are summed in
-    all_reduce      -                         -                                of that buffer, in the sum itself
+    op              call                  row                                byte
+    step            a step                -                                  -
+    route_ids       a feature             an id of the batch                 -
+    route_unique    -                     an id read by id (deduplicated)    -
+    route_place     a strip               a distinct id sent to a strip      of the map from ids to segments, 8 an id and strip
+    route_bag       a feature's strip     an id sent in a bag                of the segments they become, 8 a segment
+    route_slab      a slab, and again     -                                  -
+                    for its bags
+    counts          a step                a slab told of                     -
+    copy            a slab in a message   -                                  of a message put together or taken apart; of casts
+    block           a slab and rank in a  -                                  -
+                    message
+    lookup          a slab                a row read for its own sake        read
+    lookup_sum      -                     a row read into a partial sum      read
+    pool            a slab                a vector added to a bag            read, and written to the output
+    pool_adjoint    a slab                as pool, on the way back           read, and written to the segments' gradients
+    pool_max        a slab                a vector in a maximum, both ways   of the output; pool reads
+    gather          a slab                a vector given out as it is        read and written
+    gather_adjoint  a slab                as gather, on the way back         read and written
+    piece           a feature's strip     -                                  -
+    join            a feature             a strip's vector put beside others of the output
+    backward        a step                -                                  -
+    apply           a step                -                                  -
+    merge           a slab                an entry (a row and a gradient)    of gradients read
+    update          a slab                a distinct row                     of weights and state read and written, gradients read
+    round           -                     a row rounded at random            of its new values before
+    twins           a shard               a touched row whose columns are cut, of    a statistic, 8 a row
+                                          a rowwise optimizer
+    fused_merge     a slab                as merge, where one kernel merges  as merge
+    fused           a slab                and updates: as update             as update
+    dense           a slab                a row of a copied table            of the buffer that copies are summed in
+    all_reduce      -                     -                                  of that buffer, in the sum itself
 
-`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused`
-op the topology has no fused kernel.
+`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused` op
+the topology has no fused kernel. What else may be left out stands in `FALLBACK`.
 """
 
 from __future__ import annotations
@@ -32,26 +43,36 @@ from dataclasses import dataclass
 
 from shardembed.errors import ConfigError
 from shardembed.planner.topology import Op, Topology
+from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS
 
-OPS = (
-    *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
-    *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
-)
-OPTIONAL = ("fused_merge", "fused")
-OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
-OPTIMIZER_OPS = tuple(f"{kind}_{name}" for kind in ("update", "fused") for name in OPTIMIZERS)
+OPS = (*REQUIRED_OPS, *OPTIONAL_OPS)
+OPTIMIZER_OPS = tuple(name for name in OPTIONAL_OPS if name.startswith(("update_", "fused_")) and name != "fused_merge")
+FREE = Op(0.0, 0.0, 0.0)
+# What stands for an op that a topology does not give; None: nothing, its calls belong to `step` then.
+FALLBACK = {
+    "counts": None,
+    "backward": None,
+    "apply": None,
+    "twins": None,
+    "block": "copy",
+    "pool_max": "gather_adjoint",
+    "join": "copy",
+    "round": "update",
+}
+FALLBACK |= {name: name.split("_", 1)[0] for name in OPTIMIZER_OPS}
 
 
 def op_of(topology: Topology, name: str) -> Op:
-    """The speed of a kind of work; `update_x` and `fused_x` fall back on `update` and `fused`.
+    """The speed of a kind of work.
 
     Raises:
-        ConfigError: the topology does not give it.
+        ConfigError: the topology gives neither it nor what may stand for it.
     """
-    for candidate in (name, name.split("_", 1)[0] if name in OPTIMIZER_OPS else name):
-        if candidate in topology.ops:
-            return topology.ops[candidate]
-    raise ConfigError(f"topology {topology.name!r} gives no speed for the op {name!r}; its ops are {sorted(topology.ops)}")
+    other = FALLBACK.get(name, name)
+    found = topology.ops.get(name, FREE if other is None else topology.ops.get(other))
+    if found is None:
+        raise ConfigError(f"topology {topology.name!r} gives no speed for the op {name!r}; its ops are {sorted(topology.ops)}")
+    return found
 
 
 @dataclass(frozen=True)

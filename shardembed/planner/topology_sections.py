@@ -13,7 +13,10 @@ REQUIRED_OPS = (
     *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
 )
 _OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
-OPTIONAL_OPS = ("fused_merge", "fused", *(f"{kind}_{name}" for kind in ("update", "fused") for name in _OPTIMIZERS))
+OPTIONAL_OPS = (
+    *("counts", "block", "pool_max", "join", "backward", "apply", "round", "twins", "fused_merge", "fused"),
+    *(f"{kind}_{name}" for kind in ("update", "fused") for name in _OPTIMIZERS),
+)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

@@ -16,8 +16,10 @@ from shardembed.plan import Plan, TablePlan
 from shardembed.planner import cost_demand
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_model import CATEGORIES, COPIES, IDS, PHASES, UPDATE
-from shardembed.planner.cost_ops import OPS, OPTIMIZER_OPS, all_reduce, all_to_all, op_of
+from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
 from shardembed.planner.topology import Link, Op, Topology
+from shardembed.planner.topology import load as load_topology
+from shardembed.planner.topology_sections import REQUIRED_OPS
 from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 
 OPTIMIZERS = [se.optim.SGD(), se.optim.Adagrad(), se.optim.RowwiseAdagrad(), se.optim.Adam()]
@@ -27,7 +29,7 @@ RANKS = 4
 def topology(ranks: int = RANKS, seed: int = 0, fused: bool = True) -> Topology:
     """Speeds that differ for each op, so that none can stand for another."""
     numbers = np.random.default_rng(seed)
-    names = [*OPS, *(["fused_merge", "fused"] if fused else []), "update_adam"]
+    names = [*REQUIRED_OPS, *(["fused_merge", "fused"] if fused else []), "update_adam"]
     ops = {name: Op(*(numbers.random(3) * [1e-5, 1e-8, 1e-10])) for name in names}
     return Topology("test", ranks, 2, 1 << 30, 0, Link(1e10, 1e-5, 1e-6), Link(1e9, 1e-4, 1e-5), ops)
 
@@ -186,16 +188,24 @@ def test_the_planner_knows_which_kernel_updates_a_slab(optimizer: se.optim.Table
             table = one(TableLoad(se.TableConfig("t", 100, columns, dtype=dtype), (1.0,), optimizer=optimizer)).tables[0]
             split = optimizer.rowwise and columns > width
             kernel = choose.choose("auto", optimizer, dtype, width, 100, torch.device("cpu"), split)
-            assert cost_demand.fusible(table, cost_demand.optimizer_name(table), width) == (kernel == "fbgemm")
+            assert cost_demand.fusible(table, cost_demand.optimizer_name(optimizer), width) == (kernel == "fbgemm")
 
 
 def test_updates_fall_back_on_the_plain_name() -> None:
     here = topology()
     assert op_of(here, "update_adam") is here.ops["update_adam"]
     assert op_of(here, "update_ftrl") is here.ops["update"]
-    assert set(OPTIMIZER_OPS) & set(OPS) == set()
+    assert op_of(here, "join") is here.ops["copy"]
+    assert op_of(here, "counts") is FREE
     with pytest.raises(ConfigError, match="topology 'test' gives no speed for the op 'lookup'"):
         op_of(Topology("test", 1, 1, 0, 0, here.intra, here.inter, {}), "lookup")
+
+
+@pytest.mark.parametrize("name", ["h200x8", "h100x8", "a100x8", "cpu"])
+def test_every_topology_that_comes_along_gives_what_the_model_needs(name: str) -> None:
+    model = CostModel(Workload("all", 1024, (LOAD,)), load_topology(name, 16))
+    layout = se.column_wise().layout(10_000, 128, Cluster(16, 8))
+    assert estimate(Plan((TablePlan("t", layout),), 16), model.workload, model.topology).step_seconds > 0
 
 
 def test_an_all_to_all_takes_as_long_as_its_slower_links() -> None:
