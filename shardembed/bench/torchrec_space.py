@@ -212,7 +212,9 @@ class Space:
 
 def least_capacity(problem: Problem) -> float:
     """A limit no plan can go below: at it, every table has an option whose parts fit, and the lightest such options sum to all ranks'."""
-    sizes = [[(float(o.memory.max(initial=o.common_memory)), _bytes(o, problem.ranks)) for o in item.options] for item in problem.items]
+    sizes = [
+        [(float(o.memory.max(initial=o.common_memory)), _bytes(o, problem.ranks)) for o in item.options] for item in problem.items
+    ]
 
     def may_fit(limit: float) -> bool:
         least = [min((total for part, total in options if part <= limit), default=np.inf) for options in sizes]
