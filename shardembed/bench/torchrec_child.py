@@ -63,7 +63,7 @@ def _run(answers: Connection, space: Space, limit: float) -> None:
     from torchrec.distributed.planner import EmbeddingShardingPlanner
     from torchrec.distributed.planner.types import PlannerError
 
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115: until the process ends
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with quiet():
         planner = EmbeddingShardingPlanner(
             topology=space.topology, batch_size=space.batch_size, constraints=space.constraints, timeout_seconds=round(limit)

@@ -211,7 +211,7 @@ class Space:
 
 
 def least_capacity(problem: Problem) -> float:
-    """A limit no plan can go below: at it, every table has an option whose parts fit, and the lightest such options sum to all ranks'."""
+    """A limit below which no plan fits: at it, each table has an option whose parts fit, and the lightest of these fit together."""
     sizes = [
         [(float(o.memory.max(initial=o.common_memory)), _bytes(o, problem.ranks)) for o in item.options] for item in problem.items
     ]

@@ -67,7 +67,7 @@ def test_a_plan_is_the_same_after_a_round_trip(ranks: int) -> None:
         assert {name: (kind, sorted(held)) for name, (kind, held) in again.items()} == {
             name: (kind, sorted(held)) for name, (kind, held) in assigned.items()
         }
-        plan = space.plan(assigned, {name: "bag" for name in assigned})  # a layout refuses shards that do not tile its table
+        plan = space.plan(assigned, dict.fromkeys(assigned, "bag"))  # a layout refuses shards that do not tile its table
         for table in plan.tables:
             kind, held = assigned[table.name]
             assert table.layout.copied == (kind == "data_parallel")
