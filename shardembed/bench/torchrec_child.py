@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shardembed.bench.torchrec_space import Assigned, Space, quiet
 
@@ -77,5 +77,5 @@ def _run(answers: Connection, space: Space, limit: float) -> None:
             return
         seconds = time.perf_counter() - start
     best = planner._best_plan or []
-    assigned = {option.name: (option.sharding_type, tuple(shard.rank for shard in option.shards)) for option in best}
+    assigned = {option.name: (option.sharding_type, tuple(cast(int, shard.rank) for shard in option.shards)) for option in best}
     answers.send(Found(assigned, seconds, seconds > limit))
