@@ -13,6 +13,7 @@ from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload, Zipf
 from shardembed.tables import TableConfig
 
+WORKLOADS = ("dlrm-dcnv2", "synthetic-tiny", "synthetic-small", "synthetic-medium")  # those that pages are about
 TIGHT = 1.15  # the share of the tables' bytes by rank that a tight limit leaves for them
 HELD = ("weights", "optimizer state")  # the categories of an estimate that tables themselves take
 

@@ -1,8 +1,8 @@
 """The planner on many instances: how far from its own bound each plan is, and how long planning takes.
 
-    python -m shardembed.bench.plans WORKLOAD ... [--topology h100x8] [--ranks 2 4 8] [--markdown docs/benchmarks/PAGE.md]
+    python -m shardembed.bench.plans [WORKLOAD ...] [--topology h100x8] [--ranks 2 4 8] [--markdown docs/benchmarks/PAGE.md]
 
-Every workload (a file) is planned for every rank count, with loose and with tight memory. Last comes a model of 2,000 tables
+Every workload is planned for every rank count, with loose and with tight memory. Last comes a model of 2,000 tables
 on 1,024 ranks, in a process of its own whose peak memory is measured.
 """
 
@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from shardembed.bench.instances import HELD, TIGHT, Instance, counted_memory, many_tables, tight
+from shardembed.bench.instances import HELD, TIGHT, WORKLOADS, Instance, counted_memory, many_tables, tight
 from shardembed.bench.pages import heading, paragraph, table
 from shardembed.errors import ShardEmbedError
 from shardembed.planner import plan
 from shardembed.planner.result import Planned
-from shardembed.planner.topology import Topology, load_topology
-from shardembed.planner.workload import Workload, load
+from shardembed.planner.topology import Topology
+from shardembed.planner.topology import load as load_topology
+from shardembed.planner.workload import Workload
+from shardembed.planner.workload import load as load_workload
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MANY = (2000, 1024)  # tables, ranks
@@ -157,7 +159,7 @@ def page(rows: Sequence[Row], last: tuple[Row, float] | None) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="+", help="workload files")
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help="workload files, or names of those that come along")
     parser.add_argument("--topology", default="h100x8")
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
     parser.add_argument("--no-many", action="store_true", help="leave out the 2,000 tables")
@@ -165,7 +167,7 @@ def main() -> int:
     args = parser.parse_args()
     topology = load_topology(args.topology)
     rows = []
-    for row in rows_of([load(path) for path in args.workloads], topology, args.ranks):
+    for row in rows_of([load_workload(name) for name in args.workloads], topology, args.ranks):
         print("  ".join(cells(row)), row.error[:200], flush=True)
         rows.append(row)
     last = None if args.no_many else many(topology)

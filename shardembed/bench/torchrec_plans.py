@@ -1,6 +1,6 @@
 """TorchRec's default planner and ours on the same instances, held to TorchRec's own cost, and to ours.
 
-    python -m shardembed.bench.torchrec_plans WORKLOAD ... [--limit 300] [--markdown docs/benchmarks/PAGE.md]
+    python -m shardembed.bench.torchrec_plans [WORKLOAD ...] [--limit 300] [--markdown docs/benchmarks/PAGE.md]
 
 Needs TorchRec. Its enumerator and its estimators say what each kind of sharding of each table takes; its rating and its storage
 say how good a plan is and whether it fits; nothing of them is rewritten. Our optimiser gets the same options as numbers. Both are
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shardembed.bench.instances import TIGHT
+from shardembed.bench.instances import TIGHT, WORKLOADS
 from shardembed.bench.pages import geometric_mean, heading, paragraph, table
 from shardembed.bench.torchrec_child import GRACE, Found, default_plan, remembered
 from shardembed.bench.torchrec_space import GIB, Assigned, Space, least_capacity, memory_for, quiet
@@ -27,8 +27,10 @@ from shardembed.planner import plan
 from shardembed.planner.cost import estimate
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.search import solve
-from shardembed.planner.topology import Topology, load_topology
-from shardembed.planner.workload import Workload, load
+from shardembed.planner.topology import Topology
+from shardembed.planner.topology import load as load_topology
+from shardembed.planner.workload import Workload
+from shardembed.planner.workload import load as load_workload
 
 MEMORY = 80_000_000_000  # of an H100, before TorchRec's reservation
 RANKS = ((2, "loose"), (8, "loose"), (8, "tight"), (16, "tight"), (64, "loose"), (64, "tight"))
@@ -243,7 +245,7 @@ def page(rows: Sequence[Compared], args: argparse.Namespace) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="+", help="workload files")
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help="workload files, or names of those that come along")
     parser.add_argument("--topology", default="h100x8", help="of our cost")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds of proposals that TorchRec's planner may make")
     parser.add_argument("--least-columns", type=int, help="the narrowest column shard, for both")
@@ -252,7 +254,7 @@ def main() -> int:
     args = parser.parse_args()
     topology, rows = load_topology(args.topology), []
     with quiet():
-        for workload in map(load, args.workloads):
+        for workload in map(load_workload, args.workloads):
             for ranks, memory in RANKS:
                 try:
                     row = compare(workload, ranks, memory, topology, args)
