@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -58,12 +59,15 @@ def remembered(path: Path, key: str, space: Space, limit: float) -> Found:
 
 
 def _run(answers: Connection, space: Space, limit: float) -> None:
-    import os
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    answers.send(planned(space, limit))
 
+
+def planned(space: Space, limit: float) -> Found:
+    """As `default_plan`, in this process."""
     from torchrec.distributed.planner import EmbeddingShardingPlanner
     from torchrec.distributed.planner.types import PlannerError
 
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with quiet():
         planner = EmbeddingShardingPlanner(
             topology=space.topology, batch_size=space.batch_size, constraints=space.constraints, timeout_seconds=round(limit)
@@ -73,9 +77,8 @@ def _run(answers: Connection, space: Space, limit: float) -> None:
         try:
             planner.plan(module, space.sharders)
         except PlannerError as error:
-            answers.send(Found(None, time.perf_counter() - start, False, str(error.error_type.value)))
-            return
+            return Found(None, time.perf_counter() - start, False, str(error.error_type.value))
         seconds = time.perf_counter() - start
     best = planner._best_plan or []
     assigned = {option.name: (option.sharding_type, tuple(cast(int, shard.rank) for shard in option.shards)) for option in best}
-    answers.send(Found(assigned, seconds, seconds > limit))
+    return Found(assigned, seconds, seconds > limit)

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from shardembed import optim
+from shardembed.errors import UnsupportedError
 from shardembed.layout import Layout, Shard
 from shardembed.placement import Packing
 from shardembed.plan import Plan, TablePlan
@@ -70,7 +72,6 @@ class Space:
     def module(self) -> Any:
         """The tables on the meta device, marked with the optimizer whose state TorchRec's storage estimator counts."""
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
-        from torchrec.optim import RowWiseAdagrad
 
         configs = [
             EmbeddingBagConfig(
@@ -82,8 +83,8 @@ class Space:
             for load in self.workload.tables
         ]
         module: Any = EmbeddingBagCollection(tables=configs, device="meta")  # pyright: ignore[reportArgumentType]
-        for parameter in module.parameters():
-            parameter._optimizer_classes = [RowWiseAdagrad]
+        for load in self.workload.tables:
+            module.embedding_bags[load.table.name].weight._optimizer_classes = [_optimizer_class(load)]
         return module
 
     @cached_property
@@ -244,6 +245,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _optimizer_class(load: TableLoad) -> type:
+    """TorchRec's optimizer of the same state, which is what its storage estimator looks at."""
+    import torchrec.optim as theirs
+
+    same = {
+        optim.SGD: theirs.SGD,
+        optim.Adagrad: theirs.Adagrad,
+        optim.RowwiseAdagrad: theirs.RowWiseAdagrad,
+        optim.Adam: theirs.Adam,
+    }
+    if type(load.optimizer) not in same:
+        raise UnsupportedError(f"table {load.table.name!r}: TorchRec's planner knows no {type(load.optimizer).__name__}")
+    return same[type(load.optimizer)]
 
 
 def _features(load: TableLoad) -> list[str]:

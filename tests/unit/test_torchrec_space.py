@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from shardembed.bench.torchrec_child import default_plan
+import shardembed as se
+from shardembed.bench.torchrec_child import planned
 from shardembed.bench.torchrec_space import GIB, Space, least_capacity, memory_for
+from shardembed.errors import UnsupportedError
 from shardembed.planner.problem import Choice, Item, Option, Problem, score
 from shardembed.planner.workload import TableLoad, Workload
 from shardembed.tables import TableConfig
@@ -88,9 +92,23 @@ def test_equal_tables_share_their_options() -> None:
     assert items[1].options is not items[2].options
 
 
+def test_the_state_of_a_tables_optimizer_takes_memory() -> None:
+    space = space_of(2)
+    load = space.workload.tables[2]
+    held = {}
+    for optimizer in (se.optim.SGD(lr=0.1), se.optim.RowwiseAdagrad(), se.optim.Adagrad(), se.optim.Adam()):
+        one = Space(Workload("one", 4096, (replace(load, optimizer=optimizer),)), 2, space.memory)
+        held[type(optimizer)] = next(o.memory[0] for o in one.problem.items[0].options if o.key == "table_wise")
+    weights, rows = 500_000 * 128 * 4, 500_000
+    beside = [held[kind] - held[se.optim.SGD] for kind in (se.optim.RowwiseAdagrad, se.optim.Adagrad, se.optim.Adam)]
+    assert beside == [rows * 4, weights, 2 * weights]
+    with pytest.raises(UnsupportedError, match="FTRL"):
+        _ = Space(Workload("one", 4096, (replace(load, optimizer=se.optim.FTRL()),)), 2, space.memory).module
+
+
 def test_torchrecs_own_plan_is_a_plan_of_the_problem() -> None:
     space = space_of(8)
-    found = default_plan(space, 60.0)
+    found = planned(space, 60.0)
     assert found.assigned is not None, found.error
     assert not found.stopped
     rating, fits = space.rate(found.assigned)
@@ -101,7 +119,7 @@ def test_torchrecs_own_plan_is_a_plan_of_the_problem() -> None:
 
 
 def test_a_plan_that_does_not_fit_is_said_to_be_none() -> None:
-    found = default_plan(space_of(8, memory=10_000_000), 60.0)
+    found = planned(space_of(8, memory=10_000_000), 60.0)
     assert found.assigned is None
     assert found.error
 
