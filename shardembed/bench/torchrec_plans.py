@@ -22,6 +22,7 @@ from shardembed.bench.instances import TIGHT, WORKLOADS
 from shardembed.bench.pages import geometric_mean, heading, paragraph, table
 from shardembed.bench.torchrec_child import GRACE, Found, default_plan, remembered
 from shardembed.bench.torchrec_space import GIB, Assigned, Space, least_capacity, memory_for, quiet
+from shardembed.errors import PlanError
 from shardembed.placement import PACKINGS, Packing
 from shardembed.planner import plan
 from shardembed.planner.cost import estimate
@@ -41,8 +42,8 @@ class TheirCost:
     """Milliseconds by TorchRec's rating; None where there is no plan. fits: by TorchRec's storage."""
 
     theirs: float | None
-    ours: float
-    bound: float
+    ours: float | None
+    bound: float | None
     fits: tuple[bool, bool]
     found: Found
     listing: float  # seconds that TorchRec's enumerator took, which both need
@@ -50,7 +51,7 @@ class TheirCost:
 
     @property
     def ratio(self) -> float | None:
-        return self.theirs and self.theirs / self.ours
+        return self.theirs / self.ours if self.theirs and self.ours else None
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ class OurCost:
     """Milliseconds of a step by our cost: TorchRec's plan, the plan that our optimiser chose for TorchRec's cost, our planner's."""
 
     theirs: float | None
-    ours_for_theirs: float
-    ours: float
-    bound: float
+    ours_for_theirs: float | None
+    ours: float | None
+    bound: float | None
     fits: bool  # TorchRec's plan, by our count of memory
     seconds: float
 
     @property
     def ratio(self) -> float | None:
-        return self.theirs and self.theirs / self.ours
+        return self.theirs / self.ours if self.theirs and self.ours else None
 
 
 @dataclass(frozen=True)
@@ -78,44 +79,46 @@ class Compared:
 
 
 def compare(workload: Workload, ranks: int, memory: str, topology: Topology, args: argparse.Namespace) -> Compared:
-    space = Space(workload, ranks, MEMORY, args.least_columns)
-    least = least_capacity(space.problem)
-    if least > space.capacity:
-        raise ValueError(
-            f"needs at least {least / GIB:.3g} GiB a rank, and TorchRec's reservation leaves {space.capacity / GIB:.3g}"
-        )
-    if memory == "tight":
-        space = Space(workload, ranks, memory_for(space, TIGHT * least), args.least_columns)
+    loose = Space(workload, ranks, MEMORY, args.least_columns)
+    least = least_capacity(loose.problem)
+    if least > loose.capacity:
+        raise ValueError(f"needs {least / GIB:.3g} GiB a rank at least, TorchRec's reservation leaves {loose.capacity / GIB:.3g}")
+    limit = memory_for(loose, TIGHT * least) if memory == "tight" else MEMORY
+    space = Space(workload, ranks, limit, args.least_columns)  # a new one: its listing is timed
     key = f"{workload.name} {ranks} {memory} {args.least_columns}"
     found = remembered(args.keep, key, space, args.limit) if args.keep else default_plan(space, args.limit)
     theirs, chosen = their_cost(space, found)
     return Compared(space, memory, theirs, our_cost(space, found.assigned, chosen, topology))
 
 
-def their_cost(space: Space, found: Found) -> tuple[TheirCost, Assigned]:
+def their_cost(space: Space, found: Found) -> tuple[TheirCost, Assigned | None]:
     """Both plans by TorchRec's rating, and our optimiser's plan."""
     start = time.perf_counter()
     problem = space.problem
     listing = time.perf_counter() - start
     solution = solve(problem)
     seconds = time.perf_counter() - start - listing
-    if solution is None:
-        raise RuntimeError(f"{space.workload.name} on {space.ranks} ranks: our optimiser finds no plan that fits")
-    chosen = space.assigned(solution.choices)
     theirs, theirs_fits = space.rate(found.assigned) if found.assigned else (None, False)
+    if solution is None:
+        return TheirCost(theirs, None, None, (theirs_fits, False), found, listing, seconds), None
+    chosen = space.assigned(solution.choices)
     ours, ours_fits = space.rate(chosen)
-    fits = (theirs_fits, ours_fits)
-    return TheirCost(theirs, ours, 1e3 * solution.bound, fits, found, listing, seconds), chosen
+    return TheirCost(theirs, ours, 1e3 * solution.bound, (theirs_fits, ours_fits), found, listing, seconds), chosen
 
 
-def our_cost(space: Space, found: Assigned | None, chosen: Assigned, topology: Topology) -> OurCost:
+def our_cost(space: Space, found: Assigned | None, chosen: Assigned | None, topology: Topology) -> OurCost:
     """The same plans by our cost, beside what our planner makes of the instance with all that it may choose from."""
     here = topology.scaled(space.ranks)
     here = replace(here, memory=space.capacity + here.reserve)
     model = CostModel(space.workload, here)
     theirs, fits = _step(space, found, model) if found else (None, False)
-    for_theirs, _ = _step(space, chosen, model)
-    planned = plan(space.workload, here)
+    for_theirs, _ = _step(space, chosen, model) if chosen else (None, False)
+    start = time.perf_counter()
+    try:
+        planned = plan(space.workload, here)
+    except PlanError as error:
+        print(f"{space.workload.name} on {space.ranks}: {error}", file=sys.stderr)
+        return OurCost(theirs, for_theirs, None, None, fits, time.perf_counter() - start)
     step, bound = 1e3 * planned.estimate.step_seconds, 1e3 * planned.lower_bound_seconds
     return OurCost(theirs, for_theirs, step, bound, fits, planned.plan_seconds)
 
@@ -133,8 +136,8 @@ def _step(space: Space, assigned: Assigned, model: CostModel) -> tuple[float, bo
     return 1e3 * best.step_seconds, bool(fits)
 
 
-def above(value: float | None, bound: float) -> str:
-    return "" if value is None else f"{100 * (value / bound - 1):.1f}"
+def above(value: float | None, bound: float | None) -> str:
+    return "" if value is None or bound is None else f"{100 * (value / bound - 1):.1f}"
 
 
 def number(value: float | None) -> str:
@@ -194,17 +197,17 @@ OUR_HEAD = (
 
 def summary(rows: Sequence[Compared], limit: float) -> list[str]:
     lines = []
-    for name, ratios in (
-        ("TorchRec's cost", [row.their_cost.ratio for row in rows]),
-        ("our cost", [row.our_cost.ratio for row in rows]),
+    for name, costs in (
+        ("TorchRec's cost", [row.their_cost for row in rows]),
+        ("our cost", [row.our_cost for row in rows]),
     ):
-        known = [ratio for ratio in ratios if ratio is not None]
+        known = [cost.ratio for cost in costs if cost.ratio is not None]
         if known:
-            worse = sum(ratio < 1 - 1e-9 for ratio in known)
-            mean = geometric_mean(known)
+            missing = sum(cost.theirs is not None and cost.ours is None for cost in costs)
+            worse = sum(ratio < 1 - 1e-9 for ratio in known) + missing
             lines.append(
-                f"- By {name}, TorchRec's plan takes {mean:.3f} times as long as ours in the geometric mean of {len(known)} "
-                f"instances; ours is worse on {worse}."
+                f"- By {name}, TorchRec's plan takes {geometric_mean(known):.3f} times as long as ours in the geometric mean of "
+                f"{len(known)} instances; ours is worse, or missing, on {worse}."
             )
     times = [row.their_cost.found.seconds for row in rows]
     ours = [row.their_cost.seconds for row in rows]
