@@ -95,8 +95,8 @@ class _Program:
         options = {"time_limit": seconds, "mip_rel_gap": NEAR}
         found = milp(
             cost,
-            constraints=LinearConstraint(matrix, np.array(least), np.array(upper)),
-            bounds=Bounds(np.zeros(len(cost)), np.array(self.upper)),
+            constraints=LinearConstraint(matrix, np.array(least), np.array(upper)),  # pyright: ignore[reportArgumentType]
+            bounds=Bounds(np.zeros(len(cost)), np.array(self.upper)),  # pyright: ignore[reportArgumentType]
             integrality=whole,
             options=options,
         )
