@@ -79,9 +79,10 @@ class Layout:
                 raise PlanError(f"a shard needs at least one rank, each once and not negative: {shard}")
 
     def _check_rows(self, strip: Strip) -> None:
-        if strip.stride > 1:
-            residues = min(strip.stride, self.num_embeddings)
-            whole = [range(r, self.num_embeddings, strip.stride) for r in range(residues)]
+        stride = strip.stride  # once: it looks at every block
+        if stride > 1:
+            residues = min(stride, self.num_embeddings)
+            whole = [range(r, self.num_embeddings, stride) for r in range(residues)]
             if [block.rows for block in strip.blocks] != whole:
                 raise PlanError(f"a strided strip needs one shard for each of its {residues} residues: {self._cut()}")
             return

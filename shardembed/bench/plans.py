@@ -1,0 +1,182 @@
+"""The planner on many instances: how far from its own bound each plan is, and how long planning takes.
+
+    python -m shardembed.bench.plans [WORKLOAD ...] [--topology h100x8] [--ranks 2 4 8] [--markdown docs/benchmarks/PAGE.md]
+
+Every workload is planned for every rank count, with loose and with tight memory. Last comes a model of 2,000 tables
+on 1,024 ranks, in a process of its own whose peak memory is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from shardembed.bench.instances import HELD, TIGHT, WORKLOADS, Instance, counted_memory, many_tables, tight
+from shardembed.bench.pages import heading, paragraph, table
+from shardembed.errors import ShardEmbedError
+from shardembed.planner import plan
+from shardembed.planner.result import Planned
+from shardembed.planner.topology import Topology
+from shardembed.planner.topology import load as load_topology
+from shardembed.planner.workload import Workload
+from shardembed.planner.workload import load as load_workload
+
+RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MANY = (2000, 1024)  # tables, ranks
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """An instance and what planning gave. used: bytes of the fullest rank, weights and state counted from the shards."""
+
+    instance: Instance
+    limit: float
+    planned: Planned | None = None
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def used(self) -> float:
+        planned = self.planned
+        assert planned is not None
+        estimate = planned.estimate
+        others = estimate.memory_bytes - sum(estimate.memory[estimate.categories.index(name)] for name in HELD)
+        return float((counted_memory(planned.plan, planned.workload) + others).max())
+
+    @property
+    def limiting(self) -> str:
+        assert self.planned is not None
+        estimate = self.planned.estimate
+        return estimate.phases[int(estimate.phase_seconds.argmax())]
+
+
+def rows_of(workloads: Sequence[Workload], topology: Topology, ranks: Sequence[int]) -> Iterator[Row]:
+    """Plan every instance; the tight limit follows from what the loose plan needs beside its tables."""
+    for workload in workloads:
+        for count in ranks:
+            here = topology.scaled(count)
+            loose = attempt(Instance(workload, count, False), here)
+            yield loose
+            if loose.planned is not None:
+                limit = tight(here, workload, loose.planned.estimate)
+                if limit.memory < here.memory:  # else the machines themselves are tighter
+                    yield attempt(Instance(workload, count, True), limit)
+
+
+def attempt(instance: Instance, topology: Topology) -> Row:
+    start = time.perf_counter()
+    limit = float(topology.memory - topology.reserve)
+    try:
+        planned = plan(instance.workload, topology)
+    except ShardEmbedError as error:
+        return Row(instance, limit, seconds=time.perf_counter() - start, error=str(error))
+    return Row(instance, limit, planned, time.perf_counter() - start)
+
+
+def many(topology: Topology) -> tuple[Row, float]:
+    """2,000 tables on 1,024 ranks in a process of its own: the row, and the process's peak memory in bytes."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_many, args=(theirs, topology))
+    child.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        child.join()
+
+
+def _many(answers: Connection, topology: Topology) -> None:
+    tables, ranks = MANY
+    row = attempt(Instance(many_tables(tables), ranks, False), topology.scaled(ranks))
+    answers.send((row, 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+HEAD = ("workload", "ranks", "memory", "step ms", "bound ms", "gap %", "planned in s", "fullest rank %", "limiting phase")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    instance, planned = row.instance, row.planned
+    first = (instance.workload.name, f"{instance.ranks:,}", f"{instance.memory}, {row.limit / GIB:.3g} GiB")
+    if planned is None:
+        return (*first, "does not fit", "", "", f"{row.seconds:.1f}", "", "")
+    estimate = planned.estimate
+    figures = (1e3 * estimate.step_seconds, 1e3 * planned.lower_bound_seconds, 100 * planned.gap, row.seconds)
+    step, bound, gap, seconds = figures
+    return (
+        *first,
+        f"{step:.3f}",
+        f"{bound:.3f}",
+        f"{gap:.2f}",
+        f"{seconds:.1f}",
+        f"{100 * row.used / row.limit:.1f}",
+        row.limiting,
+    )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    planned = [row for row in rows if row.planned is not None]
+    gaps = [row.planned.gap for row in planned if row.planned is not None]
+    if not planned:
+        return "No instance fits."
+    near = sum(gap <= 0.01 for gap in gaps) / len(gaps)
+    over = sum(row.used > row.limit for row in planned)
+    left = "" if len(planned) == len(rows) else f"; {len(rows) - len(planned)} do not fit into memory (below)"
+    return (
+        f"{len(planned)} instances planned{left}: the certified gap is at most 1 % on {near:.0%} of them and {max(gaps):.2%} at "
+        f"most; the longest took {max(row.seconds for row in planned):.1f} s; {over} exceed their memory."
+    )
+
+
+def page(rows: Sequence[Row], last: tuple[Row, float] | None) -> str:
+    lines = heading("Plans and their bounds", "shardembed.bench.plans")
+    lines += paragraph(summary(rows))
+    lines += paragraph(
+        "Step and bound are by the planner's own cost, with the topology's published figures: what is shown is how good the",
+        "search is, not how fast these machines are. No plan of the planner's space is faster than the bound.",
+        f"Loose memory is the topology's. Tight memory is {TIGHT} times the tables' bytes shared evenly by all ranks, beside what",
+        "the loose plan's fullest rank holds apart from tables; where the machines have no more than that, there is no tight line.",
+        "The fullest rank is counted again from the plan's shards, as a share of the limit.",
+    )
+    lines += table(HEAD, map(cells, rows))
+    failures = [f"- {row.instance.name}: {row.error}" for row in rows if row.error]
+    if failures:
+        lines += ["", "## What does not fit", "", *failures]
+    if last is not None:
+        row, peak = last
+        lines += ["", "## 2,000 tables on 1,024 ranks", "", f"Peak memory of the process: {peak / GIB:.2f} GiB.", ""]
+        lines += [*table(HEAD, [cells(row)]), *([row.error] if row.error else [])]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help="workload files, or names of those that come along")
+    parser.add_argument("--topology", default="h100x8")
+    parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
+    parser.add_argument("--no-many", action="store_true", help="leave out the 2,000 tables")
+    parser.add_argument("--markdown", type=Path, help="also write the page here")
+    args = parser.parse_args()
+    topology = load_topology(args.topology)
+    rows = []
+    for row in rows_of([load_workload(name) for name in args.workloads], topology, args.ranks):
+        print("  ".join(cells(row)), row.error[:200], flush=True)
+        rows.append(row)
+    last = None if args.no_many else many(topology)
+    text = page(rows, last)
+    print(text if last is None else text[text.index("## 2,000") :])
+    if args.markdown:
+        args.markdown.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
