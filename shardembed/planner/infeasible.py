@@ -29,7 +29,11 @@ def explain(model: CostModel, space: Space, problem: Problem) -> str:
         room += f" ({gib(topology.memory)} less {gib(topology.reserve)} in reserve)"
     binding = next((need for need in found if need.least > problem.capacity), None)
     proved = binding is not None or packed(full, SECONDS).impossible
-    head = "no plan fits into memory" if proved else "no plan was found that fits into memory, though nothing proves that there is none"
+    head = (
+        "no plan fits into memory"
+        if proved
+        else "no plan was found that fits into memory, though nothing proves that there is none"
+    )
     lines = [f"{head}: {room}.", *_Proof(model, space, full).lines(binding, proved)]
     trials = Trials(model.workload, topology, space.constraints)
     largest = (binding or found[0]).items[0] if binding is None or binding.kind != "rank" else found[0].items[0]

@@ -75,7 +75,13 @@ def _crowds(groups: list[list[int]], found: list[Figures], ranks: int) -> list[N
     items = [item for group in order for item in groups[group]]
     sizes = [least[group] for group in order for _ in groups[group]]
     return [
-        Need("crowd" if k else "table", (k + 1) * sizes[k * ranks], tuple(items[: k * ranks + 1]), tuple(sizes[: k * ranks + 1]), each=k)
+        Need(
+            "crowd" if k else "table",
+            (k + 1) * sizes[k * ranks],
+            tuple(items[: k * ranks + 1]),
+            tuple(sizes[: k * ranks + 1]),
+            each=k,
+        )
         for k in range(min(CROWDS, (len(items) - 1) // ranks) + 1)
     ]
 

@@ -1,7 +1,7 @@
 """What would make room where no plan fits: changes of one thing each, and every one tried before it is named.
 
-Trials look at a thinner space than the plan does (rows uncut, or dealt out over ranks in any shares): a plan found there is a plan,
-and no cut of rows takes less memory than these, save that of bags by a few exchange buffers.
+Trials look at fewer layouts than planning does, so a change may turn out to be enough a little earlier than it is said to; what is
+named is enough.
 """
 
 from __future__ import annotations
@@ -27,23 +27,29 @@ from shardembed.planner.space import Cut, Space
 from shardembed.planner.topology import GIB, Topology
 from shardembed.planner.workload import Counts, TableLoad, Workload
 
-SECONDS = 20.0  # for all trials together; what is not tried by then is not named
+SECONDS = 12.0  # for all trials together; what is not tried by then is not named
 DOUBLINGS = 10  # of the number of ranks
 STEPS = (0.0, 0.002, 0.01, 0.03, 0.1, 0.3)  # over what is needed at least, until a plan is found: parts are whole
 NARROW = torch.bfloat16
 SHOWN = 3  # tables named one by one
+Change = Callable[[TableLoad], TableLoad]
 
 
 class Thin(Space):
-    """Plans without cuts by rows, but for tables that are dealt out or constrained: quick to list."""
+    """Few plans, and those that need little memory: tables dealt out by rows, or cut by columns; all plans of what is pinned."""
 
     def options(self, number: int) -> tuple[Option, ...]:
         table = self.model.tables[number]
         if table.load.table.name in self.constraints.tables:
             return super().options(number)
-        found = [option for strips in self._counts(table.width) for option in self._cut(number, Cut("", "unique", strips))]
+        counts = self._counts(table.width)
+        found = self._cut(number, Cut("", "unique", 1))
+        if found and found[0].divisible:
+            counts = [1, counts[-1]]
+        else:
+            found += [option for strips in counts[1:] for option in self._cut(number, Cut("", "unique", strips))]
         if any(table.read_by_bag("bag")):
-            found += [option for strips in self._counts(table.width) for option in self._cut(number, Cut("", "bag", strips))]
+            found += [option for strips in counts for option in self._cut(number, Cut("", "bag", strips))]
         return tuple(found) if found else super().options(number)
 
 
@@ -104,39 +110,36 @@ class Trials:
                 return
 
     def smaller(self) -> Iterator[str]:
-        """Fewer bytes an element."""
-        found = [change for change in (self._optimizer(), self._dtype()) if change is not None]
-        said = [text for text, workload in found if self.fits(self.problem(workload))]
-        if not said and len(found) == 2:
-            (first, workload), (second, _) = found
-            other = self._dtype(workload)
-            if other is not None and self.fits(self.problem(other[1])):
-                said = [f"{first}, and {second}"]
-        yield from said
+        """Fewer bytes an element: one change, or two where no single one is enough."""
+        lighter = [(text, change) for optimizer in (RowwiseAdagrad(), SGD()) for text, change in self._lighter(optimizer)]
+        narrow = list(self._narrow())
+        enough = [next((text for text, change in kinds if self._fits_with(change)), None) for kinds in (lighter, narrow)]
+        if any(enough):
+            yield from (text for text in enough if text)
+            return
+        for text, change in lighter:
+            for also, narrower in narrow:
+                if self._fits_with(lambda load, a=change, b=narrower: b(a(load))):
+                    yield f"{text}, and {also}"
+                    return
 
-    def _optimizer(self) -> tuple[str, Workload] | None:
-        names = sorted({_name(load) for load in self.workload.tables if _heavy(load)})
-        if not names:
-            return None
-        light: list[TableOptimizer] = [RowwiseAdagrad(), SGD()]
-        for optimizer in light:
-            changed = _changed(self.workload, lambda load, new=optimizer: replace(load, optimizer=new) if _heavy(load) else load)
-            if isinstance(optimizer, SGD) or self.fits(self.problem(changed)):
-                kind = "optimizer rowwise_adagrad" if optimizer.rowwise else "optimizer sgd, without state,"
-                return f"{kind} instead of {', '.join(names)}", changed
-        return None
+    def _fits_with(self, change: Change) -> bool:
+        return self.fits(self.problem(_changed(self.workload, change)))
 
-    def _dtype(self, workload: Workload | None = None) -> tuple[str, Workload] | None:
-        workload = workload or self.workload
-        wide = [load for load in workload.tables if load.table.dtype.itemsize > NARROW.itemsize]
-        if not wide:
-            return None
-        names = ", ".join(sorted({str(load.table.dtype).removeprefix("torch.") for load in wide}))
+    def _lighter(self, optimizer: TableOptimizer) -> Iterator[tuple[str, Change]]:
+        names = sorted({type(load.optimizer).__name__.lower() for load in self.workload.tables if _heavy(load)})
+        if names:
+            kind = "rowwise_adagrad" if optimizer.rowwise else "sgd (no state)"
+            yield (
+                f"optimizer {kind} instead of {', '.join(names)}",
+                lambda load: replace(load, optimizer=optimizer) if _heavy(load) else load,
+            )
 
-        def narrow(load: TableLoad) -> TableLoad:
-            return replace(load, table=replace(load.table, dtype=NARROW)) if load.table.dtype.itemsize > NARROW.itemsize else load
-
-        return f"dtype bfloat16 instead of {names}", _changed(workload, narrow)
+    def _narrow(self) -> Iterator[tuple[str, Change]]:
+        names = sorted({str(load.table.dtype).removeprefix("torch.") for load in self.workload.tables if _wide(load)})
+        if names:
+            text = f"dtype {str(NARROW).removeprefix('torch.')} instead of {', '.join(names)}"
+            yield text, lambda load: replace(load, table=replace(load.table, dtype=NARROW)) if _wide(load) else load
 
     def rows(self, largest: int) -> Iterator[str]:
         name = self.workload.tables[largest].table.name
@@ -205,7 +208,7 @@ def _bisect(lacks: Callable[[int], bool], low: int, high: int) -> int:
     return high
 
 
-def _changed(workload: Workload, change: Callable[[TableLoad], TableLoad]) -> Workload:
+def _changed(workload: Workload, change: Change) -> Workload:
     return replace(workload, tables=tuple(change(load) for load in workload.tables))
 
 
@@ -227,8 +230,8 @@ def _heavy(load: TableLoad) -> bool:
     return "element" in load.optimizer.state.values() and not load.table.frozen
 
 
-def _name(load: TableLoad) -> str:
-    return type(load.optimizer).__name__.lower()
+def _wide(load: TableLoad) -> bool:
+    return load.table.dtype.itemsize > NARROW.itemsize
 
 
 def _without(wishes: Any, one: str) -> Any:

@@ -35,7 +35,9 @@ class Solutions:
 def enumerated(problem: Problem) -> Solutions:
     """Count every combination of every option of every item, wherever its parts may lie."""
     phases, ranks = len(problem.phases), problem.ranks
-    ways = [[choice for number in range(len(item.options)) for choice in choices_of(problem, item, number)] for item in problem.items]
+    ways = [
+        [choice for number in range(len(item.options)) for choice in choices_of(problem, item, number)] for item in problem.items
+    ]
     base = np.zeros(phases) if problem.base is None else problem.base
     loads, memory = np.zeros((1, phases, ranks)) + base[:, None], np.zeros((1, ranks))
     used = np.zeros((1, len(problem.charges)), dtype=bool)
@@ -55,7 +57,9 @@ def choices_of(problem: Problem, item: Item, number: int) -> list[Choice]:
     """Every place that an option's parts may take."""
     option, everywhere = item.options[number], range(problem.ranks)
     if option.divisible:
-        spread = [cut for cut in itertools.product(range(option.divisible + 1), repeat=problem.ranks) if sum(cut) == option.divisible]
+        spread = [
+            cut for cut in itertools.product(range(option.divisible + 1), repeat=problem.ranks) if sum(cut) == option.divisible
+        ]
         kept = [[(rank, share) for rank, share in enumerate(cut) if share] for cut in spread]
         return [Choice(number, *(tuple(column) for column in zip(*cut, strict=True))) for cut in kept]  # type: ignore[arg-type]
     if option.ranks is not None:
@@ -122,7 +126,7 @@ def _option(draw: st.DrawFn, draws: np.random.Generator, sizes: tuple[int, int],
         loads,
         memory,
         _seconds(draws, phases),
-        UNIT * draws.integers(0, 4),
+        float(UNIT * draws.integers(0, 4)),
         int(draws.integers(1, 5)) if kind == "divisible" else 0,
         frozenset(name for name in CHARGES[:charges] if draws.random() < 0.5),
         tuple(draws.integers(0, ranks, parts).tolist()) if kind == "pinned" else None,
