@@ -6,12 +6,15 @@ import time
 
 from shardembed.errors import PlanError
 from shardembed.plan import Plan
+from shardembed.planner.bound import lower_bound
 from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost import estimate
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.infeasible import explain
+from shardembed.planner.packed import packed
+from shardembed.planner.problem import Problem, score
 from shardembed.planner.result import Estimate, Planned
-from shardembed.planner.search import Progress, solve
+from shardembed.planner.search import Progress, Solution, solve
 from shardembed.planner.space import Space
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload
@@ -37,14 +40,16 @@ def plan(
         progress: called with what is being done, and the gap so far.
 
     Raises:
-        PlanError: no plan fits into memory. The message is the proof: which table or what sum does not fit, and the smallest
-            change that would make room.
+        PlanError: the constraints ask for what cannot be had; or no plan fits into memory. Then the message is the proof: which
+            table or what sum does not fit, and the smallest changes that would make room.
     """
     started = time.monotonic()
+    constraints = constraints or Constraints()
+    constraints.check(workload, topology)
     model = CostModel(workload, topology)
-    space = Space(model, constraints or Constraints())
+    space = Space(model, constraints)
     problem = space.problem()
-    solution = solve(problem, seed, seconds, progress)
+    solution = solve(problem, seed, seconds, progress) or _by_program(problem, seconds)
     if solution is None:
         raise PlanError(explain(model, space, problem))
     found = space.plan(problem, solution.choices)
@@ -52,3 +57,12 @@ def plan(
     # The count of real shards may differ in the last digits from the sum of options.
     bound = min(solution.bound, counted.step_seconds)
     return Planned(found, workload, topology, counted, bound, time.monotonic() - started)
+
+
+def _by_program(problem: Problem, seconds: float) -> Solution | None:
+    """Where memory is so tight that the search finds nothing."""
+    bound = lower_bound(problem, seconds / 4)
+    choices = None if bound is None else packed(problem, seconds / 2).choices
+    if bound is None or choices is None:
+        return None
+    return Solution(choices, score(problem, choices), bound.value)

@@ -129,6 +129,8 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     value = answer.mip_dual_bound
     if answer.x is None or value is None or not np.isfinite(value):  # out of time: drop the demand for whole numbers
         answer = milp(cost, constraints=rows.constraint(), bounds=Bounds(0, upper))
+        if answer.status == INFEASIBLE:
+            return None
         value = answer.fun
     return float(value) * unit, answer.x[:n], answer.x[first_z:] * unit
 

@@ -10,7 +10,7 @@ table-row-wise and grid layouts are C and n, and where the parts lie. Blocks of 
 - `traffic`: contiguous blocks of as many ids each, likewise.
 
 With packing "bag" all of these; with "unique", where cuts by rows cost nothing, the table may be dealt out over any ranks in any
-shares, as many as `PARTS` allows: this serves every n of its C.
+shares, as many as `PARTS` allows: this serves every n of its C. A table that the user has laid out himself has that option alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from math import gcd
 
 import numpy as np
 
+from shardembed.errors import PlanError
 from shardembed.layout import Layout, Shard
 from shardembed.placement import KINDS, PACKINGS, Packing
 from shardembed.plan import Plan, TablePlan
@@ -82,6 +83,12 @@ class Space:
 
     def _options(self, number: int) -> tuple[Option, ...]:
         found = self.options(number)
+        if not found:
+            name = self.model.tables[number].load.table.name
+            raise PlanError(
+                f"table {name!r}: no layout in the planner's space on {self.ranks} rank(s), {self.node} to a node, keeps to what is "
+                "pinned and forbidden; take back some of it, or fix the layout itself with a placement"
+            )
         floor = np.zeros(len(self.model.phases))
         kept = undominated(figures(found, self.ranks), float(self.model.topology.memory), floor).option
         return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
@@ -89,46 +96,72 @@ class Space:
     def options(self, number: int) -> tuple[Option, ...]:
         """Every option of a table that the constraints allow."""
         table = self.model.tables[number]
+        fixed = self.constraints.fixed(table.load.table.name)
+        if fixed is not None:
+            return (self._fixed(number, fixed),)
         if number not in self._sharings:
             self._sharings[number] = self._sharing(number)
         found: list[Option] = []
+        pinned = len(self.constraints.ranks(table.load.table.name) or ()) or self.constraints.cuts(table.load.table.name) or 1
         packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
         for packing in packings:
-            for strips in self._counts(table.width):
-                for blocks in self._blocks(number, packing, strips):
+            for strips in self._counts(table.width, pinned):
+                for blocks in self._blocks(number, packing, strips, pinned):
                     if strips * blocks <= self.ranks:
                         for flavour in _flavours(table.load, packing, blocks):
                             found += self._cut(number, Cut("", packing, strips, blocks, flavour))
         policy = table.load.table.policy
         if self.ranks > 1 and policy.max_norm is None and not policy.scale_grad_by_freq and self._allowed(number, "replicated"):
-            seconds, held = self.model.copied(number)
-            charges = self.model.charges_of(number, [table.width], "copied")
-            nothing = np.zeros((0, len(seconds)))
-            found.append(Option(Cut("replicated"), nothing, np.zeros(0), seconds, held, charges=charges))
+            found.append(self._copied(number, Cut("replicated")))
         return tuple(found)
+
+    def _copied(self, number: int, key: Cut | TablePlan) -> Option:
+        seconds, held = self.model.copied(number)
+        charges = self.model.charges_of(number, [self.model.tables[number].width], "copied")
+        return Option(key, np.zeros((0, len(seconds))), np.zeros(0), seconds, held, charges=charges)
+
+    def _fixed(self, number: int, plan: TablePlan) -> Option:
+        """The layout that the user gives, as `cost.estimate` counts it; a part is all that a rank holds of the table."""
+        if plan.layout.copied and self.ranks > 1:
+            return self._copied(number, plan)
+        ranks = tuple(sorted(plan.layout.ranks))
+        loads, memory = np.zeros((len(ranks), len(self.model.phases))), np.zeros(len(ranks))
+        strips: list[tuple[float, Asked]] = []
+        for strip in plan.layout.strips:
+            rows, width = [block.rows for block in strip.blocks], float(len(strip.columns))
+            strips.append((width, self._asked(number, rows)))
+            sizes = np.array([float(len(block)) for block in rows])
+            held = np.searchsorted(ranks, [block.ranks[0] for block in strip.blocks])
+            seconds, bytes_ = self.model.parts(number, np.full(len(rows), width), strips[-1][1], sizes, plan.packing)
+            np.add.at(loads, held, seconds)
+            np.add.at(memory, held, bytes_)
+        common, alike = self.model.common_in_detail(number, strips, plan.packing)
+        charges = self.model.charges_of(number, [width for width, _ in strips], plan.packing)
+        return Option(plan, loads, memory, common, float(alike.sum()), charges=charges, ranks=ranks)
 
     def _constrained(self, number: int) -> tuple[object, ...]:
         """All that constraints say of a table."""
         name = self.model.tables[number].load.table.name
         allowed = (self.constraints.allowed(name, kind, packing) for kind in KINDS for packing in PACKINGS)
-        return (*allowed, self.constraints.ranks(name), self.constraints.cuts(name))
+        return (*allowed, self.constraints.ranks(name), self.constraints.cuts(name), self.constraints.fixed(name))
 
     def _allowed(self, number: int, kind: str, packing: Packing | None = None) -> bool:
         return self.constraints.allowed(self.model.tables[number].load.table.name, kind, packing)
 
-    def _blocks(self, number: int, packing: Packing, strips: int) -> list[int]:
+    def _blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[int]:
         """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in steps of a tenth."""
-        counts = self._counts(self.model.tables[number].rows)
+        counts = self._counts(self.model.tables[number].rows, pinned)
         if packing == "unique" or strips > 1 or self._sharings[number] is None:
             return counts
         steps = itertools.takewhile(lambda count: count <= self.ranks, (round(1.1**power) for power in itertools.count()))
         return sorted({*counts, *steps})
 
-    def _counts(self, most: int) -> list[int]:
-        """Into how many strips or blocks something is cut, of which there are `most`."""
+    def _counts(self, most: int, pinned: int = 1) -> list[int]:
+        """Into how many strips or blocks something is cut, of which there are `most`. pinned: parts that the user wishes."""
         limit = min(most, self.ranks)
         powers = {1 << power for power in range(limit.bit_length())}
-        return sorted(count for count in powers | {self.node, self.ranks} if count <= limit)
+        divisors = {count for count in range(1, pinned + 1) if pinned % count == 0}
+        return sorted(count for count in powers | divisors | {self.node, self.ranks} if count <= limit)
 
     def _cut(self, number: int, cut: Cut) -> list[Option]:
         """The options of one way to cut: by every kind that it is, where the parts may lie; none if that is forbidden."""
@@ -249,9 +282,11 @@ class Space:
     def plan(self, problem: Problem, choices: Sequence[Choice]) -> Plan:
         tables = []
         for table, item, choice in zip(self.model.tables, problem.items, choices, strict=True):
-            cut = item.options[choice.option].key
+            cut, config = item.options[choice.option].key, table.load.table
+            if isinstance(cut, TablePlan):
+                tables.append(replace(cut, name=config.name))
+                continue
             assert isinstance(cut, Cut)
-            config = table.load.table
             shards = self._shards(table.load, cut, choice)
             layout = Layout(config.num_embeddings, config.embedding_dim, tuple(shards))
             tables.append(TablePlan(config.name, layout, cut.packing))
