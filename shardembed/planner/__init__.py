@@ -31,7 +31,7 @@ def plan(
     seconds: float = 8.0,
     progress: Progress | None = None,
 ) -> Planned:
-    """The plan with the least expected step time that the search finds, and a lower bound on that of any plan in the space (`space.py`).
+    """The fastest plan that the search finds, and a lower bound on the step time of any plan in the space (`space.py`).
 
     Args:
         constraints: what the plan must keep to; the bound is over the plans that do.

@@ -8,13 +8,14 @@ dual bound where time runs out, is below every solution of the problem; a small 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sparse
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from shardembed.planner.problem import Array, Problem
+from shardembed.planner.problem import Array, Numbers, Problem
 from shardembed.planner.relax import figures, floor_of, groups_of, undominated
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
@@ -35,8 +36,8 @@ class Bound:
 class _Columns:
     """What the relaxation chooses from: options of groups, `[n]` each. group, option: numbers. count: items of the group."""
 
-    group: Array
-    option: Array
+    group: Numbers
+    option: Numbers
     count: Array
     common: Array
     mean: Array
@@ -63,7 +64,7 @@ def lower_bound(problem: Problem, seconds: float) -> Bound | None:
 
 def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
     floor = floor_of(problem)
-    parts: list[tuple[Array, ...]] = []
+    parts: list[tuple[NDArray[Any], ...]] = []
     charges: list[frozenset[str]] = []
     for number, group in enumerate(groups):
         found = undominated(figures(problem.items[group[0]].options, problem.ranks), problem.capacity, floor)
@@ -75,7 +76,7 @@ def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
         parts.append((number * size, found.option, len(group) * size, found.common, found.mean, largest, found.memory))
         charges += found.charges
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Columns(joined[0].astype(int), joined[1], *joined[2:], charges=charges)
+    return _Columns(joined[0].astype(np.intp), joined[1], *joined[2:], charges=charges)
 
 
 def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float) -> tuple[float, Array, Array] | None:
@@ -97,13 +98,14 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     everyone = np.arange(n)
     for group in range(groups):
         mine = everyone[columns.group == group]
-        rows.add(mine, np.ones(len(mine)), columns.count[mine[0]], columns.count[mine[0]])
+        size_of = float(columns.count[mine[0]])
+        rows.add(mine, np.ones(len(mine)), size_of, size_of)
     for phase in range(phases):
         if columns.mean[:, phase].any():
-            rows.add([*everyone, first_z + phase], [*(-columns.mean[:, phase] / unit), 1.0], 0.0, np.inf)
+            rows.add(np.append(everyone, first_z + phase), np.append(-columns.mean[:, phase] / unit, 1.0), 0.0, np.inf)
     memory = [problem.charge_memory.get(name, 0.0) for name in names]
     ys = first_y + np.arange(len(names))
-    rows.add([*everyone, *ys], np.array([*columns.memory, *memory]) / problem.capacity, -np.inf, 1.0)
+    rows.add(np.append(everyone, ys), np.append(columns.memory, memory) / problem.capacity, -np.inf, 1.0)
     for column in many:
         rows.add([column, used[column]], [1.0, -columns.count[column]], -np.inf, 0.0)
     # An item alone takes one option only, so that its options share a row, which is the tighter for it.
@@ -111,11 +113,11 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     lots = [lot for mine in lots for lot in ([mine] if columns.count[mine[0]] == 1 else [np.array([column]) for column in mine])]
     for lot in lots:
         for phase in np.flatnonzero(columns.largest[lot].any(0)):
-            rows.add([first_z + phase, *used[lot]], [1.0, *(-columns.largest[lot, phase] / unit)], 0.0, np.inf)
+            rows.add(np.append(used[lot], first_z + phase), np.append(-columns.largest[lot, phase] / unit, 1.0), 0.0, np.inf)
         for index, name in enumerate(names):
             using = [used[column] for column in lot if name in columns.charges[column]]
             if using:
-                rows.add([first_y + index, *using], [1.0, *(-1.0 for _ in using)], 0.0, np.inf)
+                rows.add(np.array([first_y + index, *using]), np.append(1.0, -np.ones(len(using))), 0.0, np.inf)
     cost = np.zeros(size)
     cost[:n] = columns.common / unit
     cost[first_y:first_z] = [problem.charges[name].sum() / unit for name in names]
@@ -123,12 +125,12 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     upper = np.concatenate([columns.count, np.ones(first_z - n), np.full(phases, np.inf)])
     whole = np.concatenate([np.ones(first_z), np.zeros(phases)])
     options = {"time_limit": seconds, "mip_rel_gap": PRECISION}
-    answer = milp(cost, constraints=rows.constraint(), integrality=whole, bounds=Bounds(0, upper), options=options)
+    answer = milp(cost, constraints=rows.constraint(), integrality=whole, bounds=_bounds(upper), options=options)
     if answer.status == INFEASIBLE:
         return None
     value = answer.mip_dual_bound
     if answer.x is None or value is None or not np.isfinite(value):  # out of time: drop the demand for whole numbers
-        answer = milp(cost, constraints=rows.constraint(), bounds=Bounds(0, upper))
+        answer = milp(cost, constraints=rows.constraint(), bounds=_bounds(upper))
         if answer.status == INFEASIBLE:
             return None
         value = answer.fun
@@ -142,10 +144,10 @@ class Rows:
         self._size = size
         self._low: list[float] = []
         self._high: list[float] = []
-        self._entries: list[tuple[Array, Array]] = []
+        self._entries: list[tuple[Numbers, Array]] = []
 
     def add(self, variables: ArrayLike, factors: ArrayLike, low: float, high: float) -> None:
-        self._entries.append((np.asarray(variables, dtype=np.int64), np.asarray(factors, dtype=np.float64)))
+        self._entries.append((np.asarray(variables, dtype=np.intp), np.asarray(factors, dtype=np.float64)))
         self._low.append(low)
         self._high.append(high)
 
@@ -153,7 +155,12 @@ class Rows:
         row = np.repeat(np.arange(len(self._entries)), [len(variables) for variables, _ in self._entries])
         variables, factors = (np.concatenate(column) for column in zip(*self._entries, strict=True))
         matrix = sparse.csr_array((factors, (row, variables)), shape=(len(self._entries), self._size))
-        return LinearConstraint(matrix, self._low, self._high)
+        low, high = np.array(self._low), np.array(self._high)
+        return LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # arrays are what it takes
+
+
+def _bounds(upper: Array) -> Bounds:
+    return Bounds(np.zeros(len(upper)), upper)  # pyright: ignore[reportArgumentType]  # arrays are what it takes
 
 
 def _deal(columns: _Columns, amounts: Array, groups: list[list[int]], items: int) -> tuple[int, ...]:

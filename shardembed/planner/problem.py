@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Numbers = NDArray[np.intp]  # of ranks, options, items
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from shardembed.planner.state import State
 GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
 SMALL_ROUNDS = 400  # of so few
+SPREAD = (np.inf, 1.0, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
 WAYS = 16  # to place an item, that are tried in a round
 Progress = Callable[[str, float], None]  # what is being done, and the gap so far
 
@@ -85,12 +86,13 @@ class _Search:
 
     def rounds(self, deadline: float) -> Iterator[State]:
         """States worth finishing: the constructed one, then those that rounds have improved."""
-        state = self._construct()
+        small = self.problem.ranks <= EXACT_RANKS
+        measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
+        starts = [state for state in map(self._construct, SPREAD) if state is not None] or [self._construct(None)]
+        state = min((state for state in starts if state is not None), key=measure, default=None)
         if state is None:
             return
         yield state
-        small = self.problem.ranks <= EXACT_RANKS
-        measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
         limit = SMALL_ROUNDS if small else max(40, min(800, 200_000 // (self.problem.ranks + 100)))
         first = best = now = measure(state)
         kept, since = state.copy(), 0
@@ -107,15 +109,23 @@ class _Search:
         if best < first:
             yield kept
 
-    def _construct(self) -> State | None:
-        """Every item by the relaxation's option, the largest first; where that does not fit, by others, in the end the smallest."""
-        for lead in ("seconds", "bytes"):
-            state = State(self.problem, self.bound.targets)
-            sizes = [self._size(item, self.bound.options[item]) for item in range(len(self.problem.items))]
-            order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
-            if all(self._insert_somehow(state, item, lead) for item in order) and state.fits:
-                return state
-        return None
+    def _construct(self, spread: float | None) -> State | None:
+        """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
+        by the option with the most parts. What does not fit is placed otherwise; None: by whatever takes least memory.
+        """
+        state = State(self.problem, self.bound.targets)
+        wanted = [self._wanted(item, np.inf if spread is None else spread) for item in range(len(self.problem.items))]
+        sizes = [self._size(item, number) for item, number in enumerate(wanted)]
+        order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
+        done = all(self._insert_somehow(state, item, wanted[item], by_memory=spread is None) for item in order)
+        return state if done and state.fits else None
+
+    def _wanted(self, item: int, spread: float) -> int:
+        number = self.bound.options[item]
+        options = self.problem.items[item].options
+        if self._size(item, number) <= spread or options[number].divisible:
+            return number
+        return max(self.candidates[item], key=lambda other: (options[other].parts, -self.candidates[item].index(other)))
 
     def _size(self, item: int, number: int) -> float:
         """How hard it is to find a place for an item's parts: seconds and bytes as shares of what a rank has."""
@@ -126,10 +136,10 @@ class _Search:
         largest = max(float((option.loads / scale).max()), float(option.memory.max()) / self.problem.capacity)
         return largest / 1e3 if option.divisible else largest  # these fill what is left
 
-    def _insert_somehow(self, state: State, item: int, lead: str) -> bool:
-        wanted, options = self.bound.options[item], self.problem.items[item].options
-        if lead == "seconds":
+    def _insert_somehow(self, state: State, item: int, wanted: int, by_memory: bool) -> bool:
+        if not by_memory:
             return state.insert(item, wanted) or self._best_insert(state, item)
+        options = self.problem.items[item].options
         numbers = sorted(range(len(options)), key=lambda number: self._bytes(options[number]))
         return any(state.insert(item, number) for number in numbers)
 

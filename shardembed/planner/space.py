@@ -86,7 +86,7 @@ class Space:
         if not found:
             name = self.model.tables[number].load.table.name
             raise PlanError(
-                f"table {name!r}: no layout in the planner's space on {self.ranks} rank(s), {self.node} to a node, keeps to what is "
+                f"table {name!r}: no layout in the planner's space on {self.ranks} rank(s), {self.node} a node, keeps to what is "
                 "pinned and forbidden; take back some of it, or fix the layout itself with a placement"
             )
         floor = np.zeros(len(self.model.phases))
@@ -199,7 +199,7 @@ class Space:
             width: self.model.parts(number, np.full(len(rows), float(width)), asked, sizes, cut.packing) for width in set(widths)
         }
         common, held = self.model.common(number, widths, asked, cut.packing)
-        shared = cut.kind == "row_wise" and cut.packing == "bag" and ranks is None
+        shared = cut.kind in ("table_wise", "row_wise") and cut.packing == "bag" and ranks is None
         return Option(
             cut,
             _stacked([pieces[width][0] for width in widths]),

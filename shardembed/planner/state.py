@@ -10,7 +10,7 @@ import copy
 
 import numpy as np
 
-from shardembed.planner.problem import Array, Choice, Option, Problem
+from shardembed.planner.problem import Array, Choice, Numbers, Option, Problem
 
 STEEP = 4  # power of a rank's load in the choice between ranks that cost nothing now: the emptier, the better
 ONE_BY_ONE = 64  # parts that are put down one by one; more are dealt out in one go
@@ -44,7 +44,7 @@ class State:
         other.choices, other._uses, other._holds = list(self.choices), dict(self._uses), self._holds.copy()
         return other
 
-    def items_on(self, rank: int) -> Array:
+    def items_on(self, rank: int) -> Numbers:
         """Numbers of the items with a part on a rank; those in the pool are on none."""
         return np.flatnonzero(self._holds[:, rank])
 
@@ -78,7 +78,8 @@ class State:
     def unsettled(self) -> list[int]:
         """Numbers of the items whose parts may get unequal shares and have none yet."""
         found = ((number, choice) for number, choice in enumerate(self.choices) if choice is not None)
-        return [number for number, choice in found if self.option(number).sharing is not None and choice.shares is None]
+        open_ = [number for number, choice in found if self.option(number).sharing is not None and choice.shares is None]
+        return [number for number in open_ if self.option(number).parts > 1]
 
     def option(self, item: int) -> Option:
         choice = self.choices[item]
@@ -86,7 +87,7 @@ class State:
         return self.problem.items[item].options[choice.option]
 
     def insert(self, item: int, number: int) -> bool:
-        """Place an item by option `number`, where it hurts least (a divisible one goes into the pool); False, and nothing is changed,
+        """Place an item by option `number` where it hurts least; a divisible one goes into the pool. False, and nothing is changed,
         where its parts do not fit.
         """
         option = self.problem.items[item].options[number]
@@ -176,7 +177,7 @@ class State:
         cost[self.memory + memory + self.alike_memory > self.problem.capacity] = np.inf
         return cost
 
-    def place(self, option: Option) -> Array | None:
+    def place(self, option: Option) -> Numbers | None:
         """The rank of each part, `[n]`; the option's own `common` and charges must be in the state already."""
         loads, memory = option.loads, option.memory
         if option.ranks is not None:
@@ -209,16 +210,16 @@ class State:
             allowed[best] = False
         return ranks
 
-    def _pinned(self, where: tuple[int, ...], memory: Array) -> Array | None:
+    def _pinned(self, where: tuple[int, ...], memory: Array) -> Numbers | None:
         ranks = np.asarray(where, dtype=np.intp)
         after = self.memory.copy()
         np.add.at(after, ranks, memory)
         return ranks if (after[ranks] + self.alike_memory <= self.problem.capacity).all() else None
 
-    def _inside_node(self, loads: Array, memory: Array, peak: Array) -> Array | None:
+    def _inside_node(self, loads: Array, memory: Array, peak: Array) -> Numbers | None:
         size = self.problem.ranks_per_node
         cost = self.cost(loads.mean(0), float(memory.max()), peak)
-        best: tuple[float, Array] | None = None
+        best: tuple[float, Numbers] | None = None
         for first in range(0, self.problem.ranks, size):
             node = cost[first : first + size]
             if len(node) < len(memory):
