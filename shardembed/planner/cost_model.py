@@ -169,7 +169,7 @@ class CostModel:
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
         name = demands.optimizer_name(self.tables[table].load.optimizer)
-        fused = any(op.startswith("fused") for op in self.topology.ops)
+        fused = {"fused", f"fused_{name}"} & self.topology.ops.keys()
         if fused and demands.fusible(self.tables[table], name, width):
             return self._op("fused_merge"), self._op(f"fused_{name}")
         return self._op("merge"), self._op(f"update_{name}")
