@@ -32,7 +32,7 @@ from shardembed.placement import Cluster
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import topology as topologies
 from shardembed.planner.cost import estimate
-from shardembed.planner.cost_model import PHASES
+from shardembed.planner.cost_phases import PHASES
 
 
 @dataclass(frozen=True)
