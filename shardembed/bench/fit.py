@@ -18,8 +18,8 @@ from scipy.optimize import nnls
 from shardembed.bench.stages import Case
 from shardembed.planner import cost_demand
 from shardembed.planner.cost import CostModel, estimate
-from shardembed.planner.cost_model import PHASES
 from shardembed.planner.cost_ops import OPS, OPTIMIZER_OPS
+from shardembed.planner.cost_phases import PHASES
 from shardembed.planner.topology import Link, Op, Topology
 
 Array = NDArray[np.float64]

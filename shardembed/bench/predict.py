@@ -32,7 +32,7 @@ from shardembed.placement import Cluster
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import topology as topologies
 from shardembed.planner.cost import estimate
-from shardembed.planner.cost_model import PHASES
+from shardembed.planner.cost_phases import PHASES
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,10 @@ def page(lines: list[Line], command: str, picture: str | None, measured: dict[st
         f"{total['rank_correlation']:.3f}.** With its sign, the mean error is {total['bias']:+.1%}; the largest is",
         f"{total['worst']:.0%}. The measured times themselves scatter: half of the steps of a plan lie within",
         f"{total['spread']:.0%} of its median.",
+        "",
+        "What it is known to miss: where a plan puts all tables into one slab (the plans of `retrieval` without bags, and those of",
+        "one kind of DLRM-DCNv2), vectors are sent without being copied, and the planner counts the copies. How fast this virtual",
+        "machine is changes from minute to minute, between calibration and timing too.",
         "",
         *([f"![predicted against measured step times]({picture})", ""] if picture else []),
         "| workload | plans | measured ms | mean error | with sign | rank correlation | quartiles |",

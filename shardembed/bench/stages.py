@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import shardembed as se
 from shardembed import journey
 from shardembed.plan import Plan
-from shardembed.planner.cost_model import BACK, COMBINE, COPIES, GRADS, IDS, LOOKUP, PHASES, ROUTE, UPDATE
+from shardembed.planner.cost_phases import BACK, COMBINE, COPIES, GRADS, IDS, LOOKUP, PHASES, ROUTE, UPDATE
 from shardembed.planner.workload import Counts, TableLoad, Workload, Zipf
 
 Array = NDArray[np.float64]

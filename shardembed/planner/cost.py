@@ -10,20 +10,8 @@ from numpy.typing import NDArray
 
 from shardembed.errors import PlanError
 from shardembed.plan import Plan, TablePlan
-from shardembed.planner.cost_model import (
-    BACK,
-    CATEGORIES,
-    COPIES,
-    COUNT_BYTES,
-    GRADS,
-    IDS,
-    PHASES,
-    STATE,
-    TAG_BYTES,
-    UPDATE,
-    WEIGHTS,
-    CostModel,
-)
+from shardembed.planner.cost_model import COUNT_BYTES, TAG_BYTES, CostModel
+from shardembed.planner.cost_phases import BACK, CATEGORIES, COPIES, GRADS, IDS, PHASES, STATE, UPDATE, WEIGHTS
 from shardembed.planner.result import Estimate
 from shardembed.planner.topology import Topology
 from shardembed.planner.traffic import Asked

@@ -37,16 +37,32 @@ from shardembed.placement import Packing
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.cost_demand import Demand, Table
 from shardembed.planner.cost_ops import all_reduce, all_to_all, op_of
+from shardembed.planner.cost_phases import (
+    BACK,
+    BUFFERS,
+    CATEGORIES,
+    COMBINE,
+    COPIES,
+    GRADS,
+    IDS,
+    LOOKUP,
+    PHASES,
+    PREFETCH,
+    ROUTE,
+    STATE,
+    UPDATE,
+    WAITING,
+    WEIGHTS,
+    memory_of,
+    phases_with,
+    seconds_of,
+)
 from shardembed.planner.topology import Op, Topology
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.wire import COUNTS_OF_SLAB, HEADER
 
 Array = NDArray[np.float64]
-PHASES = ("route", "ids out", "lookup", "vectors back", "combine", "gradients back", "update", "reduce copies")
-ROUTE, IDS, LOOKUP, BACK, COMBINE, GRADS, UPDATE, COPIES = range(len(PHASES))
-CATEGORIES = ("weights", "optimizer state", "waiting gradients", "exchange buffers", "prefetch")
-WEIGHTS, STATE, WAITING, BUFFERS, PREFETCH = range(len(CATEGORIES))
 COUNT_BYTES = 8  # int64
 TAG_BYTES = 32  # of the all-reduce: `comm.TAG` numbers of float32
 
@@ -78,10 +94,10 @@ class CostModel:
         self._swap_byte = self._exchange.byte / max(1, self.ranks - 1)  # for a byte to one peer alone
         latency = self._exchange.latency
         self.charges: dict[str, Array] = {
-            "cut": _phases({IDS: latency, BACK: latency, GRADS: latency}),
-            "copied": _phases({COPIES: self._reduce.latency + TAG_BYTES * (self._reduce.byte + self._op("all_reduce").byte)}),
-            "twins": _phases({UPDATE: latency}),
-            "norms": _phases({LOOKUP: latency}),
+            "cut": phases_with({IDS: latency, BACK: latency, GRADS: latency}),
+            "copied": phases_with({COPIES: self._reduce.latency + TAG_BYTES * (self._reduce.byte + self._op("all_reduce").byte)}),
+            "twins": phases_with({UPDATE: latency}),
+            "norms": phases_with({LOOKUP: latency}),
         }
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
@@ -99,7 +115,7 @@ class CostModel:
         counts = self._op("counts").call + self._exchange.latency + self._exchange.byte * COUNT_BYTES * HEADER
         learns = any(table.learns for table in self.tables)
         back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
-        return _phases({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
+        return phases_with({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
 
     # What a shard adds to its owner.
 
@@ -127,15 +143,15 @@ class CostModel:
             if this.wire != this.compute:
                 loads[GRADS] += self.ranks * self._op("copy").byte * demand.segments * widths * this.compute
             loads[UPDATE] = self._update(table, demand, widths)
-        return loads.T, self._memory(this, demand, widths, rows, keys, vectors)
+        return loads.T, memory_of(this, demand, widths, rows, keys, vectors)
 
     def _lookup(self, table: Table, demand: Demand, widths: Array) -> Array:
         """R requests; with max_norm, each touched row is read and written once more, in float64."""
         row, ranks = widths * table.itemsize, self.ranks
-        seconds = _seconds(self._op("lookup"), ranks * demand.singles, row)
-        seconds = seconds + _seconds(self._op("lookup_sum"), ranks * demand.bagged, row)
+        seconds = seconds_of(self._op("lookup"), ranks * demand.singles, row)
+        seconds = seconds + seconds_of(self._op("lookup_sum"), ranks * demand.bagged, row)
         if table.load.table.max_norm is not None:
-            seconds = seconds + _seconds(self._op("lookup"), demand.touched, row + 8 * widths)
+            seconds = seconds + seconds_of(self._op("lookup"), demand.touched, row + 8 * widths)
             seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
         return seconds
 
@@ -149,15 +165,15 @@ class CostModel:
         for width in np.unique(widths):
             here = widths == width
             merge, update = self._update_ops(number, float(width))
-            seconds[here] = _seconds(merge, entries[here], width * table.compute)
-            seconds[here] += _seconds(update, demand.touched[here], moved[here])
+            seconds[here] = seconds_of(merge, entries[here], width * table.compute)
+            seconds[here] += seconds_of(update, demand.touched[here], moved[here])
         if table.load.table.policy.rounding == "stochastic":
-            seconds += _seconds(self._op("round"), demand.touched, widths * table.compute)
+            seconds += seconds_of(self._op("round"), demand.touched, widths * table.compute)
         if self.ranks > 1:  # gradients are divided by the number of ranks
             seconds += self.ranks * self._op("copy").byte * demand.segments * widths * table.compute
         if table.twins:
             split = widths < table.width
-            seconds += split * _seconds(self._op("twins"), demand.touched, 8.0)
+            seconds += split * seconds_of(self._op("twins"), demand.touched, 8.0)
             seconds += self._swap_byte * self.swapped_bytes(table, demand, widths)
         return seconds
 
@@ -169,29 +185,10 @@ class CostModel:
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
         name = demands.optimizer_name(self.tables[table].load.optimizer)
-        fused = any(op.startswith("fused") for op in self.topology.ops)
+        fused = {"fused", f"fused_{name}"} & self.topology.ops.keys()
         if fused and demands.fusible(self.tables[table], name, width):
             return self._op("fused_merge"), self._op(f"fused_{name}")
         return self._op("merge"), self._op(f"update_{name}")
-
-    def _memory(self, table: Table, demand: Demand, widths: Array, rows: Array, keys: Array, vectors: Array) -> Array:
-        """Bytes by category, `[n, C]`.
-
-        waiting gradients: R S vectors in the compute dtype, R E row numbers and R S offsets in int64, and the merged gradients
-        beside them while the step runs. exchange buffers: the looked-up vectors beside the message they are packed into, and the
-        keys. prefetch: the next batch's keys.
-        """
-        found = np.zeros((len(CATEGORIES), len(widths)))
-        found[WEIGHTS] = rows * widths * table.itemsize
-        found[STATE] = rows * demands.state_bytes(table, widths)
-        requests = self.ranks * (keys + np.where(demand.lengths > 0, demand.segments, 0.0) * demands.ID_BYTES)
-        if table.learns:
-            numbers = self.ranks * (demand.entries + demand.lengths) * demands.ID_BYTES
-            merged = demand.touched * (widths * table.compute + demands.ID_BYTES)
-            found[WAITING] = self.ranks * demand.segments * widths * table.compute + numbers + merged
-        found[BUFFERS] = self.ranks * (vectors + demand.segments * widths * table.itemsize) + requests
-        found[PREFETCH] = requests
-        return found.T
 
     # What every rank does for its own batch.
 
@@ -366,7 +363,7 @@ class CostModel:
     def _pool_call(self, table: Table, kind: str) -> Array:
         ops = {"pool max": ("pool_max",), "pool None": ("gather", "gather_adjoint")}.get(kind, ("pool", "pool_adjoint"))
         calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
-        return _phases({COMBINE: calls, ROUTE: self._op("route_slab").call if kind == "pool bags" else 0.0})
+        return phases_with({COMBINE: calls, ROUTE: self._op("route_slab").call if kind == "pool bags" else 0.0})
 
     def _slab_name(self, table: Table, width: int, copied: bool, split: bool) -> str:
         config = table.load.table
@@ -387,15 +384,4 @@ class CostModel:
             seconds[GRADS] = blocks + fill_vectors
             seconds[UPDATE] = update.call + (0.0 if copied else merge.call)
             seconds[COPIES] = self._op("merge").call + self._op("dense").call if copied else 0.0
-        return _phases(seconds)
-
-
-def _phases(seconds: dict[int, float]) -> Array:
-    found = np.zeros(len(PHASES))
-    for phase, number in seconds.items():
-        found[phase] = number
-    return found
-
-
-def _seconds(op: Op, rows: Array, row_bytes: Array | float) -> Array:
-    return rows * (op.row + op.byte * row_bytes)
+        return phases_with(seconds)

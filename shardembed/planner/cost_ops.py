@@ -33,8 +33,8 @@
     dense           a slab                a row of a copied table            of the buffer that copies are summed in
     all_reduce      -                     -                                  of that buffer, in the sum itself
 
-`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. Without any `fused` op
-the topology has no fused kernel. What else may be left out stands in `FALLBACK`.
+`update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. An optimizer without
+either `fused` op has no fused kernel there. What else may be left out stands in `FALLBACK`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ FALLBACK = {
     "apply": None,
     "twins": None,
     "block": "copy",
+    "fused_merge": "merge",
     "pool_max": "gather_adjoint",
     "join": "copy",
     "round": "update",

@@ -14,7 +14,7 @@ from shardembed import journey
 from shardembed.bench import calibrate, drawn, stages
 from shardembed.cli import failures, main
 from shardembed.placement import Cluster
-from shardembed.planner.cost_model import COPIES, PHASES, UPDATE
+from shardembed.planner.cost_phases import COPIES, PHASES, UPDATE
 from shardembed.planner.topology import load, to_yaml
 from tests.harness import run_ranks
 

@@ -18,8 +18,9 @@ from shardembed.layout import Layout, Shard
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner.cost import CostModel, estimate
-from shardembed.planner.cost_model import BACK, COPIES, COUNT_BYTES, GRADS, IDS, STATE, UPDATE, WEIGHTS
+from shardembed.planner.cost_model import COUNT_BYTES
 from shardembed.planner.cost_ops import OPS
+from shardembed.planner.cost_phases import BACK, COPIES, GRADS, IDS, STATE, UPDATE, WEIGHTS
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad, Workload

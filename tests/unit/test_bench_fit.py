@@ -11,7 +11,7 @@ import pytest
 from shardembed.bench import drawn, fit, predict, unseen
 from shardembed.placement import Cluster
 from shardembed.planner.cost import estimate
-from shardembed.planner.cost_model import PHASES
+from shardembed.planner.cost_phases import PHASES
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS
 

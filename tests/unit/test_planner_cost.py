@@ -15,8 +15,8 @@ from shardembed.placement import Cluster, Placement
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import cost_demand
 from shardembed.planner.cost import CostModel, estimate
-from shardembed.planner.cost_model import CATEGORIES, COPIES, IDS, PHASES, UPDATE
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
+from shardembed.planner.cost_phases import CATEGORIES, COPIES, IDS, PHASES, UPDATE
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.topology import load as load_topology
 from shardembed.planner.topology_sections import REQUIRED_OPS
