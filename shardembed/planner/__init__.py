@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from shardembed.errors import PlanError
 from shardembed.plan import Plan
@@ -18,6 +19,8 @@ from shardembed.planner.search import Progress, Solution, solve
 from shardembed.planner.space import Space
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload
+
+TRIES = 3  # at a plan that fits when counted from its shards
 
 __all__ = ["Constraints", "Estimate", "Plan", "Planned", "TableLoad", "Topology", "Workload", "estimate", "plan"]
 
@@ -49,14 +52,26 @@ def plan(
     model = CostModel(workload, topology)
     space = Space(model, constraints)
     problem = space.problem()
-    solution = solve(problem, seed, seconds, progress) or _by_program(problem, seconds)
-    if solution is None:
-        raise PlanError(explain(model, space, problem))
-    found = space.plan(problem, solution.choices)
-    counted = estimate(found, workload, topology, model)
-    # The count of real shards may differ in the last digits from the sum of options.
-    bound = min(solution.bound, counted.step_seconds)
-    return Planned(found, workload, topology, counted, bound, time.monotonic() - started)
+    bound, used = None, 0.0
+    for _ in range(TRIES):
+        solution = solve(problem, seed, seconds, progress) or _by_program(problem, seconds)
+        if solution is None:
+            break
+        bound = solution.bound if bound is None else bound
+        found = space.plan(problem, solution.choices)
+        counted = estimate(found, workload, topology, model)
+        used = float(counted.memory_bytes.max())
+        if used <= topology.memory - topology.reserve:
+            bound = min(bound, counted.step_seconds)  # their last digits may differ
+            return Planned(found, workload, topology, counted, bound, time.monotonic() - started)
+        # Where popular rows fall, a shard holds more than its share says: ask for as much less.
+        problem = replace(problem, capacity=problem.capacity * min(0.99, problem.capacity / used))
+    if bound is not None:
+        raise PlanError(
+            f"a plan was found, but its fullest rank needs {used / 2**30:.2f} GiB of {problem.capacity / 2**30:.2f} when counted "
+            "shard by shard; give ranks a little more memory, or use more ranks"
+        )
+    raise PlanError(explain(model, space, problem))
 
 
 def _by_program(problem: Problem, seconds: float) -> Solution | None:

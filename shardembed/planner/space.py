@@ -36,6 +36,8 @@ from shardembed.planner.workload import Counts, TableLoad, Uniform
 PARTS = 1 << 16  # of rows, where a table's shares are contiguous
 RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
+FEW_RANKS = 128
+SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,12 @@ class Space:
         return self.constraints.allowed(self.model.tables[number].load.table.name, kind, packing)
 
     def _blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[int]:
-        """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in steps of a tenth."""
+        """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in small steps."""
         counts = self._counts(self.model.tables[number].rows, pinned)
         if packing == "unique" or strips > 1 or self._sharings[number] is None:
             return counts
-        steps = itertools.takewhile(lambda count: count <= self.ranks, (round(1.1**power) for power in itertools.count()))
+        base = 1.1 if self.ranks <= FEW_RANKS else 1.3
+        steps = itertools.takewhile(lambda count: count <= self.ranks, (round(base**power) for power in itertools.count()))
         return sorted({*counts, *steps})
 
     def _counts(self, most: int, pinned: int = 1) -> list[int]:
@@ -193,17 +196,24 @@ class Space:
 
     def _option(self, number: int, cut: Cut, ranks: tuple[int, ...] | None) -> Option:
         table = self.model.tables[number]
-        rows, widths = self.rows_of(table.load, cut), _widths(table.width, cut.strips)
-        asked, sizes = self._asked(number, rows), np.array([float(len(block)) for block in rows])
+        widths = _widths(table.width, cut.strips)
+        if isinstance(table.load.skew, Uniform) and table.rows >= SMOOTH * cut.blocks:  # blocks all alike: one stands for them
+            traffic, count = table.traffic, cut.blocks
+            asked = Asked(*(np.array([whole / count]) for whole in (traffic.ids, traffic.distinct, traffic.touched)))
+            sizes, times, together = np.array([table.rows / count]), count, count
+        else:
+            rows = self.rows_of(table.load, cut)
+            asked, sizes, times = self._asked(number, rows), np.array([float(len(block)) for block in rows]), 1
+            together = asked
         pieces = {
-            width: self.model.parts(number, np.full(len(rows), float(width)), asked, sizes, cut.packing) for width in set(widths)
+            width: self.model.parts(number, np.full(len(sizes), float(width)), asked, sizes, cut.packing) for width in set(widths)
         }
-        common, held = self.model.common(number, widths, asked, cut.packing)
+        common, held = self.model.common(number, widths, together, cut.packing)
         shared = cut.kind in ("table_wise", "row_wise") and cut.packing == "bag" and ranks is None
         return Option(
             cut,
-            _stacked([pieces[width][0] for width in widths]),
-            _stacked([pieces[width][1] for width in widths]),
+            _stacked([pieces[width][0] for width in widths], times),
+            _stacked([pieces[width][1] for width in widths], times),
             common,
             held,
             sharing=self._sharings[number] if shared else None,
@@ -328,12 +338,14 @@ def _widths(columns: int, strips: int) -> list[int]:
     return [columns // strips + (strip < columns % strips) for strip in range(strips)]
 
 
-def _stacked(pieces: Sequence[Array]) -> Array:
-    """Strip after strip; equal lines all through are one line seen many times, since wide cuts of many tables would fill memory."""
+def _stacked(pieces: Sequence[Array], times: int) -> Array:
+    """Strip after strip, each line `times` times. Where all are equal they are one line seen many times, since wide cuts of many
+    tables would fill memory.
+    """
     first = pieces[0][:1]
     if all((piece == first).all() for piece in pieces):
-        return np.broadcast_to(first, (sum(len(piece) for piece in pieces), *first.shape[1:]))
-    return np.concatenate(pieces)
+        return np.broadcast_to(first, (times * sum(len(piece) for piece in pieces), *first.shape[1:]))
+    return np.concatenate([np.repeat(piece, times, 0) for piece in pieces])
 
 
 def _dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list[Shard]:
@@ -343,9 +355,15 @@ def _dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list
         return [Shard(range(rows), columns, (ranks[0],))]
     if _ordered(load):
         step = gcd(*shares)
-        owners = np.repeat(ranks, np.array(shares) // step).tolist()
+        owners = _interleaved(ranks, [share // step for share in shares])
         return [Shard(range(residue, rows, len(owners)), columns, (owner,)) for residue, owner in enumerate(owners)]
     total = sum(shares)
     edges = [rows * edge // total for edge in np.cumsum([0, *shares]).tolist()]
     cuts = zip(edges[:-1], edges[1:], ranks, strict=True)
     return [Shard(range(low, high), columns, (rank,)) for low, high, rank in cuts if high > low]
+
+
+def _interleaved(ranks: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Each rank as often as its count, spread evenly: popular rows have the first residues, and each rank is to get some."""
+    spots = [((turn + 0.5) / count, rank) for rank, count in zip(ranks, counts, strict=True) for turn in range(count)]
+    return [rank for _, rank in sorted(spots)]
