@@ -87,6 +87,7 @@ class Option:
     charges: frozenset[str] = frozenset()
     ranks: tuple[int, ...] | None = None  # where the parts must lie, in their order; None: the optimiser chooses
     node: bool = False  # all parts must lie on ranks of one node
+    cuttable: bool = False  # the bound is to hold for cuts into more parts too, which have no lower total; they are not listed
 
     @property
     def parts(self) -> int:

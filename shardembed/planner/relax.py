@@ -72,6 +72,8 @@ def _line(number: int, option: Option, ranks: int) -> Line:
     if option.divisible:  # some rank holds at least one part, and at least the mean
         fewest = min(option.divisible, ranks)
         largest, most = option.total / fewest, float(option.memory[0]) / fewest
+    elif option.cuttable:  # so that the mean is all that is known
+        largest, most = option.total / ranks, float(option.memory.sum()) / ranks
     else:
         largest, most = option.loads.max(0), float(option.memory.max())
     mean, memory = option.total / ranks, float(option.memory.sum()) / ranks
@@ -109,7 +111,7 @@ def undominated(found: Figures, capacity: float, floor: Array) -> Figures:
     floor: `[P]`, seconds that every solution's slowest rank has anyway; a largest part below it says nothing.
     """
     rows = np.column_stack([found.common, found.mean, np.maximum(found.largest, floor), found.memory])
-    fitting = np.flatnonzero(found.least <= capacity)
+    fitting = np.flatnonzero(found.least <= capacity * (1 + 1e-9))
     kept: list[int] = []
     for index in sorted(fitting.tolist(), key=lambda i: (*rows[i], len(found.charges[i]), i)):
         worse = (rows[kept] <= rows[index]).all(1) if kept else np.zeros(0, dtype=bool)

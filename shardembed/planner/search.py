@@ -132,6 +132,8 @@ class _Search:
         option = self.problem.items[item].options[number]
         if not option.parts:
             return 0.0
+        if option.ranks is not None:
+            return np.inf  # these have no choice
         scale = np.maximum(self.bound.targets, self.bound.targets.sum() * 1e-6 + 1e-30)
         largest = max(float((option.loads / scale).max()), float(option.memory.max()) / self.problem.capacity)
         return largest / 1e3 if option.divisible else largest  # these fill what is left

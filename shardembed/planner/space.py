@@ -27,6 +27,7 @@ from shardembed.layout import Layout, Shard
 from shardembed.placement import KINDS, PACKINGS, Packing
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner.constraints import Constraints
+from shardembed.planner.cost_demand import INT32_MAX
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
 from shardembed.planner.relax import figures, undominated
@@ -37,6 +38,7 @@ PARTS = 1 << 16  # of rows, where a table's shares are contiguous
 RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
 FEW_RANKS = 128
+MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
 
@@ -67,24 +69,43 @@ class Space:
 
     def problem(self) -> Problem:
         """The problem of placing all tables, with dominated options left out (see `relax`)."""
-        known: dict[object, tuple[Option, ...]] = {}
-        items = []
-        for number, table in enumerate(self.model.tables):
-            load = table.load
-            same = (
-                *(load.table.num_embeddings, load.table.embedding_dim, load.table.dtype, load.table.policy, load.table.padding_idx),
-                *(table.poolings, load.ids_per_sample, load.skew, load.order, load.optimizer),
-                self._constrained(number),
-            )
-            if same not in known:
-                known[same] = self._options(number)
-            items.append(Item(load.table.name, known[same]))
-        model, topology = self.model, self.model.topology
-        capacity = float(topology.memory - topology.reserve)
-        return Problem(model.phases, self.ranks, capacity, tuple(items), model.charges, model.charge_memory, model.base, self.node)
+        kinds: dict[object, list[int]] = {}
+        for number in range(len(self.model.tables)):
+            kinds.setdefault(self._alike(number), []).append(number)
+        options: dict[int, tuple[Option, ...]] = {}
+        for rank, (first, *others) in enumerate(self._heaviest_first(list(kinds.values()))):
+            options.update(dict.fromkeys([first, *others], self._options(first, only_whole=rank >= MOST_KINDS)))
+        items = tuple(Item(table.load.table.name, options[number]) for number, table in enumerate(self.model.tables))
+        model, charges = self.model, self.model.charges
+        return Problem(model.phases, self.ranks, self._capacity, items, charges, model.charge_memory, model.base, self.node)
 
-    def _options(self, number: int) -> tuple[Option, ...]:
-        found = self.options(number)
+    @property
+    def _capacity(self) -> float:
+        return float(self.model.topology.memory - self.model.topology.reserve)
+
+    def _alike(self, number: int) -> object:
+        """Tables with equal keys have the same options."""
+        table = self.model.tables[number]
+        load, config = table.load, table.load.table
+        size = (config.num_embeddings, config.embedding_dim, config.dtype, config.policy, config.padding_idx)
+        traffic = (table.poolings, load.ids_per_sample, load.skew, load.order, load.optimizer)
+        return *size, *traffic, self._constrained(number)
+
+    def _heaviest_first(self, kinds: list[list[int]]) -> list[list[int]]:
+        """By what one table does for all ranks together, if cut in no way."""
+        if len(kinds) <= MOST_KINDS:
+            return kinds
+
+        def weight(kind: list[int]) -> float:
+            table = self.model.tables[kind[0]]
+            whole = Asked(*(np.array([n]) for n in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
+            width, rows = np.array([float(table.width)]), np.array([float(table.rows)])
+            return float(self.model.parts(kind[0], width, whole, rows, "unique")[0].sum())
+
+        return sorted(kinds, key=lambda kind: (-weight(kind), kind[0]))
+
+    def _options(self, number: int, only_whole: bool) -> tuple[Option, ...]:
+        found = self.options(number, only_whole)
         if not found:
             name = self.model.tables[number].load.table.name
             raise PlanError(
@@ -92,11 +113,16 @@ class Space:
                 "pinned and forbidden; take back some of it, or fix the layout itself with a placement"
             )
         floor = np.zeros(len(self.model.phases))
-        kept = undominated(figures(found, self.ranks), float(self.model.topology.memory), floor).option
+        kept = undominated(figures(found, self.ranks), self._capacity, floor).option
         return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
 
-    def options(self, number: int) -> tuple[Option, ...]:
-        """Every option of a table that the constraints allow."""
+    def options(self, number: int, only_whole: bool = False) -> tuple[Option, ...]:
+        """Every option of a table that the constraints allow.
+
+        Args:
+            only_whole: list strips in one block only, each standing for all its cuts into more (`Option.cuttable`): more blocks ask
+                for as many ids and rows and for more partial sums, whose expected number is concave in a block's share.
+        """
         table = self.model.tables[number]
         fixed = self.constraints.fixed(table.load.table.name)
         if fixed is not None:
@@ -108,14 +134,23 @@ class Space:
         packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
         for packing in packings:
             for strips in self._counts(table.width, pinned):
-                for blocks in self._blocks(number, packing, strips, pinned):
-                    if strips * blocks <= self.ranks:
-                        for flavour in _flavours(table.load, packing, blocks):
-                            found += self._cut(number, Cut("", packing, strips, blocks, flavour))
+                whole = self._cut(number, Cut("", packing, strips, 1)) if strips <= self.ranks else []
+                if only_whole and whole and table.rows <= INT32_MAX and table.load.table.name not in self.constraints.tables:
+                    found += [option if option.divisible else replace(option, cuttable=True) for option in whole]
+                else:
+                    found += whole + self._in_blocks(number, packing, strips, pinned)
         policy = table.load.table.policy
         if self.ranks > 1 and policy.max_norm is None and not policy.scale_grad_by_freq and self._allowed(number, "replicated"):
             found.append(self._copied(number, Cut("replicated")))
         return tuple(found)
+
+    def _in_blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[Option]:
+        found: list[Option] = []
+        for blocks in self._blocks(number, packing, strips, pinned):
+            if 1 < blocks <= self.ranks // strips:
+                for flavour in _flavours(self.model.tables[number].load, packing, blocks):
+                    found += self._cut(number, Cut("", packing, strips, blocks, flavour))
+        return found
 
     def _copied(self, number: int, key: Cut | TablePlan) -> Option:
         seconds, held = self.model.copied(number)
