@@ -245,9 +245,9 @@ def _tellable(option: Option, problem: Problem) -> bool:
         return False  # unequal shares are not linear
     if option.parts <= 1 or option.ranks is not None:
         return True
-    if option.node:
-        return option.parts == problem.ranks_per_node and problem.ranks % problem.ranks_per_node == 0
-    return bool((option.loads == option.loads[0]).all() and (option.memory == option.memory[0]).all())
+    if not ((option.loads == option.loads[0]).all() and (option.memory == option.memory[0]).all()):
+        return False  # which part lies where, also within a node, is not told
+    return not option.node or (option.parts == problem.ranks_per_node and problem.ranks % problem.ranks_per_node == 0)
 
 
 def _places(option: Option, problem: Problem) -> int:

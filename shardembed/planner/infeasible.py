@@ -61,7 +61,8 @@ class _Proof:
         number = need.items[0]
         option = smallest(self.problem.items[number].options, self.problem.ranks)
         yield f"Table {self._name(number)} alone does not: {self._size(number)}."
-        yield f"Of the layouts it may have, {_layout(option)} needs the least, and that is {gib(need.least)} on some rank{self._pinned(number)}."
+        least = f"{gib(need.least)} on some rank{self._pinned(number)}"
+        yield f"Of the layouts it may have, {_layout(option)} needs the least, and that is {least}."
 
     def _crowd(self, need: Need) -> Iterator[str]:
         ranks, each = self.problem.ranks, need.each
@@ -97,7 +98,8 @@ class _Proof:
 
     def _size(self, number: int) -> str:
         config = self.model.tables[number].load.table
-        return f"{config.num_embeddings:,} x {config.embedding_dim}, {gib(self._weights(number))} of weights and {gib(self._state(number))} of state"
+        held = f"{gib(self._weights(number))} of weights and {gib(self._state(number))} of state"
+        return f"{config.num_embeddings:,} x {config.embedding_dim}, {held}"
 
     def _weights(self, number: int) -> float:
         table = self.model.tables[number]
@@ -117,4 +119,6 @@ def _layout(option: Option) -> str:
     if isinstance(key, TablePlan):
         return f"the {key.kind} layout that is given"
     assert isinstance(key, Cut)
-    return "rows dealt out over all ranks" if option.divisible else str(key)
+    if option.divisible:
+        return "row_wise over all ranks"
+    return f"{key.kind} in {option.parts} part(s), packing {key.packing}" if option.parts else key.kind

@@ -5,7 +5,7 @@
     rank    a rank holds what is pinned to it, and what every rank holds of the others
     total   a rank holds at least the mean of all, each item by the smallest of its options that fit at all
 
-A capacity that passes all four may still be too little, because parts are whole (see `exact`).
+A capacity that passes all four may still be too little, because parts are whole (see `packed`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def whole(space: Space, problem: Problem) -> Problem:
 
 def smallest(options: Sequence[Option], ranks: int) -> Option:
     """The option whose largest part is smallest, for messages."""
-    return options[int(figures(tuple(options), ranks).least.argmin())]
+    found = figures(tuple(options), ranks)
+    return options[int(found.option[found.least.argmin()])]
 
 
 def _crowds(groups: list[list[int]], found: list[Figures], ranks: int) -> list[Need]:
@@ -100,7 +101,7 @@ def _certain(option: Option, ranks: int) -> Array:
     held = np.full(ranks, option.common_memory)
     if option.ranks is not None:
         np.add.at(held, np.asarray(option.ranks, dtype=np.intp), option.memory)
-    elif not option.divisible and option.parts == ranks:
+    elif not option.divisible and option.sharing is None and option.parts == ranks:
         held += option.memory.min()
     return held
 

@@ -1,19 +1,22 @@
 """A small problem as one integer program: which option every item takes, and on which ranks its parts lie.
 
-Nothing is forgotten here, so where HiGHS says that there is no solution, there is none. For what the search does not find: memory so
-tight that items go in one way only.
+Nothing is forgotten here but unequal shares (`Sharing`): where no option has them and HiGHS says that there is no solution, there
+is none. For what the search does not find: memory so tight that items go in one way only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, milp
 
 from shardembed.planner.bound import INFEASIBLE, Rows
 from shardembed.planner.problem import Array, Choice, Option, Problem, score
 
+Index = NDArray[np.intp]
 MOST = 20_000  # variables
 PRECISION = 0.01  # relative; the search has more time for the rest
 SLACK = 2e-6  # relative, what HiGHS may be off by
@@ -36,7 +39,7 @@ def packed(problem: Problem, seconds: float) -> Packing:
         program = _Program(problem, 1.0 - spare)
         answer = program.solve(seconds)
         if answer.status == INFEASIBLE:
-            return Packing(None, impossible=spare == 0.0)
+            return Packing(None, impossible=spare == 0.0 and all(option.sharing is None for option in options))
         if answer.x is None:
             return Packing(None)
         choices = program.choices(answer.x)
@@ -45,13 +48,13 @@ def packed(problem: Problem, seconds: float) -> Packing:
     return Packing(None)
 
 
-def _kinds(option: Option) -> tuple[Array, Array]:
+def _kinds(option: Option) -> tuple[Index, Index]:
     """Parts that are equal are one kind: (number of a part's kind `[n]`, parts of each kind)."""
     if not option.parts:
-        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+        return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
     lines = np.column_stack([option.loads, option.memory])
     _, kind, count = np.unique(lines, axis=0, return_inverse=True, return_counts=True)
-    return kind.reshape(-1), count
+    return kind.reshape(-1).astype(np.intp), count.astype(np.intp)
 
 
 @dataclass
@@ -59,9 +62,9 @@ class _Columns:
     """One option's variables: `x` whether it is taken, `placed` how many parts of each kind lie on each rank `[kinds, R]`."""
 
     x: int
-    kind: Array
-    placed: Array
-    nodes: Array = field(default_factory=lambda: np.zeros(0, dtype=int))
+    kind: Index
+    placed: Index
+    nodes: Index = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
 
 
 class _Program:
@@ -82,7 +85,7 @@ class _Program:
                 self._place(option, column)
         self._limits(room)
 
-    def _more(self, count: int) -> Array:
+    def _more(self, count: int) -> Index:
         self.size += count
         return np.arange(self.size - count, self.size)
 
@@ -90,7 +93,7 @@ class _Program:
         kind, count = _kinds(option)
         ranks = self.problem.ranks
         free = option.ranks is None
-        placed = self._more(len(count) * ranks).reshape(len(count), ranks) if free else np.zeros((0, 0), dtype=int)
+        placed = self._more(len(count) * ranks).reshape(len(count), ranks) if free else np.zeros((0, 0), dtype=np.intp)
         nodes = -(-ranks // self.problem.ranks_per_node) if option.node else 0
         return _Columns(int(self._more(1)[0]), kind, placed, self._more(nodes))
 
@@ -145,14 +148,16 @@ class _Program:
         self.cost /= unit
         self.cost[self.z] = 1.0
 
-    def solve(self, seconds: float):
+    def solve(self, seconds: float) -> Any:
+        """The answer of `scipy.optimize.milp`."""
         whole = np.ones(self.size)
         whole[self.z] = 0
+        bounds = Bounds(np.zeros(self.size), self.upper)  # pyright: ignore[reportArgumentType] -- the stubs know of numbers only
         options = {"time_limit": seconds, "mip_rel_gap": PRECISION}
-        return milp(self.cost, constraints=self.rows.constraint(), integrality=whole, bounds=Bounds(0, self.upper), options=options)
+        return milp(self.cost, constraints=self.rows.constraint(), integrality=whole, bounds=bounds, options=options)
 
     def choices(self, answer: Array) -> tuple[Choice, ...]:
-        amounts = np.rint(answer[: self.z[0]]).astype(int)
+        amounts = np.rint(answer[: self.z[0]]).astype(np.intp)
         found = []
         for item, columns in zip(self.problem.items, self.columns, strict=True):
             number = int(np.argmax([amounts[column.x] for column in columns]))
@@ -160,14 +165,14 @@ class _Program:
         return tuple(found)
 
     @staticmethod
-    def _choice(number: int, option: Option, column: _Columns, amounts: Array) -> Choice:
+    def _choice(number: int, option: Option, column: _Columns, amounts: Index) -> Choice:
         if option.ranks is not None or not option.parts:
             return Choice(number, option.ranks or ())
         placed = amounts[column.placed]
         if option.divisible:
             held = np.flatnonzero(placed[0])
             return Choice(number, tuple(held.tolist()), tuple(placed[0, held].tolist()))
-        ranks = np.zeros(option.parts, dtype=int)
+        ranks = np.zeros(option.parts, dtype=np.intp)
         for kind, line in enumerate(placed):
             ranks[column.kind == kind] = np.flatnonzero(line)
         return Choice(number, tuple(ranks.tolist()))

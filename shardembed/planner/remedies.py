@@ -42,6 +42,7 @@ class Thin(Space):
         table = self.model.tables[number]
         if table.load.table.name in self.constraints.tables:
             return super().options(number)
+        self._sharings[number] = None
         counts = self._counts(table.width)
         found = self._cut(number, Cut("", "unique", 1))
         if found and found[0].divisible:
@@ -106,7 +107,8 @@ class Trials:
         for step in STEPS:
             memory = rounded_up(least * (1 + step) + reserve)
             if solvable(replace(problem, capacity=memory - reserve)):
-                yield f"{gib(memory)} of memory a rank instead of {gib(self.topology.memory)} ({gib(memory - self.topology.memory)} more)"
+                more = gib(memory - self.topology.memory)
+                yield f"{gib(memory)} of memory a rank instead of {gib(self.topology.memory)} ({more} more)"
                 return
 
     def smaller(self) -> Iterator[str]:

@@ -244,7 +244,10 @@ class Space:
             width: self.model.parts(number, np.full(len(sizes), float(width)), asked, sizes, cut.packing) for width in set(widths)
         }
         common, held = self.model.common(number, widths, together, cut.packing)
-        shared = cut.kind in ("table_wise", "row_wise") and cut.packing == "bag" and ranks is None
+        # Not where the number of parts is given: figures of shares would stand for all numbers.
+        whole_or_rows = cut.kind == "row_wise" or (cut.kind == "table_wise" and self._allowed(number, "row_wise", "bag"))
+        pinned = ranks is not None or self.constraints.cuts(table.load.table.name) is not None
+        shared = whole_or_rows and cut.packing == "bag" and not pinned
         return Option(
             cut,
             _stacked([pieces[width][0] for width in widths], times),
