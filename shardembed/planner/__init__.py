@@ -31,7 +31,7 @@ def plan(
     constraints: Constraints | None = None,
     *,
     seed: int = 0,
-    seconds: float = 8.0,
+    seconds: float = 6.0,
     progress: Progress | None = None,
 ) -> Planned:
     """The fastest plan that the search finds, and a lower bound on the step time of any plan in the space (`space.py`).

@@ -19,6 +19,7 @@ from shardembed.planner.problem import Array, Numbers, Problem
 from shardembed.planner.relax import figures, floor_of, groups_of, undominated
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
+MOST_COLUMNS = 10_000  # of a relaxation in whole numbers
 INFEASIBLE = 2  # status of scipy.optimize.milp
 PRECISION = 2e-4  # relative; no more is asked of the solver
 
@@ -123,12 +124,13 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     cost[first_y:first_z] = [problem.charges[name].sum() / unit for name in names]
     cost[first_z:] = 1.0
     upper = np.concatenate([columns.count, np.ones(first_z - n), np.full(phases, np.inf)])
-    whole = np.concatenate([np.ones(first_z), np.zeros(phases)])
+    # Thousands of items hardly notice that each takes one option, and the solver would not notice its time limit.
+    whole = np.concatenate([np.full(first_z, float(n <= MOST_COLUMNS)), np.zeros(phases)])
     options = {"time_limit": seconds, "mip_rel_gap": PRECISION}
     answer = milp(cost, constraints=rows.constraint(), integrality=whole, bounds=_bounds(upper), options=options)
     if answer.status == INFEASIBLE:
         return None
-    value = answer.mip_dual_bound
+    value = answer.mip_dual_bound if n <= MOST_COLUMNS else answer.fun
     if answer.x is None or value is None or not np.isfinite(value):  # out of time: drop the demand for whole numbers
         answer = milp(cost, constraints=rows.constraint(), bounds=_bounds(upper))
         if answer.status == INFEASIBLE:

@@ -136,7 +136,7 @@ class Space:
             for strips in self._counts(table.width, pinned):
                 whole = self._cut(number, Cut("", packing, strips, 1)) if strips <= self.ranks else []
                 if only_whole and whole and table.rows <= INT32_MAX and table.load.table.name not in self.constraints.tables:
-                    found += [option if option.divisible else replace(option, cuttable=True) for option in whole]
+                    found += [option if option.divisible else replace(option, cuttable=True, sharing=None) for option in whole]
                 else:
                     found += whole + self._in_blocks(number, packing, strips, pinned)
         policy = table.load.table.policy
