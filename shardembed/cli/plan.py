@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardembed.planner.why import Alternative
     from shardembed.planner.workload import Workload
 
-SECONDS, SWEEP_SECONDS = 8.0, 4.0  # that the search may take, for a plan and for each point of a sweep
+SECONDS, SWEEP_SECONDS = 6.0, 4.0  # that the search may take, for a plan and for each point of a sweep
 AROUND = (-2, 2)  # the page's own sweep: powers of two below and above the plan's rank count
 GIB = 1 << 30
 Progress = Callable[[str, float], None]

@@ -10,11 +10,12 @@ import numpy as np
 from shardembed.plan import TablePlan
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.cost_model import CostModel
+from shardembed.planner.cuts import Cut
 from shardembed.planner.needs import Need, needs, smallest, together, whole
 from shardembed.planner.packed import packed
 from shardembed.planner.problem import Option, Problem
 from shardembed.planner.remedies import SHOWN, Trials, gib, wish
-from shardembed.planner.space import Cut, Space
+from shardembed.planner.space import Space
 
 SECONDS = 2.0  # for the proof that nothing fits, where sums do not show it
 

@@ -23,7 +23,7 @@ ALIKE = 1e-9  # relative
 LEAST = 1e-6  # share; a part with less is dropped
 TANGENTS = 3
 NOTHING = 2e-3  # ranks' worth of seconds
-COARSE = 5e-4  # of a rank's seconds in a phase
+COARSE = 5e-4  # of a rank's seconds in a phase, or of its memory
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,8 @@ def _fine_enough(option: Option, state: State) -> int:
     """Into how many equal parts an item is cut, at least: so many that one of them weighs next to nothing, and no more, since
     every part may end as a shard.
     """
-    wanted, parts = float((option.total / state.scale).max()) / COARSE, option.divisible
+    weight = max(float((option.total / state.scale).max()), float(option.memory[0]) / state.problem.capacity)
+    wanted, parts = weight / COARSE, option.divisible
     while parts % 2 == 0 and parts / 2 >= wanted:
         parts //= 2
     return parts

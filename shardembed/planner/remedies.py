@@ -19,11 +19,12 @@ from shardembed.optim import SGD, RowwiseAdagrad, TableOptimizer
 from shardembed.plan import TablePlan
 from shardembed.planner.constraints import Constraints, Pin
 from shardembed.planner.cost_model import CostModel
+from shardembed.planner.cuts import Cut
 from shardembed.planner.needs import needed
 from shardembed.planner.packed import packed
 from shardembed.planner.problem import Option, Problem
 from shardembed.planner.search import solve
-from shardembed.planner.space import Cut, Space
+from shardembed.planner.space import Space
 from shardembed.planner.topology import GIB, Topology
 from shardembed.planner.workload import Counts, TableLoad, Workload
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import gcd
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,10 +28,11 @@ from shardembed.plan import Plan, TablePlan
 from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost_demand import INT32_MAX
 from shardembed.planner.cost_model import CostModel
+from shardembed.planner.cuts import Cut, dealt, flavours, kinds_of, ordered, widths_of
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
 from shardembed.planner.relax import figures, undominated
 from shardembed.planner.traffic import Asked
-from shardembed.planner.workload import Counts, TableLoad, Uniform
+from shardembed.planner.workload import TableLoad, Uniform
 
 PARTS = 1 << 16  # of rows, where a table's shares are contiguous
 RESIDUES = 64  # a rank, where they are strided: each is a shard
@@ -40,23 +40,6 @@ MOST_RESIDUES = 8192
 FEW_RANKS = 128
 MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
-
-
-@dataclass(frozen=True)
-class Cut:
-    """An option's key. strips, blocks: C and n; flavour: how rows are cut; copied options have none of them."""
-
-    kind: str
-    packing: Packing = "unique"
-    strips: int = 1
-    blocks: int = 1
-    flavour: str = "dealt"
-
-    def __str__(self) -> str:
-        if self.kind == "replicated":
-            return self.kind
-        cuts = [f"{self.strips} strips"] * (self.strips > 1) + [f"{self.blocks} blocks"] * (self.blocks > 1)
-        return " ".join([self.kind, self.packing, *cuts, *[f"({self.flavour})"] * (self.flavour != "dealt")])
 
 
 class Space:
@@ -148,7 +131,7 @@ class Space:
         found: list[Option] = []
         for blocks in self._blocks(number, packing, strips, pinned):
             if 1 < blocks <= self.ranks // strips:
-                for flavour in _flavours(self.model.tables[number].load, packing, blocks):
+                for flavour in flavours(self.model.tables[number].load, packing, blocks):
                     found += self._cut(number, Cut("", packing, strips, blocks, flavour))
         return found
 
@@ -204,7 +187,7 @@ class Space:
     def _cut(self, number: int, cut: Cut) -> list[Option]:
         """The options of one way to cut: by every kind that it is, where the parts may lie; none if that is forbidden."""
         name = self.model.tables[number].load.table.name
-        kinds = [kind for kind in _kinds(cut, self.node) if self._allowed(number, kind, cut.packing)]
+        kinds = [kind for kind in kinds_of(cut, self.node) if self._allowed(number, kind, cut.packing)]
         ranks, cuts = self.constraints.ranks(name), self.constraints.cuts(name)
         parts = cut.strips * cut.blocks
         if not kinds or (ranks is not None and len(ranks) != parts) or (cuts is not None and parts != cuts):
@@ -220,18 +203,18 @@ class Space:
     def _divisible(self, number: int) -> Option:
         table = self.model.tables[number]
         rows = table.rows
-        parts = min(rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if _ordered(table.load) else PARTS)
+        parts = min(rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if ordered(table.load) else PARTS)
         parts = 1 << (parts.bit_length() - 1)  # so that fewer, larger parts are whole numbers of these
         whole = self._asked(number, [range(rows)])
         width = np.array([float(table.width)])
         loads, memory = self.model.parts(number, width, whole, np.array([float(rows)]), "unique")
         common, held = self.model.common(number, [table.width], 1, "unique")
         charges = self.model.charges_of(number, [table.width], "unique")
-        return Option(Cut("row_wise", blocks=parts), loads, memory, common, held, divisible=parts, charges=charges)
+        return Option(Cut("row_wise"), loads, memory, common, held, divisible=parts, charges=charges)
 
     def _option(self, number: int, cut: Cut, ranks: tuple[int, ...] | None) -> Option:
         table = self.model.tables[number]
-        widths = _widths(table.width, cut.strips)
+        widths = widths_of(table.width, cut.strips)
         if isinstance(table.load.skew, Uniform) and table.rows >= SMOOTH * cut.blocks:  # blocks all alike: one stands for them
             traffic, count = table.traffic, cut.blocks
             asked = Asked(*(np.array([whole / count]) for whole in (traffic.ids, traffic.distinct, traffic.touched)))
@@ -267,7 +250,7 @@ class Space:
         """
         table = self.model.tables[number]
         bags = table.read_by_bag("bag")
-        if not all(bags) or _ordered(table.load) or table.rows < self.ranks or self.ranks == 1:
+        if not all(bags) or ordered(table.load) or table.rows < self.ranks or self.ranks == 1:
             return None
         nothing = np.zeros(len(self.model.phases))
         empty = Sharing(nothing, nothing, nothing, 0, 0, 0, np.array(table.traffic.bags), np.array(table.traffic.lengths), PARTS)
@@ -305,7 +288,7 @@ class Space:
             return [range(rows)]
         if cut.flavour == "traffic":
             edges = self._traffic_edges(load, blocks)
-        elif cut.flavour == "dealt" and _ordered(load):
+        elif cut.flavour == "dealt" and ordered(load):
             return [range(residue, rows, blocks) for residue in range(blocks)]
         else:
             edges = [rows * block // blocks for block in range(blocks + 1)]
@@ -345,35 +328,11 @@ class Space:
         if cut.kind == "replicated":
             return [Shard(range(rows), range(columns), tuple(range(self.ranks)))]
         if choice.shares is not None:
-            return _dealt(load, choice.ranks, choice.shares)
-        blocks, edges = self.rows_of(load, cut), np.cumsum([0, *_widths(columns, cut.strips)]).tolist()
+            return dealt(load, choice.ranks, choice.shares)
+        blocks, edges = self.rows_of(load, cut), np.cumsum([0, *widths_of(columns, cut.strips)]).tolist()
         strips = [range(low, high) for low, high in itertools.pairwise(edges)]
         places = iter(choice.ranks)
         return [Shard(block, strip, (next(places),)) for strip in strips for block in blocks]
-
-
-def _ordered(load: TableLoad) -> bool:
-    """Whether rows near each other are asked for alike often."""
-    return not isinstance(load.skew, Uniform) and (load.order == "sorted" or isinstance(load.skew, Counts))
-
-
-def _flavours(load: TableLoad, packing: Packing, blocks: int) -> list[str]:
-    # Read by id, a block's distinct ids are what counts: then no flavour is better balanced, or cheaper, than dealt blocks.
-    return ["dealt", "even", "traffic"] if packing == "bag" and blocks > 1 and _ordered(load) else ["dealt"]
-
-
-def _kinds(cut: Cut, node: int) -> list[str]:
-    """What a cut can be called."""
-    if cut.strips > 1:
-        return ["column_wise"] if cut.blocks == 1 else ["grid"]
-    if cut.blocks == 1:
-        return ["table_wise"]
-    return ["row_wise", "table_row_wise"] if cut.blocks == node else ["row_wise"]
-
-
-def _widths(columns: int, strips: int) -> list[int]:
-    """Columns of each strip, as `placement` cuts them: differing by one at most."""
-    return [columns // strips + (strip < columns % strips) for strip in range(strips)]
 
 
 def _stacked(pieces: Sequence[Array], times: int) -> Array:
@@ -384,24 +343,3 @@ def _stacked(pieces: Sequence[Array], times: int) -> Array:
     if all((piece == first).all() for piece in pieces):
         return np.broadcast_to(first, (times * sum(len(piece) for piece in pieces), *first.shape[1:]))
     return np.concatenate([np.repeat(piece, times, 0) for piece in pieces])
-
-
-def _dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list[Shard]:
-    """Shares of the rows: contiguous, or every n-th row with a rank as often as its share."""
-    rows, columns = load.table.num_embeddings, range(load.table.embedding_dim)
-    if len(ranks) == 1:
-        return [Shard(range(rows), columns, (ranks[0],))]
-    if _ordered(load):
-        step = gcd(*shares)
-        owners = _interleaved(ranks, [share // step for share in shares])
-        return [Shard(range(residue, rows, len(owners)), columns, (owner,)) for residue, owner in enumerate(owners)]
-    total = sum(shares)
-    edges = [rows * edge // total for edge in np.cumsum([0, *shares]).tolist()]
-    cuts = zip(edges[:-1], edges[1:], ranks, strict=True)
-    return [Shard(range(low, high), columns, (rank,)) for low, high, rank in cuts if high > low]
-
-
-def _interleaved(ranks: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """Each rank as often as its count, spread evenly: popular rows have the first residues, and each rank is to get some."""
-    spots = [((turn + 0.5) / count, rank) for rank, count in zip(ranks, counts, strict=True) for turn in range(count)]
-    return [rank for _, rank in sorted(spots)]
