@@ -88,8 +88,7 @@ class _Search:
         """States worth finishing: the constructed one, then those that rounds have improved."""
         small = self.problem.ranks <= EXACT_RANKS
         measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
-        starts = [state for state in map(self._construct, SPREAD) if state is not None] or [self._construct(None)]
-        state = min((state for state in starts if state is not None), key=measure, default=None)
+        state = self._best_start(measure)
         if state is None:
             return
         yield state
@@ -108,6 +107,16 @@ class _Search:
                 state, now = kept.copy(), best
         if best < first:
             yield kept
+
+    def _best_start(self, measure: Callable[[State], float]) -> State | None:
+        best: tuple[float, State] | None = None
+        for spread in SPREAD:
+            state = self._construct(spread)
+            if state is not None and (best is None or measure(state) < best[0]):
+                best = measure(state), state
+            if best is not None and best[0] <= self.bound.value * (1 + 2 * GOOD):
+                break
+        return self._construct(None) if best is None else best[1]
 
     def _construct(self, spread: float | None) -> State | None:
         """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
