@@ -13,7 +13,7 @@ Legend: P phases, R ranks; a variable is a column, numbered as it is made.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -35,7 +35,10 @@ def improved(problem: Problem, solution: Solution | None, seconds: float) -> Sol
     if program is None:
         return solution
     most = np.inf if solution is None else solution.score.step
-    choices, bound = program.solve(seconds)
+    choices, bound = program.solve(seconds if program.whole else seconds / 2)
+    if not program.whole:
+        easier = _Program.of(_easier(problem))
+        bound = 0.0 if easier is None else easier.solve(seconds / 2)[1]
     if solution is not None:
         bound = max(bound, solution.bound)
     best = None if solution is None else Solution(solution.choices, solution.score, min(bound, most))
@@ -44,6 +47,24 @@ def improved(problem: Problem, solution: Solution | None, seconds: float) -> Sol
         if found.memory.max() <= problem.capacity and found.step < most:
             best = Solution(choices, found, min(bound, found.step))
     return best
+
+
+def _easier(problem: Problem) -> Problem:
+    """The problem with parts that differ inside a node taken for the least of them: no solution takes longer than it did."""
+    known: dict[int, tuple[Option, ...]] = {}
+    for item in problem.items:
+        if id(item.options) not in known:
+            known[id(item.options)] = tuple(
+                replace(option, loads=_least(option.loads), memory=_least(option.memory))
+                if _in_one_order(option, problem)
+                else option
+                for option in item.options
+            )
+    return replace(problem, items=tuple(Item(item.name, known[id(item.options)]) for item in problem.items))
+
+
+def _least(parts: Array) -> Array:
+    return np.broadcast_to(parts.min(0), parts.shape)
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,7 @@ class _Taken:
 class _Program:
     problem: Problem
     groups: list[list[int]]
+    whole: bool  # every solution is one of the program, so that its bound is one on the problem
     taken: list[list[_Taken]] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
     rows: list[tuple[Line, float, float]] = field(default_factory=list)  # coefficients, least, most
@@ -73,11 +95,12 @@ class _Program:
         """
         groups = _groups(problem.items)
         options = [problem.items[group[0]].options for group in groups]
-        if not all(_tellable(option, problem) for each in options for option in each):
+        flat = [option for each in options for option in each]
+        if not all(_tellable(option, problem) or _in_one_order(option, problem) for option in flat):
             return None
         if sum(1 + _places(option, problem) for each in options for option in each) > MOST_VARIABLES:
             return None
-        program = _Program(problem, groups)
+        program = _Program(problem, groups, all(_tellable(option, problem) for option in flat))
         program._build(options)
         return program
 
@@ -104,7 +127,8 @@ class _Program:
         if bound is None or not np.isfinite(bound):
             bound = 0.0
         # HiGHS keeps to its constraints within a tolerance of 1e-6 of figures near one.
-        return None if found.x is None else self._choices(np.round(found.x)), max(0.0, float(bound) - 1e-6) * scale
+        proved = max(0.0, float(bound) - 1e-6) * scale if self.whole else 0.0
+        return None if found.x is None else self._choices(np.round(found.x)), proved
 
     # The program.
 
@@ -248,6 +272,11 @@ def _tellable(option: Option, problem: Problem) -> bool:
     if not ((option.loads == option.loads[0]).all() and (option.memory == option.memory[0]).all()):
         return False  # which part lies where, also within a node, is not told
     return not option.node or (option.parts == problem.ranks_per_node and problem.ranks % problem.ranks_per_node == 0)
+
+
+def _in_one_order(option: Option, problem: Problem) -> bool:
+    """Parts that fill a node and differ: the program knows them in one order only."""
+    return option.sharing is None and option.node and option.parts == problem.ranks_per_node and not problem.ranks % option.parts
 
 
 def _places(option: Option, problem: Problem) -> int:
