@@ -63,8 +63,9 @@ def _easier(problem: Problem) -> Problem:
     return replace(problem, items=tuple(Item(item.name, known[id(item.options)]) for item in problem.items))
 
 
-def _least(parts: Array) -> Array:
-    return np.broadcast_to(parts.min(0), parts.shape)
+def _least(option: Option) -> Option:
+    loads, memory = option.loads, option.memory
+    return replace(option, loads=np.broadcast_to(loads.min(0), loads.shape), memory=np.full_like(memory, memory.min()))
 
 
 @dataclass(frozen=True)
