@@ -54,12 +54,8 @@ def _easier(problem: Problem) -> Problem:
     known: dict[int, tuple[Option, ...]] = {}
     for item in problem.items:
         if id(item.options) not in known:
-            known[id(item.options)] = tuple(
-                replace(option, loads=_least(option.loads), memory=_least(option.memory))
-                if _in_one_order(option, problem)
-                else option
-                for option in item.options
-            )
+            found = (_least(option) if _in_one_order(option, problem) else option for option in item.options)
+            known[id(item.options)] = tuple(found)
     return replace(problem, items=tuple(Item(item.name, known[id(item.options)]) for item in problem.items))
 
 
