@@ -18,7 +18,8 @@ from scipy.optimize import linprog
 from shardembed.planner.problem import Array, Choice, Option, Sharing
 from shardembed.planner.state import State
 
-VARIABLES = 12_000  # of the program; what is left over is dealt out beforehand, smallest items first
+VARIABLES = 12_000  # of the program
+FEW_VARIABLES = 1500  # with which it takes no time
 ALIKE = 1e-9  # relative
 LEAST = 1e-6  # share; a part with less is dropped
 TANGENTS = 3
@@ -35,10 +36,14 @@ class _Levelled:
     shares: list[Array]
 
 
-def level(state: State, seconds: float) -> State | None:
-    """The state with everything settled; None where memory does not allow it. All else stays as it is."""
+def level(state: State, seconds: float, variables: int = VARIABLES) -> State | None:
+    """The state with everything settled; None where memory or time does not allow it. All else stays as it is.
+
+    Args:
+        variables: of the program, at most; what is left over is dealt out beforehand, smallest items first.
+    """
     state = state.copy()
-    if not _settle_surplus(state):
+    if not _settle_surplus(state, variables):
         return None
     lumps, sharing = _lumps(state), state.unsettled
     if not lumps and not sharing:
@@ -85,20 +90,20 @@ def _settle(state: State, item: int, ranks: tuple[int, ...], shares: tuple[int, 
     state.restore(item, Choice(before.option, ranks, shares))
 
 
-def _settle_surplus(state: State) -> bool:
+def _settle_surplus(state: State, variables: int) -> bool:
     """Deal out what would make the program too large, the smallest items first; False where it does not fit."""
     sharing = sorted(
         state.unsettled,
         key=lambda item: (-float((_sharing(state.option(item)).linear / state.scale).sum()), item),
     )
-    room = VARIABLES // 2
+    room = variables // 2
     for item in sharing:
         room -= state.option(item).parts
         if room < 0:
             even = np.full(state.option(item).parts, 1.0 / state.option(item).parts)
             _settle(state, item, *_whole_parts(state, item, even))
     lumps = _lumps(state)
-    most = max(1, VARIABLES // len(_classes(state)[0]))
+    most = max(1, variables // len(_classes(state)[0]))
     return all(_whole_or_even(state, item) for lump in lumps[most:][::-1] for item in lump)
 
 

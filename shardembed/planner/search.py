@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardembed.planner.bound import Bound, lower_bound
-from shardembed.planner.level import level, value
+from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import figures, floor_of, groups_of, undominated
 from shardembed.planner.state import State
@@ -49,8 +49,9 @@ def solve(problem: Problem, seed: int = 0, seconds: float = 8.0, progress: Progr
     best: Solution | None = None
     search = _Search(problem, bound, seed)
     for state in search.rounds(started + seconds):
-        done = level(state, seconds / 2)
+        done = level(state, 2 * seconds) or level(state, 2 * seconds, FEW_VARIABLES)
         found = None if done is None else _finished(done, bound)
+        search.found |= found is not None
         if found is not None and (best is None or found.score.step < best.score.step):
             best = found
         if progress is not None and best is not None:
@@ -73,6 +74,7 @@ class _Search:
 
     def __init__(self, problem: Problem, bound: Bound, seed: int) -> None:
         self.problem, self.bound = problem, bound
+        self.found = False  # a solution, from any state so far
         self.draw = np.random.default_rng(seed)
         self.candidates: list[list[int]] = [[]] * len(problem.items)
         floor = floor_of(problem)
@@ -88,10 +90,13 @@ class _Search:
         """States worth finishing: the constructed one, then those that rounds have improved."""
         small = self.problem.ranks <= EXACT_RANKS
         measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
-        state = self._best_start(measure)
+        state = None
+        for state in self._starts(measure):  # the best of those that memory lets level
+            yield state
+            if self.found:
+                break
         if state is None:
             return
-        yield state
         limit = SMALL_ROUNDS if small else max(40, min(800, 200_000 // (self.problem.ranks + 100)))
         first = best = now = measure(state)
         kept, since = state.copy(), 0
@@ -108,15 +113,16 @@ class _Search:
         if best < first:
             yield kept
 
-    def _best_start(self, measure: Callable[[State], float]) -> State | None:
-        best: tuple[float, State] | None = None
+    def _starts(self, measure: Callable[[State], float]) -> list[State]:
+        """States to begin with, the fastest first."""
+        found: list[tuple[float, State]] = []
         for spread in SPREAD:
             state = self._construct(spread)
-            if state is not None and (best is None or measure(state) < best[0]):
-                best = measure(state), state
-            if best is not None and best[0] <= self.bound.value * (1 + 2 * GOOD):
-                break
-        return self._construct(None) if best is None else best[1]
+            if state is not None:
+                found.append((measure(state), state))
+        found.sort(key=lambda pair: pair[0])
+        last = self._construct(None)
+        return [state for _, state in found] + ([] if last is None else [last])
 
     def _construct(self, spread: float | None) -> State | None:
         """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
