@@ -113,16 +113,19 @@ class _Search:
         if best < first:
             yield kept
 
-    def _starts(self, measure: Callable[[State], float]) -> list[State]:
-        """States to begin with, the fastest first."""
+    def _starts(self, measure: Callable[[State], float]) -> Iterator[State]:
+        """States to begin with, the fastest first; last the one that takes least memory."""
         found: list[tuple[float, State]] = []
         for spread in SPREAD:
             state = self._construct(spread)
             if state is not None:
                 found.append((measure(state), state))
-        found.sort(key=lambda pair: pair[0])
+                if found[-1][0] <= self.bound.value * (1 + 2 * GOOD):
+                    break
+        yield from (state for _, state in sorted(found, key=lambda pair: pair[0]))
         last = self._construct(None)
-        return [state for _, state in found] + ([] if last is None else [last])
+        if last is not None:
+            yield last
 
     def _construct(self, spread: float | None) -> State | None:
         """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
