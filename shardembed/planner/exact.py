@@ -20,6 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, score
+from shardembed.planner.relax import groups_of
 from shardembed.planner.search import Solution
 
 MOST_VARIABLES = 12_000  # with more, HiGHS does not get far in seconds
@@ -90,7 +91,7 @@ class _Program:
         """The program, or None where it would be too large, or has an option that is not linear or whose parts differ and may lie
         anywhere.
         """
-        groups = _groups(problem.items)
+        groups = groups_of(problem)
         options = [problem.items[group[0]].options for group in groups]
         flat = [option for each in options for option in each]
         if not all(_tellable(option, problem) or _in_one_order(option, problem) for option in flat):
@@ -252,13 +253,6 @@ def _choice(option: Option, number: int, left: np.ndarray, remaining: int, node:
     ranks = np.argsort(-left, kind="stable")[: option.parts]
     left[ranks] -= 1
     return Choice(number, tuple(sorted(ranks.tolist())))
-
-
-def _groups(items: Sequence[Item]) -> list[list[int]]:
-    found: dict[int, list[int]] = {}
-    for number, item in enumerate(items):
-        found.setdefault(id(item.options), []).append(number)
-    return list(found.values())
 
 
 def _tellable(option: Option, problem: Problem) -> bool:

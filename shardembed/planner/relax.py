@@ -38,6 +38,10 @@ class Figures:
     memory: Array
     least: Array
 
+    def fitting(self, capacity: float) -> NDArray[np.bool_]:
+        """Which lines fit into a rank's memory, to the last digits."""
+        return self.least <= capacity * (1 + 1e-9)
+
     def only(self, kept: Sequence[int]) -> Figures:
         index = np.asarray(kept, dtype=np.intp)
         charges = tuple(self.charges[number] for number in kept)
@@ -111,7 +115,7 @@ def undominated(found: Figures, capacity: float, floor: Array) -> Figures:
     floor: `[P]`, seconds that every solution's slowest rank has anyway; a largest part below it says nothing.
     """
     rows = np.column_stack([found.common, found.mean, np.maximum(found.largest, floor), found.memory])
-    fitting = np.flatnonzero(found.least <= capacity * (1 + 1e-9))
+    fitting = np.flatnonzero(found.fitting(capacity))
     kept: list[int] = []
     for index in sorted(fitting.tolist(), key=lambda i: (*rows[i], len(found.charges[i]), i)):
         worse = (rows[kept] <= rows[index]).all(1) if kept else np.zeros(0, dtype=bool)
@@ -133,7 +137,7 @@ def floor_of(problem: Problem) -> Array:
     floor = np.zeros(len(problem.phases))
     for group in groups_of(problem):
         found = figures(problem.items[group[0]].options, problem.ranks)
-        allowed = found.least <= problem.capacity
+        allowed = found.fitting(problem.capacity)
         if allowed.any():
             floor += len(group) * found.mean[allowed].min(0)
     return floor
