@@ -36,6 +36,9 @@ def check_manifest(manifest: Manifest) -> None:
             raise ValueError(f"file name {name!r:.80} is neither {STATE} nor rank-NNNNN.safetensors; no other file is read")
     if manifest.base is not None:
         _check_base(manifest.base)
+    for text in (manifest.created, *manifest.versions, *manifest.versions.values()):
+        if len(text) > KEY_LIMIT or not text.isprintable():
+            raise ValueError(f"{text!r:.80} is not printable text")
     for key, entry in manifest.entries.items():
         try:
             _check_entry(entry, manifest.base is not None)
@@ -50,9 +53,7 @@ def check_manifest(manifest: Manifest) -> None:
 
 def _check_base(base: Base) -> None:
     if not STEP_FOLDER.fullmatch(base.folder):
-        raise ValueError(
-            f"the full checkpoint below must be a folder beside this one, named step-NNNNNNNNNN, not {base.folder!r:.80}"
-        )
+        raise ValueError(f"the full checkpoint below must be a folder named step-NNNNNNNNNN, not {base.folder!r:.80}")
     if not _HASH.fullmatch(base.checksum):
         raise ValueError(f"the checksum of the full checkpoint below is not {HASH_DIGITS} hexadecimal digits")
 

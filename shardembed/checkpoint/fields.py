@@ -1,4 +1,4 @@
-"""The parts of a manifest as JSON, and back. Reading checks types and bounds, and raises ValueError; what they mean is for `checks`."""
+"""The parts of a manifest as JSON, and back. Reading checks types and bounds; their meaning is for `checks`."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{folder} holds {pickles[0]!r}, and {NO_PICKLES}: remove it if you put it there")
         if pickles:
             raise CheckpointError(
-                f"{folder} has no {NAME} and holds {pickles[0]!r}: this is a pickle, as torch.save and torch.distributed.checkpoint "
-                f"write it, and {NO_PICKLES}; load it with the library that wrote it, and save it with this one"
+                f"{folder} has no {NAME} and holds {pickles[0]!r}: a pickle, as torch.save and torch.distributed.checkpoint write "
+                f"it; {NO_PICKLES}: load it with the library that wrote it, and save it with this one"
             )
         if NAME not in names:
             raise CheckpointError(f"{folder} has no {NAME}: it is no complete checkpoint; a complete one is named step-NNNNNNNNNN")

@@ -1,4 +1,4 @@
-"""A few threads that share a stream of tasks: hashing, copying and file access run beside each other, since all let Python go on."""
+"""A few threads that share a stream of tasks. Hashing, copying and file access all let other threads run."""
 
 from __future__ import annotations
 
@@ -59,4 +59,4 @@ def spread(tasks: Iterable[Task], work: Callable[[Task, Scratch], None], workers
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous uint8 tensor on the CPU."""
-    return memoryview(tensor.numpy())
+    return tensor.numpy().data
