@@ -55,9 +55,9 @@ class Manifest:
         except ValueError as error:
             raise CheckpointError(f"this cannot be saved: {error}") from error
         entries = data.pop("entries")
-        head = json.dumps(data, indent=1)[:-2]  # without the closing brace
-        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
-        return f'{head},\n "entries": {{\n{lines}\n }}\n}}\n'.encode()
+        head = "".join(f"{json.dumps(name)}: {json.dumps(value)},\n" for name, value in data.items())
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+        return f'{{\n{head}"entries": {{\n{lines}\n}}\n}}\n'.encode()
 
     @cached_property
     def checksum(self) -> str:
