@@ -49,7 +49,8 @@ class Manifest:
         Raises:
             CheckpointError: `parse` would refuse it.
         """
-        data = {"format": FORMAT, "checksum": self.checksum, **self._to_json()}
+        data = {"format": FORMAT, **self._to_json()}
+        data["checksum"] = _checksum(data)
         try:
             check_manifest(self)
         except ValueError as error:
