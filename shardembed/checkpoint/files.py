@@ -35,7 +35,7 @@ class Place:
         """Rows from the `first` up to `stop` of the block, for messages."""
         which = "updated rows" if self.rows is None else "rows"
         rows = range(first, stop) if self.rows is None else self.rows[first:stop]
-        every = f" (every {rows.step}th)" if rows.step > 1 else ""
+        every = f" in steps of {rows.step}" if rows.step > 1 else ""
         part = f", columns {self.columns.start} to {self.columns.stop - 1}"
         return (
             f"{which} {rows[0]} to {rows[-1]}{every}{part if len(self.columns) < self.entry.columns else ''} of {self.entry.key!r}"

@@ -49,7 +49,9 @@ def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], w
     for part in parts:
         if part.data.dtype not in CODES:
             raise CheckpointError(f"{part.name!r} is of {part.data.dtype}, which a safetensors file cannot hold")
-    head, offsets = header.encode([(part.name, part.data.dtype, tuple(part.data.shape) if part.shape is None else part.shape) for part in parts], metadata)
+    shapes = [tuple(part.data.shape) if part.shape is None else part.shape for part in parts]
+    described = [(part.name, part.data.dtype, shape) for part, shape in zip(parts, shapes, strict=True)]
+    head, offsets = header.encode(described, metadata)
     hashes: list[list[str]] = [[""] * _pieces(part) for part in parts]
 
     def write_piece(task: tuple[int, int], scratch: Scratch) -> None:

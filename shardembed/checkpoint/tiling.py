@@ -42,7 +42,7 @@ def _check_strip(total: int, cut: list[range], which: str) -> None:
     for rows in cut:
         lines.setdefault(rows.start % step, []).append((rows.start, rows[-1]))
     if len(lines) != min(step, total):
-        raise ValueError(f"rows {which} are in {len(lines)} of {min(step, total)} lines of every {step}th row")
+        raise ValueError(f"rows {which} are held of {len(lines)} of {min(step, total)} residues of step {step}")
     for residue, line in lines.items():
         edge = residue
         for first, last in sorted(line):
