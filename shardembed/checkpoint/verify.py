@@ -42,7 +42,7 @@ def verify(folder: Path, workers: int = 2, progress: Progress = lambda _: None) 
     for each, manifest in manifests.items():
         found += _strangers(each, manifest)
         with Files(each, manifest) as files:
-            sound = [name for name in manifest.files if not _opening(files, name, found)]
+            sound = {name for name in manifest.files if not _opening(files, name, found)}
             _hash_all(files, sound, found, workers, progress)
     return sorted(found, key=lambda problem: (str(problem.folder), problem.file, problem.text))
 
@@ -67,7 +67,7 @@ def _opening(files: Files, name: str, found: list[Problem]) -> bool:
         return True
 
 
-def _hash_all(files: Files, names: list[str], found: list[Problem], workers: int, progress: Progress) -> None:
+def _hash_all(files: Files, names: set[str], found: list[Problem], workers: int, progress: Progress) -> None:
     lock = threading.Lock()
 
     def check(task: tuple[Block, int, int, str], scratch: Scratch) -> None:
