@@ -5,6 +5,13 @@ The public names, and nothing else.
 
 from shardembed import errors, optim, testing
 from shardembed._version import __version__
+from shardembed.checkpoint import (
+    async_save_checkpoint,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.errors import ShardEmbedError
@@ -41,16 +48,21 @@ __all__ = [
     "TablePlan",
     "Uniform",
     "__version__",
+    "async_save_checkpoint",
+    "checkpoints",
     "clip_grad_norm_",
     "column_wise",
     "errors",
     "grid",
     "ignored",
     "init",
+    "load_checkpoint",
+    "newest_checkpoint",
     "optim",
     "rank",
     "replicated",
     "row_wise",
+    "save_checkpoint",
     "shard",
     "synced",
     "table_row_wise",
