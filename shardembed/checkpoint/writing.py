@@ -51,9 +51,9 @@ def write(root: Path, snapshot: Snapshot, comm: Comm, keep: int | None, base: Ba
             reports = _write_files(saving, snapshot, comm)
             said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base))
         except CheckpointError:
-            if comm.rank == 0:  # all ranks have stopped writing: they agreed that it failed
-                with suppress(OSError):
-                    folders.remove(saving)
+            on_first(
+                comm, "remove what was written", lambda: _remove(saving)
+            )  # all have stopped writing: they agreed that it failed
             raise
         name, checksum = json.loads(said)
         if comm.rank == 0:
@@ -209,6 +209,12 @@ def _entries(snapshot: Snapshot, reports: list[dict[str, Any]]) -> dict[str, Ent
     }
 
 
+def _remove(saving: Path) -> str:
+    with suppress(OSError):  # the next save tries again
+        folders.remove(saving)
+    return ""
+
+
 def _clean(root: Path, keep: int | None, written: str) -> None:
     """Remove what a newer one of the same step stands for, and steps beyond the `keep` newest; never what was just written, nor
     what a kept one stands on.
@@ -223,5 +229,4 @@ def _clean(root: Path, keep: int | None, written: str) -> None:
             kept |= {base.folder} if base is not None else set()
     for name in found:
         if str(name) not in kept:
-            with suppress(OSError):  # the next save tries again
-                folders.remove(root / str(name))
+            _remove(root / str(name))
