@@ -6,6 +6,8 @@ The public names, and nothing else.
 from shardembed import errors, optim, testing
 from shardembed._version import __version__
 from shardembed.checkpoint import (
+    PendingSave,
+    Restored,
     async_save_checkpoint,
     checkpoints,
     load_checkpoint,
@@ -41,8 +43,10 @@ __all__ = [
     "IdBatch",
     "Normal",
     "Optimizer",
+    "PendingSave",
     "Placement",
     "Plan",
+    "Restored",
     "ShardEmbedError",
     "TableConfig",
     "TablePlan",

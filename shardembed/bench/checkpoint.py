@@ -2,9 +2,9 @@
 
     python -m shardembed.bench.checkpoint [--ranks 2] [--gigabytes 4] [--rounds 3] [--folder DIR] [--markdown PAGE.md]
 
-One table of `--gigabytes` (10^9 bytes) cut by rows. In every round all take turns, each rank with its share: plain writes of 8 MiB and
-one fsync; a save; plain reads; a load; an increment after 1 % of the rows have changed; a background save. Files are dropped from the
-page cache before they are read, as far as the kernel lets a process ask for it. Times are from barrier to barrier.
+One table of `--gigabytes` (10^9 bytes) cut by rows. In every round all take turns, each rank with its share: plain writes of
+8 MiB and one fsync; a save; plain reads; a load; an increment after 1 % of the rows have changed; a background save. Files are
+dropped from the page cache before they are read, as far as the kernel lets a process ask for it. Times are from barrier to barrier.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def measure(gigabytes: float, rounds: int, folder: Path) -> dict[str, Any]:
         seconds.setdefault(name, []).append(took[0])
         memory[name] = max(memory.get(name, 0), used)
 
+    pending: list[se.PendingSave] = []
+
     def save(**more: Any) -> Path:
         return se.save_checkpoint(root, tables, optimizer=optimizer, keep=1, **more)
 
@@ -130,16 +132,15 @@ def measure(gigabytes: float, rounds: int, folder: Path) -> dict[str, Any]:
         save(incremental=True)  # a full one, for increments to stand on
         change_rows(tables, optimizer)
         run("increment", lambda: save(incremental=True))
-        pending: list[Any] = []
         run("background save, until training goes on", lambda: pending.append(_start(root, tables, optimizer)))
-        run("background save, the rest", lambda: pending[0].wait())
+        run("background save, the rest", lambda: pending.pop().wait())
     used = {name: float(value) for name, value in memory.items()}
     worst = torch.tensor(list(used.values()), dtype=torch.float64)
     comm.all_reduce("benchmark: largest memory", worst, maximum=True)
     return {"seconds": seconds, "memory": dict(zip(used, worst.tolist(), strict=True)), "bytes": gigabytes * 1e9}
 
 
-def _start(root: Path, tables: se.EmbeddingCollection, optimizer: se.Optimizer) -> Any:
+def _start(root: Path, tables: se.EmbeddingCollection, optimizer: se.Optimizer) -> se.PendingSave:
     return se.async_save_checkpoint(root, tables, optimizer=optimizer, keep=1)
 
 

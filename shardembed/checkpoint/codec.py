@@ -68,7 +68,7 @@ def _encode_mapping(value: Mapping[Any, Any], where: str, depth: int) -> Any:
 
 def _encode_tensor(value: torch.Tensor | np.ndarray, where: str) -> list[Any]:
     try:
-        tensor = torch.as_tensor(value).detach().cpu().contiguous()
+        tensor = torch.as_tensor(value).detach()
     except TypeError as error:
         raise CheckpointError(f"{where}: {error}") from None
     name = str(tensor.dtype).removeprefix("torch.")
@@ -79,7 +79,7 @@ def _encode_tensor(value: torch.Tensor | np.ndarray, where: str) -> list[Any]:
             f"{where}: a tensor of {tensor.numel() * tensor.element_size()} bytes is no small state (at most {MAX_TENSOR_BYTES}); "
             "make it a parameter or buffer of the model"
         )
-    raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return [name, list(tensor.shape), base64.b64encode(raw).decode()]
 
 
