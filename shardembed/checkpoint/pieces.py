@@ -25,11 +25,26 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor for a file: `data` is a two-dimensional view, with any strides, on any device. `shape` is what the header says."""
+    """A tensor for a file: `data` is a two-dimensional view, with any strides, on any device. `shape` is what the header says.
+    `listed`: only the rows at these places.
+    """
 
     name: str
     data: torch.Tensor
     shape: tuple[int, ...] | None = None
+    listed: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.data) if self.listed is None else len(self.listed)
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    def some(self, first: int, stop: int) -> torch.Tensor:
+        """Rows from `first` up to `stop`."""
+        return self.data[first:stop] if self.listed is None else self.data[self.listed[first:stop].to(self.data.device)]
 
     @property
     def row_bytes(self) -> int:
@@ -49,15 +64,13 @@ def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], w
     for part in parts:
         if part.data.dtype not in CODES:
             raise CheckpointError(f"{part.name!r} is of {part.data.dtype}, which a safetensors file cannot hold")
-    shapes = [tuple(part.data.shape) if part.shape is None else part.shape for part in parts]
-    described = [(part.name, part.data.dtype, shape) for part, shape in zip(parts, shapes, strict=True)]
-    head, offsets = header.encode(described, metadata)
+    head, offsets = header.encode([(part.name, part.data.dtype, _shape(part)) for part in parts], metadata)
     hashes: list[list[str]] = [[""] * _pieces(part) for part in parts]
 
     def write_piece(task: tuple[int, int], scratch: Scratch) -> None:
         number, piece = task
         part, rows = parts[number], _rows_a_piece(parts[number])
-        data = bytes_of(_contiguous(part.data[piece * rows : (piece + 1) * rows], scratch))
+        data = bytes_of(_contiguous(part.some(piece * rows, (piece + 1) * rows), scratch))
         hashes[number][piece] = hash_of(data)
         _write(descriptor, data, offsets[number] + piece * rows * part.row_bytes)
 
@@ -66,7 +79,7 @@ def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], w
         tasks = ((number, piece) for number, found in enumerate(hashes) for piece in range(len(found)))
         spread(tasks, write_piece, workers)
     return {
-        part.name: Block(path.name, offset, part.data.nbytes, _rows_a_piece(part), tuple(found))
+        part.name: Block(path.name, offset, part.bytes, _rows_a_piece(part), tuple(found))
         for part, offset, found in zip(parts, offsets, hashes, strict=True)
     }
 
@@ -107,7 +120,11 @@ def _rows_a_piece(part: Part) -> int:
 
 
 def _pieces(part: Part) -> int:
-    return -(-len(part.data) // _rows_a_piece(part)) if part.data.numel() else 0
+    return -(-part.rows // _rows_a_piece(part)) if part.bytes else 0
+
+
+def _shape(part: Part) -> tuple[int, ...]:
+    return (part.rows, part.data.shape[1]) if part.shape is None else part.shape
 
 
 def _contiguous(rows: torch.Tensor, scratch: Scratch) -> torch.Tensor:

@@ -71,8 +71,8 @@ def refuse_pickle(head: bytes, where: str) -> None:
         raise CheckpointError(f"{where} holds a pickle (as torch.save writes it), not what its name says: {NO_PICKLES}")
 
 
-def loads(data: bytes, where: str) -> Any:
-    """The JSON text `data`: whole numbers only, every key once.
+def loads(data: bytes, where: str, floats: bool = False) -> Any:
+    """The JSON text `data`: whole numbers only, unless `floats` are welcome; every key once.
 
     Raises:
         CheckpointError: it is anything else; the message begins with `where`.
@@ -83,8 +83,8 @@ def loads(data: bytes, where: str) -> Any:
             data.decode("utf-8"),
             object_pairs_hook=_object,
             parse_int=_whole,
-            parse_float=_no_float,
-            parse_constant=_no_float,
+            parse_float=float if floats else _no_float,
+            parse_constant=float if floats else _no_float,
         )
     except (ValueError, RecursionError) as error:  # also JSONDecodeError and UnicodeDecodeError
         raise CheckpointError(f"{where} is not valid JSON of a checkpoint: {_short(error)}") from error
