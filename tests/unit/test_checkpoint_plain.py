@@ -183,7 +183,7 @@ def wrong_models() -> dict[str, tuple[nn.Module, dict[str, object], str]]:
             {},
             "int32",
         ),
-        "state": (
+        "no table": (
             tables(),
             {"item": [1]},
             "'item' is no nn",
