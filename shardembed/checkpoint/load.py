@@ -72,7 +72,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: on every rank: there is no checkpoint, it is damaged (file, tensor and rows are named), of a newer format,
             or it differs from the model (every difference is listed; nothing has been changed then). After damage the model is
-            partly loaded: load another checkpoint before training on.
+            partly loaded: load another checkpoint before training on. Gradients that wait for a step are dropped.
     """
     finish_pending()
     job = Job.of(model, optimizer, scheduler, extra)
@@ -193,6 +193,7 @@ class _Loading:
             return ""
         steps = self.small["steps"]
         for journey in {id(table.journey): table.journey for table in self.held.tables.values()}.values():
+            journey.drop()  # gradients of other weights
             known = {steps[key] for key, table in self.held.tables.items() if table.journey is journey and key in steps}
             if len(known) > 1:
                 raise CheckpointError(f"tables that are stepped together now had taken different numbers of steps: {sorted(known)}")

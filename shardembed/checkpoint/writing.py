@@ -10,6 +10,7 @@ A crash before the renaming leaves a leftover and all older checkpoints; one aft
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -73,6 +74,9 @@ def _locked(root: Path, comm: Comm) -> Iterator[None]:
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(f"{root}: another job is saving into this folder; give every job its own") from None
+        except OSError as error:  # a file system without locks: nothing to be had, and nothing lost
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
         return ""
 
     try:
