@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,16 @@ def test_a_model_that_does_not_fit_is_left_alone(tmp_path: Path, name: str) -> N
     with pytest.raises(CheckpointError, match=says):
         se.load_plain(tmp_path, model, rows=rows)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_checkpoint_may_be_copied_to_any_name(tmp_path: Path) -> None:
+    small_checkpoint(tmp_path / "ckpt" / STEP)
+    (tmp_path / "ckpt" / "step-000000000\u0669").mkdir()  # a nine, and no name of a checkpoint
+    shutil.copytree(tmp_path / "ckpt" / STEP, tmp_path / "served")
+    for folder in (tmp_path / "ckpt", tmp_path / "served"):
+        model = Model()
+        se.load_plain(folder, model)
+        loaded_as(model, values())
 
 
 def test_damage_is_told_where_it_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
