@@ -87,11 +87,11 @@ def load_checkpoint(
             readers.append(stack.enter_context(Reader(path)))
             return readers[0].manifest.checksum
 
-        _agree(together(comm, "read the manifest", opened), path)
+        _agree(together(comm, "read the manifest", opened, long=True), path)
         loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
         together(comm, "compare with the model", loading.compare)
         tracking.stop(held)
-        together(comm, "read", loading.copy)
+        together(comm, "read", loading.copy, long=True)
         together(comm, "restore", loading.restore)
         manifest = readers[0].manifest
         return Restored(manifest.step, path, loading.progress, loading.random, manifest.world_size)

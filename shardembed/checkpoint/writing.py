@@ -47,10 +47,10 @@ def write(root: Path, snapshot: Snapshot, comm: Comm, keep: int | None, base: Ba
     """
     sizes = together(comm, "add up sizes", lambda: str(sum(part.bytes for part in snapshot.parts)))
     with _locked(root, comm):
-        saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))))
+        saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))), long=True)
         try:
             reports = _write_files(saving, snapshot, comm)
-            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base))
+            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base), long=True)
         except CheckpointError:
             on_first(
                 comm, "remove what was written", lambda: _remove(saving)
@@ -116,7 +116,7 @@ def _write_files(saving: Path, snapshot: Snapshot, comm: Comm) -> list[dict[str,
             report["file"], report["bytes"] = file.name, file.stat().st_size
         return ""
 
-    together(comm, "write", work)
+    together(comm, "write", work, long=True)
     # Not in `work`: these texts are long, and rank 0 alone needs them.
     return [
         json.loads(text)
