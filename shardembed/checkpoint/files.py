@@ -135,7 +135,7 @@ class Files(AbstractContextManager["Files"]):
             if name == STATE:
                 refuse_pickle(os.pread(descriptor, 4, 0), where)
             elif name not in self._checked:
-                self._compare(name, header.read(descriptor, size, where))
+                self._compare(name, header.read(descriptor, size, where, len(self._expected[name])))
                 self._checked.add(name)
         except BaseException:
             os.close(descriptor)

@@ -20,6 +20,7 @@ from shardembed.checkpoint.strict import loads, refuse_pickle
 from shardembed.errors import CheckpointError
 
 LIMIT = 100_000_000  # bytes of JSON, as in the safetensors library
+A_TENSOR, SPARE = 16 << 10, 1 << 20  # bytes that a tensor's description, and all else, may take
 ALIGNED = 64
 _LENGTH = 8
 _SIZES = {code: dtype.itemsize for dtype, code in CODES.items()}
@@ -53,8 +54,8 @@ def encode(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], metadata
     return len(text).to_bytes(_LENGTH, "little") + text, [begin + edge for edge in edges]
 
 
-def read(descriptor: int, size: int, where: str) -> list[Stored]:
-    """The tensors of an open file of `size` bytes, in the order of their bytes.
+def read(descriptor: int, size: int, where: str, tensors: int) -> list[Stored]:
+    """The tensors of an open file of `size` bytes, in the order of their bytes; there should be as many as `tensors`.
 
     Raises:
         CheckpointError: it is no safetensors file, or its tensors do not fill it exactly.
@@ -62,7 +63,7 @@ def read(descriptor: int, size: int, where: str) -> list[Stored]:
     start = os.pread(descriptor, _LENGTH, 0)
     refuse_pickle(start, where)
     length = int.from_bytes(start, "little")
-    if len(start) < _LENGTH or length > min(LIMIT, size - _LENGTH):
+    if len(start) < _LENGTH or length > min(LIMIT, SPARE + tensors * A_TENSOR, size - _LENGTH):
         raise CheckpointError(f"{where} is not a safetensors file, or its header is damaged: it cannot have {length} bytes")
     text = os.pread(descriptor, length, _LENGTH)
     if len(text) < length:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from shardembed.errors import CheckpointError
 
+VALUES = 8 << 20  # of one JSON text: an empty list is two bytes there and 56 in memory
 DIGITS = 19  # of 2^63 - 1
 _NOT_FOLLOWED = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".distcp", ".metadata", ".joblib")
@@ -78,6 +79,8 @@ def loads(data: bytes, where: str, floats: bool = False) -> Any:
         CheckpointError: it is anything else; the message begins with `where`.
     """
     refuse_pickle(data, where)
+    if sum(map(data.count, (b",", b"[", b"{"))) > VALUES:
+        raise CheckpointError(f"{where} is not the JSON of a checkpoint: it has more than {VALUES:,} values")
     try:
         return json.loads(
             data.decode("utf-8"),

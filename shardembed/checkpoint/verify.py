@@ -14,7 +14,7 @@ from shardembed.checkpoint.blocks import Block
 from shardembed.checkpoint.checks import STATE
 from shardembed.checkpoint.files import Files
 from shardembed.checkpoint.manifest import NAME, Manifest, read_manifest, resolve
-from shardembed.checkpoint.reading import piece_of
+from shardembed.checkpoint.reading import check_piece
 from shardembed.checkpoint.workers import Scratch, spread
 from shardembed.errors import CheckpointError
 
@@ -78,7 +78,7 @@ def _hash_all(files: Files, names: set[str], found: list[Problem], workers: int,
     def check(task: tuple[Block, int, int, str], scratch: Scratch) -> None:
         block, row_bytes, number, key = task
         try:
-            size = len(piece_of(files, block, row_bytes, number, scratch))
+            size = check_piece(files, block, row_bytes, number, scratch)
         except CheckpointError as error:
             with lock:
                 found.append(Problem(files.folder, block.file, key, str(error)))

@@ -20,13 +20,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import shardembed as se
 from shardembed.checkpoint import header, manifest
 from shardembed.checkpoint.manifest import read_manifest, resolve
 from shardembed.checkpoint.pieces import Copy, Files, read_ids, read_state, run_copies
 from shardembed.checkpoint.verify import verify
+from shardembed.cli import main
 from shardembed.errors import CheckpointError
-from tests.unit.saved import STATE, increment, small_checkpoint, values
+from tests.unit.saved import STATE, Writer, increment, small_checkpoint, values
 
 ALLOWANCE = 1 << 30  # bytes of address space that a run of altered inputs may take, whatever they say
 SECONDS = 240  # far more than a run needs: only a hang gets there
@@ -37,7 +40,7 @@ Case = tuple[Path, dict[str, torch.Tensor]]  # a checkpoint's folder, and what i
 
 
 @contextmanager
-def limits() -> Iterator[None]:
+def limits(allowance: int = ALLOWANCE) -> Iterator[None]:
     def hang(*_: object) -> None:
         raise AssertionError("an altered checkpoint takes for ever")
 
@@ -46,7 +49,7 @@ def limits() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(SECONDS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + ALLOWANCE, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + allowance, hard))
     try:
         yield
     finally:
@@ -262,6 +265,29 @@ def test_any_value_in_a_manifest_that_is_signed_again(case: Case) -> None:
     assert ends["refused"] > 1500, ends
 
 
+def test_what_users_call_gives_no_other_error_either(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    """`load_plain` and `shardembed inspect --verify`: a model that fits, or an error in words; an exit code of 0 or 1."""
+    folder, saved = case
+    path = folder / "manifest.json"
+    original = path.read_bytes()
+    ends = {"loaded": 0, "refused": 0}
+    for seed in range(400):
+        path.write_bytes(signed_again(altered(random.Random(10_000 + seed), json.loads(original))))
+        model = nn.ModuleDict({"user": nn.Embedding(50, 6), "item": nn.EmbeddingBag(23, 4, dtype=torch.bfloat16)})
+        try:
+            se.load_plain(folder, model, rows={"item": [22, 3]} if seed % 2 else None)
+            assert model.state_dict()["user.weight"].shape == saved["user.weight"].shape
+            ends["loaded"] += 1
+        except CheckpointError:
+            ends["refused"] += 1
+        assert main(["inspect", str(folder), "--verify"]) in (0, 1)
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        assert all(each.isprintable() or each == "\n" for each in shown.out)
+    assert ends["loaded"] > 10, ends
+    assert ends["refused"] > 300, ends
+
+
 def test_any_bytes_of_a_state_file(case: Case) -> None:
     ends = counted(case, case[0] / "state.json", scramble, 100)
     assert ends["refused"] > 90, ends  # the others changed nothing
@@ -429,25 +455,58 @@ def test_a_folder_with_a_pickle_is_refused(case: Case, name: str) -> None:
 
 
 def test_lengths_that_lie_cost_no_memory(case: Case) -> None:
-    """Signed manifests and fitting headers that speak of an exabyte; the files stay small, and no one asks for the memory."""
+    """Signed manifests that speak of an exabyte; the files stay small, and no one asks for the memory."""
     folder, _ = case
     told = json.loads((folder / "manifest.json").read_bytes())
-    huge = 2**60
-    for name in told["files"]:
-        told["files"][name]["bytes"] = huge
     entry = told["entries"]["tower.0.bias"]
     (chunk,) = entry["chunks"]
-    entry["shape"], chunk["rows"], chunk["bytes"] = [2**57], [0, 2**57, 1], 2**59
-    chunk["rows_a_piece"], chunk["offset"] = 2**57, 2**58
-    (folder / "manifest.json").write_bytes(signed_again(told))
-    with pytest.raises(CheckpointError, match=r"pieces of .* are larger than|cut short|not hashed|hashes"):
-        loaded(folder)
-    chunk["rows_a_piece"], entry["shape"], chunk["rows"] = 1, [1, 2**57], [0, 1, 1]
-    chunk["columns"] = [0, 2**57]
-    told["files"]["state.json"]["bytes"] = told["state"]["bytes"]
-    (folder / "manifest.json").write_bytes(signed_again(told))
-    with pytest.raises(CheckpointError, match="is cut short"):
-        loaded(folder)
+    told["files"][chunk["file"]]["bytes"] = 2**60
+    chunk["bytes"], chunk["offset"], chunk["hashes"] = 2**59, 2**58, chunk["hashes"][:1]
+
+    def shaped(rows: int, columns: int, rows_a_piece: int) -> None:
+        entry["shape"], chunk["rows"], chunk["columns"] = [rows, columns], [0, rows, 1], [0, columns]
+        chunk["rows_a_piece"] = rows_a_piece
+        (folder / "manifest.json").write_bytes(signed_again(told))
+
+    def read() -> None:
+        manifests, _ = resolve(read_manifest(folder), folder)
+        with Files(folder, manifests[folder]) as files:
+            stored = files.manifest.entries["tower.0.bias"].chunks[0].block
+            into = torch.zeros(1, 1)
+            run_copies([Copy(files, stored, torch.float32, 2**57, range(1), slice(0, 1), into, slice(None), "tower.0.bias")])
+
+    shaped(2**57, 1, 2**57)
+    with pytest.raises(CheckpointError, match=r"pieces of .* bytes are larger than"):
+        read()
+    shaped(2**57, 1, 2**24)
+    with pytest.raises(CheckpointError, match="1 hashes for 8589934592 pieces"):
+        read()
+    shaped(1, 2**57, 1)  # a single row is a piece, however long
+    with pytest.raises(CheckpointError, match=r"is cut short .* it holds parts of"):
+        read()
+    problems = [problem.text for problem in verify(folder) if "is cut short" in problem.text]
+    assert len(problems) == 1
+
+
+def test_a_file_of_holes_is_hashed_in_steps(tmp_path: Path) -> None:
+    """A file may be as large as it says and take no room on the disk: here more than the allowance, in a single row."""
+    small = tmp_path / FULL
+    writer = Writer(small)
+    writer.add("a.weight", torch.zeros(1, 1))
+    writer.write()
+    columns = (640 << 20) // 4
+    text, (begin,) = header.encode([("a.weight", torch.float32, (1, columns))], {})
+    path = small / "rank-00000.safetensors"
+    path.write_bytes(text)
+    os.truncate(path, begin + 4 * columns)
+    told = json.loads((small / "manifest.json").read_bytes())
+    told["entries"]["a.weight"]["shape"] = [1, columns]
+    told["files"][path.name]["bytes"] = begin + 4 * columns
+    told["entries"]["a.weight"]["chunks"][0].update(columns=[0, columns], bytes=4 * columns, offset=begin, rows_a_piece=1)
+    (small / "manifest.json").write_bytes(signed_again(told))
+    with limits(400 << 20):
+        (problem,) = verify(small)
+    assert "rows 0 to 0 of 'a.weight' are damaged" in problem.text
 
 
 def test_a_header_of_any_length_is_bounded_by_its_file(tmp_path: Path) -> None:
@@ -456,5 +515,5 @@ def test_a_header_of_any_length_is_bounded_by_its_file(tmp_path: Path) -> None:
         path.write_bytes(length.to_bytes(8, "little") + b"{}")
         descriptor = os.open(path, os.O_RDONLY)
         with limits(), pytest.raises(CheckpointError, match=r"not a safetensors file|not valid JSON|where one should"):
-            header.read(descriptor, 10, "rank-00000.safetensors")
+            header.read(descriptor, 10, "rank-00000.safetensors", 1)
         os.close(descriptor)

@@ -118,6 +118,7 @@ def test_a_newer_format_is_told_before_anything_else() -> None:
         (b"", "Expecting value"),
         (b'{"a": 1} x', "Extra data"),
         (b"{'a': 1}", "property name"),
+        (b"[" + b"[]," * 9_000_000 + b"[]]", "more than 8,388,608 values"),
         (b"\x80\x04\x95", "holds a pickle"),
         (b"PK\x03\x04", "holds a pickle"),
     ],
