@@ -41,11 +41,15 @@ class GeneratorConfig(Section):
 
 
 class DataConfig(Section):
-    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix."""
+    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix.
+
+    `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them.
+    """
 
     path: str | None = None
     user: str = "user_id"
     item: str = "item_id"
+    on_bad_row: Literal["raise", "skip"] = "raise"
     generator: GeneratorConfig = GeneratorConfig()
     holdout_seed: Seed = 0
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18

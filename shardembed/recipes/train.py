@@ -65,7 +65,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         console.print(f"evaluating on {min(len(data.held_users), config.eval.users or data.users):,} users", highlight=False)
     began = time.monotonic()
     result = evaluate(job.model, data, config.eval, config.data.holdout_seed)
-    summary = _summary(result, trained, folder)
+    summary = _summary(result, data, trained, folder)
     if folder is not None:
         folder.log([{key: value for key, value in summary.items() if key != "losses"}])
         took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
@@ -132,7 +132,7 @@ def _start(console: Console, folder: RunFolder, config: Config, data: Interactio
     report.show_start(console, config, data, plan, held)
 
 
-def _summary(result: Evaluation, trained: Trained, folder: RunFolder | None) -> dict[str, Any]:
+def _summary(result: Evaluation, data: Interactions, trained: Trained, folder: RunFolder | None) -> dict[str, Any]:
     return {
         **result.to_json(),
         "losses": trained.losses[:LOSSES_KEPT],
@@ -140,4 +140,5 @@ def _summary(result: Evaluation, trained: Trained, folder: RunFolder | None) -> 
         "run_dir": str(folder.path) if folder is not None else None,
         "ranks": se.world_size(),
         "steps": len(trained.losses),
+        "dropped_rows": data.dropped.kinds,
     }
