@@ -153,7 +153,7 @@ class EvalConfig(Section):
 class Config(Section):
     """A whole training job."""
 
-    name: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+$", max_length=100)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

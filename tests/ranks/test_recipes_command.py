@@ -173,18 +173,6 @@ def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) ->
     assert (code, out, err) == (2, "", told)
 
 
-def test_malformed_rows_are_left_out_and_reported_once_by_two_ranks(job: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.tsv"
-    pairs = [f"{user}\t{item}\n" for user in range(20) for item in range(5)]
-    bad.write_text("user\titem\n" + "".join(pairs) + "1\ttwo\n3\n")
-    words = (job, "--ranks", 2, "--json", "--max-steps", 2, "--set", f"data.path={bad}", "--set", "data.on_bad_row=skip")
-    code, out, err = finish(start(*TRAIN, *words))
-    assert code == 0, err
-    assert json.loads(out)["dropped_rows"] == {"not an integer": 1, "wrong number of fields": 1}
-    assert err.count("2 of 102 rows dropped: 1 not an integer, 1 wrong number of fields") == 1
-    assert f"  {bad}:103: 1 field(s), but the header line has 2" in err.splitlines()
-
-
 def test_a_failure_of_rank_0_alone_ends_the_job(job: Path) -> None:
     code, _, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", "run_dir=/dev/null/x"))
     assert code == 2
