@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/train/quickstart.yaml")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default 1)")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="when a rank fails, start all again up to N times; they resume"
+    )
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(
         "--set",
@@ -41,10 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     # Before any rank is started, so that mistakes in the configuration and a file or column that is not there show at once.
     settings = config.load(arguments.config, overrides)
     ranks = _ranks(arguments.ranks)
-    if ranks > 1 and not launch.in_job():
+    restarts = _restarts(arguments.max_restarts)
+    if (ranks > 1 or restarts) and not launch.in_job():
         open_source(settings.data)
         words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
-        return launch.run_ranks(ranks, words + ["--json"] * arguments.json)
+        return launch.run_ranks(ranks, words + ["--json"] * arguments.json, restarts)
     return _train(settings, arguments.json)
 
 
@@ -57,6 +61,16 @@ def _ranks(wanted: int | None) -> int:
             raise ConfigError(f"--ranks {wanted}: this process belongs to a job of {given} ranks already; leave --ranks out")
         return given
     return wanted or 1
+
+
+def _restarts(wanted: int) -> int:
+    if wanted < 0:
+        raise ConfigError(f"--max-restarts {wanted}: the number of restarts must be at least 0")
+    if wanted and launch.in_job():
+        raise ConfigError(
+            "--max-restarts: this process belongs to a job already; give --max-restarts to what started it (torchrun)"
+        )
+    return wanted
 
 
 def _train(settings: Config, as_json: bool) -> int:

@@ -210,17 +210,17 @@ def test_a_launched_rank_hands_its_failure_to_the_launcher(
     assert left == [2, 1, 1]
     assert capsys.readouterr().err == ""
     told = {rank: Failure(left[rank], 5, json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(3)}
-    assert failures.first_of({2: told[2], 1: told[1], 0: told[0]}) == ("first", 2)
-    message, code = failures.first_of({2: told[2]})
-    assert code == 1
-    assert message.startswith("unexpected error on rank 2\n")
-    assert message.endswith("ZeroDivisionError: bug")
+    assert failures.first_of({2: told[2], 1: told[1], 0: told[0]}) == failures.Told("first", 2)
+    other = failures.first_of({2: told[2]})
+    assert other.code == 1
+    assert other.message.startswith("unexpected error on rank 2\n")
+    assert other.message.endswith("ZeroDivisionError: bug")
 
 
 def test_a_rank_that_was_killed_is_told() -> None:
-    message, code = failures.first_of({1: Failure(-9, 3, {}), 0: Failure(-15, 4, None)})
-    assert code == 1
-    assert message.startswith("rank 1 was killed by SIGKILL")
+    told = failures.first_of({1: Failure(-9, 3, {}), 0: Failure(-15, 4, None)})
+    assert (told.code, told.message) == (1, "rank 1 was killed by SIGKILL")
+    assert str(told).startswith("rank 1 was killed by SIGKILL; if memory ran out")
 
 
 def test_exit_codes_tell_input_from_other_failures() -> None:
