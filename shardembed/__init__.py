@@ -5,6 +5,15 @@ The public names, and nothing else.
 
 from shardembed import errors, optim, testing
 from shardembed._version import __version__
+from shardembed.checkpoint import (
+    PendingSave,
+    Restored,
+    async_save_checkpoint,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.errors import ShardEmbedError
@@ -34,23 +43,30 @@ __all__ = [
     "IdBatch",
     "Normal",
     "Optimizer",
+    "PendingSave",
     "Placement",
     "Plan",
+    "Restored",
     "ShardEmbedError",
     "TableConfig",
     "TablePlan",
     "Uniform",
     "__version__",
+    "async_save_checkpoint",
+    "checkpoints",
     "clip_grad_norm_",
     "column_wise",
     "errors",
     "grid",
     "ignored",
     "init",
+    "load_checkpoint",
+    "newest_checkpoint",
     "optim",
     "rank",
     "replicated",
     "row_wise",
+    "save_checkpoint",
     "shard",
     "synced",
     "table_row_wise",

@@ -22,7 +22,7 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -81,7 +81,7 @@ class Comm:
             message.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, timeout: float) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float, lanes: Mapping[Group, int] = LANES) -> None:
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         self.timeout = timeout
@@ -93,13 +93,15 @@ class Comm:
         self.collections: list[str] = []
         self.slots = 0
         self._failure: ShardEmbedError | None = None
+        self._group = group
+        self._side: Comm | None = None
         self._groups: dict[tuple[Group, int], dist.ProcessGroup] = {}
         if self.world_size > 1:
             ranks = dist.get_process_group_ranks(group)
             # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else None
-            for name, lanes in LANES.items():
-                for lane in range(lanes):
+            for name, count in lanes.items():
+                for lane in range(count):
                     made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
                     assert isinstance(made, dist.ProcessGroup)
                     self._groups[name, lane] = made
@@ -117,8 +119,21 @@ class Comm:
             comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT)
         return comm
 
+    def side(self) -> Comm:
+        """A second Comm over the same ranks, with the group "control" alone, for a thread that talks while training goes on: the
+        two share nothing, so neither hears the other's calls, and an error of one is none of the other. Its `step` counts only if
+        its user sets it.
+
+        Collective when it is called for the first time; the same one ever after.
+        """
+        if self._side is None:
+            self._side = Comm(self._group, self.timeout, {"control": 1})
+        return self._side
+
     def close(self) -> None:
         """Leave the groups made for this Comm."""
+        if self._side is not None:
+            self._side.close()
         for group in self._groups.values():
             if group in dist.distributed_c10d._world.pg_map:  # else the job's groups were destroyed altogether
                 dist.destroy_process_group(group)
@@ -198,16 +213,21 @@ class Comm:
             self._run(("broadcast", stage), sent, lambda: dist.broadcast(tensor, source, group=group))
         return tensor
 
-    def gather_texts(self, group: Group, stage: str, text: str, device: torch.device) -> list[str]:
-        """Every rank's text, in rank order."""
+    def gather_texts(self, group: Group, stage: str, text: str, device: torch.device, to: int | None = None) -> list[str]:
+        """Every rank's text, in rank order. With `to`, that rank alone gets them, and the others an empty list."""
         if self.world_size == 1:
             return [text]
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
         ones = [1] * self.world_size
         sizes = torch.full((self.world_size,), data.numel(), dtype=torch.int64, device=device)
         received_sizes: list[int] = self.all_to_all(group, stage, sizes, ones, ones).tolist()
-        send = data.to(device).repeat(self.world_size)
-        received = self.all_to_all(group, stage, send, [data.numel()] * self.world_size, received_sizes)
+        send_sizes = [data.numel() if to in (None, rank) else 0 for rank in range(self.world_size)]
+        if to not in (None, self.rank):
+            received_sizes = [0] * self.world_size
+        send = data.to(device).repeat(self.world_size if to is None else 1)
+        received = self.all_to_all(group, stage, send, send_sizes, received_sizes)
+        if to not in (None, self.rank):
+            return []
         return [bytes(part.cpu().numpy()).decode() for part in received.split(received_sizes)]
 
     def agree(self, what: str, lines: Sequence[str], device: torch.device) -> None:
@@ -258,7 +278,8 @@ class Comm:
 
     def _here(self, operation: str, stage: str) -> str:
         about = f", {self._about}" if self._about else ""
-        return f"stage {stage!r} ({operation}{about}), forward call {self.forwards}, optimizer step {self.step}"
+        call = f"forward call {self.forwards}, " if ("forward", 0) in self._groups else ""  # a side Comm makes none
+        return f"stage {stage!r} ({operation}{about}), {call}optimizer step {self.step}"
 
     def _explain(self, here: str, waited: float, error: RuntimeError) -> str:
         """Where this rank stood, and what the others say. Nothing is written to the store until something has gone wrong."""
@@ -288,7 +309,7 @@ class Comm:
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
             default = dist.distributed_c10d._get_default_store()
-            store = dist.PrefixStore(f"shardembed/trouble/{self._groups['forward', 0].group_name}", default)
+            store = dist.PrefixStore(f"shardembed/trouble/{self._groups['control', 0].group_name}", default)
             store.set(str(self.rank), json.dumps(here))
             until = time.monotonic() + REPORT_SECONDS
             while time.monotonic() < until and not store.check([str(rank) for rank in others]):

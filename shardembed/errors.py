@@ -48,6 +48,10 @@ class DataError(ShardEmbedError, ValueError):
     """A data file or one of its rows is unusable."""
 
 
+class CheckpointError(ShardEmbedError, RuntimeError):
+    """A checkpoint cannot be written, or is missing, damaged, altered, from a newer version or of another model."""
+
+
 class InputError(ShardEmbedError, ValueError):
     """A batch is malformed. Raised on every rank when it happens on one."""
 

@@ -37,4 +37,5 @@ def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm, determinist
     for index, slab in wanted.items():
         policy = slab.spec.policy
         assert policy.max_norm is not None
+        slab.touch(found[index].rows_U)
         reference.renormalise(slab.weights, found[index].rows_U, sums[index], policy.max_norm, policy.norm_type)

@@ -39,6 +39,7 @@ class Slab:
 
     Attributes:
         weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
+        touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
         kernel: what updates it, "reference" or "fbgemm".
     """
 
@@ -60,6 +61,7 @@ class Slab:
             if not spec.policy.frozen
         }
         self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
+        self.touched: torch.Tensor | None = None
         self._waiting: list[Gradients] = []
         self._merged = False
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
@@ -70,7 +72,13 @@ class Slab:
         """Set the rows of these tables to their starting values."""
         for table, local in self._local():
             if table.name in names:
+                self.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
                 initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
+
+    def touch(self, rows: slice | torch.Tensor) -> None:
+        """Note that these slab rows change."""
+        if self.touched is not None:
+            self.touched[rows] = True
 
     def shards(self) -> Iterator[LocalShard]:
         """The shards this rank holds, in lane order."""
@@ -194,6 +202,7 @@ class Slab:
         """
         waiting = self.waiting()
         if waiting is not None:
+            self.touch(waiting.rows_E)
             if factor != 1.0:
                 waiting.grads_SW.mul_(factor)
             if self._fused is not None:

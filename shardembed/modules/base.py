@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -82,9 +83,21 @@ class ShardedModule(nn.Module):
 
     def local_shards(self) -> Iterator[LocalShard]:
         """The shards this rank holds: views of weights and optimizer state."""
+        for local in self._shards():
+            self._touch(local.table)  # whoever asks may write
+            yield local
+
+    def _shards(self) -> Iterator[LocalShard]:
         own = {table.name for table in self.tables}
         for slab in self.journey.slabs:
             yield from (local for local in slab.shards() if local.table in own)
+
+    def _touch(self, table: str) -> None:
+        """Note that all rows of a table may change here."""
+        for slab in self.journey.slabs:
+            for local in slab.shards() if slab.touched is not None else ():
+                if local.table == table:
+                    slab.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
 
     @torch.no_grad()
     def rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
@@ -168,9 +181,9 @@ class ShardedModule(nn.Module):
             destination[prefix + key] = self._handle(table)
 
     def _handle(self, table: str) -> TableHandle:
-        shards = [local for local in self.local_shards() if local.table == table]
+        shards = [local for local in self._shards() if local.table == table]
         held = [Held(local.shard, local.weights, local.shard.ranks[0] == self.journey.comm.rank) for local in shards]
-        return TableHandle.of(self.journey.tables[self._table(table)], held, self.journey.device)
+        return TableHandle.of(self.journey.tables[self._table(table)], held, self.journey.device, partial(self._touch, table))
 
     def _load_from_state_dict(
         self,

@@ -48,12 +48,14 @@ class TableHandle(torch.Tensor):
 
     table: TableConfig
     held: tuple[Held, ...]
+    touch: Callable[[], None]
 
     @staticmethod
-    def of(table: TableConfig, held: Sequence[Held], device: torch.device) -> TableHandle:
+    def of(table: TableConfig, held: Sequence[Held], device: torch.device, touch: Callable[[], None] = lambda: None) -> TableHandle:
+        """`touch` is called when somebody is about to write the weights that it stands for."""
         shape = (table.num_embeddings, table.embedding_dim)
         handle = torch.Tensor._make_wrapper_subclass(TableHandle, shape, dtype=table.dtype, device=device)
-        handle.table, handle.held = table, tuple(held)
+        handle.table, handle.held, handle.touch = table, tuple(held), touch
         return handle
 
     def load(self, other: TableHandle) -> None:
@@ -67,6 +69,7 @@ class TableHandle(torch.Tensor):
                 f"table {self.table.name!r} is not cut as the one the state dict was taken from; save that with "
                 "torch.distributed.checkpoint and load it here, or give both models one plan"
             )
+        self.touch()
         for mine, theirs in zip(self.held, other.held, strict=True):
             mine.weights.copy_(theirs.weights)
 
@@ -140,5 +143,6 @@ class TableHandle(torch.Tensor):
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
         for box in self._boxes():
             if box.offsets == index.offset:
+                self.touch()  # to be saved, or to be loaded into
                 return box.weights
         raise UnsupportedError(f"table {self.table.name!r}: this rank holds nothing that begins at {index.offset}")

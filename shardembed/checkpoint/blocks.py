@@ -1,0 +1,135 @@
+"""What a checkpoint holds: entries (a tensor each), cut into chunks, each a block of consecutive bytes of a file, hashed by pieces.
+
+Tensors are seen as two-dimensional: rows = shape[0], columns = the product of the rest; one without dimensions is 1 x 1. A piece
+is as many whole rows of a chunk as fit `PIECE_BYTES`, at least one. An entry of an incremental checkpoint may hold updates
+instead of chunks: row numbers, and the values that these rows have had since the full checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+
+Kind = Literal["table", "table_state", "dense", "dense_state"]
+KINDS: tuple[Kind, ...] = ("table", "table_state", "dense", "dense_state")
+HASH_DIGITS = 32  # 128 bits of SHA-256
+
+CODES = {  # safetensors' names of dtypes
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
+
+
+def hash_of(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`bytes` consecutive bytes of `file`; `offset` counts from the file's start. One hash a piece of `rows_a_piece` rows."""
+
+    file: str
+    offset: int
+    bytes: int
+    rows_a_piece: int
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The cut-out `rows` x `columns` of a tensor, row after row."""
+
+    rows: range
+    columns: range
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """New values of `columns` of some rows: their ascending, distinct row numbers as int64, and [rows, columns] values."""
+
+    columns: range
+    ids: Block
+    values: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor, under the key that it has in the state dict of the unsharded model.
+
+    `of` is the key of the weight that it belongs to: of optimizer state `user.weight.exp_avg` that is `user.weight`.
+    """
+
+    key: str
+    kind: Kind
+    of: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[Chunk, ...] = ()
+    updates: tuple[Update, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        return prod(self.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.columns * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The full checkpoint that an incremental one stands on: a folder beside it, and its manifest's checksum."""
+
+    folder: str
+    checksum: str
+
+
+def chunk_name(key: str, shape: tuple[int, ...], rows: range, columns: range) -> str:
+    """What a chunk is called inside its file: the key where it is the whole tensor, else with its rows and columns."""
+    all_rows, all_columns = (shape[0] if shape else 1), prod(shape[1:])
+    if len(rows) == all_rows and len(columns) == all_columns:
+        return key
+    return f"{key}[{rows_name(rows, all_rows)},{columns.start}:{columns.stop}]"
+
+
+def rows_name(rows: range, total: int) -> str:
+    """`0:500`, or `1::4` for every fourth row from row 1 to the end."""
+    last = rows[-1] if rows else rows.start - 1
+    if rows.step == 1:
+        return f"{rows.start}:{last + 1}"
+    stop = "" if last + rows.step >= total else str(last + 1)
+    return f"{rows.start}:{stop}:{rows.step}"
+
+
+def update_names(key: str, rows: range, columns: range, total: int) -> tuple[str, str]:
+    """What an update's row numbers and values are called inside their file, for updates of a shard that holds `rows`."""
+    cut = f"{rows_name(rows, total)},{columns.start}:{columns.stop}"
+    return f"{key}[{cut}].ids", f"{key}[{cut}].values"

@@ -1,0 +1,147 @@
+"""The parts of a manifest as JSON, and back. Reading checks types and bounds; their meaning is for `checks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from shardembed.checkpoint.blocks import DTYPES, Block, Chunk, Entry, File, Update
+from shardembed.checkpoint.checks import MOST
+
+BLOCK = {"file", "offset", "bytes", "rows_a_piece", "hashes"}
+
+
+def block_json(block: Block) -> dict[str, Any]:
+    return {
+        "file": block.file,
+        "offset": block.offset,
+        "bytes": block.bytes,
+        "rows_a_piece": block.rows_a_piece,
+        "hashes": list(block.hashes),
+    }
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "of": entry.of,
+        "shape": list(entry.shape),
+        "dtype": str(entry.dtype).removeprefix("torch."),
+        "chunks": [
+            {
+                "rows": [chunk.rows.start, chunk.rows.stop, chunk.rows.step],
+                "columns": [chunk.columns.start, chunk.columns.stop],
+                **block_json(chunk.block),
+            }
+            for chunk in entry.chunks
+        ],
+        "updates": [
+            {
+                "columns": [update.columns.start, update.columns.stop],
+                "ids": block_json(update.ids),
+                "values": block_json(update.values),
+            }
+            for update in entry.updates
+        ],
+    }
+
+
+def each(data: Any, what: str, one: str, build: Callable[[str, Any], Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in read_object(data, what).items():
+        try:
+            found[name] = build(name, value)
+        except ValueError as error:
+            raise ValueError(f"{one} {name!r:.200}: {error}") from error
+    return found
+
+
+def read_file(name: str, data: Any) -> File:
+    expect(data, {"bytes"})
+    return File(number(data["bytes"], "bytes"))
+
+
+def read_entry(key: str, data: Any) -> Entry:
+    expect(data, {"kind", "of", "shape", "dtype", "chunks", "updates"})
+    dtype = DTYPES.get(text(data["dtype"], "dtype"))
+    if dtype is None:
+        raise ValueError(f"dtype {data['dtype']!r:.40} is none of {', '.join(DTYPES)}")
+    chunks, updates = read_list(data["chunks"], "chunks"), read_list(data["updates"], "updates")
+    return Entry(
+        key=key,
+        kind=text(data["kind"], "kind"),  # type: ignore[arg-type]  # compared with all kinds in `checks`
+        of=text(data["of"], "of"),
+        shape=tuple(number(size, "shape") for size in read_list(data["shape"], "shape")),
+        dtype=dtype,
+        chunks=tuple(_chunk(chunk) for chunk in chunks),
+        updates=tuple(_update(update) for update in updates),
+    )
+
+
+def _chunk(data: Any) -> Chunk:
+    block = read_block(data, BLOCK | {"rows", "columns"})
+    rows = read_list(data["rows"], "rows")
+    if len(rows) != 3 or not all(type(number) is int and 0 <= number <= MOST for number in rows) or not rows[2]:
+        raise ValueError(f"rows {rows!r:.80} are not [start, stop, step]")
+    return Chunk(range(*rows), _columns(data["columns"]), block)
+
+
+def _update(data: Any) -> Update:
+    expect(data, {"columns", "ids", "values"})
+    return Update(_columns(data["columns"]), read_block(data["ids"], BLOCK), read_block(data["values"], BLOCK))
+
+
+def _columns(data: Any) -> range:
+    columns = read_list(data, "columns")
+    if len(columns) != 2 or not all(type(number) is int and 0 <= number <= MOST for number in columns):
+        raise ValueError(f"columns {columns!r:.80} are not [start, stop]")
+    return range(*columns)
+
+
+def read_block(data: Any, wanted: set[str]) -> Block:
+    expect(data, wanted)
+    hashes = read_list(data["hashes"], "hashes")
+    if not all(type(text) is str for text in hashes):
+        raise ValueError("a hash is not text")
+    return Block(
+        text(data["file"], "file"),
+        number(data["offset"], "offset"),
+        number(data["bytes"], "bytes"),
+        number(data["rows_a_piece"], "rows_a_piece"),
+        tuple(hashes),
+    )
+
+
+def expect(data: Any, wanted: set[str], where: str = "") -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}{data!r:.60} should be an object with {', '.join(sorted(wanted))}")
+    if data.keys() != wanted:
+        raise ValueError(f"{where}{_listed(wanted - data.keys(), 'missing')}{_listed(data.keys() - wanted, 'unknown')}")
+
+
+def _listed(names: Iterable[str], what: str) -> str:
+    return "".join(f"field {name!r:.60} is {what}; " for name in sorted(names)[:5])
+
+
+def read_object(data: Any, what: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} should be an object, not {data!r:.60}")
+    return data
+
+
+def read_list(data: Any, what: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise ValueError(f"{what} should be a list, not {data!r:.60}")
+    return data
+
+
+def text(data: Any, what: str) -> str:
+    if not isinstance(data, str):
+        raise ValueError(f"{what} should be text, not {data!r:.60}")
+    return data
+
+
+def number(data: Any, what: str) -> int:
+    if type(data) is not int or not 0 <= data <= MOST:  # bool is an int too
+        raise ValueError(f"{what} should be a whole number from 0 to {MOST}, not {data!r:.60}")
+    return data

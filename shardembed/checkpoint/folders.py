@@ -1,0 +1,142 @@
+"""Names of checkpoints, and which of them are complete.
+
+step-0000000100       complete: a folder gets this name after all in it has reached the disk
+step-0000000100.1     the same step, saved once more; the highest generation counts
+.saving-...           being written, or what a crash left; the next save removes it
+.removed-...          being deleted: renamed first, so that nothing half-deleted looks complete
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardembed.errors import CheckpointError
+
+STEP = re.compile(r"step-(\d{10})(?:\.(\d{1,9}))?")
+SAVING, REMOVED = ".saving-", ".removed-"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, order=True)
+class Named:
+    """A complete checkpoint: what its folder is called, in the order of age."""
+
+    step: int
+    generation: int = 0
+
+    def __str__(self) -> str:
+        return f"step-{self.step:010d}" + (f".{self.generation}" if self.generation else "")
+
+    @staticmethod
+    def of(name: str) -> Named | None:
+        match = STEP.fullmatch(name)
+        return Named(int(match[1]), int(match[2] or 0)) if match else None
+
+
+def listed(root: Path) -> list[Named]:
+    """The complete checkpoints of a folder, oldest first; none where there is no such folder.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(root) as entries:
+            names = [Named.of(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot read the folder of checkpoints: {error.strerror}") from None
+    return sorted(name for name in names if name is not None)
+
+
+def newest(root: Path, step: int | None = None) -> Path | None:
+    """The newest complete checkpoint (of a step); None where there is none."""
+    found = [name for name in listed(root) if step is None or name.step == step]
+    return root / str(found[-1]) if found else None
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint in `folder`; None where there is none. Not collective.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    return newest(Path(folder))
+
+
+def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every complete checkpoint in `folder`, oldest first. Not collective.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    return [(name.step, Path(folder) / str(name)) for name in listed(Path(folder))]
+
+
+def chosen(folder: str | Path, step: int | None) -> Path:
+    """The checkpoint that is asked for: `folder` itself where it is one, else the newest one in it (of `step`).
+
+    Raises:
+        CheckpointError: there is none; says what there is instead.
+    """
+    root = Path(folder)
+    if Named.of(root.name) is not None and (root / MANIFEST).exists():
+        return root
+    found = newest(root, step)
+    if found is not None:
+        return found
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: there is no such folder")
+    steps = sorted({name.step for name in listed(root)})
+    if steps:
+        raise CheckpointError(f"{root}: no checkpoint of step {step}; there are those of steps {', '.join(map(str, steps[-20:]))}")
+    foreign = sorted(path.name for path in root.iterdir() if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".distcp"))
+    if foreign:
+        raise CheckpointError(
+            f"{root}: no checkpoint of shardembed, but {foreign[0]}, which torch would unpickle; shardembed reads no pickles. Load "
+            "it into a plain model with torch.load(weights_only=True), then load_state_dict into the sharded one"
+        )
+    raise CheckpointError(f"{root}: there is no complete checkpoint in it")
+
+
+def new_saving(root: Path, step: int) -> str:
+    """A name for a folder to write into."""
+    return f"{SAVING}{step:010d}-{secrets.token_hex(4)}"
+
+
+def free_name(root: Path, step: int) -> Named:
+    """The name that a checkpoint of `step` gets now: an occupied one is never written over."""
+    taken = [name.generation for name in listed(root) if name.step == step]
+    return Named(step, max(taken) + 1 if taken else 0)
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Folders that an interrupted save or removal has left."""
+    with os.scandir(root) as entries:
+        return sorted(root / entry.name for entry in entries if entry.name.startswith((SAVING, REMOVED)))
+
+
+def remove(path: Path) -> None:
+    """Delete a folder. Its name goes first, so that a crash leaves no half of a checkpoint under it."""
+    hidden = path
+    if not path.name.startswith((SAVING, REMOVED)):
+        hidden = path.with_name(f"{REMOVED}{path.name}-{secrets.token_hex(4)}")
+        os.rename(path, hidden)
+    if hidden.is_symlink() or not hidden.is_dir():
+        hidden.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(hidden)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""What of a model lies on this rank, by the keys it has in a checkpoint: the same for every plan and number of ranks.
+
+Weights have the keys of the unsharded model's `state_dict`; optimizer state s of weight K has the key `K.s`. Every tensor is seen
+as rows x columns: its first dimension, and all the others. A region is a cut-out of it that lies here, as a view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from shardembed.errors import UnsupportedError
+from shardembed.journey import Journey
+from shardembed.layout import Shard
+from shardembed.modules.base import ShardedModule
+from shardembed.modules.handle import TableHandle
+from shardembed.optim import External
+from shardembed.slab import LocalShard, Slab
+
+Kind = Literal["table", "table_state", "dense", "dense_state"]
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+@dataclass(frozen=True)
+class Region:
+    """Part of a tensor: `rows` x `columns`, which lie in `data` `[len(rows), len(columns)]`.
+
+    Attributes:
+        ranks: those that have it, of which one saves it; empty where another region stands for it.
+        home: where `data` is a copy, what it goes back into when it has been loaded.
+        touched: bool `[len(rows)]`: rows changed since the last full checkpoint; None where that is not known.
+    """
+
+    rows: range
+    columns: range
+    data: torch.Tensor
+    ranks: tuple[int, ...]
+    home: torch.Tensor | None = None
+    touched: torch.Tensor | None = None
+
+    def come_home(self) -> None:
+        if self.home is not None:
+            self.home.copy_(self.data.view(self.home.shape))
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor of the model: its key, and the regions of it that lie here. `of`: the key of the weight it belongs to."""
+
+    key: str
+    kind: Kind
+    of: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sharded table of the model, by its key."""
+
+    key: str
+    name: str
+    journey: Journey
+    slabs: tuple[Slab, ...]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a model holds here. `plain`: what its `state_dict` has beside tensors."""
+
+    items: dict[str, Item]
+    tables: dict[str, Table]
+    parameters: dict[str, nn.Parameter]
+    plain: dict[str, Any] = field(default_factory=dict)
+
+
+def take(model: nn.Module, rank: int, world_size: int) -> Inventory:
+    """List weights, table state and buffers. Views only: nothing is copied, but for dense tensors that are not contiguous."""
+    clean = _cleaner(model)
+    tables: dict[str, Table] = {}
+    seen: set[tuple[int, str]] = set()
+    own: set[str] = set()
+    for prefix, module in model.named_modules():
+        if not isinstance(module, ShardedModule):
+            continue
+        for key, name in module.weight_keys.items():
+            full = clean(f"{prefix}.{key}" if prefix else key)
+            own.add(full)
+            if (id(module.journey), name) not in seen:  # a table that several modules look up goes by its first key
+                seen.add((id(module.journey), name))
+                tables[full] = Table(full, name, module.journey, _slabs_of(module.journey, name))
+    parameters = {clean(name): parameter for name, parameter in model.named_parameters()}  # ExposedShards too, which are tables'
+    items = {item.key: item for table in tables.values() for item in _table_items(table)}
+    plain: dict[str, Any] = {}
+    storages: set[tuple[int, torch.Size]] = set()
+    for raw, value in model.state_dict().items():
+        key = clean(raw)
+        if isinstance(value, TableHandle) or key in own:
+            continue
+        if not isinstance(value, torch.Tensor):
+            plain[raw] = value
+            continue
+        here = (local(value).data_ptr(), value.shape)
+        if not value.numel() or here not in storages:  # tied weights are saved once
+            storages.add(here)
+            # Buffers may differ between ranks, and belong together: rank 0's, as everybody saves them.
+            ranks = tuple(range(world_size)) if key in parameters else (0,)
+            items[key] = dense_item(key, "dense", key, value, rank, ranks)
+    return Inventory(items, tables, parameters, plain)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within DistributedDataParallel and its kind."""
+    while True:
+        inner = next((getattr(model, name) for name in WRAPPERS if _wraps(model, name)), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _wraps(module: nn.Module, name: str) -> bool:
+    """`module` is a wrapper that calls the wrapped one `name`."""
+    if name == "module":
+        return isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel)
+    return name in module._modules
+
+
+def _cleaner(model: nn.Module) -> Any:
+    """Takes the names that wrappers add out of a key."""
+    added = [
+        f"{prefix}.{name}." if prefix else f"{name}."
+        for prefix, module in model.named_modules()
+        for name in WRAPPERS
+        if _wraps(module, name)
+    ]
+    added.sort(key=len, reverse=True)  # the innermost first: what is outside of it does not change its place
+
+    def clean(key: str) -> str:
+        for prefix in added:
+            if key.startswith(prefix):
+                key = key[: prefix.rstrip(".").rfind(".") + 1] + key[len(prefix) :]
+        return key
+
+    return clean
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor lies here."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def two_dimensional(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) as which a tensor of any shape is saved."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def dense_item(key: str, kind: Kind, of: str, tensor: torch.Tensor, rank: int, ranks: tuple[int, ...]) -> Item:
+    """A tensor that all `ranks` have alike, or a DTensor cut by its first dimension, of which each has its part.
+
+    Raises:
+        UnsupportedError: the DTensor is cut in another way.
+    """
+    mine = local(tensor.detach())
+    rows, columns = two_dimensional(tuple(tensor.shape))
+    first = 0
+    if isinstance(tensor, DTensor):
+        first, saved = _place_of(key, tensor)
+        ranks = (rank,) if saved else ()
+        rows = mine.shape[0] if mine.dim() else 1
+    home = None if mine.is_contiguous() else mine
+    data = mine.contiguous().view(rows, columns) if mine.numel() else mine.new_empty(rows, columns)
+    regions = (Region(range(first, first + rows), range(columns), data, ranks, home),) if rows and columns else ()
+    return Item(key, kind, of, tuple(tensor.shape), tensor.dtype, regions)
+
+
+def _place_of(key: str, tensor: DTensor) -> tuple[int, bool]:
+    """The first row of this rank's part of a DTensor, and whether this rank saves it (of copies, the first does)."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    chunks = tensor.__create_chunk_list__()
+    whole = tuple(tensor.shape[1:])
+    if coordinate is None or any(tuple(chunk.sizes)[1:] != whole for chunk in chunks) or len(chunks) > 1:
+        raise UnsupportedError(
+            f"{key!r} is a DTensor placed as {tensor.placements}; checkpoints hold those cut by their first dimension, as "
+            "fully_shard cuts them"
+        )
+    copies = [place for place, kind in zip(coordinate, tensor.placements, strict=True) if kind.is_replicate()]
+    first = int(chunks[0].offsets[0]) if chunks and len(chunks[0].offsets) else 0
+    return first, not any(copies)
+
+
+def _slabs_of(journey: Journey, name: str) -> tuple[Slab, ...]:
+    return tuple(slab for slab in journey.slabs if any(slab.table_of(lane) == name for lane in slab.spec.lanes))
+
+
+def _table_items(table: Table) -> Iterator[Item]:
+    """A table's weights, then its optimizer state."""
+    config = next(one for one in table.journey.tables if one.name == table.name)
+    rows, columns = config.num_embeddings, config.embedding_dim
+    held = [(slab, shard) for slab in table.slabs for shard in slab.shards() if shard.table == table.name]
+    weights = tuple(_region(slab, shard, shard.weights) for slab, shard in held)
+    yield Item(table.key, "table", table.key, (rows, columns), config.dtype, weights)
+    spec = table.slabs[0].spec
+    for name, shape in spec.optimizer.state.items() if not spec.policy.frozen else ():
+        regions = tuple(_region(slab, shard, shard.state[name]) for slab, shard in held)
+        if shape == "row":
+            regions = tuple(_of_rows(region) for region in regions)
+        whole = (rows, columns) if shape == "element" else (rows,)
+        yield Item(f"{table.key}.{name}", "table_state", table.key, whole, spec.compute_dtype, regions)
+
+
+def _region(slab: Slab, held: LocalShard, data: torch.Tensor) -> Region:
+    shard: Shard = held.shard
+    touched = None
+    if slab.touched is not None and not isinstance(slab.spec.optimizer, External):
+        touched = slab.touched[held.first_key : held.first_key + len(shard.rows)]
+    return Region(shard.rows, shard.columns, data, shard.ranks, touched=touched)
+
+
+def _of_rows(region: Region) -> Region:
+    """State with one number a row: strips of columns have the same, so the first one stands for all."""
+    ranks = region.ranks if region.columns.start == 0 else ()
+    return replace(region, columns=range(1), data=region.data.unsqueeze(1), ranks=ranks)

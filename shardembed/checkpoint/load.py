@@ -1,0 +1,235 @@
+"""`load_checkpoint`: choose, compare, copy, restore. Each rank reads what its own shards need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from shardembed.checkpoint import chance, folders, optimizing, tracking
+from shardembed.checkpoint.codec import decode
+from shardembed.checkpoint.inventory import Inventory, take
+from shardembed.checkpoint.matching import Wishes, fits, listing, match
+from shardembed.checkpoint.reader import Reader
+from shardembed.checkpoint.save import finish_pending
+from shardembed.checkpoint.snapshot import Job
+from shardembed.checkpoint.together import on_first, together
+from shardembed.comm import Comm
+from shardembed.errors import CheckpointError
+
+LEFT_OUT = "weights_only=True loads tables, parameters and buffers, and leaves optimizers, schedulers and counters as they are"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was loaded. `random`: "restored" where each rank has its own random state again, "reseeded" from it on another number of
+    ranks, None where none was asked for. `progress`: what the saver passed.
+    """
+
+    step: int
+    path: Path
+    progress: Any
+    random: Literal["restored", "reseeded"] | None
+    world_size: int
+
+
+def load_checkpoint(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    rename: Mapping[str, str] | None = None,
+    grown: Sequence[str] = (),
+    new: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    weights_only: bool = False,
+) -> Restored:
+    """Load the newest complete checkpoint of `folder` into a model and what trains it, in place. Collective.
+
+    It may have been saved on any number of ranks, under any plan. Each rank reads its own shards only, in pieces that are checked
+    against their hashes; no rank holds a whole table, and buffers take 32 MiB. All of a checkpoint must find its place: what the
+    model or the call lacks is an error that lists it.
+
+    Args:
+        folder: as for `save_checkpoint`, or the folder of one checkpoint.
+        optimizer, scheduler, extra: as they were saved; needed where the checkpoint has their state.
+        step: this one, rather than the newest.
+        rename: names in the checkpoint -> names in the model. Here and below, a name is a key of `state_dict`, a module or table,
+            or, but for `rename`, a pattern of such.
+        grown: tables that may have more rows here; the additional ones keep their starting values, and zero state.
+        new: tensors that the checkpoint does not have; they keep their values.
+        dropped: tensors of the checkpoint that are not wanted.
+        weights_only: tables, parameters and buffers alone; all else stays as it is.
+
+    Raises:
+        CheckpointError: on every rank: there is no checkpoint, it is damaged (file, tensor and rows are named), of a newer format,
+            or it differs from the model (every difference is listed; nothing has been changed then). After damage the model is
+            partly loaded: load another checkpoint before training on.
+    """
+    finish_pending()
+    job = Job.of(model, optimizer, scheduler, extra)
+    comm = job.comm()
+    held = take(job.model, comm.rank, comm.world_size)
+    wishes = Wishes(dict(rename or {}), tuple(grown), tuple(new), tuple(dropped))
+    path = Path(on_first(comm, "choose a checkpoint", lambda: str(folders.chosen(folder, step))))
+    with ExitStack() as stack:
+        readers: list[Reader] = []
+
+        def opened() -> str:
+            readers.append(stack.enter_context(Reader(path)))
+            return readers[0].manifest.checksum
+
+        _agree(together(comm, "read the manifest", opened), path)
+        loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
+        together(comm, "compare with the model", loading.compare)
+        tracking.stop(held)
+        together(comm, "read", loading.copy)
+        together(comm, "restore", loading.restore)
+        manifest = readers[0].manifest
+        return Restored(manifest.step, path, loading.progress, loading.random, manifest.world_size)
+
+
+def _agree(checksums: Sequence[str], path: Path) -> None:
+    if len(set(checksums)) > 1:
+        raise CheckpointError(
+            f"{path}: ranks read different manifests here ({', '.join(checksums)}); all ranks need one file system"
+        )
+
+
+class _Loading:
+    """One rank's way through a load."""
+
+    def __init__(self, job: Job, held: Inventory, comm: Comm, reader: Reader, wishes: Wishes, weights_only: bool) -> None:
+        self.job, self.held, self.comm, self.reader, self.wishes = job, held, comm, reader, wishes
+        self.weights_only = weights_only
+        self.dense = None if weights_only else optimizing.dense_of(job.optimizer)
+        self.small: dict[str, Any] = {}
+        self.progress: Any = None
+        self.random: Literal["restored", "reseeded"] | None = None
+        self._sources: dict[str, str] = {}
+        self._items = dict(held.items)
+        self._owned: list[list[optimizing.Owner]] = []
+        self._states: list[tuple[optimizing.Owner, str, Any]] = []
+
+    def compare(self) -> str:
+        """Find out all that does not fit. Changes nothing."""
+        entries = self.reader.manifest.entries
+        self.wishes.check(entries, self._items)
+        self.small = self._renamed(self.reader.small)
+        if self.weights_only:
+            self._items = {key: item for key, item in self._items.items() if item.kind in ("table", "dense")}
+            entries = {key: entry for key, entry in entries.items() if entry.kind in ("table", "dense")}
+        elif self.dense is not None:
+            self._owned = optimizing.owners(self.job.model, self.held, self.dense)
+            self._make_states()
+        else:  # said below, once
+            entries = {key: entry for key, entry in entries.items() if entry.kind != "dense_state"}
+        self._sources, lines = match(entries, self._items, self.wishes)
+        if not self.weights_only:
+            lines += self._lacking()
+        if lines:
+            raise CheckpointError(
+                f"{self.reader.path}: this is a checkpoint of another model; they differ in\n{listing(lines)}\n{LEFT_OUT}"
+            )
+        return ""
+
+    def _renamed(self, small: dict[str, Any]) -> dict[str, Any]:
+        """Small state with the keys of the model."""
+        renamed = self.wishes.renamed
+        optimizer = small["optimizer"]
+        groups = [{**group, "of": sorted(map(renamed, group["of"]))} for group in optimizer["groups"]]
+        tables = {renamed(key): value for key, value in optimizer["tables"].items()}
+        by_key = {name: {renamed(key): value for key, value in small[name].items()} for name in ("steps", "scalars")}
+        return {**small, **by_key, "optimizer": {**optimizer, "groups": groups, "tables": tables}}
+
+    def _make_states(self) -> None:
+        """Tensors for the saved state of the dense optimizer, which makes its own only in its first step."""
+        assert self.dense is not None
+        by_weight: dict[str, list[tuple[str, Any]]] = {}
+        for key, entry in self.reader.manifest.entries.items():
+            if entry.kind in ("dense_state", "table_state") and self.wishes.renamed(key) not in self.held.items:
+                by_weight.setdefault(self.wishes.renamed(entry.of), []).append((key[len(entry.of) + 1 :], entry))
+        for group, owned in zip(self.dense.param_groups, self._owned, strict=True):
+            for owner in owned:
+                for name, entry in by_weight.get(owner.key, []):
+                    value = optimizing.target(owner, group, name, entry.shape, entry.dtype)
+                    self._states.append((owner, name, value))
+        self._items.update(optimizing.items_of(self._states, self.held, self.comm))
+
+    def _lacking(self) -> list[str]:
+        """What the checkpoint has state of and the call does not name, and the other way round."""
+        fresh = {key for key in self.held.items if fits(self.wishes.new, key)}
+        optimizer = self.small["optimizer"]
+        kept = [
+            {**group, "of": [key for key in group["of"] if not fits(self.wishes.dropped, key)]} for group in optimizer["groups"]
+        ]
+        saved = {**optimizer, "groups": kept}
+        lines = optimizing.differences(saved, self.dense, self._owned, self.held, fresh)
+        if self.small["has_optimizer"] != (self.job.optimizer is not None) and not lines:
+            had, has = ("with", "without") if self.small["has_optimizer"] else ("without", "with")
+            lines.append(f"it was saved {had} optimizer= and is loaded {has} it: learning rates would be lost")
+        then, now = set(self.small["stateful"]), set(self.job.stateful())
+        lines += [f"the checkpoint has the state of {name}, which was not passed" for name in sorted(then - now)]
+        lines += [f"{name} was passed, and the checkpoint has no state of it" for name in sorted(now - then)]
+        return lines
+
+    def copy(self) -> str:
+        """Read the rows of every shard that lies here."""
+        self.reader.copy([(self._items[key], source) for key, source in self._sources.items()])
+        return ""
+
+    def restore(self) -> str:
+        """Small state, when all tensors have been loaded."""
+        self._restore_model()
+        if self.weights_only:
+            return ""
+        steps = self.small["steps"]
+        for journey in {id(table.journey): table.journey for table in self.held.tables.values()}.values():
+            known = {steps[key] for key, table in self.held.tables.items() if table.journey is journey and key in steps}
+            if len(known) > 1:
+                raise CheckpointError(f"tables that are stepped together now had taken different numbers of steps: {sorted(known)}")
+            if known:
+                journey.steps = known.pop()
+                journey.comm.step = max(journey.comm.step, journey.steps)
+        self._restore_optimizer()
+        for name, one in self.job.stateful().items():
+            one.load_state_dict(decode(self.small["stateful"][name], name))
+        self._restore_random()
+        self.progress = decode(self.small["progress"], "progress")
+        return ""
+
+    def _restore_model(self) -> None:
+        for key, value in self.small["model"].items():
+            module, _, name = key.rpartition(".")
+            if key in self.held.plain and name == nn.modules.module._EXTRA_STATE_KEY_SUFFIX:
+                self.job.model.get_submodule(module).set_extra_state(decode(value, key))
+
+    def _restore_optimizer(self) -> None:
+        if self.job.optimizer is None:
+            return
+        if self.dense is not None:
+            self.dense.state.clear()
+            for owner, name, value in self._states:
+                self.dense.state[owner.parameter][name] = value
+            for owner in (owner for group in self._owned for owner in group):
+                for name, value in self.small["scalars"].get(owner.key, {}).items():
+                    self.dense.state[owner.parameter][name] = decode(value, f"{owner.key}.{name}")
+        if self.small["has_optimizer"]:
+            optimizing.restore_groups(self.small["optimizer"], self.job.optimizer, self.held)
+
+    def _restore_random(self) -> None:
+        states = self.small["random"]
+        if len(states) == self.comm.world_size:
+            chance.restore(states[self.comm.rank])
+            self.random = "restored"
+        else:
+            chance.reseed(json.dumps(states[0]), self.comm.rank)
+            self.random = "reseeded"

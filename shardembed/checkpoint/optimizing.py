@@ -1,0 +1,206 @@
+"""The optimizer in a checkpoint: param groups and counters as small state, state tensors by the key of their weight.
+
+The tables' own state lies in the slabs and is no concern of this module; a torch optimizer's state is, be it over dense
+parameters or over the shards that `optimizer=None` exposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from shardembed.checkpoint.codec import decode, encode
+from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, local
+from shardembed.comm import Comm
+from shardembed.errors import CheckpointError
+from shardembed.exposed import ExposedShard
+from shardembed.modules.base import ShardedModule
+from shardembed.optimizer import Optimizer
+
+OURS = ("params", "optimizer", "tables")  # of a param group, what is no setting
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose state a torch optimizer keeps under a parameter: that of the weight `key`, or of a part of it."""
+
+    key: str
+    parameter: nn.Parameter
+
+    @property
+    def shard(self) -> ExposedShard | None:
+        return self.parameter if isinstance(self.parameter, ExposedShard) else None
+
+    def is_cut(self, tensor: torch.Tensor) -> bool:
+        """Part of a tensor as large as the table."""
+        return self.shard is not None and tensor.shape == self.parameter.shape
+
+
+def dense_of(optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
+    return optimizer.dense if isinstance(optimizer, Optimizer) else optimizer
+
+
+def owners(model: nn.Module, held: Inventory, dense: torch.optim.Optimizer) -> list[list[Owner]]:
+    """Of each parameter of each group, whose it is.
+
+    Raises:
+        CheckpointError: the optimizer holds parameters that are not the model's.
+    """
+    names = {id(parameter): key for key, parameter in held.parameters.items()}
+    tables = {(id(table.journey), table.name): table.key for table in held.tables.values()}
+    for module in model.modules():
+        if isinstance(module, ShardedModule):
+            for parameter in module._parameters.values():
+                if isinstance(parameter, ExposedShard):
+                    names[id(parameter)] = tables[id(module.journey), parameter.shard.table]
+    strange = sum(id(parameter) not in names for group in dense.param_groups for parameter in group["params"])
+    if strange:
+        raise CheckpointError(
+            f"the optimizer holds {strange} parameter(s) that the model does not have, so they have no name in a checkpoint; pass "
+            "the module that has them all"
+        )
+    return [[Owner(names[id(parameter)], parameter) for parameter in group["params"]] for group in dense.param_groups]
+
+
+def items_of(states: Iterable[tuple[Owner, str, Any]], held: Inventory, comm: Comm) -> dict[str, Item]:
+    """State tensors of a torch optimizer, by key."""
+    items: dict[str, Item] = {}
+    for owner, name, value in states:
+        if not isinstance(value, torch.Tensor):
+            continue
+        key = f"{owner.key}.{name}"
+        if owner.is_cut(value):
+            whole = held.items[owner.key]
+            before = items[key].regions if key in items else ()
+            items[key] = Item(key, "table_state", owner.key, whole.shape, value.dtype, (*before, _cut(owner, value)))
+        elif owner.shard is None:
+            items[key] = dense_item(key, "dense_state", owner.key, value, comm.rank, tuple(range(comm.world_size)))
+    return items
+
+
+def _cut(owner: Owner, value: torch.Tensor) -> Region:
+    assert owner.shard is not None
+    if value.layout != torch.strided:
+        raise CheckpointError(f"{owner.key}: sparse optimizer state is not written")
+    shard = owner.shard.shard.shard
+    return Region(shard.rows, shard.columns, value.detach(), shard.ranks)
+
+
+def scalars(owned: list[list[Owner]], dense: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What is no tensor of the weight's (step counters, say), as JSON by key and name."""
+    found: dict[str, dict[str, Any]] = {}
+    for owner, name, value in states(owned, dense):
+        if not isinstance(value, torch.Tensor) or (owner.shard is not None and not owner.is_cut(value)):
+            found.setdefault(owner.key, {})[name] = encode(value, f"optimizer state {name!r} of {owner.key!r}")
+    return found
+
+
+def states(owned: list[list[Owner]], dense: torch.optim.Optimizer) -> Iterator[tuple[Owner, str, Any]]:
+    """All that a torch optimizer keeps, with whose it is."""
+    for group in owned:
+        for owner in group:
+            for name, value in dense.state.get(owner.parameter, {}).items():
+                yield owner, name, value
+
+
+def describe(optimizer: torch.optim.Optimizer | None, owned: list[list[Owner]], held: Inventory) -> dict[str, Any]:
+    """Names and settings of an optimizer and of the tables' own."""
+    dense = dense_of(optimizer)
+    groups = [
+        {"of": sorted({owner.key for owner in group}), "settings": _settings(settings)}
+        for group, settings in zip(owned, dense.param_groups if dense is not None else [], strict=True)
+    ]
+    tables = {
+        key: {"optimizer": type(table.slabs[0].spec.optimizer).__name__, "settings": _settings(_group_of(optimizer, table) or {})}
+        for key, table in held.tables.items()
+    }
+    skipped = optimizer.skipped if isinstance(optimizer, Optimizer) else 0
+    return {"class": type(dense).__name__ if dense is not None else None, "groups": groups, "tables": tables, "skipped": skipped}
+
+
+def _group_of(optimizer: torch.optim.Optimizer | None, table: Any) -> dict[str, Any] | None:
+    groups = optimizer._groups if isinstance(optimizer, Optimizer) else {}
+    return groups.get(table.slabs[0].spec.optimizer)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: encode(value, f"param group setting {name!r}") for name, value in group.items() if name not in OURS}
+
+
+def _decoded(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: decode(value, f"param group setting {name!r}") for name, value in settings.items() if name not in OURS}
+
+
+def differences(
+    saved: dict[str, Any], optimizer: torch.optim.Optimizer | None, owned: list[list[Owner]], held: Inventory, fresh: set[str]
+) -> list[str]:
+    """Why the saved groups and settings do not fit, a line each. Weights in `fresh` are not to be in the checkpoint."""
+    lines: list[str] = []
+    dense = dense_of(optimizer)
+    name = type(dense).__name__ if dense is not None else None
+    if saved["class"] is not None and name is None:
+        lines.append(
+            f"the checkpoint has the state of a {saved['class']} over dense parameters; pass optimizer=, or weights_only=True"
+        )
+    elif saved["class"] is None and name is not None:
+        lines.append(f"the checkpoint was saved without the dense optimizer ({name})")
+    elif saved["class"] != name:
+        lines.append(f"the dense optimizer is {name}, the checkpoint's was {saved['class']}")
+    elif name is not None:
+        now = [sorted({owner.key for owner in group} - fresh) for group in owned]
+        then = [group["of"] for group in saved["groups"]]
+        if now != then:
+            lines.append(f"the dense optimizer's param groups are of {_short(now)}, the checkpoint's of {_short(then)}")
+    for key, table in held.tables.items():
+        kind = type(table.slabs[0].spec.optimizer).__name__
+        before = saved["tables"].get(key, {"optimizer": kind})["optimizer"]
+        if before != kind:
+            lines.append(f"table {key!r} has the optimizer {kind}, in the checkpoint {before}")
+    return lines
+
+
+def _short(groups: list[list[str]]) -> str:
+    return "; ".join(", ".join(group[:6]) + (f" and {len(group) - 6} more" if len(group) > 6 else "") for group in groups)[:500]
+
+
+def target(owner: Owner, group: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor for a saved state of this shape, where torch would have made it."""
+    parameter = owner.parameter
+    if owner.shard is not None:
+        return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+    if isinstance(parameter, DTensor) and shape == tuple(parameter.shape):
+        part = torch.zeros_like(local(parameter.detach()), dtype=dtype)
+        return DTensor.from_local(
+            part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride(), run_check=False
+        )
+    # Step counters stay on the CPU, unless torch's own kernels count (torch.optim.Optimizer.load_state_dict).
+    on_device = shape != () or group.get("capturable") or group.get("fused")
+    return torch.zeros(shape, dtype=dtype, device=parameter.device if on_device else "cpu")
+
+
+def restore_groups(saved: dict[str, Any], optimizer: torch.optim.Optimizer, held: Inventory) -> None:
+    """Give every group the settings it was saved with.
+
+    Raises:
+        CheckpointError: tables of one group were saved with different settings.
+    """
+    dense = dense_of(optimizer)
+    for group, before in zip(dense.param_groups if dense is not None else [], saved["groups"], strict=False):
+        group.update(_decoded(before["settings"]))
+    if not isinstance(optimizer, Optimizer):
+        return
+    optimizer.skipped = int(saved["skipped"])
+    for settings, group in optimizer._groups.items():
+        keys = [key for key, table in held.tables.items() if table.slabs[0].spec.optimizer == settings and key in saved["tables"]]
+        found = [saved["tables"][key]["settings"] for key in keys]
+        if any(one != found[0] for one in found):
+            raise CheckpointError(
+                f"tables {', '.join(keys)} share a param group now, but were saved with different settings: {found}"
+            )
+        if found:
+            group.update(_decoded(found[0]))

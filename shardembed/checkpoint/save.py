@@ -1,0 +1,190 @@
+"""`save_checkpoint` and `async_save_checkpoint`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shardembed.checkpoint import tracking
+from shardembed.checkpoint.blocks import Base
+from shardembed.checkpoint.inventory import Inventory, take
+from shardembed.checkpoint.snapshot import Job, Snapshot, step_of
+from shardembed.checkpoint.together import together
+from shardembed.checkpoint.writing import write
+from shardembed.comm import Comm
+from shardembed.errors import CheckpointError, ShardEmbedError
+
+
+class PendingSave:
+    """A checkpoint that a thread of this process is writing. The next save or load waits for it, and so does the end of the
+    process.
+    """
+
+    def __init__(self, work: Callable[[], Path]) -> None:
+        self._result: Path | None = None
+        self._error: Exception | None = None
+        self._work = work
+        # Not a daemon: the interpreter waits for it, before process groups are closed.
+        self._thread = threading.Thread(target=self._run, name="shardembed-save")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except Exception as error:  # whoever waits gets it
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        """The thread has ended, well or badly. Not collective."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> Path:
+        """Wait until the checkpoint is complete, and return its folder. Not collective.
+
+        Raises:
+            CheckpointError: it failed; nothing older has been touched.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+
+_pending: list[PendingSave] = []
+
+
+def finish_pending() -> None:
+    """Wait for the background save of an earlier call; raises its error, if nobody has seen it."""
+    while _pending:
+        _pending.pop().wait()
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    progress: Any = None,
+    step: int | None = None,
+    keep: int | None = None,
+    incremental: bool = False,
+) -> Path:
+    """Save a checkpoint into `folder/step-NNNNNNNNNN`. It loads on any number of ranks, under any plan. Collective.
+
+    The folder gets its name once everything in it has reached the disk; a crash at any moment leaves the newest complete
+    checkpoint as it was. Saved: tables with their optimizer state, dense parameters and buffers, the dense optimizer, param group
+    settings, step counters, random states of every rank, and what is passed here. Nothing is pickled. Needs no memory beside
+    buffers of 32 MiB a rank.
+
+    Args:
+        folder: where checkpoints go, on a file system that all ranks see; for this job alone.
+        model: may be wrapped in DistributedDataParallel; FSDP2's parameters are saved as they are cut.
+        optimizer: an `se.Optimizer`, or the torch optimizer of tables made with `optimizer=None`.
+        scheduler: a learning rate scheduler, or whatever has `state_dict` and `load_state_dict`.
+        extra: by name, more of the kind: loaders, samplers, a GradScaler.
+        progress: of the caller's own, made of numbers, strings, lists and dicts: the data position, say. Rank 0's is saved.
+        step: names the checkpoint; by default the number of optimizer steps taken. A step saved again gets a folder of its own,
+            and the older one is removed when the new one is complete.
+        keep: keep the checkpoints of this many newest steps (and those that their increments stand on), and remove older ones
+            when the new one is complete. None keeps all.
+        incremental: save only the rows of tables that changed since the last full checkpoint. The first such call in a process,
+            and after a load, saves all rows. Rows changed through `local_shards()` count as a whole table. Costs a byte a row.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: on every rank, where any failed (disk full, no permission, state that cannot be written as JSON, gradients
+            that wait for a step). Training can go on. An earlier background save that failed is reported here, too.
+    """
+    job, held, comm = _begin(folder, model, optimizer, scheduler, extra)
+    return _work(Path(folder), job, held, comm, step, progress, keep, incremental, copied=False)()
+
+
+def async_save_checkpoint(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    progress: Any = None,
+    step: int | None = None,
+    keep: int | None = None,
+    incremental: bool = False,
+) -> PendingSave:
+    """As `save_checkpoint`, but training stops only while this rank's share is copied to host memory (which needs as much again); a
+    thread does the rest, and talks to the other ranks over a process group of its own. Collective.
+
+    Returns:
+        A `PendingSave`: `wait()` gives the folder, or raises what went wrong. Only one save runs at a time: the next call waits.
+
+    Raises:
+        CheckpointError: on every rank, where the state of any cannot be saved, or an earlier background save failed.
+    """
+    job, held, comm = _begin(folder, model, optimizer, scheduler, extra)
+    pending = PendingSave(_work(Path(folder), job, held, comm, step, progress, keep, incremental, copied=True))
+    _pending.append(pending)
+    return pending
+
+
+def _begin(folder: str | Path, model: nn.Module, optimizer: Any, scheduler: Any, extra: Any) -> tuple[Job, Inventory, Comm]:
+    finish_pending()
+    job = Job.of(model, optimizer, scheduler, extra)
+    comm = job.comm()
+    return job, take(job.model, comm.rank, comm.world_size), comm
+
+
+def _work(
+    root: Path,
+    job: Job,
+    held: Inventory,
+    comm: Comm,
+    step: int | None,
+    progress: Any,
+    keep: int | None,
+    incremental: bool,
+    copied: bool,
+) -> Callable[[], Path]:
+    """Take the snapshot; returns what writes it."""
+    taken: list[Snapshot] = []
+    bases: list[Base | None] = []
+
+    def prepare() -> str:
+        if keep is not None and keep < 1:
+            raise CheckpointError(f"keep must be at least 1, not {keep}: the newest checkpoint is always kept")
+        bases.append(tracking.base_of(held, root) if incremental else None)
+        number = step_of(held, step)
+        snapshot = job.snapshot(held, comm, number, progress, bases[0] is not None)
+        taken.append(snapshot.copied() if copied else snapshot)
+        return f"step {number}, {'increment of ' + bases[0].folder if bases[0] is not None else 'full'}"
+
+    said = together(comm, "look at the model", prepare)
+    if len(set(said)) > 1:
+        raise CheckpointError(
+            f"ranks want different checkpoints: {'; '.join(f'rank {rank}: {one}' for rank, one in enumerate(said))}"
+        )
+    snapshot, base = taken[0], bases[0]
+    comm.step = snapshot.step
+    full = base is None and (incremental or tracking.noting(held))
+    before = tracking.start(held) if full else []
+
+    def work() -> Path:
+        try:
+            path, written = write(root, snapshot, comm, keep, base)
+        except ShardEmbedError:
+            tracking.failed(before)
+            raise
+        if full:
+            tracking.succeeded(held, root, written)
+        return path
+
+    return work

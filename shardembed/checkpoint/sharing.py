@@ -1,0 +1,74 @@
+"""Who saves what: pure, and the same on all ranks, so that nothing is said about it.
+
+A region that one rank has is saved there. One that several have alike is saved once: cut into parts of about a piece, which are
+dealt to its ranks from a place that the key's hash picks, so that many small ones and a few large ones both spread.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from shardembed.checkpoint.blocks import chunk_name, update_names
+from shardembed.checkpoint.inventory import Item, Region
+from shardembed.checkpoint.pieces import PIECE_BYTES
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A part of an item that this rank writes: `rows` x `columns` of the tensor, which are `data`. `listed`: an increment, so only
+    the rows of `data` at these places (int64, ascending), whose row numbers are `ids`.
+    """
+
+    item: Item
+    rows: range
+    columns: range
+    data: torch.Tensor
+    ids: torch.Tensor | None = None
+    listed: torch.Tensor | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called in its file: one name, or those of an increment's row numbers and values."""
+        shape = self.item.shape
+        if self.ids is None:
+            return (chunk_name(self.item.key, shape, self.rows, self.columns),)
+        return update_names(self.item.key, self.rows, self.columns, shape[0])
+
+    @property
+    def bytes(self) -> int:
+        rows = len(self.rows) if self.listed is None else len(self.listed)
+        return rows * (len(self.columns) * self.data.element_size() + (0 if self.listed is None else 8))
+
+
+def parts_of(items: Iterable[Item], rank: int, incremental: bool) -> list[Saved]:
+    """What `rank` writes, of the items it holds. `incremental`: of regions that know their touched rows, those alone."""
+    return [saved for item in items for region in item.regions for saved in _parts(item, region, rank, incremental)]
+
+
+def _parts(item: Item, region: Region, rank: int, incremental: bool) -> Iterator[Saved]:
+    for rows in _share(item.key, region, rank):
+        data = region.data[rows.start : rows.stop]
+        numbers = region.rows[rows.start : rows.stop]
+        if not incremental or region.touched is None:
+            yield Saved(item, numbers, region.columns, data)
+            continue
+        listed = torch.nonzero(region.touched[rows.start : rows.stop]).squeeze(1).cpu()  # host sync on a GPU
+        if len(listed):
+            yield Saved(item, numbers, region.columns, data, numbers.start + listed * numbers.step, listed)
+
+
+def _share(key: str, region: Region, rank: int) -> Iterator[range]:
+    """The rows of a region, counted within it, that `rank` saves."""
+    rows, ranks = len(region.rows), region.ranks
+    if rank not in ranks or not rows:
+        return
+    size = rows * region.data.shape[1] * region.data.element_size()
+    count = min(len(ranks), -(-size // PIECE_BYTES), rows) if len(ranks) > 1 else 1
+    first = zlib.crc32(key.encode())
+    for number in range(count):
+        if ranks[(first + number) % len(ranks)] == rank:
+            yield range(rows * number // count, rows * (number + 1) // count)

@@ -1,0 +1,232 @@
+"""From a snapshot to a complete checkpoint. Collective, stage by stage; what fails on one rank fails on all.
+
+    1  rank 0 removes leftovers, looks whether there is room, and makes a folder with a name that nobody loads
+    2  every rank writes one file and brings it to the disk
+    3  rank 0 writes the small state and, last, the manifest; gives the folder its name; brings that to the disk
+    4  rank 0 removes what need not be kept
+
+A crash before the renaming leaves a leftover and all older checkpoints; one after it leaves a complete new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardembed._version import __version__
+from shardembed.checkpoint import folders
+from shardembed.checkpoint.blocks import Base, Block, Chunk, Entry, File, Update
+from shardembed.checkpoint.checks import STATE
+from shardembed.checkpoint.manifest import Manifest, read_manifest
+from shardembed.checkpoint.pieces import Part, write_file, write_state
+from shardembed.checkpoint.sharing import Saved
+from shardembed.checkpoint.snapshot import Snapshot
+from shardembed.checkpoint.together import CPU, on_first, together
+from shardembed.comm import Comm
+from shardembed.errors import CheckpointError
+
+LOCK = ".lock"
+SPARE_BYTES = 16 << 20  # for small state, manifest and folders
+
+
+def write(root: Path, snapshot: Snapshot, comm: Comm, keep: int | None, base: Base | None) -> tuple[Path, Base]:
+    """Write a checkpoint into `root`; `base`: as increments of that one. Returns its folder, and what increments of it stand on.
+
+    Raises:
+        CheckpointError: on every rank, where any failed. Nothing that was complete before has been touched.
+    """
+    sizes = together(comm, "add up sizes", lambda: str(sum(part.bytes for part in snapshot.parts)))
+    with _locked(root, comm):
+        saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))))
+        try:
+            reports = _write_files(saving, snapshot, comm)
+            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base))
+        except CheckpointError:
+            on_first(
+                comm, "remove what was written", lambda: _remove(saving)
+            )  # all have stopped writing: they agreed that it failed
+            raise
+        name, checksum = json.loads(said)
+        if comm.rank == 0:
+            _clean(root, keep, name)
+    return root / name, Base(name, checksum)
+
+
+@contextmanager
+def _locked(root: Path, comm: Comm) -> Iterator[None]:
+    """Only one job at a time saves into a folder: it removes what looks like leftovers. A crash releases the lock."""
+    held: list[int] = []
+
+    def lock() -> str:
+        root.mkdir(parents=True, exist_ok=True)
+        held.append(os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+        try:
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{root}: another job is saving into this folder; give every job its own") from None
+        return ""
+
+    try:
+        on_first(comm, "lock the folder", lock)
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def _prepare(root: Path, step: int, size: int) -> str:
+    for path in folders.leftovers(root):
+        folders.remove(path)
+    free = shutil.disk_usage(root).free
+    if free < size + SPARE_BYTES:
+        raise CheckpointError(
+            f"{root}: the checkpoint of step {step} needs {size + SPARE_BYTES:,} bytes, {free:,} are free; make room, keep fewer "
+            "(keep=), or save elsewhere. Nothing was written"
+        )
+    name = folders.new_saving(root, step)
+    (root / name).mkdir()
+    return name
+
+
+def _write_files(saving: Path, snapshot: Snapshot, comm: Comm) -> list[dict[str, Any]]:
+    """Write this rank's file. Rank 0 gets what every rank wrote; the others nothing."""
+    report: dict[str, Any] = {"parts": [], "bytes": 0, "scalars": snapshot.scalars, "random": snapshot.random}
+
+    def work() -> str:
+        if not saving.is_dir():
+            raise CheckpointError(
+                f"{saving}: rank 0 made this folder, and it is not to be seen here; all ranks need one file system"
+            )
+        if snapshot.parts:
+            file = saving / f"rank-{comm.rank:05d}.safetensors"
+            report["parts"] = _write_parts(file, snapshot.parts)
+            report["file"], report["bytes"] = file.name, file.stat().st_size
+        return ""
+
+    together(comm, "write", work)
+    # Not in `work`: these texts are long, and rank 0 alone needs them.
+    return [
+        json.loads(text)
+        for text in comm.gather_texts("control", "checkpoint: tell what was written", json.dumps(report), CPU, to=0)
+    ]
+
+
+def _write_parts(file: Path, parts: Sequence[Saved]) -> list[dict[str, Any]]:
+    written: list[Part] = []
+    for saved in parts:
+        if saved.ids is None or saved.listed is None:
+            whole = saved.names[0] == saved.item.key
+            written.append(Part(saved.names[0], saved.data, saved.item.shape if whole else None))
+        else:
+            written += [Part(saved.names[0], saved.ids.unsqueeze(1)), Part(saved.names[1], saved.data, listed=saved.listed)]
+    blocks = write_file(file, written, {"format": "shardembed"})
+    return [_report(saved, [blocks[name] for name in saved.names]) for saved in parts]
+
+
+def _report(saved: Saved, blocks: list[Block]) -> dict[str, Any]:
+    item = saved.item
+    return {
+        "key": item.key,
+        "kind": item.kind,
+        "of": item.of,
+        "shape": list(item.shape),
+        "dtype": str(item.dtype).removeprefix("torch."),
+        "rows": [saved.rows.start, saved.rows.stop, saved.rows.step],
+        "columns": [saved.columns.start, saved.columns.stop],
+        "blocks": [[block.offset, block.bytes, block.rows_a_piece, list(block.hashes)] for block in blocks],
+    }
+
+
+def _publish(
+    root: Path, saving: Path, snapshot: Snapshot, reports: list[dict[str, Any]], world_size: int, base: Base | None
+) -> str:
+    """Small state, manifest, name: in this order, each on the disk before the next."""
+    scalars: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        for key, values in report["scalars"].items():
+            scalars.setdefault(key, values)
+    small = {**snapshot.small, "scalars": scalars, "random": [report["random"] for report in reports]}
+    state = write_state(saving / STATE, json.dumps(small).encode())
+    files = {report["file"]: File(report["bytes"]) for report in reports if report["bytes"]}
+    manifest = Manifest(
+        step=snapshot.step,
+        world_size=world_size,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions={"shardembed": __version__, "torch": torch.__version__},
+        entries=_entries(snapshot, reports),
+        files={**files, STATE: File(state.bytes)},
+        plans=tuple(snapshot.plans),
+        state=state,
+        base=base,
+    )
+    described = manifest.to_bytes()
+    Manifest.parse(described, str(saving))  # what could not be read again is not published
+    write_state(saving / folders.MANIFEST, described)
+    folders.sync_folder(saving)
+    name = str(folders.free_name(root, snapshot.step))
+    os.rename(saving, root / name)
+    folders.sync_folder(root)
+    return json.dumps([name, manifest.checksum])
+
+
+def _entries(snapshot: Snapshot, reports: list[dict[str, Any]]) -> dict[str, Entry]:
+    chunks: dict[str, list[Chunk]] = {}
+    updates: dict[str, list[Update]] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        for part in report["parts"]:
+            told.setdefault(part["key"], part)
+            columns = range(*part["columns"])
+            blocks = [Block(report["file"], start, size, rows, tuple(hashes)) for start, size, rows, hashes in part["blocks"]]
+            if len(blocks) == 1:
+                chunks.setdefault(part["key"], []).append(Chunk(range(*part["rows"]), columns, blocks[0]))
+            else:
+                updates.setdefault(part["key"], []).append(Update(columns, blocks[0], blocks[1]))
+    known = {item.key: Entry(item.key, item.kind, item.of, item.shape, item.dtype) for item in snapshot.items.values()}
+    for key, part in told.items():  # rank 0 may hold nothing of a tensor, not even know of it
+        if key not in known:
+            known[key] = Entry(key, part["kind"], part["of"], tuple(part["shape"]), getattr(torch, part["dtype"]))
+    return {
+        key: Entry(
+            key,
+            entry.kind,
+            entry.of,
+            entry.shape,
+            entry.dtype,
+            tuple(sorted(chunks.get(key, []), key=lambda chunk: (chunk.columns.start, chunk.rows.start))),
+            tuple(sorted(updates.get(key, []), key=lambda update: (update.columns.start, update.ids.file, update.ids.offset))),
+        )
+        for key, entry in known.items()
+    }
+
+
+def _remove(saving: Path) -> str:
+    with suppress(OSError):  # the next save tries again
+        folders.remove(saving)
+    return ""
+
+
+def _clean(root: Path, keep: int | None, written: str) -> None:
+    """Remove what a newer one of the same step stands for, and steps beyond the `keep` newest; never what was just written, nor
+    what a kept one stands on.
+    """
+    found = folders.listed(root)
+    newest = {name.step: name for name in found}
+    steps = sorted(newest)[-keep:] if keep is not None else sorted(newest)
+    kept = {written, *(str(newest[step]) for step in steps)}
+    for name in sorted(kept):
+        with suppress(CheckpointError):  # a damaged one is not cleaned away for that
+            base = read_manifest(root / name).base
+            kept |= {base.folder} if base is not None else set()
+    for name in found:
+        if str(name) not in kept:
+            _remove(root / str(name))

@@ -1,0 +1,419 @@
+"""Saving: in the background, in increments, over and over, and onto a full disk. What was complete before stays loadable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import shardembed as se
+from shardembed.checkpoint import folders
+from shardembed.checkpoint.manifest import read_manifest
+from shardembed.errors import CheckpointError
+from tests.harness import run_ranks
+from tests.ranks.saved import Trained, assembled, built, contents, train
+
+Held = dict[str, list[tuple[range, range, np.ndarray]]]
+
+
+def equal(found: list[Held], expected: list[Held]) -> None:
+    one, other = assembled(found), assembled(expected)
+    assert one.keys() == other.keys()
+    for key in one:
+        assert np.array_equal(one[key], other[key]), key
+
+
+def raised(work: Callable[[], Any]) -> str:
+    try:
+        work()
+    except CheckpointError as error:
+        return str(error)
+    raise AssertionError("no CheckpointError")
+
+
+def loaded(world_size: int, folder: str, **more: Any) -> tuple[Any, Held]:
+    job = built(world_size, "Adam", turn=2)
+    restored = job.load(folder, **more)
+    return restored, contents(job)
+
+
+def load_alone(folder: Path, **more: Any) -> tuple[Any, list[Held]]:
+    restored, held = loaded(1, str(folder), **more)
+    return restored, [held]
+
+
+# In the background
+
+
+def save_in_background(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=1)
+    train(job, rank, world_size, range(2))
+    held = contents(job)
+    pending = se.async_save_checkpoint(folder, job.wrapped, optimizer=job.optimizer, scheduler=job.scheduler)
+    train(job, rank, world_size, range(2, 6))  # collectives of both kinds run side by side
+    first = pending.wait()
+    again = se.async_save_checkpoint(folder, job.wrapped, optimizer=job.optimizer, scheduler=job.scheduler)
+    path = job.save(folder)  # waits for the one before
+    return held, first.name, pending.done, again.done, path.name, contents(job)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_training_goes_on_while_a_thread_writes_what_was(tmp_path: Path, ranks: int) -> None:
+    answers = run_ranks(ranks, save_in_background, str(tmp_path))
+    assert {answer[1:5] for answer in answers} == {("step-0000000002", True, True, "step-0000000006.1")}
+    equal(load_alone(tmp_path, step=2)[1], [held for held, *_ in answers])
+    equal(load_alone(tmp_path)[1], [held for *_, held in answers])
+
+
+def fail_in_background(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=1)
+    train(job, rank, world_size, range(1))
+    with _small_files(rank == world_size - 1):
+        pending = se.async_save_checkpoint(folder, job.wrapped, optimizer=job.optimizer, scheduler=job.scheduler)
+        message = raised(pending.wait)
+    told_again = raised(lambda: job.save(folder))  # nobody is left in the dark
+    return message, told_again, job.save(folder).name
+
+
+def test_a_background_save_that_fails_is_told_by_wait_and_by_the_next_save(tmp_path: Path) -> None:
+    answers = run_ranks(2, fail_in_background, str(tmp_path))
+    assert len(set(answers)) == 1
+    message, told_again, name = answers[0]
+    assert "rank 1" in message
+    assert "File too large" in message
+    assert told_again == message
+    assert name == "step-0000000001"
+
+
+# In increments
+
+
+def save_increments(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=3, rows=300)
+    found = []
+    for step in range(4):
+        train(job, rank, world_size, range(step, step + 1))
+        path = job.save(folder, incremental=True, keep=1 if step == 3 else None)
+        found.append((path.name, contents_quietly(job)))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_increments_hold_touched_rows_and_load_like_full_ones(tmp_path: Path, ranks: int) -> None:
+    answers = run_ranks(ranks, save_increments, str(tmp_path))
+    kept = [path.name for _, path in se.checkpoints(tmp_path)]
+    assert kept == ["step-0000000001", "step-0000000004"]  # the first is what the last one stands on
+    manifest = read_manifest(tmp_path / "step-0000000004")
+    assert manifest.base is not None
+    assert manifest.base.folder == "step-0000000001"
+    entry = manifest.entries["tables.t0.weight.exp_avg"]
+    rows = sum(update.ids.bytes // 8 for update in entry.updates if update.columns.start == 0)
+    assert 100 < rows < 250  # 72 ids a step, of 300
+    for loaded_by in (1, 2):
+        found = run_ranks(loaded_by, _load_large, str(tmp_path))
+        equal(found, [answer[3][1] for answer in answers])
+
+
+def _load_large(rank: int, world_size: int, folder: str) -> Held:
+    job = built(world_size, "Adam", turn=5, rows=300)
+    job.load(folder)
+    return contents(job)
+
+
+def write_behind_the_steps(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    names = []
+
+    def save() -> None:
+        path = job.save(folder, incremental=True)
+        names.append((path.name, read_manifest(path).base is not None, contents_quietly(job)))
+
+    save()  # full
+    save()  # nothing has changed
+    table = torch.arange(37 * 6, dtype=torch.float64).view(37, 6)
+    job.model.tables.load_rows("t0", table)
+    save()
+    job.model.tables.reset_parameters(seed=9)
+    save()
+    for local in job.model.tables.local_shards():
+        local.weights.add_(1)
+    save()
+    job.load(folder, step=0)  # whatever was noted no longer counts
+    save()
+    return names
+
+
+def contents_quietly(job: Trained) -> Held:
+    """`contents`, without telling the tables that somebody may write."""
+    noted = [None if slab.touched is None else slab.touched.clone() for slab in job.model.tables.journey.slabs]
+    held = contents(job)
+    for slab, touched in zip(job.model.tables.journey.slabs, noted, strict=True):
+        slab.touched = touched
+    return held
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rows_that_change_without_a_step_are_in_the_next_increment(tmp_path: Path, ranks: int) -> None:
+    answers = run_ranks(ranks, write_behind_the_steps, str(tmp_path))
+    names = [(name, small) for name, small, _ in answers[0]]
+    # All at step 0, so each takes the place of the one before, but for the full one that they stand on.
+    assert names == [
+        ("step-0000000000", False),
+        *((f"step-0000000000.{n}", True) for n in (1, 2, 3, 4)),
+        ("step-0000000000.5", False),
+    ]
+    equal(load_alone(tmp_path)[1], [answer[-1][2] for answer in answers])
+    assert [path.name for _, path in se.checkpoints(tmp_path)] == ["step-0000000000.5"]
+
+
+def lose_an_increments_full(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(1))
+    full = job.save(folder, incremental=True)
+    train(job, rank, world_size, range(1, 2))
+    job.save(folder, incremental=True)
+    se.Comm.of().all_reduce("test: all have saved", torch.zeros(1))
+    if rank == 0:
+        shutil.rmtree(full)
+    se.Comm.of().all_reduce("test: it is gone", torch.zeros(1))
+    message = raised(lambda: job.load(folder))
+    train(job, rank, world_size, range(2, 3))
+    return message, read_manifest(job.save(folder, incremental=True)).base is None
+
+
+def test_an_increment_without_its_full_checkpoint_says_so_and_the_next_one_is_full(tmp_path: Path) -> None:
+    answers = run_ranks(2, lose_an_increments_full, str(tmp_path))
+    for message, full in answers:
+        assert "step-0000000002 holds changes since step-0000000001, which cannot be read" in message
+        assert full
+
+
+def fail_between(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(1))
+    job.save(folder, incremental=True)
+    train(job, rank, world_size, range(1, 2))
+    with _small_files(rank == 0):
+        raised(lambda: job.save(folder))  # a full one, which would have made the rows of step 2 old
+    train(job, rank, world_size, range(2, 3))
+    path = job.save(folder, incremental=True)
+    return read_manifest(path).base is not None, contents(job)
+
+
+def test_a_full_save_that_fails_forgets_no_row(tmp_path: Path) -> None:
+    answers = run_ranks(2, fail_between, str(tmp_path))
+    assert [small for small, _ in answers] == [True, True]
+    equal(load_alone(tmp_path)[1], [held for _, held in answers])
+
+
+# Over and over
+
+
+def save_again(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    found = []
+    for step in range(5):
+        train(job, rank, world_size, range(step, step + 1))
+        job.save(folder, keep=2)
+        found.append([path.name for _, path in se.checkpoints(folder)])
+        se.Comm.of().all_reduce("test: all have looked", torch.zeros(1))
+    job.save(folder, step=5, keep=2)
+    return found, [path.name for _, path in se.checkpoints(folder)], contents(job)
+
+
+def test_the_newest_are_kept_and_a_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    answers = run_ranks(2, save_again, str(tmp_path))
+    found, last, _ = answers[0]
+    assert found[1] == ["step-0000000001", "step-0000000002"]
+    assert found[4] == ["step-0000000004", "step-0000000005"]
+    assert last == ["step-0000000004", "step-0000000005.1"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", *last]
+    assert se.newest_checkpoint(tmp_path) == tmp_path / last[1]
+    equal(load_alone(tmp_path)[1], [held for *_, held in answers])
+
+
+def save_into(rank: int, world_size: int, folder: str) -> str:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(1))
+    return job.save(folder).name
+
+
+def test_what_a_crash_left_is_removed_and_never_loaded(tmp_path: Path) -> None:
+    for name in (".saving-0000000009-abcd", ".removed-step-0000000008-abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rank-00000.safetensors").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("of the user's")
+    assert se.newest_checkpoint(tmp_path) is None
+    assert "no complete checkpoint" in raised(lambda: load_alone(tmp_path))
+    assert run_ranks(2, save_into, str(tmp_path)) == ["step-0000000001"] * 2
+    assert sorted(os.listdir(tmp_path)) == [".lock", "notes.txt", "step-0000000001"]
+
+
+def test_two_jobs_do_not_save_into_one_folder(tmp_path: Path) -> None:
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        message = raised(lambda: save_into(0, 1, str(tmp_path)))
+    assert f"{tmp_path}: another job is saving into this folder" in message
+    assert save_into(0, 1, str(tmp_path)) == "step-0000000001"
+
+
+# Onto a full disk
+
+
+@contextmanager
+def _small_files(here: bool) -> Iterator[None]:
+    """Files of this process may not grow beyond 4 KiB, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if here else soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_without_room(rank: int, world_size: int, folder: str, where: int) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(1))
+    job.save(folder)
+    held = contents(job)
+    train(job, rank, world_size, range(1, 2))
+    with _small_files(rank == where):
+        message = raised(lambda: job.save(folder))
+    left = sorted(os.listdir(folder))
+    losses = train(job, rank, world_size, range(2, 4))
+    restored = job.load(folder)
+    return message, left, len(losses), restored.step, held, contents(job)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_full_disk_fails_the_save_on_all_ranks_and_training_goes_on(tmp_path: Path, where: int) -> None:
+    answers = run_ranks(2, save_without_room, str(tmp_path), where)
+    assert len({answer[:4] for answer in [(m, tuple(files), count, step) for m, files, count, step, *_ in answers]}) == 1
+    message, files, count, step, *_ = answers[0]
+    assert message.startswith(f"rank {where}: {tmp_path}/.saving-")
+    assert os.strerror(errno.EFBIG) in message
+    assert files == [".lock", "step-0000000001"]
+    assert (count, step) == (2, 1)
+    equal([answer[5] for answer in answers], [answer[4] for answer in answers])
+
+
+def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    message = raised(lambda: save_into(0, 1, str(tmp_path)))
+    assert "1,000 are free" in message
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = raised(lambda: save_into(0, 1, str(tmp_path / "file" / "checkpoints")))
+    assert f"{tmp_path}/file" in message
+
+
+# What else is saved
+
+
+class Counter:
+    """State that is neither tensors nor JSON alone."""
+
+    def __init__(self) -> None:
+        self.state: Any = {
+            "cursor": (3, 4),
+            7: b"seven",
+            "seen": {1, 2},
+            "big": 1 << 90,
+            "share": 0.1,
+            "nan": float("nan"),
+            "t": torch.ones(2),
+        }
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+def draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def save_and_draw(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(3))
+    random.seed(rank)
+    np.random.seed(rank)
+    torch.manual_seed(rank)
+    job.save(folder, extra={"loader": Counter()}, progress={"epoch": 2, "files": ["a", "b"]})
+    return draw(), job.scheduler.get_last_lr()
+
+
+def load_and_draw(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    counter = Counter()
+    counter.state = None
+    restored = job.load(folder, extra={"loader": counter})
+    rates = [group["lr"] for group in job.optimizer.param_groups]
+    return draw(), job.scheduler.get_last_lr(), restored, counter.state, rates, job.scheduler.last_epoch
+
+
+def test_schedules_random_states_progress_and_extras_come_back(tmp_path: Path) -> None:
+    saved = run_ranks(2, save_and_draw, str(tmp_path))
+    found = run_ranks(2, load_and_draw, str(tmp_path))
+    assert saved[0][0] != saved[1][0]
+    for (drawn, rates), (drawn_again, rates_again, restored, extra, groups, epochs) in zip(saved, found, strict=True):
+        assert drawn == drawn_again
+        assert rates == rates_again == groups
+        assert epochs == 3
+        assert restored.progress == {"epoch": 2, "files": ["a", "b"]}
+        assert torch.equal(extra.pop("t"), torch.ones(2))
+        assert np.isnan(extra.pop("nan"))
+        assert extra == {"cursor": (3, 4), 7: b"seven", "seen": {1, 2}, "big": 1 << 90, "share": 0.1}
+    more = run_ranks(3, load_and_draw, str(tmp_path))
+    assert len({drawn for drawn, *_ in more}) == 3  # each has a stream of its own
+
+
+def refuse_to_save(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(1))
+    found = [
+        raised(lambda: job.save(folder, progress={"model": job.model if rank == 1 else None})),
+        raised(lambda: job.save(folder, keep=0)),
+        raised(lambda: job.save(folder, step=-1)),
+        raised(lambda: job.save(folder, step=rank)),
+    ]
+    job.wrapped(_batch(job)).backward()
+    found.append(raised(lambda: job.save(folder)))
+    job.optimizer.step()
+    return found, job.save(folder).name
+
+
+def _batch(job: Trained) -> dict[str, torch.Tensor]:
+    return {table.name: torch.tensor([[0, 1]]) for table in job.model.tables.tables}
+
+
+def test_what_cannot_be_saved_is_said_by_every_rank(tmp_path: Path) -> None:
+    answers = run_ranks(2, refuse_to_save, str(tmp_path))
+    assert answers[0] == answers[1]
+    found, name = answers[0]
+    assert found[0].startswith("rank 1: progress.model is a tests.ranks.saved.Model, which cannot be written without pickling it")
+    assert "keep must be at least 1" in found[1]
+    assert "step must be an integer from 0" in found[2]
+    assert "ranks want different checkpoints: rank 0: step 0, full; rank 1: step 1, full" in found[3]
+    assert "wait for Optimizer.step()" in found[4]
+    assert name == "step-0000000002"
+    assert [path.name for _, path in se.checkpoints(tmp_path)] == [name]
+    assert not folders.leftovers(tmp_path)
