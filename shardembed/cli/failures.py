@@ -21,7 +21,7 @@ from shardembed.errors import ConfigError, DataError, InputError, PlanError, Sha
 WRONG_INPUT = (ConfigError, DataError, InputError, PlanError)
 WRONG = 2  # the exit code of wrong input; other failures have 1
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-QUIET = "SHARDEMBED_LAUNCHED"  # set for ranks whose launcher (launch.py) prints for them
+QUIET = "SHARDEMBED_LAUNCHED"  # for ranks whose launcher (launch.py) prints for them: its process id
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -12,11 +14,23 @@ from shardembed.cli import failures
 from shardembed.cli.failures import Told
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
+PR_SET_PDEATHSIG = 1
 
 
 def in_job() -> bool:
     """torchrun, or a scheduler, has started this process as one rank of a job."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def end_with_launcher() -> None:
+    """Have the system end this rank together with the launcher that started it. Left alone, it would train on and keep the folder
+    of its run locked.
+    """
+    if failures.QUIET not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[failures.QUIET]):  # it had ended before
+        os._exit(1)
 
 
 def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
@@ -35,7 +49,7 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
     loopback.register()
     for name in AGENT_LOGGERS:  # they tell of failures that are told below, and of Ctrl-C
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[failures.QUIET] = "1"
+    os.environ[failures.QUIET] = str(os.getpid())
     run_id = uuid.uuid4().hex  # kept over restarts: by it a run knows its own beginnings
     restarts = 0
     try:
@@ -46,8 +60,8 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
                 return told.code
             restarts += 1
             failures.note(f"{told.message}; restart {restarts} of {max_restarts}")
-    except SignalException as signal:  # Ctrl-C, for example
-        return 128 + int(signal.sigval)
+    except SignalException as received:  # Ctrl-C, for example
+        return 128 + int(received.sigval)
     finally:
         del os.environ[failures.QUIET]
     return 0

@@ -1,4 +1,7 @@
-"""`shardembed train CONFIG`: train and evaluate a model, in this process, on several local ranks, or as a rank of a job."""
+"""`shardembed train CONFIG`: train and evaluate a model, in this process, on several local ranks, or as a rank of a job.
+
+A run that was interrupted is resumed by the same command, on the same or another number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-restarts", type=int, default=0, metavar="N", help="when a rank fails, start all again up to N times; they resume"
     )
+    parser.add_argument("--fresh", action="store_true", help="begin a new run; without it, an interrupted one is resumed")
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(
         "--set",
@@ -48,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     if (ranks > 1 or restarts) and not launch.in_job():
         open_source(settings.data)
         words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
-        return launch.run_ranks(ranks, words + ["--json"] * arguments.json, restarts)
-    return _train(settings, arguments.json)
+        return launch.run_ranks(ranks, words + ["--json"] * arguments.json + ["--fresh"] * arguments.fresh, restarts)
+    return _train(settings, arguments.json, arguments.fresh)
 
 
 def _ranks(wanted: int | None) -> int:
@@ -73,13 +77,14 @@ def _restarts(wanted: int) -> int:
     return wanted
 
 
-def _train(settings: Config, as_json: bool) -> int:
+def _train(settings: Config, as_json: bool, fresh: bool) -> int:
     import torch.distributed as dist
     from rich.console import Console
 
     from shardembed.recipes import train
 
-    summary = train.run(settings, Console(stderr=as_json))
+    launch.end_with_launcher()
+    summary = train.run(settings, Console(stderr=as_json), fresh)
     if as_json and summary["run_dir"] is not None:
         print(json.dumps(summary))
         sys.stdout.flush()

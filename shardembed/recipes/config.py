@@ -143,6 +143,13 @@ class PlanConfig(Section):
         return value
 
 
+class CheckpointConfig(Section):
+    """A checkpoint every so many steps, of which the newest `keep` stay. `every_steps: null` saves none, and resumes nothing."""
+
+    every_steps: Count | None = 500
+    keep: Count = 2
+
+
 class EvalConfig(Section):
     """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash."""
 
@@ -160,6 +167,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     plan: PlanConfig = PlanConfig()
     wire_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run_dir: str = "runs"
 

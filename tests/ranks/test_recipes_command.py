@@ -127,7 +127,9 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
     assert second["recall@20"] == first["recall@20"]
     assert second["run_dir"] != first["run_dir"]
     folder = Path(first["run_dir"])
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "plan.json"]
+    files = ["checkpoints", "config.yaml", "data.json", "lock", "metrics.jsonl", "plan.json", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert json.loads((folder / "summary.json").read_text()) == first
     assert config.load(folder / "config.yaml").train.max_steps == STEPS
     assert Plan.load(folder / "plan.json").world_size == 2
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
