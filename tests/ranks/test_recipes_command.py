@@ -175,8 +175,8 @@ def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) ->
     assert (code, out, err) == (2, "", told)
 
 
-def test_a_failure_of_rank_0_alone_ends_the_job(job: Path) -> None:
-    code, _, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", "run_dir=/dev/null/x"))
+def test_a_failure_of_rank_0_alone_ends_the_job_and_wrong_input_is_not_tried_again(job: Path) -> None:
+    code, _, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", "run_dir=/dev/null/x", "--max-restarts", 3))
     assert code == 2
     assert err.startswith("shardembed: error: run_dir: cannot make /dev/null/x/job-")
     assert err.endswith("Not a directory; set run_dir to another folder\n")
