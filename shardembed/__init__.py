@@ -6,11 +6,13 @@ The public names, and nothing else.
 from shardembed import errors, optim, testing
 from shardembed._version import __version__
 from shardembed.checkpoint import (
+    IdMap,
     PendingSave,
     Restored,
     async_save_checkpoint,
     checkpoints,
     load_checkpoint,
+    load_plain,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "EmbeddingBag",
     "EmbeddingCollection",
     "IdBatch",
+    "IdMap",
     "Normal",
     "Optimizer",
     "PendingSave",
@@ -61,6 +64,7 @@ __all__ = [
     "ignored",
     "init",
     "load_checkpoint",
+    "load_plain",
     "newest_checkpoint",
     "optim",
     "rank",

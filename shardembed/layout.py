@@ -82,6 +82,10 @@ class Layout:
         stride = strip.stride  # once: it looks at every block
         if stride > 1:
             residues = min(stride, self.num_embeddings)
+            if (
+                len(strip.blocks) != residues
+            ):  # first: a plan from a file may claim any number of rows, and a list of ranges takes memory
+                raise PlanError(f"a strided strip needs one shard for each of its {residues} residues: {self._cut()}")
             whole = [range(r, self.num_embeddings, stride) for r in range(residues)]
             if [block.rows for block in strip.blocks] != whole:
                 raise PlanError(f"a strided strip needs one shard for each of its {residues} residues: {self._cut()}")

@@ -108,7 +108,7 @@ class Plan:
             return Plan(tables, data["world_size"])
         except PlanError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise PlanError(f"the plan is incomplete or malformed: {type(error).__name__} {error}") from error
 
     def save(self, path: str | Path) -> None:

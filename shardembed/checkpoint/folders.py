@@ -17,7 +17,7 @@ from pathlib import Path
 
 from shardembed.errors import CheckpointError
 
-STEP = re.compile(r"step-(\d{10})(?:\.(\d{1,9}))?")
+STEP = re.compile(r"step-([0-9]{10})(?:\.([0-9]{1,9}))?")
 SAVING, REMOVED = ".saving-", ".removed-"
 MANIFEST = "manifest.json"
 
@@ -79,13 +79,14 @@ def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
 
 
 def chosen(folder: str | Path, step: int | None) -> Path:
-    """The checkpoint that is asked for: `folder` itself where it is one, else the newest one in it (of `step`).
+    """The checkpoint that is asked for: `folder` itself where it is one (under whatever name it was copied to), else the newest one
+    in it (of `step`).
 
     Raises:
         CheckpointError: there is none; says what there is instead.
     """
     root = Path(folder)
-    if Named.of(root.name) is not None and (root / MANIFEST).exists():
+    if not root.name.startswith((SAVING, REMOVED)) and (root / MANIFEST).exists():
         return root
     found = newest(root, step)
     if found is not None:

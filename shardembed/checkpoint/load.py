@@ -72,7 +72,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: on every rank: there is no checkpoint, it is damaged (file, tensor and rows are named), of a newer format,
             or it differs from the model (every difference is listed; nothing has been changed then). After damage the model is
-            partly loaded: load another checkpoint before training on.
+            partly loaded: load another checkpoint before training on. Gradients that wait for a step are dropped.
     """
     finish_pending()
     job = Job.of(model, optimizer, scheduler, extra)
@@ -87,11 +87,11 @@ def load_checkpoint(
             readers.append(stack.enter_context(Reader(path)))
             return readers[0].manifest.checksum
 
-        _agree(together(comm, "read the manifest", opened), path)
+        _agree(together(comm, "read the manifest", opened, long=True), path)
         loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
         together(comm, "compare with the model", loading.compare)
         tracking.stop(held)
-        together(comm, "read", loading.copy)
+        together(comm, "read", loading.copy, long=True)
         together(comm, "restore", loading.restore)
         manifest = readers[0].manifest
         return Restored(manifest.step, path, loading.progress, loading.random, manifest.world_size)
@@ -193,6 +193,7 @@ class _Loading:
             return ""
         steps = self.small["steps"]
         for journey in {id(table.journey): table.journey for table in self.held.tables.values()}.values():
+            journey.drop()  # gradients of other weights
             known = {steps[key] for key, table in self.held.tables.items() if table.journey is journey and key in steps}
             if len(known) > 1:
                 raise CheckpointError(f"tables that are stepped together now had taken different numbers of steps: {sorted(known)}")

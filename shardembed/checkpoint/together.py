@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable
 
 import torch
 
 from shardembed.comm import Comm
-from shardembed.errors import CheckpointError, CollectiveError, ShardEmbedError
+from shardembed.errors import CheckpointError, ShardEmbedError
 
 CPU = torch.device("cpu")
+SIGNS_OF_LIFE = 4  # in the time after which a rank that gives none counts as lost
 
 
-def together(comm: Comm, stage: str, work: Callable[[], str]) -> list[str]:
+def together(comm: Comm, stage: str, work: Callable[[], str], long: bool = False) -> list[str]:
     """Do `work` on every rank, then hear of all: the texts that it gave. Collective.
+
+    Args:
+        long: it may take longer on one rank than on others by more than the time-out of a collective. A thread does it then, and
+            ranks tell each other now and then that they are still at it.
 
     Raises:
         CheckpointError: on every rank, where any failed; names the ranks and what each of them met.
     """
-    text, trouble = "", ""
-    try:
-        text = work()
-    except CollectiveError:  # the ranks can no longer talk
-        raise
-    except Exception as error:  # whatever it is: the others wait to hear of it
-        text, trouble = "", told(error)
-    said = [json.loads(one) for one in comm.gather_texts("control", f"checkpoint: {stage}", json.dumps([text, trouble]), CPU)]
-    troubles = [trouble for _, trouble in said]
+    outcome: list[str] = []
+
+    def run() -> None:
+        try:
+            outcome.append(json.dumps([work(), ""]))
+        except Exception as error:  # whatever it is: the others wait to hear of it
+            outcome.append(json.dumps(["", told(error)]))
+
+    working: threading.Thread | None = None
+    if long and comm.world_size > 1:
+        working = threading.Thread(target=run, name=f"checkpoint: {stage}", daemon=True)
+        working.start()
+    else:
+        run()
+    said: list[str] = []
+    while not said or not all(said):
+        if working is not None:
+            working.join(comm.timeout / SIGNS_OF_LIFE)
+        said = comm.gather_texts("control", f"checkpoint: {stage}", outcome[0] if outcome else "", CPU)
+    texts, troubles = zip(*map(json.loads, said), strict=True)
     if any(troubles):
         raise CheckpointError(merged(troubles))
-    return [text for text, _ in said]
+    return list(texts)
 
 
-def on_first(comm: Comm, stage: str, work: Callable[[], str]) -> str:
+def on_first(comm: Comm, stage: str, work: Callable[[], str], long: bool = False) -> str:
     """Do `work` on rank 0, and give its text to all. Collective; raises as `together`."""
-    return together(comm, stage, work if comm.rank == 0 else str)[0]
+    return together(comm, stage, work if comm.rank == 0 else str, long)[0]
 
 
 def told(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +38,22 @@ def verify(folder: Path, workers: int = 2, progress: Progress = lambda _: None) 
         CheckpointError: there is no manifest that can be believed.
     """
     manifests, _ = resolve(read_manifest(folder), folder)
+    return verify_each(manifests, workers, progress)
+
+
+def verify_each(manifests: Mapping[Path, Manifest], workers: int = 2, progress: Progress = lambda _: None) -> list[Problem]:
+    """As `verify`, for folders whose manifests have been read."""
     found: list[Problem] = []
     for each, manifest in manifests.items():
         found += _strangers(each, manifest)
         with Files(each, manifest) as files:
-            sound = [name for name in manifest.files if not _opening(files, name, found)]
+            sound = {name for name in manifest.files if not _opening(files, name, found)}
             _hash_all(files, sound, found, workers, progress)
     return sorted(found, key=lambda problem: (str(problem.folder), problem.file, problem.text))
 
 
-def size_of(manifests: dict[Path, Manifest]) -> int:
-    """How many bytes `verify` reads."""
+def size_of(manifests: Mapping[Path, Manifest]) -> int:
+    """How many bytes `verify_each` hashes, about: all but headers."""
     return sum(file.bytes for manifest in manifests.values() for file in manifest.files.values())
 
 
@@ -67,7 +72,7 @@ def _opening(files: Files, name: str, found: list[Problem]) -> bool:
         return True
 
 
-def _hash_all(files: Files, names: list[str], found: list[Problem], workers: int, progress: Progress) -> None:
+def _hash_all(files: Files, names: set[str], found: list[Problem], workers: int, progress: Progress) -> None:
     lock = threading.Lock()
 
     def check(task: tuple[Block, int, int, str], scratch: Scratch) -> None:

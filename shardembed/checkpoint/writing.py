@@ -10,6 +10,7 @@ A crash before the renaming leaves a leftover and all older checkpoints; one aft
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -46,10 +47,10 @@ def write(root: Path, snapshot: Snapshot, comm: Comm, keep: int | None, base: Ba
     """
     sizes = together(comm, "add up sizes", lambda: str(sum(part.bytes for part in snapshot.parts)))
     with _locked(root, comm):
-        saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))))
+        saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))), long=True)
         try:
             reports = _write_files(saving, snapshot, comm)
-            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base))
+            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base), long=True)
         except CheckpointError:
             on_first(
                 comm, "remove what was written", lambda: _remove(saving)
@@ -73,6 +74,9 @@ def _locked(root: Path, comm: Comm) -> Iterator[None]:
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(f"{root}: another job is saving into this folder; give every job its own") from None
+        except OSError as error:  # a file system without locks: nothing to be had, and nothing lost
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
         return ""
 
     try:
@@ -112,7 +116,7 @@ def _write_files(saving: Path, snapshot: Snapshot, comm: Comm) -> list[dict[str,
             report["file"], report["bytes"] = file.name, file.stat().st_size
         return ""
 
-    together(comm, "write", work)
+    together(comm, "write", work, long=True)
     # Not in `work`: these texts are long, and rank 0 alone needs them.
     return [
         json.loads(text)

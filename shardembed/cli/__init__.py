@@ -18,6 +18,7 @@ from shardembed.errors import ShardEmbedError
 COMMANDS = {  # name (also of the module) -> what it does
     "plan": "cut the tables of a model over the ranks of a cluster, with a proof of how good the plan is",
     "calibrate": "measure this machine, and write a topology file for the planner",
+    "inspect": "show what a checkpoint holds, and whether all of it is as it was saved",
     "train": "train and evaluate a model from a configuration file",
 }
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

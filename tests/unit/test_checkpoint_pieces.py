@@ -309,7 +309,6 @@ def test_a_boolean_is_never_more_than_one(tmp_path: Path) -> None:
     writer.add("mask", torch.tensor([2, 0, 255], dtype=torch.uint8))
     written = writer.write()
     entry = written.entries["mask"]
-    path = tmp_path / "step-0000000001" / "rank-00000.safetensors"
     block = entry.chunks[0].block
     into = torch.zeros(3, 1, dtype=torch.bool)
     with Files(tmp_path / "step-0000000001", written) as files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler as schedules
 
 from shardembed.checkpoint import chance, folders, small
 from shardembed.checkpoint.blocks import Entry
@@ -114,6 +116,46 @@ def test_random_states_are_checked() -> None:
     for damaged in ({**state, "torch": state["python"]}, {"torch": state["torch"]}, 3):
         with pytest.raises(CheckpointError, match="random state"):
             chance.restore(damaged)
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "LambdaLR": lambda o: schedules.LambdaLR(o, lambda epoch: 1 / (epoch + 1)),
+    "MultiStepLR": lambda o: schedules.MultiStepLR(o, [2, 3]),
+    "LinearLR": schedules.LinearLR,
+    "ExponentialLR": lambda o: schedules.ExponentialLR(o, 0.9),
+    "CosineAnnealingLR": lambda o: schedules.CosineAnnealingLR(o, 10),
+    "CosineAnnealingWarmRestarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 3),
+    "CyclicLR": lambda o: schedules.CyclicLR(o, 0.1, 0.2),
+    "OneCycleLR": lambda o: schedules.OneCycleLR(o, 0.2, total_steps=10),
+    "SequentialLR": lambda o: schedules.SequentialLR(o, [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)], [2]),
+    "ChainedScheduler": lambda o: schedules.ChainedScheduler([schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)]),
+    "ReduceLROnPlateau": schedules.ReduceLROnPlateau,
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_schedule_of_torch_goes_on_where_it_was(name: str) -> None:
+    def step() -> None:
+        first.step()
+        schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+
+    first = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+    schedule = SCHEDULERS[name](first)
+    for _ in range(4):
+        step()
+    saved = json.dumps([encode(schedule.state_dict(), name), encode(first.state_dict(), "optimizer")])
+    rates = []
+    for _ in range(5):
+        step()
+        rates.append(first.param_groups[0]["lr"])
+    first = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+    schedule = SCHEDULERS[name](first)
+    state, optimizer = decode(json.loads(saved), name)
+    first.load_state_dict(optimizer)
+    schedule.load_state_dict(state)
+    for rate in rates:
+        step()
+        assert first.param_groups[0]["lr"] == rate
 
 
 def _small() -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""What a checkpoint holds, in numbers: for people (`cli.inspect`) and for scripts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardembed.checkpoint.blocks import Entry
+from shardembed.checkpoint.checks import blocks_of
+from shardembed.checkpoint.manifest import Manifest
+from shardembed.errors import PlanError
+from shardembed.plan import Plan
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a checkpoint. `stored_bytes` lie in this folder; an incremental one has `updated_rows` and what they take."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    stored_bytes: int
+    chunks: int
+    updated_rows: int
+    files: int
+    state: tuple[str, ...]
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of one checkpoint. `plans`: of each collection of tables, or why it cannot be read."""
+
+    path: Path
+    manifest: Manifest
+    tables: tuple[Table, ...]
+    dense: int
+    dense_bytes: int
+    dense_state_bytes: int
+    plans: tuple[Plan | str, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(file.bytes for file in self.manifest.files.values())
+
+    def as_json(self) -> dict[str, Any]:
+        manifest = self.manifest
+        return {
+            "path": str(self.path),
+            "step": manifest.step,
+            "created": manifest.created,
+            "world_size": manifest.world_size,
+            "versions": dict(manifest.versions),
+            "base": None if manifest.base is None else manifest.base.folder,
+            "stored_bytes": self.stored_bytes,
+            "files": {name: file.bytes for name, file in manifest.files.items()},
+            "tables": {table.key: {**asdict(table), "key": table.key} for table in self.tables},
+            "dense_tensors": self.dense,
+            "dense_bytes": self.dense_bytes,
+            "dense_state_bytes": self.dense_state_bytes,
+            "plans": [plan.to_json() if isinstance(plan, Plan) else None for plan in self.plans],
+        }
+
+
+def contents(path: Path, manifest: Manifest) -> Contents:
+    entries = list(manifest.entries.values())
+    state: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.kind == "table_state":
+            state.setdefault(entry.of, []).append(entry)
+    dense = [entry for entry in entries if entry.kind == "dense"]
+    return Contents(
+        path,
+        manifest,
+        tuple(_table(entry, state.get(entry.key, [])) for entry in entries if entry.kind == "table"),
+        len(dense),
+        sum(entry.nbytes for entry in dense),
+        sum(entry.nbytes for entry in entries if entry.kind == "dense_state"),
+        tuple(_plan(data) for data in manifest.plans),
+    )
+
+
+def _table(entry: Entry, state: list[Entry]) -> Table:
+    blocks = blocks_of(entry)
+    return Table(
+        entry.key,
+        entry.shape,
+        str(entry.dtype).removeprefix("torch."),
+        entry.nbytes,
+        sum(block.bytes for block in blocks),
+        len(entry.chunks),
+        _updated_rows(entry),
+        len({block.file for block in blocks}),
+        tuple(each.key.removeprefix(f"{entry.key}.") for each in state),
+        sum(each.nbytes for each in state),
+    )
+
+
+def _updated_rows(entry: Entry) -> int:
+    """Of the columns that most rows were updated of: a row of several strips is one row."""
+    rows: dict[range, int] = {}
+    for update in entry.updates:
+        rows[update.columns] = rows.get(update.columns, 0) + update.ids.bytes // torch.int64.itemsize
+    return max(rows.values(), default=0)
+
+
+def _plan(data: dict[str, Any]) -> Plan | str:
+    try:
+        return Plan.from_json(data)
+    except PlanError as error:
+        return str(error)

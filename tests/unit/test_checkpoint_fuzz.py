@@ -1,0 +1,460 @@
+"""Thousands of altered checkpoints: each gives the values that were saved or a CheckpointError, and never anything else.
+
+No hang (an alarm ends the test), no memory beyond a fixed allowance (a limit on the address space), nothing written. Where an
+altered manifest gets a right checksum again, the checks behind the checksum are what is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shardembed.checkpoint import header, manifest
+from shardembed.checkpoint.manifest import read_manifest, resolve
+from shardembed.checkpoint.pieces import Copy, Files, read_ids, read_state, run_copies
+from shardembed.checkpoint.verify import verify
+from shardembed.errors import CheckpointError
+from tests.unit.saved import STATE, increment, small_checkpoint, values
+
+ALLOWANCE = 1 << 30  # bytes of address space that a run of altered inputs may take, whatever they say
+SECONDS = 240  # far more than a run needs: only a hang gets there
+FULL, CHANGES = "step-0000000001", "step-0000000002"
+FILES = ("manifest.json", "state.json", "rank-00000.safetensors", "rank-00001.safetensors")
+
+Case = tuple[Path, dict[str, torch.Tensor]]  # a checkpoint's folder, and what is saved in it
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    def hang(*_: object) -> None:
+        raise AssertionError("an altered checkpoint takes for ever")
+
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ALLOWANCE, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(params=[FULL, CHANGES])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    """A full checkpoint, and one with changes that stands on it. Afterwards nothing has been written but by the test."""
+    root = tmp_path / "root"
+    full = small_checkpoint(root / FULL)
+    _, changed = increment(root / CHANGES, root / FULL, full)
+    with limits():
+        yield root / request.param, (values() if request.param == FULL else changed)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "outside") == ["root"]
+    assert sorted(path.name for path in root.iterdir() if path.name != "other") == [FULL, CHANGES]
+
+
+def loaded(folder: Path) -> tuple[dict[str, torch.Tensor], bytes]:
+    """Everything in the checkpoint, as `load_checkpoint` would find it: chunks, then updates, and the state."""
+    manifests, sources = resolve(read_manifest(folder), folder)
+    found: dict[str, torch.Tensor] = {}
+    opened = {path: Files(path, each) for path, each in manifests.items()}
+    for files in opened.values():
+        files.__enter__()
+    try:
+        for files in opened.values():
+            for name in files.manifest.files:
+                with files.opened(name):
+                    pass
+        real = sum(path.stat().st_size for each in manifests for path in each.iterdir())
+        for key, source in sources.items():
+            entry = source.entry
+            assert entry.nbytes <= real, "a tensor is larger than all files together"
+            into = torch.zeros(entry.rows, entry.columns, dtype=entry.dtype)
+            copies = []
+            for chunk in source.chunks:
+                view = into[:, chunk.columns.start : chunk.columns.stop]
+                target = slice(chunk.rows.start, chunk.rows.stop, chunk.rows.step)
+                what = (chunk.block, entry.dtype, len(chunk.columns), range(len(chunk.rows)), slice(None))
+                copies.append(Copy(opened[source.chunks_in], *what, view, target, key))
+            run_copies(copies, workers=1)
+            for update in source.updates:
+                view = into[:, update.columns.start : update.columns.stop]
+                for first, ids in read_ids(opened[source.updates_in], entry, update):
+                    what = (update.values, entry.dtype, len(update.columns), range(first, first + len(ids)), slice(None))
+                    run_copies([Copy(opened[source.updates_in], *what, view, ids, key)], workers=1)
+            found[key] = into.reshape(entry.shape)
+        return found, read_state(opened[folder])
+    finally:
+        for files in opened.values():
+            files.__exit__(None, None, None)
+
+
+def outcome(case: Case, signed: bool = False) -> str:
+    """ "refused" or "right"; raises whatever else happens.
+
+    With `signed`, whoever altered the checkpoint has signed it again, and may have said something else that is consistent.
+    """
+    folder, saved = case
+    try:
+        found, state = loaded(folder)
+    except CheckpointError:
+        return "refused"
+    if not signed:
+        assert found.keys() == saved.keys()
+        assert all(torch.equal(found[key], saved[key]) for key in saved)
+        assert state == STATE
+    return "right"
+
+
+def counted(
+    case: Case, path: Path, alter: Callable[[random.Random, bytes], bytes], times: int, signed: bool = False
+) -> dict[str, int]:
+    """How `times` alterations of one file end; a failure says which seed."""
+    original = path.read_bytes()
+    ends = {"refused": 0, "right": 0}
+    for seed in range(times):
+        draw = random.Random(seed)
+        altered = alter(draw, original)
+        path.write_bytes(altered)
+        try:
+            ends[outcome(case, signed)] += 1
+        except BaseException:
+            print(f"seed {seed} alters {path.name} to {altered[:2000]!r}")
+            raise
+    path.write_bytes(original)
+    assert outcome(case) == "right"
+    return ends
+
+
+def scramble(draw: random.Random, data: bytes) -> bytes:
+    """Bytes flipped, cut out, put in, doubled, or swapped, in a few places."""
+    found = bytearray(data)
+    for _ in range(draw.choice([1, 1, 1, 2, 5])):
+        at = draw.randrange(len(found) + 1)
+        length = draw.choice([1, 1, 2, 8, 100])
+        kind = draw.randrange(6)
+        if kind == 0 and at < len(found):
+            found[at] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del found[at : at + length]
+        elif kind == 2:
+            found[at:at] = bytes(draw.randrange(256) for _ in range(length))
+        elif kind == 3:
+            found[at:at] = found[at : at + length]
+        elif kind == 4:
+            del found[at:]
+        else:
+            found[at:at] = draw.choice(
+                [b"{", b"[", b'"', b"}", b"]", b",", b"-", b"0", b"e9", b"null", b"\\u0000", b"\xff\xfe", b"1" * 30]
+            )
+    return bytes(found)
+
+
+DEEP: list[Any] = []
+for _ in range(500):
+    DEEP = [DEEP]
+HOSTILE: list[Any] = [
+    *(-1, 0, 1, 2, 7, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63)),
+    *(0.0, 1.5, -0.0, 1e300, True, False, None, [], {}, [[]], [0], [0, 1], [0, 1, 1], [2**63, 1], DEEP, [0] * 5000, {"a": 1}),
+    *(
+        "",
+        ".",
+        "..",
+        "../rank-00000.safetensors",
+        "/etc/passwd",
+        "rank-00000.safetensors\0",
+        "rank-00000.safetensors\n",
+        "state.json",
+    ),
+    *(
+        "rank-0000٣.safetensors",
+        "rank-00000.pt",
+        "rank-00001.safetensors",
+        "manifest.json",
+        "step-0000000001",
+        "step-0000000001/..",
+    ),
+    *(
+        "x" * 100_000,
+        "\ud800",
+        "\u202e",
+        "é" * 50,
+        "__metadata__",
+        "float32",
+        "bfloat16",
+        "complex64",
+        "table",
+        "dense_state",
+        "f" * 32,
+    ),
+]
+
+
+def nodes(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of everything in some JSON."""
+    yield path
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for name, value in inner:
+        yield from nodes(value, (*path, name))
+
+
+def altered(draw: random.Random, data: Any) -> Any:
+    """Some JSON with one or two things changed, dropped, added or swapped; what it is made of may be shared."""
+    for _ in range(draw.choice([1, 1, 2])):
+        path = draw.choice(list(nodes(data)))
+        if not path:
+            continue
+        inside = data
+        for name in path[:-1]:
+            inside = inside[name]
+        old, kind = inside[path[-1]], draw.randrange(8)
+        if type(old) is int and kind < 4:
+            inside[path[-1]] = draw.choice(
+                [old + 1, old - 1, old * 2, -old, old + 2**32, old + 64, 2**63 - old, float(old), str(old)]
+            )
+        elif kind < 5:
+            inside[path[-1]] = draw.choice(HOSTILE)
+        elif kind == 5:
+            del inside[path[-1]]
+        elif kind == 6 and isinstance(inside, list):
+            inside.insert(draw.randrange(len(inside) + 1), old)
+        elif kind == 6:
+            inside[draw.choice(["", "x", "a" * 2000, "../x", "\0", "format", "key", "user.weight", "é"])] = old
+        else:
+            others = list(inside) if isinstance(inside, dict) else range(len(inside))
+            other = draw.choice(list(others))
+            inside[path[-1]], inside[other] = inside[other], inside[path[-1]]
+    return data
+
+
+def signed_again(data: Any) -> bytes:
+    """A manifest's JSON with the checksum that its contents have."""
+    if isinstance(data, dict):
+        data.pop("checksum", None)
+        data["checksum"] = manifest._checksum(data)
+    return json.dumps(data).encode()
+
+
+def test_any_bytes_of_a_manifest(case: Case) -> None:
+    ends = counted(case, case[0] / "manifest.json", scramble, 1200)
+    assert ends["refused"] > 1100, ends
+
+
+def test_any_value_in_a_manifest_that_is_signed_again(case: Case) -> None:
+    def alter(draw: random.Random, original: bytes) -> bytes:
+        return signed_again(altered(draw, json.loads(original)))
+
+    ends = counted(case, case[0] / "manifest.json", alter, 2000, signed=case[0].name == CHANGES)
+    assert ends["refused"] > 1500, ends
+
+
+def test_any_bytes_of_a_state_file(case: Case) -> None:
+    ends = counted(case, case[0] / "state.json", scramble, 100)
+    assert ends["refused"] > 90, ends  # the others changed nothing
+
+
+def test_any_bytes_of_a_tensor_file(case: Case) -> None:
+    def alter(draw: random.Random, original: bytes) -> bytes:
+        if draw.random() < 0.5:
+            return scramble(draw, original)
+        found = bytearray(original)  # of the same length, so that the size does not tell
+        length = 8 + int.from_bytes(found[:8], "little")
+        for _ in range(draw.choice([1, 3])):
+            found[draw.randrange(length)] = draw.randrange(256)
+        return bytes(found)
+
+    ends = counted(case, case[0] / "rank-00000.safetensors", alter, 800)
+    assert ends["refused"] > 700, ends
+
+
+def test_any_header_whose_manifest_was_made_to_fit(case: Case) -> None:
+    """The manifest is moved along and signed again, so that only the header itself is left to object to."""
+    folder, name = case[0], "rank-00000.safetensors"
+    told = json.loads((folder / "manifest.json").read_bytes())
+    path = folder / name
+    original = path.read_bytes()
+    begin = 8 + int.from_bytes(original[:8], "little")
+
+    def alter(draw: random.Random, _: bytes) -> bytes:
+        head = json.loads(original[8:begin])
+        kind = draw.randrange(4)
+        text = json.dumps(altered(draw, head)).encode() if kind else scramble(draw, original[8:begin])
+        if kind == 1:  # a key twice
+            text = text[:-1] + b", " + json.dumps(draw.choice(list(nodes(head))[1:])[0]).encode() + b': {"dtype": "U8"}}'
+        length = len(text)
+        if kind == 2:
+            length = draw.choice([0, 1, length - 1, length + 1, 2**31, 2**63 - 1, 2**64 - 1, len(original), len(original) - 8])
+        found = (length % 2**64).to_bytes(8, "little") + text + original[begin:]
+        moved = json.loads(json.dumps(told))
+        moved["files"][name]["bytes"] = len(found)
+        for entry in moved["entries"].values():
+            blocks = entry["chunks"] + [update[part] for update in entry["updates"] for part in ("ids", "values")]
+            for block in blocks:
+                block["offset"] += (len(text) + 8 - begin) * (block["file"] == name)
+        (folder / "manifest.json").write_bytes(signed_again(moved))
+        path.write_bytes(found)
+        return found
+
+    ends = {"refused": 0, "right": 0}
+    for seed in range(1000):
+        alter(random.Random(seed), original)
+        ends[outcome(case)] += 1  # the same names, dtypes and places: the same values
+    assert ends["refused"] > 900, ends
+
+
+def test_every_altered_byte_of_data_is_found_and_named(case: Case) -> None:
+    folder, _ = case
+    manifests, _ = resolve(read_manifest(folder), folder)
+    where = {}  # (file, byte) -> key
+    for key, entry in manifests[folder].entries.items():
+        blocks = [chunk.block for chunk in entry.chunks] + [b for update in entry.updates for b in (update.ids, update.values)]
+        where.update({(block.file, block.offset + i): key for block in blocks for i in range(block.bytes)})
+    for number, (file, at) in enumerate(sorted(where)):
+        if number % 11:
+            continue
+        path = folder / file
+        original = path.read_bytes()
+        changed = bytearray(original)
+        changed[at] ^= 1 << number % 8
+        path.write_bytes(changed)
+        key = where[file, at]
+        with pytest.raises(CheckpointError) as raised:
+            loaded(folder)
+        (problem,) = verify(folder)
+        for text in (str(raised.value), problem.text):
+            assert f"{path}: " in text
+            assert f"of '{key}' are damaged (hash " in text
+            assert "rows " in text
+        assert (problem.file, problem.key) == (file, key)
+        path.write_bytes(original)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_things_under_the_name_of_a_file(case: Case, tmp_path: Path, name: str) -> None:
+    folder, _ = case
+    path, outside = folder / name, tmp_path / "outside"
+    original = path.read_bytes()
+    outside.mkdir()
+    (outside / "right").write_bytes(original)
+    (outside / "secret").write_text("secret")
+
+    def pipe() -> None:
+        os.mkfifo(path)
+
+    def listener() -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            here = os.open(folder, os.O_RDONLY)
+            try:
+                server.bind(f"/proc/self/fd/{here}/{name}")  # the whole path is longer than a socket's may be
+            finally:
+                os.close(here)
+
+    others: dict[str, tuple[Callable[[], object], str]] = {
+        "missing": (lambda: None, "is missing|has no manifest"),
+        "link to the right file": (lambda: path.symlink_to(outside / "right"), "links are not followed"),
+        "link out": (lambda: path.symlink_to("/etc/passwd"), "links are not followed"),
+        "link to nothing": (lambda: path.symlink_to("/nowhere"), "links are not followed"),
+        "link to itself": (lambda: path.symlink_to(path), "links are not followed"),
+        "folder": (path.mkdir, "not a regular file"),
+        "pipe": (pipe, "not a regular file"),
+        "socket": (listener, "cannot be opened"),
+        "empty": (lambda: path.write_bytes(b""), "cut short|not valid JSON"),
+        "cut short": (lambda: path.write_bytes(original[:-2]), "cut short|not valid JSON"),
+        "longer": (lambda: path.write_bytes(original + b"\0"), "longer than it was written|not valid JSON"),
+        "torch.save": (lambda: torch.save({"a": torch.zeros(3)}, path), "cut short|longer|holds a pickle"),
+        "pickle": (lambda: path.write_bytes((b"\x80\x04}." + original)[: len(original)]), "holds a pickle .* run any code"),
+    }
+    for what, (make, says) in others.items():
+        path.unlink()
+        make()
+        with pytest.raises(CheckpointError, match=says):
+            loaded(folder)
+        if name != "manifest.json":
+            found = [problem for problem in verify(folder) if problem.file == name]
+            assert found, what
+            assert all(str(path) in problem.text for problem in found)
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        path.write_bytes(original)
+    path.unlink()
+    os.link(outside / "right", path)  # a second name of the same bytes is as good as the first
+    assert outcome(case) == "right"
+    assert (outside / "secret").read_text() == "secret"
+
+
+def test_a_folder_that_is_a_link(case: Case, tmp_path: Path) -> None:
+    folder, _ = case
+    full = folder.parent / FULL
+    shutil.move(full, tmp_path / "outside")
+    full.symlink_to(tmp_path / "outside")
+    with pytest.raises(CheckpointError, match="is a symbolic link, which is not followed"):
+        loaded(folder)  # the checkpoint itself, or the one that it stands on
+    full.unlink()
+    with pytest.raises(CheckpointError, match=f"{FULL}.*(no such|No such)"):
+        loaded(folder)
+    full.write_text("a file")
+    with pytest.raises(CheckpointError, match="not a folder that can be opened"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.pt", "optimizer.pkl", "weights.bin", "__0_0.distcp", ".metadata", "a.ckpt", "b.pth", "c.joblib"]
+)
+def test_a_folder_with_a_pickle_is_refused(case: Case, name: str) -> None:
+    folder, _ = case
+    (folder / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(
+        CheckpointError, match=f"holds '{name}', and pickles are never read here, since reading one can run any code"
+    ):
+        loaded(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=f"has no manifest.json and holds '{name}': a pickle"):
+        loaded(folder)
+
+
+def test_lengths_that_lie_cost_no_memory(case: Case) -> None:
+    """Signed manifests and fitting headers that speak of an exabyte; the files stay small, and no one asks for the memory."""
+    folder, _ = case
+    told = json.loads((folder / "manifest.json").read_bytes())
+    huge = 2**60
+    for name in told["files"]:
+        told["files"][name]["bytes"] = huge
+    entry = told["entries"]["tower.0.bias"]
+    (chunk,) = entry["chunks"]
+    entry["shape"], chunk["rows"], chunk["bytes"] = [2**57], [0, 2**57, 1], 2**59
+    chunk["rows_a_piece"], chunk["offset"] = 2**57, 2**58
+    (folder / "manifest.json").write_bytes(signed_again(told))
+    with pytest.raises(CheckpointError, match=r"pieces of .* are larger than|cut short|not hashed|hashes"):
+        loaded(folder)
+    chunk["rows_a_piece"], entry["shape"], chunk["rows"] = 1, [1, 2**57], [0, 1, 1]
+    chunk["columns"] = [0, 2**57]
+    told["files"]["state.json"]["bytes"] = told["state"]["bytes"]
+    (folder / "manifest.json").write_bytes(signed_again(told))
+    with pytest.raises(CheckpointError, match="is cut short"):
+        loaded(folder)
+
+
+def test_a_header_of_any_length_is_bounded_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "rank-00000.safetensors"
+    for length in (0, 1, 2**20, 10**8, 10**8 + 1, 2**40, 2**64 - 1):
+        path.write_bytes(length.to_bytes(8, "little") + b"{}")
+        descriptor = os.open(path, os.O_RDONLY)
+        with limits(), pytest.raises(CheckpointError, match=r"not a safetensors file|not valid JSON|where one should"):
+            header.read(descriptor, 10, "rank-00000.safetensors")
+        os.close(descriptor)
