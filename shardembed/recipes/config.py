@@ -181,7 +181,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     document = located.load(path)
     for option in overrides:
         document.override(option)
-    document.values.setdefault("name", Path(path).stem)
+    if document.values.get("name") is None:
+        document.values["name"] = Path(path).stem
     try:
         return Config.model_validate(document.values)
     except ValidationError as error:
