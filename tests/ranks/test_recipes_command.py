@@ -63,6 +63,7 @@ def start(*words: object) -> subprocess.Popen[str]:
         "MASTER_ADDR",
         "MASTER_PORT",
         "TORCHELASTIC_USE_AGENT_STORE",
+        "TORCHELASTIC_RUN_ID",
     ):
         environment.pop(name, None)
     command = [sys.executable, *map(str, words)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks.test_recipes_command import SECONDS, TRAIN, finish, rank_processes, start, started
+from tests.ranks.test_recipes_command import SECONDS, TORCHRUN, TRAIN, finish, rank_processes, start, started
 
 __all__ = ["started"]  # a fixture
 
@@ -107,3 +107,15 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record.get("step") for record in records] == [*range(1, STEPS + 1), None]
     assert summary["losses"] == [record["loss"] for record in records[:20]]
+
+
+def test_ranks_that_torchrun_starts_again_go_on(job: Path, started: list[subprocess.Popen[str]]) -> None:
+    """Its store keeps what the ranks before wrote, such as the addresses at which they listened."""
+    process = start(*TORCHRUN, "--max-restarts", 1, *TRAIN, job, "--fresh", "--max-steps", 200)
+    started.append(process)
+    wait_until(lambda: saved(job) > 0)
+    os.kill(rank_processes(process.pid)[1], signal.SIGKILL)
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert " of 200 (saved on 2 ranks, now 2); --fresh begins a new run instead" in out
+    assert len(list((job.parent / "runs").iterdir())) == 1
