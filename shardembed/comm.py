@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
+from shardembed.meeting import meet
 
 Group = Literal["forward", "backward", "step", "control"]
 LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}  # process groups of each kind
@@ -347,7 +348,9 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> Comm:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, rank, world_size = meet(timeout)
+        limit = timedelta(seconds=timeout)
+        dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world_size)
         _joined.append(True)
     return Comm.of(timeout=timeout)
 

@@ -79,7 +79,10 @@ class MissedStepWarning(UserWarning):
     """Gradients of more backward passes than asked for are waiting for a step."""
 
 
-_TRAVELLING = {cls.__name__: cls for cls in (InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError)}
+_TRAVELLING = {
+    cls.__name__: cls
+    for cls in (InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError, DataError, CheckpointError)
+}
 
 
 def travels(error: Exception) -> tuple[str, str]:

@@ -10,16 +10,21 @@ from pydantic import BaseModel, RootModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from shardembed.errors import ConfigError
-from shardembed.located import Located
+from shardembed.located import Located, brief
+
+MISTAKES_SHOWN = 20
 
 
 def explain(error: ValidationError, root: type[BaseModel], document: Located) -> ConfigError:
-    """One error that lists all of pydantic's, each with its place in `document`."""
+    """One error that lists pydantic's, the first ones if they are many, each with its place in `document`."""
     lines = []
-    for detail in error.errors(include_url=False):
+    for detail in error.errors(include_url=False)[:MISTAKES_SHOWN]:
         path = detail["loc"]
         place = document.place(path)
         lines.append(f"{place}: {_sentence(path, dict(detail), root)}")
+    more = error.error_count() - MISTAKES_SHOWN
+    if more > 0:
+        lines.append(f"and {more} more")
     return ConfigError("\n".join(lines))
 
 
@@ -35,17 +40,17 @@ def _sentence(path: tuple[str | int, ...], detail: dict[str, Any], root: type[Ba
     if kind == "extra_forbidden":
         keys = _keys(root, path[:-1])
         inside = f" in {'.'.join(map(str, path[:-1]))}" if path[:-1] else ""
-        return f"unknown key {str(path[-1])!r}{inside}{nearest(str(path[-1]), keys)} (keys here: {', '.join(keys)})"
+        return f"unknown key {brief(str(path[-1]))}{inside}{nearest(str(path[-1]), keys)} (keys here: {', '.join(keys)})"
     if kind == "literal_error":
         choices = [choice.strip(" '") for choice in context["expected"].replace(" or ", ",").split(",")]
-        return f"{dotted}: {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
+        return f"{dotted}: {brief(value)} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
     if kind == "model_type":
         keys = _keys(root, path)
-        return f"{dotted} must be a mapping with keys {', '.join(keys)}, not {value!r}"
+        return f"{dotted} must be a mapping with keys {', '.join(keys)}, not {brief(value)}"
     if kind == "value_error":
         return f"{dotted}: {context['error']}"
     message = detail["msg"].removeprefix("Input ").replace("instance of ", "")
-    return f"{dotted} {message}, not {value!r}"
+    return f"{dotted} {message}, not {brief(value)}"
 
 
 def _keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

@@ -2,7 +2,8 @@
 
 The text is composed to PyYAML nodes, which carry marks, and turned into plain values next to a map from the path of a value
 ("train", "epochs") to its place. Sequences become tuples, since the settings they end in are frozen. What makes a configuration
-hard to read or hostile to load is refused: anchors, aliases, tags, duplicate keys, deep nesting, files that are not small.
+hard to read or hostile to load is refused: anchors, aliases, tags, duplicate keys, deep nesting, files that are not small, numbers
+with more digits than any setting has (PyYAML takes quadratic time for some).
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from shardembed.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+MAX_VALUES = 100_000  # PyYAML takes some 50 us and 2 KB for each
+MAX_DIGITS = 64
+SHOWN = 80  # characters of a value in a message
 _KNOWN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
+_NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 ValuePath = tuple[str | int, ...]
 
@@ -68,7 +73,7 @@ class Located:
                 self.places[tuple(keys[: depth + 1])] = Place(shown)
             if not isinstance(inner[key], dict):
                 path = ".".join(keys[: depth + 1])
-                raise ConfigError(f"{shown}: {path} is the single value {inner[key]!r}, it has no keys; set {path} itself")
+                raise ConfigError(f"{shown}: {path} is the single value {brief(inner[key])}, it has no keys; set {path} itself")
             inner = inner[key]
         value, places = _read(text, shown)
         inner[keys[-1]] = value
@@ -103,20 +108,34 @@ def load(path: str | Path) -> Located:
     return Located(values, places)
 
 
+def brief(value: object) -> str:
+    """The repr of a value, cut short: nobody reads a megabyte of it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses anchors and deep nesting; reads 1e-3 as a number, as YAML 1.2 does and PyYAML alone does not."""
+    """Refuses anchors, tags, deep nesting and too many values; reads 1e-3 as a number, as YAML 1.2 does and PyYAML does not."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
         self.source = source
         self.depth = 0
+        self.values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
             where = _mark(self.source, event.start_mark)
-            raise ConfigError(f"{where}: {sign}{event.anchor}: anchors and aliases are not read; write the values out")
+            name = brief(event.anchor)[1:-1]
+            raise ConfigError(f"{where}: {sign}{name}: anchors and aliases are not read; write the values out")
+        if getattr(event, "tag", None) is not None:
+            where = _mark(self.source, event.start_mark)
+            raise ConfigError(f"{where}: the tag {brief(event.tag)}: tags are not read; write the value alone")
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise ConfigError(f"{_mark(self.source, event.start_mark)}: more than {MAX_VALUES} values; is this the right file?")
         if self.depth > MAX_DEPTH:
             raise ConfigError(f"{_mark(self.source, event.start_mark)}: nested deeper than {MAX_DEPTH} levels")
         self.depth += 1
@@ -144,11 +163,15 @@ def _read(text: str, source: str) -> tuple[Any, dict[ValuePath, Place]]:
         node = loader.get_single_node()
         places[()] = _mark(source, node.start_mark if node is not None else None)
         value = _value(loader, node, (), places, source) if node is not None else None
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{_mark(source, mark)}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except (ValueError, OverflowError) as error:  # escapes and versions of too many digits
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
     return value, places
 
 
@@ -160,10 +183,12 @@ def _value(loader: _Loader, node: yaml.Node, path: ValuePath, places: dict[Value
     if isinstance(node, yaml.SequenceNode):
         return tuple(_value(loader, item, (*path, index), places, source) for index, item in enumerate(node.value))
     if node.tag not in _KNOWN_TAGS:
-        raise ConfigError(f"{_mark(source, node.start_mark)}: {node.value!r} reads as {node.tag}; quote it if it is a text")
+        raise ConfigError(f"{_mark(source, node.start_mark)}: {brief(node.value)} reads as {node.tag}; quote it if it is a text")
+    if node.tag in _NUMBER_TAGS and len(node.value) > MAX_DIGITS:
+        raise ConfigError(f"{_mark(source, node.start_mark)}: a number of more than {MAX_DIGITS} digits; quote it if it is a text")
     try:
         return loader.construct_object(node, deep=True)
-    except ValueError as error:  # an explicit tag such as !!int before something that is none
+    except ValueError as error:  # such as the integer 0x_
         raise ConfigError(f"{_mark(source, node.start_mark)}: {error}") from error
 
 
@@ -177,15 +202,15 @@ def _mapping(
             raise ConfigError(f"{where}: a key must be a plain name, not {_shown(key_node)}; quote it if it is meant as text")
         key = key_node.value
         if key in result:
-            raise ConfigError(f"{where}: key {key!r} occurs twice; it already stood in line {places[(*path, key)].line}")
+            raise ConfigError(f"{where}: key {brief(key)} occurs twice; it already stood in line {places[(*path, key)].line}")
         places[(*path, key)] = where
         result[key] = _value(loader, value_node, (*path, key), places, source)
     return result
 
 
 def _shown(node: yaml.Node) -> str:
-    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+    return brief(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
 
 
 def _kind(value: object) -> str:
-    return "a list" if isinstance(value, tuple) else f"the single value {value!r}"
+    return "a list" if isinstance(value, tuple) else f"the single value {brief(value)}"

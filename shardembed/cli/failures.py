@@ -12,18 +12,37 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shardembed.errors import ConfigError, DataError, InputError, PlanError, ShardEmbedError
 
 WRONG_INPUT = (ConfigError, DataError, InputError, PlanError)
+WRONG = 2  # the exit code of wrong input; other failures have 1
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-QUIET = "SHARDEMBED_LAUNCHED"  # set for ranks whose launcher (launch.py) prints for them
+QUIET = "SHARDEMBED_LAUNCHED"  # for ranks whose launcher (launch.py) prints for them: its process id
+
+
+@dataclass(frozen=True)
+class Told:
+    """The failure of a job: a message, what to do about it where the message does not say so, and the exit code."""
+
+    message: str
+    code: int
+    advice: str = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same command could succeed when it is run again: wrong input stays wrong."""
+        return self.code != WRONG
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.advice}" if self.advice else self.message
 
 
 def exit_code(error: BaseException) -> int:
-    return 2 if isinstance(error, WRONG_INPUT) else 1
+    return WRONG if isinstance(error, WRONG_INPUT) else 1
 
 
 def in_launched_rank() -> bool:
@@ -54,19 +73,26 @@ def say(text: str, prefix: str = "") -> None:
     print(f"shardembed: error: {prefix}{text}", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """Something to know that is not the end."""
+    print(f"shardembed: {text}", file=sys.stderr, flush=True)
+
+
 def _leave(text: str, code: int) -> None:
     """Write the error file, as torchrun reads it, with what `launch.py` wants to know besides."""
     content = {"message": text, "timestamp": int(time.time()), "nanoseconds": time.time_ns(), "exit_code": code}
     Path(os.environ[ERROR_FILE]).write_text(json.dumps(content))
 
 
-def first_of(failures: dict[int, Any]) -> tuple[str, int]:
-    """(message, exit code) of the first of several ranks' failures, as torchrun's launcher reports them."""
+def first_of(failures: dict[int, Any]) -> Told:
+    """The first of several ranks' failures, as torchrun's launcher reports them."""
     told = {rank: failure for rank, failure in failures.items() if "nanoseconds" in (failure.error_file_data or {})}
     if told:
         data = min((failure.error_file_data for failure in told.values()), key=lambda data: data["nanoseconds"])
-        return data["message"], data["exit_code"]
+        return Told(data["message"], data["exit_code"])
     rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
     if failure.exitcode < 0:
-        return f"rank {rank} was killed by {failure.signal_name()}; if memory ran out, use more ranks or a smaller model", 1
-    return f"rank {rank} ended with exit code {failure.exitcode} and left no message; look above for what it printed", 1
+        advice = "if memory ran out, use more ranks or a smaller model"
+        return Told(f"rank {rank} was killed by {failure.signal_name()}", 1, advice)
+    advice = "look above for what it printed"
+    return Told(f"rank {rank} ended with exit code {failure.exitcode} and left no message", 1, advice)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
 
 from shardembed.cli import failures
+from shardembed.cli.failures import Told
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
+PR_SET_PDEATHSIG = 1
 
 
 def in_job() -> bool:
@@ -18,39 +22,70 @@ def in_job() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run_ranks(ranks: int, words: Sequence[str]) -> int:
+def end_with_launcher() -> None:
+    """Have the system end this rank together with the launcher that started it. Left alone, it would train on and keep the folder
+    of its run locked.
+    """
+    if failures.QUIET not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[failures.QUIET]):  # it had ended before
+        os._exit(1)
+
+
+def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
     """Run `python -m shardembed *words` on `ranks` ranks, which find each other over the loopback interface.
 
-    Returns the exit code: 0 when all ranks succeed. Otherwise all are stopped, and the first failure is printed, once.
+    When a rank fails, all are stopped, and started again up to `max_restarts` times unless the input was wrong.
+
+    Returns the exit code: 0 when all ranks succeed. Otherwise the first failure of the last start is printed, once.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from shardembed.cli import loopback
 
     # Several ranks share the cores; torchrun sets the same default.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ[failures.QUIET] = "1"
+    loopback.register()
     for name in AGENT_LOGGERS:  # they tell of failures that are told below, and of Ctrl-C
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ[failures.QUIET] = str(os.getpid())
+    run_id = uuid.uuid4().hex  # kept over restarts: by it a run knows its own beginnings
+    restarts = 0
+    try:
+        while (told := _launch(ranks, words, run_id)) is not None:
+            if restarts == max_restarts or not told.may_pass:
+                given_up = f"; given up after {restarts} restart{'s' * (restarts > 1)}" if restarts and told.may_pass else ""
+                failures.say(f"{told}{given_up}")
+                return told.code
+            restarts += 1
+            failures.note(f"{told.message}; restart {restarts} of {max_restarts}")
+    except SignalException as received:  # Ctrl-C, for example
+        return 128 + int(received.sigval)
+    finally:
+        del os.environ[failures.QUIET]
+    return 0
+
+
+def _launch(ranks: int, words: Sequence[str], run_id: str) -> Told | None:
+    """One start of all ranks; what failed, or nothing."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from shardembed.cli import loopback
+
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port
-        local_addr="localhost",
-        max_restarts=0,
+        run_id=run_id,
+        rdzv_backend=loopback.BACKEND,
+        local_addr=loopback.ADDRESS,
+        max_restarts=0,  # torch's would also restart when the input is wrong, and tell nobody
         monitor_interval=0.1,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "shardembed", *words)
     except ChildFailedError as error:
-        message, code = failures.first_of(error.failures)
-        failures.say(message)
-        return code
-    except SignalException as signal:
-        return 128 + int(signal.sigval)
-    finally:
-        del os.environ[failures.QUIET]
-    return 0
+        return failures.first_of(error.failures)
+    return None

@@ -1,4 +1,7 @@
-"""`shardembed train CONFIG`: train and evaluate a model, in this process, on several local ranks, or as a rank of a job."""
+"""`shardembed train CONFIG`: train and evaluate a model, in this process, on several local ranks, or as a rank of a job.
+
+A run that was interrupted is resumed by the same command, on the same or another number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/train/quickstart.yaml")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default 1)")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="when a rank fails, start all again up to N times; they resume"
+    )
+    parser.add_argument("--fresh", action="store_true", help="begin a new run; without it, an interrupted one is resumed")
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(
         "--set",
@@ -41,11 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     # Before any rank is started, so that mistakes in the configuration and a file or column that is not there show at once.
     settings = config.load(arguments.config, overrides)
     ranks = _ranks(arguments.ranks)
-    if ranks > 1 and not launch.in_job():
+    restarts = _restarts(arguments.max_restarts)
+    if (ranks > 1 or restarts) and not launch.in_job():
         open_source(settings.data)
         words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
-        return launch.run_ranks(ranks, words + ["--json"] * arguments.json)
-    return _train(settings, arguments.json)
+        return launch.run_ranks(ranks, words + ["--json"] * arguments.json + ["--fresh"] * arguments.fresh, restarts)
+    return _train(settings, arguments.json, arguments.fresh)
 
 
 def _ranks(wanted: int | None) -> int:
@@ -59,13 +67,24 @@ def _ranks(wanted: int | None) -> int:
     return wanted or 1
 
 
-def _train(settings: Config, as_json: bool) -> int:
+def _restarts(wanted: int) -> int:
+    if wanted < 0:
+        raise ConfigError(f"--max-restarts {wanted}: the number of restarts must be at least 0")
+    if wanted and launch.in_job():
+        raise ConfigError(
+            "--max-restarts: this process belongs to a job already; give --max-restarts to what started it (torchrun)"
+        )
+    return wanted
+
+
+def _train(settings: Config, as_json: bool, fresh: bool) -> int:
     import torch.distributed as dist
     from rich.console import Console
 
     from shardembed.recipes import train
 
-    summary = train.run(settings, Console(stderr=as_json))
+    launch.end_with_launcher()
+    summary = train.run(settings, Console(stderr=as_json), fresh)
     if as_json and summary["run_dir"] is not None:
         print(json.dumps(summary))
         sys.stdout.flush()

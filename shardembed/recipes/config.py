@@ -41,11 +41,15 @@ class GeneratorConfig(Section):
 
 
 class DataConfig(Section):
-    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix."""
+    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix.
+
+    `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them.
+    """
 
     path: str | None = None
     user: str = "user_id"
     item: str = "item_id"
+    on_bad_row: Literal["raise", "skip"] = "raise"
     generator: GeneratorConfig = GeneratorConfig()
     holdout_seed: Seed = 0
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18
@@ -139,6 +143,13 @@ class PlanConfig(Section):
         return value
 
 
+class CheckpointConfig(Section):
+    """A checkpoint every so many steps, of which the newest `keep` stay. `every_steps: null` saves none, and resumes nothing."""
+
+    every_steps: Count | None = 500
+    keep: Count = 2
+
+
 class EvalConfig(Section):
     """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash."""
 
@@ -149,13 +160,14 @@ class EvalConfig(Section):
 class Config(Section):
     """A whole training job."""
 
-    name: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+$", max_length=100)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     plan: PlanConfig = PlanConfig()
     wire_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run_dir: str = "runs"
 
@@ -169,7 +181,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     document = located.load(path)
     for option in overrides:
         document.override(option)
-    document.values.setdefault("name", Path(path).stem)
+    if document.values.get("name") is None:
+        document.values["name"] = Path(path).stem
     try:
         return Config.model_validate(document.values)
     except ValidationError as error:

@@ -59,8 +59,18 @@ def show_start(console: Console, config: Config, data: Interactions, plan: se.Pl
     console.print(Text("\ndata", "bold"))
     console.print(data.source.name, soft_wrap=True, highlight=False, markup=False)
     counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
-    console.print(counted, "", highlight=False, sep="\n")
+    console.print(counted, highlight=False)
+    _show_dropped(console, data)
+    console.print()
     console.print(_plan_table(plan), "", _holdings_table(plan, held), "", sep="\n")
+
+
+def _show_dropped(console: Console, data: Interactions) -> None:
+    dropped = data.dropped
+    if len(dropped):
+        console.print(f"{len(dropped):,} of {data.rows + len(dropped):,} rows dropped: {dropped}", highlight=False)
+        for place in dropped.places:
+            console.print(f"  {place}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _plan_table(plan: se.Plan) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from shardembed.recipes.config import Config
 
@@ -12,12 +13,22 @@ WIDTH = 78
 
 
 def resolved_yaml(config: Config) -> str:
-    """The settings, a section a line where it fits. What is not set is left out."""
-    values = config.model_dump(mode="json", exclude_none=True)
+    """The settings, a section a line where it fits. What is not set is left out, unless that differs from the default."""
+    values = _set(config, config.model_dump(mode="json"))
     if config.data.path is not None:
         del values["data"]["generator"]
     values["plan"] = _short(values["plan"])
     return "\n".join(line for key, value in values.items() for line in _lines(key, value, ""))
+
+
+def _set(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a section without those that are None by default."""
+    found = {}
+    for name, field in type(section).model_fields.items():
+        inner = getattr(section, name)
+        if inner is not None or field.default is not None:
+            found[name] = _set(inner, values[name]) if isinstance(inner, BaseModel) else values[name]
+    return found
 
 
 def _short(plan: dict[str, dict[str, Any]]) -> dict[str, Any]:

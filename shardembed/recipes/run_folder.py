@@ -1,33 +1,121 @@
-"""The folder of one run: config.yaml, plan.json, metrics.jsonl. Only rank 0 has one."""
+"""The folder of one run, which rank 0 writes: config.yaml, plan.json, data.json, metrics.jsonl, checkpoints/, and summary.json.
+
+The summary is written last and at once: with it the run is finished, without it the run can be resumed. Whoever works in the folder
+holds a lock on `lock`, which the system releases when the process ends, however it ends.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from shardembed.errors import ConfigError
 
+CHECKPOINTS, LOCK, METRICS, SUMMARY = "checkpoints", "lock", "metrics.jsonl", "summary.json"
+
 
 class RunFolder:
-    """`<root>/<name>-<time>`, made on construction.
+    """A folder that this process has locked; use it as a context, which lets go of it.
 
-    Raises:
-        ConfigError: the folder cannot be made.
+    Attributes:
+        token: what the lock file holds; other ranks tell by it that they see the same folder.
     """
 
-    def __init__(self, root: str, name: str) -> None:
-        self.path = _make(Path(root), f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    def __init__(self, path: Path, lock: int, token: str) -> None:
+        self.path, self._lock, self.token = path, lock, token
+
+    @staticmethod
+    def make(root: Path, name: str, token: str) -> RunFolder:
+        """`<root>/<name>-<time>`, new.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+        """
+        made = RunFolder.lock(_make(root, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"), token)
+        assert made is not None, "a new folder is nobody else's"
+        return made
+
+    @staticmethod
+    def lock(path: Path, token: str) -> RunFolder | None:
+        """The folder at `path`; None where another process works in it.
+
+        Raises:
+            ConfigError: it cannot be locked.
+        """
+        lock = None
+        try:
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, token.encode(), 0)
+            os.fsync(lock)  # other machines may look
+        except OSError as error:
+            if lock is not None:
+                os.close(lock)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise ConfigError(f"run_dir: cannot lock {path / LOCK}: {error.strerror}; set run_dir to another folder") from error
+        return RunFolder(path, lock, token)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._lock)
 
     def write(self, name: str, text: str) -> None:
-        (self.path / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+        """Write a file so that it is there whole or not at all, also after the machine has failed."""
+        path = self.path / name
+        new = path.with_name(f".{name}.new")
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n" * bool(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        folder = os.open(self.path, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
-    def log(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append a line for each record to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    def log(self, records: Iterable[dict[str, Any]], lasting: bool = False) -> None:
+        """Append a line for each record to metrics.jsonl; `lasting` brings the file to the disk, as what a checkpoint builds on."""
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def keep_metrics(self, steps: int) -> None:
+        """Remove what metrics.jsonl has beyond the first `steps` steps: they will be taken again."""
+        try:
+            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            lines = []
+        self.write(METRICS, "".join(f"{line}\n" for line in lines if 0 < _step_of(line) <= steps))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.write(SUMMARY, json.dumps(summary, indent=2))
+
+
+def is_finished(path: Path) -> bool:
+    return (path / SUMMARY).exists()
+
+
+def _step_of(line: str) -> int:
+    """The step that a line of metrics.jsonl is about; 0 where it is about none, or was cut off by a crash."""
+    try:
+        step = json.loads(line).get("step")
+    except (ValueError, AttributeError):
+        return 0
+    return step if isinstance(step, int) else 0
 
 
 def _make(root: Path, name: str) -> Path:

@@ -63,6 +63,7 @@ def start(*words: object) -> subprocess.Popen[str]:
         "MASTER_ADDR",
         "MASTER_PORT",
         "TORCHELASTIC_USE_AGENT_STORE",
+        "TORCHELASTIC_RUN_ID",
     ):
         environment.pop(name, None)
     command = [sys.executable, *map(str, words)]
@@ -127,7 +128,9 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
     assert second["recall@20"] == first["recall@20"]
     assert second["run_dir"] != first["run_dir"]
     folder = Path(first["run_dir"])
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "plan.json"]
+    files = ["checkpoints", "config.yaml", "data.json", "lock", "metrics.jsonl", "plan.json", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert json.loads((folder / "summary.json").read_text()) == first
     assert config.load(folder / "config.yaml").train.max_steps == STEPS
     assert Plan.load(folder / "plan.json").world_size == 2
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -173,8 +176,8 @@ def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) ->
     assert (code, out, err) == (2, "", told)
 
 
-def test_a_failure_of_rank_0_alone_ends_the_job(job: Path) -> None:
-    code, _, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", "run_dir=/dev/null/x"))
+def test_a_failure_of_rank_0_alone_ends_the_job_and_wrong_input_is_not_tried_again(job: Path) -> None:
+    code, _, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", "run_dir=/dev/null/x", "--max-restarts", 3))
     assert code == 2
     assert err.startswith("shardembed: error: run_dir: cannot make /dev/null/x/job-")
     assert err.endswith("Not a directory; set run_dir to another folder\n")

@@ -86,6 +86,20 @@ def test_train_reads_own_files(job: Path, suffix: str, capsys: pytest.CaptureFix
     assert "100 interactions of 20 users and 13 items; 20 held out" in printed.err
 
 
+def test_rows_that_were_left_out_are_reported_and_in_the_summary(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job.parent / "bad.tsv"
+    pairs = [f"{user}\t{item}\n" for user in range(20) for item in range(5)]
+    path.write_text("user_id\titem_id\n" + "".join(pairs) + "1\ttwo\n3\n")
+    assert main(["train", str(job), "--json", "--max-steps", "2", "--set", f"data.path={path}"]) == 2
+    complained_once(capsys, f"{path}:102: column 'item_id': 'two' is not an integer")
+    words = ["--set", f"data.path={path}", "--set", "data.on_bad_row=skip"]
+    assert main(["train", str(job), "--json", "--max-steps", "2", *words]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["dropped_rows"] == {"not an integer": 1, "wrong number of fields": 1}
+    assert printed.err.count("2 of 102 rows dropped: 1 not an integer, 1 wrong number of fields") == 1
+    assert f"  {path}:103: 1 field(s), but the header line has 2" in printed.err.splitlines()
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
@@ -196,17 +210,17 @@ def test_a_launched_rank_hands_its_failure_to_the_launcher(
     assert left == [2, 1, 1]
     assert capsys.readouterr().err == ""
     told = {rank: Failure(left[rank], 5, json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(3)}
-    assert failures.first_of({2: told[2], 1: told[1], 0: told[0]}) == ("first", 2)
-    message, code = failures.first_of({2: told[2]})
-    assert code == 1
-    assert message.startswith("unexpected error on rank 2\n")
-    assert message.endswith("ZeroDivisionError: bug")
+    assert failures.first_of({2: told[2], 1: told[1], 0: told[0]}) == failures.Told("first", 2)
+    other = failures.first_of({2: told[2]})
+    assert other.code == 1
+    assert other.message.startswith("unexpected error on rank 2\n")
+    assert other.message.endswith("ZeroDivisionError: bug")
 
 
 def test_a_rank_that_was_killed_is_told() -> None:
-    message, code = failures.first_of({1: Failure(-9, 3, {}), 0: Failure(-15, 4, None)})
-    assert code == 1
-    assert message.startswith("rank 1 was killed by SIGKILL")
+    told = failures.first_of({1: Failure(-9, 3, {}), 0: Failure(-15, 4, None)})
+    assert (told.code, told.message) == (1, "rank 1 was killed by SIGKILL")
+    assert str(told).startswith("rank 1 was killed by SIGKILL; if memory ran out")
 
 
 def test_exit_codes_tell_input_from_other_failures() -> None:

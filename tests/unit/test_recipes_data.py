@@ -71,7 +71,7 @@ def test_generated_users_follow_their_tastes() -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_files_give_what_was_written(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardembed.recipes.data.files.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("shardembed.recipes.data.text.BLOCK_BYTES", 1000)
     chunk = generated().all
     path = tmp_path / f"clicks{suffix}"
     if suffix == ".parquet":
@@ -110,7 +110,7 @@ def test_bad_text_files_are_placed(tmp_path: Path, text: str, expected: str) -> 
 
 
 def test_a_bad_line_far_into_a_file_is_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardembed.recipes.data.files.BLOCK_BYTES", 64)
+    monkeypatch.setattr("shardembed.recipes.data.text.BLOCK_BYTES", 64)
     path = tmp_path / "f.tsv"
     path.write_text("user\titem\n" + "1\t2\n" * 500 + "1\toops\n" + "1\t2\n" * 500)
     with pytest.raises(DataError, match=r"f.tsv:502: column 'item': 'oops'"):

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.nn import functional as F
 
 import shardembed as se
 from shardembed.recipes.build import build, placements
-from shardembed.recipes.config import Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, PlanConfig, TrainConfig
+from shardembed.recipes.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    ModelConfig,
+    PlanConfig,
+    TrainConfig,
+)
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.interactions import Interactions, scan
 from shardembed.recipes.evaluate import chosen_users, evaluate
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.two_tower import Batch
+from shardembed.recipes.run_folder import RunFolder
+from shardembed.recipes.runs import Run
+from shardembed.recipes.saving import Progress
+from shardembed.recipes.train import train
 
 GENERATOR = GeneratorConfig(users=300, items=120, interactions=4000, tastes=6)
 
@@ -106,14 +123,20 @@ def test_a_sample_of_users_is_as_large_as_asked(data: Interactions) -> None:
     assert evaluate(build(config(), data).model, data, EvalConfig(users=50), 0).model.users == 50
 
 
-def test_training_beats_popularity(data: Interactions) -> None:
-    from shardembed.recipes.train import train
-
-    settings = config().model_copy(update={"train": TrainConfig(epochs=8, global_batch_size=100)})
+def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
+    settings = config().model_copy(
+        update={
+            "train": TrainConfig(epochs=8, global_batch_size=100),
+            "checkpoint": CheckpointConfig(every_steps=None),
+        }
+    )
     job = build(settings, data)
-    trained = train(job, data, settings, None, None)
-    assert len(trained.losses) == 8 * -(-data.training_rows // 100)
-    assert np.mean(trained.losses[-10:]) < 0.8 * np.mean(trained.losses[:10])
+    with RunFolder.make(tmp_path, "test", "") as folder:
+        trained = train(job, data, settings, Console(quiet=True), Run(folder.path, folder, resumes=False), Progress())
+    losses = [json.loads(line)["loss"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert trained.step == len(losses) == 8 * -(-data.training_rows // 100)
+    assert trained.samples == 8 * data.training_rows
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     result = evaluate(job.model, data, EvalConfig(k=5), 0)
     assert result.model.recall > 2 * result.popularity.recall
 

@@ -17,4 +17,4 @@ def open_source(config: DataConfig) -> Source:
         return GeneratedInteractions(config.generator)
     from shardembed.recipes.data.files import FileInteractions  # pyarrow is asked for only here
 
-    return FileInteractions(config.path, config.user, config.item)
+    return FileInteractions(config.path, config.user, config.item, config.on_bad_row)

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardembed.errors import DataError
+from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.source import EMPTY, Chunk, Source, concatenate
 
 NO_ROW = -1
+ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
 CHUNK_ROWS = 1 << 16  # sources chunk as they like; batches must not depend on it
 
 
@@ -29,7 +31,8 @@ class Interactions:
 
     Attributes:
         users, items: largest id + 1.
-        rows: all interactions, held-out ones included.
+        rows: all interactions, held-out ones included, dropped ones not.
+        dropped: what the source left out.
         held_row, held_item: int64 `[users]`: the row number and item held out of each user, NO_ROW where nothing is.
         user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
     """
@@ -42,6 +45,7 @@ class Interactions:
     held_item: np.ndarray
     user_counts: np.ndarray
     item_counts: np.ndarray
+    dropped: Dropped = NONE
 
     @property
     def held_users(self) -> np.ndarray:
@@ -67,12 +71,16 @@ def scan(source: Source, seed: int) -> Interactions:
     Each row gets a hash of (seed, row number); a user's row with the largest hash is held out. One pass, O(users + items) memory.
 
     Raises:
-        DataError: there are no interactions, or none are left to train on.
+        DataError: there are no interactions, or the source had to leave out more than it gave.
     """
     best = np.empty(0, np.uint64)
     held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
     row = 0
+    dropped = NONE
     for chunk in source.chunks():
+        dropped += chunk.dropped
+        if len(dropped) > ENOUGH_DROPPED:
+            _refuse_wrong_file(source, row + len(chunk), dropped)
         if not len(chunk):
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
@@ -83,6 +91,7 @@ def scan(source: Source, seed: int) -> Interactions:
         user_counts[:users] += np.bincount(chunk.users)
         item_counts[:items] += np.bincount(chunk.items)
         row += len(chunk)
+    _refuse_wrong_file(source, row, dropped)
     if row == 0:
         raise DataError(f"{source.name}: there are no interactions in it")
     users, items = int(np.flatnonzero(user_counts)[-1]) + 1, int(np.flatnonzero(item_counts)[-1]) + 1
@@ -91,7 +100,7 @@ def scan(source: Source, seed: int) -> Interactions:
     taken = held_item[~single]
     user_counts = user_counts[:users] - ~single
     item_counts = item_counts[:items] - np.bincount(taken, minlength=items)
-    return Interactions(source, users, items, row, held_row, held_item, user_counts, item_counts)
+    return Interactions(source, users, items, row, held_row, held_item, user_counts, item_counts, dropped)
 
 
 def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: int, epoch: int) -> Iterator[Chunk]:
@@ -121,6 +130,14 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
+    if len(dropped) > kept:
+        raise DataError(
+            f"{source.name}: {len(dropped):,} of the first {kept + len(dropped):,} rows hold no interaction ({dropped}); "
+            f"is this the right file, with the right columns? The first: {dropped.places[0]}"
+        )
 
 
 def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, held_row: np.ndarray, held_item: np.ndarray) -> None:

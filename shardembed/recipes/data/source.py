@@ -8,13 +8,19 @@ from typing import Protocol
 
 import numpy as np
 
+from shardembed.recipes.data.bad import NONE, Dropped
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0."""
+    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0.
+
+    `dropped` are rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
+    """
 
     users: np.ndarray
     items: np.ndarray
+    dropped: Dropped = NONE
 
     def __len__(self) -> int:
         return len(self.users)

@@ -1,0 +1,72 @@
+"""Rows that cannot be trained on: what is wrong with a value, and the count of rows that were dropped."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+MAX_ID = (1 << 32) - 1  # tables and counts have a row for every id up to the largest
+DIGITS = 18  # as many fit an int64 whatever they are
+PLACES_KEPT = 5
+SHOWN = 40  # characters of a value in a message
+FIELDS = "wrong number of fields"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a row: its kind, for counting, and a sentence that says where and what to do."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Rows left out: how many of each kind, and the first few of them in words."""
+
+    kinds: dict[str, int] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(problems: list[Problem]) -> Dropped:
+        kinds: dict[str, int] = {}
+        for problem in problems:
+            kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
+        return Dropped(kinds, tuple(problem.text for problem in problems[:PLACES_KEPT]))
+
+    def __add__(self, other: Dropped) -> Dropped:
+        kinds = {kind: self.kinds.get(kind, 0) + other.kinds.get(kind, 0) for kind in {**self.kinds, **other.kinds}}
+        return Dropped(kinds, (self.places + other.places)[:PLACES_KEPT])
+
+    def __len__(self) -> int:
+        return sum(self.kinds.values())
+
+    def __str__(self) -> str:
+        """The counts in words, the most frequent first."""
+        return ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.kinds.items(), key=lambda item: (-item[1], item[0])))
+
+
+NONE = Dropped()
+
+
+def problem_of(value: object) -> tuple[str, str] | None:
+    """(kind, sentence) of what is wrong with one value; None where it is a usable id."""
+    text = "" if value is None else str(value)
+    if not text:
+        return "missing", "the value is missing; remove the row or fill it in"
+    if not re.fullmatch(r"-?[0-9]+", text):
+        return "not an integer", f"{_short(text)!r} is not an integer; number users and items from 0"
+    digits = text.lstrip("-").lstrip("0")
+    if text[0] == "-" and digits:
+        return "negative", f"{_short(text)} is negative; number users and items from 0"
+    # Thousands of digits are not turned into a number: that takes long, and Python refuses.
+    if len(digits) > DIGITS or int(digits or "0") > MAX_ID:
+        return (
+            "too large",
+            f"{_short(text)} is larger than {MAX_ID}; a table has a row for every id up to the largest, so number them from 0",
+        )
+    return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,216 @@
+"""Two columns of a CSV or TSV file, in blocks of whole lines: parsed by pyarrow where all is well, line by line where it is not.
+
+A block that pyarrow finds anything wrong with is cut into pieces, and only the pieces that are still bad are read slowly. That
+gives the number of every bad line without reading the file twice, and keeps an unclosed quote from swallowing the lines after it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute
+from pyarrow import csv as arrow_csv
+
+from shardembed.errors import DataError
+from shardembed.recipes.data.bad import DIGITS, FIELDS, MAX_ID, Problem, problem_of
+
+BLOCK_BYTES = 4 << 20  # of text parsed at a time
+PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
+PIECES = 16  # into which a block with something wrong is cut, and cut again
+MAX_LINE = 16 << 20
+CUTS_TRIED = 64
+END = "end"
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of delimited text with a header line, and where in it the two columns are."""
+
+    path: Path
+    delimiter: str
+    names: tuple[str, str]
+    header: list[str]
+    header_lines: int
+
+    @staticmethod
+    def open(path: Path, delimiter: str, names: tuple[str, str]) -> TextFile:
+        """Read the header.
+
+        Raises:
+            OSError, DataError: the file or its first line cannot be read.
+        """
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = csv.reader(file, delimiter=delimiter)
+            try:
+                header = next(rows, [])
+            except csv.Error as error:
+                raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
+            return TextFile(path, delimiter, names, header, rows.line_num)
+
+    def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
+        """Block by block: the ids of the good rows, int64 `[2, n]`, and what is wrong with the others."""
+        for first_line, data in self._blocks():
+            yield from self._parsed(data, first_line)
+
+    def _blocks(self) -> Iterator[tuple[int, bytes]]:
+        """(number of the first line, whole lines), the header left out."""
+        line, rest, skip = 1, b"", self.header_lines
+        with open(self.path, "rb") as file:
+            ended = False
+            while not ended:
+                read = file.read(BLOCK_BYTES)
+                ended = not read
+                rest += read
+                whole = len(rest) if ended else _whole_lines(rest)
+                if not whole and len(rest) > MAX_LINE:
+                    raise DataError(f"{self.path}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?")
+                block, rest = rest[:whole], rest[whole:]
+                if line == 1:
+                    block = block.removeprefix(BOM)
+                lines = _line_count(block)
+                if skip:
+                    kept = block.splitlines(keepends=True)[skip:]
+                    skip, line, block = max(0, skip - lines), line + min(skip, lines), b"".join(kept)
+                    lines = len(kept)
+                if block:
+                    yield line, block
+                line += lines
+
+    def _parsed(self, data: bytes, first_line: int) -> Iterator[tuple[np.ndarray, list[Problem]]]:
+        ids = self._fast(data)
+        if ids is not None:
+            yield ids, []
+        elif len(data) <= PIECE_BYTES:
+            yield self._slow(data, first_line)
+        else:
+            size = max(PIECE_BYTES, len(data) // PIECES)
+            while data:
+                whole = _whole_lines(data[:size]) or len(data)  # a line longer than a piece comes with all that follows it
+                if whole == len(data) > size:
+                    yield self._slow(data, first_line)
+                else:
+                    yield from self._parsed(data[:whole], first_line)
+                first_line += _line_count(data[:whole])
+                data = data[whole:]
+
+    def _fast(self, data: bytes) -> np.ndarray | None:
+        """The ids int64 `[2, n]` when every row is good, else None."""
+        places = [str(self.header.index(name)) for name in self.names]
+        wrong: list[object] = []
+
+        def note(row: object) -> str:
+            wrong.append(row)
+            return "skip"
+
+        # Columns go by position: names may repeat. Numbers are read as text, so that a bad value can be told from a bad file.
+        names = [str(place) for place in range(len(self.header))]
+        if not data.endswith((b"\n", b"\r")):
+            data += b"\n"
+        data += self._end.encode()
+        try:
+            convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
+            convert.include_columns, convert.column_types = places, dict.fromkeys(places, pa.string())
+            table = arrow_csv.read_csv(
+                pa.BufferReader(data),
+                arrow_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
+                arrow_csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=note),
+                convert,
+            )
+        except pa.ArrowInvalid:
+            return None
+        columns = [table.column(place).combine_chunks() for place in places]
+        count = table.num_rows - 1
+        if wrong or count < 0 or columns[0].view(pa.binary())[count].as_py() != END.encode():
+            return None
+        users, items = (ids_of_text(column[:count]) for column in columns)
+        return None if users is None or items is None else np.stack([users, items])
+
+    def _slow(self, data: bytes, first_line: int) -> tuple[np.ndarray, list[Problem]]:
+        users_items: list[tuple[int, int]] = []
+        problems: list[Problem] = []
+        for line, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
+            problem = self._judge(row, f"{self.path}:{first_line + line}")
+            if problem is not None:
+                problems.append(problem)
+            elif row is not None:
+                user, item = (int(row[self.header.index(name)]) for name in self.names)
+                users_items.append((user, item))
+        return np.array(users_items, np.int64).reshape(-1, 2).T, problems
+
+    def _judge(self, row: list[str] | None, where: str) -> Problem | None:
+        if row is None:
+            return Problem("unclosed quote", f"{where}: a quote is not closed, or a field is too long")
+        if len(row) != len(self.header):
+            return Problem(FIELDS, f"{where}: {len(row)} field(s), but the header line has {len(self.header)}")
+        for name in self.names:
+            found = problem_of(row[self.header.index(name)])
+            if found is not None:
+                return Problem(found[0], f"{where}: column {name!r}: {found[1]}")
+        return None
+
+    def _split(self, lines: list[str]) -> Iterator[tuple[int, list[str] | None]]:
+        """(line from 0, its fields) of every row that is not empty; None for one that does not end."""
+        rows = csv.reader([*lines, self._end], delimiter=self.delimiter)
+        last = 0
+        while last < len(lines):
+            first, last, row = last, *_next_row(rows)
+            if row is not None and (last - first == 1 or (len(row) == len(self.header) and last <= len(lines))):
+                if row:
+                    yield first, row
+                continue
+            # A quote that is not closed has swallowed the lines after it.
+            for line in range(first, min(last, len(lines))):
+                used, alone = _next_row(csv.reader([lines[line], self._end], delimiter=self.delimiter))
+                if alone != []:
+                    yield line, alone if used == 1 else None
+
+    @property
+    def _end(self) -> str:
+        """A row to come after the others: it is not seen where a quote is still open."""
+        return self.delimiter.join([END] * len(self.header)) + "\n"
+
+
+def _next_row(rows: Any) -> tuple[int, list[str] | None]:
+    """(lines read so far, the fields of the next row); no fields where the csv module gives up, as for very long ones."""
+    try:
+        row = next(rows)
+    except csv.Error:
+        row = None
+    return rows.line_num, row
+
+
+def ids_of_text(column: pa.Array) -> np.ndarray | None:
+    """The ids int64 `[n]` of a column of digits; None if one of them is no usable id, or might not be."""
+    short = compute.call_function("binary_length", [column]).to_numpy(zero_copy_only=False) <= DIGITS
+    digits = compute.call_function("ascii_is_decimal", [column]).to_numpy(zero_copy_only=False)
+    if not (short & digits).all():
+        return None
+    ids = compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
+    return ids if not len(ids) or ids.max() <= MAX_ID else None
+
+
+def _whole_lines(data: bytes) -> int:
+    """How many bytes of `data` are whole lines, 0 if there is none. The lines of a quoted value stay together if possible."""
+    end = len(data)
+    last = 0
+    for _ in range(CUTS_TRIED):
+        end = data.rfind(b"\n", 0, end) + 1 or data.rfind(b"\r", 0, min(end, len(data) - 1)) + 1
+        last = last or end
+        if not end or data.count(b'"', 0, end) % 2 == 0:
+            return end or last
+        end -= 1
+    return last
+
+
+def _line_count(data: bytes) -> int:
+    """Ends of lines, of each of the three kinds, and a last line without one."""
+    ends = data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+    return ends + (bool(data) and not data.endswith((b"\n", b"\r")))

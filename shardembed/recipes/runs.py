@@ -1,0 +1,199 @@
+"""Which folder a job works in: that of the newest run which was interrupted and has the same settings, or a new one.
+
+Rank 0 looks and decides, and tells the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardembed.checkpoint import newest_checkpoint
+from shardembed.comm import Comm, default_device
+from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
+from shardembed.recipes import config as settings
+from shardembed.recipes.config import Config
+from shardembed.recipes.run_folder import CHECKPOINTS, LOCK, RunFolder, is_finished
+
+# What a run may change and still compute the same, up to the order of sums.
+FREE = ("name", "plan", "checkpoint", "eval", "run_dir")
+DATA = "data.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a job works.
+
+    Attributes:
+        path: the run's folder, the same on every rank.
+        folder: what writes to it; rank 0 alone has it.
+        resumes: it has a checkpoint to go on from.
+        notes: what to tell the user of how the folder was chosen.
+    """
+
+    path: Path
+    folder: RunFolder | None
+    resumes: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path.absolute() / CHECKPOINTS  # ranks may work in different folders
+
+
+@contextmanager
+def opened(comm: Comm, config: Config, counted: str, fresh: bool) -> Iterator[Run]:
+    """The run that this job goes on with, or begins; locked until the context ends. Collective.
+
+    Args:
+        counted: what the data are known by. A run on other data is not resumed.
+        fresh: resume nothing that is older than this job.
+
+    Raises:
+        ConfigError, DataError: on every rank: there can be no folder, not all ranks see it, or the data have changed.
+    """
+    run: Run | None = None
+    said: dict[str, Any] = {}
+    if comm.rank == 0:
+        try:
+            run = _chosen(config, counted, fresh)
+            assert run.folder is not None
+            said = {"path": str(run.path.absolute()), "resumes": run.resumes, "token": run.folder.token}
+        except ShardEmbedError as error:
+            said = {"error": travels(error)}
+            _share(comm, said)
+            raise
+    try:
+        said = _share(comm, said)
+        if "error" in said:
+            raise rebuild(*said["error"])
+        if config.checkpoint.every_steps is not None:
+            _check_seen(comm, Path(said["path"]), said["token"])
+        yield run or Run(Path(said["path"]), None, said["resumes"])
+    finally:
+        if run is not None and run.folder is not None:
+            run.folder.close()
+
+
+def _share(comm: Comm, said: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(comm.gather_texts("control", "choose the run folder", json.dumps(said), default_device())[0])
+
+
+def _check_seen(comm: Comm, path: Path, token: str) -> None:
+    try:
+        seen = (path / LOCK).read_text() == token
+    except OSError:
+        seen = False
+    answers = comm.gather_texts("control", "see the run folder", "seen" * seen, default_device())
+    blind = [rank for rank, answer in enumerate(answers) if not answer]
+    if blind:
+        raise ConfigError(
+            f"run_dir: rank(s) {', '.join(map(str, blind))} do not see {path}, which rank 0 works in: all ranks need one file "
+            "system. Set run_dir to a folder on it, or checkpoint.every_steps to null"
+        )
+
+
+def _chosen(config: Config, counted: str, fresh: bool) -> Run:
+    root, name = Path(config.run_dir), config.name or "run"
+    job = _job()
+    token = json.dumps({"job": job, "start": secrets.token_hex(8)})
+    notes: list[str] = []
+    for path in _interrupted(root, name) if config.checkpoint.every_steps is not None else ():
+        if fresh and _job_of(path) != job:
+            continue
+        obstacle = _obstacle(path, config)
+        if obstacle:
+            notes.append(f"{path} is unfinished, but {obstacle}: starting a new run")
+            continue
+        folder = RunFolder.lock(path, token)
+        if folder is None:
+            notes.append(f"{path} is unfinished, but another process is working on it: starting a new run")
+            continue
+        if is_finished(path):  # by whoever had the lock until now
+            folder.close()
+            continue
+        try:
+            _check_data(path, counted)
+        except DataError:
+            folder.close()
+            raise
+        return Run(path, folder, resumes=True)
+    folder = RunFolder.make(root, name, token)
+    folder.write(DATA, json.dumps({"counted": counted}))
+    return Run(folder.path, folder, resumes=False, notes=tuple(notes[:1]))
+
+
+def _job() -> str:
+    """The same for all the times that a launcher starts this job's ranks, and for nothing else."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    # torchrun calls all runs "none" unless told otherwise; they differ in the process that started this one.
+    return f"{run}-{os.getppid()}" if run else secrets.token_hex(8)
+
+
+def _job_of(path: Path) -> str | None:
+    try:
+        return json.loads((path / LOCK).read_text())["job"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _interrupted(root: Path, name: str) -> list[Path]:
+    """Unfinished runs of that name with a complete checkpoint, the newest first. Others have nothing to go on from."""
+    pattern = re.compile(rf"{re.escape(name)}-(\d{{8}}-\d{{6}})(?:-(\d+))?")
+    found = []
+    try:
+        names = os.listdir(root)
+    except OSError:  # making a new one tells what is wrong
+        return []
+    for one in names:
+        match = pattern.fullmatch(one)
+        if match and not is_finished(root / one) and newest_checkpoint(root / one / CHECKPOINTS) is not None:
+            found.append((match[1], int(match[2] or 1), root / one))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _obstacle(path: Path, config: Config) -> str:
+    """Why this job does not go on with the run at `path`; empty where it can."""
+    try:
+        then = settings.load(path / "config.yaml")
+    except ConfigError as error:
+        return f"its settings cannot be read ({str(error).splitlines()[0]})"
+    return _difference(_deciding(then), _deciding(config), "")
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """The settings that decide what is computed."""
+    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    if config.data.path is not None:
+        del values["data"]["generator"]
+    return values
+
+
+def _difference(then: Any, now: Any, path: str) -> str:
+    """The first setting that differs, in words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**then, **now}:
+            found = _difference(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return ""
+    return "" if then == now else f"{path} was {json.dumps(then)} there and is {json.dumps(now)} here"
+
+
+def _check_data(path: Path, counted: str) -> None:
+    try:
+        then = json.loads((path / DATA).read_text(encoding="utf-8"))["counted"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path / DATA}: cannot be read, so nobody knows whether the data are the same; use --fresh") from error
+    if then != counted:
+        raise DataError(
+            f"{path} cannot be resumed, because the data have changed since. Then: {then}. Now: {counted}. Bring the old data "
+            "back, or begin a new run with --fresh"
+        )

@@ -1,0 +1,66 @@
+"""Checkpoints of a run: what is saved beside the model, saving without ending the job, and resuming."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from rich.console import Console
+
+import shardembed as se
+from shardembed.errors import CheckpointError
+from shardembed.recipes.build import Job
+from shardembed.recipes.runs import Run
+
+LOSSES_KEPT = 20  # of the first steps, for the summary
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, restarts included: steps and samples trained on, seconds it took, the epoch (from 1), the first losses."""
+
+    step: int = 0
+    epoch: int = 1
+    samples: int = 0
+    seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / max(self.seconds, 1e-9)
+
+    def with_losses(self, losses: list[float]) -> Progress:
+        return replace(self, losses=(*self.losses, *losses)[:LOSSES_KEPT])
+
+
+def save(console: Console, run: Run, job: Job, progress: Progress, keep: int) -> None:
+    """Save a checkpoint of the run. Collective. One that fails on all ranks, as on a full disk, is reported and ends nothing."""
+    try:
+        se.save_checkpoint(
+            run.checkpoints, job.wrapped, optimizer=job.optimizer, progress=asdict(progress), step=progress.step, keep=keep
+        )
+    except CheckpointError as error:
+        console.print(f"step {progress.step}: no checkpoint was saved: {error}", soft_wrap=True, highlight=False, markup=False)
+
+
+def resume(console: Console, run: Run, job: Job, steps: int) -> Progress:
+    """Load the newest checkpoint of the run. Collective.
+
+    Raises:
+        CheckpointError: it cannot be loaded; says what can be done.
+    """
+    try:
+        restored = se.load_checkpoint(run.checkpoints, job.wrapped, optimizer=job.optimizer)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}\n{run.path} cannot be resumed from its newest checkpoint: remove that one to go on from the one before, or "
+            "begin a new run with --fresh"
+        ) from error
+    progress = Progress(**{**restored.progress, "losses": tuple(restored.progress["losses"])})
+    console.print(
+        f"resuming {run.path} at step {progress.step} of {steps} (saved on {restored.world_size} rank"
+        f"{'s' * (restored.world_size > 1)}, now {se.world_size()}); --fresh begins a new run instead",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    return progress

@@ -1,0 +1,42 @@
+"""Ranks of one start agree on a name through a store that still holds what earlier starts wrote."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from shardembed.errors import CollectiveError
+from shardembed.meeting import KEY, agreed_name
+
+SECONDS = 60.0
+
+
+def begin(store: dist.Store, ranks: int, order: list[int]) -> str:
+    """The name that the threads of a start agree on; they begin in the given order."""
+    with ThreadPoolExecutor(ranks) as pool:
+        waiting = [pool.submit(agreed_name, store, rank, ranks, SECONDS) for rank in order]
+        names = {one.result() for one in waiting}
+    assert len(names) == 1
+    return names.pop()
+
+
+def test_every_start_has_a_name_of_its_own_whoever_comes_first() -> None:
+    store = dist.HashStore()
+    starts = [(3, [0, 1, 2]), (3, [2, 1, 0]), (2, [1, 0]), (4, [3, 2, 1, 0]), (1, [0]), (3, [1, 2, 0])]
+    names = [begin(store, ranks, order) for ranks, order in starts]
+    assert len(set(names)) == len(starts)
+
+
+def test_a_rank_does_not_believe_what_another_start_has_confirmed() -> None:
+    store = dist.HashStore()
+    name = begin(store, 2, [0, 1])
+    with pytest.raises(CollectiveError, match="rank 1 did not hear from rank 0"):
+        agreed_name(store, 1, 2, timeout=0.1)
+    assert store.get(KEY).decode() == name  # what it was offered was an old one
+
+
+def test_rank_0_says_when_others_do_not_come() -> None:
+    with pytest.raises(CollectiveError, match="rank 0 did not hear from all other ranks"):
+        agreed_name(dist.HashStore(), 0, 2, timeout=0.1)

@@ -1,0 +1,244 @@
+"""Which folder a job works in, and what it leaves there whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from shardembed.cli import failures, main
+from shardembed.errors import CheckpointError
+from shardembed.recipes import saving, train
+from shardembed.recipes.build import Job
+from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.models.two_tower import Batch
+from shardembed.recipes.run_folder import RunFolder
+
+JOB = """
+data: {path: DATA, user: user, item: item}
+model: {embedding_dim: 8, negatives: 16}
+train: {epochs: 3, global_batch_size: 20}
+checkpoint: {every_steps: 2}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", failures.ERROR_FILE, failures.QUIET):
+        monkeypatch.delenv(name, raising=False)
+    write_data(tmp_path / "taken.csv", 7)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(JOB.replace("DATA", str(tmp_path / "taken.csv")) + f"run_dir: {tmp_path / 'runs'}\n")
+    return path
+
+
+def write_data(path: Path, items: int) -> None:
+    path.write_text("user,item\n" + "".join(f"{row % 20},{row % items}\n" for row in range(100)))
+
+
+class Crash(BaseException):
+    """Nothing of the command line's catches it."""
+
+
+def interrupted(job: Path, *words: str, step: int = 5) -> Path:
+    """Run the job until `step`, where it ends; returns its folder."""
+    before = set(runs_of(job))
+    with mock.patch.object(Job, "_batch", crash_at(step)), pytest.raises(Crash):
+        main(["train", str(job), *words])
+    made = set(runs_of(job)) - before
+    return made.pop() if made else runs_of(job)[-1]
+
+
+def crash_at(step: int) -> Callable[[Job, Chunk, int], Batch]:
+    made = Job._batch
+
+    def batch(self: Job, chunk: Chunk, number: int) -> Batch:
+        if number == step:
+            raise Crash
+        return made(self, chunk, number)
+
+    return batch
+
+
+def runs_of(job: Path) -> list[Path]:
+    root = job.parent / "runs"
+    return sorted(root.iterdir()) if root.exists() else []
+
+
+def finished(job: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Path, str]:
+    """Run the job to its end: its folder, and what was said."""
+    capsys.readouterr()
+    assert main(["train", str(job), "--json", *words]) == 0
+    printed = capsys.readouterr()
+    return Path(json.loads(printed.out)["run_dir"]), printed.err
+
+
+def test_the_same_command_resumes_and_the_next_one_begins_anew(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = interrupted(job)
+    assert not (folder / "summary.json").exists()
+    again, said = finished(job, capsys)
+    assert again == folder
+    assert f"resuming {folder} at step 4 of 12 (saved on 1 rank, now 1)" in said
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 12
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name[0] != ".") == [
+        "step-0000000010",
+        "step-0000000012",
+    ]
+    other, said = finished(job, capsys)
+    assert other != folder
+    assert "resuming" not in said
+
+
+def test_what_does_not_change_the_numbers_may_change(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = interrupted(job)
+    words = ["--set", "plan.user=column_wise", "--set", "eval.k=3", "--set", "checkpoint.every_steps=3"]
+    again, _ = finished(job, capsys, *words)
+    assert again == folder
+    assert "column_wise" in (folder / "config.yaml").read_text()  # as it was run at last
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("optimizer.tables.lr=0.2", "optimizer.tables.lr was 0.1 there and is 0.2 here"),
+        ("wire_dtype=bfloat16", 'wire_dtype was null there and is "bfloat16" here'),
+        ("model.towers=[4]", "model.towers was [] there and is [4] here"),
+        ("train.max_steps=6", "train.max_steps was null there and is 6 here"),
+    ],
+)
+def test_other_settings_begin_a_new_run_and_are_named(
+    job: Path, option: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted(job)
+    other, said = finished(job, capsys, "--set", option)
+    assert other != folder
+    assert f"{folder} is unfinished, but {told}: starting a new run" in said
+    again, _ = finished(job, capsys)  # it can still be resumed
+    assert again == folder
+
+
+def test_the_newest_run_that_fits_is_resumed(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(job)
+    second = interrupted(job, "--fresh")
+    interrupted(job, "--set", "train.seed=1")
+    again, said = finished(job, capsys)
+    assert again == second
+    assert "starting a new run" not in said
+
+
+def test_fresh_and_runs_without_a_checkpoint_begin_anew(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    early = interrupted(job, step=1)
+    late = interrupted(job)
+    assert early != late
+    fresh, said = finished(job, capsys, "--fresh")
+    assert fresh not in (early, late)
+    assert "resuming" not in said
+
+
+def test_fresh_goes_on_with_a_run_of_the_same_job(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a launcher starts again has the words of the first time."""
+    interrupted(job)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    mine = interrupted(job, "--fresh")
+    again, _ = finished(job, capsys, "--fresh")
+    assert again == mine
+
+
+def test_a_folder_that_somebody_works_in_is_left_alone(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = interrupted(job)
+    held = RunFolder.lock(folder, "theirs")
+    assert held is not None
+    other, said = finished(job, capsys)
+    assert other != folder
+    assert f"{folder} is unfinished, but another process is working on it" in said
+    assert (folder / "lock").read_text() == "theirs"
+    held.close()
+    again, _ = finished(job, capsys)
+    assert again == folder
+
+
+def test_a_run_on_other_data_is_not_resumed(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = interrupted(job)
+    write_data(job.parent / "taken.csv", 6)
+    capsys.readouterr()
+    assert main(["train", str(job)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{folder} cannot be resumed, because the data have changed since. Then: 100 interactions of 20 users and 7 items" in said
+    )
+    assert "Now: 100 interactions of 20 users and 6 items" in said
+    assert len(runs_of(job)) == 1
+    write_data(job.parent / "taken.csv", 7)
+    assert finished(job, capsys)[0] == folder
+
+
+def test_no_checkpoints_where_none_are_asked_for(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(job)
+    folder, said = finished(job, capsys, "--set", "checkpoint.every_steps=null")
+    assert "resuming" not in said
+    assert not (folder / "checkpoints").exists()
+    assert "every_steps: null" in (folder / "config.yaml").read_text()
+
+
+def test_a_save_that_fails_is_told_and_training_goes_on(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch.object(saving.se, "save_checkpoint", side_effect=CheckpointError("the disk is full")):
+        folder, said = finished(job, capsys)
+    assert said.count("no checkpoint was saved: the disk is full") == 6
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 12
+
+
+def test_a_damaged_checkpoint_says_what_can_be_done(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = interrupted(job)
+    (damaged,) = (folder / "checkpoints" / "step-0000000004").glob("*.safetensors")
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    capsys.readouterr()
+    assert main(["train", str(job)]) == 1
+    said = capsys.readouterr().err
+    assert str(damaged) in said
+    assert "remove that one to go on from the one before, or begin a new run with --fresh" in said
+    os.rename(damaged.parent, job.parent / "away")
+    again, said = finished(job, capsys)
+    assert again == folder
+    assert "at step 2 of 12" in said
+
+
+def test_metrics_of_lost_steps_and_cut_off_lines_are_removed(tmp_path: Path) -> None:
+    with RunFolder.make(tmp_path, "x", "t") as folder:
+        folder.keep_metrics(3)
+        assert (folder.path / "metrics.jsonl").read_text() == ""
+        folder.log([{"step": step} for step in (1, 2, 3, 4)])
+        with open(folder.path / "metrics.jsonl", "a") as file:
+            file.write('{"steps": 4}\n[]\n{"step": 3, "lo')
+        folder.keep_metrics(3)
+        assert (folder.path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+        assert RunFolder.lock(folder.path, "u") is None
+    again = RunFolder.lock(folder.path, "u")
+    assert again is not None
+    again.close()
+
+
+def test_an_evaluation_that_fails_leaves_the_run_unfinished(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch.object(train, "evaluate", side_effect=Crash), pytest.raises(Crash):
+        main(["train", str(job)])
+    (folder,) = runs_of(job)
+    again, said = finished(job, capsys, "--set", "eval.k=3")
+    assert again == folder
+    assert "at step 12 of 12" in said
+    assert "recall@3" in json.loads((folder / "summary.json").read_text())
+
+
+def test_restarts_are_checked(job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["train", str(job), "--max-restarts", "-1"]) == 2
+    assert "the number of restarts must be at least 0" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", str(job), "--max-restarts", "1"]) == 2
+    assert "give --max-restarts to what started it (torchrun)" in capsys.readouterr().err
