@@ -197,8 +197,6 @@ def _be_rank(
         os.dup2(log, 2)
         for other in others:
             other.close()
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request.world_size, "LOCAL_WORLD_SIZE": request.world_size}
-        os.environ.update({name: str(value) for name, value in environment.items()})
         if request.world_size > 1:
             _join(request, rank, port)
         outcome = harness._call(request.function, request.args, rank, request.world_size)
@@ -211,6 +209,8 @@ def _be_rank(
 
 
 def _join(request: Request, rank: int, port: tuple[int, int]) -> None:
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request.world_size, "LOCAL_WORLD_SIZE": request.world_size}
+    os.environ.update({name: str(value) for name, value in environment.items()})
     limit = timedelta(seconds=request.group_timeout)
     if rank == 0:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -22,7 +22,7 @@ BATCHES, EVERY, KEEP = 8, 2, 2
 FINE = 2.0**24  # gradients in whole numbers of this have the same sum in every order
 TABLES = {"user": 40, "item": 30, "shop": 20, "tag": 10}
 
-Mode = Literal["full", "async", "incremental"]
+Mode = Literal["full", "async", "incremental", "twice"]  # how checkpoints are saved; twice: each is saved again at once
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Finished:
     trained: list[int]
     arrays: dict[tuple[str, range, range], np.ndarray[Any, Any]]
     small: dict[str, Any]
-    events: list[tuple[int, str]] = field(default_factory=list)
+    events: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 class Net(nn.Module):
@@ -114,7 +114,13 @@ def _train(rank: int, world_size: int, run: Run, trap: Trap) -> Finished:
     dense = torch.optim.AdamW(model.parameters(), lr=0.05)
     optimizer = se.Optimizer(model, dense, on_nonfinite="raise")
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
-    wrapped = DistributedDataParallel(model) if world_size > 1 and not run.exact else model
+    wrapped: nn.Module = model
+    if world_size > 1 and not run.exact:
+        # Without it the buckets are rearranged after the first batch, be it the first of all or of a resumed run, and with them the
+        # order in which three ranks' gradients are summed.
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    model.head[0].weight.register_hook(lambda _: trap.pass_by("dense backward"))
+    dense.register_step_pre_hook(lambda *_: trap.pass_by("dense step"))
     torch.manual_seed(rank)  # dropout differs between ranks, and goes on as it was when a run is resumed
     first, resumed, trained = 0, None, []
     if se.newest_checkpoint(run.folder) is not None:
@@ -133,14 +139,17 @@ def _train(rank: int, world_size: int, run: Run, trap: Trap) -> Finished:
         scheduler.step()
         trained.append(number)
         if (number + 1) % EVERY == 0:
-            save(run, model, optimizer, scheduler, number + 1)
-    if run.mode == "async":
-        finish_pending()
-    return Finished(resumed, trained, *state_of(model, optimizer, scheduler), trap.names)
+            save(run, model, optimizer, scheduler, number + 1, trap)
+    finish_pending()
+    return Finished(resumed, trained, *state_of(model, optimizer, scheduler), trap.events)
 
 
-def save(run: Run, model: Net, optimizer: se.Optimizer, scheduler: Any, batches: int) -> None:
+def save(run: Run, model: Net, optimizer: se.Optimizer, scheduler: Any, batches: int, trap: Trap) -> None:
     keywords: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "progress": {"batches": batches}, "keep": KEEP}
+    finish_pending()  # so that the events of two saves are told apart
+    trap.save = batches
+    if run.mode == "twice":
+        se.save_checkpoint(run.folder, model, **keywords)
     if run.mode == "async":
         se.async_save_checkpoint(run.folder, model, **keywords)
     else:

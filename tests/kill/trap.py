@@ -28,9 +28,11 @@ ON_FILES = ("pwrite", "fsync", "preadv", "pread")
 
 @dataclass(frozen=True)
 class Point:
-    """A kill point. event: a pattern that matches the whole name of an event. when: "half" is for a write, of which half is done.
-    rank: who comes there. everybody: all ranks are killed at once, not this one alone. batch: counted from this batch on; None from
-    the start of the process. act: what happens there.
+    """A kill point.
+
+    event: a pattern that matches the whole name of an event. when: "half" is for a write, of which half is done. nth: time that it
+    happens, counted from that batch and that save (of so many batches) on. rank: who comes there. everybody: all ranks are killed
+    at once, not this one alone. held: a pattern of events, from that save on, that do not begin on this rank until it is killed.
     """
 
     event: str
@@ -38,7 +40,9 @@ class Point:
     nth: int = 1
     rank: int = 0
     everybody: bool = False
-    batch: int | None = 4
+    batch: int = -1
+    save: int = 0
+    held: str | None = None
     signal: signal.Signals = signal.SIGKILL
 
     def __str__(self) -> str:
@@ -46,12 +50,14 @@ class Point:
 
 
 class Trap:
-    """Waits for a point in this process. names: every event that came by, in order, with the batch in which it did."""
+    """Waits for a point in this process. The trainer says which `batch` it trains on, and which `save` it has begun. events: all
+    that came by, in order, with batch and save.
+    """
 
     def __init__(self, rank: int, folder: Path, point: Point | None) -> None:
         self.point = point if point is not None and point.rank == rank else None
-        self.names: list[tuple[int, str]] = []
-        self.batch = -1
+        self.events: list[tuple[int, int, str]] = []
+        self.batch, self.save = -1, 0
         self._folder = str(folder)
         self._left = point.nth if point is not None else 0
         self._lock = threading.Lock()
@@ -59,12 +65,21 @@ class Trap:
     def comes_to(self, name: str) -> bool:
         """An event begins. True if it is the one."""
         with self._lock:
-            self.names.append((self.batch, name))
+            self.events.append((self.batch, self.save, name))
             point = self.point
-            if point is None or self.batch < (-1 if point.batch is None else point.batch) or not re.fullmatch(point.event, name):
+            if point is None or self.save < point.save:
                 return False
-            self._left -= 1
-            return self._left == 0
+            held = point.held is not None and re.fullmatch(point.held, name) is not None
+            matches = self.batch >= point.batch and re.fullmatch(point.event, name) is not None
+            self._left -= matches
+            here = matches and self._left == 0
+        if held:
+            threading.Event().wait()
+        return here
+
+    def pass_by(self, name: str) -> None:
+        """An event of the trainer's own."""
+        self._around(name, lambda: None)
 
     def spring(self) -> None:
         assert self.point is not None
