@@ -87,7 +87,7 @@ class Comm:
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, timeout: float, heartbeat: bool = False, lanes: Mapping[Group, int] = LANES
+        self, group: dist.ProcessGroup | None, timeout: float, watched: Sequence[str] = (), lanes: Mapping[Group, int] = LANES
     ) -> None:
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
@@ -103,11 +103,11 @@ class Comm:
         self._group = group
         self._side: Comm | None = None
         self._groups: dict[tuple[Group, int], dist.ProcessGroup] = {}
-        self._watch = Watch()
+        self._watch, self._watched = Watch(), watched  # calls on these types of device
         self._heartbeat: Heartbeat | None = None
         if self.world_size > 1:
-            self._make_groups(lanes, timeout + HEADSTART if heartbeat else timeout)
-            if heartbeat:
+            self._make_groups(lanes, timeout)
+            if watched:
                 self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
 
     @property
@@ -125,6 +125,8 @@ class Comm:
                 torch.cuda.set_device(device)  # this is another thread
             made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
             assert isinstance(made, dist.ProcessGroup)
+            for kind in self._watched:
+                made._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=timeout + HEADSTART))
             return made
 
         began = time.monotonic()
@@ -149,7 +151,8 @@ class Comm:
             group = dist.group.WORLD
         comm = _known.get(group)
         if comm is None:
-            watched = torch.cuda.is_available() if heartbeat is None else heartbeat
+            on_gpu = ["cuda"] if torch.cuda.is_available() and heartbeat is not False else []
+            watched = [*on_gpu, "cpu"] if heartbeat else on_gpu
             comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT, watched)
         return comm
 
@@ -309,9 +312,10 @@ class Comm:
         self.tally.bytes[what] += sent
         place = self._here(*what)
         with self._guarded(place):
-            standing = self._watch.enter(place)
+            standing = self._watch.enter(place) if device.type in self._watched else None
             collective()
-            self._watch.leave(standing, device_is_through(device) if self._heartbeat else None)
+            if standing is not None:
+                self._watch.leave(standing, device_is_through(device))
 
     @contextmanager
     def guarding(self, stage: str) -> Iterator[None]:
@@ -361,8 +365,9 @@ def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None) -> Com
 
     Args:
         timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
-        heartbeat: have a thread watch over what cannot raise it: it says which ranks are dead, stopped or hang elsewhere, and
-            ends the process. By default where there are GPUs, whose collectives return before they are done.
+        heartbeat: have a thread watch over all collectives, or over none; by default over those on GPUs, which return before
+            they are done, so that no error can be raised. It says which ranks are dead, stopped or hang elsewhere, and ends the
+            process.
     """
     if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         backend = "gloo"

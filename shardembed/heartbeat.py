@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 
 from shardembed.trouble import SAME_CALLS, STORE_SECONDS, Lost, Place, UnansweredError, lost_store, own_store, within
 
@@ -128,7 +129,7 @@ class Heartbeat:
         self.seconds = min(BEAT_SECONDS, limit / 8)
         self._end = end or end_process
         self._name = name
-        self._store = own_store(f"beat/{name}")
+        self._known_store: dist.Store | None = None
         self._count = 0
         self._heard: dict[int, Heard] = {}
         self._lost: Lost | None = None
@@ -155,6 +156,13 @@ class Heartbeat:
             if first or seconds > self.limit:
                 self._give_up(place, seconds, first)
                 return
+
+    @property
+    def _store(self) -> dist.Store:
+        """Used in `_ask` alone: connecting may hang, too."""
+        if self._known_store is None:
+            self._known_store = own_store(f"beat/{self._name}")
+        return self._known_store
 
     def _ask(self, question: Callable[[], str | None]) -> str | None:
         """Ask the store something; None where it cannot answer. A question that it leaves open blocks the connection until it
