@@ -5,10 +5,10 @@ ARGS ?=
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench clean distclean
+.PHONY: help setup train test test-kill check bench clean distclean
 
 help: ## list the targets (this)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make or renew .venv; takes no time when nothing has changed
 	@.ci/setup
@@ -18,6 +18,9 @@ train: setup ## train the quickstart model on two ranks; ARGS="..." is appended
 
 test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
 	$(PY) -m pytest $(ARGS)
+
+test-kill: setup ## kill ranks at every stage of training, saving and loading; a sample is in "test"
+	$(PY) -m pytest tests/kill/test_matrix.py --kill-matrix -q $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(PY) -m ruff check .

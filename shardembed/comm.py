@@ -16,9 +16,7 @@ A tag is a checksum of all calls so far, and of the optimizer step. The row of c
 from __future__ import annotations
 
 import atexit
-import json
 import os
-import re
 import time
 import zlib
 from collections import Counter
@@ -32,20 +30,27 @@ import torch
 import torch.distributed as dist
 
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
+from shardembed.heartbeat import HEADSTART, Heartbeat, Watch, device_is_through
 from shardembed.meeting import meet
+from shardembed.trouble import (
+    STORE_SECONDS,
+    Place,
+    Reports,
+    UnansweredError,
+    explain,
+    explain_mismatch,
+    gather_reports,
+    lost_store,
+    of_torch,
+    within,
+)
 
 Group = Literal["forward", "backward", "step", "control"]
 LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}  # process groups of each kind
 TAG_DIGITS = 4  # base 64: their squares, summed over 4,096 ranks, are exact in float32
 TAG = 2 * TAG_DIGITS  # elements of a tag
 ROW = 32  # values of a control message are padded to a multiple of this
-REPORT_SECONDS = 3.0  # how long ranks in trouble wait for each other's reports
 DEFAULT_TIMEOUT = 300.0
-SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch"
-SAME_OUTPUTS = (
-    "The losses of the ranks do not use the same outputs: let every loss use all of them (add 0 * output.sum() where one does not "
-    "matter), or look them up together (a collection, or shard(..., inputs=...))"
-)
 
 _known: dict[Any, Comm] = {}
 
@@ -82,7 +87,9 @@ class Comm:
             message.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, timeout: float, lanes: Mapping[Group, int] = LANES) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None, timeout: float, watched: Sequence[str] = (), lanes: Mapping[Group, int] = LANES
+    ) -> None:
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         self.timeout = timeout
@@ -97,27 +104,57 @@ class Comm:
         self._group = group
         self._side: Comm | None = None
         self._groups: dict[tuple[Group, int], dist.ProcessGroup] = {}
+        self._watch, self._watched = Watch(), watched  # calls on these types of device
+        self._heartbeat: Heartbeat | None = None
         if self.world_size > 1:
-            ranks = dist.get_process_group_ranks(group)
-            # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else None
-            for name, count in lanes.items():
-                for lane in range(count):
-                    made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
-                    assert isinstance(made, dist.ProcessGroup)
-                    self._groups[name, lane] = made
+            self._make_groups(lanes, timeout)
+            if watched:
+                self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
+
+    @property
+    def _name(self) -> str:
+        return self._groups["control", 0].group_name
+
+    def _make_groups(self, lanes: Mapping[Group, int], timeout: float) -> None:
+        ranks = dist.get_process_group_ranks(self._group)
+        # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else None
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+        def make() -> dist.ProcessGroup:
+            if device is not None:
+                torch.cuda.set_device(device)  # this is another thread
+            made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
+            assert isinstance(made, dist.ProcessGroup)
+            for kind in self._watched:
+                made._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=timeout + HEADSTART))
+            return made
+
+        began = time.monotonic()
+        try:
+            keys: list[tuple[Group, int]] = [(name, lane) for name, count in lanes.items() for lane in range(count)]
+            for key in keys:
+                self._groups[key] = within(timeout + STORE_SECONDS, make)
+        except RuntimeError as error:
+            self.close()
+            # Torch has no time limit for a store that does not answer.
+            why = lost_store("silent") if isinstance(error, UnansweredError) else f"Cause: {str(error).splitlines()[0]}"
+            where = f"to make process groups with the ranks {ranks if len(ranks) < 9 else f'({len(ranks)} of them)'}"
+            raise CollectiveError(f"rank {self.rank} waited {time.monotonic() - began:.1f} s {where}. {why}") from error
 
     @staticmethod
-    def of(group: dist.ProcessGroup | None = None, timeout: float | None = None) -> Comm:
+    def of(group: dist.ProcessGroup | None = None, timeout: float | None = None, heartbeat: bool | None = None) -> Comm:
         """The Comm of a process group; by default of the job's, or of this process alone when there is none.
 
-        Collective over the group when it is called for the first time.
+        Collective over the group when it is called for the first time, which is when the other arguments count; see `init`.
         """
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         comm = _known.get(group)
         if comm is None:
-            comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT)
+            on_gpu = ["cuda"] if torch.cuda.is_available() and heartbeat is not False else []
+            watched = [*on_gpu, "cpu"] if heartbeat else on_gpu
+            comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT, watched)
         return comm
 
     def side(self) -> Comm:
@@ -128,13 +165,15 @@ class Comm:
         Collective when it is called for the first time; the same one ever after.
         """
         if self._side is None:
-            self._side = Comm(self._group, self.timeout, {"control": 1})
+            self._side = Comm(self._group, self.timeout, lanes={"control": 1})
         return self._side
 
     def close(self) -> None:
         """Leave the groups made for this Comm."""
         if self._side is not None:
             self._side.close()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         for group in self._groups.values():
             if group in dist.distributed_c10d._world.pg_map:  # else the job's groups were destroyed altogether
                 dist.destroy_process_group(group)
@@ -163,6 +202,7 @@ class Comm:
             ("all_to_all", stage),
             sent,
             lambda: dist.all_to_all_single(received, send, list(receive_sizes), list(send_sizes), group=chosen),
+            send.device,
         )
         return received
 
@@ -198,10 +238,11 @@ class Comm:
         buffer[-TAG:] = torch.tensor(mine, dtype=buffer.dtype)
         operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
         sent = buffer.numel() * buffer.element_size()
-        self._run(("all_reduce", stage), sent, lambda: dist.all_reduce(buffer, operation, group=chosen))
+        self._run(("all_reduce", stage), sent, lambda: dist.all_reduce(buffer, operation, group=chosen), buffer.device)
         expected = mine if maximum else [self.world_size * part for part in mine]
         if buffer[-TAG:].tolist() != expected:  # host sync on a GPU
-            self._failure = DisagreementError(self._explain_mismatch(self._here("all_reduce", stage)))
+            here = str(self._here("all_reduce", stage))
+            self._failure = DisagreementError(explain_mismatch(self.rank, here, self._reports(here)))
             raise self._failure
 
     def broadcast(self, stage: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -211,7 +252,7 @@ class Comm:
             group = self._groups["control", 0]
             source = dist.get_global_rank(group, 0)
             self._note(stage, "")
-            self._run(("broadcast", stage), sent, lambda: dist.broadcast(tensor, source, group=group))
+            self._run(("broadcast", stage), sent, lambda: dist.broadcast(tensor, source, group=group), tensor.device)
         return tensor
 
     def gather_texts(self, group: Group, stage: str, text: str, device: torch.device, to: int | None = None) -> list[str]:
@@ -265,60 +306,43 @@ class Comm:
         self._about = about
         self.history = zlib.crc32(f"{stage} {about} {self.step}".encode(), self.history)
 
-    def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object]) -> None:
+    def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device) -> None:
         if self._failure is not None:
             raise self._failure
         self.tally.calls[what] += 1
         self.tally.bytes[what] += sent
+        place = self._here(*what)
+        with self._guarded(place):
+            standing = self._watch.enter(place) if device.type in self._watched else None
+            collective()
+            if standing is not None:
+                self._watch.leave(standing, device_is_through(device))
+
+    @contextmanager
+    def guarding(self, stage: str) -> Iterator[None]:
+        """In here, torch's own collectives (DistributedDataParallel's, say) fail with a CollectiveError too, which names ranks."""
+        with self._guarded(self._here("torch's own collectives", stage), torch_only=True):
+            yield
+
+    @contextmanager
+    def _guarded(self, place: Place, torch_only: bool = False) -> Iterator[None]:
         began = time.monotonic()
         try:
-            collective()
+            yield
         except RuntimeError as error:
-            self._failure = CollectiveError(self._explain(self._here(*what), time.monotonic() - began, error))
+            if self.world_size == 1 or isinstance(error, ShardEmbedError) or (torch_only and not of_torch(error)):
+                raise
+            here = str(place)
+            text = explain(self.rank, here, time.monotonic() - began, error, self._reports(here))
+            self._failure = CollectiveError(text)
             raise self._failure from error
 
-    def _here(self, operation: str, stage: str) -> str:
-        about = f", {self._about}" if self._about else ""
-        call = f"forward call {self.forwards}, " if ("forward", 0) in self._groups else ""  # a side Comm makes none
-        return f"stage {stage!r} ({operation}{about}), {call}optimizer step {self.step}"
+    def _reports(self, here: str) -> Reports:
+        return gather_reports(self._name, self.rank, self.world_size, here)
 
-    def _explain(self, here: str, waited: float, error: RuntimeError) -> str:
-        """Where this rank stood, and what the others say. Nothing is written to the store until something has gone wrong."""
-        elsewhere, missing = self._reports(here)
-        text = f"rank {self.rank} waited {waited:.1f} s in {here}, and the call did not complete."
-        if missing is None:
-            text += " The store where ranks meet is gone: rank 0, which hosts it unless torchrun does, has ended."
-        elif missing:
-            text += f" Missing: rank(s) {missing} did not take part: they crashed, hang, or have left the loop."
-        for rank, place in elsewhere.items():
-            text += f" Rank {rank} stood in {place}." if place != here else f" Rank {rank} stood there too."
-        cause = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0])  # without the place in torch's own sources
-        if any(place != here and "'backward: " in place and "'backward: " in here for place in elsewhere.values()):
-            text += f" {SAME_OUTPUTS}."
-        return f"{text} {SAME_CALLS}. Cause: {cause}"
-
-    def _explain_mismatch(self, here: str) -> str:
-        elsewhere, _ = self._reports(here)
-        places = {self.rank: here, **elsewhere}
-        if len(set(places.values())) == 1:
-            return f"all ranks came to {here}, but not by the same calls. {SAME_CALLS}"
-        said = [f"rank {rank} is in {place}" for rank, place in sorted(places.items())]
-        return f"ranks are not making the same call: {'; '.join(said)}. {SAME_CALLS}"
-
-    def _reports(self, here: str) -> tuple[dict[int, str], list[int] | None]:
-        """Where the other ranks say that they stand, and those that do not say it; None when nobody could."""
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        try:
-            default = dist.distributed_c10d._get_default_store()
-            store = dist.PrefixStore(f"shardembed/trouble/{self._groups['control', 0].group_name}", default)
-            store.set(str(self.rank), json.dumps(here))
-            until = time.monotonic() + REPORT_SECONDS
-            while time.monotonic() < until and not store.check([str(rank) for rank in others]):
-                time.sleep(0.05)
-            said = {rank: json.loads(store.get(str(rank))) for rank in others if store.check([str(rank)])}
-        except RuntimeError:  # the store died with the rank that hosts it
-            return {}, None
-        return said, [rank for rank in others if rank not in said]
+    def _here(self, operation: str, stage: str) -> Place:
+        forwards = self.forwards if ("forward", 0) in self._groups else None  # a side Comm makes none
+        return Place(operation, stage, self._about, forwards, self.step)
 
 
 @atexit.register
@@ -334,7 +358,7 @@ def _leave() -> None:
 _joined: list[bool] = []  # not empty once `init` has made the job's group
 
 
-def init(timeout: float = DEFAULT_TIMEOUT) -> Comm:
+def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None) -> Comm:
     """Join the job that torchrun (or a scheduler that sets RANK and WORLD_SIZE) started, or the process group that exists
     already.
 
@@ -342,6 +366,9 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> Comm:
 
     Args:
         timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
+        heartbeat: have a thread watch over all collectives, or over none; by default over those on GPUs, which return before
+            they are done, so that no error can be raised. It says which ranks are dead, stopped or hang elsewhere, and ends the
+            process.
     """
     if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         backend = "gloo"
@@ -352,7 +379,7 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> Comm:
         limit = timedelta(seconds=timeout)
         dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world_size)
         _joined.append(True)
-    return Comm.of(timeout=timeout)
+    return Comm.of(timeout=timeout, heartbeat=heartbeat)
 
 
 def default_device() -> torch.device:

@@ -14,10 +14,11 @@ from enum import IntEnum
 
 import torch
 
-from shardembed.comm import SAME_CALLS, SAME_OUTPUTS, Comm
+from shardembed.comm import Comm
 from shardembed.errors import DisagreementError, rebuild, travels
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
+from shardembed.trouble import SAME_CALLS, SAME_OUTPUTS
 from shardembed.wire import HEADER, Part, message_bytes, pack, unpack
 
 

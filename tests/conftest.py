@@ -27,6 +27,10 @@ HERE = Path(__file__).parent
 ORDER = ("unit", "ranks", "kill", "gpu")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kill-matrix", action="store_true", help="kill ranks at every point, not only at a sample of them")
+
+
 def pytest_report_header() -> list[str]:
     versions = [f"torch {torch.__version__}"]
     for name in ("fbgemm-gpu-cpu", "fbgemm-gpu", "torchrec", "triton"):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
-from shardembed.comm import default_device
+from shardembed.comm import Comm, default_device
 from shardembed.recipes.config import Config, DenseOptimizerConfig, PlanConfig
 from shardembed.recipes.data.interactions import Interactions, rank_slice
 from shardembed.recipes.data.source import Chunk
@@ -29,7 +29,8 @@ class Job:
     def step(self, chunk: Chunk, step: int) -> torch.Tensor:
         """Train on one global batch. Collective. Returns this rank's loss; the mean over the ranks is the loss of the batch."""
         loss = self.wrapped(self._batch(chunk, step))
-        loss.backward()
+        with Comm.of().guarding("average dense gradients"):
+            loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()

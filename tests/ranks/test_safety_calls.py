@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 import shardembed as se
-from shardembed import comm as comms
+from shardembed import trouble
 from tests.harness import RankDiedError, run_ranks
 from tests.ranks.strays import DISAGREE, SAME_CALLS, SCENARIOS, TIMED_OUT, Heard, Job, hear, own_job, play
 
@@ -57,7 +57,7 @@ def die(job: Job) -> None:
 
 def play_among_three(rank: int, world_size: int, file: Path) -> Heard:
     """Rank 1, which dies in the end, leaves what it heard in a file."""
-    comms.REPORT_SECONDS = 1.0
+    trouble.REPORT_SECONDS = 1.0
     found = play(rank, world_size, AMONG_THREE)
     found["leaves the loop early"] = hear(own_job(rank, world_size), leave_early)
     job = own_job(rank, world_size)
@@ -104,7 +104,7 @@ def test_without_a_store_the_error_says_so(heard_by_three: list[Heard]) -> None:
     for rank, (error, text) in enumerate(found["the store is gone"] for found in heard_by_three):
         assert error == TIMED_OUT.__name__, f"{error}: {text}"
         assert text.startswith(f"rank {rank} waited "), text
-        assert "The store where ranks meet is gone: rank 0" in text, text
+        assert "The store where ranks meet is gone: the launcher, which hosts it, has ended." in text, text
 
 
 def test_a_rank_that_dies_is_named_by_the_others(heard_by_three: list[Heard]) -> None:

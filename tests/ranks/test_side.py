@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import shardembed as se
-from shardembed import comm as comms
+from shardembed import trouble
 from shardembed.comm import Comm
 from shardembed.errors import CollectiveError
 from tests.harness import run_ranks
@@ -83,7 +83,7 @@ def fail_beside_training(rank: int, world_size: int) -> tuple[str, int]:
     side.step = 7
     said = ""
     if rank == 0:
-        with mock.patch.object(comms, "REPORT_SECONDS", 0.2):
+        with mock.patch.object(trouble, "REPORT_SECONDS", 0.2):
             try:
                 side.all_reduce("save: all have written", torch.zeros(1))
             except CollectiveError as error:

@@ -22,7 +22,7 @@ FLOORS = {
     4: ["modules", "convert", "checkpoint", "observe", "testing"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
     2: ["autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
-    1: ["comm", "kernels", "meeting"],
+    1: ["comm", "heartbeat", "kernels", "meeting", "trouble"],
     0: [
         *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "optim", "placement"),
         *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
@@ -36,8 +36,8 @@ IMPORTERS = ("importlib.import_module", "import_module")
 # and communication never sees a table.
 FORBIDDEN = {name: {GROUP} for name in FLOORS[0]}
 FORBIDDEN["kernels"] = {GROUP, f"{PACKAGE}.comm"}
-FORBIDDEN["comm"] = {f"{PACKAGE}.{name}" for name in ("tables", "plan", "layout", "slabs", "ids")}
-FORBIDDEN["meeting"] = FORBIDDEN["comm"]
+for room in ("comm", "heartbeat", "meeting", "trouble"):
+    FORBIDDEN[room] = {f"{PACKAGE}.{name}" for name in ("tables", "plan", "layout", "slabs", "ids")}
 
 
 def modules_of(root: Path) -> dict[str, Path]:
