@@ -1,6 +1,7 @@
 """Checkpoints: a folder a step, safetensors files of pieces with hashes, a JSON manifest, and nothing pickled.
 
-The format is `blocks` (what there is), `checks` (what must hold) and `manifest` (as JSON). `pieces` writes and reads tensor files.
+`format/` is what lies on the disk, which needs neither a model nor a process group. Beside it: what of a model is saved, and where
+it goes when it is loaded.
 """
 
 from shardembed.checkpoint.folders import checkpoints, newest_checkpoint

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardembed.checkpoint.blocks import DTYPES
+from shardembed.checkpoint.format.blocks import DTYPES
 from shardembed.errors import CheckpointError
 
 MARK = "!"

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from shardembed.checkpoint.blocks import Entry
-from shardembed.checkpoint.checks import blocks_of
-from shardembed.checkpoint.manifest import Manifest
+from shardembed.checkpoint.format.blocks import Entry
+from shardembed.checkpoint.format.checks import blocks_of
+from shardembed.checkpoint.format.manifest import Manifest
 from shardembed.errors import PlanError
 from shardembed.plan import Plan
 

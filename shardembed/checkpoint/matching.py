@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from shardembed.checkpoint.blocks import Entry
+from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.inventory import Item
 from shardembed.errors import CheckpointError
 from shardembed.explain import nearest

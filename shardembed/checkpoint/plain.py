@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.manifest import Manifest, Source, read_manifest, resolve
-from shardembed.checkpoint.pieces import Copy, Files, read_ids, run_copies
+from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
+from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, run_copies
 from shardembed.checkpoint.selection import IdMap, Selection, checked_ids
 from shardembed.errors import CheckpointError
 from shardembed.explain import nearest

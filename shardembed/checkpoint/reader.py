@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from shardembed.checkpoint import small
-from shardembed.checkpoint.blocks import Chunk, Update
+from shardembed.checkpoint.format.blocks import Chunk, Update
+from shardembed.checkpoint.format.manifest import Source, read_manifest, resolve
+from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, read_state, run_copies
+from shardembed.checkpoint.format.regions import common
+from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.inventory import Item, Region
-from shardembed.checkpoint.manifest import Source, read_manifest, resolve
-from shardembed.checkpoint.pieces import Copy, Files, read_ids, read_state, run_copies
-from shardembed.checkpoint.regions import common
-from shardembed.checkpoint.strict import loads
 
 Rows = slice | torch.Tensor
 

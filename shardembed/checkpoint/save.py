@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from shardembed.checkpoint import tracking
-from shardembed.checkpoint.blocks import Base
+from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.inventory import Inventory, take
 from shardembed.checkpoint.snapshot import Job, Snapshot, step_of
 from shardembed.checkpoint.together import together

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.checkpoint.blocks import chunk_name, update_names
+from shardembed.checkpoint.format.blocks import chunk_name, update_names
+from shardembed.checkpoint.format.pieces import PIECE_BYTES
 from shardembed.checkpoint.inventory import Item, Region
-from shardembed.checkpoint.pieces import PIECE_BYTES
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.blocks import Base
+from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.inventory import Inventory
 from shardembed.journey import Journey
 from shardembed.slab import Slab

@@ -25,10 +25,10 @@ import torch
 
 from shardembed._version import __version__
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.blocks import Base, Block, Chunk, Entry, File, Update
-from shardembed.checkpoint.checks import STATE
-from shardembed.checkpoint.manifest import Manifest, read_manifest
-from shardembed.checkpoint.pieces import Part, write_file, write_state
+from shardembed.checkpoint.format.blocks import Base, Block, Chunk, Entry, File, Update
+from shardembed.checkpoint.format.checks import STATE
+from shardembed.checkpoint.format.manifest import Manifest, read_manifest
+from shardembed.checkpoint.format.pieces import Part, write_file, write_state
 from shardembed.checkpoint.sharing import Saved
 from shardembed.checkpoint.snapshot import Snapshot
 from shardembed.checkpoint.together import CPU, on_first, together

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shardembed.checkpoint.describe import Contents
-    from shardembed.checkpoint.manifest import Manifest
-    from shardembed.checkpoint.verify import Problem, Progress
+    from shardembed.checkpoint.format.manifest import Manifest
+    from shardembed.checkpoint.format.verify import Problem, Progress
     from shardembed.plan import Plan
 
 MOST = 40  # tables that are listed
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns the exit code, 1 where something is damaged."""
     from shardembed.checkpoint import folders
     from shardembed.checkpoint.describe import contents
-    from shardembed.checkpoint.manifest import read_manifest, resolve
+    from shardembed.checkpoint.format.manifest import read_manifest, resolve
     from shardembed.planner.report import console_for
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _read_all(root: Path | None, path: Path) -> tuple[dict[Path, Manifest], dict[Path, str]]:
     """The manifest of each checkpoint, and why there is none that can be read."""
     from shardembed.checkpoint import folders
-    from shardembed.checkpoint.manifest import read_manifest, resolve
+    from shardembed.checkpoint.format.manifest import read_manifest, resolve
 
     manifests: dict[Path, Manifest] = {}
     unread: dict[Path, str] = {}
@@ -195,7 +195,7 @@ def _printable(text: str) -> str:
 
 
 def _verify(console: Console, manifests: dict[Path, Manifest], unread: dict[Path, str]) -> list[Problem]:
-    from shardembed.checkpoint.verify import Problem, size_of, verify_each
+    from shardembed.checkpoint.format.verify import Problem, size_of, verify_each
     from shardembed.planner import words
 
     total = size_of(manifests)

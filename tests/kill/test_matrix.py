@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import shardembed as se
-from shardembed.checkpoint.verify import verify
+from shardembed.checkpoint.format.verify import verify
 from tests.kill.nursery import Ended, run_forked, values
 from tests.kill.points import CASES, Case
 from tests.kill.table import add_row

@@ -18,7 +18,7 @@ import torch
 
 import shardembed as se
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.manifest import read_manifest
+from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.errors import CheckpointError
 from tests.harness import run_ranks
 from tests.ranks.saved import Trained, assembled, built, contents, train

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from shardembed.checkpoint.blocks import Base, Block, Chunk, Entry, File, Kind, Update, chunk_name, update_names
-from shardembed.checkpoint.manifest import Manifest
-from shardembed.checkpoint.pieces import Part, write_file, write_state
+from shardembed.checkpoint.format.blocks import Base, Block, Chunk, Entry, File, Kind, Update, chunk_name, update_names
+from shardembed.checkpoint.format.manifest import Manifest
+from shardembed.checkpoint.format.pieces import Part, write_file, write_state
 
 Cut = tuple[int, range, range]  # rank, rows, columns
 STATE = b'{"progress": null}'
@@ -127,7 +127,7 @@ def increment(folder: Path, base: Path, full: Manifest) -> tuple[Manifest, dict[
 
 def load(folder: Path, manifest: Manifest) -> Mapping[str, torch.Tensor]:
     """Every tensor of a full checkpoint, as the reader gives it."""
-    from shardembed.checkpoint.pieces import Copy, Files, run_copies
+    from shardembed.checkpoint.format.pieces import Copy, Files, run_copies
 
     loaded: dict[str, torch.Tensor] = {}
     with Files(folder, manifest) as files:

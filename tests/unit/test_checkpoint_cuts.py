@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardembed.checkpoint import chance, writing
-from shardembed.checkpoint.blocks import Base
+from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.inventory import Item, Region
 from shardembed.checkpoint.reader import Reader
 from shardembed.checkpoint.sharing import parts_of
@@ -114,12 +114,14 @@ class _pieces:
         self._size = size
 
     def __enter__(self) -> None:
-        from shardembed.checkpoint import pieces, sharing
+        from shardembed.checkpoint import sharing
+        from shardembed.checkpoint.format import pieces
 
         self._before = pieces.PIECE_BYTES
         pieces.PIECE_BYTES = sharing.PIECE_BYTES = self._size
 
     def __exit__(self, *error: object) -> None:
-        from shardembed.checkpoint import pieces, sharing
+        from shardembed.checkpoint import sharing
+        from shardembed.checkpoint.format import pieces
 
         pieces.PIECE_BYTES = sharing.PIECE_BYTES = self._before

@@ -23,10 +23,10 @@ import torch
 from torch import nn
 
 import shardembed as se
-from shardembed.checkpoint import header, manifest
-from shardembed.checkpoint.manifest import read_manifest, resolve
-from shardembed.checkpoint.pieces import Copy, Files, read_ids, read_state, run_copies
-from shardembed.checkpoint.verify import verify
+from shardembed.checkpoint.format import header, manifest
+from shardembed.checkpoint.format.manifest import read_manifest, resolve
+from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, read_state, run_copies
+from shardembed.checkpoint.format.verify import verify
 from shardembed.cli import main
 from shardembed.errors import CheckpointError
 from tests.unit.saved import STATE, Writer, increment, small_checkpoint, values

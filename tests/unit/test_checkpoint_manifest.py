@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardembed.checkpoint import manifest as manifest_module
-from shardembed.checkpoint.blocks import DTYPES, Base, Block, Chunk, Entry, File, Update, update_names
-from shardembed.checkpoint.manifest import FORMAT, Manifest, read_manifest, resolve
-from shardembed.checkpoint.strict import loads
+from shardembed.checkpoint.format import manifest as manifest_module
+from shardembed.checkpoint.format.blocks import DTYPES, Base, Block, Chunk, Entry, File, Update, update_names
+from shardembed.checkpoint.format.manifest import FORMAT, Manifest, read_manifest, resolve
+from shardembed.checkpoint.format.strict import loads
 from shardembed.errors import CheckpointError
 from tests.unit.drawn import layouts
 from tests.unit.saved import Writer, increment, numbered, small_checkpoint

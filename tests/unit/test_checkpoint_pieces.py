@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from shardembed.checkpoint import files as files_module
-from shardembed.checkpoint import pieces
-from shardembed.checkpoint.blocks import Chunk, Entry, chunk_name
-from shardembed.checkpoint.manifest import Manifest, read_manifest
-from shardembed.checkpoint.pieces import Copy, Files, Part, read_ids, read_state, run_copies, write_file
-from shardembed.checkpoint.verify import verify
+from shardembed.checkpoint.format import files as files_module
+from shardembed.checkpoint.format import pieces
+from shardembed.checkpoint.format.blocks import Chunk, Entry, chunk_name
+from shardembed.checkpoint.format.manifest import Manifest, read_manifest
+from shardembed.checkpoint.format.pieces import Copy, Files, Part, read_ids, read_state, run_copies, write_file
+from shardembed.checkpoint.format.verify import verify
 from shardembed.errors import CheckpointError
 from tests.unit.saved import STATE, Writer, increment, load, numbered, small_checkpoint, values
 

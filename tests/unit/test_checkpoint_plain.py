@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 import shardembed as se
-from shardembed.checkpoint import pieces
-from shardembed.checkpoint.blocks import Base
+from shardembed.checkpoint.format import pieces
+from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.selection import IdMap, Selection
 from shardembed.errors import CheckpointError, IdRangeError
 from tests.unit.drawn import layouts

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardembed.checkpoint.regions import common
-from shardembed.checkpoint.tiling import check_tiling
+from shardembed.checkpoint.format.regions import common
+from shardembed.checkpoint.format.tiling import check_tiling
 
 RANGES = st.builds(range, st.integers(0, 40), st.integers(0, 80), st.integers(1, 12))
 

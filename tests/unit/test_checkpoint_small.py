@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as schedules
 
 from shardembed.checkpoint import chance, folders, small
-from shardembed.checkpoint.blocks import Entry
 from shardembed.checkpoint.codec import decode, encode
+from shardembed.checkpoint.format.blocks import Entry
+from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.inventory import Item, Region
 from shardembed.checkpoint.matching import Wishes, match
 from shardembed.checkpoint.sharing import parts_of
-from shardembed.checkpoint.strict import loads
 from shardembed.errors import CheckpointError
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shardembed.checkpoint.blocks import DTYPES, Block, Chunk, Entry, File, Update
-from shardembed.checkpoint.checks import MOST
+from shardembed.checkpoint.format.blocks import DTYPES, Block, Chunk, Entry, File, Update
+from shardembed.checkpoint.format.checks import MOST
 
 BLOCK = {"file", "offset", "bytes", "rows_a_piece", "hashes"}
 

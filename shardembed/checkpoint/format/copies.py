@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.checkpoint.blocks import Block
-from shardembed.checkpoint.files import Files
-from shardembed.checkpoint.reading import piece_of
-from shardembed.checkpoint.workers import Scratch, spread
+from shardembed.checkpoint.format.blocks import Block
+from shardembed.checkpoint.format.files import Files
+from shardembed.checkpoint.format.reading import piece_of
+from shardembed.checkpoint.format.workers import Scratch, spread
 
 Rows = range | torch.Tensor
 Task = tuple["_Group", int, list[tuple["_Wanted", int, int]]]

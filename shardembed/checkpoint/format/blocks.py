@@ -8,9 +8,10 @@ instead of chunks: row numbers, and the values that these rows have had since th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -110,6 +111,21 @@ class Base:
 
     folder: str
     checksum: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a checkpoint holds. `entries` by key, `files` by name; `plans` as `Plan.to_json` gives them."""
+
+    step: int
+    world_size: int
+    created: str
+    versions: Mapping[str, str]
+    entries: Mapping[str, Entry]
+    files: Mapping[str, File]
+    plans: tuple[dict[str, Any], ...]
+    state: Block
+    base: Base | None = None
 
 
 def chunk_name(key: str, shape: tuple[int, ...], rows: range, columns: range) -> str:

@@ -7,10 +7,10 @@ import os
 
 import torch
 
-from shardembed.checkpoint.blocks import HASH_DIGITS, Block, hash_of
-from shardembed.checkpoint.checks import STATE
-from shardembed.checkpoint.files import Files
-from shardembed.checkpoint.workers import Scratch, bytes_of
+from shardembed.checkpoint.format.blocks import HASH_DIGITS, Block, hash_of
+from shardembed.checkpoint.format.checks import STATE
+from shardembed.checkpoint.format.files import Files
+from shardembed.checkpoint.format.workers import Scratch, bytes_of
 from shardembed.errors import CheckpointError
 
 STEP = 4 << 20  # bytes

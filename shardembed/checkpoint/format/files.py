@@ -13,11 +13,11 @@ from types import TracebackType
 
 import torch
 
-from shardembed.checkpoint import header
-from shardembed.checkpoint.blocks import CODES, Block, Entry, chunk_name
-from shardembed.checkpoint.checks import STATE, blocks_of
-from shardembed.checkpoint.manifest import Manifest
-from shardembed.checkpoint.strict import folder_opened, open_regular, refuse_pickle
+from shardembed.checkpoint.format import header
+from shardembed.checkpoint.format.blocks import CODES, Block, Entry, chunk_name
+from shardembed.checkpoint.format.checks import STATE, blocks_of
+from shardembed.checkpoint.format.manifest import Manifest
+from shardembed.checkpoint.format.strict import folder_opened, open_regular, refuse_pickle
 from shardembed.errors import CheckpointError
 
 MOST_OPEN = 200  # a checkpoint of thousands of ranks has more files than a process may open

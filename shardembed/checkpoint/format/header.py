@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from shardembed.checkpoint.blocks import CODES
-from shardembed.checkpoint.checks import MOST
-from shardembed.checkpoint.strict import loads, refuse_pickle
+from shardembed.checkpoint.format.blocks import CODES
+from shardembed.checkpoint.format.checks import MOST
+from shardembed.checkpoint.format.strict import loads, refuse_pickle
 from shardembed.errors import CheckpointError
 
 LIMIT = 100_000_000  # bytes of JSON, as in the safetensors library

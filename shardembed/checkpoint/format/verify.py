@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from shardembed.checkpoint.blocks import Block
-from shardembed.checkpoint.checks import STATE
-from shardembed.checkpoint.files import Files
-from shardembed.checkpoint.manifest import NAME, Manifest, read_manifest, resolve
-from shardembed.checkpoint.reading import check_piece
-from shardembed.checkpoint.workers import Scratch, spread
+from shardembed.checkpoint.format.blocks import Block
+from shardembed.checkpoint.format.checks import STATE
+from shardembed.checkpoint.format.files import Files
+from shardembed.checkpoint.format.manifest import NAME, Manifest, read_manifest, resolve
+from shardembed.checkpoint.format.reading import check_piece
+from shardembed.checkpoint.format.workers import Scratch, spread
 from shardembed.errors import CheckpointError
 
 Progress = Callable[[int], None]  # is told how many bytes more have been read

@@ -8,15 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 
-from shardembed.checkpoint.blocks import CODES, HASH_DIGITS, KINDS, Base, Block, Chunk, Entry, Update
-from shardembed.checkpoint.tiling import check_tiling
-
-if TYPE_CHECKING:
-    from shardembed.checkpoint.manifest import Manifest
+from shardembed.checkpoint.format.blocks import CODES, HASH_DIGITS, KINDS, Base, Block, Chunk, Entry, Listing, Update
+from shardembed.checkpoint.format.tiling import check_tiling
 
 STATE = "state.json"
 TENSOR_FILE = re.compile(r"rank-[0-9]{5}\.safetensors")
@@ -29,7 +25,7 @@ MOST = 2**63 - 1
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
 
 
-def check_manifest(manifest: Manifest) -> None:
+def check_manifest(manifest: Listing) -> None:
     """Raise ValueError unless the whole manifest is consistent."""
     for name in manifest.files:
         if name != STATE and not TENSOR_FILE.fullmatch(name):
@@ -133,7 +129,7 @@ def blocks_of(entry: Entry) -> list[Block]:
     return [chunk.block for chunk in entry.chunks] + [block for update in entry.updates for block in (update.ids, update.values)]
 
 
-def _check_places(manifest: Manifest) -> None:
+def _check_places(manifest: Listing) -> None:
     """Blocks lie in files that are listed, and no two of them share a byte."""
     places: dict[str, list[tuple[int, int, str]]] = {name: [] for name in manifest.files}
     owned = [(key, block) for key, entry in manifest.entries.items() for block in blocks_of(entry)]

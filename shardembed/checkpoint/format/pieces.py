@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from shardembed.checkpoint import header
-from shardembed.checkpoint.blocks import CODES, Block, Entry, Update, hash_of
-from shardembed.checkpoint.copies import Copy, run_copies
-from shardembed.checkpoint.files import Files
-from shardembed.checkpoint.reading import piece_of
-from shardembed.checkpoint.workers import Scratch, bytes_of, spread
+from shardembed.checkpoint.format import header
+from shardembed.checkpoint.format.blocks import CODES, Block, Entry, Update, hash_of
+from shardembed.checkpoint.format.copies import Copy, run_copies
+from shardembed.checkpoint.format.files import Files
+from shardembed.checkpoint.format.reading import piece_of
+from shardembed.checkpoint.format.workers import Scratch, bytes_of, spread
 from shardembed.errors import CheckpointError
 
 __all__ = ["Copy", "Files", "Part", "read_ids", "read_state", "run_copies", "write_file", "write_state"]

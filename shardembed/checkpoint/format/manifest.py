@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shardembed.checkpoint import fields
-from shardembed.checkpoint.blocks import Base, Block, Chunk, Entry, File, Update, hash_of
-from shardembed.checkpoint.checks import STATE, check_manifest
-from shardembed.checkpoint.strict import NO_PICKLES, PICKLE_SUFFIXES, folder_opened, loads, read_small
+from shardembed.checkpoint.format import fields
+from shardembed.checkpoint.format.blocks import Base, Block, Chunk, Entry, File, Listing, Update, hash_of
+from shardembed.checkpoint.format.checks import STATE, check_manifest
+from shardembed.checkpoint.format.strict import NO_PICKLES, PICKLE_SUFFIXES, folder_opened, loads, read_small
 from shardembed.errors import CheckpointError
 
 __all__ = ["STATE", "Base", "Block", "Chunk", "Entry", "File", "Manifest", "Source", "Update", "read_manifest", "resolve"]
@@ -29,19 +28,8 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """A checkpoint's contents. `entries` by key, `files` by name; `plans` as `Plan.to_json` gives them."""
-
-    step: int
-    world_size: int
-    created: str
-    versions: Mapping[str, str]
-    entries: Mapping[str, Entry]
-    files: Mapping[str, File]
-    plans: tuple[dict[str, Any], ...]
-    state: Block
-    base: Base | None = None
+class Manifest(Listing):
+    """A checkpoint's contents, as the text of a file and back."""
 
     def to_bytes(self) -> bytes:
         """The file's contents: an entry a line.
