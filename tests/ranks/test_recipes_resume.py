@@ -78,26 +78,32 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The run that nothing happens to, on two ranks."""
-    folder = tmp_path_factory.mktemp("whole")
-    found = run_ranks(2, run_until, str(folder), None)[0]
+def whole_run(folder: Path, ranks: int) -> dict[str, Any]:
+    """The run that nothing happens to."""
+    found = run_ranks(ranks, run_until, str(folder), None)[0]
     assert [step for step, _ in found["taken"]] == list(range(STEPS))
     return {**found, "metrics": metrics_of(folder)}
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, whole: dict[str, Any]) -> None:
-    first = run_ranks(2, run_until, str(tmp_path), 18)[0]
-    second = run_ranks(2, run_until, str(tmp_path), None)[0]
-    assert "at step 15 of 34 (saved on 2 ranks, now 2)" in second["said"]
-    assert first["taken"][:15] + second["taken"] == whole["taken"]
-    for found, expected in zip(second["weights"], whole["weights"], strict=True):
-        np.testing.assert_array_equal(found, expected)
-    metrics = metrics_of(tmp_path)
-    assert metrics[:-1] == whole["metrics"][:-1]  # a line a step, with the same losses
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return whole_run(tmp_path_factory.mktemp("whole"), ranks=2)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, ranks: int, whole: dict[str, Any]) -> None:
+    expected = whole if ranks == 2 else whole_run(tmp_path / "whole", ranks)
+    folder = tmp_path / "interrupted"
+    first = run_ranks(ranks, run_until, str(folder), 18)[0]
+    second = run_ranks(ranks, run_until, str(folder), None)[0]
+    assert f"at step 15 of 34 (saved on {ranks} ranks, now {ranks})" in second["said"]
+    assert first["taken"][:15] + second["taken"] == expected["taken"]
+    for found, wanted in zip(second["weights"], expected["weights"], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    metrics = metrics_of(folder)
+    assert metrics[:-1] == expected["metrics"][:-1]  # a line a step, with the same losses
     for name in ("losses", "steps", "recall@5", "ndcg@5"):
-        assert second["summary"][name] == whole["summary"][name]
+        assert second["summary"][name] == expected["summary"][name]
 
 
 def test_a_run_is_resumed_on_other_numbers_of_ranks(tmp_path: Path, whole: dict[str, Any]) -> None:
