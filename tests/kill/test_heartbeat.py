@@ -21,7 +21,7 @@ from shardembed.heartbeat import Watch
 from shardembed.trouble import Place
 from tests.kill.nursery import Ended, run_forked
 
-LIMIT = 1.2
+LIMIT = 1.6
 
 
 def reduce(comm: se.Comm, stage: str) -> None:
@@ -61,7 +61,8 @@ def go_wrong(rank: int, world_size: int, odd: int, what: str) -> None:
     if rank == odd:
         show_life(comm)
         ODD[what](comm)
-    with mock.patch.object(se.Comm, "_reports", side_effect=AssertionError("the heartbeat is to speak")):
+    # Gloo notices when another rank ends; a GPU that waits for NCCL does not.
+    with mock.patch.object(se.Comm, "_reports", side_effect=lambda here: hang()):
         reduce(comm, "one is missing")
 
 

@@ -16,11 +16,11 @@ import torch.distributed as dist
 import shardembed as se
 from shardembed import comm as comms
 from shardembed.errors import CollectiveError
-from tests.kill.nursery import Ended, run_forked
+from tests.kill.nursery import Ended, run_forked, values
 from tests.kill.trainer import Run, train
 from tests.kill.trap import Point
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0  # a loaded machine is slow to start, and to bring files to its disk
 SILENT = "The store where ranks meet does not answer: rank 0, which hosts it unless a launcher does, is stopped or hangs."
 
 
@@ -36,13 +36,12 @@ def errors(ended: list[Ended], odd: int) -> list[str]:
 EVENTS = {
     "forward": "collective forward: send ids",
     "backward": "slab accumulate",
-    "step": "collective step: share row squares",
     "save": "fsync rank-0000.*",
     "load": "collective checkpoint: compare with the model",
 }
 
 
-@pytest.mark.parametrize(("name", "odd"), [("forward", 2), ("backward", 0), ("step", 2), ("save", 2), ("save", 0), ("load", 0)])
+@pytest.mark.parametrize(("name", "odd"), [("forward", 2), ("backward", 0), ("save", 2), ("save", 0), ("load", 0)])
 def test_the_others_end_and_name_the_rank_that_is_stopped(name: str, odd: int, tmp_path: Path) -> None:
     run = Run(tmp_path, exact=True, timeout=TIMEOUT)
     if name == "load":
@@ -69,6 +68,7 @@ def test_a_background_save_names_it_too(tmp_path: Path) -> None:
 def leave_after_error(rank: int, world_size: int, stage: str) -> str:
     """What an ordinary process does at its end must not wait for the stopped one either."""
     comm = se.init(timeout=TIMEOUT)
+    comm.all_reduce("both have got here", torch.ones(1))  # else the other might still be joining
     comms._joined.append(True)
     said = "nothing"
     if rank == 0:
@@ -76,18 +76,16 @@ def leave_after_error(rank: int, world_size: int, stage: str) -> str:
     try:
         if stage == "new groups":
             comm.side()
-        elif stage == "dense gradients":
+        else:
             with comm.guarding(stage):
                 dist.all_reduce(torch.ones(1))
-        else:
-            comm.all_reduce(stage, torch.ones(1))
     except CollectiveError as error:
         said = str(error)
     comms._leave()
     return said
 
 
-@pytest.mark.parametrize("stage", ["a collective", "new groups", "dense gradients"])
+@pytest.mark.parametrize("stage", ["new groups", "dense gradients"])
 def test_the_process_ends_though_the_store_does_not_answer(stage: str) -> None:
     _, other = run_forked(2, leave_after_error, stage, stopped=(0,), group_timeout=TIMEOUT)
     assert (other.code, other.by_test) == (0, False), other
@@ -96,10 +94,12 @@ def test_the_process_ends_though_the_store_does_not_answer(stage: str) -> None:
 
 
 def fail_otherwise(rank: int, world_size: int) -> str:
-    with pytest.raises(RuntimeError, match="mine"), se.init().guarding("dense gradients"):
+    comm = se.init()
+    with pytest.raises(RuntimeError, match="mine"), comm.guarding("dense gradients"):
         raise RuntimeError("mine")
+    comm.all_reduce("both have got here", torch.ones(1))
     return "passed through"
 
 
 def test_other_errors_pass_through() -> None:
-    assert [end.value for end in run_forked(2, fail_otherwise)] == ["passed through"] * 2
+    assert values(run_forked(2, fail_otherwise)) == ["passed through"] * 2
