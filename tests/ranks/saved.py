@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
+from shardembed.errors import CheckpointError
 
 ROWS, COLUMNS, BATCH = 37, 6, 24  # of the largest table; samples of all ranks together
 LAYOUTS = ("row", "strided", "column", "grid", "copied", "whole", "uneven")
@@ -157,3 +162,43 @@ def assembled(of_ranks: list[dict[str, list[tuple[range, range, np.ndarray]]]]) 
         assert known.all(), f"{key} is not whole"
         whole[key] = values
     return whole
+
+
+Held = dict[str, list[tuple[range, range, np.ndarray]]]
+
+
+def equal(found: list[Held], expected: list[Held]) -> None:
+    one, other = assembled(found), assembled(expected)
+    assert one.keys() == other.keys()
+    for key in one:
+        assert np.array_equal(one[key], other[key]), key
+
+
+def raised(work: Callable[[], Any]) -> str:
+    try:
+        work()
+    except CheckpointError as error:
+        return str(error)
+    raise AssertionError("no CheckpointError")
+
+
+def loaded(world_size: int, folder: str, **more: Any) -> tuple[Any, Held]:
+    job = built(world_size, "Adam", turn=2)
+    restored = job.load(folder, **more)
+    return restored, contents(job)
+
+
+def load_alone(folder: Path, **more: Any) -> tuple[Any, list[Held]]:
+    restored, held = loaded(1, str(folder), **more)
+    return restored, [held]
+
+
+@contextmanager
+def small_files(here: bool) -> Iterator[None]:
+    """Files of this process may not grow beyond 4 KiB, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if here else soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
