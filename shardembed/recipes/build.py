@@ -63,8 +63,9 @@ def build(config: Config, data: Interactions) -> Job:
     dense = _dense_optimizer(config.optimizer.dense, parameters) if parameters else None
     wrapped: torch.nn.Module = model
     if parameters and se.world_size() > 1:
-        # The one buffer is the same on every rank and never changes. Buckets that were rearranged after the first batch, of all or
-        # of a resumed run, would change the order of sums on three ranks, and so the bits: looking for unused parameters prevents it.
+        # The one buffer is the same on every rank and never changes. Buckets that were rearranged after the first batch of a
+        # process would change the order of sums on three ranks, and so the bits of a resumed run: looking for unused parameters
+        # prevents it.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
     return Job(model, wrapped, se.Optimizer(model, dense), sampler)
 
