@@ -7,13 +7,13 @@ as rows x columns: its first dimension, and all the others. A region is a cut-ou
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from shardembed.errors import UnsupportedError
 from shardembed.journey import Journey
@@ -22,6 +22,9 @@ from shardembed.modules.base import ShardedModule
 from shardembed.modules.handle import TableHandle
 from shardembed.optim import External
 from shardembed.slab import LocalShard, Slab
+
+if TYPE_CHECKING:  # importing it takes most of a second, and a model that has any has done so
+    from torch.distributed.tensor import DTensor
 
 Kind = Literal["table", "table_state", "dense", "dense_state"]
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -151,9 +154,15 @@ def _cleaner(model: nn.Module) -> Any:
     return clean
 
 
+def is_distributed(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """The tensor is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What of a tensor lies here."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 def two_dimensional(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -170,7 +179,7 @@ def dense_item(key: str, kind: Kind, of: str, tensor: torch.Tensor, rank: int, r
     mine = local(tensor.detach())
     rows, columns = two_dimensional(tuple(tensor.shape))
     first = 0
-    if isinstance(tensor, DTensor):
+    if is_distributed(tensor):
         first, saved = _place_of(key, tensor)
         ranks = (rank,) if saved else ()
         rows = mine.shape[0] if mine.dim() else 1

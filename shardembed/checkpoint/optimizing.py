@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from shardembed.checkpoint.codec import decode, encode
-from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, local
+from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, is_distributed, local
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError
 from shardembed.exposed import ExposedShard
@@ -173,7 +172,9 @@ def target(owner: Owner, group: Mapping[str, Any], name: str, shape: tuple[int, 
     parameter = owner.parameter
     if owner.shard is not None:
         return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
-    if isinstance(parameter, DTensor) and shape == tuple(parameter.shape):
+    if is_distributed(parameter) and shape == tuple(parameter.shape):
+        from torch.distributed.tensor import DTensor
+
         part = torch.zeros_like(local(parameter.detach()), dtype=dtype)
         return DTensor.from_local(
             part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride(), run_check=False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from shardembed.convert.keyed import KeyedSite, RemappedSite
@@ -31,8 +31,7 @@ def find_sites(model: nn.Module, skip: Sequence[str]) -> list[Site]:
     for path, module in model.named_modules(remove_duplicate=False):
         if path.startswith(closed):
             continue
-        if isinstance(module, DistributedDataParallel | FSDPModule):
-            wrapper = "DistributedDataParallel" if isinstance(module, DistributedDataParallel) else "fully_shard"
+        if wrapper := _wrapper(module):
             raise ConfigError(f"{path or 'the model'} is wrapped by {wrapper}, which holds its tables already; shard() comes first")
         if isinstance(module, ShardedModule):
             raise ConfigError(f"{path or 'the model'} is sharded already; shard a model once, before wrapping it")
@@ -81,3 +80,11 @@ def _skipped(site: Site, skip: Sequence[str]) -> bool:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _wrapper(module: nn.Module) -> str:
+    """What a module that holds its tables already was wrapped by; empty for others."""
+    if isinstance(module, DistributedDataParallel):
+        return "DistributedDataParallel"
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # importing it takes most of a second, and its users have done so
+    return "fully_shard" if fsdp is not None and isinstance(module, fsdp.FSDPModule) else ""

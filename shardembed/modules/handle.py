@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from shardembed.errors import PickleError, UnsupportedError
 from shardembed.layout import Shard
 from shardembed.tables import TableConfig
+
+if TYPE_CHECKING:  # importing them takes most of a second, and whoever calls for them has done so
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+    from torch.distributed.checkpoint.planner import WriteItem
 
 STRIDED_ROWS = 4096  # every n-th row is no box: each row is one, and the checkpoint's index lists them all
 
@@ -38,6 +40,8 @@ class _Box:
 
     @property
     def chunk(self) -> ChunkStorageMetadata:
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
         return ChunkStorageMetadata(self.offsets, self.weights.shape)
 
 
@@ -126,6 +130,9 @@ class TableHandle(torch.Tensor):
     # What torch.distributed.checkpoint asks of a tensor (torch.distributed._checkpointable).
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
+        from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
+        from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
         properties = TensorProperties(dtype=self.dtype)
         return [
             WriteItem(

@@ -18,6 +18,32 @@ from shardembed.checkpoint import folders
 from tests.harness import run_ranks
 from tests.ranks.saved import Trained, built, contents, equal, load_alone, raised, small_files, train
 
+# What is said between ranks
+
+
+def count_calls(rank: int, world_size: int, folder: str) -> tuple[int, int, int]:
+    job = built(world_size, "Adam", turn=1)
+    train(job, rank, world_size, range(1))
+    job.save(folder)  # makes the group
+    training, side = se.Comm.of().tally, se.Comm.of().side().tally
+    training.clear()
+    side.clear()
+    job.save(folder)
+    saving = side.operations()["all_to_all"]
+    side.clear()
+    job.load(folder)
+    return saving, side.operations()["all_to_all"], sum(training.operations().values())
+
+
+def test_as_many_calls_are_made_as_documented_and_none_on_the_groups_of_training(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "collectives.md").read_text(encoding="utf-8")
+    for saving, loading, training in run_ranks(2, count_calls, str(tmp_path)):
+        assert (
+            f"Saving a checkpoint costs {saving} all-to-alls of short texts and loading one {loading}, on a process group" in page
+        )
+        assert training == 0
+
+
 # In the background
 
 
