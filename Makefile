@@ -19,8 +19,8 @@ train: setup ## train the quickstart model on two ranks; ARGS="..." is appended
 test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
 	$(PY) -m pytest $(ARGS)
 
-test-kill: setup ## kill ranks at every stage of training, saving and loading; a sample is in "test"
-	$(PY) -m pytest tests/kill/test_matrix.py --kill-matrix -q $(ARGS)
+test-kill: setup ## kill and stop ranks at every stage of training, saving and loading; a sample is in "test"
+	$(PY) -m pytest tests/kill --kill-matrix -q $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(PY) -m ruff check .

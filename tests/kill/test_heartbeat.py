@@ -90,6 +90,7 @@ def test_a_rank_without_a_sign_of_life_is_named() -> None:
     assert found_by_all(ended, "Rank 1 was last heard outside of collectives, after stage 'all is well'"), ended
 
 
+@pytest.mark.matrix
 def test_a_stopped_rank_that_hosts_the_store_is_named() -> None:
     ended = run(3, 0, "stopped")
     assert found_by_all(ended, "The store where ranks meet does not answer: rank 0, which hosts it unless a launcher does,"), ended
@@ -104,6 +105,7 @@ def test_a_rank_that_hangs_outside_of_collectives_is_named() -> None:
     assert not any("Missing" in end.stderr for end in ended)
 
 
+@pytest.mark.matrix
 def test_a_rank_that_waits_in_another_call_is_named() -> None:
     ended = run(2, 1, "elsewhere")
     # Whichever of the two gives up first says it.
@@ -128,6 +130,7 @@ def return_too_early(rank: int, world_size: int, dies: bool) -> None:
     hang()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_call_that_returned_and_is_not_done_counts_as_waiting(dies: bool) -> None:
     first, other = run_forked(2, return_too_early, dies, timeout=30.0, stopped=(1,))

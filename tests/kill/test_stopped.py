@@ -41,7 +41,14 @@ EVENTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "odd"), [("forward", 2), ("backward", 0), ("save", 2), ("save", 0), ("load", 0)])
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("forward", 2),
+        ("save", 0),
+        *(pytest.param(*more, marks=pytest.mark.matrix) for more in [("backward", 0), ("save", 2), ("load", 0)]),
+    ],
+)
 def test_the_others_end_and_name_the_rank_that_is_stopped(name: str, odd: int, tmp_path: Path) -> None:
     run = Run(tmp_path, exact=True, timeout=TIMEOUT)
     if name == "load":
@@ -60,6 +67,7 @@ def save_in_background(rank: int, world_size: int, folder: Path) -> str:
     return "trained on"
 
 
+@pytest.mark.matrix
 def test_a_background_save_names_it_too(tmp_path: Path) -> None:
     (text,) = errors(run_forked(2, save_in_background, tmp_path, stopped=(0,), group_timeout=TIMEOUT), 0)
     assert SILENT in text
@@ -85,6 +93,7 @@ def leave_after_error(rank: int, world_size: int, stage: str) -> str:
     return said
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("stage", ["new groups", "dense gradients"])
 def test_the_process_ends_though_the_store_does_not_answer(stage: str) -> None:
     _, other = run_forked(2, leave_after_error, stage, stopped=(0,), group_timeout=TIMEOUT)
