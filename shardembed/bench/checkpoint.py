@@ -173,7 +173,7 @@ def page(result: dict[str, Any], ranks: int) -> str:
         "median of the rounds' ratios. Memory is the highest level of any rank beyond what it had before; a background save copies",
         "the rank's whole share. An increment writes the 1 % of rows that changed. Plain writes and reads are of 8 MiB, with one",
         "fsync; files are dropped from the page cache before they are read. Hashing alone is what a rank's share takes in memory,",
-        "on one thread a rank: where it comes near the time of plain writes, as on few cores beside a fast disk, it sets the speed.",
+        "on one thread a rank: near the time of plain writes, as on few cores beside a fast disk, it sets the speed.",
     )
     return "\n".join([*lines, *pages.table(head, [row(name) for name in seconds]), ""])
 
