@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import folders
+from shardembed.checkpoint.filling import Wanted, fill
 from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
-from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, run_copies
+from shardembed.checkpoint.format.pieces import Files
 from shardembed.checkpoint.selection import IdMap, Selection, checked_ids
 from shardembed.errors import CheckpointError
 from shardembed.explain import nearest
@@ -166,32 +167,9 @@ def _read(manifests: Mapping[Path, Manifest], targets: Iterable[_Target]) -> Non
             if not flat.is_contiguous():
                 flat = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device)
             into = flat.view(target.rows, -1) if flat.numel() else flat.reshape(target.rows, target.source.entry.columns)
-            run_copies(_of_chunks(files[target.source.chunks_in], target, into))
-            _apply_updates(files[target.source.updates_in], target, into)
+            fill([Wanted(target.key, target.source, target.selection, range(target.source.entry.columns), into)], files)
             if home is not flat:
                 home.copy_(flat)
-
-
-def _of_chunks(files: Files, target: _Target, into: torch.Tensor) -> list[Copy]:
-    copies = []
-    for chunk in target.source.chunks:
-        if not chunk.block.bytes:
-            continue
-        rows, places = target.selection.of_chunk(chunk.rows)
-        strip = into[:, chunk.columns.start : chunk.columns.stop]
-        what = (chunk.block, target.source.entry.dtype, len(chunk.columns))
-        copies.append(Copy(files, *what, rows, slice(None), strip, places, target.key))
-    return copies
-
-
-def _apply_updates(files: Files, target: _Target, into: torch.Tensor) -> None:
-    entry = target.source.entry
-    for update in target.source.updates:
-        strip = into[:, update.columns.start : update.columns.stop]
-        for first, ids in read_ids(files, entry, update):
-            rows, places = target.selection.of_ids(ids)
-            what = (update.values, entry.dtype, len(update.columns))
-            run_copies([Copy(files, *what, first + rows, slice(None), strip, places, target.key)])
 
 
 def _put(model: nn.Module, targets: Iterable[_Target]) -> None:

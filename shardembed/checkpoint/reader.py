@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from shardembed.checkpoint import small
-from shardembed.checkpoint.format.blocks import Chunk, Update
-from shardembed.checkpoint.format.manifest import Source, read_manifest, resolve
-from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, read_state, run_copies
-from shardembed.checkpoint.format.regions import common
+from shardembed.checkpoint.filling import Cut, Wanted, fill
+from shardembed.checkpoint.format.manifest import read_manifest, resolve
+from shardembed.checkpoint.format.pieces import Files, read_state
 from shardembed.checkpoint.format.strict import loads
-from shardembed.checkpoint.inventory import Item, Region
-
-Rows = slice | torch.Tensor
+from shardembed.checkpoint.inventory import Item
 
 
 class Reader:
@@ -54,54 +49,10 @@ class Reader:
         Raises:
             CheckpointError: something that was read is damaged; files, tensor and rows are named.
         """
-        run_copies([copy for item, key in wanted for copy in self._of_chunks(item, self.sources[key])])
-        for item, key in wanted:  # after all chunks: these are newer
-            source = self.sources[key]
-            for update in source.updates:
-                self._apply(item, source, update)
-        for item, _ in wanted:
-            for region in item.regions:
-                region.come_home()
-
-    def _of_chunks(self, item: Item, source: Source) -> Iterator[Copy]:
-        files = self._files[source.chunks_in]
-        for chunk in source.chunks:
-            for region in item.regions:
-                met = _meet(region, chunk)
-                if met is None:
-                    continue
-                mine, theirs, columns = met
-                block, into = chunk.block, region.data[:, columns[0]]
-                yield Copy(files, block, item.dtype, len(chunk.columns), theirs, columns[1], into, mine, item.key)
-
-    def _apply(self, item: Item, source: Source, update: Update) -> None:
-        files = self._files[source.updates_in]
-        for first, ids in read_ids(files, source.entry, update):
-            copies = []
-            for region in item.regions:
-                columns = _columns(region.columns, update.columns)
-                inside = (ids >= region.rows.start) & (ids < region.rows.stop) & ((ids - region.rows.start) % region.rows.step == 0)
-                places = torch.nonzero(inside).squeeze(1)
-                if columns is None or not len(places):
-                    continue
-                rows = (ids[places] - region.rows.start) // region.rows.step
-                into = region.data[:, columns[0]]
-                values, width = update.values, len(update.columns)
-                copies.append(Copy(files, values, item.dtype, width, first + places, columns[1], into, rows, item.key))
-            run_copies(copies)
-
-
-def _meet(region: Region, chunk: Chunk) -> tuple[slice, range, tuple[slice, slice]] | None:
-    """(rows of the region, rows of the chunk, columns of each) that are the same elements of the tensor; None if none are."""
-    rows, columns = common(region.rows, chunk.rows), _columns(region.columns, chunk.columns)
-    if rows is None or columns is None:
-        return None
-    mine, theirs = rows
-    return slice(mine.start, mine.stop, mine.step), theirs, columns
-
-
-def _columns(mine: range, theirs: range) -> tuple[slice, slice] | None:
-    first, stop = max(mine.start, theirs.start), min(mine.stop, theirs.stop)
-    if first >= stop:
-        return None
-    return slice(first - mine.start, stop - mine.start), slice(first - theirs.start, stop - theirs.start)
+        regions = [(item, self.sources[key], region) for item, key in wanted for region in item.regions]
+        fill(
+            [Wanted(item.key, source, Cut(region.rows), region.columns, region.data) for item, source, region in regions],
+            self._files,
+        )
+        for _, _, region in regions:
+            region.come_home()
