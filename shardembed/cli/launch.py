@@ -47,8 +47,6 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
     # Several ranks share the cores; torchrun sets the same default.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     loopback.register()
-    for name in AGENT_LOGGERS:  # they tell of failures that are told below, and of Ctrl-C
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[failures.QUIET] = str(os.getpid())
     run_id = uuid.uuid4().hex  # kept over restarts: by it a run knows its own beginnings
     restarts = 0
@@ -74,6 +72,9 @@ def _launch(ranks: int, words: Sequence[str], run_id: str) -> Told | None:
 
     from shardembed.cli import loopback
 
+    # They tell of failures that are told here, and of Ctrl-C. After the import, which sets levels of its own.
+    for name in AGENT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

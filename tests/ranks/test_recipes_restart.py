@@ -56,7 +56,10 @@ def listening(pids: list[int]) -> list[str]:
     sockets = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            target = os.readlink(descriptor)
+            try:
+                target = os.readlink(descriptor)
+            except FileNotFoundError:  # closed since: a file, for sockets stay open
+                continue
             if target.startswith("socket:["):
                 sockets.add(target[len("socket:[") : -1])
     found = []
