@@ -120,31 +120,31 @@ def examples(number: int) -> settings:
     return settings(max_examples=number, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-@examples(60)
+@examples(40)
 @given(cases(1))
 def test_one_rank(case: Case) -> None:
     check(case)
 
 
-@examples(120)
+@examples(80)
 @given(cases(2))
 def test_two_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(60)
+@examples(40)
 @given(cases(3))
 def test_three_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(30)
+@examples(20)
 @given(cases(4))
 def test_four_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(25)
+@examples(15)
 @given(cases(3))
 def test_the_reference_kernel(case: Case) -> None:
     """What "auto" gives to FBGEMM elsewhere."""
