@@ -9,15 +9,14 @@ step-0000000100.1     the same step, saved once more; the highest generation cou
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardembed.checkpoint.format.checks import STEP_FOLDER
 from shardembed.errors import CheckpointError
 
-STEP = re.compile(r"step-([0-9]{10})(?:\.([0-9]{1,9}))?")
 SAVING, REMOVED = ".saving-", ".removed-"
 MANIFEST = "manifest.json"
 
@@ -34,7 +33,7 @@ class Named:
 
     @staticmethod
     def of(name: str) -> Named | None:
-        match = STEP.fullmatch(name)
+        match = STEP_FOLDER.fullmatch(name)
         return Named(int(match[1]), int(match[2] or 0)) if match else None
 
 
@@ -105,7 +104,7 @@ def chosen(folder: str | Path, step: int | None) -> Path:
     raise CheckpointError(f"{root}: there is no complete checkpoint in it")
 
 
-def new_saving(root: Path, step: int) -> str:
+def new_saving(step: int) -> str:
     """A name for a folder to write into."""
     return f"{SAVING}{step:010d}-{secrets.token_hex(4)}"
 

@@ -55,7 +55,7 @@ def load_checkpoint(
     """Load the newest complete checkpoint of `folder` into a model and what trains it, in place. Collective.
 
     It may have been saved on any number of ranks, under any plan. Each rank reads its own shards only, in pieces that are checked
-    against their hashes; no rank holds a whole table, and buffers take 32 MiB. All of a checkpoint must find its place: what the
+    against their hashes; no rank holds a whole table, and buffers take 16 MiB. All of a checkpoint must find its place: what the
     model or the call lacks is an error that lists it.
 
     Args:

@@ -82,7 +82,7 @@ def save_checkpoint(
     The folder gets its name once everything in it has reached the disk; a crash at any moment leaves the newest complete
     checkpoint as it was. Saved: tables with their optimizer state, dense parameters and buffers, the dense optimizer, param group
     settings, step counters, random states of every rank, and what is passed here. Nothing is pickled. Needs no memory beside
-    buffers of 32 MiB a rank.
+    buffers of 16 MiB a rank.
 
     Args:
         folder: where checkpoints go, on a file system that all ranks see; for this job alone.
@@ -105,7 +105,7 @@ def save_checkpoint(
         CheckpointError: on every rank, where any failed (disk full, no permission, state that cannot be written as JSON, gradients
             that wait for a step). Training can go on. An earlier background save that failed is reported here, too.
     """
-    job, held, comm = _begin(folder, model, optimizer, scheduler, extra)
+    job, held, comm = _begin(model, optimizer, scheduler, extra)
     return _work(Path(folder), job, held, comm, step, progress, keep, incremental, copied=False)()
 
 
@@ -130,13 +130,13 @@ def async_save_checkpoint(
     Raises:
         CheckpointError: on every rank, where the state of any cannot be saved, or an earlier background save failed.
     """
-    job, held, comm = _begin(folder, model, optimizer, scheduler, extra)
+    job, held, comm = _begin(model, optimizer, scheduler, extra)
     pending = PendingSave(_work(Path(folder), job, held, comm, step, progress, keep, incremental, copied=True))
     _pending.append(pending)
     return pending
 
 
-def _begin(folder: str | Path, model: nn.Module, optimizer: Any, scheduler: Any, extra: Any) -> tuple[Job, Inventory, Comm]:
+def _begin(model: nn.Module, optimizer: Any, scheduler: Any, extra: Any) -> tuple[Job, Inventory, Comm]:
     finish_pending()
     job = Job.of(model, optimizer, scheduler, extra)
     comm = job.comm()

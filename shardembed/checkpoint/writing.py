@@ -52,9 +52,8 @@ def write(root: Path, snapshot: Snapshot, comm: Comm, keep: int | None, base: Ba
             reports = _write_files(saving, snapshot, comm)
             said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base), long=True)
         except CheckpointError:
-            on_first(
-                comm, "remove what was written", lambda: _remove(saving)
-            )  # all have stopped writing: they agreed that it failed
+            # All have stopped writing: they agreed that it failed.
+            on_first(comm, "remove what was written", lambda: _remove(saving), long=True)
             raise
         name, checksum = json.loads(said)
         if comm.rank == 0:
@@ -96,7 +95,7 @@ def _prepare(root: Path, step: int, size: int) -> str:
             f"{root}: the checkpoint of step {step} needs {size + SPARE_BYTES:,} bytes, {free:,} are free; make room, keep fewer "
             "(keep=), or save elsewhere. Nothing was written"
         )
-    name = folders.new_saving(root, step)
+    name = folders.new_saving(step)
     (root / name).mkdir()
     return name
 

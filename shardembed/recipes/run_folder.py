@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from shardembed.checkpoint.folders import sync_folder
 from shardembed.errors import ConfigError
 
 CHECKPOINTS, LOCK, METRICS, SUMMARY = "checkpoints", "lock", "metrics.jsonl", "summary.json"
@@ -81,9 +82,7 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-        folder = os.open(self.path, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(self.path)
 
     def log(self, records: Iterable[dict[str, Any]], lasting: bool = False) -> None:
         """Append a line for each record to metrics.jsonl; `lasting` brings the file to the disk, as what a checkpoint builds on."""

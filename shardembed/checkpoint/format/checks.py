@@ -16,7 +16,7 @@ from shardembed.checkpoint.format.tiling import check_tiling
 
 STATE = "state.json"
 TENSOR_FILE = re.compile(r"rank-[0-9]{5}\.safetensors")
-STEP_FOLDER = re.compile(r"step-[0-9]{10}(\.[0-9]{1,9})?")
+STEP_FOLDER = re.compile(r"step-([0-9]{10})(?:\.([0-9]{1,9}))?")  # step, and generation
 PIECE_LIMIT = 64 << 20  # bytes that a reader keeps in memory for a piece of several rows
 STATE_LIMIT = 256 << 20
 KEY_LIMIT = 1024
