@@ -96,10 +96,13 @@ def _first_maxima(vectors_NW: torch.Tensor, bags_N: torch.Tensor, bags: int) -> 
 def _of_bags(
     slab: SlabRoute, route: Route, columns: dict[tuple[int, int], slice], grads: Sequence[torch.Tensor], share: float
 ) -> list[Contributions]:
-    assert slab.bag_segments is not None
-    assert slab.bag_starts is not None
-    ends = slab.bag_starts.new_tensor([slab.bag_segments.numel()])
-    answers = torch.cat([slab.bag_starts, ends]).diff()  # of each bag, by owner
+    if slab.bag_segments is None or slab.bag_starts is None:
+        bag_segments = torch.arange(sum(piece.bags for piece in slab.bagged), device=slab.keys_E.device)
+        answers = torch.ones_like(bag_segments)
+    else:
+        bag_segments = slab.bag_segments
+        ends = bag_segments.new_tensor([bag_segments.numel()])
+        answers = torch.cat([slab.bag_starts, ends]).diff()  # of each bag, by owner
     found: list[Contributions] = []
     first = before = 0
     for piece in slab.bagged:
@@ -109,7 +112,7 @@ def _of_bags(
         values_SW = _strip(grads[piece.feature], columns[feature.table, piece.strip], share)[bags_S]
         if feature.pooling == "mean":
             values_SW = values_SW / part.bag_lengths()[bags_S].unsqueeze(1)
-        found.append(Contributions(feature.table, slab.bag_segments[before : before + bags_S.numel()], values_SW))
+        found.append(Contributions(feature.table, bag_segments[before : before + bags_S.numel()], values_SW))
         first, before = first + piece.bags, before + bags_S.numel()
     return found
 

@@ -113,7 +113,7 @@ class Journey:
         self.atlas = Atlas.of(tables, packings, specs, comm.rank, comm.world_size, device)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
         self._caller = Caller(len(comm.collections), specs, wire, all(spec.copied for spec in specs))
-        # FBGEMM's sums follow the order in which rows arrive.
+        # Compiled updates sum up a row in another order for another width.
         kernel = "reference" if settings.deterministic and settings.kernel == "auto" else settings.kernel
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel) for spec in specs]
         self.exposed = expose(self.slabs)

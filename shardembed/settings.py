@@ -25,7 +25,7 @@ class Settings:
         wire dtype arrives as inf, as in `Tensor.to`; for gradients, `on_nonfinite` and GradScaler then see it.
     update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
     reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
-    kernel: "auto", or "reference" / "fbgemm" to pin what updates the tables.
+    kernel: "auto", or "reference" / "numba" to pin what updates the tables.
     deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `fixed`).
     """
 

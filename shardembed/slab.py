@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shardembed import initial
-from shardembed.kernels import fbgemm, reference, rounding
+from shardembed.kernels import cpu, grouping, reference, rounding
 from shardembed.kernels.choose import choose
 from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
@@ -40,7 +40,7 @@ class Slab:
     Attributes:
         weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
-        kernel: what updates it, "reference" or "fbgemm".
+        kernel: what updates it, "reference" or "numba".
     """
 
     def __init__(
@@ -50,9 +50,7 @@ class Slab:
         self._tables, self._seed = tables, seed
         self.rank = rank
         rows = spec.rows[rank]
-        # Chosen by the fullest rank, so that all ranks of a slab compute alike.
-        split_rows = spec.split_rows and spec.optimizer.rowwise
-        self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, max(spec.rows), device, split_rows)
+        self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, rows, device)
         self.weights = torch.empty(rows, spec.width, dtype=spec.dtype, device=device)
         shapes = {"row": (rows,), "element": (rows, spec.width)}
         self.state = {
@@ -65,8 +63,6 @@ class Slab:
         self._waiting: list[Gradients] = []
         self._merged = False
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
-        fused = self.kernel == "fbgemm" and not spec.policy.frozen
-        self._fused = fbgemm.Table(self.weights, self.state, spec.optimizer) if fused else None
 
     def fill(self, names: Collection[str], seed: int) -> None:
         """Set the rows of these tables to their starting values."""
@@ -170,7 +166,7 @@ class Slab:
                 0, self.spec.width, dtype=self.spec.compute_dtype
             )
         if not self._merged:
-            self.replace(*reference.merge(waiting, self.weights.shape[0]))
+            self.replace(*grouping.merge(waiting, self.weights.shape[0]))
         kept = self._waiting[0]
         return kept.rows_E, kept.grads_SW
 
@@ -200,17 +196,20 @@ class Slab:
             number: steps taken, this one included.
             mean_square_U: mean of g^2 (without `factor`) over whole rows, for slabs that hold rows split over ranks.
         """
-        waiting = self.waiting()
+        waiting, optimizer = self.waiting(), self.spec.optimizer
         if waiting is not None:
             self.touch(waiting.rows_E)
-            if factor != 1.0:
-                waiting.grads_SW.mul_(factor)
-            if self._fused is not None:
-                self._fused.update(waiting, lr)
+            if self.kernel == "numba" and mean_square_U is None and not self._merged:
+                cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor)
             else:
                 rows_U, grads_UW = self.merged()
+                if factor != 1.0:
+                    grads_UW.mul_(factor)
                 square = None if mean_square_U is None else mean_square_U * factor**2
-                random = self.spec.policy.rounding == "stochastic"
-                narrow = partial(self._round, self._origins(rows_U), number) if random else None
-                reference.update(self.weights, self.state, self.spec.optimizer, lr, number, rows_U, grads_UW, square, narrow)
+                if self.kernel == "numba":
+                    cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square)
+                else:
+                    random = self.spec.policy.rounding == "stochastic"
+                    narrow = partial(self._round, self._origins(rows_U), number) if random else None
+                    reference.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, narrow)
         self.drop()

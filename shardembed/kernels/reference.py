@@ -1,4 +1,4 @@
-"""The truth: lookup, merge and every optimizer's update in plain torch, for every dtype, width and device.
+"""The truth: lookup and every optimizer's update in plain torch, for every dtype, width and device.
 
 Legend: E entries (row, segment) of a request, S segments, U distinct rows, W width.
 """
@@ -93,28 +93,6 @@ def renormalise(weights: torch.Tensor, rows_U: torch.Tensor, sums_U: torch.Tenso
     kept = weights.index_select(0, rows)
     dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
     weights.index_copy_(0, rows, (kept.to(dtype) * scale.to(dtype).unsqueeze(1)).to(weights.dtype))
-
-
-def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
-    """The order that sorts `numbers`, all from 0 to below `limit`, and keeps equal ones as they stand."""
-    # 32-bit keys sort in half the time.
-    narrow = limit <= torch.iinfo(torch.int32).max
-    return torch.argsort(numbers.to(torch.int32) if narrow else numbers, stable=True)
-
-
-def merge(waiting: Gradients, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distinct rows `[U]`, ascending, and the sum of the gradients of each, `[U, W]`, in a slab of `rows` rows.
-
-    Sums follow the order of arrival, so they are the same however often they are made.
-    """
-    order = stable_order(waiting.rows_E, rows)
-    rows_U, counts = torch.unique_consecutive(waiting.rows_E[order], return_counts=True)
-    segments = order
-    if waiting.offsets is not None:
-        lengths = waiting.offsets.diff()
-        segments = torch.repeat_interleave(lengths, output_size=order.numel())[order]
-    starts = counts.cumsum(0) - counts
-    return rows_U, F.embedding_bag(segments, waiting.grads_SW, starts, mode="sum")
 
 
 def update(

@@ -38,7 +38,7 @@ class Sharding(TypedDict, total=False):
     gradient_reduction: Literal["mean", "sum"]
     process_group: dist.ProcessGroup | None
     seed: int
-    kernel: Literal["auto", "reference", "fbgemm"]
+    kernel: Literal["auto", "reference", "numba"]
     deterministic: bool
 
 

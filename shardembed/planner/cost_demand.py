@@ -169,15 +169,9 @@ def optimizer_name(optimizer: TableOptimizer) -> str:
     return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
 
 
-# As `kernels.choose` decides, where the topology has a fused kernel at all; the tests hold the two together. Whether a slab is too
-# large for it depends on what else is stacked there, and is left out.
-ROWWISE_WIDTH = 96
-FUSED = ("sgd", "adagrad", "rowwise_adagrad")
-
-
-def fusible(table: Table, name: str, width: float) -> bool:
-    """Whether one kernel can merge and update a slab of this width."""
-    rowwise = table.load.optimizer.rowwise
-    if name not in FUSED or table.load.table.dtype != torch.float32 or (rowwise and width < table.width):
-        return False
-    return not rowwise or width >= ROWWISE_WIDTH
+def fusible(table: Table, width: float) -> bool:
+    """Whether one kernel can merge and update a slab of this width, as `kernels.choose` and `Slab.step` decide; the tests hold them
+    together.
+    """
+    split = table.load.optimizer.rowwise and width < table.width
+    return table.load.table.dtype in (torch.float32, torch.float64) and not split

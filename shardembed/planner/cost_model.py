@@ -20,7 +20,7 @@ work, one block of a message a rank) is a fixed charge by the slab's kind.
 Everything is linear in shards, so that options of a table can be counted once and added up in any combination. What is not linear
 is left out. Where a plan puts all tables into one slab, vectors travel as they were looked up; they are counted as copied into a
 message and out of it, which can be a third of a small step. Small beside the rest: a slab that mixes packings sends lengths for
-all of it; int64 keys and FBGEMM's limit of 2^31 elements are judged by shard, not by slab; a slab that lies on one rank needs no
+all of it; int64 keys are judged by shard, not by slab; a slab that lies on one rank needs no
 sorting by owner; padding of messages is counted by slab, at its expected size.
 """
 
@@ -186,7 +186,7 @@ class CostModel:
         """Those that merge and update a slab."""
         name = demands.optimizer_name(self.tables[table].load.optimizer)
         fused = {"fused", f"fused_{name}"} & self.topology.ops.keys()
-        if fused and demands.fusible(self.tables[table], name, width):
+        if fused and demands.fusible(self.tables[table], width):
             return self._op("fused_merge"), self._op(f"fused_{name}")
         return self._op("merge"), self._op(f"update_{name}")
 

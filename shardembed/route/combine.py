@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
-from shardembed.kernels.reference import stable_order
+from shardembed.kernels.grouping import stable_order
 from shardembed.route.segments import Route, SlabRoute, UniquePiece
 
 Strips = dict[int, dict[int, torch.Tensor]]  # by feature and strip: [bags or ids, W]
@@ -48,7 +48,7 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route,
     segments = _cat([piece.segments_N for piece in pieces])
     pooling = route.features[pieces[0].feature].pooling
     if pooling is None:
-        pooled, counts = F.embedding(segments, vectors_SW), [part.ids.numel() for part in parts]
+        pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [part.ids.numel() for part in parts]
     else:
         counts = [part.bags for part in parts]
         starts, before = [], 0
@@ -71,6 +71,20 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route,
         strips[piece.feature][piece.strip] = strip
 
 
+class _Take(torch.autograd.Function):
+    """`F.embedding`, with the adjoint of `_Pool`."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
+        ctx.segments, ctx.count = segments_N, vectors_SW.shape[0]
+        return vectors_SW.index_select(0, segments_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        order_N, starts_S = _by_segment(ctx.segments, ctx.count)
+        return F.embedding_bag(order_N, grads[0].contiguous(), starts_S, mode="sum"), None
+
+
 class _Pool(torch.autograd.Function):
     """`F.embedding_bag` for plain sums and means, with an adjoint that is a lookup itself: the bags of each segment, summed.
     Torch's own (2.13, on the CPU) takes three times as long.
@@ -84,21 +98,51 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_BW,), segments_N = grads, ctx.segments
-        lengths_B = torch.cat([ctx.starts, ctx.starts.new_tensor([segments_N.numel()])]).diff()
+        lengths_B = _lengths(ctx.starts, segments_N)
         if ctx.mode == "mean":
             grad_BW = grad_BW / lengths_B.clamp(min=1).unsqueeze(1)
-        bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())
-        counts_S = torch.bincount(segments_N, minlength=ctx.count)
-        bags_N = bags_N[stable_order(segments_N, ctx.count)]
-        return F.embedding_bag(bags_N, grad_BW.contiguous(), counts_S.cumsum(0) - counts_S, mode="sum"), None, None, None
+        order_N, starts_S = _by_segment(segments_N, ctx.count)
+        bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())[order_N]
+        return F.embedding_bag(bags_N, grad_BW.contiguous(), starts_S, mode="sum"), None, None, None
+
+
+class _SumParts(torch.autograd.Function):
+    """Sums of partial sums: as `_Pool`, but each segment belongs to one bag at most, so its gradient is that bag's."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor) -> torch.Tensor:
+        ctx.segments, ctx.starts, ctx.count = segments_N, starts_B, vectors_SW.shape[0]
+        return F.embedding_bag(segments_N, vectors_SW, starts_B, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_BW,), segments_N = grads, ctx.segments
+        bags_N = torch.repeat_interleave(_lengths(ctx.starts, segments_N), output_size=segments_N.numel())
+        if segments_N.numel() == ctx.count:
+            bags_S = torch.empty_like(bags_N)
+            bags_S[segments_N] = bags_N
+            return grad_BW.index_select(0, bags_S), None, None
+        grads_SW = grad_BW.new_zeros(ctx.count, grad_BW.shape[1])  # the others are read by id
+        return grads_SW.index_copy_(0, segments_N, grad_BW.index_select(0, bags_N)), None, None
+
+
+def _lengths(starts_B: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
+    return torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
+
+
+def _by_segment(segments_N: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order that puts the entries of each segment together, `[N]`, and where each segment's begin, `[S]`."""
+    counts_S = torch.bincount(segments_N, minlength=count)
+    return stable_order(segments_N, count), counts_S.cumsum(0) - counts_S
 
 
 def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
     """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
-    assert slab.bag_segments is not None
-    assert slab.bag_starts is not None
-    sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, "sum"))
-    for piece, strip in zip(slab.bagged, sums.split([piece.bags for piece in slab.bagged]), strict=True):
+    sizes = [piece.bags for piece in slab.bagged]
+    sums = vectors_SW if sum(sizes) else vectors_SW[:0]
+    if slab.bag_segments is not None and slab.bag_starts is not None:
+        sums = cast(torch.Tensor, _SumParts.apply(vectors_SW, slab.bag_segments, slab.bag_starts))
+    for piece, strip in zip(slab.bagged, sums.split(sizes), strict=True):
         if route.features[piece.feature].pooling == "mean":
             lengths = route.ids.parts[piece.feature].bag_lengths().clamp(min=1)
             strip = strip / lengths.unsqueeze(1).to(strip.dtype)

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import torch
 
+from shardembed.kernels.grouping import compiled
 from shardembed.slabs import SlabSpec
 from shardembed.tables import TableConfig
 
@@ -43,6 +44,9 @@ class SlabAtlas:
 
     def locate(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(owner rank, key in that owner's slab) of each position, both int64 `[E]`."""
+        if (kernels := compiled(positions.device)) is not None:
+            found = kernels.routing.locate(positions.numpy(), self.starts.numpy(), self.owners.numpy(), self.shifts.numpy())
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
         blocks = torch.searchsorted(self.starts, positions, right=True) - 1
         return self.owners[blocks], positions + self.shifts[blocks]
 

@@ -12,13 +12,15 @@ Legend: N ids, U distinct ids, E entries (a key in a segment), S segments, B bag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.ids import IdBatch
-from shardembed.kernels.reference import stable_order
+from shardembed.kernels.grouping import compiled, group
+from shardembed.route.entries import segment
 from shardembed.route.ownership import Atlas, SlabAtlas
 from shardembed.tables import Feature
 
@@ -50,8 +52,8 @@ class SlabRoute:
 
     keys_E: keys grouped by owner. lengths_S: keys of each segment, or None when each has one. keys, segments: how many go to
     each rank. multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
-    unique, bagged: how answers become outputs. bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]`
-    starts.
+    unique, bagged: how answers become outputs. bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]` starts;
+    None where answer b is bag b.
     """
 
     keys_E: torch.Tensor
@@ -110,11 +112,9 @@ def empty_route(features: Sequence[Feature], atlas: Atlas) -> Route:
 
 
 def _check_range(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> None:
-    limits = _spread([atlas.tables[feature.table].num_embeddings for feature in features], ids)
-    bad = (ids.ids < 0) | (ids.ids >= limits)
-    if not bad.any():  # host sync on a GPU
+    at = _first_outside(ids, [atlas.tables[feature.table].num_embeddings for feature in features])
+    if at is None:
         return
-    at = int(bad.nonzero()[0])
     for number, (feature, size) in enumerate(zip(features, ids.sizes, strict=True)):
         if at < size:
             table = atlas.tables[feature.table]
@@ -123,6 +123,15 @@ def _check_range(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Non
                 f"outside the allowed range 0 to {table.num_embeddings - 1} (num_embeddings={table.num_embeddings})"
             )
         at -= size
+
+
+def _first_outside(ids: IdBatch, limits: list[int]) -> int | None:
+    """The place of the first id that is negative or not below its feature's limit."""
+    if (kernels := compiled(ids.ids.device)) is not None:
+        at = kernels.routing.first_outside(ids.ids.numpy(), np.array(ids.sizes), np.array(limits))
+        return None if at < 0 else at
+    bad = (ids.ids < 0) | (ids.ids >= _spread(limits, ids))
+    return int(bad.nonzero()[0]) if bad.any() else None  # host sync on a GPU
 
 
 def _spread(numbers: list[int], ids: IdBatch) -> torch.Tensor:
@@ -160,11 +169,13 @@ def _distinct(ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atl
     else:
         parts = numbered.split(ids.sizes)
         wanted = torch.cat([parts[i] for i in chosen]) if chosen else numbered[:0]
-    # Host sync on a GPU: the number of distinct ids.
-    ids_U, inverse, counts_U = torch.unique(wanted, return_inverse=True, return_counts=True)
-    starts = torch.searchsorted(ids_U, torch.tensor(atlas.table_starts, device=ids_U.device)).tolist()
+    if not chosen:
+        return _Distinct(wanted, wanted, [0] * len(atlas.table_starts), {})
+    found = group(wanted, atlas.table_starts[-1])
+    starts = torch.searchsorted(found.numbers_U, torch.tensor(atlas.table_starts, device=wanted.device)).tolist()
+    inverse = found.inverse()
     index = dict(zip(chosen, inverse.split([ids.sizes[i] for i in chosen]), strict=True))
-    return _Distinct(ids_U, counts_U, starts, index)
+    return _Distinct(found.numbers_U, found.counts(), starts, index)
 
 
 def _slab_route(
@@ -182,24 +193,31 @@ def _slab_route(
             positions.append(slab.positions(number, table_ids, atlas.tables[lane.table].num_embeddings))
             counts.append(distinct.counts_U[start:stop])
             singles += stop - start
-    bagged, bag_positions, bag_of_entry = _bag_entries(slab, ids, features, by_bag, atlas)
+    bagged, bag_positions, lengths_B = _bag_entries(slab, ids, features, by_bag, atlas)
     owner_E, key_E = slab.locate(_cat(positions + bag_positions, ids.ids))
-    sorting = _group_by_owner(owner_E, slab.lone_owner, atlas.world_size)
-    if bagged:
-        bags = sum(piece.bags for piece in bagged)
-        route, segment_E = _bag_segments(owner_E, key_E, sorting, singles, bag_of_entry, bags, atlas.world_size)
-    else:
-        route, segment_E = _single_segments(owner_E, key_E, sorting, atlas.world_size)
+    found = segment(owner_E, key_E, singles, lengths_B, atlas.world_size, slab.lone_owner)
+    multiplicities_E = None
     if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
-        counts_E = _cat(counts, ids.ids).to(torch.int32)
-        route = replace(route, multiplicities_E=counts_E if sorting is None else counts_E[sorting])
+        multiplicities_E = torch.empty(singles, dtype=torch.int32, device=key_E.device)
+        multiplicities_E[found.segment_of_single] = _cat(counts, ids.ids).to(torch.int32)
+    of_single = found.segment_of_single
     unique = tuple(
-        _unique_piece(feature, lane.strip, segment_E[index + shift if shift else index], ids, features, atlas)
+        _unique_piece(feature, lane.strip, of_single[index + shift if shift else index], ids, features, atlas)
         for lane, shift in zip(slab.spec.lanes, shifts, strict=True)
         for feature, index in distinct.index.items()
         if features[feature].table == lane.table
     )
-    return replace(route, unique=unique, bagged=tuple(bagged))
+    return SlabRoute(
+        found.keys_E,
+        found.lengths_S,
+        found.keys,
+        found.segments,
+        multiplicities_E,
+        unique,
+        tuple(bagged),
+        found.bag_segments,
+        found.bag_starts,
+    )
 
 
 def _unique_piece(
@@ -214,7 +232,7 @@ def _unique_piece(
 def _bag_entries(
     slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atlas: Atlas
 ) -> tuple[list[BagPiece], list[torch.Tensor], torch.Tensor]:
-    """The features read by bag: their pieces, the positions of their ids, and each id's bag, numbered through the slab."""
+    """The features read by bag: their pieces, the positions of their ids, and the lengths of their bags."""
     pieces: list[BagPiece] = []
     positions: list[torch.Tensor] = []
     lengths: list[torch.Tensor] = []
@@ -225,61 +243,7 @@ def _bag_entries(
                 pieces.append(BagPiece(i, lane.strip, ids.parts[i].bags))
                 positions.append(slab.positions(number, parts[i], atlas.tables[lane.table].num_embeddings))
                 lengths.append(ids.parts[i].bag_lengths())
-    bags = torch.repeat_interleave(_cat(lengths, ids.ids), output_size=sum(part.numel() for part in positions))
-    return pieces, positions, bags
-
-
-def _group_by_owner(owner_E: torch.Tensor, lone_owner: int | None, world_size: int) -> torch.Tensor | None:
-    """The order that puts entries of one owner side by side and keeps theirs; None when they already are."""
-    return None if lone_owner is not None else stable_order(owner_E, world_size)
-
-
-def _single_segments(
-    owner_E: torch.Tensor, key_E: torch.Tensor, sorting: torch.Tensor | None, world_size: int
-) -> tuple[SlabRoute, torch.Tensor]:
-    """Every entry a segment: (the route, the segment of each entry)."""
-    counts = torch.bincount(owner_E, minlength=world_size).tolist()
-    arange = torch.arange(owner_E.numel(), device=owner_E.device)
-    if sorting is None:
-        return SlabRoute(key_E, None, counts, counts), arange
-    segment_E = torch.empty_like(sorting)
-    segment_E[sorting] = arange
-    return SlabRoute(key_E[sorting], None, counts, counts), segment_E
-
-
-def _bag_segments(
-    owner_E: torch.Tensor,
-    key_E: torch.Tensor,
-    sorting: torch.Tensor | None,
-    singles: int,
-    bag_of_entry: torch.Tensor,
-    bags: int,
-    world_size: int,
-) -> tuple[SlabRoute, torch.Tensor]:
-    """The first `singles` entries are segments of their own; of the others, those with one owner and one bag are."""
-    device = owner_E.device
-    group_E = torch.cat([torch.arange(singles, device=device), bag_of_entry + singles])
-    if sorting is None:
-        sorting = torch.arange(owner_E.numel(), device=device)
-    owners, groups = owner_E[sorting], group_E[sorting]
-    begins = torch.ones_like(owners, dtype=torch.bool)
-    begins[1:] = (owners[1:] != owners[:-1]) | (groups[1:] != groups[:-1])
-    first_S = begins.nonzero().squeeze(1)  # host sync on a GPU: the number of segments
-    segment_E = torch.empty_like(sorting)
-    segment_E[sorting] = begins.cumsum(0) - 1
-    group_S = groups[first_S]
-    bag_segments = stable_order(group_S, singles + bags)[singles:]
-    per_bag = torch.bincount(group_S[bag_segments] - singles, minlength=bags)
-    ends = torch.tensor([owners.numel()], device=device)
-    route = SlabRoute(
-        keys_E=key_E[sorting],
-        lengths_S=torch.cat([first_S, ends]).diff(),
-        keys=torch.bincount(owners, minlength=world_size).tolist(),
-        segments=torch.bincount(owners[first_S], minlength=world_size).tolist(),
-        bag_segments=bag_segments,
-        bag_starts=per_bag.cumsum(0) - per_bag,
-    )
-    return route, segment_E
+    return pieces, positions, _cat(lengths, ids.ids)
 
 
 def _cat(tensors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

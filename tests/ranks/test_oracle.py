@@ -28,10 +28,8 @@ OPTIMIZERS: dict[str, optim.TableOptimizer] = {
     "AdamW": optim.AdamW(lr=0.05, betas=(0.8, 0.95), weight_decay=0.1),
     "FTRL": optim.FTRL(lr=0.2, beta=0.5, l1=0.05, l2=0.01),
 }
-FUSED = ("SGD", "Adagrad", "RowwiseAdagrad")  # what FBGEMM updates on a CPU
-CUT_COLUMNS = ("column_even", "column_uneven", "column_twice", "grid", "grid_strided")
 PAIRS = list(product(WORLD_SIZES, OPTIMIZERS))
-KERNELS = {"reference": tuple(OPTIMIZERS), "fbgemm": FUSED}
+KERNELS = {"reference": tuple(OPTIMIZERS), "numba": ("RowwiseAdagrad", "Adam", "FTRL")}
 FLOAT32 = [(world, name, kernel) for kernel, names in KERNELS.items() for world, name in product(WORLD_SIZES, names)]
 
 
@@ -43,8 +41,6 @@ def float64_case(world_size: int, name: str) -> Case:
 @cache
 def float32_case(world_size: int, name: str, kernel: str) -> Case:
     """ "sum" here and "mean" above, so that both reductions meet everything; and two micro-batches a step, added up."""
-    # A row's mean square needs whole rows, so FBGEMM cannot serve rowwise Adagrad where columns are cut.
-    whole_rows = kernel == "fbgemm" and name == "RowwiseAdagrad"
     case = cross(
         world_size,
         OPTIMIZERS[name],
@@ -52,35 +48,26 @@ def float32_case(world_size: int, name: str, kernel: str) -> Case:
         steps=3,
         micro=2,
         seed=10 + world_size,
-        chosen=lambda layout: not (whole_rows and world_size and layout in CUT_COLUMNS and _strips(layout, world_size) > 1),
     )
     return replace(case, reduction="sum", kernel=kernel)
-
-
-def _strips(layout: str, world_size: int) -> int:
-    return 1 if layout == "column_even" and world_size == 1 else 2
 
 
 @pytest.mark.parametrize(("world_size", "name"), PAIRS)
 def test_float64_agrees_to_ten_digits(world_size: int, name: str) -> None:
     runs = check(float64_case(world_size, name))
-    assert {kernel for run in runs for kernel, _ in run.kernels} == {"reference"}  # FBGEMM has no float64 update
+    assert {kernel for run in runs for kernel, _ in run.kernels} == {"numba"}
 
 
 @pytest.mark.parametrize(("world_size", "name", "kernel"), FLOAT32)
 def test_float32_agrees_within_rounding(world_size: int, name: str, kernel: str) -> None:
-    if kernel == "fbgemm":
-        pytest.importorskip("fbgemm_gpu")
     runs = check(float32_case(world_size, name, kernel))
     assert {kernel for run in runs for kernel, _ in run.kernels} == {kernel}
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("kernel", ["reference", "fbgemm"])
+@pytest.mark.parametrize("kernel", ["reference", "numba"])
 def test_float32_with_signs_agrees_within_the_sum_of_magnitudes(world_size: int, kernel: str) -> None:
     """Gradients that cancel: SGD is linear in them, so an update's error is the gradient's."""
-    if kernel == "fbgemm":
-        pytest.importorskip("fbgemm_gpu")
     case = cross(world_size, optim.SGD(lr=0.5), torch.float32, steps=1, positive=False, seed=20)
     check(replace(case, kernel=kernel, curved=False))
 
@@ -106,25 +93,11 @@ def test_updates_in_the_backward_are_the_same(world_size: int) -> None:
     check(replace(case, update="backward"))
 
 
-@pytest.mark.parametrize(("optimizer", "chosen"), [("Adagrad", "fbgemm"), ("RowwiseAdagrad", "reference")])
-def test_auto_takes_the_faster_kernel(optimizer: str, chosen: str) -> None:
-    """The tables of a case are narrow, where FBGEMM's rowwise Adagrad is the slower one."""
-    pytest.importorskip("fbgemm_gpu")
-    runs = check(replace(cross(2, OPTIMIZERS[optimizer], torch.float32, steps=2, seed=60), kernel="auto"))
-    assert {kernel for run in runs for kernel, _ in run.kernels} == {chosen}
-
-
 def test_every_combination_is_covered() -> None:
-    found = {(w, n, "float64", "reference", *what) for w, n in PAIRS for what in covered(float64_case(w, n))}
+    found = {(w, n, "float64", "numba", *what) for w, n in PAIRS for what in covered(float64_case(w, n))}
     found |= {(w, n, "float32", k, *what) for w, n, k in FLOAT32 for what in covered(float32_case(w, n, k))}
     kinds = list(product(layouts(2), PACKINGS, POOLINGS))
-    wanted = {(w, n, "float64", "reference", *kind) for w, n in PAIRS for kind in kinds}
+    wanted = {(w, n, "float64", "numba", *kind) for w, n in PAIRS for kind in kinds}
     wanted |= {(w, n, "float32", k, *kind) for w, n, k in FLOAT32 for kind in kinds}
-    refused = {
-        (w, "RowwiseAdagrad", "float32", "fbgemm", *kind)
-        for w in WORLD_SIZES
-        for kind in kinds
-        if kind[0] in CUT_COLUMNS and _strips(kind[0], w) > 1
-    }
-    assert found == wanted - refused
-    assert len(found) == len(PAIRS + FLOAT32) * len(kinds) - len(refused)
+    assert found == wanted
+    assert len(found) == len(PAIRS + FLOAT32) * len(kinds)

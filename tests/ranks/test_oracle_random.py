@@ -147,5 +147,5 @@ def test_four_ranks(case: Case) -> None:
 @examples(15)
 @given(cases(3))
 def test_the_reference_kernel(case: Case) -> None:
-    """What "auto" gives to FBGEMM elsewhere."""
+    """What "auto" leaves to the compiled kernels elsewhere."""
     check(replace(case, kernel="reference"))

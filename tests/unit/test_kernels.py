@@ -1,4 +1,4 @@
-"""The reference kernels against dictionaries, and FBGEMM's fused updates against the reference."""
+"""The reference kernels against dictionaries, and the compiled ones against the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.errors import ConfigError
-from shardembed.kernels import fbgemm, reference
+from shardembed.kernels import cpu, grouping, reference
 from shardembed.kernels.choose import choose
 from shardembed.kernels.reference import Gradients
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
@@ -43,8 +43,8 @@ def summed(parts: list[Gradients]) -> dict[int, torch.Tensor]:
 
 
 def check_merged(waiting: Gradients, parts: list[Gradients]) -> None:
-    rows, grads = reference.merge(waiting, ROWS)
-    again = reference.merge(waiting, 2**40)  # as in a slab whose rows do not fit 32 bits
+    rows, grads = grouping.merge(waiting, ROWS)
+    again = grouping.merge(waiting, 2**40)  # as in a slab whose rows do not fit 32 bits
     assert torch.equal(rows, again[0])
     assert torch.equal(grads, again[1])
     wanted = summed(parts)
@@ -69,7 +69,7 @@ def test_join_mixes_bags_and_single_rows(parts: list[Gradients]) -> None:
 def test_merge_gives_the_same_bits_again() -> None:
     torch.manual_seed(0)
     waiting = Gradients(torch.randint(0, 5, (500,)), None, torch.randn(500, WIDTH))
-    assert torch.equal(reference.merge(waiting, 5)[1], reference.merge(waiting, 5)[1])
+    assert torch.equal(grouping.merge(waiting, 5)[1], grouping.merge(waiting, 5)[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -97,36 +97,91 @@ def state_of(optimizer: TableOptimizer, rows: int, width: int) -> dict[str, torc
     return {name: torch.zeros(shapes[shape]) for name, shape in optimizer.state.items()}
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.1), Adagrad(0.1), RowwiseAdagrad(0.1), Adagrad(0.1, eps=0.5)])
+UPDATES = [
+    SGD(0.1),
+    Adagrad(0.1),
+    RowwiseAdagrad(0.1),
+    Adagrad(0.1, eps=0.5),
+    Adam(0.1),
+    AdamW(0.1),
+    FTRL(0.1),
+    FTRL(0.1, 1, 0.01, 0.1),
+]
+
+
+@pytest.mark.parametrize("optimizer", UPDATES)
 @pytest.mark.parametrize("width", [1, 3, 4, 16, 33, 128])
 @pytest.mark.parametrize("bags", [False, True])
-def test_fbgemm_updates_like_the_reference(optimizer: TableOptimizer, width: int, bags: bool) -> None:
-    pytest.importorskip("fbgemm_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_steps_are_the_references(
+    optimizer: TableOptimizer, width: int, bags: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "PIECE_ELEMENTS", 8 * width)  # several pieces
     torch.manual_seed(width)
     rows = 20
-    fused_w = torch.randn(rows, width)
-    fused_s = state_of(optimizer, rows, width)
+    fused_w = torch.randn(rows, width, dtype=dtype)
+    fused_s = {name: tensor.to(dtype) for name, tensor in state_of(optimizer, rows, width).items()}
     plain_w, plain_s = fused_w.clone(), {name: tensor.clone() for name, tensor in fused_s.items()}
-    table = fbgemm.Table(fused_w, fused_s, optimizer)
     untouched = plain_w[0].clone()
     for step, segments in enumerate([40, 0, 7, 1], start=1):  # among them an empty batch
         lengths = torch.randint(1, 5, (segments,)) if bags else torch.ones(segments, dtype=torch.int64)
         rows_E = torch.randint(1, rows, (int(lengths.sum()),))
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]) if bags else None
-        waiting = Gradients(rows_E, offsets, torch.randn(segments, width))
+        waiting = Gradients(rows_E, offsets, torch.randn(segments, width, dtype=dtype))
         lr = 0.1 / step  # schedules change it between steps
-        reference.update(plain_w, plain_s, optimizer, lr, step, *reference.merge(waiting, rows))
-        table.update(waiting, lr)
-    torch.testing.assert_close(fused_w, plain_w, rtol=1e-5, atol=1e-5)
+        rows_U, grads_UW = grouping.merge(waiting, rows)
+        reference.update(plain_w, plain_s, optimizer, lr, step, rows_U, grads_UW * 0.5)
+        cpu.step(fused_w, fused_s, optimizer, lr, step, waiting, factor=0.5)
+    bound = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(fused_w, plain_w, rtol=bound, atol=bound)
     for name in fused_s:
-        torch.testing.assert_close(fused_s[name], plain_s[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused_s[name], plain_s[name], rtol=bound, atol=bound)
     assert torch.equal(fused_w[0], untouched)
 
 
-def test_fbgemm_with_no_rows_at_all() -> None:
-    pytest.importorskip("fbgemm_gpu")
-    table = fbgemm.Table(torch.empty(0, 4), {"sum": torch.empty(0)}, RowwiseAdagrad())
-    table.update(Gradients(torch.empty(0, dtype=torch.int64), None, torch.empty(0, 4)), 0.1)
+@pytest.mark.parametrize("width", [3, 16])
+def test_compiled_updates_take_the_statistic_of_whole_rows(width: int) -> None:
+    torch.manual_seed(0)
+    fused_w, squares, grads = torch.randn(9, width), torch.rand(5), torch.randn(5, width)
+    rows, fused_s, plain_w = torch.tensor([1, 2, 5, 7, 8]), state_of(RowwiseAdagrad(), 9, width), fused_w.clone()
+    plain_s = {name: tensor.clone() for name, tensor in fused_s.items()}
+    cpu.update(fused_w, fused_s, RowwiseAdagrad(), 0.1, 1, rows, grads, squares)
+    reference.update(plain_w, plain_s, RowwiseAdagrad(), 0.1, 1, rows, grads, squares)
+    torch.testing.assert_close(fused_w, plain_w)
+    assert torch.equal(fused_s["sum"], plain_s["sum"])
+
+
+def test_a_compiled_step_with_no_rows_at_all() -> None:
+    nothing = Gradients(torch.empty(0, dtype=torch.int64), None, torch.empty(0, 4))
+    cpu.step(torch.empty(0, 4), {"sum": torch.empty(0)}, RowwiseAdagrad(), 0.1, 1, nothing)
+
+
+@given(st.lists(st.integers(0, 2**50), max_size=30), st.integers(1, 60))
+def test_grouping_is_torchs_own(numbers: list[int], bits: int) -> None:
+    given = torch.tensor(numbers, dtype=torch.int64) % 2**bits
+    groups = grouping.group(given, 2**bits)
+    distinct, inverse, counts = torch.unique(given, return_inverse=True, return_counts=True)
+    assert torch.equal(groups.numbers_U, distinct)
+    assert torch.equal(groups.inverse(), inverse)
+    assert torch.equal(groups.counts(), counts)
+    assert torch.equal(groups.order_E, torch.argsort(given, stable=True))
+    short = (given % 2**31).to(torch.int32)
+    assert torch.equal(grouping.stable_order(short, 2**31), torch.argsort(short, stable=True))
+
+
+def test_many_numbers_are_sorted_by_long_digits() -> None:
+    numbers = torch.randint(0, 2**40, (10_000,), generator=torch.Generator().manual_seed(0)) % 3_000_000
+    assert torch.equal(grouping.stable_order(numbers, 3_000_000), torch.argsort(numbers, stable=True))
+
+
+@given(gradients())
+def test_without_numba_the_same_comes_from_torch(waiting: Gradients) -> None:
+    found = grouping.merge(waiting, ROWS), grouping.group(waiting.rows_E, ROWS).inverse()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "missing", lambda: "numba is not installed")
+        again = grouping.merge(waiting, ROWS), grouping.group(waiting.rows_E, ROWS).inverse()
+    for one, other in zip((*found[0], found[1]), (*again[0], again[1]), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), Adagrad(), RowwiseAdagrad(), Adam(), AdamW(), FTRL()])
@@ -137,22 +192,12 @@ def test_an_update_without_rows_changes_nothing(optimizer: TableOptimizer) -> No
     assert all(tensor.eq(0).all() for tensor in state.values())
 
 
-def test_fbgemm_is_chosen_where_it_serves(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("fbgemm_gpu")
+def test_compiled_kernels_are_chosen_where_they_serve(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", Adagrad(), torch.float32, 8, 1000, CPU, False) == "fbgemm"
+        assert choose("auto", Adagrad(), torch.float32, 8, 1000, CPU) == "numba"
     (said,) = caplog.messages
-    assert said == "slab of 1,000 x 8 torch.float32, Adagrad(lr=0.01, eps=1e-10): kernel fbgemm"
-    assert choose("reference", Adagrad(), torch.float32, 8, 1000, CPU, False) == "reference"
-
-
-def test_narrow_rowwise_adagrad_is_left_to_plain_torch_unless_pinned(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("fbgemm_gpu")
-    with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", RowwiseAdagrad(), torch.float32, 95, 1000, CPU, False) == "reference"
-    assert "its CPU rowwise Adagrad is slower than plain torch below 96 columns" in caplog.text
-    assert choose("auto", RowwiseAdagrad(), torch.float32, 96, 1000, CPU, False) == "fbgemm"
-    assert choose("fbgemm", RowwiseAdagrad(), torch.float32, 8, 1000, CPU, False) == "fbgemm"
+    assert said == "slab of 1,000 x 8 torch.float32, Adagrad(lr=0.01, eps=1e-10): kernel numba"
+    assert choose("reference", Adagrad(), torch.float32, 8, 1000, CPU) == "reference"
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), Adagrad(0.1), RowwiseAdagrad(0.1), Adam(0.1), AdamW(0.1), FTRL(0.1)])
@@ -170,36 +215,27 @@ def test_an_update_piece_by_piece_is_the_update(optimizer: TableOptimizer, monke
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-REFUSALS = {
-    "bfloat16": (SGD(), torch.bfloat16, False, "its CPU update is used for float32, not torch.bfloat16"),
-    "float64": (SGD(), torch.float64, False, "not torch.float64"),
-    "Adam": (Adam(), torch.float32, False, "it has no fused Adam on the CPU"),
-    "AdamW": (AdamW(), torch.float32, False, "it has no fused AdamW on the CPU"),
-    "FTRL": (FTRL(), torch.float32, False, "it has no fused FTRL on the CPU"),
-    "split rows": (RowwiseAdagrad(), torch.float32, True, "only a part of each row"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_the_reference_is_chosen_with_a_reason(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    optimizer, dtype, split, why = REFUSALS[name]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_reference_is_chosen_with_a_reason(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", optimizer, dtype, 8, 1000, CPU, split) == "reference"
-    assert "kernel reference (FBGEMM: " in caplog.text
-    assert why in caplog.text
-    with pytest.raises(ConfigError, match="kernel='fbgemm' cannot serve 1,000 x 8") as caught:
-        choose("fbgemm", optimizer, dtype, 8, 1000, CPU, split)
-    assert why in str(caught.value)
+        assert choose("auto", SGD(), dtype, 8, 1000, CPU) == "reference"
+    assert f"kernel reference (numba: its kernels are for float32 and float64, not for {dtype})" in caplog.text
+    with pytest.raises(ConfigError, match=r"kernel='numba' cannot serve 1,000 x 8 .*: its kernels are for float32"):
+        choose("numba", SGD(), dtype, 8, 1000, CPU)
 
 
-def test_a_machine_without_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fbgemm.importlib.util, "find_spec", lambda name: None)
-    assert choose("auto", SGD(), torch.float32, 8, 10, CPU, False) == "reference"
-    with pytest.raises(ConfigError, match="fbgemm-gpu-cpu is not installed"):
-        choose("fbgemm", SGD(), torch.float32, 8, 10, CPU, False)
+def test_a_machine_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping.importlib.util, "find_spec", lambda name: None)
+    grouping.missing.cache_clear()
+    try:
+        assert choose("auto", SGD(), torch.float32, 8, 10, CPU) == "reference"
+        with pytest.raises(ConfigError, match="numba is not installed"):
+            choose("numba", SGD(), torch.float32, 8, 10, CPU)
+    finally:
+        grouping.missing.cache_clear()
 
 
 def test_other_devices_and_names_are_refused() -> None:
-    assert "on the CPU only" in str(fbgemm.cannot(SGD(), torch.float32, 8, 10, torch.device("cuda")))
-    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, fbgemm, not 'triton'"):
-        choose("triton", SGD(), torch.float32, 8, 10, CPU, False)
+    assert "for the CPU, not for cuda" in str(cpu.cannot(torch.float32, torch.device("cuda")))
+    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, numba, not 'other'"):
+        choose("other", SGD(), torch.float32, 8, 10, CPU)

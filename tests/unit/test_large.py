@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from shardembed.ids import IdBatch
-from shardembed.kernels import fbgemm
-from shardembed.kernels.choose import choose
 from shardembed.optim import SGD
 from shardembed.placement import Cluster, Placement, column_wise, grid, row_wise, table_row_wise, table_wise
 from shardembed.plan import resolve
@@ -103,15 +101,3 @@ def test_an_id_past_32_bits_is_checked_as_it_is() -> None:
     atlas = Atlas.of((table,), ("unique",), specs, 0, WORLD, CPU)
     with pytest.raises(IndexError, match=f"id {ROWS} at position 0 .* 0 to {ROWS - 1}"):
         make_route(IdBatch.of({"a": torch.tensor([ROWS])}, features_of((table,)), CPU), features_of((table,)), atlas)
-
-
-@pytest.mark.parametrize(
-    ("rows", "width", "refused"), [(2**29 - 1, 4, False), (2**29, 4, True), (2**31, 1, True), (ROWS, 64, True)]
-)
-def test_fbgemm_is_not_given_elements_past_32_bits(rows: int, width: int, refused: bool) -> None:
-    pytest.importorskip("fbgemm_gpu")
-    why = fbgemm.cannot(SGD(), torch.float32, width, rows, CPU)
-    assert (why is not None) == refused
-    assert choose("auto", SGD(), torch.float32, width, rows, CPU, False) == ("reference" if refused else "fbgemm")
-    if refused:
-        assert why == f"it addresses elements in 32 bits, the slab has {rows:,} x {width} = {rows * width:,}"

@@ -1,0 +1,114 @@
+"""Which of many numbers are equal: the bookkeeping below routes, merges and adjoints. On a CPU it is compiled where Numba is
+installed, elsewhere it is torch's; both give the same numbers.
+
+Legend: E entries, U distinct numbers, S segments.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from shardembed.kernels.reference import Gradients
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Equal numbers together.
+
+    numbers_U: the distinct ones, ascending. order_E: the entries, group by group and in each as they stood. starts: where each
+    group begins in it, `[U + 1]`. All int64.
+    """
+
+    numbers_U: torch.Tensor
+    starts: torch.Tensor
+    order_E: torch.Tensor
+
+    def counts(self) -> torch.Tensor:
+        """The size of each group, `[U]`."""
+        return self.starts.diff()
+
+    def inverse(self) -> torch.Tensor:
+        """The number of each entry's group, `[E]`."""
+        if (kernels := compiled(self.order_E.device)) is not None:
+            return torch.from_numpy(kernels.ordering.inverse_of(self.order_E.numpy(), self.starts.numpy()))
+        inverse = torch.empty_like(self.order_E)
+        groups = torch.arange(self.numbers_U.numel(), device=inverse.device)
+        inverse[self.order_E] = torch.repeat_interleave(groups, self.counts(), output_size=inverse.numel())
+        return inverse
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled modules."""
+
+    ordering: Any
+    routing: Any
+    updating: Any
+
+
+@cache
+def missing() -> str | None:
+    """Why there are no compiled kernels on this machine's CPU, or None when there are."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    try:
+        _load()
+    except (ImportError, OSError, AttributeError) as error:
+        return f"numba does not load here: {error}"
+    return None
+
+
+@cache
+def _load() -> Kernels:
+    from shardembed.kernels.numba import ordering, routing, updating
+
+    return Kernels(ordering, routing, updating)
+
+
+def compiled(device: torch.device) -> Kernels | None:
+    """The compiled kernels, where tensors on `device` can go through them."""
+    return None if device.type != "cpu" or missing() else _load()
+
+
+def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
+    """The order that sorts `numbers`, all from 0 to below `limit`, and keeps equal ones as they stand; int64."""
+    if (kernels := compiled(numbers.device)) is not None:
+        return torch.from_numpy(kernels.ordering.stable_order(numbers.numpy(), limit)[0])
+    # 32-bit keys sort in half the time.
+    narrow = limit <= torch.iinfo(torch.int32).max
+    return torch.argsort(numbers.to(torch.int32) if narrow else numbers, stable=True)
+
+
+def group(numbers: torch.Tensor, limit: int) -> Groups:
+    """Group `numbers`, all from 0 to below `limit`. Host sync on a GPU: how many distinct ones there are."""
+    if (kernels := compiled(numbers.device)) is not None:
+        return Groups(*(torch.from_numpy(part) for part in kernels.ordering.group(numbers.numpy(), limit)))
+    order = stable_order(numbers, limit)
+    numbers_U, counts = torch.unique_consecutive(numbers[order], return_counts=True)
+    return Groups(numbers_U, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), order)
+
+
+def sources(waiting: Gradients, groups: Groups) -> torch.Tensor:
+    """The segment whose gradient each entry takes, in the order of `groups`, int64 `[E]`."""
+    if waiting.offsets is None:
+        return groups.order_E
+    if (kernels := compiled(groups.order_E.device)) is not None:
+        return torch.from_numpy(kernels.ordering.segments_of(waiting.offsets.numpy(), groups.order_E.numpy()))
+    lengths = waiting.offsets.diff()
+    return torch.repeat_interleave(lengths, output_size=groups.order_E.numel())[groups.order_E]
+
+
+def merge(waiting: Gradients, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct rows `[U]`, ascending, and the sum of the gradients of each, `[U, W]`, in a slab of `rows` rows.
+
+    Sums follow the order of arrival, so they are the same however often they are made.
+    """
+    groups = group(waiting.rows_E, rows)
+    sums = F.embedding_bag(sources(waiting, groups), waiting.grads_SW, groups.starts, mode="sum", include_last_offset=True)
+    return groups.numbers_U, sums
