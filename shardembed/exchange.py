@@ -161,13 +161,14 @@ def _exchange(
     comm: Comm,
     backward_of: int | None = None,
 ) -> list[torch.Tensor]:
+    if caller.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
+        return [tensor.to(part.dtype) for tensor, part in zip(tensors, sent, strict=True)]
     buffer = pack(tensors, sent, comm.world_size)
-    if not caller.local:
-        sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
-        if backward_of is None:
-            buffer = comm.all_to_all("forward", stage, buffer, *sizes)
-        else:
-            buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=backward_of)
+    sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
+    if backward_of is None:
+        buffer = comm.all_to_all("forward", stage, buffer, *sizes)
+    else:
+        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=backward_of)
     return unpack(buffer, received, comm.world_size)
 
 

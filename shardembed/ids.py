@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class IdBatch:
     ids: torch.Tensor
     parts: tuple[FeatureIds, ...]
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         return [part.ids.numel() for part in self.parts]
 
@@ -266,7 +267,7 @@ def _checked_ids(ids: Any, feature: Feature, device: torch.device) -> torch.Tens
         raise DtypeError(f"feature {feature.name!r}: ids must be a tensor, not {type(ids).__name__}")
     if ids.dtype not in (torch.int32, torch.int64):
         raise DtypeError(f"feature {feature.name!r}: ids must be int32 or int64, not {ids.dtype}; use ids.long()")
-    return ids.detach().to(device)
+    return ids if ids.device == device else ids.to(device)
 
 
 def _checked_weights(weights: Any, ids: torch.Tensor, feature: Feature, device: torch.device) -> torch.Tensor:

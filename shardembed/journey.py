@@ -33,7 +33,8 @@ from shardembed.exposed import deliver, expose
 from shardembed.ids import IdBatch
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.optim import External, TableOptimizer
-from shardembed.plan import Plan
+from shardembed.placement import Packing
+from shardembed.plan import Plan, TablePlan
 from shardembed.renorm import renormalise
 from shardembed.route import Atlas, Route, combine, empty_route, make_route
 from shardembed.settings import AGREED, Settings, agreed_lines, names_of
@@ -109,13 +110,16 @@ class Journey:
         comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device), device)
         comm.slots = max(comm.slots, len(specs))
         comm.collections.append(names_of([table.name for table in tables]))
-        packings = tuple(table.packing for table in plan.tables)
+        pairs = zip(tables, plan.tables, strict=True)
+        packings = tuple(self._packing(table, planned) for table, planned in pairs)
         self.atlas = Atlas.of(tables, packings, specs, comm.rank, comm.world_size, device)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
         self._caller = Caller(len(comm.collections), specs, wire, all(spec.copied for spec in specs))
         # Compiled updates sum up a row in another order for another width.
         kernel = "reference" if settings.deterministic and settings.kernel == "auto" else settings.kernel
-        self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel) for spec in specs]
+        # In deterministic mode `fixed` has it in its contributions.
+        share = 1.0 if settings.deterministic else self._share
+        self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
         self.exposed = expose(self.slabs)
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
         self.steps = 0
@@ -129,6 +133,12 @@ class Journey:
         # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
         learns = not all(spec.policy.frozen for spec in specs)
         self._anchor = torch.empty(0, device=device, requires_grad=learns)
+
+    def _packing(self, table: TableConfig, planned: TablePlan) -> Packing:
+        """As planned; but where nothing travels, nothing has to be deduplicated for it, unless the wire would round sums."""
+        stays = self.comm.world_size == 1 or planned.layout.copied
+        exact = self.settings.wire_dtype in (None, table.dtype) and table.dtype in (torch.float32, torch.float64)
+        return "bag" if stays and exact else planned.packing
 
     @property
     def specs(self) -> tuple[SlabSpec, ...]:
@@ -209,13 +219,10 @@ class Journey:
         """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
         self._begin_backward(ticket)
         arrived = send_grads(grads, ticket.request, self._caller, self.comm)
-        share = self._share
         for slab, part, grads_SW in zip(self.slabs, ticket.request, arrived, strict=True):
             rows_E = slab.locate(part.keys_E)
-            if share != 1.0:
-                grads_SW.mul_(share)
             if part.multiplicities_E is not None:  # then every segment is a single row
-                grads_SW.div_(frequencies(rows_E, part.multiplicities_E).unsqueeze(1))
+                grads_SW = grads_SW / frequencies(rows_E, part.multiplicities_E).unsqueeze(1)  # they may be the user's own
             slab.accumulate(Gradients(rows_E, part.offsets, grads_SW))
         self._end_backward()
 

@@ -39,7 +39,9 @@ class Placement:
     """How a table is to be cut, before its size and the ranks are known. Made by `row_wise()` and its siblings.
 
     Fields a kind does not use stay at None. `bounds` are the inner row bounds of a strip; `strided` gives row i to block i % n;
-    `packing` says how ids travel: "unique" (each distinct id once) or "bag" (one partial sum a bag and owner).
+    `packing` says how ids travel: "unique" (each distinct id once) or "bag" (one partial sum a bag and owner). None takes "bag" for
+    tables that pool and whose rows have one owner, which then answers with whole sums, and "unique" for others: the forward has
+    `nn.EmbeddingBag`'s bits with both (tables of 16 bits take "unique" for that).
     """
 
     kind: str
@@ -48,10 +50,10 @@ class Placement:
     strided: bool = False
     strips: int | None = None
     node: int | None = None
-    packing: Packing = "unique"
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
-        if self.packing not in PACKINGS:
+        if self.packing not in (None, *PACKINGS):
             raise PlanError(f"packing must be 'unique' or 'bag', not {self.packing!r}")
         if self.ranks is not None and not self.ranks:
             raise PlanError("ranks must name at least one rank; leave it out for the default")
@@ -68,7 +70,7 @@ class Placement:
         return Layout(num_embeddings, embedding_dim, tuple(shards))
 
 
-def table_wise(rank: int, *, packing: Packing = "unique") -> Placement:
+def table_wise(rank: int, *, packing: Packing | None = None) -> Placement:
     """The whole table on one rank."""
     return Placement("table_wise", ranks=(rank,), packing=packing)
 
@@ -78,23 +80,23 @@ def row_wise(
     *,
     bounds: Sequence[int] | None = None,
     strided: bool = False,
-    packing: Packing = "unique",
+    packing: Packing | None = None,
 ) -> Placement:
     """Rows cut over `ranks` (default: all): even blocks, blocks at `bounds` (one fewer than ranks), or every n-th row."""
     return Placement("row_wise", _ranks(ranks), _ranks(bounds), strided, packing=packing)
 
 
-def column_wise(ranks: Sequence[int] | None = None, *, packing: Packing = "unique") -> Placement:
+def column_wise(ranks: Sequence[int] | None = None, *, packing: Packing | None = None) -> Placement:
     """Columns cut evenly over `ranks` (default: all; a rank may be named again to hold two strips)."""
     return Placement("column_wise", _ranks(ranks), packing=packing)
 
 
-def table_row_wise(node: int, *, strided: bool = False, packing: Packing = "unique") -> Placement:
+def table_row_wise(node: int, *, strided: bool = False, packing: Packing | None = None) -> Placement:
     """Rows cut over the ranks of one node, so that the table's traffic ends inside it."""
     return Placement("table_row_wise", strided=strided, node=node, packing=packing)
 
 
-def grid(strips: int, ranks: Sequence[int] | None = None, *, strided: bool = False, packing: Packing = "unique") -> Placement:
+def grid(strips: int, ranks: Sequence[int] | None = None, *, strided: bool = False, packing: Packing | None = None) -> Placement:
     """`strips` strips of columns, each cut by rows over its part of `ranks`.
 
     By default every strip takes a node's ranks, strip i those of node i modulo the number of nodes. With `ranks` given, they

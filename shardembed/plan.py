@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shardembed.errors import PlanError
 from shardembed.layout import Layout, Shard
 from shardembed.placement import PACKINGS, Cluster, Packing, Placement, replicated, row_wise
@@ -174,8 +176,18 @@ def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -
             layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
         except PlanError as error:
             raise PlanError(f"table {table.name!r}: {error}") from error
-        plans.append(TablePlan(table.name, layout, placement.packing))
+        plans.append(TablePlan(table.name, layout, packing_of(placement, table, layout)))
     return Plan(tuple(plans), cluster.world_size)
+
+
+def packing_of(placement: Placement, table: TableConfig, layout: Layout) -> Packing:
+    """The placement's own; else whole sums where one owner has all rows of a strip (a copied table sends nothing)."""
+    if placement.packing is not None:
+        return placement.packing
+    pools = any(table.pooling_of(name) in ("sum", "mean") for name in table.feature_names or ())
+    whole = not layout.copied and all(len(strip.blocks) == 1 for strip in layout.strips)
+    narrow = table.dtype in (torch.bfloat16, torch.float16)  # whose sums the wire would round
+    return "bag" if pools and whole and not narrow else "unique"
 
 
 def default_placements(tables: Sequence[TableConfig]) -> dict[str, Placement]:

@@ -40,13 +40,20 @@ class Slab:
     Attributes:
         weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
-        kernel: what updates it, "reference" or "numba".
+        kernel: what updates it, "reference" or "numba". share: what sums of gradients are multiplied with (1 / ranks, for a mean).
     """
 
     def __init__(
-        self, spec: SlabSpec, tables: Sequence[TableConfig], rank: int, seed: int, device: torch.device, kernel: str
+        self,
+        spec: SlabSpec,
+        tables: Sequence[TableConfig],
+        rank: int,
+        seed: int,
+        device: torch.device,
+        kernel: str,
+        share: float = 1.0,
     ) -> None:
-        self.spec = spec
+        self.spec, self.share = spec, share
         self._tables, self._seed = tables, seed
         self.rank = rank
         rows = spec.rows[rank]
@@ -149,7 +156,7 @@ class Slab:
             return
         if self._padding.numel():
             gradients = gradients.without(self._padding)
-        self._merged = False
+        assert not self._merged, "what is merged has its share taken, and what comes now has not"
         self._waiting.append(gradients)
 
     def waiting(self) -> Gradients | None:
@@ -159,14 +166,15 @@ class Slab:
         return self._waiting[0] if self._waiting else None
 
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct rows `[U]`, ascending, and their summed gradients `[U, W]`; kept, so that a second call is free."""
+        """Distinct rows `[U]`, ascending, and the share of their summed gradients `[U, W]`; kept, so that a second call is free."""
         waiting = self.waiting()
         if waiting is None:
             return self.weights.new_empty(0, dtype=torch.int64), self.weights.new_empty(
                 0, self.spec.width, dtype=self.spec.compute_dtype
             )
         if not self._merged:
-            self.replace(*grouping.merge(waiting, self.weights.shape[0]))
+            rows_U, sums_UW = grouping.merge(waiting, self.weights.shape[0])
+            self.replace(rows_U, sums_UW if self.share == 1.0 else sums_UW.mul_(self.share))
         kept = self._waiting[0]
         return kept.rows_E, kept.grads_SW
 
@@ -200,7 +208,7 @@ class Slab:
         if waiting is not None:
             self.touch(waiting.rows_E)
             if self.kernel == "numba" and mean_square_U is None and not self._merged:
-                cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor)
+                cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
             else:
                 rows_U, grads_UW = self.merged()
                 if factor != 1.0:

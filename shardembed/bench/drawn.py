@@ -22,7 +22,7 @@ from shardembed.placement import (
     table_row_wise,
     table_wise,
 )
-from shardembed.plan import Plan, TablePlan
+from shardembed.plan import Plan, TablePlan, packing_of
 from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables import Pooling, TableConfig
 
@@ -45,7 +45,7 @@ def plan_of(workload: Workload, cluster: Cluster, numbers: np.random.Generator, 
             kind, packing = str(numbers.choice(KINDS)), _pick(numbers, ("unique", "bag"))
         placement = _placement(kind, table, packing, cluster, numbers)
         layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
-        plans.append(TablePlan(table.name, layout, placement.packing))
+        plans.append(TablePlan(table.name, layout, packing_of(placement, table, layout)))
     return Plan(tuple(plans), cluster.world_size)
 
 

@@ -24,7 +24,7 @@ from shardembed.placement import (
     table_row_wise,
     table_wise,
 )
-from shardembed.plan import Plan, TablePlan
+from shardembed.plan import Plan, TablePlan, packing_of
 from shardembed.planner import report, words
 from shardembed.planner.result import Array, Estimate, Planned
 from shardembed.planner.traffic import Traffic
@@ -93,7 +93,7 @@ def _others(planned: Planned, index: int) -> Iterator[TablePlan]:
             layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
         except PlanError:  # fewer rows or columns than the kind needs
             continue
-        yield TablePlan(table.name, layout, placement.packing)
+        yield TablePlan(table.name, layout, packing_of(placement, table, layout))
 
 
 def _placements(planned: Planned, index: int, cluster: Cluster) -> Iterator[Placement]:

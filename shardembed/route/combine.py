@@ -30,7 +30,10 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
         if slab.bagged:
             _pool_bags(vectors_SW, slab, route, strips)
     outputs = [_side_by_side(strips[i]) for i in range(len(route.features))]
-    return [output.view(*part.shape, output.shape[1]) for output, part in zip(outputs, route.ids.parts, strict=True)]
+    return [
+        output if len(part.shape) == 1 else output.view(*part.shape, output.shape[1])
+        for output, part in zip(outputs, route.ids.parts, strict=True)
+    ]
 
 
 def _alike(slab: SlabRoute, route: Route) -> list[list[UniquePiece]]:

@@ -9,14 +9,24 @@ more than 2^31 rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from shardembed.kernels.grouping import compiled
 from shardembed.slabs import SlabSpec
-from shardembed.tables import TableConfig
+from shardembed.tables import Feature, TableConfig
+
+
+def positions_of(ids: torch.Tensor, start: int, stride: int, rows: int) -> torch.Tensor:
+    """Where the rows `ids` of a table of so many rows stand among its slab's positions."""
+    if stride > 1:
+        residue = ids % stride
+        base, extra = divmod(rows, stride)
+        ids = residue * base + residue.clamp(max=extra) + ids // stride
+    return ids + start if start else ids
 
 
 @dataclass(frozen=True)
@@ -33,15 +43,6 @@ class SlabAtlas:
     shifts: torch.Tensor
     lone_owner: int | None
 
-    def positions(self, number: int, ids: torch.Tensor, num_embeddings: int) -> torch.Tensor:
-        """Where the rows `ids` of lane `number`'s table stand among the slab's positions."""
-        start, stride = self.lane_starts[number], self.spec.lanes[number].stride
-        if stride > 1:
-            residue = ids % stride
-            base, extra = divmod(num_embeddings, stride)
-            ids = residue * base + residue.clamp(max=extra) + ids // stride
-        return ids + start if start else ids
-
     def locate(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(owner rank, key in that owner's slab) of each position, both int64 `[E]`."""
         if (kernels := compiled(positions.device)) is not None:
@@ -49,6 +50,32 @@ class SlabAtlas:
             return torch.from_numpy(found[0]), torch.from_numpy(found[1])
         blocks = torch.searchsorted(self.starts, positions, right=True) - 1
         return self.owners[blocks], positions + self.shifts[blocks]
+
+
+@dataclass(frozen=True)
+class BagPieces:
+    """What is read by bag in one slab, a strip of a feature each.
+
+    columns: (feature, strip). arrays: the feature, and of its lane the first position, the stride and the table's rows, int64.
+    """
+
+    columns: tuple[tuple[int, int], ...]
+    arrays: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How features are read, which does not depend on their ids.
+
+    by_id: the features that are read by id; the others are read by bag. padded: of those the ones with a padding id, and that.
+    rows, starts: by feature, its table's rows and where they begin when all are numbered through, int64.
+    """
+
+    by_id: tuple[int, ...]
+    padded: tuple[tuple[int, int], ...]
+    slabs: tuple[BagPieces, ...]
+    rows: np.ndarray
+    starts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,41 @@ class Atlas:
     slabs: tuple[SlabAtlas, ...]
     table_starts: tuple[int, ...]
     world_size: int
+    _readings: dict[tuple[tuple[Feature, ...], tuple[bool, ...]], Reading] = field(default_factory=dict, compare=False, repr=False)
+
+    def reading(self, features: tuple[Feature, ...], weighted: tuple[bool, ...]) -> Reading:
+        """How these features are read, some of them with weights."""
+        found = self._readings.get((features, weighted))
+        if found is None:
+            found = self._readings[features, weighted] = self._read(features, weighted)
+        return found
+
+    def _read(self, features: tuple[Feature, ...], weighted: tuple[bool, ...]) -> Reading:
+        by_bag = [self._by_bag(feature, weight) for feature, weight in zip(features, weighted, strict=True)]
+        tables = [self.tables[feature.table] for feature in features]
+        return Reading(
+            tuple(i for i, bag in enumerate(by_bag) if not bag),
+            tuple((i, table.padding_idx) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
+            tuple(self._pieces(slab, features, by_bag) for slab in self.slabs),
+            np.array([table.num_embeddings for table in tables], dtype=np.int64),
+            np.array([self.table_starts[feature.table] for feature in features], dtype=np.int64),
+        )
+
+    def _by_bag(self, feature: Feature, weighted: bool) -> bool:
+        policy = self.tables[feature.table].policy
+        # Renormalised rows and frequencies belong to ids: an owner must see each distinct one.
+        by_id = policy.max_norm is not None or policy.scale_grad_by_freq
+        return self.packings[feature.table] == "bag" and feature.pooling in ("sum", "mean") and not weighted and not by_id
+
+    def _pieces(self, slab: SlabAtlas, features: Sequence[Feature], by_bag: Sequence[bool]) -> BagPieces:
+        columns: list[tuple[int, int]] = []
+        numbers: list[tuple[int, int, int, int]] = []
+        for start, lane in zip(slab.lane_starts, slab.spec.lanes, strict=True):
+            for i, feature in enumerate(features):
+                if by_bag[i] and feature.table == lane.table:
+                    columns.append((i, lane.strip))
+                    numbers.append((i, start, lane.stride, self.tables[lane.table].num_embeddings))
+        return BagPieces(tuple(columns), tuple(np.array(numbers, dtype=np.int64).reshape(-1, 4).T.copy()))
 
     @staticmethod
     def of(

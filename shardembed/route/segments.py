@@ -21,7 +21,7 @@ from shardembed.errors import IdRangeError
 from shardembed.ids import IdBatch
 from shardembed.kernels.grouping import compiled, group
 from shardembed.route.entries import segment
-from shardembed.route.ownership import Atlas, SlabAtlas
+from shardembed.route.ownership import Atlas, BagPieces, Reading, SlabAtlas, positions_of
 from shardembed.tables import Feature
 
 
@@ -96,11 +96,12 @@ def make_route(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Route
     Raises:
         IdRangeError: an id is negative or not below its table's num_embeddings.
     """
-    _check_range(ids, features, atlas)
-    by_bag = [_read_by_bag(feature, ids.parts[i].weights is not None, atlas) for i, feature in enumerate(features)]
-    ids = _drop_padding(ids, features, by_bag, atlas)
-    distinct = _distinct(ids, features, by_bag, atlas)
-    slabs = tuple(_slab_route(slab, ids, features, by_bag, distinct, atlas) for slab in atlas.slabs)
+    reading = atlas.reading(tuple(features), tuple(part.weights is not None for part in ids.parts))
+    _check_range(ids, features, atlas, reading)
+    ids = _drop_padding(ids, reading)
+    distinct = _distinct(ids, atlas, reading)
+    asked = zip(atlas.slabs, reading.slabs, strict=True)
+    slabs = tuple(_slab_route(slab, ids, features, pieces, distinct, atlas) for slab, pieces in asked)
     return Route(ids, tuple(features), slabs)
 
 
@@ -111,8 +112,8 @@ def empty_route(features: Sequence[Feature], atlas: Atlas) -> Route:
     return Route(IdBatch(torch.empty(0, dtype=torch.int64), ()), tuple(features), slabs)
 
 
-def _check_range(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> None:
-    at = _first_outside(ids, [atlas.tables[feature.table].num_embeddings for feature in features])
+def _check_range(ids: IdBatch, features: Sequence[Feature], atlas: Atlas, reading: Reading) -> None:
+    at = _first_outside(ids, reading)
     if at is None:
         return
     for number, (feature, size) in enumerate(zip(features, ids.sizes, strict=True)):
@@ -125,61 +126,50 @@ def _check_range(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Non
         at -= size
 
 
-def _first_outside(ids: IdBatch, limits: list[int]) -> int | None:
+def _first_outside(ids: IdBatch, reading: Reading) -> int | None:
     """The place of the first id that is negative or not below its feature's limit."""
     if (kernels := compiled(ids.ids.device)) is not None:
-        at = kernels.routing.first_outside(ids.ids.numpy(), np.array(ids.sizes), np.array(limits))
+        at = kernels.routing.first_outside(ids.ids.numpy(), np.array(ids.sizes), reading.rows)
         return None if at < 0 else at
-    bad = (ids.ids < 0) | (ids.ids >= _spread(limits, ids))
+    bad = (ids.ids < 0) | (ids.ids >= _spread(reading.rows, ids))
     return int(bad.nonzero()[0]) if bad.any() else None  # host sync on a GPU
 
 
-def _spread(numbers: list[int], ids: IdBatch) -> torch.Tensor:
+def _spread(numbers: np.ndarray, ids: IdBatch) -> torch.Tensor:
     """One number a feature, repeated for each of its ids, `[N]`."""
-    if len(numbers) == 1:
-        return torch.tensor(numbers[0], device=ids.ids.device)
     device = ids.ids.device
+    if numbers.size == 1:
+        return torch.tensor(int(numbers[0]), device=device)
     return torch.repeat_interleave(
-        torch.tensor(numbers, device=device), torch.tensor(ids.sizes, device=device), output_size=ids.ids.numel()
+        torch.from_numpy(numbers).to(device), torch.tensor(ids.sizes, device=device), output_size=ids.ids.numel()
     )
 
 
-def _read_by_bag(feature: Feature, weighted: bool, atlas: Atlas) -> bool:
-    policy = atlas.tables[feature.table].policy
-    # Renormalised rows and frequencies belong to ids: an owner must see each distinct one.
-    by_id = policy.max_norm is not None or policy.scale_grad_by_freq
-    return atlas.packings[feature.table] == "bag" and feature.pooling in ("sum", "mean") and not weighted and not by_id
-
-
-def _drop_padding(ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atlas: Atlas) -> IdBatch:
+def _drop_padding(ids: IdBatch, reading: Reading) -> IdBatch:
     """The batch without padding in the features that are read by bag."""
+    if not reading.padded:
+        return ids
     parts = list(ids.parts)
-    for i, feature in enumerate(features):
-        padding = atlas.tables[feature.table].padding_idx
-        if by_bag[i] and padding is not None:
-            parts[i] = parts[i].without(padding)
-    return ids if all(new is old for new, old in zip(parts, ids.parts, strict=True)) else IdBatch.join(tuple(parts))
+    for i, padding in reading.padded:
+        parts[i] = parts[i].without(padding)
+    return IdBatch.join(tuple(parts))
 
 
-def _distinct(ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atlas: Atlas) -> _Distinct:
-    numbered = ids.ids + _spread([atlas.table_starts[feature.table] for feature in features], ids)
-    chosen = [i for i, bag in enumerate(by_bag) if not bag]
-    if len(chosen) == len(features):
-        wanted = numbered
-    else:
-        parts = numbered.split(ids.sizes)
-        wanted = torch.cat([parts[i] for i in chosen]) if chosen else numbered[:0]
-    if not chosen:
-        return _Distinct(wanted, wanted, [0] * len(atlas.table_starts), {})
+def _distinct(ids: IdBatch, atlas: Atlas, reading: Reading) -> _Distinct:
+    if not reading.by_id:
+        return _Distinct(ids.ids[:0], ids.ids[:0], [0] * len(atlas.table_starts), {})
+    wanted = ids.ids if len(atlas.tables) == 1 else ids.ids + _spread(reading.starts, ids)
+    if len(reading.by_id) < len(ids.parts):
+        parts = wanted.split(ids.sizes)
+        wanted = _cat([parts[i] for i in reading.by_id], ids.ids)
     found = group(wanted, atlas.table_starts[-1])
     starts = torch.searchsorted(found.numbers_U, torch.tensor(atlas.table_starts, device=wanted.device)).tolist()
-    inverse = found.inverse()
-    index = dict(zip(chosen, inverse.split([ids.sizes[i] for i in chosen]), strict=True))
+    index = dict(zip(reading.by_id, found.inverse().split([ids.sizes[i] for i in reading.by_id]), strict=True))
     return _Distinct(found.numbers_U, found.counts(), starts, index)
 
 
 def _slab_route(
-    slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], distinct: _Distinct, atlas: Atlas
+    slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], pieces: BagPieces, distinct: _Distinct, atlas: Atlas
 ) -> SlabRoute:
     positions: list[torch.Tensor] = []
     counts: list[torch.Tensor] = []
@@ -190,10 +180,12 @@ def _slab_route(
         shifts.append(singles - start)
         if start < stop:
             table_ids = distinct.ids_U[start:stop] - atlas.table_starts[lane.table]
-            positions.append(slab.positions(number, table_ids, atlas.tables[lane.table].num_embeddings))
+            positions.append(
+                positions_of(table_ids, slab.lane_starts[number], lane.stride, atlas.tables[lane.table].num_embeddings)
+            )
             counts.append(distinct.counts_U[start:stop])
             singles += stop - start
-    bagged, bag_positions, lengths_B = _bag_entries(slab, ids, features, by_bag, atlas)
+    bag_positions, lengths_B = _bag_entries(pieces, ids)
     owner_E, key_E = slab.locate(_cat(positions + bag_positions, ids.ids))
     found = segment(owner_E, key_E, singles, lengths_B, atlas.world_size, slab.lone_owner)
     multiplicities_E = None
@@ -214,7 +206,7 @@ def _slab_route(
         found.segments,
         multiplicities_E,
         unique,
-        tuple(bagged),
+        tuple(BagPiece(i, strip, ids.parts[i].bags) for i, strip in pieces.columns),
         found.bag_segments,
         found.bag_starts,
     )
@@ -229,21 +221,22 @@ def _unique_piece(
     return UniquePiece(feature, strip, segments_N.masked_fill(ids.parts[feature].ids == padding, -1), padded=True)
 
 
-def _bag_entries(
-    slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], by_bag: list[bool], atlas: Atlas
-) -> tuple[list[BagPiece], list[torch.Tensor], torch.Tensor]:
-    """The features read by bag: their pieces, the positions of their ids, and the lengths of their bags."""
-    pieces: list[BagPiece] = []
-    positions: list[torch.Tensor] = []
-    lengths: list[torch.Tensor] = []
-    parts = ids.ids.split(ids.sizes)
-    for number, lane in enumerate(slab.spec.lanes):
-        for i, feature in enumerate(features):
-            if by_bag[i] and feature.table == lane.table:
-                pieces.append(BagPiece(i, lane.strip, ids.parts[i].bags))
-                positions.append(slab.positions(number, parts[i], atlas.tables[lane.table].num_embeddings))
-                lengths.append(ids.parts[i].bag_lengths())
-    return pieces, positions, _cat(lengths, ids.ids)
+def _bag_entries(pieces: BagPieces, ids: IdBatch) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The features read by bag: the positions of their ids, and the lengths of their bags."""
+    if not pieces.columns:
+        return [], ids.ids[:0]
+    parts = [ids.parts[i] for i, _ in pieces.columns]
+    uniform = [part.lengths for part in parts if isinstance(part.lengths, int)]
+    if len(uniform) < len(parts):
+        lengths = _cat([part.bag_lengths() for part in parts], ids.ids)
+    else:
+        lengths = torch.from_numpy(np.repeat(uniform, [part.bags for part in parts])).to(ids.ids.device)
+    if (kernels := compiled(ids.ids.device)) is not None:
+        sizes = np.array(ids.sizes)
+        return [torch.from_numpy(kernels.routing.positions(ids.ids.numpy(), sizes, *pieces.arrays))], lengths
+    flat = ids.ids.split(ids.sizes)
+    lanes = zip(*(array.tolist() for array in pieces.arrays), strict=True)
+    return [positions_of(flat[i], start, stride, rows) for i, start, stride, rows in lanes], lengths
 
 
 def _cat(tensors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,30 @@ def first_outside(ids_N: Any, sizes: Any, limits: Any) -> int:
 
 
 @compiled
+def positions(ids_N: Any, sizes: Any, features: Any, starts: Any, strides: Any, rows: Any) -> Any:
+    """As `route.ownership.positions_of`, for the ids of several features one after the other. sizes: ids of each feature of the
+    batch.
+    """
+    firsts = np.cumsum(sizes) - sizes
+    count = 0
+    for feature in features:
+        count += sizes[feature]
+    found = np.empty(count, np.int64)
+    at = 0
+    for p in range(features.size):
+        first, size, stride, start = firsts[features[p]], sizes[features[p]], strides[p], starts[p]
+        base, extra = rows[p] // stride, rows[p] % stride
+        for n in range(first, first + size):
+            place = ids_N[n]
+            if stride > 1:
+                residue = place % stride
+                place = residue * base + min(residue, extra) + place // stride
+            found[at] = place + start
+            at += 1
+    return found
+
+
+@compiled
 def _block_of(position: int, starts: Any, near: int) -> int:
     """The block that a position lies in; `near` is where the last one did."""
     last = starts.size - 1
