@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from shardembed.kernels.grouping import compiled, group, missing, sources
+from shardembed.kernels.grouping import compiled, group_rows, missing
 from shardembed.kernels.reference import Gradients
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
 
@@ -37,8 +37,8 @@ def step(
     factor: float = 1.0,
 ) -> None:
     """Merge duplicate rows, and apply one optimizer step to their gradients times `factor`, in place."""
-    groups = group(waiting.rows_E, weights.shape[0])
-    from_E, count = sources(waiting, groups), groups.numbers_U.numel()
+    groups = group_rows(waiting, weights.shape[0])
+    from_E, count = groups.order_E, groups.numbers_U.numel()
     many = max(1, PIECE_ELEMENTS // weights.shape[1])
     for first in range(0, count, many):
         starts = groups.starts[first : first + many + 1]

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 
 from shardembed.kernels.reference import Gradients
 
+WORD = 63  # bits; as in `kernels.numba.ordering`
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -76,10 +78,16 @@ def compiled(device: torch.device) -> Kernels | None:
     return None if device.type != "cpu" or missing() else _load()
 
 
+def _sorts(count: int, limit: int) -> bool:
+    """A number and its place fit one word."""
+    return count.bit_length() + limit.bit_length() <= WORD
+
+
 def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
     """The order that sorts `numbers`, all from 0 to below `limit`, and keeps equal ones as they stand; int64."""
-    if (kernels := compiled(numbers.device)) is not None:
-        return torch.from_numpy(kernels.ordering.stable_order(numbers.numpy(), limit)[0])
+    kernels = compiled(numbers.device)
+    if kernels is not None and _sorts(numbers.numel(), limit):
+        return torch.from_numpy(kernels.ordering.stable_order(numbers.numpy(), limit))
     # 32-bit keys sort in half the time.
     narrow = limit <= torch.iinfo(torch.int32).max
     return torch.argsort(numbers.to(torch.int32) if narrow else numbers, stable=True)
@@ -87,21 +95,25 @@ def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
 
 def group(numbers: torch.Tensor, limit: int) -> Groups:
     """Group `numbers`, all from 0 to below `limit`. Host sync on a GPU: how many distinct ones there are."""
-    if (kernels := compiled(numbers.device)) is not None:
+    kernels = compiled(numbers.device)
+    if kernels is not None and _sorts(numbers.numel(), limit):
         return Groups(*(torch.from_numpy(part) for part in kernels.ordering.group(numbers.numpy(), limit)))
     order = stable_order(numbers, limit)
     numbers_U, counts = torch.unique_consecutive(numbers[order], return_counts=True)
     return Groups(numbers_U, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), order)
 
 
-def sources(waiting: Gradients, groups: Groups) -> torch.Tensor:
-    """The segment whose gradient each entry takes, in the order of `groups`, int64 `[E]`."""
+def group_rows(waiting: Gradients, rows: int) -> Groups:
+    """Group the rows that gradients wait for, in a slab of so many; `order_E` names not entries but their segments."""
     if waiting.offsets is None:
-        return groups.order_E
-    if (kernels := compiled(groups.order_E.device)) is not None:
-        return torch.from_numpy(kernels.ordering.segments_of(waiting.offsets.numpy(), groups.order_E.numpy()))
-    lengths = waiting.offsets.diff()
-    return torch.repeat_interleave(lengths, output_size=groups.order_E.numel())[groups.order_E]
+        return group(waiting.rows_E, rows)
+    kernels = compiled(waiting.rows_E.device)
+    if kernels is not None and _sorts(max(waiting.rows_E.numel(), waiting.offsets.numel()), rows):
+        found = kernels.ordering.group_segments(waiting.rows_E.numpy(), waiting.offsets.numpy(), rows)
+        return Groups(*(torch.from_numpy(part) for part in found))
+    groups = group(waiting.rows_E, rows)
+    segments = torch.repeat_interleave(waiting.offsets.diff(), output_size=groups.order_E.numel())
+    return Groups(groups.numbers_U, groups.starts, segments[groups.order_E])
 
 
 def merge(waiting: Gradients, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,6 +121,5 @@ def merge(waiting: Gradients, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
     Sums follow the order of arrival, so they are the same however often they are made.
     """
-    groups = group(waiting.rows_E, rows)
-    sums = F.embedding_bag(sources(waiting, groups), waiting.grads_SW, groups.starts, mode="sum", include_last_offset=True)
-    return groups.numbers_U, sums
+    groups = group_rows(waiting, rows)
+    return groups.numbers_U, F.embedding_bag(groups.order_E, waiting.grads_SW, groups.starts, mode="sum", include_last_offset=True)

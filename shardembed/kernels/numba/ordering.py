@@ -1,5 +1,7 @@
 """Sorting of whole numbers by their digits (radix sort): stable, and in time proportional to how many there are.
 
+Number and place are sorted as one word, the place in the low bits, so that each pass moves one array.
+
 Legend: E numbers, U distinct ones.
 """
 
@@ -11,24 +13,30 @@ import numpy as np
 
 from shardembed.kernels.numba.tools import compiled
 
+WORD = 63  # bits that a number and its place may have together
 MANY = 4096  # numbers; fewer are sorted by short digits, whose tables cost nothing to clear
 SHORT, LONG = 6, 12  # bits of a digit; 2^12 counters fit the first cache
 
 
 @compiled
-def stable_order(numbers_E: Any, limit: int) -> Any:
-    """(the order that sorts numbers from 0 to below `limit` and keeps equal ones as they stand, the sorted numbers), int64."""
-    count = numbers_E.size
-    longest = LONG if count >= MANY else SHORT
+def bits_of(limit: int) -> int:
+    """How many bits the numbers below `limit` take."""
     bits = 1
-    while limit > (1 << bits) and bits < 62:
+    while bits < WORD and limit > (1 << bits):
         bits += 1
-    passes = -(-bits // longest)
+    return bits
+
+
+@compiled
+def _sorted(words_E: Any, low: int, bits: int) -> Any:
+    """The words sorted by the `bits` above the `low` ones. Overwrites the array."""
+    count = words_E.size
+    passes = -(-bits // (LONG if count >= MANY else SHORT))
     digit = -(-bits // passes)
     size, mask = 1 << digit, (1 << digit) - 1
     at = np.zeros((passes, size), np.int64)
     for e in range(count):
-        number = numbers_E[e]
+        number = words_E[e] >> low
         for p in range(passes):
             at[p, (number >> (p * digit)) & mask] += 1
     for p in range(passes):
@@ -37,45 +45,85 @@ def stable_order(numbers_E: Any, limit: int) -> Any:
             here = at[p, i]
             at[p, i] = before
             before += here
-    order, keys = np.empty(count, np.int64), np.empty(count, np.int64)
-    other_order, other_keys = np.empty(count, np.int64), np.empty(count, np.int64)
-    for e in range(count):
-        number = np.int64(numbers_E[e])
-        place = at[0, number & mask]
-        at[0, number & mask] = place + 1
-        order[place] = e
-        keys[place] = number
-    for p in range(1, passes):
-        starts, shift = at[p], p * digit
+    other_E = np.empty_like(words_E)
+    for p in range(passes):
+        starts, shift = at[p], low + p * digit
         for e in range(count):
-            number = keys[e]
-            d = (number >> shift) & mask
-            place = starts[d]
-            starts[d] = place + 1
-            other_order[place] = order[e]
-            other_keys[place] = number
-        order, other_order = other_order, order
-        keys, other_keys = other_keys, keys
-    return order, keys
+            word = words_E[e]
+            d = (word >> shift) & mask
+            other_E[starts[d]] = word
+            starts[d] += 1
+        words_E, other_E = other_E, words_E
+    return words_E
+
+
+@compiled
+def _places(words_E: Any, low: int) -> Any:
+    mask = (1 << low) - 1
+    for e in range(words_E.size):
+        words_E[e] &= mask
+    return words_E
+
+
+@compiled
+def _runs(words_E: Any, low: int) -> Any:
+    """(the distinct numbers, where the words of each begin, `[U + 1]`)."""
+    count = words_E.size
+    distinct, last = 0, np.int64(-1)
+    for e in range(count):
+        number = words_E[e] >> low
+        distinct += number != last
+        last = number
+    numbers_U, starts = np.empty(distinct, np.int64), np.empty(distinct + 1, np.int64)
+    u, last = 0, np.int64(-1)
+    for e in range(count):
+        number = words_E[e] >> low
+        if number != last:
+            numbers_U[u] = number
+            starts[u] = e
+            u += 1
+            last = number
+    starts[distinct] = count
+    return numbers_U, starts
+
+
+@compiled
+def _words(numbers_E: Any, low: int) -> Any:
+    words_E = np.empty(numbers_E.size, np.int64)
+    for e in range(numbers_E.size):
+        words_E[e] = (np.int64(numbers_E[e]) << low) | e
+    return words_E
+
+
+@compiled
+def stable_order(numbers_E: Any, limit: int) -> Any:
+    """The order that sorts numbers from 0 to below `limit` and keeps equal ones as they stand, int64."""
+    low = bits_of(numbers_E.size)
+    return _places(_sorted(_words(numbers_E, low), low, bits_of(limit)), low)
 
 
 @compiled
 def group(numbers_E: Any, limit: int) -> Any:
     """(distinct numbers `[U]`, ascending; where each one's entries begin in the order, `[U + 1]`; the order `[E]`)."""
-    order, keys = stable_order(numbers_E, limit)
-    count = keys.size
-    distinct = 0
-    for e in range(count):
-        distinct += e == 0 or keys[e] != keys[e - 1]
-    numbers_U, starts = np.empty(distinct, np.int64), np.empty(distinct + 1, np.int64)
-    u = 0
-    for e in range(count):
-        if e == 0 or keys[e] != keys[e - 1]:
-            numbers_U[u] = keys[e]
-            starts[u] = e
-            u += 1
-    starts[distinct] = count
-    return numbers_U, starts, order
+    low = bits_of(numbers_E.size)
+    words_E = _sorted(_words(numbers_E, low), low, bits_of(limit))
+    numbers_U, starts = _runs(words_E, low)
+    return numbers_U, starts, _places(words_E, low)
+
+
+@compiled
+def group_segments(rows_E: Any, offsets: Any, limit: int) -> Any:
+    """As `group`, but of each entry not its place but its segment: segment s has the entries from `offsets[s]` to
+    `offsets[s + 1]`.
+    """
+    low = bits_of(offsets.size)
+    words_E = np.empty(rows_E.size, np.int64)
+    for s in range(offsets.size - 1):
+        for e in range(offsets[s], offsets[s + 1]):
+            words_E[e] = (np.int64(rows_E[e]) << low) | s
+    words_E = _sorted(words_E, low, bits_of(limit))
+    rows_U, starts = _runs(words_E, low)
+    return rows_U, starts, _places(words_E, low)
 
 
 @compiled
@@ -86,16 +134,3 @@ def inverse_of(order_E: Any, starts: Any) -> Any:
         for place in range(starts[u], starts[u + 1]):
             inverse[order_E[place]] = u
     return inverse
-
-
-@compiled
-def segments_of(offsets: Any, order_E: Any) -> Any:
-    """The segment of each entry, in the order given, `[E]`; segment s has the entries from `offsets[s]` to `offsets[s + 1]`."""
-    segment_E = np.empty(order_E.size, np.int64)
-    for s in range(offsets.size - 1):
-        for e in range(offsets[s], offsets[s + 1]):
-            segment_E[e] = s
-    found = np.empty(order_E.size, np.int64)
-    for place in range(order_E.size):
-        found[place] = segment_E[order_E[place]]
-    return found
