@@ -15,6 +15,7 @@ import torch
 from shardembed import initial
 from shardembed.kernels import cpu, grouping, reference, rounding
 from shardembed.kernels.choose import choose
+from shardembed.kernels.memory import on_huge_pages
 from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
 from shardembed.slabs import Block, Lane, SlabSpec
@@ -58,10 +59,10 @@ class Slab:
         self.rank = rank
         rows = spec.rows[rank]
         self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, rows, device)
-        self.weights = torch.empty(rows, spec.width, dtype=spec.dtype, device=device)
+        self.weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
         shapes = {"row": (rows,), "element": (rows, spec.width)}
         self.state = {
-            name: torch.zeros(shapes[shape], dtype=spec.compute_dtype, device=device)
+            name: on_huge_pages(torch.zeros(shapes[shape], dtype=spec.compute_dtype, device=device))
             for name, shape in spec.optimizer.state.items()
             if not spec.policy.frozen
         }
