@@ -5,6 +5,7 @@ Weights are whole numbers in float64, so sums are exact in any order and equalit
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from shardembed.errors import IdRangeError
 from shardembed.ids import IdBatch
+from shardembed.kernels import grouping
 from shardembed.route import Atlas, Route, combine, empty_route, make_route
 from shardembed.route.segments import SlabRoute
 from shardembed.slabs import SlabSpec, build_slabs
@@ -112,6 +114,22 @@ def test_routes_answer_like_a_plain_lookup(case: Case, data: st.DataObject) -> N
             assert output.shape == wanted.shape
             torch.testing.assert_close(output, wanted, rtol=1e-15, atol=1e-12)  # a mean divides
         check_deduplication(case, route)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grouping, "missing", lambda: "numba is not installed")
+            again = make_route(IdBatch.of(batch, features, CPU), features, atlas)
+        for one, other in zip(route.slabs, again.slabs, strict=True):
+            assert same(one, other), "compiled and in plain torch, routes are the same"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, tensors by their numbers; where they are whole, of any type."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.tolist() == other.tolist()
+    if is_dataclass(one):
+        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
 
 
 def check_deduplication(case: Case, route: Route) -> None:
