@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import torch
 
+from shardembed import narrow
 from shardembed.comm import Comm
 from shardembed.errors import DisagreementError, rebuild, travels
 from shardembed.route import Route
@@ -127,14 +128,13 @@ def send_back(answers: Sequence[torch.Tensor], request: Request, caller: Caller,
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
     sent = _vector_parts([slab.asked for slab in request], caller)
     received = _vector_parts([slab.sent for slab in request], caller)
-    arrived = _exchange("forward: send back", answers, sent, received, caller, comm)
-    return [vectors.to(spec.compute_dtype) for vectors, spec in zip(arrived, caller.slabs, strict=True)]
+    arrived = _exchange("forward: send back", _narrow(answers, caller), sent, received, caller, comm)
+    return _widened(arrived, caller)
 
 
 def send_grads(grads: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of gradients, `[S, W]` a slab: `send_back` with sizes mirrored. Frozen slabs get none."""
-    arrived = _send_mirrored(grads, request, caller, comm)
-    return [vectors.to(spec.compute_dtype) for vectors, spec in zip(arrived, caller.slabs, strict=True)]
+    return _widened(_send_mirrored(_narrow(grads, caller), request, caller, comm), caller)
 
 
 def send_fixed(quanta: Sequence[torch.Tensor], request: Request, caller: Caller, comm: Comm) -> list[torch.Tensor]:
@@ -285,4 +285,24 @@ def _offsets(lengths: torch.Tensor, segments: list[int], keys: list[int]) -> tor
 
 
 def _vector_parts(counts: Sequence[list[int]], caller: Caller) -> list[Part]:
-    return [Part(count, dtype, (spec.width,)) for count, dtype, spec in zip(counts, caller.wire_dtypes, caller.slabs, strict=True)]
+    return [
+        _vector_part(count, dtype, spec.width) for count, dtype, spec in zip(counts, caller.wire_dtypes, caller.slabs, strict=True)
+    ]
+
+
+def _vector_part(count: list[int], dtype: torch.dtype, width: int) -> Part:
+    return Part(count, torch.uint8, (narrow.row_bytes(width, dtype),)) if dtype == torch.int8 else Part(count, dtype, (width,))
+
+
+def _narrow(vectors: Sequence[torch.Tensor], caller: Caller) -> list[torch.Tensor]:
+    """Encoded, where the wire has 8 bits; messages cast to other dtypes themselves."""
+    pairs = zip(vectors, caller.wire_dtypes, strict=True)
+    return [narrow.encode(part) if dtype == torch.int8 else part for part, dtype in pairs]
+
+
+def _widened(arrived: Sequence[torch.Tensor], caller: Caller) -> list[torch.Tensor]:
+    """What came, in the compute dtype."""
+    return [
+        narrow.decode(part, spec.compute_dtype) if dtype == torch.int8 else part.to(spec.compute_dtype)
+        for part, dtype, spec in zip(arrived, caller.wire_dtypes, caller.slabs, strict=True)
+    ]

@@ -14,7 +14,7 @@ from shardembed.tables import TableConfig
 
 AGREED = "tables, plan, optimizers and settings"
 SHARDS_SHOWN = 16
-WIRE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIRE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Settings:
     """How a collection travels and learns.
 
     wire_dtype: of vectors and gradients between ranks; None sends each table in its own dtype. A value beyond the range of the
-        wire dtype arrives as inf, as in `Tensor.to`; for gradients, `on_nonfinite` and GradScaler then see it.
+        wire dtype arrives as inf, as in `Tensor.to`; for gradients, `on_nonfinite` and GradScaler then see it. int8: each row as
+        whole numbers and a scale (see `narrow`).
     update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
     reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
     kernel: "auto", or "reference" / "numba" to pin what updates the tables.
@@ -42,7 +43,7 @@ class Settings:
         if self.reduction not in ("mean", "sum"):
             raise ConfigError(f"gradient_reduction must be 'mean' or 'sum', not {self.reduction!r}")
         if self.wire_dtype not in WIRE_DTYPES:
-            raise ConfigError(f"wire_dtype must be a floating-point dtype or None, not {self.wire_dtype!r}")
+            raise ConfigError(f"wire_dtype must be a floating-point dtype, torch.int8 or None, not {self.wire_dtype!r}")
 
 
 def names_of(tables: Sequence[str]) -> str:

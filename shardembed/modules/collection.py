@@ -38,7 +38,7 @@ class EmbeddingCollection(ShardedModule):
             are Parameters with gradients, for a torch optimizer of your own (see `se.ignored`).
         plan: "auto", a `Plan`, one placement for all tables, or a dict by table name (the others get the default).
         wire_dtype: dtype of vectors and gradients between ranks; None sends each table in its own. What a narrower dtype cannot
-            hold arrives as inf.
+            hold arrives as inf. torch.int8 sends each row as whole numbers from -127 to 127 and a scale.
         update: "step" keeps gradients until `se.Optimizer.step`. "backward" updates the rows in the backward and keeps nothing:
             least memory, but no clipping, no GradScaler and no accumulation.
         gradient_reduction: "mean" divides gradients by the number of ranks, as DistributedDataParallel does; "sum" does not.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardembed.narrow import SCALE_BYTES
 from shardembed.optim import TableOptimizer
 from shardembed.placement import Packing
 from shardembed.planner.traffic import Asked, Traffic
@@ -66,6 +67,11 @@ class Table:
     def compute(self) -> int:
         """Itemsize of sums, gradients and optimizer state."""
         return 8 if self.load.table.dtype == torch.float64 else 4
+
+    @property
+    def scale(self) -> int:
+        """Bytes that a vector has on the wire beside its elements."""
+        return SCALE_BYTES if self.wire == torch.int8.itemsize else 0
 
     @property
     def rows(self) -> int:
@@ -140,7 +146,7 @@ class Table:
 
     def vector_bytes(self, demand: Demand, widths: Array) -> Array:
         """Of the vectors that one rank gets from each shard; its gradients take as many."""
-        return demand.segments * widths * self.wire
+        return demand.segments * (widths * self.wire + self.scale)
 
 
 def padding(item: int) -> float:

@@ -237,7 +237,7 @@ class CostModel:
     ) -> None:
         entries, segments = float(demand.entries.sum()), float(demand.segments.sum())
         keys = float(table.key_bytes(demand, np.zeros_like(demand.singles)).sum())
-        vectors, wanted = segments * width * table.wire, segments * width * table.compute
+        vectors, wanted = segments * (width * table.wire + table.scale), segments * width * table.compute
         copy = self._op("copy").byte
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
@@ -306,13 +306,13 @@ class CostModel:
         loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
         found, row = traffic.distinct, width * this.itemsize
         loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
-        loads[BACK] += copy * found * width * this.wire
+        loads[BACK] += copy * found * (width * this.wire + this.scale)
         widths = np.array([width])
         memory[WEIGHTS] += rows * row
         memory[STATE] += rows * float(demands.state_bytes(this, widths)[0])
         memory[BUFFERS] += found * row
         if this.learns:
-            loads[GRADS] += copy * found * width * this.wire
+            loads[GRADS] += copy * found * (width * this.wire + this.scale)
             gradients = width * this.compute
             buffer = self.reduced_bytes(table)
             _, update = self._update_ops(table, width)
@@ -375,7 +375,7 @@ class CostModel:
         table = self.tables[number]
         call = {name: self._op(name).call for name in ("route_slab", "lookup", "copy", "block")}
         blocks = 2 * (call["copy"] + call["block"] * (1 if copied else self.ranks))
-        item = int(width) * table.wire
+        item = int(width) * table.wire + table.scale
         fill_keys, fill_vectors = (0.0, 0.0) if copied else (self._exchange.byte * demands.padding(size) for size in (4, item))
         counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB + self._op("counts").row
         seconds = {ROUTE: call["route_slab"], IDS: blocks + fill_keys + counts, LOOKUP: call["lookup"], BACK: blocks + fill_vectors}

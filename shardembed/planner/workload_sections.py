@@ -103,7 +103,7 @@ class WorkloadSection(_Traffic):
     name: Annotated[str, Field(min_length=1)] | None = None
     global_batch_size: Count
     dense_features: Annotated[int, Field(ge=0)] | None = None
-    wire_dtype: Float | None = None
+    wire_dtype: Float | Literal["int8"] | None = None
     tables: tuple[TableSection, ...] = ()
     table_groups: tuple[GroupSection, ...] = ()
 

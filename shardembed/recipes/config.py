@@ -166,7 +166,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     plan: PlanConfig = PlanConfig()
-    wire_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    wire_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run_dir: str = "runs"

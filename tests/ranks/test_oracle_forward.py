@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import shardembed as se
-from shardembed import optim
+from shardembed import narrow, optim
 from shardembed.placement import Packing, Placement
 from tests.harness import run_ranks
 from tests.oracle import Batch, Case, lookup, make_bags
@@ -92,6 +92,36 @@ def test_gradients_over_a_narrow_wire_are_rounded_once(world_size: int, wire: to
         poolings = ("sum", "mean", "none", "weighted")
         case = cross(world_size, optim.SGD(lr=0.25), dtype, steps=1, positive=True, seed=102, poolings=poolings)
         check(replace(case, wire_dtype=wire))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_rows_travel_in_8_bits_when_asked(world_size: int) -> None:
+    """Rows and gradients are what `narrow` makes of them, also those that stay at home."""
+    for output, grads in run_ranks(world_size, in_8_bits):
+        rows = ROWS_IN_8_BITS
+        assert torch.equal(output, narrow.decode(narrow.encode(rows), torch.float32))
+        # Each rank sends the gradient of each row, rounded by itself.
+        sums = sum(narrow.decode(narrow.encode(rows.flip(0) * (rank + 1)), torch.float64) for rank in range(world_size))
+        torch.testing.assert_close(grads, sums)
+
+
+ROWS_IN_8_BITS = torch.linspace(-3.0, 5.0, 56).view(8, 7)
+
+
+def in_8_bits(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tables = [se.TableConfig("t", 8, 7, pooling=None)]
+    emb = se.EmbeddingCollection(
+        tables, optimizer=se.optim.SGD(lr=1.0), plan=se.row_wise(), wire_dtype=torch.int8, gradient_reduction="sum"
+    )
+    emb.load_rows("t", ROWS_IN_8_BITS)
+    output = emb({"t": torch.arange(8)})["t"]
+    (output * ROWS_IN_8_BITS.flip(0) * (rank + 1)).sum().backward()
+    found = [slab.merged() for slab in emb.journey.slabs]
+    (block,) = emb.journey.specs[0].lanes[0].blocks[rank : rank + 1]
+    mine = torch.zeros(8, 7, dtype=torch.float64)
+    mine[torch.arange(8)[block.shard.rows.start : block.shard.rows.stop][found[0][0]]] = found[0][1].double()
+    total = emb.journey.comm.all_reduce("test", mine)
+    return output.detach(), total
 
 
 def overflow(rank: int, world_size: int, packing: Packing) -> tuple[torch.Tensor, torch.Tensor]:

@@ -149,6 +149,8 @@ def model_of(ranks: int, wire: torch.dtype | None) -> CostModel:
         ("columns by bag", 3, None),
         ("mixed", 2, torch.bfloat16),
         ("mixed", 3, None),
+        ("rows by id", 2, torch.int8),
+        ("columns by bag", 3, torch.int8),
     ],
 )
 def test_a_rank_sends_and_holds_what_the_planner_counts(plan: str, ranks: int, wire: torch.dtype | None) -> None:
@@ -163,8 +165,10 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(plan: str, ranks: int, w
         keys = counted[IDS] - counts
         # Keys, lengths and multiplicities have a block each, filled up to 16 bytes.
         assert keys - 1 <= sent["forward: send ids"] < keys + (ALIGNMENT - 1) * 3 * slabs * (ranks - 1) + 1
-        assert sent["forward: send back"] == pytest.approx(counted[BACK], abs=1)
-        assert sent["backward: send gradients"] == pytest.approx(counted[GRADS], abs=1)
+        # Rows of 8 bits do not fill 16 bytes; what a block is filled up with is counted at its expected size.
+        off = 1 + (ALIGNMENT * slabs * (ranks - 1) if wire == torch.int8 else 0)
+        assert sent["forward: send back"] == pytest.approx(counted[BACK], abs=off)
+        assert sent["backward: send gradients"] == pytest.approx(counted[GRADS], abs=off)
         assert sent["step: share row squares"] == pytest.approx(counted[UPDATE], abs=1)
         assert sent["step: reduce copies"] * 2 * (ranks - 1) / ranks == pytest.approx(counted[COPIES])
         assert real["weights"] == expected.memory[WEIGHTS, rank]

@@ -24,7 +24,7 @@ FLOORS = {
     2: ["autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["comm", "heartbeat", "kernels", "meeting", "trouble"],
     0: [
-        *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "optim", "placement"),
+        *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "narrow", "optim", "placement"),
         *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
     ],
 }
