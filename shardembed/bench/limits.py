@@ -1,0 +1,121 @@
+"""What this machine allows, measured in the run whose figures are held against it: reading rows at random, copying, exchanging.
+
+All ranks measure at once, since they share memory and cores in a step too. A figure is the fastest of several tries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import shardembed as se
+from shardembed.bench.stages import barrier, gathered
+
+COPIED = 64 << 20  # bytes of a copy: beyond the caches
+GATHERED = 128 << 20  # bytes of the table that rows are gathered from
+TRIES = 5
+AHEAD = 16  # rows that the gather asks for before it needs them
+
+
+@dataclass(frozen=True)
+class Limits:
+    """copy: bytes read and written a second. gather: random rows of the given width a second, from a table beyond the caches.
+    empty: seconds of an all-to-all without content.
+    """
+
+    copy: float
+    gather: float
+    width: int
+    empty: float
+
+
+def measure(width: int) -> Limits:
+    """Collective."""
+    rows = max(1024, GATHERED // (4 * width))
+    table = torch.ones(rows, width)
+    keys = torch.from_numpy(np.random.default_rng(0).integers(0, rows, 1 << 15))
+    return Limits(copy_bandwidth(), len(keys) / gather_seconds(table, keys), width, exchange_seconds(0))
+
+
+def fastest(action: Callable[[], object], tries: int = TRIES) -> float:
+    """Seconds on the slowest rank, in the fastest try. Collective."""
+    taken = []
+    for _ in range(tries + 1):  # the first warms up
+        barrier()
+        began = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - began)
+    return float(np.max(gathered(np.array(taken[1:])), 0).min())
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, those read and those written."""
+    source = torch.ones(COPIED // 4)
+    target = torch.empty_like(source)
+    return 2 * COPIED / fastest(lambda: target.copy_(source))
+
+
+def gather_seconds(weights: torch.Tensor, keys: torch.Tensor) -> float:
+    """Of reading these rows and writing them side by side: torch's way, or with prefetching where numba is there."""
+    out = torch.empty(len(keys), weights.shape[1], dtype=weights.dtype)
+    if not len(keys):
+        return 0.0 * fastest(lambda: None)
+    found = fastest(lambda: torch.index_select(weights, 0, keys, out=out))
+    gather = _prefetching()
+    if gather is None or weights.dtype != torch.float32:
+        return found
+    arrays = weights.numpy(), keys.numpy(), out.numpy()
+    return min(found, fastest(lambda: gather(*arrays)))
+
+
+def exchange_seconds(size: int) -> float:
+    """Of an all-to-all in which each rank sends `size` bytes to every other; 0.0 where there is no other. Collective."""
+    ranks = se.world_size()
+    if ranks == 1:
+        return 0.0
+    send = torch.zeros(max(1, size) * ranks, dtype=torch.uint8)
+    received = torch.empty_like(send)
+    return fastest(lambda: dist.all_to_all_single(received, send), 2 * TRIES)
+
+
+@cache
+def _prefetching() -> Callable[..., Any] | None:
+    """A gather that asks the memory for a row some rows before it is copied."""
+    try:
+        from numba import njit, types
+        from numba.core import cgutils
+        from numba.extending import intrinsic
+    except ImportError:
+        return None
+    from llvmlite import ir
+
+    @intrinsic
+    def prefetch(typing: Any, array: Any, index: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = signature.args[0]
+            view = context.make_array(kind)(context, builder, arguments[0])
+            where = cgutils.get_item_pointer(context, builder, kind, view, [arguments[1], context.get_constant(types.intp, 0)])
+            byte = builder.bitcast(where, cgutils.voidptr_t)
+            declared = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *[ir.IntType(32)] * 3])
+            function = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
+            builder.call(function, [byte, *(ir.Constant(ir.IntType(32), number) for number in (0, 3, 1))])
+            return context.get_dummy_value()
+
+        return types.void(array, index), emit
+
+    @njit(nogil=True, fastmath=True)
+    def gather(weights: Any, keys: Any, out: Any) -> None:
+        for i in range(len(keys)):
+            if i + AHEAD < len(keys):
+                prefetch(weights, keys[i + AHEAD])  # pyright: ignore[reportCallIssue] -- numba gives the first
+            for j in range(weights.shape[1]):
+                out[i, j] = weights[keys[i], j]
+
+    return gather
