@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: a training step of one task under one kind of plan, with its batches in the form it likes. Ours."""
+"""What takes part in a benchmark: a training step of one task under one kind of plan, with batches as it likes them. Ours."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
 import shardembed as se
 from shardembed.bench.stages import barrier, gathered
@@ -62,16 +63,21 @@ def copy_bandwidth() -> float:
     return 2 * COPIED / fastest(lambda: target.copy_(source))
 
 
-def gather_seconds(weights: torch.Tensor, keys: torch.Tensor) -> float:
-    """Of reading these rows and writing them side by side: torch's way, or with prefetching where numba is there."""
-    out = torch.empty(len(keys), weights.shape[1], dtype=weights.dtype)
-    if not len(keys):
-        return 0.0 * fastest(lambda: None)
-    found = fastest(lambda: torch.index_select(weights, 0, keys, out=out))
+def gather_seconds(weights: torch.Tensor, keys: torch.Tensor, offsets: torch.Tensor | None = None) -> float:
+    """Of reading these rows, and writing them side by side, or their sums from offset to offset: torch's way, or with prefetching
+    where numba is there. Collective.
+    """
+    many = len(keys) if offsets is None else len(offsets) - 1
+    out = torch.empty(many, weights.shape[1], dtype=weights.dtype)
+    if offsets is None:
+        found = fastest(lambda: torch.index_select(weights, 0, keys, out=out))
+    else:
+        found = fastest(lambda: F.embedding_bag(keys, weights, offsets, mode="sum", include_last_offset=True))
     gather = _prefetching()
     if gather is None or weights.dtype != torch.float32:
         return found
-    arrays = weights.numpy(), keys.numpy(), out.numpy()
+    starts = torch.arange(many + 1) if offsets is None else offsets
+    arrays = weights.numpy(), keys.numpy(), starts.numpy(), out.numpy()
     return min(found, fastest(lambda: gather(*arrays)))
 
 
@@ -111,11 +117,15 @@ def _prefetching() -> Callable[..., Any] | None:
         return types.void(array, index), emit
 
     @njit(nogil=True, fastmath=True)
-    def gather(weights: Any, keys: Any, out: Any) -> None:
-        for i in range(len(keys)):
-            if i + AHEAD < len(keys):
-                prefetch(weights, keys[i + AHEAD])  # pyright: ignore[reportCallIssue] -- numba gives the first
-            for j in range(weights.shape[1]):
-                out[i, j] = weights[keys[i], j]
+    def gather(weights: Any, keys: Any, starts: Any, out: Any) -> None:
+        for segment in range(len(starts) - 1):
+            for i in range(starts[segment], starts[segment + 1]):
+                if i + AHEAD < len(keys):
+                    prefetch(weights, keys[i + AHEAD])  # pyright: ignore[reportCallIssue] -- numba gives the first
+                if i == starts[segment]:
+                    out[segment] = weights[keys[i]]
+                else:
+                    for j in range(weights.shape[1]):
+                        out[segment, j] += weights[keys[i], j]
 
     return gather

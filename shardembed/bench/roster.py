@@ -52,7 +52,9 @@ class Roster:
     def heats(self) -> Iterator[list[Contender]]:
         """Contenders to be timed together, ours first. Those of a heat are gone when the next is built. Collective."""
         for entries in divided(self.entries[1:], self.entries[0], budget() / (4 * self.elements)):
-            yield [made for made in map(self._made, entries) if made is not None]
+            heat = [made for made in map(self._made, entries) if made is not None]
+            yield heat
+            heat.clear()  # whoever took the list has it still
             give_back()
 
     def _made(self, entry: Entry) -> Contender | None:

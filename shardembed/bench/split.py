@@ -3,7 +3,7 @@
 The limit of a phase is the time, measured in the same run, of the least work that it stands for:
 
     ids out, vectors back, gradients back   an all-to-all of the same bytes, in equal shares (ids out: and an empty one for counts)
-    lookup                                  gathering the same rows
+    lookup                                  gathering the same rows, and summing those of a segment
     combine                                 reading the segments and writing the outputs once, and the same on the way back
     update                                  gathering the distinct rows twice (read, write), and reading the gradients once
 """
@@ -80,7 +80,7 @@ def floors(runner: Runner, machine: Limits, sent: Any) -> dict[int, float]:
         rows = slab.locate(asked.keys_E)
         distinct = rows.unique()
         bytes_a_row = slab.spec.width * slab.weights.element_size()
-        lookup += limits.gather_seconds(slab.weights, rows)
+        lookup += limits.gather_seconds(slab.weights, rows, asked.offsets)
         segments = sum(asked.asked)
         update += 2 * limits.gather_seconds(slab.weights, distinct) + segments * bytes_a_row / machine.copy
         combined += 2 * sum(route.segments) * bytes_a_row / machine.copy

@@ -46,12 +46,13 @@ def one(task: Task, kind: str, options: Options) -> Result:
     turns = options.rounds * (4 if task.samples <= 64 else 1)
     for heat in roster.heats():
         found["heats"].append(rounds.take_turns(heat, turns, options.steps))
-        if "phases" not in found and (runner := heat[0].runner) is not None:
-            found |= _split(runner)
+        if "phases" not in found:
+            found |= _split(heat[0].runner)
     return {**found, "left_out": roster.left_out}
 
 
-def _split(ours: Runner) -> Result:
+def _split(ours: Runner | None) -> Result:
+    assert ours is not None
     machine = limits.measure(max(spec.width for spec in ours.emb.journey.specs))
     packings = Counter(table.packing for table in ours.emb.journey.plan.tables)
     return {"limits": machine.__dict__, "phases": split.as_json(split.split(ours, machine)), "packings": packings}

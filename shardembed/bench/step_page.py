@@ -13,14 +13,15 @@ from shardembed.bench.jobs import Result
 TITLE = "A training step beside the peers"
 ABOUT = (
     "Forward, backward and update (rowwise Adagrad; torch's is Adagrad) of the embedding part. On each number of ranks all "
-    "contenders take turns in one job, on the same ids: a step untimed, then the timed ones, between barriers. Milliseconds are medians over "
-    "rounds with their quartiles; a ratio is the median of the ratios of single rounds. Ranks that share cores measure total work, "
-    "not scaling. Tables are packed as sends fewer bytes unless a name says otherwise."
+    "contenders take turns in one job, on the same ids: a step untimed, then the timed ones, between barriers. Milliseconds are "
+    "medians over rounds with their quartiles; a ratio is the median of the ratios of single rounds. Ranks that share cores "
+    "measure total work, not scaling. Tables are packed as sends fewer bytes unless a name says otherwise."
 )
 PHASES = (
     "Phases end when the last rank ends them. The limit of a phase is the time measured in the same run for the least work that it "
-    "stands for: an all-to-all of the same bytes in equal shares, a gather of the same rows (with prefetching), of the update one of "
-    "the distinct rows for reading and one for writing, and a copy of what combine reads and writes, each way. Route has none."
+    "stands for: an all-to-all of the same bytes in equal shares, a gather and sum of the same rows (with prefetching), of the "
+    "update one of the distinct rows for reading and one for writing, and a copy of what combine reads and writes, each way. Route "
+    "has none."
 )
 PEERS = ("TorchRec", "FBGEMM", "nn.Embedding", "DTensor")
 
@@ -61,7 +62,7 @@ def _best(result: Result) -> dict[str, Line]:
     found: dict[str, Line] = {}
     for line in _lines(result).values():
         peer = next((peer for peer in PEERS if line.name.startswith(peer)), None)
-        if peer and "bfloat16" not in line.name and (peer not in found or line.ms.median < found[peer].ms.median):
+        if peer and "bfloat16" not in line.name and (peer not in found or line.beside.median < found[peer].beside.median):
             found[peer] = line
     return found
 
