@@ -18,9 +18,9 @@ from shardembed.bench.tasks import Task
 
 TITLE = "How a step grows"
 ABOUT = (
-    "Forward, backward and update (rowwise Adagrad) of the embedding part, one quantity varied at a time; tables cut by rows, ids by "
-    "Zipf's law with exponent 1.2. At each point the contenders take turns in one job. Ranks that share cores measure total work, "
-    "not scaling."
+    "Forward, backward and update (rowwise Adagrad) of the embedding part, one quantity varied at a time; tables cut by rows, ids "
+    "by Zipf's law with exponent 1.2. At each point the contenders take turns in one job. Ranks that share cores measure total "
+    "work, not scaling. In the plots dashed lines are of one rank, and those of tables, samples and ids otherwise of 2."
 )
 TABLES, SAMPLES, IDS = (8, 50, 100, 200, 300, 400, 800), (64, 256, 1024, 4096), (1, 3, 10, 30, 100)
 SHORT_TABLES, SHORT_SAMPLES, SHORT_IDS = (8, 100, 200, 300, 800), (64, 1024), (1, 10, 100)
@@ -130,14 +130,15 @@ def _panels(results: list[Result]) -> Mapping[str, list[plots.Curve]]:
             points = [result for result in results if result["quantity"] == quantity and result["ranks"] == ranks]
             for name in dict.fromkeys(name for result in points for name in result["times"]):
                 line = {result["value"]: spread(result["times"][name]) for result in points if name in result["times"]}
-                panels.setdefault(title, []).append(_curve(f"{name}, {ranks} rank{'s' * (ranks > 1)}", line))
+                panels.setdefault(title, []).append(_curve(name, ranks, line))
     grown_with_ranks: dict[str, dict[float, Spread]] = {}
     for result in results:
         for name, times in result["times"].items() if result["quantity"] == "ranks" else ():
-            grown_with_ranks.setdefault(f"{name}, on ranks", {})[result["ranks"]] = spread(times)
-    panels["ranks (8 tables, 1,024 samples, 10 ids)"] = [_curve(name, line) for name, line in grown_with_ranks.items()]
+            grown_with_ranks.setdefault(name, {})[result["ranks"]] = spread(times)
+    panels["ranks (8 tables, 1,024 samples, 10 ids)"] = [_curve(name, 2, line) for name, line in grown_with_ranks.items()]
     return panels
 
 
-def _curve(name: str, line: Mapping[float, Spread]) -> plots.Curve:
-    return plots.Curve(name, list(line), list(line.values()))
+def _curve(name: str, ranks: int, line: Mapping[float, Spread]) -> plots.Curve:
+    alone = ranks == 1
+    return plots.Curve(f"{name}, one rank" if alone else name, list(line), list(line.values()), name, dashed=alone)

@@ -1,5 +1,5 @@
-"""From nothing to the first step: import, plan, build and one step of a model with 26 tables, in fresh processes, ours and TorchRec's
-in turn.
+"""From nothing to the first step: import, plan, build and one step of a model with 26 tables, in fresh processes, in turn with
+TorchRec's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from shardembed.bench import pages
+from shardembed.bench import pages, startup_child
 from shardembed.bench.figures import ratio, spread
 from shardembed.bench.jobs import BenchFailedError, Result
 from shardembed.bench.options import Options
@@ -22,9 +22,9 @@ from shardembed.bench.startup_child import STAGES
 
 TITLE = "Import, plan, build and first step"
 ABOUT = (
-    "A model of 26 tables of 100,000 x 16 and two dense layers, planned by each library's own planner, built, and trained for one step "
-    "of 64 samples with one id a table. Processes are fresh, on each rank alike, and take turns; files are in the page cache. Joining "
-    "the process group is in none of the stages. Seconds on the slowest rank, medians over rounds with their quartiles."
+    "A model of 26 tables of 100,000 x 16 and two dense layers, planned by each library's own planner, built, and trained for one "
+    "step of 64 samples with one id a table. Processes are fresh, on each rank alike, and take turns; files are in the page cache. "
+    "Joining the process group is in none of the stages. Seconds on the slowest rank, medians over rounds with their quartiles."
 )
 WHO = ("shardembed", "TorchRec")
 __all__ = ["ABOUT", "TITLE", "collect", "measure", "page"]
@@ -58,6 +58,8 @@ def start(who: str, ranks: int) -> dict[str, float]:
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    source = Path(startup_child.__file__)
+    job |= {"PYTHONPATH": os.pathsep.join([str(source.parents[2]), os.environ.get("PYTHONPATH", "")])}
     job |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
     with tempfile.TemporaryDirectory() as folder:
         running = []
@@ -68,7 +70,7 @@ def start(who: str, ranks: int) -> dict[str, float]:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
             }
-            words = [sys.executable, "-m", "shardembed.bench.startup_child", who, str(Path(folder) / f"{rank}.json")]
+            words = [sys.executable, "-c", source.read_text(), who, str(Path(folder) / f"{rank}.json")]
             running.append(subprocess.Popen(words, env=environment))
         codes = [process.wait() for process in running]
         if any(codes):

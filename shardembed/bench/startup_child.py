@@ -1,8 +1,6 @@
-"""One start of a model, timed by stage; `bench.startup` runs it in a process of its own for each rank.
+"""One start of a model, timed by stage; `bench.startup` runs this file in a process of its own for each rank.
 
-    python -m shardembed.bench.startup_child shardembed|TorchRec FILE
-
-What each library imports is part of what is timed, so nothing is imported here before the clock runs but what both need first.
+What each library imports is part of what is timed: so this is run by its text and not by its name, which would import the package.
 """
 
 from __future__ import annotations
@@ -48,7 +46,8 @@ def shardembed() -> dict[str, float]:
     tables = [se.TableConfig(f"t{i}", ROWS, COLUMNS) for i in range(TABLES)]
     emb = se.EmbeddingCollection(tables, optimizer=se.optim.RowwiseAdagrad(lr=0.01), plan="auto")
     dense = nn.Sequential(nn.Linear(TABLES * COLUMNS, 64), nn.ReLU(), nn.Linear(64, 1))
-    optimizer = se.Optimizer(emb, dense=torch.optim.SGD(dense.parameters(), lr=0.01))
+    model = nn.ModuleDict({"emb": emb, "dense": dense})
+    optimizer = se.Optimizer(model, dense=torch.optim.SGD(dense.parameters(), lr=0.01))
     clock.end("plan and build")
     ids = torch.randint(0, ROWS, (TABLES, SAMPLES, 1))
     out = emb({f"t{i}": ids[i] for i in range(TABLES)})

@@ -155,8 +155,8 @@ def _section(result: Result) -> list[str]:
     lines += pages.paragraph(
         f"{size[0].upper()}{size[1:]}. {OURS} packs {packed}, whichever sends fewer bytes. A message takes "
         f"{wire['message']:.0f} bytes beside its content and a byte of content {wire['factor']:.4f} (measured with messages of "
-        f"{PROBES[0]} and {PROBES[1]} bytes); our formula on the wire has both. A true reduce-scatter of all bags, with every id sent "
-        f"as int64 and an all-gather of the gradients, would send {wire['reduce-scatter'] / 1e6:.2f} MB."
+        f"{PROBES[0]} and {PROBES[1]} bytes); our formula on the wire has both. A true reduce-scatter of all bags, with every "
+        f"id sent as int64 and an all-gather of the gradients, would send {wire['reduce-scatter'] / 1e6:.2f} MB."
     )
     theirs = counted.get("TorchRec", {}).get("bytes")
     rows = []
