@@ -37,7 +37,7 @@ class Contender:
 # Plans.
 
 
-def placement(kind: str, number: int, ranks: int, packing: Packing) -> Placement:
+def placement(kind: str, number: int, ranks: int, packing: Packing | None) -> Placement:
     """Where table `number` lies. mixed: a third of the tables each way."""
     if kind == "mixed":
         return placement(KINDS[number % 3], number // 3, ranks, packing)
@@ -50,7 +50,7 @@ def placement(kind: str, number: int, ranks: int, packing: Packing) -> Placement
 
 def plan_of(task: Task, kind: str, ranks: int, packing: Packing | None) -> Plan:
     """packing: None takes for each table the one that sends fewer bytes."""
-    chosen = {table.name: placement(kind, i, ranks, packing or "unique") for i, table in enumerate(task.tables)}
+    chosen = {table.name: placement(kind, i, ranks, packing) for i, table in enumerate(task.tables)}
     plan = resolve(task.tables, chosen, Cluster(ranks, ranks))
     return plan if packing else cheaper_packing(task.workload, plan, task.samples)
 
@@ -61,7 +61,7 @@ def plan_of(task: Task, kind: str, ranks: int, packing: Packing | None) -> Plan:
 def ours(task: Task, plan: Plan, batches: Sequence[Batch], wire_dtype: torch.dtype | None = None) -> Contender:
     """A training step of ours."""
     workload = replace(task.workload, wire_dtype=wire_dtype)
-    runner = Runner(Case(task.name, workload, plan), list(batches))
+    runner = Runner(Case(task.name, workload, plan), list(batches), join_small=True)
     return Contender(OURS, runner.learn, batches, runner=runner)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 import shardembed as se
 from shardembed.bench.stages import barrier, gathered
+from shardembed.kernels.numba.tools import compiled, fetch_row
 
 COPIED = 64 << 20  # bytes of a copy: beyond the caches
 GATHERED = 128 << 20  # bytes of the table that rows are gathered from
@@ -64,8 +64,8 @@ def copy_bandwidth() -> float:
 
 
 def gather_seconds(weights: torch.Tensor, keys: torch.Tensor, offsets: torch.Tensor | None = None) -> float:
-    """Of reading these rows, and writing them side by side, or their sums from offset to offset: torch's way, or with prefetching
-    where numba is there. Collective.
+    """Of reading these rows, and writing them side by side, or their sums from offset to offset: torch's way, or with
+    prefetching. Collective.
     """
     many = len(keys) if offsets is None else len(offsets) - 1
     out = torch.empty(many, weights.shape[1], dtype=weights.dtype)
@@ -73,12 +73,11 @@ def gather_seconds(weights: torch.Tensor, keys: torch.Tensor, offsets: torch.Ten
         found = fastest(lambda: torch.index_select(weights, 0, keys, out=out))
     else:
         found = fastest(lambda: F.embedding_bag(keys, weights, offsets, mode="sum", include_last_offset=True))
-    gather = _prefetching()
-    if gather is None or weights.dtype != torch.float32:
+    if weights.dtype != torch.float32:
         return found
     starts = torch.arange(many + 1) if offsets is None else offsets
-    arrays = weights.numpy(), keys.numpy(), starts.numpy(), out.numpy()
-    return min(found, fastest(lambda: gather(*arrays)))
+    arrays = weights.view(-1).numpy(), keys.numpy(), starts.numpy(), out.numpy()
+    return min(found, fastest(lambda: _gather(*arrays)))
 
 
 def exchange_seconds(size: int) -> float:
@@ -91,41 +90,18 @@ def exchange_seconds(size: int) -> float:
     return fastest(lambda: dist.all_to_all_single(received, send), 2 * TRIES)
 
 
-@cache
-def _prefetching() -> Callable[..., Any] | None:
-    """A gather that asks the memory for a row some rows before it is copied."""
-    try:
-        from numba import njit, types
-        from numba.core import cgutils
-        from numba.extending import intrinsic
-    except ImportError:
-        return None
-    from llvmlite import ir
-
-    @intrinsic
-    def prefetch(typing: Any, array: Any, index: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = signature.args[0]
-            view = context.make_array(kind)(context, builder, arguments[0])
-            where = cgutils.get_item_pointer(context, builder, kind, view, [arguments[1], context.get_constant(types.intp, 0)])
-            byte = builder.bitcast(where, cgutils.voidptr_t)
-            declared = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *[ir.IntType(32)] * 3])
-            function = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
-            builder.call(function, [byte, *(ir.Constant(ir.IntType(32), number) for number in (0, 3, 1))])
-            return context.get_dummy_value()
-
-        return types.void(array, index), emit
-
-    @njit(nogil=True, fastmath=True)
-    def gather(weights: Any, keys: Any, starts: Any, out: Any) -> None:
-        for segment in range(len(starts) - 1):
-            for i in range(starts[segment], starts[segment + 1]):
-                if i + AHEAD < len(keys):
-                    prefetch(weights, keys[i + AHEAD])  # pyright: ignore[reportCallIssue] -- numba gives the first
-                if i == starts[segment]:
-                    out[segment] = weights[keys[i]]
-                else:
-                    for j in range(weights.shape[1]):
-                        out[segment, j] += weights[keys[i], j]
-
-    return gather
+@compiled
+def _gather(flat: Any, keys: Any, starts: Any, out: Any) -> None:
+    """The sum of the rows of each segment, each row asked for some rows before it is read."""
+    width = out.shape[1]
+    for segment in range(len(starts) - 1):
+        for i in range(starts[segment], starts[segment + 1]):
+            if i + AHEAD < len(keys):
+                fetch_row(flat, keys[i + AHEAD], width)
+            first = keys[i] * width
+            if i == starts[segment]:
+                for j in range(width):
+                    out[segment, j] = flat[first + j]
+            else:
+                for j in range(width):
+                    out[segment, j] += flat[first + j]

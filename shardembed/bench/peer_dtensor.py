@@ -9,7 +9,8 @@ from torch import nn
 
 import shardembed as se
 from shardembed.bench.contenders import Contender
-from shardembed.bench.peers import LR, Ones
+from shardembed.bench.peers import LR
+from shardembed.bench.stages import Backward
 from shardembed.bench.tasks import Batch, Task
 
 EVERY = 5  # rounds between its turns: its gradients and its optimizer step are dense
@@ -32,11 +33,11 @@ def dtensor(task: Task, batches: Sequence[Batch]) -> Contender | str:
         parallelize_module(module, mesh, RowwiseParallel(input_layouts=Shard(0), output_layouts=Shard(0)))
     optimizer = torch.optim.Adagrad(modules.parameters(), lr=LR)
     called = [(modules[table.name], name) for table in task.tables for name in table.feature_names or ()]
-    grads = Ones()
+    backward = Backward()
 
     def step(batch: Batch) -> None:
         outputs = [module(batch[name]) for module, name in called]
-        torch.autograd.backward(outputs, grads.like(outputs))
+        backward(outputs)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from shardembed.bench.contenders import KINDS, Contender
-from shardembed.bench.peers import LR, Ones
+from shardembed.bench.peers import LR
+from shardembed.bench.stages import Backward
 from shardembed.bench.tasks import Batch, Flat, Task
 
 NAME = "TorchRec"
@@ -43,13 +44,13 @@ def torchrec_step(task: Task, kind: str, batches: Sequence[Batch], as_bags: bool
         collection = torchrec.EmbeddingCollection(device=meta, tables=[torchrec.EmbeddingConfig(**shape) for shape in shapes])
     apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), {"lr": LR})
     model = sharded(collection, task, kind, narrow)
-    features, grads = task.features, Ones()
+    features, backward = task.features, Backward()
 
     def step(flat: Flat) -> None:
         out = model.module["tables"](torchrec.KeyedJaggedTensor(keys=features, values=flat.ids, lengths=flat.lengths))
         out = out.wait() if hasattr(out, "wait") else out
         vectors = [out.values()] if pooled else [out[name].values() for name in features]
-        torch.autograd.backward(vectors, grads.like(vectors))
+        backward(vectors)
 
     return Contender("", step, [Flat.of(batch, features, one_an_id=as_bags) for batch in batches])
 

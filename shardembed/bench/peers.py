@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from shardembed.bench.contenders import Contender
+from shardembed.bench.stages import Backward
 from shardembed.bench.tasks import Batch, Flat, Task
 
 LR = 0.01
@@ -30,7 +31,7 @@ def plain_torch(task: Task, batches: Sequence[Batch]) -> Contender | str:
         modules[table.name] = kinds[mode is not None]()
     optimizer = torch.optim.Adagrad([p for module in modules.values() for p in module.parameters()], lr=LR)
     called = [(modules[table.name], name) for table in task.tables for name in table.feature_names or ()]
-    grads = Ones()
+    backward = Backward()
 
     def step(batch: Batch) -> None:
         outputs = []
@@ -42,7 +43,7 @@ def plain_torch(task: Task, batches: Sequence[Batch]) -> Contender | str:
                 outputs.append(module(given[0]))
             else:
                 outputs.append(module(given[0], given[1][:-1]))
-        torch.autograd.backward(outputs, grads.like(outputs))
+        backward(outputs)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -67,22 +68,10 @@ def fbgemm(task: Task, batches: Sequence[Batch]) -> Contender | str:
     )
     for weight in tables.split_embedding_weights():
         weight.fill_(0.01)
-    grads = Ones()
+    backward = Backward()
 
     def step(flat: Flat) -> None:
         vectors: Any = tables(flat.ids, flat.offsets)
-        torch.autograd.backward([vectors], grads.like([vectors]))
+        backward([vectors])
 
     return Contender("", step, [Flat.of(batch, task.features, one_an_id=not task.pooled) for batch in batches])
-
-
-class Ones:
-    """Gradients of outputs, ready before a step as long as the shapes stay."""
-
-    def __init__(self) -> None:
-        self._grads: list[torch.Tensor] = []
-
-    def like(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if [grad.shape for grad in self._grads] != [output.shape for output in outputs]:
-            self._grads = [torch.ones_like(output) for output in outputs]
-        return self._grads

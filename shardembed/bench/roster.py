@@ -112,7 +112,7 @@ def _alone(task: Task, batches: list[Batch], full: bool) -> list[Entry]:
     plan = plan_of(task, "table_wise", 1, None)
     found = [Entry(OURS, lambda: ours(task, plan, batches))]
     if task.pooled:  # nothing is sent, so neither packing sends less
-        found.append(Entry(f"{OURS}, bag", lambda: ours(task, plan_of(task, "table_wise", 1, "bag"), batches)))
+        found.append(Entry(f"{OURS}, unique", lambda: ours(task, plan_of(task, "table_wise", 1, "unique"), batches)))
     found.append(Entry("FBGEMM TBE", lambda: peers.fbgemm(task, batches)))
     name = "nn.EmbeddingBag(sparse)" if task.pooled else "nn.Embedding(sparse)"
     found.append(Entry(f"{name}, torch Adagrad", lambda: peers.plain_torch(task, batches), 2))

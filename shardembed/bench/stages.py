@@ -44,7 +44,7 @@ class Case:
 class Runner:
     """A case on this rank: its collection, and batches to step through: given ones, or so many that are drawn."""
 
-    def __init__(self, case: Case, batches: int | Sequence[dict[str, Any]], seed: int = 0) -> None:
+    def __init__(self, case: Case, batches: int | Sequence[dict[str, Any]], seed: int = 0, join_small: bool = False) -> None:
         self.case = case
         comm = se.Comm.of()
         configs = [load.table for load in case.workload.tables]
@@ -56,7 +56,7 @@ class Runner:
             samples = case.workload.global_batch_size // comm.world_size
             batches = [batch_of(case.workload, samples, numbers) for _ in range(batches)]
         self.batches = batches
-        self.grads: list[torch.Tensor] | None = None
+        self._backward = Backward(join_small)
         self.number = 0
 
     def step(self) -> None:
@@ -67,10 +67,7 @@ class Runner:
 
     def learn(self, batch: Any) -> None:
         """The step of one batch, or of a ticket for it."""
-        outputs = [output for output in self.emb(batch).values() if output.requires_grad]
-        if self.grads is None or any(g.shape != o.shape for g, o in zip(self.grads, outputs, strict=True)):
-            self.grads = [torch.ones_like(output) for output in outputs]
-        torch.autograd.backward(outputs, self.grads)
+        self._backward([output for output in self.emb(batch).values() if output.requires_grad])
         self.optimizer.step()
 
     def measure(self, rounds: int, warm: int) -> Array:
@@ -86,6 +83,28 @@ class Runner:
                 self.step()
                 ends.append(_ends(marks, time.perf_counter()))
         return np.array(ends) - began
+
+
+class Backward:
+    """A backward from gradients of ones, which are ready before a step as long as the shapes stay.
+
+    join_small: many small outputs are put side by side first, as a model would. Autograd's own checks of a gradient take 20
+    microseconds, for a hundred tables as long as the whole step.
+    """
+
+    def __init__(self, join_small: bool = True) -> None:
+        self._join = join_small
+        self._grads: list[torch.Tensor] = []
+
+    def __call__(self, outputs: list[torch.Tensor]) -> None:
+        if self._join and sum(output.numel() for output in outputs) <= SMALL:
+            outputs = [torch.cat([output.flatten() for output in outputs])]
+        if [grad.shape for grad in self._grads] != [output.shape for output in outputs]:
+            self._grads = [torch.ones_like(output) for output in outputs]
+        torch.autograd.backward(outputs, self._grads)
+
+
+SMALL = 1 << 18  # elements
 
 
 def keep_memory() -> None:

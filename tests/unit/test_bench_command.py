@@ -20,7 +20,7 @@ def test_one_rank_runs_all_contenders_and_says_where_time_goes(tmp_path: Path, m
     task = tasks.alike("tiny", 2, 50, 8, 4, 3)
     result = step.one(task, ONE_RANK, Options(rounds=1, steps=1, full=True))
     times = {name: values for heat in result["heats"] for name, values in heat.items()}
-    assert {OURS, f"{OURS}, bag", f"{OURS}, Adam", f"{OURS}, FTRL", "nn.EmbeddingBag(sparse), torch Adagrad"} <= set(times)
+    assert {OURS, f"{OURS}, unique", f"{OURS}, Adam", f"{OURS}, FTRL", "nn.EmbeddingBag(sparse), torch Adagrad"} <= set(times)
     assert all(len(values) == 4 and min(values) > 0 for values in times.values()), times
     assert {"route", "lookup", "update"} <= {phase["name"] for phase in result["phases"]}
     assert all(phase["limit_ms"] > 0 for phase in result["phases"] if phase["name"] in ("lookup", "combine", "update"))
