@@ -28,7 +28,7 @@ check: setup ## lint, formatting and types
 	$(PY) -m basedpyright
 
 bench: setup ## measure this machine; ARGS="..." is appended
-	$(PY) -m shardembed.bench.run $(ARGS)
+	$(PY) -m shardembed bench $(ARGS)
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -155,8 +155,9 @@ def _keys(features: Sequence[Feature]) -> list[str]:
 
 def _check_names(batch: Mapping[str, Any], features: Sequence[Feature]) -> None:
     names = _keys(features)
+    known = set(names)
     for given in batch:
-        if given not in names:
+        if given not in known:
             near = difflib.get_close_matches(str(given), names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise FeatureError(f"unknown feature {given!r}{hint} The features are {names}")

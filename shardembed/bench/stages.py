@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 import shardembed as se
 from shardembed import journey
 from shardembed.plan import Plan
+from shardembed.planner import popularity, traffic
 from shardembed.planner.cost_phases import BACK, COMBINE, COPIES, GRADS, IDS, LOOKUP, PHASES, ROUTE, UPDATE
-from shardembed.planner.workload import Counts, TableLoad, Workload, Zipf
+from shardembed.planner.workload import Counts, Reuse, TableLoad, Uniform, Workload, Zipf
 
 Array = NDArray[np.float64]
 WATCHED = ("send_ids", "send_back", "send_grads", "reduce_copies")
@@ -41,29 +42,32 @@ class Case:
 
 
 class Runner:
-    """A case on this rank: its collection, and batches to step through."""
+    """A case on this rank: its collection, and batches to step through: given ones, or so many that are drawn."""
 
-    def __init__(self, case: Case, batches: int, seed: int) -> None:
+    def __init__(self, case: Case, batches: int | Sequence[dict[str, Any]], seed: int = 0, join_small: bool = False) -> None:
         self.case = case
         comm = se.Comm.of()
         configs = [load.table for load in case.workload.tables]
         chosen = {load.table.name: load.optimizer for load in case.workload.tables}
         self.emb = se.EmbeddingCollection(configs, optimizer=chosen, plan=case.plan, wire_dtype=case.workload.wire_dtype)
         self.optimizer = se.Optimizer(self.emb)
-        numbers = np.random.default_rng([seed, comm.rank])
-        samples = case.workload.global_batch_size // comm.world_size
-        self.batches = [batch_of(case.workload, samples, numbers) for _ in range(batches)]
-        self.grads: list[torch.Tensor] | None = None
+        if isinstance(batches, int):
+            numbers = np.random.default_rng([seed, comm.rank])
+            samples = case.workload.global_batch_size // comm.world_size
+            batches = [batch_of(case.workload, samples, numbers) for _ in range(batches)]
+        self.batches = batches
+        self._backward = Backward(join_small)
         self.number = 0
 
     def step(self) -> None:
         """Forward, backward from ready gradients of the outputs, and update."""
         batch = self.batches[self.number % len(self.batches)]
         self.number += 1
-        outputs = [output for output in self.emb(batch).values() if output.requires_grad]
-        if self.grads is None or any(g.shape != o.shape for g, o in zip(self.grads, outputs, strict=True)):
-            self.grads = [torch.ones_like(output) for output in outputs]
-        torch.autograd.backward(outputs, self.grads)
+        self.learn(batch)
+
+    def learn(self, batch: Any) -> None:
+        """The step of one batch, or of a ticket for it."""
+        self._backward([output for output in self.emb(batch).values() if output.requires_grad])
         self.optimizer.step()
 
     def measure(self, rounds: int, warm: int) -> Array:
@@ -79,6 +83,28 @@ class Runner:
                 self.step()
                 ends.append(_ends(marks, time.perf_counter()))
         return np.array(ends) - began
+
+
+class Backward:
+    """A backward from gradients of ones, which are ready before a step as long as the shapes stay.
+
+    join_small: many small outputs are put side by side first, as a model would. Autograd's own checks of a gradient take 20
+    microseconds, for a hundred tables as long as the whole step.
+    """
+
+    def __init__(self, join_small: bool = True) -> None:
+        self._join = join_small
+        self._grads: list[torch.Tensor] = []
+
+    def __call__(self, outputs: list[torch.Tensor]) -> None:
+        if self._join and sum(output.numel() for output in outputs) <= SMALL:
+            outputs = [torch.cat([output.flatten() for output in outputs])]
+        if [grad.shape for grad in self._grads] != [output.shape for output in outputs]:
+            self._grads = [torch.ones_like(output) for output in outputs]
+        torch.autograd.backward(outputs, self._grads)
+
+
+SMALL = 1 << 18  # elements
 
 
 def keep_memory() -> None:
@@ -173,32 +199,55 @@ def phases_of(ends: Sequence[Array]) -> Array:
 # Ids.
 
 
-def batch_of(workload: Workload, samples: int, numbers: np.random.Generator) -> dict[str, Any]:
+Draw = Callable[[TableLoad, int, np.random.Generator], NDArray[np.int64]]
+
+
+def batch_of(workload: Workload, samples: int, numbers: np.random.Generator, draw: Draw | None = None) -> dict[str, Any]:
     """Ids of one rank's batch, by feature: `[samples, L]` where L is whole, else flat ids with offsets."""
     found: dict[str, Any] = {}
+    drawn = draw or by_skew
     for load in workload.tables:
         for name, length in zip(load.table.feature_names or (), load.ids_per_sample, strict=True):
             if length == int(length):
-                found[name] = torch.from_numpy(draw(load, samples * int(length), numbers)).view(samples, int(length))
+                found[name] = torch.from_numpy(drawn(load, samples * int(length), numbers)).view(samples, int(length))
                 continue
             lengths = np.floor(length) + (numbers.random(samples) < length % 1.0)
             offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
-            found[name] = (torch.from_numpy(draw(load, int(offsets[-1]), numbers)), torch.from_numpy(offsets))
+            found[name] = (torch.from_numpy(drawn(load, int(offsets[-1]), numbers)), torch.from_numpy(offsets))
     return found
 
 
-def draw(load: TableLoad, count: int, numbers: np.random.Generator) -> NDArray[np.int64]:
-    """Row numbers as the load's skew has them; popular rows come first."""
+def by_skew(load: TableLoad, count: int, numbers: np.random.Generator) -> NDArray[np.int64]:
+    """Row numbers as the load's skew has them. Popular rows come first, or where the planner takes them to lie."""
     rows = load.table.num_embeddings
-    if isinstance(load.skew, Zipf):
-        return np.searchsorted(_zipf(rows, load.skew.exponent), numbers.random(count)).clip(max=rows - 1)
+    if isinstance(load.skew, Uniform):
+        return numbers.integers(0, rows, count)
     if isinstance(load.skew, Counts):
         shares = load.skew.counts.cumsum() / load.skew.counts.sum()
-        return np.searchsorted(shares, numbers.random(count)).clip(max=rows - 1)
-    return numbers.integers(0, rows, count)
+    elif isinstance(load.skew, Zipf):
+        shares = _zipf(rows, load.skew.exponent)
+    else:
+        shares = _reuse(rows, load.skew, sum(load.ids_per_sample))
+    found = np.searchsorted(shares, numbers.random(count)).clip(max=rows - 1)
+    return found if load.order == "sorted" or isinstance(load.skew, Counts) else _places(rows)[found]
 
 
 @cache
 def _zipf(rows: int, exponent: float) -> Array:
     weights = np.arange(1, rows + 1, dtype=np.float64) ** -exponent
     return weights.cumsum() / weights.sum()
+
+
+@cache
+def _reuse(rows: int, reuse: Reuse, ids_per_sample: float) -> Array:
+    """Shares of the ids, summed from the most popular row on, in a batch as large as the one that was counted."""
+    counted = popularity.Batch(reuse.batch_size, reuse.batch_size * ids_per_sample, 1)
+    weights = popularity.Observed(rows, reuse, counted).each(0, rows)[0]
+    return weights.cumsum() / weights.sum()
+
+
+@cache
+def _places(rows: int) -> NDArray[np.int64]:
+    """Row numbers from the most popular row on, in hashed order."""
+    hot = traffic.hashed_places(rows, min(rows, traffic.HOT))
+    return np.concatenate([hot, np.setdiff1d(np.arange(rows), hot)])

@@ -17,6 +17,7 @@ from shardembed.errors import ShardEmbedError
 
 COMMANDS = {  # name (also of the module) -> what it does
     "plan": "cut the tables of a model over the ranks of a cluster, with a proof of how good the plan is",
+    "bench": "measure training steps of this machine, beside the peers that are installed",
     "calibrate": "measure this machine, and write a topology file for the planner",
     "inspect": "show what a checkpoint holds, and whether all of it is as it was saved",
     "train": "train and evaluate a model from a configuration file",

@@ -1,0 +1,27 @@
+"""What a run of `shardembed bench` was asked for; the ranks that it starts are told the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """ranks: numbers of ranks, a job each. rounds, steps: rounds of turns, and timed steps of a turn. full: all contenders and all
+    kinds of plan. samples: of one rank's batch; None is the workload's own. only: contenders whose names match.
+    """
+
+    ranks: tuple[int, ...] = (1, 2)
+    workloads: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    rounds: int = 10
+    steps: int = 3
+    full: bool = False
+    max_rows: int = 400_000
+    samples: int | None = None
+    keep_memory: bool = True
+    only: str = ""
+
+    def wants(self, name: str) -> bool:
+        return re.search(self.only, name) is not None

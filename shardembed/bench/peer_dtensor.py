@@ -1,0 +1,44 @@
+"""DTensor: `nn.Embedding` under `parallelize_module` with `RowwiseParallel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+import shardembed as se
+from shardembed.bench.contenders import Contender
+from shardembed.bench.peers import LR
+from shardembed.bench.stages import Backward
+from shardembed.bench.tasks import Batch, Task
+
+EVERY = 5  # rounds between its turns: its gradients and its optimizer step are dense
+
+
+def dtensor(task: Task, batches: Sequence[Batch]) -> Contender | str:
+    """Every rank looks up its own samples: ids are gathered, partial vectors reduced and scattered."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+
+    single = all(length == 1 for load in task.workload.tables for length in load.ids_per_sample)
+    if task.pooled and not single:
+        return "its rows are cut for nn.Embedding alone, which sums no bags"
+    if any(not isinstance(ids, torch.Tensor) for batch in batches for ids in batch.values()):
+        return "the ranks have different numbers of ids, which it cannot gather"
+    mesh = init_device_mesh("cpu", (se.world_size(),))
+    modules = nn.ModuleDict({table.name: nn.Embedding(table.num_embeddings, table.embedding_dim) for table in task.tables})
+    for module in modules.values():
+        parallelize_module(module, mesh, RowwiseParallel(input_layouts=Shard(0), output_layouts=Shard(0)))
+    optimizer = torch.optim.Adagrad(modules.parameters(), lr=LR)
+    called = [(modules[table.name], name) for table in task.tables for name in table.feature_names or ()]
+    backward = Backward()
+
+    def step(batch: Batch) -> None:
+        outputs = [module(batch[name]) for module, name in called]
+        backward(outputs)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Contender("", step, batches, every=EVERY)

@@ -1,0 +1,117 @@
+"""TorchRec's `DistributedModelParallel`, in the configurations that work on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from shardembed.bench.contenders import KINDS, Contender
+from shardembed.bench.peers import LR
+from shardembed.bench.stages import Backward
+from shardembed.bench.tasks import Batch, Flat, Task
+
+NAME = "TorchRec"
+
+
+def variants(task: Task, full: bool) -> dict[str, tuple[bool, bool]]:
+    """Its settings by name: as bags, and with a narrow wire. Sequences also as bags of one id each, since its collection for
+    sequences is slow.
+    """
+    found = {NAME: (False, False), f"{NAME}, bfloat16 wire": (False, True)}
+    if not task.pooled:
+        found |= {f"{NAME}, as bags of one id": (True, False), f"{NAME}, as bags of one id, bfloat16 wire": (True, True)}
+    return {name: (bags, narrow) for name, (bags, narrow) in found.items() if full or not narrow}
+
+
+def torchrec_step(task: Task, kind: str, batches: Sequence[Batch], as_bags: bool = False, narrow: bool = False) -> Contender | str:
+    """Forward, and backward with its fused rowwise Adagrad. as_bags: a collection of bags, each id a bag of its own."""
+    import torchrec
+    from torchrec.optim import RowWiseAdagrad
+    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+    if len({pooling is None for pooling in task.poolings}) > 1 or "max" in task.poolings:
+        return "a collection of its pools all features or none, by sum or mean"
+    pooled = task.pooled or as_bags
+    meta = torch.device("meta")
+    if pooled:
+        collection: Any = torchrec.EmbeddingBagCollection(device=meta, tables=[_bag_config(table) for table in task.tables])
+    else:
+        shapes = [_shape(table) for table in task.tables]
+        collection = torchrec.EmbeddingCollection(device=meta, tables=[torchrec.EmbeddingConfig(**shape) for shape in shapes])
+    apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), {"lr": LR})
+    model = sharded(collection, task, kind, narrow)
+    features, backward = task.features, Backward()
+
+    def step(flat: Flat) -> None:
+        out = model.module["tables"](torchrec.KeyedJaggedTensor(keys=features, values=flat.ids, lengths=flat.lengths))
+        out = out.wait() if hasattr(out, "wait") else out
+        vectors = [out.values()] if pooled else [out[name].values() for name in features]
+        backward(vectors)
+
+    return Contender("", step, [Flat.of(batch, features, one_an_id=as_bags) for batch in batches])
+
+
+def _shape(table: Any) -> dict[str, Any]:
+    names = list(table.feature_names)
+    return {
+        "name": table.name,
+        "feature_names": names,
+        "num_embeddings": table.num_embeddings,
+        "embedding_dim": table.embedding_dim,
+    }
+
+
+def _bag_config(table: Any) -> Any:
+    import torchrec
+
+    how = {table.pooling_of(name) for name in table.feature_names}
+    if len(how) > 1:
+        raise ValueError(f"table {table.name!r}: its features are pooled in several ways")
+    pooling = torchrec.PoolingType.MEAN if how == {"mean"} else torchrec.PoolingType.SUM
+    return torchrec.EmbeddingBagConfig(**_shape(table), pooling=pooling)
+
+
+def sharded(collection: Any, task: Task, kind: str, narrow: bool = False) -> Any:
+    """The collection cut over the ranks, as the only child of a model: its plan has to name a child."""
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.distributed.sharding_plan import construct_module_sharding_plan
+    from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+    group, ranks = dist.group.WORLD, dist.get_world_size()
+    assert group is not None
+    codecs = _codecs() if narrow else None
+    bags = type(collection).__name__ == "EmbeddingBagCollection"
+    sharder: Any = (EmbeddingBagCollectionSharder if bags else EmbeddingCollectionSharder)(qcomm_codecs_registry=codecs)
+    cuts = {table.name: _cut(kind, i, ranks) for i, table in enumerate(task.tables)}
+    plan = construct_module_sharding_plan(collection, cuts, sharder, local_size=ranks, world_size=ranks, device_type="cpu")
+    return DistributedModelParallel(
+        nn.ModuleDict({"tables": collection}),
+        env=ShardingEnv.from_process_group(group),
+        device=torch.device("cpu"),
+        plan=ShardingPlan({"tables": plan}),
+        sharders=[sharder],
+    )
+
+
+def _codecs() -> Any:
+    from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+
+    config = QCommsConfig(forward_precision=CommType.BF16, backward_precision=CommType.BF16)
+    return get_qcomm_codecs_registry(config, device=torch.device("cpu"))
+
+
+def _cut(kind: str, number: int, ranks: int) -> Any:
+    """As `contenders.placement`."""
+    from torchrec.distributed.sharding_plan import column_wise, row_wise, table_wise
+
+    if kind == "mixed":
+        return _cut(KINDS[number % 3], number // 3, ranks)
+    if kind == "row_wise":
+        return row_wise()
+    return table_wise(rank=number % ranks) if kind == "table_wise" else column_wise(ranks=list(range(ranks)))

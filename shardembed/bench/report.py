@@ -1,0 +1,56 @@
+"""The page of a benchmark: what its module says, below the date, the command, the machine and the versions."""
+
+from __future__ import annotations
+
+import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardembed._version import __version__
+from shardembed.bench import pages
+from shardembed.bench.jobs import Result
+from shardembed.bench.options import Options
+
+PACKAGES = ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numba", "numpy")
+KEPT = (
+    "Every process, of whatever library, keeps the memory that it frees, as a training job of ours is told to: else glibc hands "
+    "large buffers back, and each step pays for getting them again (`--plain-malloc` leaves it so)."
+)
+
+
+def versions() -> dict[str, str]:
+    found = {"shardembed": __version__, "torch": torch.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def circumstances(words: list[str]) -> dict[str, Any]:
+    """What a figure is worth nothing without."""
+    return {"date": str(datetime.date.today()), "command": command(words), "machine": pages.machine(), "versions": versions()}
+
+
+def command(words: list[str]) -> str:
+    return " ".join(["shardembed", *words])
+
+
+def write(bench: Any, results: list[Result], words: list[str], options: Options, page: Path | None) -> str:
+    """The text of the page; written to `page`, if any, with its plots beside it."""
+    ranks = " ".join(map(str, options.ranks))
+    known = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [f"# {bench.TITLE}, {datetime.date.today()}", ""]
+    lines += [f"`{command(words)} --ranks {ranks}`", ""]
+    lines += pages.paragraph(
+        f"{pages.machine()}; {known}; Gloo on loopback, one thread a rank.", bench.ABOUT, KEPT if options.keep_memory else ""
+    )
+    lines += bench.page(results, page)
+    text = "\n".join(lines).rstrip() + "\n"
+    if page:
+        page.write_text(text)
+    return text

@@ -1,0 +1,105 @@
+"""`shardembed bench`: measure this machine, beside the peers that are installed, and write the figures down."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardembed.cli import launch
+from shardembed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shardembed.bench.options import Options
+
+SETS = {  # name -> (module, what it measures, numbers of ranks)
+    "step": ("step", "a training step beside every peer, and where its time goes", (1, 2)),
+    "bytes": ("wire_bytes", "bytes of a step through the loopback interface", (2, 4)),
+    "growth": ("growth", "how a step grows with tables, samples, ids and ranks", (1, 2, 3, 4)),
+    "startup": ("startup", "import, plan, build and first step", (2,)),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    listed = "; ".join(f"{name}: {purpose}" for name, (_, purpose, _) in SETS.items())
+    parser.add_argument("set", nargs="?", choices=SETS, default="step", metavar="SET", help=f"{listed} (default: step)")
+    parser.add_argument("--workload", nargs="+", default=[], metavar="NAME", help="pooled, sequences, overhead, or a workload file")
+    parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, a job each")
+    parser.add_argument("--kind", nargs="+", default=[], help="row_wise, table_wise, column_wise, mixed (default: all)")
+    parser.add_argument("--full", action="store_true", help="every contender, packing, wire and optimizer")
+    parser.add_argument("--only", default="", metavar="REGEX", help="contenders whose names match")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="rounds of turns (default 10)")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps of a turn (default 3)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="of one rank's batch (default: the workload's own; of a file 1024)"
+    )
+    parser.add_argument("--max-rows", type=int, default=400_000, metavar="N", help="of a table from a file (default 400000)")
+    parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's way of freeing memory alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the page here, and its plots beside it")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure; returns the exit code."""
+    from shardembed.bench import jobs, report
+
+    module, _, ranks = SETS[arguments.set]
+    bench = importlib.import_module(f"shardembed.bench.{module}")
+    options = _options(arguments, ranks)
+    if arguments.child:
+        jobs.rank_main(bench.measure, options, arguments.child)
+        return 0
+    if launch.in_job():
+        raise ConfigError("bench starts ranks of its own; run it outside of torchrun")
+    for path in (arguments.json, arguments.markdown):
+        if path and not path.absolute().parent.is_dir():  # before minutes are spent
+            raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
+    words = _words(arguments, options)
+    try:
+        results = bench.collect(options, words) if hasattr(bench, "collect") else jobs.run_jobs(options.ranks, words)
+    except jobs.BenchFailedError as error:
+        return error.code
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**report.circumstances(words), "results": results}, indent=1))
+    print(report.write(bench, results, words, options, arguments.markdown))
+    return 0
+
+
+def _options(arguments: argparse.Namespace, ranks: tuple[int, ...]) -> Options:
+    from shardembed.bench.contenders import KINDS
+    from shardembed.bench.options import Options
+
+    for name in ("rounds", "steps", "samples", "max_rows"):
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {given}: must be at least 1")
+    if any(number < 1 for number in arguments.ranks or ()):
+        raise ConfigError(f"--ranks {' '.join(map(str, arguments.ranks))}: each must be at least 1")
+    for kind in arguments.kind:
+        if kind not in KINDS:
+            raise ConfigError(f"--kind {kind}: is none of {', '.join(KINDS)}")
+    return Options(
+        ranks=tuple(arguments.ranks or ranks),
+        workloads=tuple(arguments.workload),
+        kinds=tuple(arguments.kind),
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        full=arguments.full,
+        max_rows=arguments.max_rows,
+        samples=arguments.samples,
+        keep_memory=not arguments.plain_malloc,
+        only=arguments.only,
+    )
+
+
+def _words(arguments: argparse.Namespace, options: Options) -> list[str]:
+    """The command again, but for where results go and for its ranks."""
+    words = ["bench", arguments.set, f"--rounds={options.rounds}", f"--steps={options.steps}", f"--max-rows={options.max_rows}"]
+    words += [f"--samples={options.samples}"] * (options.samples is not None)
+    words += [f"--only={options.only}"] * bool(options.only)
+    words += ["--full"] * options.full + ["--plain-malloc"] * (not options.keep_memory)
+    words += ["--workload", *options.workloads] if options.workloads else []
+    return words + (["--kind", *options.kinds] if options.kinds else [])
