@@ -21,9 +21,9 @@ FLOAT16_MASK = tl.constexpr((1 << rounding.DROPPED_BITS[torch.float16]) - 1)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Slab rows from `first` on: the rows of one table from `row` on, every `stride`-th, and its columns from `column` on.
-    `table` is a hash of it.
+class Origin:
+    """Where a block comes from: slab rows from `first` on are the rows of one table from `row` on, every `stride`-th, and its
+    columns from `column` on. `table` is a hash of it.
     """
 
     first: int
@@ -35,13 +35,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """All blocks of a slab, by their first row, as kernels take them: int64 `[5, B]`."""
+    """The origins of all blocks of a slab, by their first row, as kernels take them: int64 `[5, B]`."""
 
     facts: torch.Tensor
 
     @staticmethod
-    def of(blocks: list[Block], device: torch.device) -> "Blocks":
-        columns = [(b.first, b.table, b.row, b.stride, b.column) for b in sorted(blocks, key=lambda block: block.first)]
+    def of(origins: list[Origin], device: torch.device) -> "Blocks":
+        columns = [(b.first, b.table, b.row, b.stride, b.column) for b in sorted(origins, key=lambda origin: origin.first)]
         return Blocks(torch.tensor(columns, dtype=torch.int64).view(-1, 5).T.contiguous().to(device))
 
     @property

@@ -7,7 +7,7 @@ import torch
 from shardembed.kernels.reference import Gradients
 from shardembed.kernels.triton.lookup import lookup
 from shardembed.kernels.triton.merge import merge
-from shardembed.kernels.triton.noise import Block, Blocks
+from shardembed.kernels.triton.noise import Blocks, Origin
 from shardembed.kernels.triton.order import Order, order
 from shardembed.kernels.triton.update import update
 from shardembed.optim import TableOptimizer
@@ -16,14 +16,14 @@ from shardembed.optim import TableOptimizer
 class Table:
     """The kernels on a slab's weights and optimizer state.
 
-    blocks: where its rows come from, if they are rounded at random.
+    origins: where its rows come from, if they are rounded at random.
     """
 
     def __init__(
-        self, weights: torch.Tensor, state: dict[str, torch.Tensor], optimizer: TableOptimizer, blocks: list[Block] | None
+        self, weights: torch.Tensor, state: dict[str, torch.Tensor], optimizer: TableOptimizer, origins: list[Origin] | None
     ) -> None:
         self._weights, self._state, self._optimizer = weights, state, optimizer
-        self._blocks = Blocks.of(blocks, weights.device) if blocks else None
+        self._blocks = Blocks.of(origins, weights.device) if origins else None
 
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """As `reference.lookup`."""
@@ -37,12 +37,10 @@ class Table:
         """As `reference.merge`. made: the order of these entries, if it is there already."""
         return merge(waiting, made or self.order(waiting.rows_E, waiting.offsets))
 
-    def update(self, waiting: Gradients, made: Order | None, lr: float, step: int, mean_square_U: torch.Tensor | None) -> None:
-        """Merge duplicate rows and apply one optimizer step, in place.
-
-        mean_square_U: as in `update`; `waiting` is then merged already.
-        """
+    def update(
+        self, waiting: Gradients, made: Order | None, lr: float, step: int, factor: float, mean_square_U: torch.Tensor | None
+    ) -> None:
+        """Merge duplicate rows, and apply one optimizer step to their gradients times `factor`, in place."""
         made = made or self.order(waiting.rows_E, waiting.offsets)
-        update(
-            self._weights, self._state, self._optimizer, lr, step, waiting, made, mean_square_U=mean_square_U, blocks=self._blocks
-        )
+        slab = (self._weights, self._state, self._optimizer)
+        update(*slab, lr, step, waiting, made, factor, mean_square_U, self._blocks)

@@ -11,7 +11,7 @@ from shardembed.kernels import rounding
 from shardembed.kernels.reference import Gradients
 from shardembed.kernels.triton.formulas import STATES, adagrad, adam, ftrl, rowwise_adagrad, settings_of, sgd
 from shardembed.kernels.triton.noise import Blocks, stochastic
-from shardembed.kernels.triton.numbers import nearest, quotient, widen
+from shardembed.kernels.triton.numbers import bits_of, nearest, number_of, quotient, widen
 from shardembed.kernels.triton.order import Order
 from shardembed.kernels.triton.sums import Runs, sum_of_runs
 from shardembed.kernels.triton.tiles import Tile, launch
@@ -26,12 +26,14 @@ def update(
     step: int,
     waiting: Gradients,
     order: Order,
+    factor: float = 1.0,
     mean_square_U: torch.Tensor | None = None,
     blocks: Blocks | None = None,
 ) -> None:
     """`reference.merge` and `reference.update` in one, in place. Waits for nothing.
 
     Args:
+        factor: multiplies the merged gradients.
         mean_square_U: the mean of g^2 over whole rows, by distinct row, where this slab holds only some of their columns.
         blocks: where the slab's rows come from, to round at random; to the nearest by default.
     """
@@ -53,6 +55,7 @@ def update(
         weights if blocks is None else blocks.facts,
         0 if blocks is None else blocks.count,
         rounding.stepped(step),
+        bits_of(factor),
         *settings_of(optimizer, lr, step),
         KIND=type(optimizer).__name__,
         GIVEN=mean_square_U is not None,
@@ -64,7 +67,7 @@ def update(
     )
 
 
-@triton.jit(do_not_specialize=["blocks_count", "stepped", "a", "b", "c", "d", "e", "f", "h"])
+@triton.jit(do_not_specialize=["blocks_count", "stepped", "factor", "a", "b", "c", "d", "e", "f", "h"])
 def _update(
     weights,
     first_state,
@@ -80,6 +83,7 @@ def _update(
     blocks,
     blocks_count,
     stepped,
+    factor,
     a,
     b,
     c,
@@ -103,6 +107,7 @@ def _update(
         run = tile * MANY + tl.arange(0, MANY).to(tl.int64)
         live = run < runs
         g = sum_of_runs(grads, partials, segments_E, starts, piece_starts, run, live, wanted, WIDTH, COLUMNS, MANY, PIECES, AHEAD)
+        g *= number_of(factor, g.dtype)
         row = tl.load(rows_E + tl.load(starts + run, mask=live, other=0), mask=live, other=0).to(tl.int64)
         at = row[:, None] * WIDTH + columns[None, :]  # in 64 bits: a table may have more than 2^31 elements
         mask = live[:, None] & wanted[None, :]
