@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -43,18 +44,22 @@ from shardembed.slabs import SlabSpec, build_slabs
 from shardembed.step import mean_squares, reduce_copies
 from shardembed.tables import Feature, TableConfig
 
+if TYPE_CHECKING:  # since Triton may be absent
+    from shardembed.kernels.triton.order import Order
+
 
 @dataclass
 class Ticket:
     """A batch whose ids have been sent: what steps 4 to 6 need. Good for one use.
 
-    as_they_are: leave rows longer than max_norm alone.
+    as_they_are: leave rows longer than max_norm alone. orders: of the rows asked for, a slab each, where a backward may follow.
     """
 
     route: Route
     request: Request
     as_they_are: bool
     used: bool = False
+    orders: Sequence[Order | None] = ()
 
     def use(self) -> None:
         """Raises StepError where somebody has."""
@@ -186,6 +191,9 @@ class Journey:
         else:
             frozen = [spec.policy.frozen for spec in self.specs]
             vectors = Vectors.apply(self._anchor, answer, partial(self.learn, ticket), frozen)
+            if torch.is_grad_enabled():
+                asked = zip(self.slabs, ticket.request, strict=True)
+                ticket.orders = [slab.order(slab.locate(part.keys_E), part.offsets) for slab, part in asked]
             outputs = combine(vectors, ticket.route)
         pairs = zip(outputs, ticket.route.features, strict=True)
         return [output.to(self.tables[feature.table].dtype) for output, feature in pairs]
@@ -219,11 +227,11 @@ class Journey:
         """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
         self._begin_backward(ticket)
         arrived = send_grads(grads, ticket.request, self._caller, self.comm)
-        for slab, part, grads_SW in zip(self.slabs, ticket.request, arrived, strict=True):
+        for slab, part, grads_SW, order in zip(self.slabs, ticket.request, arrived, ticket.orders, strict=True):
             rows_E = slab.locate(part.keys_E)
             if part.multiplicities_E is not None:  # then every segment is a single row
                 grads_SW = grads_SW / frequencies(rows_E, part.multiplicities_E).unsqueeze(1)  # they may be the user's own
-            slab.accumulate(Gradients(rows_E, part.offsets, grads_SW))
+            slab.accumulate(Gradients(rows_E, part.offsets, grads_SW), order)
         self._end_backward()
 
     def learn_fixed(self, ticket: Ticket, vectors: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:

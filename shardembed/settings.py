@@ -26,7 +26,7 @@ class Settings:
         whole numbers and a scale (see `narrow`).
     update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
     reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
-    kernel: "auto", or "reference" / "numba" to pin what updates the tables.
+    kernel: "auto", or "reference" / "numba" / "triton" to pin what updates the tables.
     deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `fixed`).
     """
 

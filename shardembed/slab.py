@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from shardembed.kernels.reference import Gradients
 from shardembed.layout import Shard
 from shardembed.slabs import Block, Lane, SlabSpec
 from shardembed.tables import Loaded, TableConfig
+
+if TYPE_CHECKING:  # since Triton may be absent
+    from shardembed.kernels.triton.order import Order
+    from shardembed.kernels.triton.table import Table
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Slab:
     Attributes:
         weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
-        kernel: what updates it, "reference" or "numba". share: what sums of gradients are multiplied with (1 / ranks, for a mean).
+        kernel: what updates it, "reference", "numba" or "triton".
+        share: what sums of gradients are multiplied with (1 / ranks, for a mean).
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class Slab:
         self.touched: torch.Tensor | None = None
         self._waiting: list[Gradients] = []
         self._merged = False
+        self._triton = self._triton_table() if self.kernel == "triton" else None
+        self._order: Order | None = None  # of what waits, if it has been found out
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
 
     def fill(self, names: Collection[str], seed: int) -> None:
@@ -143,21 +151,48 @@ class Slab:
     def _round(self, origins: rounding.Origins, number: int, new_UW: torch.Tensor, piece: slice) -> torch.Tensor:
         return rounding.stochastic(new_UW, self.spec.dtype, origins[piece], number)
 
+    def _triton_table(self) -> Table:
+        from shardembed.kernels.triton.noise import Origin
+        from shardembed.kernels.triton.table import Table
+
+        def origin(lane: Lane, block: Block) -> Origin:
+            rows, table = block.shard.rows, initial.table_hash(self._seed, self.table_of(lane))
+            return Origin(block.first_key, table, rows.start, rows.step, lane.columns.start)
+
+        random = self.spec.policy.rounding == "stochastic"
+        origins = [origin(lane, block) for lane, block in self._blocks() if block.shard.rows] if random else None
+        return Table(self.weights, self.state, self.spec.optimizer, origins)
+
     def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The slab row of each key, int64. Plain tables: the key itself."""
         return keys_E.to(torch.int64)
 
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
         """One vector a segment, `[S, W]`: the row itself, or the sum of the segment's rows (in the compute dtype)."""
+        if self._triton is not None:
+            return self._triton.lookup(rows_E, offsets, self.spec.compute_dtype)
         return reference.lookup(self.weights, rows_E, offsets, self.spec.compute_dtype)
 
-    def accumulate(self, gradients: Gradients) -> None:
-        """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype."""
+    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order | None:
+        """What the step of these rows needs to know of them, found out before their gradients come; None where it cannot use it."""
+        if self._triton is None or self.spec.policy.frozen or self._waiting:
+            return None
+        if self._padding.numel():
+            kept = Gradients(rows_E, offsets, rows_E).without(self._padding)
+            rows_E, offsets = kept.rows_E, kept.offsets
+        return self._triton.order(rows_E, offsets)
+
+    def accumulate(self, gradients: Gradients, order: Order | None = None) -> None:
+        """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
+
+        order: of their rows, by `order`.
+        """
         if self.spec.policy.frozen:
             return
         if self._padding.numel():
             gradients = gradients.without(self._padding)
         assert not self._merged, "what is merged has its share taken, and what comes now has not"
+        self._order = None if self._waiting else order
         self._waiting.append(gradients)
 
     def waiting(self) -> Gradients | None:
@@ -174,7 +209,10 @@ class Slab:
                 0, self.spec.width, dtype=self.spec.compute_dtype
             )
         if not self._merged:
-            rows_U, sums_UW = grouping.merge(waiting, self.weights.shape[0])
+            if self._triton is not None:
+                rows_U, sums_UW = self._triton.merge(waiting, self._order)
+            else:
+                rows_U, sums_UW = grouping.merge(waiting, self.weights.shape[0])
             self.replace(rows_U, sums_UW if self.share == 1.0 else sums_UW.mul_(self.share))
         kept = self._waiting[0]
         return kept.rows_E, kept.grads_SW
@@ -182,7 +220,7 @@ class Slab:
     def replace(self, rows_U: torch.Tensor, grads_UW: torch.Tensor) -> None:
         """Let these merged gradients wait instead of what did."""
         self._waiting = [Gradients(rows_U, None, grads_UW)]
-        self._merged = True
+        self._merged, self._order = True, None
 
     def finite(self) -> bool:
         """No waiting gradient holds inf or nan."""
@@ -196,7 +234,7 @@ class Slab:
     def drop(self) -> None:
         """Forget the waiting gradients."""
         self._waiting = []
-        self._merged = False
+        self._merged, self._order = False, None
 
     def step(self, lr: float, number: int, factor: float = 1.0, mean_square_U: torch.Tensor | None = None) -> None:
         """Apply the waiting gradients, times `factor`, to the rows they touch; then forget them.
@@ -208,7 +246,11 @@ class Slab:
         waiting, optimizer = self.waiting(), self.spec.optimizer
         if waiting is not None:
             self.touch(waiting.rows_E)
-            if self.kernel == "numba" and mean_square_U is None and not self._merged:
+            if self._triton is not None:
+                square = None if mean_square_U is None else mean_square_U * factor**2
+                left = factor if self._merged else factor * self.share
+                self._triton.update(waiting, self._order, lr, number, left, square)
+            elif self.kernel == "numba" and mean_square_U is None and not self._merged:
                 cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
             else:
                 rows_U, grads_UW = self.merged()

@@ -13,6 +13,10 @@ import hypothesis
 import pytest
 import torch
 
+# Triton decides at its import: without a GPU, kernels run in its interpreter, here and in the processes that tests start.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from tests import harness
 
 torch.set_num_threads(1)

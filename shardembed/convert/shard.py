@@ -46,7 +46,7 @@ def shard(
     device: torch.device | str | None = None,
     process_group: dist.ProcessGroup | None = None,
     seed: int = 0,
-    kernel: Literal["auto", "reference", "numba"] = "auto",
+    kernel: Literal["auto", "reference", "numba", "triton"] = "auto",
     deterministic: bool = False,
     verbose: bool = True,
 ) -> Model:

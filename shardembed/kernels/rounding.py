@@ -56,10 +56,14 @@ def _evenly_spaced(values_UW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
 
 def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:
     """32 random bits an element, as int64 `[U, W]`."""
-    stepped = (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)  # wrapped, as the tensors' arithmetic does
-    rows_U = _mix(_mix(origins.tables_U + stepped) ^ origins.rows_U)
+    rows_U = _mix(_mix(origins.tables_U + stepped(step)) ^ origins.rows_U)
     columns_UW = origins.columns_U.unsqueeze(1) + torch.arange(width, device=rows_U.device)
     return _shift(_mix(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
+
+
+def stepped(step: int) -> int:
+    """What a step adds to the hash of a table, wrapped to 64 bits as the tensors' arithmetic does."""
+    return (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

@@ -237,5 +237,5 @@ def test_a_machine_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_devices_and_names_are_refused() -> None:
     assert "for the CPU, not for cuda" in str(cpu.cannot(torch.float32, torch.device("cuda")))
-    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, numba, not 'other'"):
+    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, numba, triton, not 'other'"):
         choose("other", SGD(), torch.float32, 8, 10, CPU)

@@ -1,0 +1,42 @@
+"""Our own GPU kernels, in Triton: lookup, merge and update of one slab.
+
+    lookup    gather + sum of each segment's rows, in one pass                                        lookup.py
+    order     sort of the entries by row: where each row's duplicates are; needs no gradient         order.py
+    merge     sums of each row's gradients, in the order of arrival                                   merge.py, sums.py
+    update    the same sums and the optimizer's step on them, in one pass over weights and state      update.py, formulas.py
+
+Nothing is summed by atomic additions, so results are the same bits every time. A row's gradients are summed by one program, in
+the order of arrival, unless there are many (`order.DIRECT`): then by several, in pieces whose bounds depend on their number only.
+No call but `merge`, whose result has as many rows as there are, waits for the device: grids are bounded by what the host knows.
+
+This file imports no Triton, which may be absent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_WIDTH = 4096  # a whole row lies in the registers of one program
+
+
+def cannot(dtype: torch.dtype, width: int, device: torch.device) -> str | None:
+    """Why these kernels do not serve such a slab, or None when they do. They have every optimizer."""
+    if dtype not in DTYPES:
+        return f"its kernels have no {dtype}"
+    if not 1 <= width <= MAX_WIDTH:
+        return f"its kernels are for 1 to {MAX_WIDTH:,} columns"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        triton = importlib.import_module("triton")
+    except (ImportError, OSError) as error:
+        return f"triton does not load here: {error}"
+    if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
+        return (
+            f"its kernels run on CUDA devices, not on {device.type}; on the CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
+        )
+    return None

@@ -1,0 +1,81 @@
+"""Collections that run on the Triton kernels: the oracle's numbers, and the reference's bits where sums have one order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import shardembed as se
+from shardembed import optim
+from shardembed.kernels.triton.table import Table
+from tests.harness import run_ranks
+from tests.ranks.cases import cross
+from tests.ranks.sharded import Piece, check, pieces
+
+ROWS, COLUMNS = 30, 6
+LAYOUTS = ("row_strided", "grid_strided", "column_uneven", "replicated")
+
+
+@pytest.mark.parametrize("optimizer", [optim.RowwiseAdagrad(lr=0.1), optim.FTRL(lr=0.2, l1=0.05)], ids=["RowwiseAdagrad", "FTRL"])
+def test_they_agree_with_whole_tables(optimizer: optim.TableOptimizer) -> None:
+    """Rows split over ranks, copies, and two micro-batches a step are among it."""
+    case = cross(2, optimizer, torch.float32, steps=2, micro=2, poolings=("sum", "none"), chosen=LAYOUTS.__contains__)
+    runs = check(replace(case, kernel="triton"))
+    assert {kernel for run in runs for kernel, _ in run.kernels} == {"triton"}
+
+
+def train(rank: int, world_size: int, kernel: str) -> list[Piece]:
+    """Tables of each dtype, with padding and random rounding, under every cut."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    cuts = {"rows": se.row_wise(strided=True), "columns": se.column_wise(), "copies": se.replicated()}
+    tables = [
+        se.TableConfig(f"{cut} {dtype}", ROWS, COLUMNS, dtype=dtype, init=se.Normal(), padding_idx=3, rounding=rounding)
+        for dtype, rounding in zip(dtypes, (None, "stochastic", "stochastic"), strict=True)
+        for cut in cuts
+    ]
+    plan = {table.name: cuts[table.name.split()[0]] for table in tables}
+    emb = se.EmbeddingCollection(tables, plan=plan, optimizer=optim.SGD(lr=0.3), kernel=kernel, seed=2)  # pyright: ignore[reportArgumentType]
+    assert {slab.kernel for slab in emb.journey.slabs} == {kernel}
+    learner = se.Optimizer(emb)
+    numbers = torch.Generator().manual_seed(rank)
+    for _ in range(3):
+        ids = torch.randint(0, ROWS, (5, 4), generator=numbers)
+        outputs = emb({feature.name: ids for feature in emb.features}).values()
+        sum((output.float().square().sum() for output in outputs), torch.zeros(())).backward()
+        se.clip_grad_norm_(emb, 50.0)
+        learner.step()
+    return pieces(emb)
+
+
+def test_the_tables_are_the_references_bits() -> None:
+    for plain, fused in zip(run_ranks(2, train, "reference"), run_ranks(2, train, "triton"), strict=True):
+        assert len(plain) == len(fused) == 9
+        for one, other in zip(plain, fused, strict=True):
+            assert (one.table, one.shard) == (other.table, other.shard)
+            assert torch.equal(one.weights, other.weights), one.table
+
+
+def test_rows_are_sorted_in_the_forward_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_in: list[str] = []
+    made = Table.order
+
+    def order(self: Table, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> object:
+        sorted_in.append(stage)
+        return made(self, rows_E, offsets)
+
+    monkeypatch.setattr(Table, "order", order)
+    emb = se.EmbeddingBag(ROWS, COLUMNS, mode="sum", padding_idx=3, optimizer=optim.Adagrad(lr=0.1), kernel="triton")
+    learner = se.Optimizer(emb)
+    for _ in range(2):
+        stage = "forward"
+        loss = emb(torch.tensor([[1, 3, 1], [3, 3, 2]])).sum()
+        stage = "backward"
+        loss.backward()
+        stage = "step"
+        learner.step()
+    assert sorted_in == ["forward", "forward"]
+    with torch.no_grad():
+        emb(torch.tensor([[1, 2]]))
+    assert len(sorted_in) == 2, "nothing can be learned from it"

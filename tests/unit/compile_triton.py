@@ -1,0 +1,61 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and prints what their machine code does, a JSON line a kernel.
+
+A process of its own, since Triton either interprets or compiles: `python compile_triton.py`, without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from shardembed.kernels.triton import lookup, order, update
+from shardembed.kernels.triton.tiles import Tile
+
+TARGET = GPUTarget("cuda", 90, 32)
+RUNS = {"rows_E": "*i32", "segments_E": "*i32", "starts": "*i32", "piece_starts": "*i64", "count": "*i64"}
+FLOATS = ("grads", "partials", "first_state", "second_state", "mean_squares", "out", "weights")
+INTEGERS = {"blocks": "*i64", "blocks_count": "i32", "stepped": "i64", "factor": "i64"} | dict.fromkeys("abcdefh", "i64")
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
+    tile = {name: value for name, value in constants.items() if name != "num_warps"}
+    types = dict.fromkeys(FLOATS, "*fp32") | RUNS | INTEGERS | types
+    signature = {name: "constexpr" if name in tile else types[name] for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")}
+    source = ASTSource(kernel, signature, constexprs=tile, attrs=aligned)
+    found = triton.compile(source, target=TARGET, options={"num_warps": constants["num_warps"], **options})
+    code = found.asm["ptx"]
+    said = {
+        "kernel": f"{kernel.__name__} {constants.get('KIND', '')} {constants.get('WIDTH', '')}",
+        "machine_code": len(found.asm["cubin"]) > 0,
+        "wide_loads": code.count("ld.global.v4.b32"),
+        "wide_stores": code.count("st.global.v4.b32"),
+        "atomics": code.count("atom.") + code.count("red.global"),
+        "approximate": code.count("div.full") + code.count("sqrt.approx"),
+        "fused": code.count("fma."),
+    }
+    print(json.dumps(said), flush=True)
+
+
+def constants(width: int, **more: Any) -> dict[str, Any]:
+    return Tile.of(width).constants | {"WIDTH": width} | more
+
+
+def main() -> None:
+    entries = {"rows_E": "*i64", "offsets": "*i64", "scales_E": "*fp32", "segments": "i32"}
+    compiled(lookup._lookup, entries, constants(100, SEGMENTS=True, SCALED=True))
+    compiled(order._mark_starts, {"numbers_E": "*i64", "entries": "i32"}, {"BLOCK": 1024, "num_warps": 4})
+    exact = {"enable_fp_fusion": False}
+    plain: dict[str, Any] = {"GIVEN": False, "PIECES": True, "HALVINGS": 0}
+    for kind in ("RowwiseAdagrad", "FTRL"):
+        compiled(update._update, {}, constants(64, KIND=kind, **plain), **exact)
+    for dtype in ("*bf16", "*fp16"):
+        compiled(update._update, {"weights": dtype}, constants(64, KIND="SGD", **(plain | {"HALVINGS": 3})), **exact)
+
+
+if __name__ == "__main__":
+    main()
