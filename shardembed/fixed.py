@@ -97,7 +97,8 @@ def _of_bags(
     slab: SlabRoute, route: Route, columns: dict[tuple[int, int], slice], grads: Sequence[torch.Tensor], share: float
 ) -> list[Contributions]:
     if slab.bag_segments is None or slab.bag_starts is None:
-        bag_segments = torch.arange(sum(piece.bags for piece in slab.bagged), device=slab.keys_E.device)
+        bags = sum(route.ids.parts[feature].bags for feature, _ in slab.bagged)
+        bag_segments = torch.arange(bags, device=slab.keys_E.device)
         answers = torch.ones_like(bag_segments)
     else:
         bag_segments = slab.bag_segments
@@ -105,15 +106,15 @@ def _of_bags(
         answers = torch.cat([slab.bag_starts, ends]).diff()  # of each bag, by owner
     found: list[Contributions] = []
     first = before = 0
-    for piece in slab.bagged:
-        feature, part = route.features[piece.feature], route.ids.parts[piece.feature]
-        mine = answers[first : first + piece.bags]
+    for number, strip in slab.bagged:
+        feature, part = route.features[number], route.ids.parts[number]
+        mine = answers[first : first + part.bags]
         bags_S = torch.repeat_interleave(mine)
-        values_SW = _strip(grads[piece.feature], columns[feature.table, piece.strip], share)[bags_S]
+        values_SW = _strip(grads[number], columns[feature.table, strip], share)[bags_S]
         if feature.pooling == "mean":
             values_SW = values_SW / part.bag_lengths()[bags_S].unsqueeze(1)
         found.append(Contributions(feature.table, bag_segments[before : before + bags_S.numel()], values_SW))
-        first, before = first + piece.bags, before + bags_S.numel()
+        first, before = first + part.bags, before + bags_S.numel()
     return found
 
 

@@ -185,6 +185,8 @@ def _read_nested_bags(ids: torch.Tensor, offsets: Any, weights: Any, feature: Fe
 
 
 def _read(value: Any, feature: Feature, device: torch.device) -> FeatureIds:
+    if type(value) is torch.Tensor and not value.is_nested:  # the usual case, which 800 features meet 800 times a step
+        return _dense(value, None, feature, device)
     if isinstance(value, Jagged):
         ids = _checked_ids(value.ids, feature, device)
         weights = None if value.weights is None else _checked_weights(value.weights, ids, feature, device)
@@ -213,15 +215,17 @@ def _dense(ids: torch.Tensor, weights: torch.Tensor | None, feature: Feature, de
                 f"feature {feature.name!r}: weights {tuple(weights.shape)} must have the ids' shape {tuple(ids.shape)}"
             )
         weights = _checked_weights(weights.reshape(-1), ids.reshape(-1), feature, device)
+    shape = tuple(ids.shape)
     if feature.pooling is None:
-        return FeatureIds(ids.reshape(-1), 1, tuple(ids.shape), weights)
-    if ids.dim() not in (1, 2):
+        return FeatureIds(ids.reshape(-1), 1, shape, weights)
+    if len(shape) not in (1, 2):
         raise InputError(
             f"feature {feature.name!r} is pooled ({feature.pooling}): ids must be [B] or [B, ids a bag], not "
-            f"{list(ids.shape)}; pass (ids, offsets) for bags of different lengths"
+            f"{list(shape)}; pass (ids, offsets) for bags of different lengths"
         )
-    length = ids.shape[1] if ids.dim() == 2 else 1
-    return FeatureIds(ids.reshape(-1), length, (ids.shape[0],), weights)
+    if len(shape) == 1:
+        return FeatureIds(ids, 1, shape, weights)
+    return FeatureIds(ids.reshape(-1), shape[1], shape[:1], weights)
 
 
 def _ragged(

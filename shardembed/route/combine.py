@@ -141,20 +141,21 @@ def _by_segment(segments_N: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
 
 def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
     """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
-    sizes = [piece.bags for piece in slab.bagged]
+    sizes = [route.ids.parts[feature].bags for feature, _ in slab.bagged]
     sums = vectors_SW if sum(sizes) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
         sums = cast(torch.Tensor, _SumParts.apply(vectors_SW, slab.bag_segments, slab.bag_starts))
-    for piece, strip in zip(slab.bagged, sums.split(sizes), strict=True):
-        if route.features[piece.feature].pooling == "mean":
-            lengths = route.ids.parts[piece.feature].bag_lengths().clamp(min=1)
+    for (feature, number), strip in zip(slab.bagged, sums.split(sizes), strict=True):
+        if route.features[feature].pooling == "mean":
+            lengths = route.ids.parts[feature].bag_lengths().clamp(min=1)
             strip = strip / lengths.unsqueeze(1).to(strip.dtype)
-        strips[piece.feature][piece.strip] = strip
+        strips[feature][number] = strip
 
 
 def _side_by_side(strips: dict[int, torch.Tensor]) -> torch.Tensor:
-    ordered = [strips[number] for number in sorted(strips)]
-    return ordered[0] if len(ordered) == 1 else torch.cat(ordered, dim=1)
+    if len(strips) == 1:
+        return next(iter(strips.values()))
+    return torch.cat([strips[number] for number in sorted(strips)], dim=1)
 
 
 def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -29,6 +29,9 @@ def positions_of(ids: torch.Tensor, start: int, stride: int, rows: int) -> torch
     return ids + start if start else ids
 
 
+KEPT = 64  # descriptions of how features are read
+
+
 @dataclass(frozen=True)
 class SlabAtlas:
     """The owners of one slab's rows, as `rank` sees them (it is its own owner of what every rank holds).
@@ -89,13 +92,19 @@ class Atlas:
     slabs: tuple[SlabAtlas, ...]
     table_starts: tuple[int, ...]
     world_size: int
-    _readings: dict[tuple[tuple[Feature, ...], tuple[bool, ...]], Reading] = field(default_factory=dict, compare=False, repr=False)
+    _readings: dict[tuple[int, tuple[bool, ...]], tuple[tuple[Feature, ...], Reading]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def reading(self, features: tuple[Feature, ...], weighted: tuple[bool, ...]) -> Reading:
         """How these features are read, some of them with weights."""
-        found = self._readings.get((features, weighted))
-        if found is None:
-            found = self._readings[features, weighted] = self._read(features, weighted)
+        # By identity, which modules keep: to hash the features of a large model takes longer than to route a small batch.
+        known, found = self._readings.get((id(features), weighted), (None, None))
+        if found is None or known is not features:
+            if len(self._readings) >= KEPT:  # of features that were put together for a single call
+                self._readings.clear()
+            found = self._read(features, weighted)
+            self._readings[id(features), weighted] = features, found
         return found
 
     def _read(self, features: tuple[Feature, ...], weighted: tuple[bool, ...]) -> Reading:

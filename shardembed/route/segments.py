@@ -38,22 +38,13 @@ class UniquePiece:
 
 
 @dataclass(frozen=True)
-class BagPiece:
-    """A feature's strip, read by bag: its bags are `bags` consecutive ones of the slab's bag list."""
-
-    feature: int
-    strip: int
-    bags: int
-
-
-@dataclass(frozen=True)
 class SlabRoute:
     """What one rank asks of one slab.
 
     keys_E: keys grouped by owner. lengths_S: keys of each segment, or None when each has one. keys, segments: how many go to
     each rank. multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
-    unique, bagged: how answers become outputs. bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]` starts;
-    None where answer b is bag b.
+    unique: how answers become outputs by id. bagged: (feature, strip) of those read by bag, in the slab's order.
+    bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]` starts; None where answer b is bag b.
     """
 
     keys_E: torch.Tensor
@@ -62,7 +53,7 @@ class SlabRoute:
     segments: list[int]
     multiplicities_E: torch.Tensor | None = None
     unique: tuple[UniquePiece, ...] = ()
-    bagged: tuple[BagPiece, ...] = ()
+    bagged: tuple[tuple[int, int], ...] = ()
     bag_segments: torch.Tensor | None = None
     bag_starts: torch.Tensor | None = None
 
@@ -206,7 +197,7 @@ def _slab_route(
         found.segments,
         multiplicities_E,
         unique,
-        tuple(BagPiece(i, strip, ids.parts[i].bags) for i, strip in pieces.columns),
+        pieces.columns,
         found.bag_segments,
         found.bag_starts,
     )
