@@ -48,7 +48,11 @@ def plan_of(model: Workload, ranks: int, seed: int = 0) -> Plan:
         ]
         placement = kinds[(index + seed) % len(kinds)]
         table = load.table
-        plans.append(TablePlan(table.name, placement.layout(table.num_embeddings, table.embedding_dim, cluster), placement.packing))
+        plans.append(
+            TablePlan(
+                table.name, placement.layout(table.num_embeddings, table.embedding_dim, cluster), placement.packing or "unique"
+            )
+        )
     return Plan(tuple(plans), ranks)
 
 

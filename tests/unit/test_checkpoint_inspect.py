@@ -89,7 +89,7 @@ def test_the_plan_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "plan for 4 ranks" in shown
     lines = [line.split() for line in shown.splitlines()]
     assert ["user", "row_wise,", "strided", "unique", "4", "0-3"] in lines
-    assert ["item", "column_wise", "unique", "2", "0-1"] in lines
+    assert ["item", "column_wise", "bag", "2", "0-1"] in lines
     assert main(["inspect", str(tmp_path / FULL), "--json"]) == 0
     assert Plan.from_json(json.loads(capsys.readouterr().out)["checkpoint"]["plans"][0]) == plan
 

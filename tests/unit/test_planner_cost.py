@@ -75,7 +75,7 @@ def planned(draw: st.DrawFn) -> tuple[Workload, Plan]:
     for load in chosen:
         placement = draw(placements())
         layout = placement.layout(load.table.num_embeddings, load.table.embedding_dim, Cluster(RANKS, 2))
-        plans.append(TablePlan(load.table.name, layout, placement.packing))
+        plans.append(TablePlan(load.table.name, layout, placement.packing or "unique"))
     return Workload("drawn", 256, tuple(chosen)), Plan(tuple(plans), RANKS)
 
 

@@ -21,7 +21,7 @@ ROWS, COLUMNS = 24, 6
 
 def plan(ranks: int, **tables: Placement) -> Plan:
     cluster = Cluster(ranks, 2)
-    return Plan(tuple(TablePlan(n, p.layout(ROWS, COLUMNS, cluster), p.packing) for n, p in tables.items()), ranks)
+    return Plan(tuple(TablePlan(n, p.layout(ROWS, COLUMNS, cluster), p.packing or "unique") for n, p in tables.items()), ranks)
 
 
 def held(layout: Layout, ranks: int) -> np.ndarray:

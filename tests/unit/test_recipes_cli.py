@@ -127,7 +127,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(
         ("eval: &cut {k: 20}\n", "tiny.yaml:7:7: &cut: anchors and aliases are not read"),
         (
             "wire_dtype: bfloat\n",
-            "tiny.yaml:7:1: wire_dtype: 'bfloat' is not one of float32, bfloat16, float16; did you mean 'bfloat16'?",
+            "tiny.yaml:7:1: wire_dtype: 'bfloat' is not one of float32, bfloat16, float16, int8; did you mean 'bfloat16'?",
         ),
     ],
 )
