@@ -34,6 +34,7 @@ from shardembed.placement import (
     table_wise,
 )
 from shardembed.plan import Plan, TablePlan
+from shardembed.prefetch import prefetched
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "load_plain",
     "newest_checkpoint",
     "optim",
+    "prefetched",
     "rank",
     "replicated",
     "row_wise",
