@@ -200,7 +200,9 @@ def _loop(loader: Iterable[Any], target: Target, depth: int, arguments: Argument
             while not reader.ended and len(coming) <= depth:
                 coming.append(reader.read())
                 _submit(coming[-1], target, line, comm)
-            read, outcome = coming.popleft(), line.take()
+            read = coming.popleft()
+            with target.journey.stage("wait for ids"):
+                outcome = line.take()
             if outcome.error is not None:
                 _stop(reader, read, outcome.error)
                 return

@@ -16,6 +16,7 @@ Name = Literal[
     "read",
     "make route",
     "send ids",
+    "wait for ids",
     "max_norm",
     "lookup",
     "send back",
