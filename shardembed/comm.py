@@ -39,6 +39,7 @@ from shardembed.trouble import (
     Reports,
     UnansweredError,
     explain,
+    explain_lines,
     explain_mismatch,
     gather_reports,
     lost_store,
@@ -280,14 +281,8 @@ class Comm:
             DisagreementError: on every rank, naming the first line that differs and who holds what.
         """
         texts = [text.split("\n") for text in self.gather_texts("control", f"agree on {what}", "\n".join(lines), device)]
-        for number in range(max(len(text) for text in texts)):
-            held = [text[number] if number < len(text) else "(nothing)" for text in texts]
-            if len(set(held)) > 1:
-                other = next(rank for rank, line in enumerate(held) if line != held[0])
-                raise DisagreementError(
-                    f"ranks disagree on {what}: rank 0 has {held[0]}; rank {other} has {held[other]}. "
-                    "Build the same collection, with the same plan and optimizer, on every rank"
-                )
+        if said := explain_lines(what, texts):
+            raise DisagreementError(said)
 
     @contextmanager
     def preparing(self, what: str, device: torch.device) -> Iterator[None]:

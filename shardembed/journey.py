@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardembed import fixed
+from shardembed.ahead import Ahead
 from shardembed.autograd import FixedOutputs, Vectors
 from shardembed.comm import Comm
-from shardembed.errors import ConfigError, MissedStepWarning, StepError
+from shardembed.errors import MissedStepWarning, StepError
 from shardembed.exchange import Call, Caller, Mode, Request, open_call, send_back, send_grads, send_ids
 from shardembed.exposed import deliver, expose
 from shardembed.ids import IdBatch
@@ -70,38 +71,6 @@ class Ticket:
                 f"the ticket for {', '.join(names[:5])} has been used; a ticket is good for one call, so prefetch again"
             )
         self.used = True
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """What a call that runs beside the main thread takes along from there (see `prefetch`). Ranks come to it by the same calls, so
-    all of it is the same on all of them.
-
-    comm: carries the call, and numbers it by itself. step, history: of the main thread's Comm.
-    """
-
-    comm: Comm
-    call: Call
-    step: int
-    history: int
-
-    def begin(self) -> tuple[Comm, Call]:
-        """The Comm, brought to where the main thread stood, and the call."""
-        self.comm.step = self.step
-        self.comm.mix(f"beside the loop {self.history}")
-        return self.comm, self.call
-
-    def check(self, ids: IdBatch) -> None:
-        """Refuse weights that follow from parameters: they would be those of an earlier step.
-
-        Raises:
-            ConfigError: there are some.
-        """
-        if any(part.weights is not None and part.weights.grad_fn is not None for part in ids.parts):
-            raise ConfigError(
-                "per-sample weights that are computed from parameters cannot be sent ahead, since a step comes in between; train "
-                "this model with se.synced(loader) instead of se.prefetched"
-            )
 
 
 @dataclass(frozen=True)

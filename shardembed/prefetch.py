@@ -24,11 +24,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shardembed.ahead import Ahead
 from shardembed.beside import Line, line_for
 from shardembed.comm import Comm
 from shardembed.errors import ConfigError, EndOfData, LoaderError, UnusedBatchWarning
 from shardembed.exchange import Mode
-from shardembed.journey import Ahead, Journey, Ticket
+from shardembed.journey import Journey, Ticket
 
 Arguments = Callable[[Any], tuple[Any, ...]]
 PATIENCE = 3  # batches that the model may be called without before that is taken for a mistake

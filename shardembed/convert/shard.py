@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from shardembed.ahead import Ahead
 from shardembed.comm import Comm, default_device
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.ids import IdBatch
-from shardembed.journey import Ahead, Journey, Ticket
+from shardembed.journey import Journey, Ticket
 from shardembed.layout import Shard, meeting
 from shardembed.modules.base import TableOptimizers, build_journey, eager
 from shardembed.modules.loading import CHUNK_BYTES

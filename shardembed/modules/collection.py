@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from shardembed.ahead import Ahead
 from shardembed.ids import IdBatch, jagged_offsets
 from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
-from shardembed.journey import Ahead, Ticket
+from shardembed.journey import Ticket
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
 from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike

@@ -27,7 +27,8 @@ class Profile:
 
         steps, seconds (of the slowest rank), elsewhere (of them, outside of the stages), world_size, and stages: by name, with
         seconds (mean of the ranks), slowest and fastest (seconds), slowest_rank, waiting (seconds that a rank was in collectives
-        longer than the fastest one, mean of the ranks), bytes (sent to others by the rank that sends most), collectives, calls, and
+        longer than the fastest one, mean of the ranks), bytes (sent to others, mean of the ranks), most_bytes (by the rank that
+        sends most), collectives, calls, and
         beside (it ran beside the main thread, so its time is not part of the step's).
 
         Raises:
@@ -119,7 +120,8 @@ def _stage(ranks: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
         "slowest_rank": seconds.index(max(seconds)),
         "fastest": min(seconds),
         "waiting": _waiting([rank["latest"] for rank in ranks]) * max(rank["calls"] for rank in ranks) / steps,
-        "bytes": max(rank["bytes"] for rank in ranks) / steps,
+        "bytes": sum(rank["bytes"] for rank in ranks) / len(ranks) / steps,
+        "most_bytes": max(rank["bytes"] for rank in ranks) / steps,
         "collectives": max(rank["collectives"] for rank in ranks) / steps,
         "calls": max(rank["calls"] for rank in ranks) / steps,
         "beside": any(rank["beside"] for rank in ranks),

@@ -21,7 +21,7 @@ FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "observe", "testing"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
-    2: ["autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
+    2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
         *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "narrow", "optim", "placement"),
