@@ -23,6 +23,7 @@ from shardembed.exposed import ignored
 from shardembed.ids import IdBatch
 from shardembed.loaders import synced
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
+from shardembed.observe import memory, profile
 from shardembed.optimizer import Optimizer, clip_grad_norm_
 from shardembed.placement import (
     Placement,
@@ -34,6 +35,7 @@ from shardembed.placement import (
     table_wise,
 )
 from shardembed.plan import Plan, TablePlan
+from shardembed.prefetch import prefetched
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
 
 __all__ = [
@@ -65,8 +67,11 @@ __all__ = [
     "init",
     "load_checkpoint",
     "load_plain",
+    "memory",
     "newest_checkpoint",
     "optim",
+    "prefetched",
+    "profile",
     "rank",
     "replicated",
     "row_wise",

@@ -19,26 +19,27 @@ import atexit
 import os
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
-from shardembed.heartbeat import HEADSTART, Heartbeat, Watch, device_is_through
+from shardembed.heartbeat import Heartbeat, Watch, device_is_through
 from shardembed.kernels.memory import keep_freed_memory
-from shardembed.meeting import meet
+from shardembed.meeting import meet, new_group
+from shardembed.stages import Tally
 from shardembed.trouble import (
     STORE_SECONDS,
     Place,
     Reports,
     UnansweredError,
     explain,
+    explain_lines,
     explain_mismatch,
     gather_reports,
     lost_store,
@@ -48,31 +49,13 @@ from shardembed.trouble import (
 
 Group = Literal["forward", "backward", "step", "control"]
 LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}  # process groups of each kind
+BESIDE: dict[Group, int] = {"forward": 1, "control": 1}  # of a Comm for calls beside the main thread's
 TAG_DIGITS = 4  # base 64: their squares, summed over 4,096 ranks, are exact in float32
 TAG = 2 * TAG_DIGITS  # elements of a tag
 ROW = 32  # values of a control message are padded to a multiple of this
 DEFAULT_TIMEOUT = 300.0
 
 _known: dict[Any, Comm] = {}
-
-
-@dataclass
-class Tally:
-    """What ran, by (operation, stage): calls, and bytes sent to other ranks."""
-
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    def operations(self) -> dict[str, int]:
-        """Calls by operation."""
-        total: Counter[str] = Counter()
-        for (operation, _), count in self.calls.items():
-            total[operation] += count
-        return dict(total)
-
-    def clear(self) -> None:
-        self.calls.clear()
-        self.bytes.clear()
 
 
 class Comm:
@@ -85,7 +68,7 @@ class Comm:
         forwards: forward calls so far. history: checksum of all calls so far. The counts message carries both, so that ranks
             notice when they differ.
         collections: names of the collections made on this group so far. slots: slabs of the largest, the length of a counts
-            message.
+            message. label: what sets its calls apart from another Comm's, for messages.
     """
 
     def __init__(
@@ -98,13 +81,15 @@ class Comm:
         self.step = 0
         self.forwards = 0
         self.history = 0
-        self._about = ""
+        self._about = self.label = ""
         self.collections: list[str] = []
         self.slots = 0
         self._options = dist.AllToAllOptions()
         self._failure: ShardEmbedError | None = None
         self._group = group
         self._side: Comm | None = None
+        self._beside: list[Comm] = []
+        self._lent: list[Comm] = []
         self._groups: dict[tuple[Group, int], dist.ProcessGroup] = {}
         self._watch, self._watched = Watch(), watched  # calls on these types of device
         self._heartbeat: Heartbeat | None = None
@@ -119,24 +104,12 @@ class Comm:
 
     def _make_groups(self, lanes: Mapping[Group, int], timeout: float) -> None:
         ranks = dist.get_process_group_ranks(self._group)
-        # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else None
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
-
-        def make() -> dist.ProcessGroup:
-            if device is not None:
-                torch.cuda.set_device(device)  # this is another thread
-            made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
-            assert isinstance(made, dist.ProcessGroup)
-            for kind in self._watched:
-                made._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=timeout + HEADSTART))
-            return made
-
         began = time.monotonic()
         try:
             keys: list[tuple[Group, int]] = [(name, lane) for name, count in lanes.items() for lane in range(count)]
             for key in keys:
-                self._groups[key] = within(timeout + STORE_SECONDS, make)
+                self._groups[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, self._watched, device))
         except RuntimeError as error:
             self.close()
             # Torch has no time limit for a store that does not answer.
@@ -170,10 +143,35 @@ class Comm:
             self._side = Comm(self._group, self.timeout, lanes={"control": 1})
         return self._side
 
+    @contextmanager
+    def beside(self) -> Iterator[Comm]:
+        """A Comm over the same ranks for calls that run beside those of this one, nobody else's until the end: with the group
+        "forward", and numbers of calls that its user sets. Collective where all that there are have been lent.
+        """
+        comm = next((comm for comm in self._beside if comm not in self._lent), None)
+        if comm is None:
+            comm = Comm(self._group, self.timeout, self._watched, BESIDE)
+            comm.label = "beside the loop"
+            self._beside.append(comm)
+        # As they are now: what the main thread makes in the meantime is not known on all ranks at the same time.
+        comm.collections, comm.slots = list(self.collections), self.slots
+        comm.mix("lent")  # ranks that left an earlier loop after different batches notice
+        self._lent.append(comm)
+        try:
+            yield comm
+        finally:
+            self._lent.remove(comm)
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """This one's, and those of the calls beside it."""
+        return [self.tally, *(comm.tally for comm in self._beside)]
+
     def close(self) -> None:
         """Leave the groups made for this Comm."""
-        if self._side is not None:
-            self._side.close()
+        for comm in [self._side, *self._beside]:
+            if comm is not None:
+                comm.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         for group in self._groups.values():
@@ -198,6 +196,7 @@ class Comm:
             return send
         received = send.new_empty(sum(receive_sizes))
         sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
+        self.tally.largest = max(self.tally.largest, (send.numel() + received.numel()) * send.element_size())
         self._note(stage, self._whose(group, number))
         chosen = self._groups[group, number % LANES[group]]
         self._run(
@@ -282,14 +281,8 @@ class Comm:
             DisagreementError: on every rank, naming the first line that differs and who holds what.
         """
         texts = [text.split("\n") for text in self.gather_texts("control", f"agree on {what}", "\n".join(lines), device)]
-        for number in range(max(len(text) for text in texts)):
-            held = [text[number] if number < len(text) else "(nothing)" for text in texts]
-            if len(set(held)) > 1:
-                other = next(rank for rank, line in enumerate(held) if line != held[0])
-                raise DisagreementError(
-                    f"ranks disagree on {what}: rank 0 has {held[0]}; rank {other} has {held[other]}. "
-                    "Build the same collection, with the same plan and optimizer, on every rank"
-                )
+        if said := explain_lines(what, texts):
+            raise DisagreementError(said)
 
     @contextmanager
     def preparing(self, what: str, device: torch.device) -> Iterator[None]:
@@ -302,12 +295,16 @@ class Comm:
 
     def _whose(self, group: Group, number: int) -> str:
         if not number:
-            return ""
+            return self.label
         return f"of forward call {number}" if group == "backward" else f"of collection {number}: {self.collections[number - 1]}"
 
     def _note(self, stage: str, about: str) -> None:
         self._about = about
-        self.history = zlib.crc32(f"{stage} {about} {self.step}".encode(), self.history)
+        self.mix(f"{stage} {about} {self.step}")
+
+    def mix(self, text: str) -> None:
+        """Take something that must be the same on all ranks into the history."""
+        self.history = zlib.crc32(text.encode(), self.history)
 
     def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device) -> None:
         if self._failure is not None:

@@ -48,6 +48,14 @@ class DataError(ShardEmbedError, ValueError):
     """A data file or one of its rows is unusable."""
 
 
+class LoaderError(DataError):
+    """The data loader of another rank failed."""
+
+
+class EndOfData(ShardEmbedError):
+    """A rank has no more batches: no error, and none that users meet."""
+
+
 class CheckpointError(ShardEmbedError, RuntimeError):
     """A checkpoint cannot be written, or is missing, damaged, altered, from a newer version or of another model."""
 
@@ -75,14 +83,23 @@ class FeatureError(InputError, KeyError):
         return str(self.args[0])
 
 
+class UnusedBatchWarning(UserWarning):
+    """The ids of batches were sent ahead, and the model was called with others."""
+
+
 class MissedStepWarning(UserWarning):
     """Gradients of more backward passes than asked for are waiting for a step."""
 
 
 _TRAVELLING = {
     cls.__name__: cls
-    for cls in (InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError, DataError, CheckpointError)
+    for cls in (
+        *(InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError, DataError, CheckpointError),
+        *(LoaderError, EndOfData),
+    )
 }
+# A rank that has no batch to give is heard before one whose batch nobody will look at.
+_WEIGHTS = {LoaderError.__name__: 0, EndOfData.__name__: 1}
 
 
 def travels(error: Exception) -> tuple[str, str]:
@@ -94,3 +111,8 @@ def travels(error: Exception) -> tuple[str, str]:
 def rebuild(name: str, text: str) -> ShardEmbedError:
     """The error that another rank sent: its class name and its text."""
     return _TRAVELLING.get(name, InputError)(text)
+
+
+def weight(name: str) -> int:
+    """Of the errors that several ranks tell at once, the one whose class weighs least is raised."""
+    return _WEIGHTS.get(name, len(_WEIGHTS))

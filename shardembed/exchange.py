@@ -16,7 +16,7 @@ import torch
 
 from shardembed import narrow
 from shardembed.comm import Comm
-from shardembed.errors import DisagreementError, rebuild, travels
+from shardembed.errors import DisagreementError, rebuild, travels, weight
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
 from shardembed.trouble import SAME_CALLS, SAME_OUTPUTS
@@ -71,10 +71,11 @@ class SlabRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """What all ranks ask of this one, a slab each, in forward call number `call`."""
+    """What all ranks ask of this one, a slab each, in forward call number `call`. ahead: asked beside the main thread's calls."""
 
     slabs: tuple[SlabRequest, ...]
     call: int
+    ahead: bool = False
 
     def __iter__(self) -> Iterator[SlabRequest]:
         return iter(self.slabs)
@@ -128,7 +129,9 @@ def send_back(answers: Sequence[torch.Tensor], request: Request, caller: Caller,
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
     sent = _vector_parts([slab.asked for slab in request], caller)
     received = _vector_parts([slab.sent for slab in request], caller)
-    arrived = _exchange("forward: send back", _narrow(answers, caller), sent, received, caller, comm)
+    # Nothing on the group "forward" said that these vectors come: they go where sizes follow from the forward call.
+    lane = request.call if request.ahead else None
+    arrived = _exchange("forward: send back", _narrow(answers, caller), sent, received, caller, comm, lane)
     return _widened(arrived, caller)
 
 
@@ -159,16 +162,16 @@ def _exchange(
     received: list[Part],
     caller: Caller,
     comm: Comm,
-    backward_of: int | None = None,
+    lane_of: int | None = None,
 ) -> list[torch.Tensor]:
     if caller.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return [tensor.to(part.dtype) for tensor, part in zip(tensors, sent, strict=True)]
     buffer = pack(tensors, sent, comm.world_size)
     sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
-    if backward_of is None:
+    if lane_of is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
-        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=backward_of)
+        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=lane_of)
     return unpack(buffer, received, comm.world_size)
 
 
@@ -235,10 +238,13 @@ def _advice(headers: list[list[int]]) -> str:
 
 def _raise_together(texts: list[str], problem: Exception | None) -> None:
     told = {rank: json.loads(text) for rank, text in enumerate(texts) if text}
-    first, *others = told
+    least = min(weight(name) for name, _ in told.values())
+    first, *others = [rank for rank, (name, _) in told.items() if weight(name) == least]
     also = f" (rank(s) {others} also refused their batch)" if others else ""
-    if problem is not None and rebuild(*travels(problem)).__class__ is not problem.__class__:
-        raise problem
+    if problem is not None:
+        name, text = travels(problem)
+        if weight(name) == least and rebuild(name, text).__class__ is not problem.__class__:
+            raise problem
     name, text = told[first]
     raise rebuild(name, f"rank {first}: {text}{also}") from problem
 

@@ -190,7 +190,7 @@ def _read(value: Any, feature: Feature, device: torch.device) -> FeatureIds:
     if isinstance(value, Jagged):
         ids = _checked_ids(value.ids, feature, device)
         weights = None if value.weights is None else _checked_weights(value.weights, ids, feature, device)
-        return _bags(ids, value.lengths.to(device=device, dtype=torch.int64), weights, feature)
+        return _bags(ids, _moved(value.lengths, device).to(torch.int64), weights, feature)
     if isinstance(value, tuple | list):
         if not 2 <= len(value) <= 3:
             raise InputError(f"feature {feature.name!r}: a tuple or list must be (ids, offsets) or (ids, offsets, weights)")
@@ -250,7 +250,7 @@ def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device) -
         raise DtypeError(f"feature {feature.name!r}: offsets must be a one-dimensional int32 or int64 tensor")
     if offsets.numel() == 0:
         raise OffsetsError(f"feature {feature.name!r}: offsets are empty; they start with 0 and end with the number of ids")
-    offsets = offsets.to(device=device, dtype=torch.int64)
+    offsets = _moved(offsets, device).to(torch.int64)
     lengths = offsets.diff()
     first, last = int(offsets[0]), int(offsets[-1])  # host sync on a GPU
     if first != 0 or last != count:
@@ -272,7 +272,16 @@ def _checked_ids(ids: Any, feature: Feature, device: torch.device) -> torch.Tens
         raise DtypeError(f"feature {feature.name!r}: ids must be a tensor, not {type(ids).__name__}")
     if ids.dtype not in (torch.int32, torch.int64):
         raise DtypeError(f"feature {feature.name!r}: ids must be int32 or int64, not {ids.dtype}; use ids.long()")
-    return ids if ids.device == device else ids.to(device)
+    return _moved(ids, device)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; to a GPU in the order of its stream, without waiting for what else it does."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _checked_weights(weights: Any, ids: torch.Tensor, feature: Feature, device: torch.device) -> torch.Tensor:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from shardembed import fixed
+from shardembed.ahead import Ahead
 from shardembed.autograd import FixedOutputs, Vectors
 from shardembed.comm import Comm
 from shardembed.errors import MissedStepWarning, StepError
@@ -41,6 +42,7 @@ from shardembed.route import Atlas, Route, combine, empty_route, make_route
 from shardembed.settings import AGREED, Settings, agreed_lines, names_of
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec, build_slabs
+from shardembed.stages import Stage, unwatched
 from shardembed.step import mean_squares, reduce_copies
 from shardembed.tables import Feature, TableConfig
 
@@ -89,11 +91,16 @@ class _Pass:
         return _Pass(number, self.tables | tables, self.tables & tables, fresh=False)
 
 
+def _mode() -> Mode:
+    return Mode.TRAINING if torch.is_grad_enabled() else Mode.EVALUATION
+
+
 class Journey:
     """The sharded tables of one collection, and the way of its batches.
 
     Attributes:
         plan, comm, slabs, settings: what it is made of. exposed: the Parameters of tables without an optimizer of ours.
+        stage: what surrounds each step; see `stages`.
         rate: gives the current learning rate of an optimizer's tables; `se.Optimizer` puts its param groups behind it.
         steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
         factor: what all waiting gradients are to be multiplied with (unscaling, clipping), `[1]`, or None for 1.
@@ -126,6 +133,7 @@ class Journey:
         share = 1.0 if settings.deterministic else self._share
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
         self.exposed = expose(self.slabs)
+        self.stage: Stage = unwatched
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
         self.steps = 0
         self.micro_batches = 1
@@ -181,33 +189,56 @@ class Journey:
         if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
             self._looked_up = True
         if not ticket.as_they_are:
-            with torch.no_grad():
+            with torch.no_grad(), self.stage("max_norm"):
                 renormalise(self.slabs, ticket.request, self.comm, self.settings.deterministic)
+        with self.stage("combine"):  # and in it those of `answer`
+            outputs = self._combined(ticket)
+        pairs = zip(outputs, ticket.route.features, strict=True)
+        return [output.to(self.tables[feature.table].dtype) for output, feature in pairs]
+
+    def _combined(self, ticket: Ticket) -> Sequence[torch.Tensor]:
         answer = partial(self.answer, ticket.request)
-        if self.settings.deterministic:
-            weights = [part.weights for part in ticket.route.ids.parts]
-            frozen = [self.tables[feature.table].frozen for feature in ticket.route.features]
-            outputs = FixedOutputs.apply(self._anchor, ticket.route, answer, partial(self.learn_fixed, ticket), frozen, *weights)
-        else:
+        if not self.settings.deterministic:
             frozen = [spec.policy.frozen for spec in self.specs]
             vectors = Vectors.apply(self._anchor, answer, partial(self.learn, ticket), frozen)
             if torch.is_grad_enabled():
                 asked = zip(self.slabs, ticket.request, strict=True)
                 ticket.orders = [slab.order(slab.locate(part.keys_E), part.offsets) for slab, part in asked]
-            outputs = combine(vectors, ticket.route)
-        pairs = zip(outputs, ticket.route.features, strict=True)
-        return [output.to(self.tables[feature.table].dtype) for output, feature in pairs]
+            return combine(vectors, ticket.route)
+        weights = [part.weights for part in ticket.route.ids.parts]
+        frozen = [self.tables[feature.table].frozen for feature in ticket.route.features]
+        return FixedOutputs.apply(self._anchor, ticket.route, answer, partial(self.learn_fixed, ticket), frozen, *weights)
 
-    def send(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> Ticket:
-        """Steps 1 to 3. No weight is read, so they may run ahead of the compute. Collective."""
+    def send(
+        self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False, ahead: Ahead | None = None
+    ) -> Ticket:
+        """Steps 1 to 3. No weight is read, so they may run ahead of the compute. Collective.
+
+        Args:
+            ahead: runs beside the main thread, in one of its own.
+        """
         try:
-            ids, problem = read(), None
-            route = make_route(ids, features, self.atlas)
+            with self.stage("read"):
+                ids, problem = read(), None
+                if ahead is not None:
+                    ahead.check(ids)
+            with self.stage("make route"):
+                route = make_route(ids, features, self.atlas)
         except Exception as error:  # whatever it is: the other ranks are waiting for the counts, so tell them there
             route, problem = empty_route(features, self.atlas), error
-        mode = Mode.ROWS if as_they_are else Mode.TRAINING if torch.is_grad_enabled() else Mode.EVALUATION
-        request = send_ids(route, problem, self._call(mode), self._caller, self.comm, self.device)
-        return Ticket(route, request, as_they_are)
+        comm, call = ahead.begin() if ahead else (self.comm, self._call(Mode.ROWS if as_they_are else _mode()))
+        with self.stage("send ids"):
+            request = send_ids(route, problem, call, self._caller, comm, self.device)
+        return Ticket(route, replace(request, ahead=ahead is not None), as_they_are)
+
+    def ahead(self, comm: Comm) -> Ahead:
+        """For a call of `send` that `comm` is to carry beside the main thread, whose calls stand here."""
+        return Ahead(comm, self._call(_mode()), self.comm.step, self.comm.history)
+
+    def arrive(self, ticket: Ticket) -> None:
+        """Number a ticket that was made beside the main thread among the calls of that: all ranks get as many."""
+        self.comm.forwards += 1
+        ticket.request = replace(ticket.request, call=self.comm.forwards)
 
     def _call(self, mode: Mode, table: int = 0, k: int = 0) -> Call:
         return Call(mode, self.steps, self.waiting, table, k)
@@ -220,27 +251,35 @@ class Journey:
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         """Steps 4 and 5, on detached weights: the vectors this rank asked for, `[S, W]` a slab."""
-        answers = [slab.lookup(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, request, strict=True)]
-        return send_back(answers, request, self._caller, self.comm)
+        with self.stage("lookup"):
+            answers = [slab.lookup(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, request, strict=True)]
+        with self.stage("send back"):
+            return send_back(answers, request, self._caller, self.comm)
 
     def learn(self, ticket: Ticket, grads: Sequence[torch.Tensor]) -> None:
         """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
         self._begin_backward(ticket)
-        arrived = send_grads(grads, ticket.request, self._caller, self.comm)
+        with self.stage("send grads"):
+            arrived = send_grads(grads, ticket.request, self._caller, self.comm)
+        with self.stage("accumulate"):
+            self._accumulate(ticket, arrived)
+        self._end_backward()
+
+    def _accumulate(self, ticket: Ticket, arrived: Sequence[torch.Tensor]) -> None:
         for slab, part, grads_SW, order in zip(self.slabs, ticket.request, arrived, ticket.orders, strict=True):
             rows_E = slab.locate(part.keys_E)
             if part.multiplicities_E is not None:  # then every segment is a single row
                 grads_SW = grads_SW / frequencies(rows_E, part.multiplicities_E).unsqueeze(1)  # they may be the user's own
             slab.accumulate(Gradients(rows_E, part.offsets, grads_SW), order)
-        self._end_backward()
 
     def learn_fixed(self, ticket: Ticket, vectors: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
         """Steps 7 to 9 in deterministic mode, from the gradients of the outputs. Collective."""
         self._begin_backward(ticket)
-        found = fixed.contributions(ticket.route, self.specs, grads, vectors, self._share)
-        scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device, ticket.request.call)
-        sums = fixed.quanta(found, scales, vectors)
-        fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm)
+        with self.stage("send grads"):
+            found = fixed.contributions(ticket.route, self.specs, grads, vectors, self._share)
+            scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device, ticket.request.call)
+            sums = fixed.quanta(found, scales, vectors)
+            fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm)
         self._end_backward()
 
     @property
@@ -298,7 +337,8 @@ class Journey:
         if not self._reduced and self.waiting:
             if not self.settings.deterministic:  # else done in the backward, in whole numbers
                 updated = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)]
-                reduce_copies(updated, self.comm, self._caller.number)
+                with self.stage("reduce copies"):
+                    reduce_copies(updated, self.comm, self._caller.number)
             self._reduced = True
 
     def step(self) -> None:
@@ -306,13 +346,15 @@ class Journey:
         if not self.waiting:
             return
         self.reduce()
-        squares = mean_squares(self.slabs, self.comm, self.settings.deterministic, self._caller.number)
+        with self.stage("share row squares"):
+            squares = mean_squares(self.slabs, self.comm, self.settings.deterministic, self._caller.number)
         # In update="backward", each lookup of a pass steps its own tables; together they are one step.
         self.steps += self._pass.fresh or self.settings.update == "step"
         self.comm.step = max(self.comm.step, self.steps)
         factor = 1.0 if self.factor is None else float(self.factor)  # host sync on a GPU
-        for slab in self.slabs:
-            slab.step(self.rate(slab.spec.optimizer), self.steps, factor, squares.get(slab.spec.index))
+        with self.stage("step"):
+            for slab in self.slabs:
+                slab.step(self.rate(slab.spec.optimizer), self.steps, factor, squares.get(slab.spec.index))
         self.drop()
 
     def drop(self) -> None:

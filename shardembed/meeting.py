@@ -1,4 +1,4 @@
-"""Where the ranks of a start of the job meet.
+"""Where the ranks of a start of the job meet, and how they make groups.
 
 When torchrun starts ranks again after a failure, they get the store of those before them, with the addresses that those left in it
 (torch 2.13, Gloo: "connectFullMesh failed"). So the ranks first agree on a name for this start, and put all they write under it.
@@ -10,12 +10,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from shardembed.errors import CollectiveError
+from shardembed.heartbeat import HEADSTART
 
 KEY = "shardembed/start"
 LOOK_SECONDS = 0.02
@@ -31,6 +33,23 @@ def meet(timeout: float) -> tuple[dist.Store, int, int]:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.PrefixStore(f"{KEY}/{agreed_name(store, rank, world_size, timeout)}", store)
     return store, rank, world_size
+
+
+def new_group(ranks: list[int], timeout: float, watched: Sequence[str], device: int | None) -> dist.ProcessGroup:
+    """A process group over `ranks`. Collective over them, in any thread.
+
+    Args:
+        watched: types of device on which a heartbeat tells more than the backend's own watchdog. device: this rank's GPU.
+    """
+    if device is not None:
+        torch.cuda.set_device(device)  # each thread has its own
+    # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
+    backend = "cpu:gloo,cuda:nccl" if device is not None else None
+    made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
+    assert isinstance(made, dist.ProcessGroup)
+    for kind in watched:
+        made._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=timeout + HEADSTART))
+    return made
 
 
 def agreed_name(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:

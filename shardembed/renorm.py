@@ -33,7 +33,9 @@ def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm, determinist
     sums = {index: how[index]([parts.parts]) for index, parts in found.items() if index not in split}
     if split:
         parts = {index: found[index] for index in split}
-        sums.update(combine_rows(split, parts, how, comm, "forward", "forward: share row norms"))
+        # As in `exchange.send_back`: announced on the group "forward", or going where sizes follow from the call.
+        group, number = ("backward", request.call) if request.ahead else ("forward", 0)
+        sums.update(combine_rows(split, parts, how, comm, group, "forward: share row norms", number))
     for index, slab in wanted.items():
         policy = slab.spec.policy
         assert policy.max_norm is not None

@@ -12,8 +12,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
@@ -153,6 +154,18 @@ def explain_mismatch(rank: int, here: str, reports: Reports) -> str:
         return f"all ranks came to {here}, but not by the same calls. {SAME_CALLS}"
     said = [f"rank {rank} is in {place}" for rank, place in sorted(places.items())]
     return f"ranks are not making the same call: {'; '.join(said)}. {SAME_CALLS}"
+
+
+def explain_lines(what: str, texts: Sequence[Sequence[str]]) -> str:
+    """The text of a DisagreementError where ranks hold different lines: the first that differs; empty where none does."""
+    for held in zip_longest(*texts, fillvalue="(nothing)"):
+        if len(set(held)) > 1:
+            other = next(rank for rank, line in enumerate(held) if line != held[0])
+            return (
+                f"ranks disagree on {what}: rank 0 has {held[0]}; rank {other} has {held[other]}. "
+                "Build the same collection, with the same plan and optimizer, on every rank"
+            )
+    return ""
 
 
 def of_torch(error: RuntimeError) -> bool:

@@ -70,7 +70,7 @@ def combine_rows(
 
     Args:
         specs: the slabs that hold split rows, by index; the same on every rank, as is `how` their parts are put together.
-        collection: whose step it is.
+        collection: whose step it is; on the group "backward", which forward call it belongs to.
     """
     twins = _twins(list(specs.values()))
     spans = {key: [_span(found[index], block, comm.rank) for index, block in members] for key, members in twins.items()}

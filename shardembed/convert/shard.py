@@ -16,17 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from shardembed.ahead import Ahead
 from shardembed.comm import Comm, default_device
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.ids import IdBatch
-from shardembed.journey import Journey
+from shardembed.journey import Journey, Ticket
 from shardembed.layout import Shard, meeting
 from shardembed.modules.base import TableOptimizers, build_journey, eager
 from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
 from shardembed.plan import Plan, PlanLike
+from shardembed.prefetch import Announced, Sent, Target
 from shardembed.settings import Settings
 from shardembed.tables import features_of
 
@@ -111,33 +113,53 @@ def summary(journey: Journey, one_call: bool) -> str:
     return "\n".join(lines)
 
 
-class SharedLookup:
+Calls = list[tuple[str, tuple[Any, ...]]]  # (path, arguments)
+
+
+class SharedLookup(Target):
     """A hook that looks up all tables in one call before each forward of the model."""
 
     def __init__(self, journey: Journey, modules: Mapping[str, Lookup], inputs: Callable[..., Mapping[str, Any]]) -> None:
-        self._journey, self._modules, self._inputs = journey, modules, inputs
+        self.journey, self._modules, self._inputs = journey, modules, inputs
+        self.announced = Announced()
 
     @eager
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        modules, calls = self._modules, _calls(dict(self._inputs(*arguments, **named)))
-        unknown = next((path for path, _ in calls if path not in modules), None)
-        for module in modules.values():
+        calls, ticket = self.announced.take(arguments, named) or self._send(arguments, named)
+        for module in self._modules.values():
             module.forget()
+        outputs = iter(self.journey.outputs(ticket))
+        for path, given in calls:
+            self._modules[path].hand_out(given, list(islice(outputs, len(self._modules[path].features))))
+
+    def send_ahead(self, arguments: tuple[Any, ...], ahead: Ahead) -> Sent:
+        calls, ticket = self._send(arguments, {}, ahead)
+        return Sent(ticket, (calls, ticket))
+
+    def _send(self, arguments: tuple[Any, ...], named: dict[str, Any], ahead: Ahead | None = None) -> tuple[Calls, Ticket]:
+        modules = self._modules
+        calls: Calls = []
+        problem: Exception | None = None
+        try:
+            calls = _calls(dict(self._inputs(*arguments, **named)))
+        except Exception as error:  # whatever inputs= raises: for all ranks to hear of
+            problem = error
+        unknown = next((path for path, _ in calls if path not in modules), None)
 
         def read() -> IdBatch:
+            if problem is not None:
+                raise problem
             if unknown is not None:
                 raise FeatureError(f"inputs= names {unknown!r}, which is not a sharded module here; they are {sorted(modules)}")
             return IdBatch.join(tuple(part for path, given in calls for part in modules[path].read(*given)))
 
         features = [feature for path, _ in calls if path in modules for feature in modules[path].features]
-        outputs = iter(self._journey.forward(read, features))
-        for path, given in calls:
-            modules[path].hand_out(given, list(islice(outputs, len(modules[path].features))))
+        return calls, self.journey.send(read, features, ahead=ahead)
 
 
-def _calls(given: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
-    """(path, arguments) of every call that is announced."""
-    calls: list[tuple[str, tuple[Any, ...]]] = []
+def _calls(given: Mapping[str, Any]) -> Calls:
+    """Every call that is announced."""
+    calls: Calls = []
     for path, value in given.items():
         for one in value if isinstance(value, list) else [value]:
             calls.append((path, one if isinstance(one, tuple) else (one,)))

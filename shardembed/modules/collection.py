@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from shardembed.ahead import Ahead
 from shardembed.ids import IdBatch, jagged_offsets
 from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.journey import Ticket
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
 from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike
+from shardembed.prefetch import Announced, Sent, Target
 from shardembed.settings import Settings
 from shardembed.tables import TableConfig, features_of
 
@@ -27,7 +29,7 @@ class Prefetched:
     ticket: Ticket
 
 
-class EmbeddingCollection(ShardedModule):
+class EmbeddingCollection(ShardedModule, Target):
     """Embedding tables, cut over the ranks of a job, that are looked up together.
 
     A call makes three all-to-alls forward and one backward, whatever the number of tables and how they are cut.
@@ -73,6 +75,7 @@ class EmbeddingCollection(ShardedModule):
         journey = build_journey(tables, optimizer, plan, device, process_group, settings)
         super().__init__(journey, journey.tables, {f"{table.name}.weight": table.name for table in journey.tables})
         self.features = features_of(self.tables)
+        self.announced = Announced()
 
     @eager
     def forward(self, batch: Mapping[str, Any] | Any) -> Any:
@@ -81,7 +84,7 @@ class EmbeddingCollection(ShardedModule):
         Args:
             batch: a dict with, for each feature, int32 or int64 ids as a tensor (`[B]` or `[B, ids a bag]` when pooled, any
                 shape otherwise), `(ids [n], offsets [B + 1])`, `(ids, offsets, weights [n])` for weighted sums, or a nested
-                jagged tensor. Or a TorchRec `KeyedJaggedTensor`. Or what `prefetch` gave for a batch.
+                jagged tensor. Or a TorchRec `KeyedJaggedTensor`. Or what `prefetch` or `se.prefetched` gave for a batch.
 
         Returns:
             A dict by feature ("feature@table" for one that several tables look up): `[B, embedding_dim]` when pooled,
@@ -92,7 +95,7 @@ class EmbeddingCollection(ShardedModule):
             InputError: on every rank, when the batch of any is malformed or an id is out of range. The tables are unchanged.
             StepError: a prefetched batch comes again.
         """
-        ahead = batch if isinstance(batch, Prefetched) else self.prefetch(batch)
+        ahead = batch if isinstance(batch, Prefetched) else self.announced.take((batch,)) or self.prefetch(batch)
         batch, outputs = ahead.batch, self.journey.outputs(ahead.ticket)
         named = dict(zip((feature.name for feature in self.features), outputs, strict=True))
         if is_keyed_jagged(batch):
@@ -115,6 +118,12 @@ class EmbeddingCollection(ShardedModule):
             InputError: on every rank, when the batch of any is malformed.
         """
         return Prefetched(batch, self.journey.send(lambda: self._read(batch), self.features))
+
+    def send_ahead(self, arguments: tuple[Any, ...], ahead: Ahead) -> Sent:
+        """As `prefetch`, beside the main thread."""
+        (batch,) = arguments
+        ticket = self.journey.send(lambda: self._read(batch), self.features, ahead=ahead)
+        return Sent(ticket, Prefetched(batch, ticket))
 
     @property
     def _all_pooled(self) -> bool:

@@ -1,4 +1,4 @@
-"""The Python blocks of README.md and docs/checkpoints.md run as they stand: alone, and under torchrun on two ranks."""
+"""The Python blocks of README.md and of pages in docs/ run as they stand: alone, and under torchrun on two ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BLOCKS = {
     page: re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    for page in ("README.md", "docs/checkpoints.md")
+    for page in ("README.md", "docs/checkpoints.md", "docs/speed.md")
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SECONDS = 300  # a script that has not ended by then hangs, however loaded the machine is
@@ -57,5 +57,14 @@ def test_training_goes_on_alone_where_two_ranks_left_it_and_its_rows_are_read_wi
     assert run(tmp_path, 1, page=page) == "torch.Size([2, 16])\n"
 
 
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two ranks"])
+def test_stages_and_memory_are_told_of_a_loop_that_sends_ids_ahead(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    printed = run(tmp_path, 0, *launcher, page="docs/speed.md")
+    assert printed.endswith("20 steps\n")
+    assert f"20 step(s) on {2 if launcher else 1} rank(s)" in printed
+    for line in ("send ids (beside)", "wait for ids", "optimizer state", "table items"):
+        assert line in printed, printed
+
+
 def test_every_block_is_run() -> None:
-    assert [len(blocks) for blocks in BLOCKS.values()] == [2, 2]
+    assert [len(blocks) for blocks in BLOCKS.values()] == [2, 2, 1]

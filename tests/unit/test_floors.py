@@ -21,8 +21,8 @@ FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "observe", "testing"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
-    2: ["autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
-    1: ["comm", "heartbeat", "kernels", "meeting", "trouble"],
+    2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
+    1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
         *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "narrow", "optim", "placement"),
         *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
@@ -36,7 +36,7 @@ IMPORTERS = ("importlib.import_module", "import_module")
 # and communication never sees a table.
 FORBIDDEN = {name: {GROUP} for name in FLOORS[0]}
 FORBIDDEN["kernels"] = {GROUP, f"{PACKAGE}.comm"}
-for room in ("comm", "heartbeat", "meeting", "trouble"):
+for room in ("comm", "heartbeat", "meeting", "stages", "trouble"):
     FORBIDDEN[room] = {f"{PACKAGE}.{name}" for name in ("tables", "plan", "layout", "slabs", "ids")}
 
 
