@@ -135,6 +135,8 @@ class Slab:
         if not rows_U.numel():  # there may be no block at all
             return torch.empty_like(rows_U)
         blocks = sorted((block.first_key, what(lane, block)) for lane, block in self._blocks())
+        if len({number for _, number in blocks}) == 1:
+            return torch.full_like(rows_U, blocks[0][1], dtype=torch.float64 if isinstance(blocks[0][1], float) else torch.int64)
         starts, numbers = (torch.from_numpy(np.array(column)).to(rows_U.device) for column in zip(*blocks, strict=True))
         return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
 
@@ -254,12 +256,12 @@ class Slab:
                 cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
             else:
                 rows_U, grads_UW = self.merged()
-                if factor != 1.0:
-                    grads_UW.mul_(factor)
                 square = None if mean_square_U is None else mean_square_U * factor**2
                 if self.kernel == "numba":
-                    cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square)
+                    cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, factor)
                 else:
+                    if factor != 1.0:
+                        grads_UW.mul_(factor)
                     random = self.spec.policy.rounding == "stochastic"
                     narrow = partial(self._round, self._origins(rows_U), number) if random else None
                     reference.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, narrow)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from shardembed.comm import TAG, Comm
+from shardembed.kernels.cpu import square_sums
 from shardembed.slab import Slab
 from shardembed.twins import RowParts, combine_rows, total, tree_total
 
@@ -56,8 +57,8 @@ def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool, collect
     found: dict[int, RowParts] = {}
     for index, slab in wanted.items():
         rows_U, grads_UW = slab.merged()
-        squares = grads_UW.to(torch.float64).square()
-        found[index] = RowParts(rows_U, squares if deterministic else squares.sum(1))
+        squares = grads_UW.to(torch.float64).square() if deterministic else square_sums(grads_UW)
+        found[index] = RowParts(rows_U, squares)
     how = tree_total if deterministic else total
     split = {index: slab.spec for index, slab in wanted.items() if slab.spec.split_rows}
     sums = {index: how([parts.parts]) for index, parts in found.items() if index not in split}

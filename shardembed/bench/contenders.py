@@ -37,20 +37,23 @@ class Contender:
 # Plans.
 
 
-def placement(kind: str, number: int, ranks: int, packing: Packing | None) -> Placement:
-    """Where table `number` lies. mixed: a third of the tables each way."""
+def placement(kind: str, number: int, ranks: int, packing: Packing | None, strided: bool = True) -> Placement:
+    """Where table `number` lies. mixed: a third of the tables each way.
+
+    strided: rows are dealt out in turn, so that popular ones, which come first, lie on all ranks; else in one block a rank.
+    """
     if kind == "mixed":
-        return placement(KINDS[number % 3], number // 3, ranks, packing)
+        return placement(KINDS[number % 3], number // 3, ranks, packing, strided)
     if kind == "row_wise":
-        return se.row_wise(packing=packing)
+        return se.row_wise(strided=strided, packing=packing)
     if kind == "table_wise":
         return se.table_wise(number % ranks, packing=packing)
     return se.column_wise(packing=packing)
 
 
-def plan_of(task: Task, kind: str, ranks: int, packing: Packing | None) -> Plan:
+def plan_of(task: Task, kind: str, ranks: int, packing: Packing | None, strided: bool = True) -> Plan:
     """packing: None takes for each table the one that sends fewer bytes."""
-    chosen = {table.name: placement(kind, i, ranks, packing) for i, table in enumerate(task.tables)}
+    chosen = {table.name: placement(kind, i, ranks, packing, strided) for i, table in enumerate(task.tables)}
     plan = resolve(task.tables, chosen, Cluster(ranks, ranks))
     return plan if packing else cheaper_packing(task.workload, plan, task.samples)
 

@@ -131,6 +131,9 @@ def _together(task: Task, kind: str, batches: list[Batch], full: bool) -> list[E
         Entry(f"{OURS}, bfloat16 wire", lambda: ours(task, auto, batches, torch.bfloat16)),
         Entry(f"{OURS}, prefetched", lambda: prefetching(task, auto, batches)),
     ]
+    if kind == "row_wise":
+        blocks = plan_of(task, kind, ranks, None, strided=False)
+        found.append(Entry(f"{OURS}, rows in blocks", lambda: ours(task, blocks, batches)))
     if full:
         found.append(Entry(f"{OURS}, prefetched, bfloat16 wire", lambda: prefetching(task, auto, batches, torch.bfloat16)))
         packings: tuple[Packing, ...] = ("unique", "bag") if task.pooled else ()

@@ -44,9 +44,7 @@ def step(
         starts = groups.starts[first : first + many + 1]
         begin, end = int(starts[0]), int(starts[-1])
         grads_UW = F.embedding_bag(from_E[begin:end], waiting.grads_SW, starts - begin, mode="sum", include_last_offset=True)
-        if factor != 1.0:
-            grads_UW.mul_(factor)
-        update(weights, state, optimizer, lr, number, groups.numbers_U[first : first + many], grads_UW)
+        update(weights, state, optimizer, lr, number, groups.numbers_U[first : first + many], grads_UW, factor=factor)
 
 
 def update(
@@ -58,20 +56,29 @@ def update(
     rows_U: torch.Tensor,
     grads_UW: torch.Tensor,
     mean_square_U: torch.Tensor | None = None,
+    factor: float = 1.0,
 ) -> None:
-    """As `reference.update`."""
+    """As `reference.update`, of the gradients times `factor`."""
     if not rows_U.numel() or (lr == 0 and isinstance(optimizer, FTRL)):
         return
     kernels = compiled(weights.device)
     assert kernels is not None
     scalar = weights.numpy().dtype.type
     where = (weights.numpy(), *(state[name].numpy() for name in optimizer.state))
-    what = (rows_U.numpy(), grads_UW.contiguous().numpy())
+    what = (rows_U.numpy(), grads_UW.contiguous().numpy(), scalar(factor))
     call, numbers = _call(kernels.updating, optimizer, lr, number)
     if isinstance(optimizer, RowwiseAdagrad):
         squares = torch.empty(0, dtype=weights.dtype) if mean_square_U is None else mean_square_U
         what += (squares.numpy(),)
     call(*where, *what, *(tuple(map(scalar, part)) if isinstance(part, tuple) else scalar(part) for part in numbers))
+
+
+def square_sums(grads_UW: torch.Tensor) -> torch.Tensor:
+    """The sum of g^2 of each row, float64 `[U]`."""
+    kernels = compiled(grads_UW.device)
+    if kernels is None or grads_UW.dtype not in (torch.float32, torch.float64):
+        return grads_UW.to(torch.float64).square().sum(1)
+    return torch.from_numpy(kernels.updating.square_sums(grads_UW.contiguous().numpy()))
 
 
 def _call(kernels: Any, optimizer: TableOptimizer, lr: float, number: int) -> tuple[Any, tuple[Any, ...]]:

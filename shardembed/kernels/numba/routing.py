@@ -43,11 +43,15 @@ def positions(ids_N: Any, sizes: Any, features: Any, starts: Any, strides: Any, 
     for p in range(features.size):
         first, size, stride, start = firsts[features[p]], sizes[features[p]], strides[p], starts[p]
         base, extra = rows[p] // stride, rows[p] % stride
+        shift = 0
+        while (1 << shift) < stride:
+            shift += 1
         for n in range(first, first + size):
             place = ids_N[n]
-            if stride > 1:
-                residue = place % stride
-                place = residue * base + min(residue, extra) + place // stride
+            if stride > 1:  # a division takes longer than all the rest, and most strides are powers of two
+                quotient = place >> shift if stride == 1 << shift else place // stride
+                residue = place - quotient * stride
+                place = residue * base + min(residue, extra) + quotient
             found[at] = place + start
             at += 1
     return found
