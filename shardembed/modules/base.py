@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
-from typing import Any, NoReturn
+from functools import partial, wraps
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,9 +27,22 @@ from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
 
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
-# torch.compile leaves lookups alone: it would trace routing for a minute to break its graph at every collective. This spelling of
-# torch.compiler.disable does not import the compiler.
-eager = torch._disable_dynamo
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def eager(method: Method) -> Method:
+    """Have torch.compile leave a method alone: it would trace routing for a minute to break its graph at every collective.
+
+    Without a compiler at work the method is called as it is; torch's own decorator would import the compiler for that, which takes
+    longer than all else that a first step does.
+    """
+    closed = torch._disable_dynamo(method)
+
+    @wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        return closed(*args, **options) if torch.compiler.is_compiling() else method(*args, **options)
+
+    return cast(Method, call)
 
 
 class ShardedModule(nn.Module):
