@@ -45,12 +45,6 @@ class FeatureIds:
             return self.lengths
         return torch.full((self.bags,), self.lengths, dtype=torch.int64, device=self.ids.device)
 
-    def bag_starts(self) -> torch.Tensor:
-        """Where each bag begins among the feature's ids, int64 `[bags]`."""
-        if isinstance(self.lengths, torch.Tensor):
-            return self.lengths.cumsum(0) - self.lengths
-        return torch.arange(self.bags, device=self.ids.device) * self.lengths
-
     def without(self, padding: int) -> FeatureIds:
         """The same bags without the id `padding`."""
         kept = self.ids != padding

@@ -57,8 +57,8 @@ def cheaper_packing(workload: Workload, plan: Plan, samples: int) -> Plan:
     def cheaper(load: TableLoad, table: TablePlan) -> TablePlan:
         if table.layout.copied:
             return table
-        # The library's own choice first, for ties: one rank sends nothing.
-        options = [table, *(replace(table, packing=packing) for packing in PACKINGS)]
+        # Where both send as much, bags, which need no deduplication.
+        options = [replace(table, packing=packing) for packing in reversed(PACKINGS)]
 
         def cost(option: TablePlan) -> float:
             keys, vectors = table_bytes(load, option, samples, plan.world_size)

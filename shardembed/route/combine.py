@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from shardembed.ids import FeatureIds
 from shardembed.kernels.grouping import stable_order
 from shardembed.route.segments import Route, SlabRoute, UniquePiece
 
@@ -53,11 +55,7 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route,
     if pooling is None:
         pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [part.ids.numel() for part in parts]
     else:
-        counts = [part.bags for part in parts]
-        starts, before = [], 0
-        for part in parts:
-            starts.append(part.bag_starts() + before)
-            before += part.ids.numel()
+        counts, starts_B = [part.bags for part in parts], _bag_starts(parts)
         weights = [part.weights for part in parts if part.weights is not None]
         scale = _cat(weights).to(vectors_SW.dtype) if weights else None
         padding = None
@@ -67,11 +65,21 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route,
             segments = torch.where(segments < 0, padding, segments)
         if pooling == "max" or scale is not None or padding is not None:
             options = {"per_sample_weights": scale, "padding_idx": padding}
-            pooled = F.embedding_bag(segments, vectors_SW, _cat(starts), mode=pooling, **options)
+            pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=pooling, **options)
         else:
-            pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, _cat(starts), pooling))
+            pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, pooling))
     for piece, strip in zip(pieces, pooled.split(counts), strict=True):
         strips[piece.feature][piece.strip] = strip
+
+
+def _bag_starts(parts: Sequence[FeatureIds]) -> torch.Tensor:
+    """Where each bag begins, when the ids of all parts stand one after the other."""
+    uniform = [part.lengths for part in parts if isinstance(part.lengths, int)]
+    if len(uniform) == len(parts):
+        lengths = np.repeat(uniform, [part.bags for part in parts])
+        return torch.from_numpy(np.cumsum(lengths) - lengths).to(parts[0].ids.device)
+    lengths_B = _cat([part.bag_lengths() for part in parts])
+    return lengths_B.cumsum(0) - lengths_B
 
 
 class _Take(torch.autograd.Function):

@@ -59,11 +59,14 @@ class SlabAtlas:
 class BagPieces:
     """What is read by bag in one slab, a strip of a feature each.
 
-    columns: (feature, strip). arrays: the feature, and of its lane the first position, the stride and the table's rows, int64.
+    columns: (feature, strip). arrays: the feature, and of its lane the first position, the stride, the table's rows, and the number
+    that stands for its row 0; int64. lanes: as arrays, of every lane, with its table in the place of a feature and rows numbered
+    through all tables.
     """
 
     columns: tuple[tuple[int, int], ...]
     arrays: tuple[np.ndarray, ...]
+    lanes: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,19 @@ class Atlas:
 
     def _pieces(self, slab: SlabAtlas, features: Sequence[Feature], by_bag: Sequence[bool]) -> BagPieces:
         columns: list[tuple[int, int]] = []
-        numbers: list[tuple[int, int, int, int]] = []
+        bags: list[tuple[int, ...]] = []
+        lanes: list[tuple[int, ...]] = []
+        of_table: dict[int, list[int]] = {}
+        for i, feature in enumerate(features):
+            if by_bag[i]:
+                of_table.setdefault(feature.table, []).append(i)
         for start, lane in zip(slab.lane_starts, slab.spec.lanes, strict=True):
-            for i, feature in enumerate(features):
-                if by_bag[i] and feature.table == lane.table:
-                    columns.append((i, lane.strip))
-                    numbers.append((i, start, lane.stride, self.tables[lane.table].num_embeddings))
-        return BagPieces(tuple(columns), tuple(np.array(numbers, dtype=np.int64).reshape(-1, 4).T.copy()))
+            rows = self.tables[lane.table].num_embeddings
+            lanes.append((lane.table, start, lane.stride, rows, self.table_starts[lane.table]))
+            for i in of_table.get(lane.table, ()):
+                columns.append((i, lane.strip))
+                bags.append((i, start, lane.stride, rows, 0))
+        return BagPieces(tuple(columns), _columns(bags), _columns(lanes))
 
     @staticmethod
     def of(
@@ -146,6 +155,10 @@ class Atlas:
         rows = [table.num_embeddings for table in tables]
         slabs = tuple(_slab_atlas(spec, rows, rank, device) for spec in specs)
         return Atlas(tables, packings, slabs, tuple(accumulate(rows, initial=0)), world_size)
+
+
+def _columns(rows: list[tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
 
 
 def _slab_atlas(spec: SlabSpec, table_rows: list[int], rank: int, device: torch.device) -> SlabAtlas:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -72,13 +73,13 @@ class _Distinct:
     """The distinct ids of the tables that are read by id.
 
     ids_U: ascending by (table, id), numbered through all tables. counts_U: how often each occurs. starts: where each table's
-    begin, one more than tables. index: by feature, the number of each of its ids among `ids_U`.
+    begin, one more than tables. index: by table, its features and the number of each of their ids among `ids_U`.
     """
 
     ids_U: torch.Tensor
     counts_U: torch.Tensor
     starts: list[int]
-    index: dict[int, torch.Tensor]
+    index: dict[int, list[tuple[int, torch.Tensor]]]
 
 
 def make_route(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Route:
@@ -90,7 +91,7 @@ def make_route(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Route
     reading = atlas.reading(tuple(features), tuple(part.weights is not None for part in ids.parts))
     _check_range(ids, features, atlas, reading)
     ids = _drop_padding(ids, reading)
-    distinct = _distinct(ids, atlas, reading)
+    distinct = _distinct(ids, features, atlas, reading)
     asked = zip(atlas.slabs, reading.slabs, strict=True)
     slabs = tuple(_slab_route(slab, ids, features, pieces, distinct, atlas) for slab, pieces in asked)
     return Route(ids, tuple(features), slabs)
@@ -146,7 +147,7 @@ def _drop_padding(ids: IdBatch, reading: Reading) -> IdBatch:
     return IdBatch.join(tuple(parts))
 
 
-def _distinct(ids: IdBatch, atlas: Atlas, reading: Reading) -> _Distinct:
+def _distinct(ids: IdBatch, features: Sequence[Feature], atlas: Atlas, reading: Reading) -> _Distinct:
     if not reading.by_id:
         return _Distinct(ids.ids[:0], ids.ids[:0], [0] * len(atlas.table_starts), {})
     wanted = ids.ids if len(atlas.tables) == 1 else ids.ids + _spread(reading.starts, ids)
@@ -155,40 +156,33 @@ def _distinct(ids: IdBatch, atlas: Atlas, reading: Reading) -> _Distinct:
         wanted = _cat([parts[i] for i in reading.by_id], ids.ids)
     found = group(wanted, atlas.table_starts[-1])
     starts = torch.searchsorted(found.numbers_U, torch.tensor(atlas.table_starts, device=wanted.device)).tolist()
-    index = dict(zip(reading.by_id, found.inverse().split([ids.sizes[i] for i in reading.by_id]), strict=True))
+    index: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    for i, numbers in zip(reading.by_id, found.inverse().split([ids.sizes[i] for i in reading.by_id]), strict=True):
+        index.setdefault(features[i].table, []).append((i, numbers))
     return _Distinct(found.numbers_U, found.counts(), starts, index)
 
 
 def _slab_route(
     slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], pieces: BagPieces, distinct: _Distinct, atlas: Atlas
 ) -> SlabRoute:
-    positions: list[torch.Tensor] = []
-    counts: list[torch.Tensor] = []
-    shifts: list[int] = []  # by lane: from a number among the distinct ids to an entry
-    singles = 0
-    for number, lane in enumerate(slab.spec.lanes):
-        start, stop = distinct.starts[lane.table : lane.table + 2]
-        shifts.append(singles - start)
-        if start < stop:
-            table_ids = distinct.ids_U[start:stop] - atlas.table_starts[lane.table]
-            positions.append(
-                positions_of(table_ids, slab.lane_starts[number], lane.stride, atlas.tables[lane.table].num_embeddings)
-            )
-            counts.append(distinct.counts_U[start:stop])
-            singles += stop - start
+    ends = [distinct.starts[lane.table : lane.table + 2] for lane in slab.spec.lanes]
+    *entries, singles = accumulate((stop - start for start, stop in ends), initial=0)
+    # From a number among the distinct ids to an entry, by lane.
+    shifts = [entry - start for entry, (start, _) in zip(entries, ends, strict=True)]
+    positions = _positions(distinct.ids_U, np.diff(distinct.starts), pieces.lanes) if singles else []
     bag_positions, lengths_B = _bag_entries(pieces, ids)
     owner_E, key_E = slab.locate(_cat(positions + bag_positions, ids.ids))
     found = segment(owner_E, key_E, singles, lengths_B, atlas.world_size, slab.lone_owner)
     multiplicities_E = None
     if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
         multiplicities_E = torch.empty(singles, dtype=torch.int32, device=key_E.device)
+        counts = [distinct.counts_U[start:stop] for start, stop in ends]
         multiplicities_E[found.segment_of_single] = _cat(counts, ids.ids).to(torch.int32)
     of_single = found.segment_of_single
     unique = tuple(
         _unique_piece(feature, lane.strip, of_single[index + shift if shift else index], ids, features, atlas)
         for lane, shift in zip(slab.spec.lanes, shifts, strict=True)
-        for feature, index in distinct.index.items()
-        if features[feature].table == lane.table
+        for feature, index in distinct.index.get(lane.table, ())
     )
     return SlabRoute(
         found.keys_E,
@@ -222,12 +216,20 @@ def _bag_entries(pieces: BagPieces, ids: IdBatch) -> tuple[list[torch.Tensor], t
         lengths = _cat([part.bag_lengths() for part in parts], ids.ids)
     else:
         lengths = torch.from_numpy(np.repeat(uniform, [part.bags for part in parts])).to(ids.ids.device)
-    if (kernels := compiled(ids.ids.device)) is not None:
-        sizes = np.array(ids.sizes)
-        return [torch.from_numpy(kernels.routing.positions(ids.ids.numpy(), sizes, *pieces.arrays))], lengths
-    flat = ids.ids.split(ids.sizes)
-    lanes = zip(*(array.tolist() for array in pieces.arrays), strict=True)
-    return [positions_of(flat[i], start, stride, rows) for i, start, stride, rows in lanes], lengths
+    return _positions(ids.ids, np.array(ids.sizes), pieces.arrays), lengths
+
+
+def _positions(numbers: torch.Tensor, sizes: np.ndarray, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+    """Where rows stand among a slab's positions.
+
+    Args:
+        numbers: of several streams one after the other, `sizes[i]` of stream i. arrays: as in `BagPieces`.
+    """
+    if (kernels := compiled(numbers.device)) is not None:
+        return [torch.from_numpy(kernels.routing.positions(numbers.numpy(), sizes, *arrays))]
+    streams = numbers.split(sizes.tolist())
+    lanes = zip(*(array.tolist() for array in arrays), strict=True)
+    return [positions_of(streams[i] - low if low else streams[i], start, stride, rows) for i, start, stride, rows, low in lanes]
 
 
 def _cat(tensors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

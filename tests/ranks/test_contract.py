@@ -97,31 +97,31 @@ def examples(number: int) -> settings:
     return settings(max_examples=number, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-@examples(25)
+@examples(16)
 @given(several(1))
 def test_one_rank_trains_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(25)
+@examples(16)
 @given(several(2))
 def test_two_ranks_train_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(12)
+@examples(8)
 @given(several(3))
 def test_three_ranks_train_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(8)
+@examples(6)
 @given(several(4))
 def test_four_ranks_train_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(15)
+@examples(10)
 @given(several(2, torch.float32))
 def test_forward_has_the_bits_of_torch(drawn: list[Drawn]) -> None:
     """With packing "unique", in float32, as long as max_norm is not used: its norms are taken in float64 here."""

@@ -120,31 +120,31 @@ def examples(number: int) -> settings:
     return settings(max_examples=number, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-@examples(40)
+@examples(30)
 @given(cases(1))
 def test_one_rank(case: Case) -> None:
     check(case)
 
 
-@examples(80)
+@examples(50)
 @given(cases(2))
 def test_two_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(40)
+@examples(25)
 @given(cases(3))
 def test_three_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(20)
+@examples(12)
 @given(cases(4))
 def test_four_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(15)
+@examples(12)
 @given(cases(3))
 def test_the_reference_kernel(case: Case) -> None:
     """What "auto" leaves to the compiled kernels elsewhere."""

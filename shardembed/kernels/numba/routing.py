@@ -30,9 +30,9 @@ def first_outside(ids_N: Any, sizes: Any, limits: Any) -> int:
 
 
 @compiled
-def positions(ids_N: Any, sizes: Any, features: Any, starts: Any, strides: Any, rows: Any) -> Any:
+def positions(ids_N: Any, sizes: Any, features: Any, starts: Any, strides: Any, rows: Any, lows: Any) -> Any:
     """As `route.ownership.positions_of`, for the ids of several features one after the other. sizes: ids of each feature of the
-    batch.
+    batch. lows: what stands for row 0.
     """
     firsts = np.cumsum(sizes) - sizes
     count = 0
@@ -47,7 +47,7 @@ def positions(ids_N: Any, sizes: Any, features: Any, starts: Any, strides: Any, 
         while (1 << shift) < stride:
             shift += 1
         for n in range(first, first + size):
-            place = ids_N[n]
+            place = ids_N[n] - lows[p]
             if stride > 1:  # a division takes longer than all the rest, and most strides are powers of two
                 quotient = place >> shift if stride == 1 << shift else place // stride
                 residue = place - quotient * stride
