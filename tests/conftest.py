@@ -22,7 +22,7 @@ from tests import harness
 torch.set_num_threads(1)
 
 # "ci" finds the same examples every time; `--hypothesis-profile=explore` looks for new ones.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True)
 hypothesis.settings.load_profile("ci")
 

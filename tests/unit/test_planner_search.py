@@ -29,7 +29,7 @@ from tests.unit.planning import Solutions, choices_of, has_shares, problems
 
 SECONDS = 0.05  # for a search: certificates hold whenever it ends
 CLOSE = 1e-9  # relative
-QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 TWO = topology.load("cpu", ranks=2)
 
 
