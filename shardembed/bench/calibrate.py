@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from shardembed import comm as comms
 from shardembed.bench import drawn, fit
-from shardembed.bench.stages import Case, Runner, gathered, in_turns, keep_memory
+from shardembed.bench.stages import Case, Runner, gathered, in_turns
 from shardembed.comm import Comm
+from shardembed.kernels.memory import keep_freed_memory
 from shardembed.placement import Cluster
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.topology_sections import REQUIRED_OPS
@@ -43,7 +44,7 @@ def calibrate(name: str, seconds: float = SECONDS, cases: int | None = None, say
         seconds: of timing, about. cases: workloads to time, 80 by default.
     """
     cases = cases or CASES
-    keep_memory()
+    keep_freed_memory()
     comm = Comm.of()
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
     began = time.monotonic()

@@ -15,7 +15,6 @@ import torch
 
 import shardembed as se
 from shardembed.bench.options import Options
-from shardembed.bench.stages import keep_memory
 from shardembed.cli import launch
 
 Result = dict[str, Any]
@@ -50,13 +49,11 @@ def run_jobs(ranks: Sequence[int], words: Sequence[str]) -> list[Result]:
 def rank_main(measure: Callable[[Options], list[Result]], options: Options, out: Path) -> None:
     """What each rank of a job runs; rank 0 writes the results."""
     torch.set_num_threads(1)
-    if options.keep_memory:
-        keep_memory()
     for name in NOISY:  # what they say is not about the figures
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("shardembed").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    se.init()
+    se.init(keep_memory=options.keep_memory)
     results = measure(options)
     if se.rank() == 0:
         out.write_text(json.dumps(results))

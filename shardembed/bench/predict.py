@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 import shardembed as se
 from shardembed import comm as comms
 from shardembed.bench.calibrate import processor
-from shardembed.bench.stages import Runner, in_turns, keep_memory
+from shardembed.bench.stages import Runner, in_turns
 from shardembed.bench.unseen import WORKLOADS, Trial, trials
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, TablePlan
@@ -52,7 +52,6 @@ class Line:
 def rank_main(topology: Path, plans: int, seconds: float, out: Path) -> None:
     """What each rank runs; rank 0 writes the lines."""
     torch.set_num_threads(1)
-    keep_memory()
     comm = se.init()
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
     chosen = trials(cluster, plans)

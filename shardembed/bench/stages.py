@@ -9,7 +9,6 @@ Legend: R ranks, P phases.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,19 +104,6 @@ class Backward:
 
 
 SMALL = 1 << 18  # elements
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees. By default glibc hands large buffers back to the kernel, and every step pays
-    page by page for getting them again: a quarter of a step of 50 ms here, and no function of bytes alone.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
-            libc.mallopt(parameter, value)
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def barrier() -> None:
