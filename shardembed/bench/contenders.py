@@ -61,11 +61,15 @@ def plan_of(task: Task, kind: str, ranks: int, packing: Packing | None, strided:
 # Ours.
 
 
-def ours(task: Task, plan: Plan, batches: Sequence[Batch], wire_dtype: torch.dtype | None = None) -> Contender:
-    """A training step of ours."""
+def ours(
+    task: Task, plan: Plan, batches: Sequence[Batch], wire_dtype: torch.dtype | None = None, from_dict: bool = False
+) -> Contender:
+    """A training step of ours. from_dict: on dicts of tensors; else they have been read before, as peers' batches have."""
     workload = replace(task.workload, wire_dtype=wire_dtype)
     runner = Runner(Case(task.name, workload, plan), list(batches), join_small=True)
-    return Contender(OURS, runner.learn, batches, runner=runner)
+    if not from_dict:
+        runner.batches = [se.IdBatch.of(batch, runner.emb.features) for batch in batches]
+    return Contender(OURS, runner.learn, runner.batches, runner=runner)
 
 
 def prefetching(task: Task, plan: Plan, batches: Sequence[Batch], wire_dtype: torch.dtype | None = None) -> Contender | str:

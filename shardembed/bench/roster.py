@@ -128,6 +128,7 @@ def _together(task: Task, kind: str, batches: list[Batch], full: bool) -> list[E
     auto = plan_of(task, kind, ranks, None)
     found = [
         Entry(OURS, lambda: ours(task, auto, batches)),
+        Entry(f"{OURS}, from a dict", lambda: ours(task, auto, batches, from_dict=True)),
         Entry(f"{OURS}, bfloat16 wire", lambda: ours(task, auto, batches, torch.bfloat16)),
         Entry(f"{OURS}, prefetched", lambda: prefetching(task, auto, batches)),
     ]

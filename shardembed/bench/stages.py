@@ -43,7 +43,7 @@ class Case:
 class Runner:
     """A case on this rank: its collection, and batches to step through: given ones, or so many that are drawn."""
 
-    def __init__(self, case: Case, batches: int | Sequence[dict[str, Any]], seed: int = 0, join_small: bool = False) -> None:
+    def __init__(self, case: Case, batches: int | Sequence[Any], seed: int = 0, join_small: bool = False) -> None:
         self.case = case
         comm = se.Comm.of()
         configs = [load.table for load in case.workload.tables]
@@ -97,7 +97,9 @@ class Backward:
 
     def __call__(self, outputs: list[torch.Tensor]) -> None:
         if self._join and sum(output.numel() for output in outputs) <= SMALL:
-            outputs = [torch.cat([output.flatten() for output in outputs])]
+            samples = {output.shape[0] if output.dim() == 2 else -1 for output in outputs}
+            whole = len(samples) == 1 and -1 not in samples
+            outputs = [torch.cat(outputs, 1) if whole else torch.cat([output.flatten() for output in outputs])]
         if [grad.shape for grad in self._grads] != [output.shape for output in outputs]:
             self._grads = [torch.ones_like(output) for output in outputs]
         torch.autograd.backward(outputs, self._grads)
