@@ -77,7 +77,7 @@ def _weight_gradients(
     if not wanted:
         return [None] * len(weights)
     leaves = {i: weights[i].detach().requires_grad_() for i in wanted}  # type: ignore[union-attr]
-    parts = tuple(replace(part, weights=leaves.get(i, part.weights)) for i, part in enumerate(route.ids.parts))
+    parts = tuple(part._replace(weights=leaves.get(i, part.weights)) for i, part in enumerate(route.ids.parts))
     with torch.enable_grad():
         outputs = combine(vectors, replace(route, ids=replace(route.ids, parts=parts)))
         found = torch.autograd.grad([outputs[i] for i in wanted], list(leaves.values()), [grads[i] for i in wanted])

@@ -20,7 +20,6 @@ from shardembed.comm import Comm
 from shardembed.exchange import Caller, Request, SlabRequest, send_fixed
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.route import Route, SlabRoute
-from shardembed.route.segments import UniquePiece
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec
 from shardembed.step import sum_over_ranks
@@ -51,10 +50,12 @@ def contributions(
     for slab, spec, vectors_SW in zip(route.slabs, specs, vectors, strict=True):
         columns = {(lane.table, lane.strip): slice(lane.columns.start, lane.columns.stop) for lane in spec.lanes}
         parts: list[Contributions] = []
-        for piece in slab.unique:
-            table = route.features[piece.feature].table
-            grad = _strip(grads[piece.feature], columns[table, piece.strip], share)
-            parts.append(Contributions(table, *_of_ids(piece, route, grad, vectors_SW)))
+        for pieces in slab.unique:
+            of_piece = pieces.segments_N.split([route.ids.sizes[feature] for feature, _ in pieces.columns])
+            for (feature, strip), segments_N in zip(pieces.columns, of_piece, strict=True):
+                table = route.features[feature].table
+                grad = _strip(grads[feature], columns[table, strip], share)
+                parts.append(Contributions(table, *_of_ids(segments_N, feature, route, grad, vectors_SW)))
         if slab.bagged:
             parts += _of_bags(slab, route, columns, grads, share)
         found.append([] if spec.policy.frozen else parts)
@@ -65,13 +66,15 @@ def _strip(grad: torch.Tensor, columns: slice, share: float) -> torch.Tensor:
     return grad.reshape(-1, grad.shape[-1])[:, columns].to(torch.float64) * share
 
 
-def _of_ids(piece: UniquePiece, route: Route, grad: torch.Tensor, vectors_SW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    pooling, part = route.features[piece.feature].pooling, route.ids.parts[piece.feature]
+def _of_ids(
+    segments_N: torch.Tensor, feature: int, route: Route, grad: torch.Tensor, vectors_SW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pooling, part = route.features[feature].pooling, route.ids.parts[feature]
     if pooling is None:
-        return piece.segments_N, grad
+        return segments_N, grad
     bags_N = torch.repeat_interleave(part.bag_lengths(), output_size=part.ids.numel())
-    kept = piece.segments_N >= 0
-    segments_N, bags_N = piece.segments_N[kept], bags_N[kept]
+    kept = segments_N >= 0
+    segments_N, bags_N = segments_N[kept], bags_N[kept]
     values_NW = grad[bags_N]
     if pooling == "mean":
         values_NW = values_NW / torch.bincount(bags_N, minlength=grad.shape[0])[bags_N].unsqueeze(1)

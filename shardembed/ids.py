@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
 from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
 from shardembed.tables import Feature
 
+CPU = torch.device("cpu")
 
-@dataclass(frozen=True)
-class FeatureIds:
+
+class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of them a step
     """One feature's part of a batch.
 
     ids: int64 or int32 `[n]`. lengths: ids of each bag, int64 `[bags]`, or the one length that all bags have. shape: the
@@ -51,32 +53,67 @@ class FeatureIds:
         bags = torch.repeat_interleave(self.bag_lengths(), output_size=self.ids.numel())
         lengths = torch.zeros_like(self.bag_lengths()).index_add_(0, bags, kept.to(torch.int64))
         weights = None if self.weights is None else self.weights[kept]
-        return replace(self, ids=self.ids[kept], lengths=lengths, weights=weights)  # host sync on a GPU: how many are kept
+        return self._replace(ids=self.ids[kept], lengths=lengths, weights=weights)  # host sync on a GPU: how many are kept
 
 
 @dataclass(frozen=True)
 class IdBatch:
-    """A batch as the journey takes it: `parts[i]` belongs to feature i of the collection; `ids` are all of them, int64
-    `[N]`.
+    """A batch as the journey takes it, which a collection takes too: made beside the loop, in a worker of a DataLoader for
+    example, it saves the main process that work.
+
+    `parts[i]` belongs to feature i of the collection; `ids` are all of them, int64 `[N]`. features: what it was read for.
     """
 
     ids: torch.Tensor
     parts: tuple[FeatureIds, ...]
+    features: tuple[Feature, ...] = ()
 
     @cached_property
     def sizes(self) -> list[int]:
+        """Ids of each feature."""
         return [part.ids.numel() for part in self.parts]
 
-    @staticmethod
-    def of(batch: Any, features: Sequence[Feature], device: torch.device) -> IdBatch:
-        """Read any accepted input; raises as `read_features`."""
-        return IdBatch.join(read_features(batch, features, device))
+    @cached_property
+    def bags(self) -> list[int]:
+        """Bags of each feature."""
+        return [part.bags for part in self.parts]
+
+    @cached_property
+    def weighted(self) -> tuple[bool, ...]:
+        """Whether each feature has weights."""
+        return tuple([part.weights is not None for part in self.parts])
+
+    def bag_lengths(self, features: Sequence[int]) -> torch.Tensor:
+        """Ids of each bag of these features, one feature after the other, int64 `[bags]`."""
+        parts = [self.parts[i] for i in features]
+        uniform = [part.lengths for part in parts if isinstance(part.lengths, int)]
+        if len(uniform) < len(parts):
+            return torch.cat([part.bag_lengths() for part in parts])
+        return torch.from_numpy(np.repeat(np.array(uniform, np.int64), [self.bags[i] for i in features])).to(self.ids.device)
 
     @staticmethod
-    def join(parts: tuple[FeatureIds, ...]) -> IdBatch:
+    def of(batch: Any, features: Sequence[Feature], device: torch.device = CPU) -> IdBatch:
+        """Read any accepted input for a collection's `features`.
+
+        Raises:
+            InputError: as `read_features`; and the batch is an IdBatch of other features.
+        """
+        if isinstance(batch, IdBatch):
+            if batch.features is not features and batch.features != tuple(features):
+                raise FeatureError(
+                    f"the IdBatch was read for the features {_keys(batch.features)}, but is looked up for {_keys(features)}; make "
+                    "it with IdBatch.of(batch, emb.features) of this collection"
+                )
+            return batch if batch.ids.device == device else batch.to(device, non_blocking=batch.ids.is_pinned())
+        if type(batch) is dict and (usual := _usual(batch, features, device)) is not None:
+            return usual
+        return IdBatch.join(read_features(batch, features, device), tuple(features))
+
+    @staticmethod
+    def join(parts: tuple[FeatureIds, ...], features: tuple[Feature, ...] = ()) -> IdBatch:
         flat = [part.ids for part in parts]
         ids = torch.cat(flat) if len(flat) > 1 else flat[0]
-        return IdBatch(ids.to(torch.int64), parts)
+        return IdBatch(ids.to(torch.int64), parts, features)
 
     @staticmethod
     def of_bags(ids: Any, offsets: Any, weights: Any, include_last_offset: bool, feature: Feature, device: torch.device) -> IdBatch:
@@ -117,9 +154,9 @@ class IdBatch:
         def moved(part: FeatureIds) -> FeatureIds:
             lengths = change(part.lengths) if isinstance(part.lengths, torch.Tensor) else part.lengths
             weights = None if part.weights is None else change(part.weights)
-            return replace(part, ids=change(part.ids), lengths=lengths, weights=weights)
+            return part._replace(ids=change(part.ids), lengths=lengths, weights=weights)
 
-        return IdBatch(change(self.ids), tuple(moved(part) for part in self.parts))
+        return IdBatch(change(self.ids), tuple(moved(part) for part in self.parts), self.features)
 
 
 def read_features(batch: Any, features: Sequence[Feature], device: torch.device) -> tuple[FeatureIds, ...]:
@@ -140,6 +177,33 @@ def read_features(batch: Any, features: Sequence[Feature], device: torch.device)
         )
     _check_names(batch, features)
     return tuple(_read(batch[feature.key], feature, device) for feature in features)
+
+
+def _usual(batch: dict[str, Any], features: Sequence[Feature], device: torch.device) -> IdBatch | None:
+    """What `_dense` would read, with little work a feature, of int64 ids `[B]` or `[B, L]` on the device; None for any other
+    batch, at fault or not.
+    """
+    if len(batch) != len(features):
+        return None
+    given: list[torch.Tensor] = []
+    for feature in features:
+        ids = batch.get(feature.key)
+        # An equal device with another number is left to the long way.
+        if type(ids) is not torch.Tensor or ids.dtype is not torch.int64 or ids.is_nested or ids.device != device:
+            return None
+        given.append(ids)
+    shapes = [tuple(ids.shape) for ids in given]
+    if len({shape[1:] for shape in shapes}) > 1:
+        given = [ids.reshape(-1) for ids in given]
+    if not all(0 < len(shape) < 3 for shape in shapes):
+        return None
+    ids = (torch.cat(given) if len(given) > 1 else given[0]).reshape(-1)
+    parts = ids.split([shape[0] if len(shape) == 1 else shape[0] * shape[1] for shape in shapes])
+    found = [
+        FeatureIds(part, 1, shape) if len(shape) == 1 or feature.pooling is None else FeatureIds(part, shape[1], shape[:1])
+        for part, shape, feature in zip(parts, shapes, features, strict=True)
+    ]
+    return IdBatch(ids, tuple(found), tuple(features))
 
 
 def _keys(features: Sequence[Feature]) -> list[str]:

@@ -135,6 +135,7 @@ class Journey:
         self.exposed = expose(self.slabs)
         self.stage: Stage = unwatched
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
+        self._narrow = any(spec.compute_dtype != spec.dtype for spec in specs)
         self.steps = 0
         self.micro_batches = 1
         self.factor: torch.Tensor | None = None
@@ -193,6 +194,8 @@ class Journey:
                 renormalise(self.slabs, ticket.request, self.comm, self.settings.deterministic)
         with self.stage("combine"):  # and in it those of `answer`
             outputs = self._combined(ticket)
+        if not self._narrow:
+            return list(outputs)
         pairs = zip(outputs, ticket.route.features, strict=True)
         return [output.to(self.tables[feature.table].dtype) for output, feature in pairs]
 

@@ -75,16 +75,19 @@ class EmbeddingCollection(ShardedModule, Target):
         journey = build_journey(tables, optimizer, plan, device, process_group, settings)
         super().__init__(journey, journey.tables, {f"{table.name}.weight": table.name for table in journey.tables})
         self.features = features_of(self.tables)
+        self._names = [feature.name for feature in self.features]
+        self._unpooled = [feature for feature in self.features if feature.pooling is None]
         self.announced = Announced()
 
     @eager
-    def forward(self, batch: Mapping[str, Any] | Any) -> Any:
+    def forward(self, batch: Mapping[str, Any] | IdBatch | Any) -> Any:
         """Look up every feature. Collective: each rank passes its own batch, which may be empty.
 
         Args:
             batch: a dict with, for each feature, int32 or int64 ids as a tensor (`[B]` or `[B, ids a bag]` when pooled, any
                 shape otherwise), `(ids [n], offsets [B + 1])`, `(ids, offsets, weights [n])` for weighted sums, or a nested
-                jagged tensor. Or a TorchRec `KeyedJaggedTensor`. Or what `prefetch` or `se.prefetched` gave for a batch.
+                jagged tensor. Or a TorchRec `KeyedJaggedTensor`. Or an `IdBatch` that was made of either for these features. Or
+                what `prefetch` or `se.prefetched` gave for a batch.
 
         Returns:
             A dict by feature ("feature@table" for one that several tables look up): `[B, embedding_dim]` when pooled,
@@ -96,13 +99,15 @@ class EmbeddingCollection(ShardedModule, Target):
             StepError: a prefetched batch comes again.
         """
         ahead = batch if isinstance(batch, Prefetched) else self.announced.take((batch,)) or self.prefetch(batch)
-        batch, outputs = ahead.batch, self.journey.outputs(ahead.ticket)
-        named = dict(zip((feature.name for feature in self.features), outputs, strict=True))
-        if is_keyed_jagged(batch):
-            return self._keyed(named, batch)
-        for feature in self.features:
-            ids = batch[feature.key]
-            if feature.pooling is None and isinstance(ids, torch.Tensor) and ids.is_nested:
+        given, outputs = ahead.batch, self.journey.outputs(ahead.ticket)
+        named = dict(zip(self._names, outputs, strict=True))
+        if is_keyed_jagged(given):
+            return self._keyed(named, given)
+        if isinstance(given, IdBatch):
+            return named
+        for feature in self._unpooled:
+            ids = given[feature.key]
+            if isinstance(ids, torch.Tensor) and ids.is_nested:
                 named[feature.name] = torch.nested.nested_tensor_from_jagged(named[feature.name], jagged_offsets(ids))
         return named
 
@@ -127,7 +132,7 @@ class EmbeddingCollection(ShardedModule, Target):
 
     @property
     def _all_pooled(self) -> bool:
-        return all(feature.pooling is not None for feature in self.features)
+        return not self._unpooled
 
     def _read(self, batch: Any) -> IdBatch:
         given = split_keyed_jagged(batch) if is_keyed_jagged(batch) else batch

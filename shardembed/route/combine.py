@@ -10,56 +10,46 @@ Legend: S segments, W columns of the slab, B bags.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shardembed.ids import FeatureIds
 from shardembed.kernels.grouping import stable_order
-from shardembed.route.segments import Route, SlabRoute, UniquePiece
+from shardembed.route.segments import Route, SlabRoute, Unique
 
-Strips = dict[int, dict[int, torch.Tensor]]  # by feature and strip: [bags or ids, W]
+Strips = list[list[tuple[int, torch.Tensor]]]  # by feature: strips and their vectors, [bags or ids, W]
 
 
 def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]:
     """One output a feature, `[*shape, embedding_dim]`, from the vectors of each slab, `[S, W]`."""
-    strips: Strips = {i: {} for i in range(len(route.features))}
+    strips: Strips = [[] for _ in route.features]
     for vectors_SW, slab in zip(answers, route.slabs, strict=True):
-        for pieces in _alike(slab, route):
+        for pieces in slab.unique:
             _pool_ids(vectors_SW, pieces, route, strips)
         if slab.bagged:
             _pool_bags(vectors_SW, slab, route, strips)
-    outputs = [_side_by_side(strips[i]) for i in range(len(route.features))]
-    return [
-        output if len(part.shape) == 1 else output.view(*part.shape, output.shape[1])
-        for output, part in zip(outputs, route.ids.parts, strict=True)
-    ]
+    outputs = [found[0][1] if len(found) == 1 else _side_by_side(found) for found in strips]
+    for i, part in enumerate(route.ids.parts):
+        if len(part.shape) != 1:
+            outputs[i] = outputs[i].view(*part.shape, outputs[i].shape[1])
+    return outputs
 
 
-def _alike(slab: SlabRoute, route: Route) -> list[list[UniquePiece]]:
-    """The slab's pieces, grouped by pooling and by whether they have weights and padding."""
-    groups: dict[tuple[str | None, bool, bool], list[UniquePiece]] = {}
-    for piece in slab.unique:
-        weighted = route.ids.parts[piece.feature].weights is not None
-        groups.setdefault((route.features[piece.feature].pooling, weighted, piece.padded), []).append(piece)
-    return list(groups.values())
-
-
-def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route, strips: Strips) -> None:
+def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: Strips) -> None:
     """Pool pieces that are read by id."""
-    parts = [route.ids.parts[piece.feature] for piece in pieces]
-    segments = _cat([piece.segments_N for piece in pieces])
-    pooling = route.features[pieces[0].feature].pooling
+    ids, segments, pooling = route.ids, pieces.segments_N, pieces.pooling
+    features = [feature for feature, _ in pieces.columns]
     if pooling is None:
-        pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [part.ids.numel() for part in parts]
+        pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [ids.sizes[i] for i in features]
     else:
-        counts, starts_B = [part.bags for part in parts], _bag_starts(parts)
-        weights = [part.weights for part in parts if part.weights is not None]
+        lengths_B, counts = ids.bag_lengths(features), [ids.bags[i] for i in features]
+        starts_B = lengths_B.cumsum(0) - lengths_B
+        weights = [weight for weight in (ids.parts[i].weights for i in features) if weight is not None]
         scale = _cat(weights).to(vectors_SW.dtype) if weights else None
         padding = None
-        if pieces[0].padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
+        if pieces.padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
             padding = vectors_SW.shape[0]
             vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
             segments = torch.where(segments < 0, padding, segments)
@@ -68,18 +58,8 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: list[UniquePiece], route: Route,
             pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=pooling, **options)
         else:
             pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, pooling))
-    for piece, strip in zip(pieces, pooled.split(counts), strict=True):
-        strips[piece.feature][piece.strip] = strip
-
-
-def _bag_starts(parts: Sequence[FeatureIds]) -> torch.Tensor:
-    """Where each bag begins, when the ids of all parts stand one after the other."""
-    uniform = [part.lengths for part in parts if isinstance(part.lengths, int)]
-    if len(uniform) == len(parts):
-        lengths = np.repeat(uniform, [part.bags for part in parts])
-        return torch.from_numpy(np.cumsum(lengths) - lengths).to(parts[0].ids.device)
-    lengths_B = _cat([part.bag_lengths() for part in parts])
-    return lengths_B.cumsum(0) - lengths_B
+    for (feature, strip), vectors in zip(pieces.columns, pooled.split(counts), strict=True):
+        strips[feature].append((strip, vectors))
 
 
 class _Take(torch.autograd.Function):
@@ -149,7 +129,7 @@ def _by_segment(segments_N: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
 
 def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
     """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
-    sizes = [route.ids.parts[feature].bags for feature, _ in slab.bagged]
+    sizes = [route.ids.bags[feature] for feature, _ in slab.bagged]
     sums = vectors_SW if sum(sizes) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
         sums = cast(torch.Tensor, _SumParts.apply(vectors_SW, slab.bag_segments, slab.bag_starts))
@@ -157,13 +137,11 @@ def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: 
         if route.features[feature].pooling == "mean":
             lengths = route.ids.parts[feature].bag_lengths().clamp(min=1)
             strip = strip / lengths.unsqueeze(1).to(strip.dtype)
-        strips[feature][number] = strip
+        strips[feature].append((number, strip))
 
 
-def _side_by_side(strips: dict[int, torch.Tensor]) -> torch.Tensor:
-    if len(strips) == 1:
-        return next(iter(strips.values()))
-    return torch.cat([strips[number] for number in sorted(strips)], dim=1)
+def _side_by_side(strips: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([vectors for _, vectors in sorted(strips, key=itemgetter(0))], dim=1)
 
 
 def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:

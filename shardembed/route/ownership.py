@@ -8,7 +8,7 @@ more than 2^31 rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -17,7 +17,7 @@ import torch
 
 from shardembed.kernels.grouping import compiled
 from shardembed.slabs import SlabSpec
-from shardembed.tables import Feature, TableConfig
+from shardembed.tables import Feature, Pooling, TableConfig
 
 
 def positions_of(ids: torch.Tensor, start: int, stride: int, rows: int) -> torch.Tensor:
@@ -56,15 +56,32 @@ class SlabAtlas:
 
 
 @dataclass(frozen=True)
-class BagPieces:
-    """What is read by bag in one slab, a strip of a feature each.
+class IdPieces:
+    """What is read by id in one slab and pooled alike, a strip of a feature each.
 
-    columns: (feature, strip). arrays: the feature, and of its lane the first position, the stride, the table's rows, and the number
-    that stands for its row 0; int64. lanes: as arrays, of every lane, with its table in the place of a feature and rows numbered
-    through all tables.
+    columns: (feature, strip). places, lanes: the number of each feature among those that are read by id, and of its lane, int64.
+    paddings: the padding id of each table; empty where no table has one or nothing is pooled.
     """
 
     columns: tuple[tuple[int, int], ...]
+    pooling: Pooling
+    weighted: bool
+    places: np.ndarray
+    lanes: np.ndarray
+    paddings: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How one slab is read.
+
+    by_id: what is read by id. bags: (feature, strip) of what is read by bag. arrays: of that, the feature, and of its lane the
+    first position, the stride, the table's rows, and the number that stands for its row 0; int64. lanes: as arrays, of every lane,
+    with its table in the place of a feature and rows numbered through all tables.
+    """
+
+    by_id: tuple[IdPieces, ...]
+    bags: tuple[tuple[int, int], ...]
     arrays: tuple[np.ndarray, ...]
     lanes: tuple[np.ndarray, ...]
 
@@ -79,7 +96,7 @@ class Reading:
 
     by_id: tuple[int, ...]
     padded: tuple[tuple[int, int], ...]
-    slabs: tuple[BagPieces, ...]
+    slabs: tuple[Pieces, ...]
     rows: np.ndarray
     starts: np.ndarray
 
@@ -116,7 +133,7 @@ class Atlas:
         return Reading(
             tuple(i for i, bag in enumerate(by_bag) if not bag),
             tuple((i, table.padding_idx) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
-            tuple(self._pieces(slab, features, by_bag) for slab in self.slabs),
+            tuple(self._pieces(slab, features, weighted, by_bag) for slab in self.slabs),
             np.array([table.num_embeddings for table in tables], dtype=np.int64),
             np.array([self.table_starts[feature.table] for feature in features], dtype=np.int64),
         )
@@ -127,21 +144,46 @@ class Atlas:
         by_id = policy.max_norm is not None or policy.scale_grad_by_freq
         return self.packings[feature.table] == "bag" and feature.pooling in ("sum", "mean") and not weighted and not by_id
 
-    def _pieces(self, slab: SlabAtlas, features: Sequence[Feature], by_bag: Sequence[bool]) -> BagPieces:
-        columns: list[tuple[int, int]] = []
+    def _pieces(self, slab: SlabAtlas, features: Sequence[Feature], weighted: Sequence[bool], by_bag: Sequence[bool]) -> Pieces:
+        bag_columns: list[tuple[int, int]] = []
         bags: list[tuple[int, ...]] = []
         lanes: list[tuple[int, ...]] = []
+        alike: dict[tuple[Pooling, bool, bool], list[tuple[int, int, int]]] = {}
         of_table: dict[int, list[int]] = {}
         for i, feature in enumerate(features):
-            if by_bag[i]:
-                of_table.setdefault(feature.table, []).append(i)
-        for start, lane in zip(slab.lane_starts, slab.spec.lanes, strict=True):
-            rows = self.tables[lane.table].num_embeddings
-            lanes.append((lane.table, start, lane.stride, rows, self.table_starts[lane.table]))
+            of_table.setdefault(feature.table, []).append(i)
+        for number, (start, lane) in enumerate(zip(slab.lane_starts, slab.spec.lanes, strict=True)):
+            table = self.tables[lane.table]
+            lanes.append((lane.table, start, lane.stride, table.num_embeddings, self.table_starts[lane.table]))
             for i in of_table.get(lane.table, ()):
-                columns.append((i, lane.strip))
-                bags.append((i, start, lane.stride, rows, 0))
-        return BagPieces(tuple(columns), _columns(bags), _columns(lanes))
+                if by_bag[i]:
+                    bag_columns.append((i, lane.strip))
+                    bags.append((i, start, lane.stride, table.num_embeddings, 0))
+                    continue
+                pooling = features[i].pooling
+                padded = pooling is not None and table.padding_idx is not None  # unpooled, padding is answered with its row
+                alike.setdefault((pooling, weighted[i], padded), []).append((i, lane.strip, number))
+        places = {i: place for place, i in enumerate(i for i, bag in enumerate(by_bag) if not bag)}
+        groups = tuple(self._group(how, found, features, places) for how, found in alike.items())
+        return Pieces(groups, tuple(bag_columns), _columns(bags), _columns(lanes))
+
+    def _group(
+        self,
+        how: tuple[Pooling, bool, bool],
+        found: Sequence[tuple[int, int, int]],
+        features: Sequence[Feature],
+        places: Mapping[int, int],
+    ) -> IdPieces:
+        pooling, weighted, padded = how
+        paddings = [self.tables[features[i].table].padding_idx for i, _, _ in found]
+        return IdPieces(
+            tuple((i, strip) for i, strip, _ in found),
+            pooling,
+            weighted,
+            np.array([places[i] for i, _, _ in found], dtype=np.int64),
+            np.array([lane for _, _, lane in found], dtype=np.int64),
+            tuple(padding for padding in paddings if padding is not None) if padded else (),
+        )
 
     @staticmethod
     def of(

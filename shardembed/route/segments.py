@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,20 +21,23 @@ from shardembed.errors import IdRangeError
 from shardembed.ids import IdBatch
 from shardembed.kernels.grouping import compiled, group
 from shardembed.route.entries import segment
-from shardembed.route.ownership import Atlas, BagPieces, Reading, SlabAtlas, positions_of
-from shardembed.tables import Feature
+from shardembed.route.ownership import Atlas, IdPieces, Pieces, Reading, SlabAtlas, positions_of
+from shardembed.tables import Feature, Pooling
 
 
 @dataclass(frozen=True)
-class UniquePiece:
-    """A feature's strip, read by id: the vector of its id i is answer `segments_N[i]`. With `padded`, the table has a padding
-    id, and `segments_N` is -1 where it stands in a bag.
+class Unique:
+    """Strips of features that are read by id and pooled alike, one after the other: the vector of their id i is answer
+    `segments_N[i]`. With `padded`, the tables have a padding id, and `segments_N` is -1 where it stands in a bag.
+
+    columns: (feature, strip).
     """
 
-    feature: int
-    strip: int
+    columns: tuple[tuple[int, int], ...]
+    pooling: Pooling
+    weighted: bool
+    padded: bool
     segments_N: torch.Tensor
-    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SlabRoute:
     keys: list[int]
     segments: list[int]
     multiplicities_E: torch.Tensor | None = None
-    unique: tuple[UniquePiece, ...] = ()
+    unique: tuple[Unique, ...] = ()
     bagged: tuple[tuple[int, int], ...] = ()
     bag_segments: torch.Tensor | None = None
     bag_starts: torch.Tensor | None = None
@@ -73,13 +75,15 @@ class _Distinct:
     """The distinct ids of the tables that are read by id.
 
     ids_U: ascending by (table, id), numbered through all tables. counts_U: how often each occurs. starts: where each table's
-    begin, one more than tables. index: by table, its features and the number of each of their ids among `ids_U`.
+    begin, one more than tables, int64. numbers_N: of each id, feature by feature, its number among `ids_U`. sizes: ids of each
+    feature.
     """
 
     ids_U: torch.Tensor
     counts_U: torch.Tensor
-    starts: list[int]
-    index: dict[int, list[tuple[int, torch.Tensor]]]
+    starts: np.ndarray
+    numbers_N: torch.Tensor
+    sizes: np.ndarray
 
 
 def make_route(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Route:
@@ -88,12 +92,12 @@ def make_route(ids: IdBatch, features: Sequence[Feature], atlas: Atlas) -> Route
     Raises:
         IdRangeError: an id is negative or not below its table's num_embeddings.
     """
-    reading = atlas.reading(tuple(features), tuple(part.weights is not None for part in ids.parts))
+    reading = atlas.reading(tuple(features), ids.weighted)
     _check_range(ids, features, atlas, reading)
     ids = _drop_padding(ids, reading)
-    distinct = _distinct(ids, features, atlas, reading)
+    distinct = _distinct(ids, atlas, reading)
     asked = zip(atlas.slabs, reading.slabs, strict=True)
-    slabs = tuple(_slab_route(slab, ids, features, pieces, distinct, atlas) for slab, pieces in asked)
+    slabs = tuple(_slab_route(slab, ids, pieces, distinct, atlas.world_size) for slab, pieces in asked)
     return Route(ids, tuple(features), slabs)
 
 
@@ -147,83 +151,78 @@ def _drop_padding(ids: IdBatch, reading: Reading) -> IdBatch:
     return IdBatch.join(tuple(parts))
 
 
-def _distinct(ids: IdBatch, features: Sequence[Feature], atlas: Atlas, reading: Reading) -> _Distinct:
+def _distinct(ids: IdBatch, atlas: Atlas, reading: Reading) -> _Distinct:
     if not reading.by_id:
-        return _Distinct(ids.ids[:0], ids.ids[:0], [0] * len(atlas.table_starts), {})
+        nothing = ids.ids[:0]
+        return _Distinct(nothing, nothing, np.zeros(len(atlas.table_starts), np.int64), nothing, np.zeros(0, np.int64))
     wanted = ids.ids if len(atlas.tables) == 1 else ids.ids + _spread(reading.starts, ids)
     if len(reading.by_id) < len(ids.parts):
         parts = wanted.split(ids.sizes)
         wanted = _cat([parts[i] for i in reading.by_id], ids.ids)
     found = group(wanted, atlas.table_starts[-1])
-    starts = torch.searchsorted(found.numbers_U, torch.tensor(atlas.table_starts, device=wanted.device)).tolist()
-    index: dict[int, list[tuple[int, torch.Tensor]]] = {}
-    for i, numbers in zip(reading.by_id, found.inverse().split([ids.sizes[i] for i in reading.by_id]), strict=True):
-        index.setdefault(features[i].table, []).append((i, numbers))
-    return _Distinct(found.numbers_U, found.counts(), starts, index)
+    starts = torch.searchsorted(found.numbers_U, torch.tensor(atlas.table_starts, device=wanted.device))
+    sizes = np.array([ids.sizes[i] for i in reading.by_id], dtype=np.int64)
+    return _Distinct(found.numbers_U, found.counts(), starts.cpu().numpy(), found.inverse(), sizes)
 
 
-def _slab_route(
-    slab: SlabAtlas, ids: IdBatch, features: Sequence[Feature], pieces: BagPieces, distinct: _Distinct, atlas: Atlas
-) -> SlabRoute:
-    ends = [distinct.starts[lane.table : lane.table + 2] for lane in slab.spec.lanes]
-    *entries, singles = accumulate((stop - start for start, stop in ends), initial=0)
-    # From a number among the distinct ids to an entry, by lane.
-    shifts = [entry - start for entry, (start, _) in zip(entries, ends, strict=True)]
+def _slab_route(slab: SlabAtlas, ids: IdBatch, pieces: Pieces, distinct: _Distinct, world_size: int) -> SlabRoute:
+    # The distinct ids of each lane, and what leads from a number among them all to an entry of the lane.
+    tables = pieces.lanes[0]
+    counts = distinct.starts[tables + 1] - distinct.starts[tables]
+    ends = np.cumsum(counts)
+    shifts, singles = ends - counts - distinct.starts[tables], int(ends[-1]) if ends.size else 0
     positions = _positions(distinct.ids_U, np.diff(distinct.starts), pieces.lanes) if singles else []
     bag_positions, lengths_B = _bag_entries(pieces, ids)
     owner_E, key_E = slab.locate(_cat(positions + bag_positions, ids.ids))
-    found = segment(owner_E, key_E, singles, lengths_B, atlas.world_size, slab.lone_owner)
+    found = segment(owner_E, key_E, singles, lengths_B, world_size, slab.lone_owner)
     multiplicities_E = None
     if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
         multiplicities_E = torch.empty(singles, dtype=torch.int32, device=key_E.device)
-        counts = [distinct.counts_U[start:stop] for start, stop in ends]
-        multiplicities_E[found.segment_of_single] = _cat(counts, ids.ids).to(torch.int32)
-    of_single = found.segment_of_single
-    unique = tuple(
-        _unique_piece(feature, lane.strip, of_single[index + shift if shift else index], ids, features, atlas)
-        for lane, shift in zip(slab.spec.lanes, shifts, strict=True)
-        for feature, index in distinct.index.get(lane.table, ())
-    )
+        spans = [distinct.starts[table : table + 2].tolist() for table in tables.tolist()]
+        occur = [distinct.counts_U[start:stop] for start, stop in spans]
+        multiplicities_E[found.segment_of_single] = _cat(occur, ids.ids).to(torch.int32)
     return SlabRoute(
         found.keys_E,
         found.lengths_S,
         found.keys,
         found.segments,
         multiplicities_E,
-        unique,
-        pieces.columns,
+        tuple(_unique(group, found.segment_of_single, distinct, shifts, ids) for group in pieces.by_id),
+        pieces.bags,
         found.bag_segments,
         found.bag_starts,
     )
 
 
-def _unique_piece(
-    feature: int, strip: int, segments_N: torch.Tensor, ids: IdBatch, features: Sequence[Feature], atlas: Atlas
-) -> UniquePiece:
-    padding = atlas.tables[features[feature].table].padding_idx
-    if padding is None or features[feature].pooling is None:  # unpooled, padding is answered with its row
-        return UniquePiece(feature, strip, segments_N)
-    return UniquePiece(feature, strip, segments_N.masked_fill(ids.parts[feature].ids == padding, -1), padded=True)
-
-
-def _bag_entries(pieces: BagPieces, ids: IdBatch) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The features read by bag: the positions of their ids, and the lengths of their bags."""
-    if not pieces.columns:
-        return [], ids.ids[:0]
-    parts = [ids.parts[i] for i, _ in pieces.columns]
-    uniform = [part.lengths for part in parts if isinstance(part.lengths, int)]
-    if len(uniform) < len(parts):
-        lengths = _cat([part.bag_lengths() for part in parts], ids.ids)
+def _unique(pieces: IdPieces, segment_of_single: torch.Tensor, distinct: _Distinct, shifts: np.ndarray, ids: IdBatch) -> Unique:
+    shift = shifts[pieces.lanes]
+    if (kernels := compiled(segment_of_single.device)) is not None:
+        of_single, numbers_N = segment_of_single.numpy(), distinct.numbers_N.numpy()
+        found = kernels.routing.look_up(of_single, numbers_N, distinct.sizes, pieces.places, shift)
+        segments_N = torch.from_numpy(found)
     else:
-        lengths = torch.from_numpy(np.repeat(uniform, [part.bags for part in parts])).to(ids.ids.device)
-    return _positions(ids.ids, np.array(ids.sizes), pieces.arrays), lengths
+        streams = distinct.numbers_N.split(distinct.sizes.tolist())
+        chosen = zip(pieces.places.tolist(), shift.tolist(), strict=True)
+        segments_N = _cat([segment_of_single[streams[place] + more] for place, more in chosen], ids.ids)
+    if pieces.paddings:
+        there = zip(pieces.columns, pieces.paddings, strict=True)
+        padding_N = torch.cat([ids.parts[feature].ids == padding for (feature, _), padding in there])
+        segments_N = segments_N.masked_fill(padding_N, -1)
+    return Unique(pieces.columns, pieces.pooling, pieces.weighted, bool(pieces.paddings), segments_N)
+
+
+def _bag_entries(pieces: Pieces, ids: IdBatch) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The features read by bag: the positions of their ids, and the lengths of their bags."""
+    if not pieces.bags:
+        return [], ids.ids[:0]
+    return _positions(ids.ids, np.array(ids.sizes), pieces.arrays), ids.bag_lengths([feature for feature, _ in pieces.bags])
 
 
 def _positions(numbers: torch.Tensor, sizes: np.ndarray, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
     """Where rows stand among a slab's positions.
 
     Args:
-        numbers: of several streams one after the other, `sizes[i]` of stream i. arrays: as in `BagPieces`.
+        numbers: of several streams one after the other, `sizes[i]` of stream i. arrays: as in `Pieces`.
     """
     if (kernels := compiled(numbers.device)) is not None:
         return [torch.from_numpy(kernels.routing.positions(numbers.numpy(), sizes, *arrays))]

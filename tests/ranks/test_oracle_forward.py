@@ -204,6 +204,8 @@ def every_form(rank: int, world_size: int, case: Case, pooling: str | None) -> l
                 same(f"{form}, offsets", name, wanted[name] if torch.equal(found.offsets(), forms.batch[name].offsets) else found)
                 found = found.values()
             same(form, name, found)
+    for name, found in emb(se.IdBatch.of(forms.keyed(), emb.features)).items():
+        same("IdBatch", name, found)
     keyed = emb(forms.keyed())
     kind = "KeyedTensor" if pooling else "dict"
     if type(keyed).__name__ != kind:
@@ -223,7 +225,7 @@ def dense_forms(rank: int, world_size: int, case: Case) -> list[str]:
     offsets = torch.arange(size + 1) * length
     names = [feature.name for feature in case.features]
     wanted = emb({name: (ids.view(-1), offsets) for name in names})
-    found = emb(dict.fromkeys(names, ids))
+    found = emb(se.IdBatch.of(dict.fromkeys(names, ids), emb.features))
     flat = emb(dict.fromkeys(names, ids.view(-1)))
     singles = emb({name: (ids.view(-1), torch.arange(ids.numel() + 1)) for name in names})
     wrong = []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
 from shardembed.ids import FeatureIds, IdBatch
-from shardembed.tables import Feature
+from shardembed.tables import Feature, Pooling
 
 CPU = torch.device("cpu")
 POOLED = [Feature("item", 0, "sum")]
@@ -252,3 +256,32 @@ def _weights(part: FeatureIds) -> torch.Tensor:
 def test_embedding_bags_wrong_arguments(arguments: tuple[Any, ...], error: type[InputError], says: str) -> None:
     with pytest.raises(error, match=says):
         bags(*arguments)
+
+
+def parts_of(batch: IdBatch) -> list[tuple[list[int], list[int], tuple[int, ...]]]:
+    return [(part.ids.tolist(), part.bag_lengths().tolist(), part.shape) for part in batch.parts]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["sum", "mean", None]), st.integers(0, 3), st.none() | st.integers(0, 3)), max_size=5))
+def test_tensors_are_read_alike_the_short_way_and_the_long_one(shapes: list[tuple[Pooling, int, int | None]]) -> None:
+    """Plain tensors of int64 in a dict take the short way; a Mapping that is no dict takes the long one."""
+    shapes = [("sum", 2, None), *shapes]
+    features = [Feature(f"f{i}", i, pooling) for i, (pooling, _, _) in enumerate(shapes)]
+    sizes = [(rows,) if columns is None else (rows, columns) for _, rows, columns in shapes]
+    given_ids = {f"f{i}": torch.randint(0, 100, size) for i, size in enumerate(sizes)}
+    short, long = (IdBatch.of(batch, features, CPU) for batch in (given_ids, MappingProxyType(given_ids)))
+    assert parts_of(short) == parts_of(long)
+    assert short.ids.tolist() == long.ids.tolist()
+    assert (short.sizes, short.bags, short.weighted) == (long.sizes, long.bags, long.weighted)
+    assert short.features == long.features == tuple(features)
+
+
+def test_a_batch_that_has_been_read_is_taken_as_it_is() -> None:
+    batch = IdBatch.of({"item": (IDS, OFFSETS)}, POOLED)
+    again = pickle.loads(pickle.dumps(batch))  # as from a worker of a DataLoader
+    assert IdBatch.of(batch, tuple(POOLED), CPU) is batch
+    assert parts_of(IdBatch.of(again, tuple(POOLED), CPU)) == parts_of(batch)
+    with pytest.raises(
+        FeatureError, match=r"read for the features \['item'\], but is looked up for \['user'\]; make it with IdBatch.of"
+    ):
+        IdBatch.of(batch, (Feature("user", 0, "sum"),), CPU)

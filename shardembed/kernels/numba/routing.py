@@ -84,6 +84,26 @@ def locate(positions_E: Any, starts: Any, owners: Any, shifts: Any) -> Any:
 
 
 @compiled
+def look_up(segment_of_single: Any, numbers_N: Any, sizes: Any, features: Any, shifts: Any) -> Any:
+    """The segment of each id of some `features`, one after the other: that of single number + shift.
+
+    numbers_N: of the ids of all features, `sizes[i]` of feature i.
+    """
+    firsts = np.cumsum(sizes) - sizes
+    count = 0
+    for feature in features:
+        count += sizes[feature]
+    found = np.empty(count, np.int64)
+    at = 0
+    for p in range(features.size):
+        first = firsts[features[p]]
+        for n in range(first, first + sizes[features[p]]):
+            found[at] = segment_of_single[numbers_N[n] + shifts[p]]
+            at += 1
+    return found
+
+
+@compiled
 def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: int) -> Any:
     """Entries to segments: the first `singles` entries are one each; of the others, which belong to bags of `lengths_B`, those
     with one owner and one bag are.
