@@ -18,6 +18,7 @@ from shardembed.checkpoint import (
 )
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
+from shardembed.embeddings import export_tables
 from shardembed.errors import ShardEmbedError
 from shardembed.exposed import ignored
 from shardembed.ids import IdBatch
@@ -62,6 +63,7 @@ __all__ = [
     "clip_grad_norm_",
     "column_wise",
     "errors",
+    "export_tables",
     "grid",
     "ignored",
     "init",

@@ -1,0 +1,8 @@
+"""Using trained tables, straight from a checkpoint: files for others, nearest rows, a map. One process, a block at a time.
+
+`stored` streams a table; all else is built on it.
+"""
+
+from shardembed.embeddings.export import Exported, ExportedTable, export_tables
+
+__all__ = ["Exported", "ExportedTable", "export_tables"]
