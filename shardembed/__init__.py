@@ -18,7 +18,7 @@ from shardembed.checkpoint import (
 )
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
-from shardembed.embeddings import export_tables
+from shardembed.embeddings import export_tables, neighbors
 from shardembed.errors import ShardEmbedError
 from shardembed.exposed import ignored
 from shardembed.ids import IdBatch
@@ -70,6 +70,7 @@ __all__ = [
     "load_checkpoint",
     "load_plain",
     "memory",
+    "neighbors",
     "newest_checkpoint",
     "optim",
     "prefetched",

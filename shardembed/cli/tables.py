@@ -26,6 +26,12 @@ def short(name: str, most: int) -> str:
     return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
+def shortened(text: str, most: int) -> str:
+    """The beginning of a text, which says most where it is no key."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
+
+
 def printable(text: str) -> str:
     """Names of files and of tables are anybody's, and a terminal obeys some characters."""
     return "".join(each if each.isprintable() else "?" for each in text)

@@ -4,5 +4,6 @@
 """
 
 from shardembed.embeddings.export import Exported, ExportedTable, export_tables
+from shardembed.embeddings.nearest import Neighbors, neighbors
 
-__all__ = ["Exported", "ExportedTable", "export_tables"]
+__all__ = ["Exported", "ExportedTable", "Neighbors", "export_tables", "neighbors"]
