@@ -18,7 +18,7 @@ from shardembed.checkpoint import (
 )
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
-from shardembed.embeddings import export_tables, neighbors
+from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError
 from shardembed.exposed import ignored
 from shardembed.ids import IdBatch
@@ -81,6 +81,7 @@ __all__ = [
     "save_checkpoint",
     "shard",
     "synced",
+    "table_map",
     "table_row_wise",
     "table_wise",
     "testing",

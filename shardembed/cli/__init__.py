@@ -21,6 +21,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "calibrate": "measure this machine, and write a topology file for the planner",
     "inspect": "show what a checkpoint holds, and whether all of it is as it was saved",
     "export": "write tables of a checkpoint as safetensors, .npy or Parquet files",
+    "map": "draw a table as a picture, by its first two principal components",
     "neighbors": "find the nearest rows of a table, straight from a checkpoint",
     "train": "train and evaluate a model from a configuration file",
 }

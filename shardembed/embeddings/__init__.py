@@ -5,5 +5,6 @@
 
 from shardembed.embeddings.export import Exported, ExportedTable, export_tables
 from shardembed.embeddings.nearest import Neighbors, neighbors
+from shardembed.embeddings.picture import Map, table_map
 
-__all__ = ["Exported", "ExportedTable", "Neighbors", "export_tables", "neighbors"]
+__all__ = ["Exported", "ExportedTable", "Map", "Neighbors", "export_tables", "neighbors", "table_map"]
