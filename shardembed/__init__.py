@@ -18,6 +18,7 @@ from shardembed.checkpoint import (
 )
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
+from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError
 from shardembed.exposed import ignored
 from shardembed.ids import IdBatch
@@ -62,12 +63,14 @@ __all__ = [
     "clip_grad_norm_",
     "column_wise",
     "errors",
+    "export_tables",
     "grid",
     "ignored",
     "init",
     "load_checkpoint",
     "load_plain",
     "memory",
+    "neighbors",
     "newest_checkpoint",
     "optim",
     "prefetched",
@@ -78,6 +81,7 @@ __all__ = [
     "save_checkpoint",
     "shard",
     "synced",
+    "table_map",
     "table_row_wise",
     "table_wise",
     "testing",

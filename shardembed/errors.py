@@ -60,6 +60,10 @@ class CheckpointError(ShardEmbedError, RuntimeError):
     """A checkpoint cannot be written, or is missing, damaged, altered, from a newer version or of another model."""
 
 
+class ExportError(ShardEmbedError, RuntimeError):
+    """An export or a picture cannot be written, or a number does not fit the dtype that it should have there."""
+
+
 class InputError(ShardEmbedError, ValueError):
     """A batch is malformed. Raised on every rank when it happens on one."""
 

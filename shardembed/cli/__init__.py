@@ -19,7 +19,11 @@ COMMANDS = {  # name (also of the module) -> what it does
     "plan": "cut the tables of a model over the ranks of a cluster, with a proof of how good the plan is",
     "bench": "measure training steps of this machine, beside the peers that are installed",
     "calibrate": "measure this machine, and write a topology file for the planner",
+    "doctor": "look for what is wrong with an installation, and prove sharded tables equal to plain ones on its ranks",
     "inspect": "show what a checkpoint holds, and whether all of it is as it was saved",
+    "export": "write tables of a checkpoint as safetensors, .npy or Parquet files",
+    "map": "draw a table as a picture, by its first two principal components",
+    "neighbors": "find the nearest rows of a table, straight from a checkpoint",
     "train": "train and evaluate a model from a configuration file",
 }
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardembed.cli.progress import bar
+from shardembed.cli.tables import plain_table, printable, short
 from shardembed.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from shardembed.checkpoint.describe import Contents
     from shardembed.checkpoint.format.manifest import Manifest
-    from shardembed.checkpoint.format.verify import Problem, Progress
+    from shardembed.checkpoint.format.verify import Problem
     from shardembed.plan import Plan
 
 MOST = 40  # tables that are listed
@@ -99,7 +99,7 @@ def _stored(manifest: Manifest) -> int:
 def _listing(manifests: dict[Path, Manifest], unread: dict[Path, str]) -> Table:
     from shardembed.planner import words
 
-    table = _table("checkpoints", ["checkpoint", "saved", "size"], ["ranks", "size"])
+    table = plain_table("checkpoints", ["checkpoint", "saved", "size"], ["ranks", "size"])
     for folder in sorted([*manifests, *unread]):
         manifest = manifests.get(folder)
         if manifest is None:
@@ -136,7 +136,7 @@ def _tables(held: Contents) -> Table:
 
     changes = held.manifest.base is not None
     names = ["table", "rows", "columns", "dtype", "size", "in this folder" if changes else "chunks", "state", "state size"]
-    table = _table("tables", names, [name for name in names if name not in ("table", "dtype", "state")])
+    table = plain_table("tables", names, [name for name in names if name not in ("table", "dtype", "state")])
     largest = sorted(held.tables, key=lambda each: -each.bytes)
     for each in largest[:MOST]:
         stored = f"{each.updated_rows:,} rows" if changes and not each.chunks else f"{each.chunks}"
@@ -144,7 +144,7 @@ def _tables(held: Contents) -> Table:
         state = ", ".join(each.state) or "-"
         size = words.size(each.state_bytes) if each.state else ""
         table.add_row(
-            _short(each.key),
+            short(each.key, NAME),
             f"{each.shape[0]:,}" if each.shape else "1",
             columns,
             each.dtype,
@@ -162,36 +162,15 @@ def _tables(held: Contents) -> Table:
 def _plan(plan: Plan) -> Table:
     from shardembed.planner import words
 
-    table = _table(
+    table = plain_table(
         f"plan for {words.plural(plan.world_size, 'rank')}", ["table", "cut", "packing", "shards", "on ranks"], ["shards"]
     )
     for each in plan.tables[:MOST]:
         ranks = words.rank_list(each.layout.ranks)
-        table.add_row(_short(each.name), each.kind, each.packing, str(len(each.layout.shards)), ranks)
+        table.add_row(short(each.name, NAME), each.kind, each.packing, str(len(each.layout.shards)), ranks)
     if len(plan.tables) > MOST:
         table.add_row(f"and {len(plan.tables) - MOST} more", "", "", "", "")
     return table
-
-
-def _table(title: str, columns: list[str], numbers: list[str]) -> Table:
-    from rich.table import Table
-
-    look: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "header_style": "dim", "box": None, "pad_edge": False}
-    table = Table(title=title, padding=(0, 2, 0, 0), **look)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    return table
-
-
-def _short(name: str) -> str:
-    """The end tells keys apart better than the beginning."""
-    name = _printable(name)
-    return name if len(name) <= NAME else f"...{name[3 - NAME :]}"
-
-
-def _printable(text: str) -> str:
-    """Names of files and of tables in plans are anybody's, and a terminal obeys some characters."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _verify(console: Console, manifests: dict[Path, Manifest], unread: dict[Path, str]) -> list[Problem]:
@@ -199,12 +178,12 @@ def _verify(console: Console, manifests: dict[Path, Manifest], unread: dict[Path
     from shardembed.planner import words
 
     total = size_of(manifests)
-    with _bar(total) as progress:
+    with bar("verifying", total) as progress:
         problems = [Problem(folder, "", "", text) for folder, text in unread.items()]
         problems += verify_each(manifests, progress=progress)
     console.print("")
     for each in problems[:PROBLEMS]:
-        console.print(_printable(each.text), soft_wrap=True, style="bold")
+        console.print(printable(each.text), soft_wrap=True, style="bold")
     if len(problems) > PROBLEMS:
         console.print(f"and {len(problems) - PROBLEMS} more")
     checked = f"{words.size(total)} in {words.plural(len(manifests), 'checkpoint')}"
@@ -213,19 +192,3 @@ def _verify(console: Console, manifests: dict[Path, Manifest], unread: dict[Path
     else:
         console.print(f"verified: {checked} hashed, all as it was saved")
     return problems
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Progress]:
-    """A bar on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(file=sys.stderr)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("verifying"), BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("verifying", total=total)
-        yield lambda size: bar.advance(task, size)

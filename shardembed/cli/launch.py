@@ -65,6 +65,22 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
     return 0
 
 
+def told_of(ranks: int, words: Sequence[str]) -> Told | None:
+    """As `run_ranks`, without printing: what failed, or nothing."""
+    from shardembed.cli import loopback
+
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    loopback.register()
+    os.environ[failures.QUIET] = str(os.getpid())
+    try:
+        return _launch(ranks, words, uuid.uuid4().hex)
+    finally:
+        del os.environ[failures.QUIET]
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
 def _launch(ranks: int, words: Sequence[str], run_id: str) -> Told | None:
     """One start of all ranks; what failed, or nothing."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardembed.errors import ConfigError, UnsupportedError
+from shardembed.errors import ConfigError
+from shardembed.optional import needed
 from shardembed.planner import report, words
 from shardembed.planner.result import Array, Planned
 from shardembed.planner.sweep import Sweep
@@ -135,11 +136,9 @@ def _rank_axis(axes: Axes, tried: Sequence[int]) -> None:
 
 
 def _figure(height: float, columns: int = 1) -> tuple[Figure, Any]:
-    try:
+    with needed("matplotlib", "train", "drawing plots"):
         import matplotlib as mpl
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnsupportedError('plots need matplotlib: pip install "shardembed[train]", or matplotlib alone') from error
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(9.6, height), layout="constrained")
         axes = figure.subplots(1, columns)

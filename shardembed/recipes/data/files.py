@@ -10,6 +10,7 @@ import numpy as np
 
 from shardembed.errors import DataError
 from shardembed.explain import nearest
+from shardembed.optional import missing
 from shardembed.recipes.data.bad import MAX_ID, Dropped, Problem, problem_of
 from shardembed.recipes.data.source import Chunk
 
@@ -19,7 +20,7 @@ try:
 
     from shardembed.recipes.data.text import TextFile, ids_of_text
 except ImportError as error:
-    raise DataError("reading data files needs pyarrow: pip install 'shardembed[train]'") from error
+    raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -1,0 +1,52 @@
+"""`shardembed map CKPT --table item --out map.png`: a picture of a table, rows near each other as they are in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="CKPT", help="folder of checkpoints, of one checkpoint, or of a run")
+    parser.add_argument("--table", required=True, metavar="NAME", help="the table, or the end of its name")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a .png, .svg or .pdf file (default: the table's name and .png)")
+    parser.add_argument("--sample", type=int, default=5000, metavar="N", help="how many rows are drawn (default 5000)")
+    parser.add_argument("--id", type=int, nargs="+", action="extend", default=[], metavar="ID", help="rows to draw as rings")
+    parser.add_argument("--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0")
+    parser.add_argument("--labels", type=int, default=30, metavar="N", help="how many rows get their name at most (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw; returns the exit code."""
+    from shardembed.embeddings import table_map
+    from shardembed.planner import words
+    from shardembed.planner.report import console_for
+
+    drawn = table_map(
+        arguments.folder,
+        arguments.table,
+        arguments.out or Path(f"{arguments.table.rpartition('.')[2].replace('/', '_')}.png"),
+        sample=arguments.sample,
+        ids=arguments.id,
+        names=arguments.names,
+        labels=arguments.labels,
+        seed=arguments.seed,
+        step=arguments.step,
+    )
+    console = console_for(sys.stderr if arguments.json else sys.stdout)
+    shares = " and ".join(words.percent(share) for share in drawn.shares)
+    points = f"{drawn.drawn:,} of {words.plural(drawn.rows, 'row')}, {len(drawn.named)} of them named"
+    console.print(f"wrote {drawn.file}: {points}", soft_wrap=True)
+    console.print(f"the two components hold {shares} of the variance: what is apart")
+    console.print("in the picture is apart, what is near there need not be near")
+    if drawn.left_out:
+        console.print(f"{words.plural(drawn.left_out, 'row')} with inf or nan left out")
+    if arguments.json:
+        print(json.dumps({**asdict(drawn), "file": str(drawn.file)}))
+    return 0

@@ -1,0 +1,37 @@
+"""Names of rows from a vocabulary file: line i (from 0) is the name of row i."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from shardembed.errors import DataError
+
+
+def names_of(path: Path, ids: Iterable[int]) -> dict[int, str]:
+    """The names of `ids`, without reading the file into memory.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or has no line for one of the ids.
+    """
+    wanted = sorted(set(ids))
+    found: dict[int, str] = {}
+    done = 0  # lines that have been read
+    row = 0
+    try:
+        with path.open("rb") as lines:
+            for row in wanted:
+                line = next(islice(lines, row - done, None), None)
+                if line is None:
+                    break
+                done = row + 1
+                found[row] = line.rstrip(b"\r\n").decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{row + 1}: this line is not UTF-8: {error.reason}") from error
+    if len(found) < len(wanted):
+        row = wanted[len(found)]
+        raise DataError(f"{path} has no line {row + 1}, which would name id {row}: line 1 names id 0, and so on, one name a line")
+    return found

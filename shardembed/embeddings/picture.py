@@ -1,0 +1,199 @@
+"""A map of a table: rows as points on its first two principal components, some of them with their names.
+
+In shades of grey with black names, so that it prints; the rows that were asked for are rings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shardembed.embeddings.components import Flat, flatten
+from shardembed.embeddings.names import names_of
+from shardembed.embeddings.publish import new_file
+from shardembed.embeddings.stored import BLOCK_BYTES, StoredTables
+from shardembed.errors import ConfigError
+from shardembed.optional import needed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+INK, POINT = "#000000", "#5f5f5f"
+NAME = 28  # characters
+DOT, RING = 3.0, 6.0  # half of what they take of the picture, in its pixels
+LOOK: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "shardembed",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True)
+class Map:
+    """What `table_map` drew: how many rows, which of them with a name, and the two components' shares of the variance."""
+
+    file: Path
+    table: str
+    step: int
+    rows: int
+    drawn: int
+    named: tuple[int, ...]
+    shares: tuple[float, float]
+    left_out: int
+
+
+def table_map(
+    folder: str | Path,
+    table: str,
+    out: str | Path,
+    *,
+    sample: int = 5000,
+    ids: Sequence[int] = (),
+    names: str | Path | None = None,
+    labels: int = 30,
+    seed: int = 0,
+    step: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Map:
+    """Draw a table as a map: its rows on the first two principal components of all rows, as a picture (.png, .svg or .pdf).
+
+    Needs matplotlib, and no process group. A block of the table is in memory at a time.
+
+    Args:
+        folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
+        sample: how many rows are drawn, chosen at random by `seed`.
+        ids: rows that are drawn whatever the sample, as rings, and named first.
+        names: a file with a name a line, the first of id 0; ids without it.
+        labels: how many points get names at most: some far apart, as far as names do not overlap.
+
+    Raises:
+        ConfigError, IdRangeError, DataError: the table, an id or a name does not exist.
+        CheckpointError: the checkpoint is missing or damaged.
+        ExportError: the picture cannot be written. UnsupportedError: matplotlib is not there.
+    """
+    out = Path(out)
+    if out.suffix not in FORMATS:
+        raise ConfigError(f"{out}: a picture's name must end in one of {', '.join(FORMATS)}")
+    if sample < 1 or labels < 0:
+        raise ConfigError(f"sample={sample}, labels={labels}: at least one row is drawn, and no less than none are named")
+    with needed("matplotlib", "train", "drawing a map"):
+        import matplotlib as mpl
+
+    with StoredTables(folder, step) as stored:
+        found = stored.find(table)
+        asked = found.chosen(list(ids))
+        flat = flatten(found, sample, asked, seed, block_bytes)
+        rings = torch.isin(flat.ids, asked)
+        order = _order(flat.points, rings, 4 * labels)
+        named = names_of(Path(names), flat.ids[order].tolist()) if names is not None else {}
+        with mpl.rc_context(LOOK):
+            figure, axes = _figure(flat)
+            told = f"{len(flat.ids):,} of its {found.rows:,} rows" if len(flat.ids) < found.rows else f"all {found.rows:,} rows"
+            axes.set_title(f"{_short(found.name, 50)}, step {stored.manifest.step}: {told}", loc="left", fontsize=11)
+            _points(axes, flat.points, rings)
+            put = _names(figure, axes, flat, rings, order, named, labels)
+            x, y = flat.points[torch.isin(flat.ids, torch.tensor(put, dtype=torch.int64)) & ~rings].T.numpy()
+            axes.scatter(x, y, s=9, color=INK, linewidths=0, zorder=5)  # which point a name is of
+            new_file(out, lambda path: figure.savefig(path, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None))
+        return Map(out, found.name, stored.manifest.step, found.rows, len(flat.ids), tuple(put), flat.shares, flat.left_out)
+
+
+def _figure(flat: Flat) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 6.8), layout="constrained")
+    axes = figure.subplots()
+    for name, share, label in (("first", flat.shares[0], axes.set_xlabel), ("second", flat.shares[1], axes.set_ylabel)):
+        label(f"{name} principal component ({100 * share:.0f} % of the variance)")
+    axes.margins(0.08)
+    axes.set_aspect("equal", adjustable="datalim")  # a distance is a distance in either direction
+    return figure, axes
+
+
+def _points(axes: Axes, points: torch.Tensor, rings: torch.Tensor) -> None:
+    size = 5.0 if len(points) > 1000 else 14.0
+    opacity = max(0.25, min(0.8, 600 / max(1, len(points))))
+    x, y = points[~rings].T.numpy()
+    axes.scatter(x, y, s=size, color=POINT, alpha=opacity, linewidths=0)
+    x, y = points[rings].T.numpy()
+    axes.scatter(x, y, s=46, facecolors="white", edgecolors=INK, linewidths=1.3, zorder=3)
+
+
+def _order(points: torch.Tensor, rings: torch.Tensor, most: int) -> list[int]:
+    """Which points to name, the most wanted first: rings, then always the one farthest from all before it."""
+    order = rings.nonzero().squeeze(1).tolist()
+    if len(points) == len(order):
+        return order
+    middle = points.mean(0, keepdim=True)
+    gaps = (points - middle).square().sum(1) if not order else torch.full((len(points),), torch.inf, dtype=points.dtype)
+    for place in order:
+        gaps = torch.minimum(gaps, (points - points[place]).square().sum(1))
+    gaps[rings] = -1
+    for _ in range(min(most, len(points) - len(order))):
+        place = int(gaps.argmax())
+        order.append(place)
+        gaps = torch.minimum(gaps, (points - points[place]).square().sum(1))
+        gaps[order] = -1
+    return order
+
+
+def _names(
+    figure: Figure, axes: Axes, flat: Flat, rings: torch.Tensor, order: Sequence[int], names: Mapping[int, str], most: int
+) -> list[int]:
+    """Write names beside their points where they overlap no other name, its point, or a ring; returns the ids that have one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # places are known from here on
+    figure.set_layout_engine("none")
+    renderer, inside = canvas.get_renderer(), axes.get_window_extent()
+    taken: list[Any] = [_around(axes, point, RING) for point in flat.points[rings]]
+    put: list[int] = []
+    for place in order:
+        if len(put) == most:
+            break
+        row = int(flat.ids[place])
+        for shift, side in ((6, "left"), (-6, "right")):
+            text = axes.annotate(
+                _short(names.get(row, str(row)), NAME).replace("$", r"\$"),
+                tuple(flat.points[place].tolist()),
+                (shift, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                color=INK,
+                fontsize=8.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+                zorder=4,
+            )
+            box = text.get_window_extent(renderer).padded(2)
+            if not bool(rings[place]):
+                box = Bbox.union([box, _around(axes, flat.points[place], DOT)])
+            if inside.x0 <= box.x0 and box.x1 <= inside.x1 and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                put.append(row)
+                break
+            text.remove()
+    return put
+
+
+def _around(axes: Axes, point: torch.Tensor, pixels: float) -> Any:
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform(tuple(point.tolist()))
+    return Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels)
+
+
+def _short(text: str, most: int) -> str:
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."

@@ -1,0 +1,68 @@
+"""docs/using-embeddings.md: its blocks and commands run as they stand, and the example serves where there is no shardembed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shardembed.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "using-embeddings.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+COMMANDS = re.findall(r"^    shardembed (export|neighbors|map) (.*?)(?:   .*)?$", PAGE, flags=re.MULTILINE)
+
+
+def python(folder: Path, *words: str) -> str:
+    """What a script prints in a process that finds none of these, whatever is installed."""
+    for name in ("shardembed", "numpy", "safetensors"):
+        path = folder / "without" / name
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "__init__.py").write_text(f"raise ModuleNotFoundError('{name} is not here', name='{name}')\n")
+    environment = {**os.environ, "PYTHONPATH": str(folder / "without")}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_page_runs_and_its_model_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, export, near, serving = [compile(block, f"block {number}", "exec") for number, block in enumerate(BLOCKS)]
+    exec(train, {"__name__": "__main__"})
+    assert len(COMMANDS) == 5
+    for command, words in COMMANDS:
+        assert main([command, *words.split()]) == 0, (command, words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "items.png", "small", "some", "tables", "vocab.txt"]
+    assert "nearest rows of item to id 43, film 43" in capsys.readouterr().out
+    exec(export, {"__name__": "__main__"})
+    exec(near, {"__name__": "__main__"})
+    assert capsys.readouterr().out == "[7, 42] (2, 16)\n3 False True\n"
+    exec(serving, {"__name__": "__main__"})
+    script = tmp_path / "serve.py"
+    script.write_bytes((ROOT / "examples" / "serve" / "serve.py").read_bytes())
+    checks = "import serve; from pathlib import Path; serve.build(Path('served'))\n"
+    checks += "try:\n    import shardembed\nexcept ImportError as error:\n    print(error)\n"
+    assert python(tmp_path, "-c", checks) == "shardembed is not here\n"
+    printed = re.findall(r"^item (\d+): (-?\d+\.\d+)$", python(tmp_path, "serve.py", "score", "served", "7"), flags=re.MULTILINE)
+    wanted = scores(tmp_path, 7)
+    best = np.argsort(-wanted)[:5]
+    assert [int(item) for item, _ in printed] == best.tolist()
+    assert [float(score) for _, score in printed] == pytest.approx(wanted[best].tolist(), abs=1e-3)
+
+
+def scores(folder: Path, user: int) -> np.ndarray:
+    """Of all items, as NumPy reckons them from the exported numbers."""
+    tables = folder / "served" / "tables"
+    users, items = (np.load(tables / f"{name}.npy") * np.load(tables / f"{name}.scale.npy")[:, None] for name in ("user", "item"))
+    dense = torch.load(folder / "served" / "dense.pt", weights_only=True)
+    tower = users[user] @ dense["tower.weight"].numpy().T + dense["tower.bias"].numpy()
+    return items @ tower
