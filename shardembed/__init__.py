@@ -20,6 +20,7 @@ from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.errors import ShardEmbedError
 from shardembed.exposed import ignored
+from shardembed.hashing import Hashing
 from shardembed.ids import IdBatch
 from shardembed.loaders import synced
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
@@ -37,6 +38,7 @@ from shardembed.placement import (
 from shardembed.plan import Plan, TablePlan
 from shardembed.prefetch import prefetched
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
+from shardembed.vocab import Vocabulary
 
 __all__ = [
     "Comm",
@@ -44,6 +46,7 @@ __all__ = [
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",
+    "Hashing",
     "IdBatch",
     "IdMap",
     "Normal",
@@ -56,6 +59,7 @@ __all__ = [
     "TableConfig",
     "TablePlan",
     "Uniform",
+    "Vocabulary",
     "__version__",
     "async_save_checkpoint",
     "checkpoints",

@@ -19,12 +19,25 @@ LONGEST = 400  # lines a file; a longer one is two files
 
 FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
-    4: ["modules", "convert", "checkpoint", "observe", "testing"],
+    4: ["modules", "convert", "checkpoint", "observe", "testing", "vocab"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
     2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
     1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
-        *("_version", "errors", "explain", "ids", "initial", "jagged", "layout", "located", "narrow", "optim", "placement"),
+        *(
+            "_version",
+            "errors",
+            "explain",
+            "hashing",
+            "ids",
+            "initial",
+            "jagged",
+            "layout",
+            "located",
+            "narrow",
+            "optim",
+            "placement",
+        ),
         *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
     ],
 }

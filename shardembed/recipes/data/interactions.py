@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardembed.errors import DataError
+from shardembed.hashing import hash_integers
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.source import EMPTY, Chunk, Source, concatenate
 
@@ -119,17 +120,10 @@ def rank_slice(batch: Chunk, rank: int, world_size: int) -> Chunk:
 def hash_rows(seed: int, first: int, count: int) -> np.ndarray:
     """A hash of (seed, row) for rows first, first + 1, ...: uint64 `[count]`, never 0.
 
-    The finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), twice.
+    The hash of `se.Hashing`.
     """
     rows = np.arange(first, first + count, dtype=np.uint64)
-    return _mix(_mix(np.array([seed], dtype=np.uint64)) ^ rows) | np.uint64(1)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return hash_integers(rows, seed) | np.uint64(1)
 
 
 def _refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
