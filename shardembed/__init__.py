@@ -21,6 +21,7 @@ from shardembed.convert import shard, unshard
 from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError
 from shardembed.exposed import ignored
+from shardembed.hashing import Hashing
 from shardembed.ids import IdBatch
 from shardembed.loaders import synced
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
@@ -38,6 +39,7 @@ from shardembed.placement import (
 from shardembed.plan import Plan, TablePlan
 from shardembed.prefetch import prefetched
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
+from shardembed.vocab import Vocabulary
 
 __all__ = [
     "Comm",
@@ -45,6 +47,7 @@ __all__ = [
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",
+    "Hashing",
     "IdBatch",
     "IdMap",
     "Normal",
@@ -57,6 +60,7 @@ __all__ = [
     "TableConfig",
     "TablePlan",
     "Uniform",
+    "Vocabulary",
     "__version__",
     "async_save_checkpoint",
     "checkpoints",

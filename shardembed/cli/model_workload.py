@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from shardembed import located
+from shardembed.comm import Comm
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import tables_of
 from shardembed.errors import ConfigError, ShardEmbedError
@@ -33,6 +34,7 @@ from shardembed.tables import TableConfig
 
 if TYPE_CHECKING:
     from shardembed.recipes.config import Config
+    from shardembed.recipes.ctr_config import CtrConfig
 
 BATCH = 65_536  # samples a step over all ranks, where nothing says how many
 IDS_A_BAG, IDS_A_LOOKUP = 10.0, 1.0  # of a pooled feature, and of one that is not, where nothing says how many
@@ -104,12 +106,31 @@ def of_training(path: str | Path, ranks: int) -> Workload:
         ConfigError, DataError: the configuration or its data is wrong.
     """
     from shardembed.recipes import config
+    from shardembed.recipes.ctr_config import CtrConfig
     from shardembed.recipes.data.choose import open_source
     from shardembed.recipes.data.interactions import scan
 
     settings = config.load(path)
+    if isinstance(settings, CtrConfig):
+        return _clicks(settings)
     data = scan(open_source(settings.data), settings.data.holdout_seed)
     return _two_towers(settings, data.user_counts, data.item_counts, ranks)
+
+
+def _clicks(settings: CtrConfig) -> Workload:
+    """Of a model that predicts clicks: a table a category, and the counts of its rows in all of the data."""
+    from shardembed.recipes.data.criteo.clicks import scan
+    from shardembed.recipes.data.criteo.encode import Encoder
+    from shardembed.recipes.models.ctr import table_configs
+
+    data = scan(settings.data, Comm.of(), torch.device("cpu"))
+    encoder = Encoder.of(settings.data, data)
+    counts = encoder.counts(data.training())
+    tables = table_configs(settings.model, dict(zip(encoder.categories, encoder.sizes, strict=True)))
+    optimizer = settings.optimizer.tables.build()
+    loads = tuple(TableLoad(table, (1.0,), Counts(seen), optimizer=optimizer) for table, seen in zip(tables, counts, strict=True))
+    wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
+    return Workload(settings.name or "training", settings.train.global_batch_size, loads, wire_dtype)
 
 
 def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: int) -> Workload:

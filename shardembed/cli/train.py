@@ -15,7 +15,7 @@ from shardembed.cli import launch
 from shardembed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shardembed.recipes.config import Config
+    from shardembed.recipes.common import JobConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     from shardembed.recipes import config
-    from shardembed.recipes.data.choose import open_source
+    from shardembed.recipes.data.choose import check_data
 
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = _ranks(arguments.ranks)
     restarts = _restarts(arguments.max_restarts)
     if (ranks > 1 or restarts) and not launch.in_job():
-        open_source(settings.data)
+        check_data(settings)
         words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
         return launch.run_ranks(ranks, words + ["--json"] * arguments.json + ["--fresh"] * arguments.fresh, restarts)
     return _train(settings, arguments.json, arguments.fresh)
@@ -77,7 +77,7 @@ def _restarts(wanted: int) -> int:
     return wanted
 
 
-def _train(settings: Config, as_json: bool, fresh: bool) -> int:
+def _train(settings: JobConfig, as_json: bool, fresh: bool) -> int:
     import torch.distributed as dist
     from rich.console import Console
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,23 +11,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.comm import Comm, default_device
-from shardembed.recipes.config import Config, DenseOptimizerConfig, PlanConfig
-from shardembed.recipes.data.interactions import Interactions, rank_slice
+from shardembed.recipes.common import DenseOptimizerConfig, JobConfig, PlacementConfig
+from shardembed.recipes.config import Config
+from shardembed.recipes.ctr_config import EVERY, CtrConfig
+from shardembed.recipes.data.criteo.clicks import ClickData
+from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
+from shardembed.recipes.data.criteo.rows import Clicks
+from shardembed.recipes.data.interactions import Interactions
 from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.data.stream import rank_slice
+from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.two_tower import Batch, TwoTower
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A model that is ready to train. `wrapped` is what a step calls: the model itself, or DistributedDataParallel around it."""
 
-    model: TwoTower
+    model: Any
     wrapped: torch.nn.Module
     optimizer: se.Optimizer
-    sampler: NegativeSampler
 
-    def step(self, chunk: Chunk, step: int) -> torch.Tensor:
+    def step(self, chunk: Any, step: int) -> torch.Tensor:
         """Train on one global batch. Collective. Returns this rank's loss; the mean over the ranks is the loss of the batch."""
         loss = self.wrapped(self._batch(chunk, step))
         with Comm.of().guarding("average dense gradients"):
@@ -35,11 +42,34 @@ class Job:
         self.optimizer.zero_grad()
         return loss.detach()
 
+    def _batch(self, chunk: Any, step: int) -> Any:
+        """This rank's part of a global batch, as the model takes it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Job(TrainingJob):
+    """A two-tower model's."""
+
+    model: TwoTower
+    sampler: NegativeSampler
+
     def _batch(self, chunk: Chunk, step: int) -> Batch:
         device = self.model.log_expected.device
         part = rank_slice(chunk, se.rank(), se.world_size())
         users, items = (torch.from_numpy(np.ascontiguousarray(ids)).to(device) for ids in (part.users, part.items))
         return Batch(users, items, self.sampler.draw(step).to(device), len(chunk))
+
+
+@dataclass(frozen=True)
+class CtrJob(TrainingJob):
+    """That of a model which predicts clicks."""
+
+    model: ClickModel
+    encoder: Encoder
+
+    def _batch(self, chunk: Clicks, step: int) -> ClickBatch:
+        return self.encoder(rank_slice(chunk, se.rank(), se.world_size()), len(chunk), default_device())
 
 
 def build(config: Config, data: Interactions) -> Job:
@@ -54,30 +84,61 @@ def build(config: Config, data: Interactions) -> Job:
         data.users,
         data.items,
         sampler.log_expected,
+        autocast=_dtype(config.train.autocast),
         optimizer=config.optimizer.tables.build(),
-        plan=placements(config.plan),
-        wire_dtype=getattr(torch, config.wire_dtype) if config.wire_dtype else None,
+        plan=placements(config),
+        wire_dtype=_dtype(config.wire_dtype),
         seed=config.train.seed,
     ).to(default_device())
+    return Job(model, *_trained(model, config), sampler)
+
+
+def build_ctr(config: CtrConfig, data: ClickData) -> CtrJob:
+    """As `build`."""
+    encoder = Encoder.of(config.data, data)
+    model = ClickModel(
+        config.model,
+        len(config.data.integers),
+        dict(zip(encoder.categories, encoder.sizes, strict=True)),
+        autocast=_dtype(config.train.autocast),
+        optimizer=config.optimizer.tables.build(),
+        plan=placements(config),
+        wire_dtype=_dtype(config.wire_dtype),
+        seed=config.train.seed,
+    ).to(default_device())
+    return CtrJob(model, *_trained(model, config), encoder)
+
+
+def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module, se.Optimizer]:
+    """What a step calls, and what then steps."""
     parameters = list(model.parameters())
     dense = _dense_optimizer(config.optimizer.dense, parameters) if parameters else None
     wrapped: torch.nn.Module = model
     if parameters and se.world_size() > 1:
-        # The one buffer is the same on every rank and never changes. Buckets that were rearranged after the first batch of a
+        # Buffers are the same on every rank and never change. Buckets that were rearranged after the first batch of a
         # process would change the order of sums on three ranks, and so the bits of a resumed run: looking for unused parameters
         # prevents it.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
-    return Job(model, wrapped, se.Optimizer(model, dense), sampler)
+    return wrapped, se.Optimizer(model, dense)
 
 
-def placements(config: PlanConfig) -> dict[str, se.Placement]:
+def placements(config: Config | CtrConfig) -> dict[str, se.Placement]:
     """The placements that are not left to the default plan, by table."""
+    if isinstance(config, CtrConfig):
+        named = config.plan.root
+        wanted = {table: named.get(table) or named.get(EVERY) or PlacementConfig() for table in config.data.categories}
+    else:
+        wanted = {"user": config.plan.user, "item": config.plan.item}
     chosen = {}
-    for table, placement in (("user", config.user), ("item", config.item)):
+    for table, placement in wanted.items():
         if placement.kind != "auto":
             settings = placement.model_dump(exclude={"kind"}, exclude_none=True)
             chosen[table] = getattr(se, placement.kind)(**settings)
     return chosen
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return getattr(torch, name) if name else None
 
 
 def _dense_optimizer(config: DenseOptimizerConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

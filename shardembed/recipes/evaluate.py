@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from shardembed.comm import Comm
-from shardembed.recipes import metrics
+from shardembed.recipes import metrics, report
 from shardembed.recipes.config import EvalConfig
-from shardembed.recipes.data.interactions import Interactions, hash_rows
+from shardembed.recipes.data.interactions import Interactions
 from shardembed.recipes.data.source import concatenate
+from shardembed.recipes.data.stream import hash_rows
 from shardembed.recipes.metrics import History, Score
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.two_tower import TwoTower
@@ -28,6 +30,13 @@ class Evaluation:
     k: int
     model: Score
     popularity: Score
+
+    @property
+    def score(self) -> float:
+        return self.model.recall
+
+    def show(self, console: Console) -> None:
+        report.show_retrieval(console, self.k, self.model, self.popularity)
 
     def to_json(self) -> dict[str, float | int]:
         k = self.k

@@ -13,12 +13,14 @@ from rich.text import Text
 
 import shardembed as se
 from shardembed.optim import TableOptimizer
-from shardembed.recipes.config import Config
-from shardembed.recipes.data.interactions import Interactions
-from shardembed.recipes.evaluate import Evaluation
+from shardembed.recipes.common import JobConfig
+from shardembed.recipes.data.bad import Dropped
+from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
 
+MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2"}
 MAX_RANKS_SHOWN = 8
+MAX_TABLES_SHOWN = 4  # with a column each
 QUIET_SECONDS = 5.0  # between lines where no bar can be drawn
 
 
@@ -50,27 +52,25 @@ def holdings(plan: se.Plan, itemsize: int, optimizer: TableOptimizer) -> list[Ho
     return found
 
 
-def show_start(console: Console, config: Config, data: Interactions, plan: se.Plan, held: list[Holding]) -> None:
-    """Everything that is known before the first step."""
-    title = Text.assemble((str(config.name), "bold"), f": two-tower model, {plan.world_size} rank{'s' * (plan.world_size > 1)}")
+def show_start(console: Console, config: JobConfig, described: list[str], plan: se.Plan, held: list[Holding]) -> None:
+    """Everything that is known before the first step; `described` are the lines about the data."""
+    model = MODELS[config.model.kind]
+    title = Text.assemble((str(config.name), "bold"), f": {model}, {plan.world_size} rank{'s' * (plan.world_size > 1)}")
     console.rule(title, align="left", style="dim")
     # Broken by the terminal where it must be: a path stays one word.
     console.print(resolved_yaml(config), soft_wrap=True, highlight=False, markup=False)
     console.print(Text("\ndata", "bold"))
-    console.print(data.source.name, soft_wrap=True, highlight=False, markup=False)
-    counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
-    console.print(counted, highlight=False)
-    _show_dropped(console, data)
+    for line in described:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
     console.print(_plan_table(plan), "", _holdings_table(plan, held), "", sep="\n")
 
 
-def _show_dropped(console: Console, data: Interactions) -> None:
-    dropped = data.dropped
-    if len(dropped):
-        console.print(f"{len(dropped):,} of {data.rows + len(dropped):,} rows dropped: {dropped}", highlight=False)
-        for place in dropped.places:
-            console.print(f"  {place}", soft_wrap=True, highlight=False, markup=False)
+def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
+    """What was left out beside `rows` good ones, in words."""
+    if not len(dropped):
+        return []
+    return [f"{len(dropped):,} of {rows + len(dropped):,} rows dropped: {dropped}", *(f"  {place}" for place in dropped.places)]
 
 
 def _plan_table(plan: se.Plan) -> Table:
@@ -91,14 +91,19 @@ def _plan_table(plan: se.Plan) -> Table:
 
 def _holdings_table(plan: se.Plan, held: list[Holding]) -> Table:
     names = [table.name for table in plan.tables]
-    columns = ["rank", *(f"{name} rows" for name in names), "weights", "state"]
+    single = len(names) <= MAX_TABLES_SHOWN
+
+    def counted(holding: Holding) -> list[str]:
+        return [f"{rows:,}" for rows in (holding.rows.values() if single else [sum(holding.rows.values())])]
+
+    columns = ["rank", *([f"{name} rows" for name in names] if single else ["rows"]), "weights", "state"]
     table = _table("held by each rank", columns)
     for rank, holding in enumerate(held[:MAX_RANKS_SHOWN]):
-        rows = [f"{holding.rows[name]:,}" for name in names]
+        rows = counted(holding)
         table.add_row(str(rank), *rows, _size(holding.weights), _size(holding.state))
     if len(held) > MAX_RANKS_SHOWN:
         largest = max(held, key=lambda holding: holding.weights + holding.state)
-        rows = [f"{largest.rows[name]:,}" for name in names]
+        rows = counted(largest)
         table.add_row("fullest", *rows, _size(largest.weights), _size(largest.state))
     return table
 
@@ -147,6 +152,10 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        (self._console if self._bar is None else self._bar.console).print(text, highlight=False, markup=False)
+
     def update(self, step: int, loss: float, rate: float) -> None:
         """Say where training stands: after `step` steps, with the last loss and samples a second of all ranks."""
         said = f"loss {loss:.3f}  {rate:,.0f} samples/s"
@@ -157,17 +166,21 @@ class ProgressReport:
             self._console.print(f"step {step}/{self._steps}  {said}", highlight=False)
 
 
-def show_result(console: Console, result: Evaluation, took: dict[str, float], rate: float, run_dir: str) -> None:
-    """The model against the baseline, the seconds that each part `took`, and where the run's files are."""
-    table = _table(f"{result.model.users:,.0f} users, one held-out item each", ["", f"recall@{result.k}", f"NDCG@{result.k}"])
-    for name, one in (("model", result.model), ("popularity", result.popularity)):
+def show_retrieval(console: Console, k: int, model: Score, popularity: Score) -> None:
+    """The model against the baseline."""
+    table = _table(f"{model.users:,.0f} users, one held-out item each", ["", f"recall@{k}", f"NDCG@{k}"])
+    for name, one in (("model", model), ("popularity", popularity)):
         table.add_row(name, f"{one.recall:.4f}", f"{one.ndcg:.4f}")
     ratios = (
         f"{mine / theirs:.1f}x" if theirs else "-"
-        for mine, theirs in ((result.model.recall, result.popularity.recall), (result.model.ndcg, result.popularity.ndcg))
+        for mine, theirs in ((model.recall, popularity.recall), (model.ndcg, popularity.ndcg))
     )
     table.add_row("model / popularity", *ratios)
     console.print("", table, "", sep="\n")
+
+
+def show_end(console: Console, took: dict[str, float], rate: float, run_dir: str) -> None:
+    """The seconds that each part `took`, and where the run's files are."""
     parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in took.items())
     console.print(f"{parts}; {rate:,.0f} samples/s in training", highlight=False)
     console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False, markup=False)

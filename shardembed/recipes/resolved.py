@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
-from shardembed.recipes.config import Config
+from shardembed.recipes.common import JobConfig
 
 WIDTH = 78
 
 
-def resolved_yaml(config: Config) -> str:
+def resolved_yaml(config: JobConfig) -> str:
     """The settings, a section a line where it fits. What is not set is left out, unless that differs from the default."""
     values = _set(config, config.model_dump(mode="json"))
     if config.data.path is not None:
@@ -23,6 +23,8 @@ def resolved_yaml(config: Config) -> str:
 
 def _set(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     """The values of a section without those that are None by default."""
+    if isinstance(section, RootModel):
+        return {name: _set(inner, values[name]) for name, inner in section.root.items()}
     found = {}
     for name, field in type(section).model_fields.items():
         inner = getattr(section, name)

@@ -19,7 +19,7 @@ from shardembed.checkpoint import newest_checkpoint
 from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
 from shardembed.recipes import config as settings
-from shardembed.recipes.config import Config
+from shardembed.recipes.common import JobConfig
 from shardembed.recipes.run_folder import CHECKPOINTS, LOCK, RunFolder, is_finished
 
 # What a run may change and still compute the same, up to the order of sums.
@@ -49,7 +49,7 @@ class Run:
 
 
 @contextmanager
-def opened(comm: Comm, config: Config, counted: str, fresh: bool) -> Iterator[Run]:
+def opened(comm: Comm, config: JobConfig, counted: str, fresh: bool) -> Iterator[Run]:
     """The run that this job goes on with, or begins; locked until the context ends. Collective.
 
     Args:
@@ -100,7 +100,7 @@ def _check_seen(comm: Comm, path: Path, token: str) -> None:
         )
 
 
-def _chosen(config: Config, counted: str, fresh: bool) -> Run:
+def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
     root, name = Path(config.run_dir), config.name or "run"
     job = _job()
     token = json.dumps({"job": job, "start": secrets.token_hex(8)})
@@ -159,7 +159,7 @@ def _interrupted(root: Path, name: str) -> list[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _obstacle(path: Path, config: Config) -> str:
+def _obstacle(path: Path, config: JobConfig) -> str:
     """Why this job does not go on with the run at `path`; empty where it can."""
     try:
         then = settings.load(path / "config.yaml")
@@ -168,7 +168,7 @@ def _obstacle(path: Path, config: Config) -> str:
     return _difference(_deciding(then), _deciding(config), "")
 
 
-def _deciding(config: Config) -> dict[str, Any]:
+def _deciding(config: JobConfig) -> dict[str, Any]:
     """The settings that decide what is computed."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
     if config.data.path is not None:

@@ -8,7 +8,8 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.errors import CheckpointError
-from shardembed.recipes.build import Job
+from shardembed.recipes.build import TrainingJob
+from shardembed.recipes.common import EvaluationConfig
 from shardembed.recipes.runs import Run
 
 LOSSES_KEPT = 20  # of the first steps, for the summary
@@ -16,13 +17,18 @@ LOSSES_KEPT = 20  # of the first steps, for the summary
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, restarts included: steps and samples trained on, seconds it took, the epoch (from 1), the first losses."""
+    """How far a run is, restarts included: steps and samples trained on, seconds it took, the epoch (from 1), the first losses; the
+    best score of an evaluation so far, how many evaluations were no better since, and whether training ended early for that.
+    """
 
     step: int = 0
     epoch: int = 1
     samples: int = 0
     seconds: float = 0.0
     losses: tuple[float, ...] = ()
+    best: float | None = None
+    waited: int = 0
+    stopped: bool = False
 
     @property
     def samples_per_second(self) -> float:
@@ -31,8 +37,15 @@ class Progress:
     def with_losses(self, losses: list[float]) -> Progress:
         return replace(self, losses=(*self.losses, *losses)[:LOSSES_KEPT])
 
+    def with_score(self, score: float, config: EvaluationConfig) -> Progress:
+        """After another evaluation during training; larger scores are better."""
+        if self.best is None or score > self.best + config.min_gain:
+            return replace(self, best=score, waited=0)
+        waited = self.waited + 1
+        return replace(self, waited=waited, stopped=config.patience is not None and waited >= config.patience)
 
-def save(console: Console, run: Run, job: Job, progress: Progress, keep: int) -> None:
+
+def save(console: Console, run: Run, job: TrainingJob, progress: Progress, keep: int) -> None:
     """Save a checkpoint of the run. Collective. One that fails on all ranks, as on a full disk, is reported and ends nothing."""
     try:
         se.save_checkpoint(
@@ -42,7 +55,7 @@ def save(console: Console, run: Run, job: Job, progress: Progress, keep: int) ->
         console.print(f"step {progress.step}: no checkpoint was saved: {error}", soft_wrap=True, highlight=False, markup=False)
 
 
-def resume(console: Console, run: Run, job: Job, steps: int) -> Progress:
+def resume(console: Console, run: Run, job: TrainingJob, steps: int) -> Progress:
     """Load the newest checkpoint of the run. Collective.
 
     Raises:

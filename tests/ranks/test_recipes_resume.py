@@ -17,7 +17,8 @@ from rich.console import Console
 from shardembed.errors import ConfigError
 from shardembed.recipes import runs, train
 from shardembed.recipes.build import Job
-from shardembed.recipes.config import CheckpointConfig, Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, TrainConfig
+from shardembed.recipes.common import CheckpointConfig
+from shardembed.recipes.config import Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, TrainConfig
 from shardembed.recipes.data.source import Chunk
 from tests.harness import run_ranks
 

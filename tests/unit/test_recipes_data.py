@@ -17,8 +17,9 @@ from shardembed.recipes.config import DataConfig, GeneratorConfig
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.generate import GeneratedInteractions
-from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, rank_slice, scan
+from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, scan
 from shardembed.recipes.data.source import Chunk, concatenate
+from shardembed.recipes.data.stream import rank_slice
 
 SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=3)
 

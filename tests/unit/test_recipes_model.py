@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import shardembed as se
 from shardembed.recipes.build import build, placements
+from shardembed.recipes.common import CheckpointConfig
 from shardembed.recipes.config import (
-    CheckpointConfig,
     Config,
     DataConfig,
     EvalConfig,
@@ -29,9 +29,11 @@ from shardembed.recipes.evaluate import chosen_users, evaluate
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.two_tower import Batch
+from shardembed.recipes.rates import Rates
 from shardembed.recipes.run_folder import RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress
+from shardembed.recipes.tasks import TwoTowerTask
 from shardembed.recipes.train import train
 
 GENERATOR = GeneratorConfig(users=300, items=120, interactions=4000, tastes=6)
@@ -132,7 +134,9 @@ def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
     )
     job = build(settings, data)
     with RunFolder.make(tmp_path, "test", "") as folder:
-        trained = train(job, data, settings, Console(quiet=True), Run(folder.path, folder, resumes=False), Progress())
+        task = TwoTowerTask(settings, data)
+        rates = Rates(job.optimizer, settings.train.schedule, task.steps)
+        trained = train(job, task, Console(quiet=True), Run(folder.path, folder, resumes=False), Progress(), rates)
     losses = [json.loads(line)["loss"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert trained.step == len(losses) == 8 * -(-data.training_rows // 100)
     assert trained.samples == 8 * data.training_rows
@@ -143,7 +147,7 @@ def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
 
 def test_settings_become_core_objects() -> None:
     plan = PlanConfig.model_validate({"user": {"kind": "row_wise", "strided": True}, "item": {"kind": "table_wise", "rank": 0}})
-    assert placements(plan) == {"user": se.row_wise(strided=True), "item": se.table_wise(0)}
-    assert placements(PlanConfig()) == {}
+    assert placements(Config(plan=plan)) == {"user": se.row_wise(strided=True), "item": se.table_wise(0)}
+    assert placements(Config()) == {}
     settings = config().optimizer.tables.model_copy(update={"name": "Adam", "betas": (0.5, 0.9), "lr": 0.25})
     assert settings.build() == se.optim.Adam(lr=0.25, betas=(0.5, 0.9))

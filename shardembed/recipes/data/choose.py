@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import DataConfig
+from shardembed.recipes.ctr_config import CtrDataConfig
+from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.source import Source
+
+
+def check_data(config: JobConfig) -> None:
+    """Look whether files and columns are there, and read none of them further.
+
+    Raises:
+        DataError: a file is not there, has an unknown suffix, or lacks a column.
+    """
+    if isinstance(config.data, CtrDataConfig):
+        open_sources(config.data)
+    else:
+        open_source(config.data)
 
 
 def open_source(config: DataConfig) -> Source:

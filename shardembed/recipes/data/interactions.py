@@ -11,14 +11,15 @@ Legend: n interactions of a chunk, B a global batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
-from shardembed.recipes.data.source import EMPTY, Chunk, Source, concatenate
+from shardembed.recipes.data.source import Chunk, Source, concatenate
+from shardembed.recipes.data.stream import hash_rows, rechunked, shuffled, shuffler
 
 NO_ROW = -1
 ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
@@ -59,7 +60,7 @@ class Interactions:
     def training(self) -> Iterator[Chunk]:
         """The interactions that are not held out, in the order of the source, in chunks of at most CHUNK_ROWS."""
         row = 0
-        for chunk in _rechunked(self.source.chunks(), CHUNK_ROWS):
+        for chunk in rechunked(self.source.chunks(), CHUNK_ROWS, concatenate):
             kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
             row += len(chunk)
             yield chunk[kept]
@@ -105,31 +106,8 @@ def scan(source: Source, seed: int) -> Interactions:
 
 def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: int, epoch: int) -> Iterator[Chunk]:
     """The global batches of one epoch: `[B]` each, the last one shorter. The same for the same seed and epoch."""
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    return _rechunked(_shuffled(data.training(), buffer_rows, rng), batch_size)
-
-
-def rank_slice(batch: Chunk, rank: int, world_size: int) -> Chunk:
-    """The part of a global batch that `rank` gets: contiguous, sizes differ by one at most, possibly empty."""
-    share, rest = divmod(len(batch), world_size)
-    start = rank * share + min(rank, rest)
-    return batch[start : start + share + (rank < rest)]
-
-
-def hash_rows(seed: int, first: int, count: int) -> np.ndarray:
-    """A hash of (seed, row) for rows first, first + 1, ...: uint64 `[count]`, never 0.
-
-    The finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), twice.
-    """
-    rows = np.arange(first, first + count, dtype=np.uint64)
-    return _mix(_mix(np.array([seed], dtype=np.uint64)) ^ rows) | np.uint64(1)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed = shuffled(data.training(), buffer_rows, shuffler(seed, epoch), concatenate)
+    return rechunked(mixed, batch_size, concatenate)
 
 
 def _refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
@@ -157,38 +135,3 @@ def _grown(array: np.ndarray, size: int, fill: int) -> np.ndarray:
     grown = np.full(max(size, 2 * len(array)), fill, dtype=array.dtype)
     grown[: len(array)] = array
     return grown
-
-
-def _rechunked(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
-    """The same interactions in chunks of `size`; the last one may be shorter."""
-    waiting, count = [EMPTY], 0
-    for chunk in chunks:
-        waiting.append(chunk)
-        count += len(chunk)
-        if count >= size:
-            merged = concatenate(waiting)
-            whole = count // size * size
-            for start in range(0, whole, size):
-                yield merged[start : start + size]
-            waiting, count = [merged[whole:]], count - whole
-    if count:
-        yield concatenate(waiting)
-
-
-def _shuffled(chunks: Iterable[Chunk], buffer_rows: int, rng: np.random.Generator) -> Iterator[Chunk]:
-    """Shuffle through a buffer: each round tops it up by a quarter, permutes it, and lets that quarter go.
-
-    A row can move back without bound, and forward by about the buffer's size. 0 keeps the order of the source.
-    """
-    if buffer_rows == 0:
-        yield from chunks
-        return
-    quarter = max(1, buffer_rows // 4)
-    held = EMPTY
-    for chunk in _rechunked(chunks, quarter):
-        held = concatenate([held, chunk])
-        if len(held) > buffer_rows:
-            held = held[rng.permutation(len(held))]
-            yield held[buffer_rows:]
-            held = held[:buffer_rows]
-    yield held[rng.permutation(len(held))]

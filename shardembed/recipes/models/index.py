@@ -46,7 +46,7 @@ def _computed(model: TwoTower) -> se.EmbeddingCollection:
     for start in range(0, longest, BLOCK_ROWS):  # as many calls on every rank: reading rows is collective
         block = mine[start : start + BLOCK_ROWS]
         rows = model.tables.rows("item", torch.arange(block.start, block.stop, device=device))
-        blocks.append(model.item_tower(rows.float()))
+        blocks.append(model.item_vectors(rows))
     index.load_rows("item", _Rows(torch.cat(blocks), mine.start, (items.num_embeddings, items.embedding_dim)))
     return index
 

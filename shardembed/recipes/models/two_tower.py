@@ -62,6 +62,7 @@ class TwoTower(nn.Module):
         config: sizes, temperature, dtype of the tables.
         users, items: rows of the two tables.
         log_expected: of the sampler that draws the negatives, float32 `[items]`.
+        autocast: dtype of the towers' products; None computes all in float32.
         optimizer, plan, wire_dtype: of the tables, as for `EmbeddingCollection`.
         seed: of the starting weights.
     """
@@ -75,6 +76,7 @@ class TwoTower(nn.Module):
         items: int,
         log_expected: torch.Tensor,
         *,
+        autocast: torch.dtype | None = None,
         optimizer: se.optim.TableOptimizer,
         plan: dict[str, se.Placement],
         wire_dtype: torch.dtype | None,
@@ -97,6 +99,7 @@ class TwoTower(nn.Module):
         self.user_tower = Tower(dim, config.towers)
         self.item_tower = Tower(dim, config.towers)
         self.temperature = config.temperature
+        self._autocast = autocast
         # Known from the data, so not saved with the model.
         self.register_buffer("log_expected", log_expected, persistent=False)
 
@@ -108,8 +111,7 @@ class TwoTower(nn.Module):
         """
         vectors = self.tables({"user": batch.users, "item": batch.items, "negatives": batch.negatives})
         queries_bD = self.queries(vectors["user"])
-        items_bD = self.item_tower(vectors["item"].float())
-        negatives_KD = self.item_tower(vectors["negatives"].float())
+        items_bD, negatives_KD = self.item_vectors(vectors["item"]), self.item_vectors(vectors["negatives"])
         positive_b = (queries_bD * items_bD).sum(1)
         negative_bK = queries_bD @ negatives_KD.t() - self.log_expected[batch.negatives]
         # A negative that is the sample's own item by chance would punish the right answer.
@@ -119,4 +121,12 @@ class TwoTower(nn.Module):
 
     def queries(self, user_rows: torch.Tensor) -> torch.Tensor:
         """Rows of the user table `[b, D]` -> what is multiplied with item vectors `[b, D]`."""
-        return F.normalize(self.user_tower(user_rows.float()), dim=1) / self.temperature
+        return F.normalize(self._through(self.user_tower, user_rows), dim=1) / self.temperature
+
+    def item_vectors(self, item_rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the item table `[n, D]` -> what queries are multiplied with, float32 `[n, D]`."""
+        return self._through(self.item_tower, item_rows)
+
+    def _through(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(rows.device.type, self._autocast, enabled=self._autocast is not None):
+            return tower(rows.float()).float()

@@ -1,0 +1,155 @@
+"""The settings that all training jobs have, whatever they train on what: one frozen model a section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
+from pydantic_core import CoreSchema
+
+from shardembed.sections import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
+
+KINDS = {  # kind -> the settings it takes beside `packing`
+    "auto": (),
+    "table_wise": ("rank",),
+    "row_wise": ("ranks", "bounds", "strided"),
+    "column_wise": ("ranks",),
+    "table_row_wise": ("node", "strided"),
+    "grid": ("strips", "ranks", "strided"),
+    "replicated": (),
+}
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class TableOptimizerConfig(OptimizerSection):
+    """The sparse optimizer of all tables: a name from `shardembed.optim`, its `lr`, and what else it takes."""
+
+    lr: Rate | None = 0.1
+
+
+class DenseOptimizerConfig(Section):
+    """The torch optimizer of the dense part; unused when there is none."""
+
+    name: Literal["AdamW", "Adam", "SGD"] = "AdamW"
+    lr: Rate = 1e-3
+    weight_decay: NotNegative = 0.0
+
+
+class OptimizerConfig(Section):
+    """What trains the tables, and what trains the rest."""
+
+    tables: TableOptimizerConfig = TableOptimizerConfig()
+    dense: DenseOptimizerConfig = DenseOptimizerConfig()
+
+
+class ScheduleConfig(Section):
+    """Learning rates over the steps: from near 0 up to their full size, then down to `final` of it at the last step."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["none", "linear", "cosine"] = "none"
+    final: Fraction = 0.0
+
+
+class TrainConfig(Section):
+    """The loop. `global_batch_size` is over all ranks together; `max_steps` ends training early; `autocast` computes the dense part
+    in bfloat16.
+    """
+
+    epochs: Count = 4
+    global_batch_size: Count = 2048
+    max_steps: Count | None = None
+    seed: Seed = 0
+    schedule: ScheduleConfig = ScheduleConfig()
+    autocast: Literal["bfloat16"] | None = None
+
+
+class PlacementConfig(Section):
+    """How one table is cut: a kind, or a mapping with the kind and its settings."""
+
+    kind: Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "replicated"] = "auto"
+    rank: Annotated[int, Field(ge=0)] | None = None
+    ranks: tuple[int, ...] | None = None
+    bounds: tuple[int, ...] | None = None
+    strided: bool | None = None
+    strips: Count | None = None
+    node: Annotated[int, Field(ge=0)] | None = None
+    packing: Literal["unique", "bag"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("rank", "ranks", "bounds", "strided", "strips", "node", "packing")
+    @classmethod
+    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data.get("kind")
+        always = () if kind in ("auto", "replicated") else ("packing",)
+        check_belongs(value, info, kind, (*always, *KINDS.get(kind or "", ())))
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> PlacementConfig:
+        needed, example = {"table_wise": ("rank", 0), "table_row_wise": ("node", 0), "grid": ("strips", 2)}.get(self.kind, ("", 0))
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"{self.kind} needs {needed!r}, for example {{kind: {self.kind}, {needed}: {example}}}")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return or_text(handler(schema), list(KINDS))
+
+
+class CheckpointConfig(Section):
+    """A checkpoint every so many steps, of which the newest `keep` stay. `every_steps: null` saves none, and resumes nothing."""
+
+    every_steps: Count | None = 500
+    keep: Count = 2
+
+
+class EvaluationConfig(Section):
+    """`every_steps` evaluates during training too; `patience` ends training after so many evaluations in a row of which none is
+    better than the best before by more than `min_gain`.
+    """
+
+    every_steps: Count | None = None
+    patience: Count | None = None
+    min_gain: NotNegative = 0.0
+
+    @field_validator("patience")
+    @classmethod
+    def _has_evaluations(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("every_steps", 1) is None:
+            raise ValueError("patience counts evaluations during training: set eval.every_steps too")
+        return value
+
+
+class JobConfig(Section):
+    """A whole training job; its kinds say what data, model, plan and evaluation are."""
+
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+$", max_length=100)
+    data: Any = None
+    model: Any = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: Any = None
+    plan: Any = None
+    wire_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: Any = None
+    run_dir: str = "runs"
+
+
+def or_text(schema: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    """The JSON schema of a section that has a short form: one of `texts`."""
+    return {"anyOf": [{"enum": texts}, schema], **({"default": schema["default"]} if "default" in schema else {})}
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]!r} occurs twice; every column needs a name of its own")
+    return names
+
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(_distinct)]

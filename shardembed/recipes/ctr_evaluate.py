@@ -1,0 +1,70 @@
+"""The metrics of a model that predicts clicks, on the rows for validation; and its predictions as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+import shardembed as se
+from shardembed.comm import Comm, default_device
+from shardembed.recipes.build import CtrJob
+from shardembed.recipes.ctr_metrics import ClickMetrics, auc, measure
+from shardembed.recipes.data.criteo.clicks import ClickData
+from shardembed.recipes.data.criteo.planted import PlantedClicks
+from shardembed.recipes.data.criteo.rows import Clicks
+from shardembed.recipes.data.stream import rank_slice
+
+
+@dataclass(frozen=True)
+class ClickEvaluation:
+    """The metrics, and the AUC of the model that made the clicks, where it is known."""
+
+    metrics: ClickMetrics
+    generator_auc: float | None = None
+
+    @property
+    def score(self) -> float:
+        return self.metrics.auc
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.metrics.to_json()
+        known = {} if self.generator_auc is None else {"generator_auc": self.generator_auc}
+        return {**{name: found[name] for name in found if name != "rows"}, **known, "evaluated_rows": self.metrics.rows}
+
+    def show(self, console: Console) -> None:
+        found = self.metrics
+        console.print(f"\n{found.rows:,} rows for validation, {found.click_rate:.2%} of them clicks", style="bold", highlight=False)
+        best = "" if self.generator_auc is None else f" (the generating model's: {self.generator_auc:.4f})"
+        console.print(f"AUC                 {found.auc:.4f}{best}", highlight=False)
+        console.print(f"normalised entropy  {found.normalized_entropy:.4f}", highlight=False)
+        console.print(f"log loss            {found.log_loss:.4f}", highlight=False)
+        console.print(f"calibration         {found.calibration:.4f}\n", highlight=False)
+
+
+def evaluate(job: CtrJob, data: ClickData, batch_size: int) -> ClickEvaluation:
+    """The metrics on all rows for validation. Collective."""
+    comm, device = Comm.of(), default_device()
+    planted = data.source if isinstance(data.source, PlantedClicks) else None
+    logits, labels, known = [np.empty(0, np.float32)], [np.empty(0, np.int8)], [np.empty(0, np.float32)]
+    for clicks, found in predicted(job, data, batch_size):
+        logits.append(found)
+        labels.append(clicks.labels)
+        if planted is not None:
+            known.append(planted.probabilities(clicks).astype(np.float32))
+    truth = np.concatenate(labels)
+    metrics = measure(np.concatenate(logits), truth, comm, device)
+    return ClickEvaluation(metrics, None if planted is None else auc(np.concatenate(known), truth, comm, device))
+
+
+@torch.no_grad()
+def predicted(job: CtrJob, data: ClickData, batch_size: int) -> Iterator[tuple[Clicks, np.ndarray]]:
+    """This rank's part of each batch of rows for validation, with its log-odds float32 `[b]`. Collective."""
+    device = default_device()
+    for chunk in data.validation_batches(batch_size):
+        mine = rank_slice(chunk, se.rank(), se.world_size())
+        yield mine, job.model.logits(job.encoder(mine, len(chunk), device)).cpu().numpy()

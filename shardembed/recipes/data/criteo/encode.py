@@ -1,0 +1,74 @@
+"""From clicks as files have them to what a model takes.
+
+integers     log(1 + x), as DLRM's own recipe does; negative ones count as 0, and so do missing ones
+categories   rows of their tables: hashed or looked up, see `data.ids`; missing ones have row 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shardembed.hashing import Hashing
+from shardembed.recipes.ctr_config import CtrDataConfig
+from shardembed.recipes.data.criteo.clicks import ClickData
+from shardembed.recipes.data.criteo.rows import MISSING, Clicks
+from shardembed.vocab import Vocabulary
+
+MISSING_ROW = 0
+
+
+@dataclass(frozen=True)
+class ClickBatch:
+    """This rank's part of a global batch: `labels` float32 `[b]`, `dense` float32 `[b, I]`, `ids` int64 `[b]` by category, and the
+    size of the whole batch.
+    """
+
+    labels: torch.Tensor
+    dense: torch.Tensor
+    ids: dict[str, torch.Tensor]
+    global_size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What makes batches of clicks; `sizes` are the rows of each table."""
+
+    categories: tuple[str, ...]
+    lookups: tuple[Callable[[np.ndarray], np.ndarray], ...]
+    sizes: tuple[int, ...]
+
+    @staticmethod
+    def of(config: CtrDataConfig, data: ClickData) -> Encoder:
+        ids = config.ids
+        if ids.kind == "vocabulary":
+            lookups: tuple[Hashing | Vocabulary, ...] = data.vocabularies
+        else:
+            sizes = [ids.tables.get(name, ids.num_embeddings) for name in config.categories]
+            lookups = tuple(Hashing(size, ids.seed, reserved=1) for size in sizes)
+        return Encoder(config.categories, lookups, tuple(lookup.num_embeddings for lookup in lookups))
+
+    def counts(self, stream: Iterable[Clicks]) -> list[np.ndarray]:
+        """How often each row of each table is looked up: int64 `[rows]` a category."""
+        found = [np.zeros(size, np.int64) for size in self.sizes]
+        for clicks in stream:
+            for place, counts in enumerate(found):
+                counts += np.bincount(self._rows(clicks, place), minlength=len(counts))
+        return found
+
+    def _rows(self, clicks: Clicks, place: int) -> np.ndarray:
+        column = np.ascontiguousarray(clicks.categories[:, place])
+        return np.where(column == MISSING, MISSING_ROW, self.lookups[place](column))
+
+    def __call__(self, clicks: Clicks, global_size: int, device: torch.device) -> ClickBatch:
+        dense = np.log1p(np.maximum(np.nan_to_num(clicks.integers), 0))
+        rows = ((name, self._rows(clicks, place)) for place, name in enumerate(self.categories))
+        ids = {name: torch.from_numpy(found).to(device) for name, found in rows}
+        labels = torch.from_numpy(clicks.labels.astype(np.float32))
+        return ClickBatch(labels.to(device), torch.from_numpy(dense).to(device), ids, global_size)

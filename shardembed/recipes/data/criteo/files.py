@@ -1,0 +1,70 @@
+"""Clicks from files that are named or matched by patterns: text, also compressed, and Parquet, told apart by the suffix."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shardembed.errors import DataError
+from shardembed.recipes.data.criteo.rows import Clicks, Schema
+
+try:
+    from shardembed.recipes.data.criteo.columns import ClickColumns
+    from shardembed.recipes.data.criteo.text import ClickText
+except ImportError as error:
+    raise DataError("reading data files needs pyarrow: pip install 'shardembed[train]'") from error
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+
+class ClickFiles:
+    """The rows of several files, file after file; each file is a part.
+
+    Args:
+        patterns: paths or patterns; what one pattern matches is read in the order of the names.
+        setting: where the patterns came from, for messages.
+        skip: leave out bad rows, and say which in the chunks.
+
+    Raises:
+        DataError: on construction, where a file or a column is missing; while reading, for a bad row.
+    """
+
+    def __init__(self, patterns: Sequence[str], schema: Schema, skip: bool, setting: str = "data.path") -> None:
+        self._skip = skip
+        self._patterns = list(patterns)
+        self.files = [_file(path, schema) for pattern in patterns for path in _matched(pattern, setting)]
+        twice = {file.path for file in self.files if sum(other.path == file.path for other in self.files) > 1}
+        if twice:
+            raise DataError(f"{setting}: {sorted(twice)[0]} is named twice; its rows would be read twice")
+        if not self.files:
+            raise DataError(f"{setting} names no file")
+        for file in self.files:
+            file.check()
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self._patterns) + (f" ({len(self.files)} files)" if len(self.files) > 1 else "")
+
+    @property
+    def parts(self) -> int:
+        return len(self.files)
+
+    def chunks(self, part: int) -> Iterator[Clicks]:
+        return self.files[part].chunks(self._skip)
+
+
+def _file(path: Path, schema: Schema) -> ClickColumns | ClickText:
+    return (ClickColumns if path.suffix.lower() in PARQUET_SUFFIXES else ClickText)(path, schema)
+
+
+def _matched(pattern: str, setting: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_dir():
+        raise DataError(f"{setting}: {pattern} is a folder; name the files in it, as in {path / '*.gz'}")
+    if path.exists() or not glob.has_magic(pattern):
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    if not found:
+        raise DataError(f"{setting}: no file matches {pattern}")
+    return [one for one in found if one.is_file()]

@@ -1,0 +1,82 @@
+"""Clicks as they stand in a file.
+
+Legend: n rows, I integer columns, C categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from shardembed.recipes.ctr_config import CtrDataConfig
+from shardembed.recipes.data.bad import NONE, Dropped
+
+MISSING = np.iinfo(np.int64).min  # a category that is not there
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a file, in the order that text files have them."""
+
+    label: str
+    integers: tuple[str, ...]
+    categories: tuple[str, ...]
+
+    @staticmethod
+    def of(config: CtrDataConfig) -> Schema:
+        return Schema(config.label, config.integers, config.categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.label, *self.integers, *self.categories)
+
+    def __str__(self) -> str:
+        return f"{len(self.names)}: the label, {len(self.integers)} integers and {len(self.categories)} categories"
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Consecutive rows: `labels` int8 `[n]`, 0 or 1; `integers` float32 `[n, I]`, NaN where missing; `categories` int64 `[n, C]`,
+    MISSING where missing. `dropped` are rows among them that the source left out; parts and rows put together know of none.
+    """
+
+    labels: np.ndarray
+    integers: np.ndarray
+    categories: np.ndarray
+    dropped: Dropped = NONE
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Clicks:
+        return Clicks(self.labels[rows], self.integers[rows], self.categories[rows])
+
+
+def concatenate(chunks: list[Clicks]) -> Clicks:
+    """At least one chunk."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return Clicks(
+        np.concatenate([chunk.labels for chunk in chunks]),
+        np.concatenate([chunk.integers for chunk in chunks]),
+        np.concatenate([chunk.categories for chunk in chunks]),
+    )
+
+
+class ClickSource(Protocol):
+    """Clicks in an order that is the same each time they are read, in one or more parts that ranks can read side by side."""
+
+    @property
+    def name(self) -> str:
+        """For messages: a path, or what stands in for one."""
+        ...
+
+    @property
+    def parts(self) -> int: ...
+
+    def chunks(self, part: int) -> Iterator[Clicks]:
+        """All rows of a part, in chunks of any size."""
+        ...

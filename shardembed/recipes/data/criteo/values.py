@@ -1,0 +1,68 @@
+"""Single values of a row: what they must look like, and the sentence for those that do not.
+
+Categories are hexadecimal numbers of up to 32 bits, as the published files have them. `int` would take more than that ("0x1",
+"1_0"), so patterns decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from shardembed.recipes.data.bad import FIELDS, Problem
+from shardembed.recipes.data.criteo.rows import MISSING, Schema
+
+INTEGER = re.compile(r"-?[0-9]{1,18}")
+CATEGORY = re.compile(r"[0-9a-fA-F]{1,8}")
+SHOWN = 40
+
+
+def problem_of(fields: Sequence[str], schema: Schema, where: str) -> Problem | None:
+    """What is wrong with the fields of a text row; None where nothing is."""
+    if len(fields) != len(schema.names):
+        return Problem(FIELDS, f"{where}: {len(fields)} field(s), but a row has {schema}, with a tab between two")
+    for number, (name, text) in enumerate(zip(schema.names, fields, strict=True), 1):
+        found = _problem(number, text, len(schema.integers))
+        if found is not None:
+            kind, said = found
+            return Problem(kind, f"{where}: column {name!r} (field {number}): {said}")
+    return None
+
+
+def _problem(number: int, text: str, integers: int) -> tuple[str, str] | None:
+    if number == 1:
+        return None if text in ("0", "1") else ("no label", no_label(text))
+    if text and number <= integers + 1:
+        return None if INTEGER.fullmatch(text) else ("not an integer", f"{short(text)} is not an integer; leave missing ones empty")
+    return None if not text or CATEGORY.fullmatch(text) else ("no category", no_category(text))
+
+
+def no_label(value: object) -> str:
+    hint = "; files of this layout have no header line" if isinstance(value, str) and re.match("[A-Za-z_]", value) else ""
+    return f"{short(value)} is no label, which is 0 or 1{hint}"
+
+
+def no_category(value: object) -> str:
+    return f"{short(value)} is no category, which is 1 to 8 hexadecimal digits; leave missing ones empty"
+
+
+def category(text: str) -> int:
+    return int(text, 16) if text else MISSING
+
+
+def categories_of(texts: Sequence[str]) -> np.ndarray | None:
+    """int64 `[n]` of texts; None where one of them is no category."""
+    # One match over all of them together costs a tenth of one for each.
+    if texts and not _ALL.fullmatch("\n".join(texts)):
+        return None
+    return np.fromiter((int(text, 16) for text in texts), np.int64, len(texts))
+
+
+_ALL = re.compile(r"[0-9a-fA-F]{1,8}(?:\n[0-9a-fA-F]{1,8})*")
+
+
+def short(value: object) -> str:
+    text = "a missing value" if value is None or value == "" else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

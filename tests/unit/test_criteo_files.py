@@ -1,0 +1,196 @@
+"""Files of the Criteo layout: what is written is read, in all formats; bad rows are named or counted; none is lost or twice."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from shardembed.errors import DataError
+from shardembed.recipes.ctr_config import CtrDataConfig, PlantedConfig
+from shardembed.recipes.data.criteo import text
+from shardembed.recipes.data.criteo.clicks import ClickData, Counted
+from shardembed.recipes.data.criteo.files import ClickFiles
+from shardembed.recipes.data.criteo.planted import PlantedClicks, write
+from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema, concatenate
+from shardembed.recipes.data.stream import rank_slice
+
+SCHEMA = Schema("label", ("I1", "I2"), ("C1", "C2", "C3"))
+GOOD = ["1\t5\t-3\t0a\tffffffff\t1", "0\t\t7\t\t\t68fd1e64", "0\t0\t\tABCDEF\t0\t"]
+BAD = {
+    "2\t1\t1\ta\ta\ta": "column 'label' (field 1): '2' is no label, which is 0 or 1",
+    "\t1\t1\ta\ta\ta": "column 'label' (field 1): a missing value is no label",
+    "1\t1.5\t1\ta\ta\ta": "column 'I1' (field 2): '1.5' is not an integer; leave missing ones empty",
+    "1\t1\t0x1f\ta\ta\ta": "column 'I2' (field 3): '0x1f' is not an integer",
+    "1\t1\t 1\ta\ta\ta": "column 'I2' (field 3): ' 1' is not an integer",
+    "1\t1\t1\txy\ta\ta": "column 'C1' (field 4): 'xy' is no category, which is 1 to 8 hexadecimal digits",
+    "1\t1\t1\ta\ta\t123456789": "column 'C3' (field 6): '123456789' is no category",
+    "1\t1\t1\ta\ta": "5 field(s), but a row has 6: the label, 2 integers and 3 categories, with a tab between two",
+    "1\t1\t1\ta\ta\ta\t": "7 field(s), but a row has 6",
+    "1\t1\t1\ta\ta\t\u00e9": "column 'C3' (field 6): '\u00e9' is no category",
+    "1\t1\t1\ta\t\ra\ta": "column 'C2' (field 5): '\\ra' is no category",
+}
+
+
+def read(*paths: Path | str, skip: bool = False, schema: Schema = SCHEMA) -> Clicks:
+    files = ClickFiles([str(path) for path in paths], schema, skip)
+    chunks = [clicks for part in range(files.parts) for clicks in files.chunks(part)]
+    dropped = sum((clicks.dropped for clicks in chunks[1:]), chunks[0].dropped)
+    found = concatenate(chunks)
+    return Clicks(found.labels, found.integers, found.categories, dropped)
+
+
+def same(found: Clicks, expected: Clicks) -> None:
+    for one, other in zip(
+        (found.labels, found.integers, found.categories),
+        (expected.labels, expected.integers, expected.categories),
+        strict=True,
+    ):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def planted(rows: int) -> tuple[Clicks, Schema]:
+    schema = Schema.of(CtrDataConfig())
+    source = PlantedClicks(PlantedConfig(rows=rows, max_cardinality=50), schema)
+    return concatenate([clicks for part in range(source.parts) for clicks in source.chunks(part)]), schema
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".txt.gz", ".parquet"])
+def test_what_was_written_is_read(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", 10_000)
+    clicks, schema = planted(700)
+    assert 0 < np.isnan(clicks.integers).mean() < 0.1
+    assert 0 < (clicks.categories == MISSING).mean() < 0.1
+    for number, rows in enumerate((slice(0, 300), slice(300, 301), slice(301, 700))):
+        assert write(tmp_path / f"day_{number}{suffix}", [clicks[rows]], schema) == len(clicks[rows])
+    same(read(tmp_path / "day_*", schema=schema), clicks)
+    same(read(tmp_path / f"day_2{suffix}", tmp_path / "day_[01]*", schema=schema), concatenate([clicks[301:], clicks[:301]]))
+
+
+def test_values_are_what_the_text_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\r\n".join([*GOOD, "", ""]))
+    found = read(path)
+    assert found.labels.tolist() == [1, 0, 0]
+    np.testing.assert_array_equal(found.integers, np.array([[5, -3], [np.nan, 7], [0, np.nan]], np.float32))
+    assert found.categories.tolist() == [[10, 0xFFFFFFFF, 1], [MISSING, MISSING, 0x68FD1E64], [0xABCDEF, 0, MISSING]]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.items())
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path: Path, line: str, message: str, packed: bool) -> None:
+    path = tmp_path / "a.txt"
+    data = "\n".join([*GOOD, line, *GOOD]).encode()
+    path.write_bytes(gzip.compress(data) if packed else data)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}:4: {message}")
+    found = read(path, skip=True)
+    path.write_text("\n".join([*GOOD, *GOOD]))
+    same(found, read(path))
+    assert len(found.dropped) == 1
+
+
+def test_any_mixture_of_rows_gives_the_good_ones_and_counts_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    path = tmp_path / "a.txt"
+    for _ in range(60):
+        monkeypatch.setattr(text, "BLOCK_BYTES", rng.choice([20, 100, 5000]))
+        monkeypatch.setattr(text, "PIECE_BYTES", rng.choice([30, 300]))
+        lines = [rng.choice([*GOOD, *GOOD, "", *BAD]) for _ in range(rng.randrange(1, 60))]
+        good = [line for line in lines if line in GOOD]
+        bad = [number for number, line in enumerate(lines, 1) if line in BAD]
+        path.write_text("\n".join([GOOD[0], *lines]) + rng.choice(["", "\n"]), newline="")
+        found = read(path, skip=True)
+        assert len(found.dropped) == len(bad)
+        assert [place.split(":")[1] for place in found.dropped.places] == [str(number + 1) for number in bad[:5]]
+        path.write_text("\n".join([GOOD[0], *good]))
+        same(found, read(path))
+
+
+def test_a_bad_row_of_a_parquet_file_is_named_or_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {"label": [1, 0, 1, 5], "I1": [1.0, None, 3.0, 4.0], "I2": [1, 2, None, 4]}
+    categories = {"C1": ["a", "zz", None, "b"], "C2": [1, 2, None, -4], "C3": pa.array(["a", "", "b", "a"]).dictionary_encode()}
+    parquet.write_table(pa.table({**columns, **categories}), path)
+    with pytest.raises(DataError, match=r"a.parquet: row 1 \(from 0\), column 'C1': 'zz' is no category"):
+        read(path)
+    found = read(path, skip=True)
+    assert found.labels.tolist() == [1, 1]
+    np.testing.assert_array_equal(found.integers, np.array([[1, 1], [3, np.nan]], np.float32))
+    assert found.categories.tolist() == [[10, 1, 10], [MISSING, MISSING, 11]]
+    assert found.dropped.kinds == {"no label": 1, "no category": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"label\tI1\tI2\tC1\tC2\tC3\n1\t1\t1\t1\t1\t1\n", "a.txt:1: .*files of this layout have no header line"),
+        ("a.txt", b"1,2,3\n", r"a.txt:1: 1 field\(s\), but a row has 6"),
+        ("a.txt.gz", gzip.compress(GOOD[0].encode() * 9)[:-9], "a.txt.gz: cannot read"),
+        ("a.parquet", b"1\t1\n", "a.parquet: cannot read the file"),
+        ("b.txt", None, "b.txt: cannot read the file: No such file"),
+        ("none*.txt", None, r"data.path: no file matches .*none\*"),
+        ("", None, "is a folder; name the files in it"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_column_that_is_missing_is_named_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"Label": [1], "I1": [1], "I2": [1], "C1": [1], "C2": [1], "C3": [1.5]}), path)
+    with pytest.raises(DataError, match=r"no column 'label' \(data.label\); did you mean 'Label'\?"):
+        read(path)
+    with pytest.raises(DataError, match=r"column 'C3' \(data.categories\) holds double"):
+        read(path, schema=Schema("Label", SCHEMA.integers, SCHEMA.categories))
+    with pytest.raises(DataError, match="is named twice"):
+        read(path, path, schema=Schema("Label", ("I1",), ("C1",)))
+
+
+class Numbered:
+    """A source whose rows carry their number."""
+
+    name = "numbered"
+    parts = 3
+
+    def chunks(self, part: int) -> list[Clicks]:
+        numbers = [np.arange(*edges) for edges in ((0, 40), (40, 41), (41, 500))]
+        found = []
+        for low in range(0, len(numbers[part]), 17):
+            rows = numbers[part][low : low + 17]
+            found.append(Clicks((rows % 2).astype(np.int8), np.zeros((len(rows), 1), np.float32), rows[:, None]))
+        return found
+
+
+def numbers_of(batches: list[Clicks]) -> list[int]:
+    return [number for batch in batches for number in batch.categories[:, 0].tolist()]
+
+
+@pytest.mark.parametrize("kind", ["hash", "last"])
+@pytest.mark.parametrize("buffer", [0, 64])
+def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> None:
+    config = CtrDataConfig.model_validate({"split": {"kind": kind, "fraction": 0.2, "seed": 3}})
+    data = ClickData(Numbered(), None, config.split, Counted((40, 1, 459), 250, 0), None)  # type: ignore[arg-type]
+    held = numbers_of(list(data.validation_batches(32)))
+    assert held == sorted(held)
+    assert (len(held), 500 - len(held)) == (data.validation_rows, data.training_rows)
+    assert held == list(range(400, 500)) if kind == "last" else 60 < len(held) < 140
+    epochs = [list(data.batches(32, buffer, 0, epoch)) for epoch in range(2)]
+    for batches in epochs:
+        assert sorted(numbers_of(batches) + held) == list(range(500))
+        assert [len(batch) for batch in batches[:-1]] == [32] * (len(batches) - 1)
+        for ranks in (2, 3, 4):
+            parts = [rank_slice(batch, rank, ranks) for batch in batches for rank in range(ranks)]
+            assert numbers_of(parts) == numbers_of(batches)
+    assert (numbers_of(epochs[0]) == numbers_of(epochs[1])) == (buffer == 0)
