@@ -19,6 +19,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "plan": "cut the tables of a model over the ranks of a cluster, with a proof of how good the plan is",
     "bench": "measure training steps of this machine, beside the peers that are installed",
     "calibrate": "measure this machine, and write a topology file for the planner",
+    "convert": "turn a checkpoint of TorchRec, from a source you trust, into one of shardembed",
     "doctor": "look for what is wrong with an installation, and prove sharded tables equal to plain ones on its ranks",
     "inspect": "show what a checkpoint holds, and whether all of it is as it was saved",
     "export": "write tables of a checkpoint as safetensors, .npy or Parquet files",

@@ -76,9 +76,9 @@ def _table(done: Exported) -> Table:
     from shardembed.cli.tables import plain_table, short
     from shardembed.planner import words
 
-    table = plain_table("", ["table", "rows", "columns", "dtype", "size", "file"], ["rows", "columns", "size"])
+    table = plain_table("", ["table", "rows", "columns", "dtype", "size"], ["rows", "columns", "size"])
     for each in done.tables:
         rows = f"{each.rows:,}" if each.rows == each.table_rows else f"{each.rows:,} of {each.table_rows:,}"
         dtype = each.dtype if each.dtype == each.stored_dtype else f"{each.dtype} (was {each.stored_dtype})"
-        table.add_row(short(each.name, 24), rows, str(each.columns), dtype, words.size(each.bytes), short(each.files[0], 30))
+        table.add_row(short(each.name, 24), rows, str(each.columns), dtype, words.size(each.bytes))
     return table
