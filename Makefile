@@ -5,10 +5,10 @@ ARGS ?=
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-kill check bench clean distclean
+.PHONY: help setup train test test-kill test-launch check bench clean distclean
 
 help: ## list the targets (this)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make or renew .venv; takes no time when nothing has changed
 	@.ci/setup
@@ -21,6 +21,9 @@ test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
 
 test-kill: setup ## kill and stop ranks at every stage of training, saving and loading; a sample is in "test"
 	$(PY) -m pytest tests/kill --kill-matrix -q $(ARGS)
+
+test-launch: setup ## launch a job in every way that launch/ has; a sample is in "test"
+	$(PY) -m pytest tests/launch --launchers -q $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(PY) -m ruff check .

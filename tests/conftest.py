@@ -28,11 +28,12 @@ hypothesis.settings.load_profile("ci")
 
 HERE = Path(__file__).parent
 # Cheap before dear: a mistake that a unit test can find should not wait for processes to start.
-ORDER = ("unit", "ranks", "kill", "gpu")
+ORDER = ("unit", "ranks", "launch", "kill", "gpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-matrix", action="store_true", help="kill ranks at every point, not only at a sample of them")
+    parser.addoption("--launchers", action="store_true", help="launch a job in every way that launch/ has, not only under Slurm")
 
 
 def pytest_report_header() -> list[str]:
