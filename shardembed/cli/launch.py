@@ -46,6 +46,8 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
 
     # Several ranks share the cores; torchrun sets the same default.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Every rank would warn that DistributedDataParallel looks for unused parameters, which it is meant to.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     loopback.register()
     os.environ[failures.QUIET] = str(os.getpid())
     run_id = uuid.uuid4().hex  # kept over restarts: by it a run knows its own beginnings

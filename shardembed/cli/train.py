@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/train/quickstart.yaml")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file, such as configs/train/quickstart.yaml")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default 1)")
     parser.add_argument(
         "--max-restarts", type=int, default=0, metavar="N", help="when a rank fails, start all again up to N times; they resume"
@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a setting, such as train.epochs=3; may be repeated",
     )
+    parser.add_argument("--evaluate", metavar="CHECKPOINT", help="train nothing: evaluate this checkpoint, or the newest of a run")
+    parser.add_argument("--predict", metavar="FOLDER", help="with --evaluate: write predictions as Parquet files, one a rank")
+    parser.add_argument("--dry-run", action="store_true", help="train nothing: check the data, plan for --ranks, count memory")
+    parser.add_argument("--print-config", action="store_true", help="print the settings with all defaults, and end")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of CONFIG, for editors, and end")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON line; all else goes to stderr")
 
 
@@ -42,18 +47,32 @@ def run(arguments: argparse.Namespace) -> int:
     from shardembed.recipes import config
     from shardembed.recipes.data.choose import check_data
 
+    if arguments.schema:
+        print(json.dumps(config.schema(), indent=2))
+        return 0
+    _check_arguments(arguments)
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
         overrides.append(f"train.max_steps={arguments.max_steps}")
     # Before any rank is started, so that mistakes in the configuration and a file or column that is not there show at once.
     settings = config.load(arguments.config, overrides)
+    if arguments.print_config:
+        from shardembed.recipes.resolved import resolved_yaml
+
+        print(resolved_yaml(settings))
+        return 0
     ranks = _ranks(arguments.ranks)
+    if arguments.dry_run:
+        return _dry_run(settings, ranks, arguments.json)
     restarts = _restarts(arguments.max_restarts)
     if (ranks > 1 or restarts) and not launch.in_job():
         check_data(settings)
         words = ["train", arguments.config, *(f"--set={override}" for override in overrides)]
+        for name in ("evaluate", "predict"):
+            if getattr(arguments, name) is not None:
+                words.append(f"--{name}={getattr(arguments, name)}")
         return launch.run_ranks(ranks, words + ["--json"] * arguments.json + ["--fresh"] * arguments.fresh, restarts)
-    return _train(settings, arguments.json, arguments.fresh)
+    return _work(settings, arguments)
 
 
 def _ranks(wanted: int | None) -> int:
@@ -77,15 +96,42 @@ def _restarts(wanted: int) -> int:
     return wanted
 
 
-def _train(settings: JobConfig, as_json: bool, fresh: bool) -> int:
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.config is None:
+        raise ConfigError("which configuration? Give a YAML file, such as configs/train/quickstart.yaml")
+    if arguments.predict is not None and arguments.evaluate is None:
+        raise ConfigError("--predict goes with --evaluate CHECKPOINT: predictions are a trained model's")
+    if arguments.dry_run and launch.in_job():
+        raise ConfigError("--dry-run works in one process: leave the launcher out, and say --ranks N")
+
+
+def _dry_run(settings: JobConfig, ranks: int, as_json: bool) -> int:
+    from rich.console import Console
+
+    from shardembed.recipes import dry_run
+
+    found = dry_run.run(settings, Console(stderr=as_json), ranks)
+    if as_json:
+        print(json.dumps(found))
+    return 0
+
+
+def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
+    """Train or evaluate, as one rank."""
     import torch.distributed as dist
     from rich.console import Console
 
-    from shardembed.recipes import train
+    from shardembed.recipes import evaluation, train
 
     launch.end_with_launcher()
-    summary = train.run(settings, Console(stderr=as_json), fresh)
-    if as_json and summary["run_dir"] is not None:
+    console = Console(stderr=arguments.json)
+    if arguments.evaluate is not None:
+        summary = evaluation.run(settings, console, arguments.evaluate, arguments.predict)
+        speaks = int(os.environ.get("RANK", "0")) == 0
+    else:
+        summary = train.run(settings, console, arguments.fresh)
+        speaks = summary["run_dir"] is not None
+    if arguments.json and speaks:
         print(json.dumps(summary))
         sys.stdout.flush()
     if dist.is_initialized():

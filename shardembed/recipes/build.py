@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,16 +119,20 @@ def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module
         # Buffers are the same on every rank and never change. Buckets that were rearranged after the first batch of a
         # process would change the order of sums on three ranks, and so the bits of a resumed run: looking for unused parameters
         # prevents it.
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            # torch wants another name for `broadcast_buffers`, which not all versions have and which does something else.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
     return wrapped, se.Optimizer(model, dense)
 
 
-def placements(config: Config | CtrConfig) -> dict[str, se.Placement]:
+def placements(config: JobConfig) -> dict[str, se.Placement]:
     """The placements that are not left to the default plan, by table."""
     if isinstance(config, CtrConfig):
         named = config.plan.root
         wanted = {table: named.get(table) or named.get(EVERY) or PlacementConfig() for table in config.data.categories}
     else:
+        assert isinstance(config, Config)
         wanted = {"user": config.plan.user, "item": config.plan.item}
     chosen = {}
     for table, placement in wanted.items():

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic_core import CoreSchema
 
 from shardembed import located
 from shardembed.errors import ConfigError
 from shardembed.explain import explain, nearest
-from shardembed.recipes.common import EvaluationConfig, JobConfig, PlacementConfig, Seed, TrainConfig
+from shardembed.recipes.common import EvaluationConfig, JobConfig, PlacementConfig, Seed, TrainConfig, or_text
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
 from shardembed.sections import Count, Float, NotNegative, Rate, Section
 
@@ -75,6 +76,10 @@ class PlanConfig(Section):
                 raise ValueError(f"{value!r} is not a plan; write 'auto', or a mapping by table: {{user: row_wise, item: auto}}")
             return {}
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return or_text(handler(schema), ["auto"])
 
 
 class EvalConfig(EvaluationConfig):

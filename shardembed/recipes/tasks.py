@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -21,7 +23,10 @@ from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.criteo import clicks
 from shardembed.recipes.data.criteo.clicks import ClickData
+from shardembed.recipes.data.criteo.encode import Encoder
 from shardembed.recipes.data.interactions import Interactions, global_batches, scan
+from shardembed.recipes.models import ctr, two_tower
+from shardembed.tables import TableConfig
 
 
 class Evaluated(Protocol):
@@ -83,6 +88,10 @@ class Task:
         """The data in words, for the user."""
         raise NotImplementedError
 
+    def tables(self) -> list[TableConfig]:
+        """Those of the model."""
+        raise NotImplementedError
+
     def build(self) -> TrainingJob:
         """The model and what trains it. Collective."""
         raise NotImplementedError
@@ -90,6 +99,9 @@ class Task:
     def evaluate(self, job: Any) -> Evaluated:
         """Collective."""
         raise NotImplementedError
+
+    def save_vocabularies(self, folder: Path) -> None:
+        """The values of the tables' rows, for whoever uses them after training. Not collective."""
 
     def evaluates(self) -> str:
         """What an evaluation goes through, in words."""
@@ -117,6 +129,9 @@ class TwoTowerTask(Task):
         data = self.data
         counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
         return [data.source.name, counted, *report.dropped_lines(data.dropped, data.rows)]
+
+    def tables(self) -> list[TableConfig]:
+        return two_tower.table_configs(self.config.model, self.data.users, self.data.items)
 
     def build(self) -> Job:
         return build(self.config, self.data)
@@ -148,11 +163,21 @@ class CtrTask(Task):
         total = counted.total + (data.counted_validation.total if data.counted_validation else 0)
         return [*names, rows, *report.dropped_lines(data.dropped, total)]
 
+    def tables(self) -> list[TableConfig]:
+        encoder = Encoder.of(self.config.data, self.data)
+        return ctr.table_configs(self.config.model, dict(zip(encoder.categories, encoder.sizes, strict=True)))
+
     def build(self) -> CtrJob:
         return build_ctr(self.config, self.data)
 
     def evaluate(self, job: CtrJob) -> Evaluated:
         return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size)
+
+    def save_vocabularies(self, folder: Path) -> None:
+        if self.data.vocabularies:
+            folder.mkdir(exist_ok=True)
+        for name, vocabulary in zip(self.config.data.categories, self.data.vocabularies, strict=False):
+            vocabulary.save(folder / f"{quote(name, safe='')}.txt")
 
     def evaluates(self) -> str:
         return f"{self.data.validation_rows:,} rows"

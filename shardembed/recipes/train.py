@@ -142,6 +142,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     held = report.holdings(plan, itemsize, config.optimizer.tables.build())
     run.folder.write("config.yaml", resolved_yaml(config))
     plan.save(run.path / "plan.json")
+    task.save_vocabularies(run.path / "vocabularies")
     report.show_start(console, config, task.described(), plan, held)
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)

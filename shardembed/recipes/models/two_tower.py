@@ -83,13 +83,9 @@ class TwoTower(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        dim, dtype = config.embedding_dim, getattr(torch, config.table_dtype)
-        init = se.Normal(0.0, config.init_std)
+        dim = config.embedding_dim
         self.tables = se.EmbeddingCollection(
-            [
-                se.TableConfig("user", users, dim, pooling=None, dtype=dtype, init=init),
-                se.TableConfig("item", items, dim, ["item", "negatives"], pooling=None, dtype=dtype, init=init),
-            ],
+            table_configs(config, users, items),
             optimizer=optimizer,
             plan=plan,
             wire_dtype=wire_dtype,
@@ -130,3 +126,11 @@ class TwoTower(nn.Module):
     def _through(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(rows.device.type, self._autocast, enabled=self._autocast is not None):
             return tower(rows.float()).float()
+
+
+def table_configs(config: ModelConfig, users: int, items: int) -> list[se.TableConfig]:
+    dim, dtype, init = config.embedding_dim, getattr(torch, config.table_dtype), se.Normal(0.0, config.init_std)
+    return [
+        se.TableConfig("user", users, dim, pooling=None, dtype=dtype, init=init),
+        se.TableConfig("item", items, dim, ["item", "negatives"], pooling=None, dtype=dtype, init=init),
+    ]

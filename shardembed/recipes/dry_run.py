@@ -1,0 +1,76 @@
+"""What a job would do: its data are read once and checked, its tables planned for a number of ranks, their memory counted. Nothing
+is trained, no rank started and no file written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from shardembed import planner
+from shardembed.comm import Comm
+from shardembed.errors import PlanError
+from shardembed.modules.auto import ask_planner, topology_of, wants_planning, workload_of
+from shardembed.observe.tables import bytes_text
+from shardembed.placement import Cluster
+from shardembed.plan import Plan, resolve
+from shardembed.planner.cost import Estimate
+from shardembed.recipes import report
+from shardembed.recipes.build import placements
+from shardembed.recipes.common import JobConfig
+from shardembed.recipes.tasks import Task, prepare
+from shardembed.settings import Settings
+
+CPU = torch.device("cpu")
+
+
+def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
+    """Returns what a script would read.
+
+    Raises:
+        DataError, PlanError: what the job would end with before its first step.
+    """
+    task = prepare(config, Comm.of())
+    plan, estimate = planned(task, ranks)
+    optimizer = config.optimizer.tables.build()
+    held = report.holdings(plan, getattr(torch, config.model.table_dtype).itemsize, optimizer)
+    report.show_start(console, config, task.described(), plan, held)
+    fullest = int(estimate.memory_bytes.argmax())
+    parts = {name: float(size) for name, size in zip(estimate.categories, estimate.memory[:, fullest], strict=True)}
+    total = sum(parts.values())
+    console.print(f"memory of rank {fullest}, which has most: {bytes_text(total)}", highlight=False)
+    for name, size in parts.items():
+        if size:
+            console.print(f"  {name}: {bytes_text(size)}", highlight=False)
+    console.print(f"{task.steps:,} steps in {config.train.epochs} epoch(s); nothing was trained", highlight=False)
+    return {
+        "ranks": ranks,
+        "steps": task.steps,
+        "training_rows": task.training_rows,
+        "dropped_rows": task.dropped.kinds,
+        "memory": [{"weights": one.weights, "state": one.state} for one in held],
+        "fullest_rank": {"rank": fullest, "bytes": total, **parts},
+        "tables": {table.name: {"rows": table.num_embeddings, "cut": table.kind} for table in plan.tables},
+    }
+
+
+def planned(task: Task, ranks: int) -> tuple[Plan, Estimate]:
+    """The plan that the job would have, and what it takes."""
+    config = task.config
+    wanted = placements(config)
+    tables, cluster = tuple(task.tables()), Cluster(ranks, ranks)
+    wire_dtype = getattr(torch, config.wire_dtype) if config.wire_dtype else None
+    settings, optimizers = Settings(wire_dtype), [config.optimizer.tables.build()] * len(tables)
+    plan = resolve(tables, wanted or "auto", cluster)
+    if wants_planning(tables, wanted or "auto", cluster):
+        answer = json.loads(ask_planner(tables, optimizers, settings, plan, frozenset(wanted), cluster, CPU))
+        if "error" in answer:
+            raise PlanError(answer["error"])
+        plan = Plan.from_json(answer["plan"])
+    workload = workload_of(tables, optimizers, settings, ranks)
+    workload = replace(workload, global_batch_size=max(ranks, config.train.global_batch_size))
+    return plan, planner.estimate(plan, workload, topology_of(cluster, CPU))

@@ -1,0 +1,96 @@
+"""Evaluation without training: a checkpoint's metrics on the configured data, and its predictions as Parquet files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+import shardembed as se
+from shardembed.comm import default_device
+from shardembed.errors import ConfigError, DataError
+from shardembed.recipes.common import JobConfig
+from shardembed.recipes.ctr_evaluate import predicted
+from shardembed.recipes.run_folder import CHECKPOINTS
+from shardembed.recipes.tasks import CtrTask, prepare
+
+
+def run(config: JobConfig, console: Console, checkpoint: str, predictions: str | None = None) -> dict[str, Any]:
+    """Load a checkpoint into the configured model and evaluate it; nothing is trained and no run folder made. Collective.
+
+    Args:
+        checkpoint: the folder of a run, of checkpoints, or of one checkpoint.
+        predictions: a folder for the predictions of all rows for validation: one file a rank, `part-00000.parquet` and so on,
+            with the number of the row (among those for validation, from 0), its label and its prediction.
+
+    Returns:
+        The metrics, the same on every rank.
+
+    Raises:
+        ConfigError: predictions of a model that ranks items. DataError: the predictions cannot be written.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    comm = se.init()
+    if predictions is not None and config.model.kind == "two_tower":
+        raise ConfigError("--predict: a two-tower model ranks items and predicts no clicks; leave --predict out")
+    if predictions is not None and any(Path(predictions).glob("part-*.parquet")):  # on every rank, before any of them writes
+        raise ConfigError(f"--predict: {predictions} holds predictions already; name another folder, or remove them")
+    task = prepare(config, comm)
+    comm.agree("the data", [task.counted()], default_device())
+    job = task.build()
+    folder = Path(checkpoint)
+    folder = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
+    restored = se.load_checkpoint(folder, job.wrapped, weights_only=True)
+    found = task.evaluate(job)
+    if comm.rank == 0:
+        console.print(f"{restored.path}, saved at step {restored.step}", soft_wrap=True, highlight=False, markup=False)
+        found.show(console)
+    if predictions is not None:
+        assert isinstance(task, CtrTask)
+        with comm.preparing("the predictions", default_device()):
+            write_predictions(task, job, Path(predictions))
+        comm.agree("the predictions", [], default_device())
+    return {**found.to_json(), "checkpoint": str(restored.path), "step": restored.step, "ranks": comm.world_size}
+
+
+def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
+    """This rank's predictions, as one file that is there whole or not at all. Collective."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    comm = se.Comm.of()
+    path = folder / f"part-{comm.rank:05d}.parquet"
+    new = folder / f".{path.name}.new"
+    schema = pa.schema([("row", pa.int64()), ("label", pa.int8()), ("prediction", pa.float32())])
+    size, first = task.config.train.global_batch_size, 0
+    trouble: OSError | None = None
+    writer = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = parquet.ParquetWriter(new, schema)
+    except OSError as error:
+        trouble = error
+    # A rank that cannot write goes on, since predicting is collective.
+    for clicks, logits in predicted(job, task.data, size):
+        total = min(size, task.data.validation_rows - first)
+        share, rest = divmod(total, comm.world_size)
+        row = first + comm.rank * share + min(comm.rank, rest)
+        first += total
+        columns = [np.arange(row, row + len(clicks)), clicks.labels, 1 / (1 + np.exp(-logits, dtype=np.float32))]
+        try:
+            if writer is not None and trouble is None:
+                writer.write_table(pa.table(columns, schema=schema))
+        except OSError as error:
+            trouble = error
+    try:
+        if writer is not None:
+            writer.close()
+        if trouble is None:
+            os.replace(new, path)
+    except OSError as error:
+        trouble = trouble or error
+    if trouble is not None:
+        raise DataError(f"--predict: cannot write {path}: {trouble.strerror or trouble}") from trouble

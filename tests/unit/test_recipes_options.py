@@ -1,0 +1,168 @@
+"""`shardembed train` without training: a dry run, the schema, the settings, and evaluation of a checkpoint with its predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import yaml
+from pyarrow import parquet
+
+import shardembed as se
+from shardembed.cli import failures, main
+from shardembed.recipes import config
+from shardembed.recipes.build import CtrJob
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+JOB = """
+data:
+  integers: [I1]
+  categories: [C1, C2, C3]
+  ids: {kind: vocabulary, min_count: 2}
+  split: {kind: last, fraction: 0.25}
+  generator: {rows: 2000, max_cardinality: 20}
+model: {kind: dlrm, embedding_dim: 4, bottom: [4], top: [4]}
+train: {global_batch_size: 100, schedule: {warmup_steps: 3, decay: linear}}
+checkpoint: {every_steps: 5}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", failures.ERROR_FILE, failures.QUIET):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(JOB + f"run_dir: {tmp_path / 'runs'}\n")
+    return path
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    capsys.readouterr()
+    assert main(["train", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
+    """The part of JSON schema that ours uses."""
+    if "$ref" in schema:
+        return fits(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in schema:
+        return any(fits(value, one, root) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return value in [*schema.get("enum", []), *([schema["const"]] if "const" in schema else [])]
+    kinds = {
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+        "null": type(None),
+        "array": list,
+        "object": dict,
+    }
+    if not isinstance(value, kinds[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
+        return False
+    if isinstance(value, int | float) and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        return False
+    if isinstance(value, list):
+        return all(fits(one, schema.get("items", {"type": "string"}), root) for one in value)
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", False)
+        return all(fits(one, known.get(key, others), root) if known.get(key, others) else False for key, one in value.items())
+    return True
+
+
+def test_the_schema_takes_our_files_and_refuses_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    schema = printed(capsys, "--schema")
+    assert len(CONFIGS) == 2
+    for path in CONFIGS:
+        # Numbers such as 2e-3 are texts for PyYAML; what a configuration is filled up to has none.
+        assert main(["train", str(path), "--print-config"]) == 0
+        values = yaml.safe_load(capsys.readouterr().out)
+        assert fits(values, schema, schema), path
+        assert not fits({**values, "trian": {}}, schema, schema)
+        assert not fits({**values, "model": {**values["model"], "kind": "dlmr"}}, schema, schema)
+        assert not fits({**values, "train": {**values["train"], "epochs": 0}}, schema, schema)
+        assert fits({**values, "plan": "auto"}, schema, schema)
+    assert fits({"model": {"kind": "dlrm"}, "plan": {"*": {"kind": "grid", "strips": 2}, "C1": "row_wise"}}, schema, schema)
+    assert fits({"model": {"kind": "dlrm"}, "data": {"path": "x"}}, schema, schema)
+    assert fits({"model": {"kind": "dlrm"}, "data": {"path": ["x", "y"]}}, schema, schema)
+
+
+def test_printed_settings_are_the_settings(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(job), "--print-config", "--set", "plan.C2=row_wise"]) == 0
+    path = job.with_name("again.yaml")
+    path.write_text(capsys.readouterr().out)
+    assert config.load(path) == config.load(job, ["plan.C2=row_wise"])
+
+
+def test_a_dry_run_plans_and_counts_and_leaves_nothing(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys, job, "--dry-run", "--ranks", 4, "--set", "plan.C3=row_wise", "--set", "optimizer.tables.name=Adam")
+    assert (found["ranks"], found["steps"], found["training_rows"]) == (4, 15, 1500)
+    assert [table["cut"] for table in found["tables"].values()] == ["replicated", "replicated", "row_wise"]
+    rows = [table["rows"] for table in found["tables"].values()]
+    assert sum(one["weights"] for one in found["memory"]) == 4 * 4 * (4 * (rows[0] + rows[1]) + rows[2])
+    assert all(one["state"] == 2 * one["weights"] for one in found["memory"])
+    assert found["fullest_rank"]["bytes"] >= found["memory"][found["fullest_rank"]["rank"]]["weights"]
+    assert not (job.parent / "runs").exists()
+    two_tower = [CONFIGS[-1], "--dry-run", "--ranks", 2, "--set", "data.generator.interactions=9000"]
+    assert printed(capsys, *two_tower)["tables"].keys() == {"user", "item"}
+
+
+def test_a_dry_run_shows_a_plan_that_cannot_be(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(job), "--dry-run", "--ranks", "2", "--set", "plan.C1={kind: table_wise, rank: 5}"]) == 2
+    assert "table 'C1'" in capsys.readouterr().err
+
+
+class Crash(BaseException):
+    """Nothing of the command line's catches it."""
+
+
+def test_a_run_is_resumed_evaluated_and_its_predictions_written(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = printed(capsys, job, "--set", f"run_dir={job.parent / 'whole'}")
+    made = CtrJob._batch
+
+    def batch(self: CtrJob, chunk: Any, step: int) -> Any:
+        if step == 8:
+            raise Crash
+        return made(self, chunk, step)
+
+    with mock.patch.object(CtrJob, "_batch", batch), pytest.raises(Crash):
+        main(["train", str(job)])
+    trained = printed(capsys, job)
+    folder = Path(trained["run_dir"])
+    for name in ("losses", "auc", "normalized_entropy", "steps"):
+        assert trained[name] == whole[name], name
+    assert len(list((job.parent / "runs").iterdir())) == 1
+    vocabulary = se.Vocabulary.load(folder / "vocabularies" / "C3.txt")
+    assert min(vocabulary.counts) >= 2
+    found = printed(capsys, job, "--evaluate", folder, "--predict", job.parent / "out")
+    for name in ("auc", "normalized_entropy", "calibration", "evaluated_rows"):
+        assert found[name] == trained[name], name
+    table = parquet.read_table(job.parent / "out")
+    assert table.column("row").to_pylist() == list(range(500))
+    predictions, labels = (table.column(name).to_numpy() for name in ("prediction", "label"))
+    assert predictions.mean() / labels.mean() == pytest.approx(trained["calibration"], rel=1e-5)
+    above = np.sign(predictions[labels == 1][:, None] - predictions[labels == 0][None])
+    assert (above.mean() + 1) / 2 == pytest.approx(trained["auc"], abs=1e-4)
+    assert main(["train", str(job), "--evaluate", str(folder), "--predict", str(job.parent / "out")]) == 2
+    assert "holds predictions already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--predict", "x"], "--predict goes with --evaluate CHECKPOINT"),
+        ([CONFIGS[-1], "--evaluate", "x", "--predict", "y"], "a two-tower model ranks items"),
+        (None, "which configuration?"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    job: Path, words: list[Any] | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [] if words is None else words if len(words) > 2 else [job, *words]
+    assert main(["train", *map(str, words)]) == 2
+    assert message in capsys.readouterr().err
