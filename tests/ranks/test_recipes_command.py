@@ -163,8 +163,10 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: lis
     os.kill(ranks[1], signal.SIGKILL)
     code, _, err = finish(process)
     assert code == 1
-    assert err.startswith("shardembed: error: rank 1 was killed by SIGKILL; if memory ran out, use more ranks")
-    assert len(err.splitlines()) == 1
+    # Gloo's own code may write that nobody answers any more, after the file that says so: it depends on where the other rank was.
+    told = [line for line in err.splitlines() if not line.startswith("[/")]
+    assert len(told) == 1
+    assert told[0].startswith("shardembed: error: rank 1 was killed by SIGKILL; if memory ran out, use more ranks")
     assert not Path(f"/proc/{ranks[0]}").exists()
 
 
