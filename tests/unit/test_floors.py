@@ -7,6 +7,7 @@ it does not run. `docs/architecture.md` says what lives on which floor, and why.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,14 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 def test_every_module_imports_downward() -> None:
     found = complaints(REPOSITORY)
     assert not found, "\n" + "\n".join(found)
+
+
+def test_the_architecture_page_has_every_module_on_its_floor() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", page, flags=re.MULTILINE)
+    listed = {int(floor): set(re.findall(r"`(\w+)`", modules)) for floor, modules in rows}
+    unlisted = {FACADE, "__main__", "_version"}
+    assert listed == {floor: set(names) - unlisted for floor, names in FLOORS.items()}
 
 
 def test_no_file_is_too_long() -> None:
