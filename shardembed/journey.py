@@ -45,6 +45,7 @@ from shardembed.slabs import SlabSpec, build_slabs
 from shardembed.stages import Stage, unwatched
 from shardembed.step import mean_squares, reduce_copies
 from shardembed.tables import Feature, TableConfig
+from shardembed.twins import stretches_of
 
 if TYPE_CHECKING:  # since Triton may be absent
     from shardembed.kernels.triton.order import Order
@@ -132,6 +133,7 @@ class Journey:
         # In deterministic mode `fixed` has it in its contributions.
         share = 1.0 if settings.deterministic else self._share
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
+        self.twins = stretches_of(specs)
         self.exposed = expose(self.slabs)
         self.stage: Stage = unwatched
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
@@ -191,7 +193,7 @@ class Journey:
             self._looked_up = True
         if not ticket.as_they_are:
             with torch.no_grad(), self.stage("max_norm"):
-                renormalise(self.slabs, ticket.request, self.comm, self.settings.deterministic)
+                renormalise(self.slabs, self.twins, ticket.request, self.comm, self.settings.deterministic)
         with self.stage("combine"):  # and in it those of `answer`
             outputs = self._combined(ticket)
         if not self._narrow:
@@ -350,7 +352,7 @@ class Journey:
             return
         self.reduce()
         with self.stage("share row squares"):
-            squares = mean_squares(self.slabs, self.comm, self.settings.deterministic, self._caller.number)
+            squares = mean_squares(self.slabs, self.twins, self.comm, self.settings.deterministic, self._caller.number)
         # In update="backward", each lookup of a pass steps its own tables; together they are one step.
         self.steps += self._pass.fresh or self.settings.update == "step"
         self.comm.step = max(self.comm.step, self.steps)

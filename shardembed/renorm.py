@@ -10,10 +10,10 @@ from shardembed.comm import Comm
 from shardembed.exchange import Request
 from shardembed.kernels import reference
 from shardembed.slab import Slab
-from shardembed.twins import Combine, RowParts, combine_rows, largest, total, tree_total
+from shardembed.twins import Combine, RowParts, Stretch, combine_rows, largest, total, tree_total
 
 
-def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm, deterministic: bool) -> None:
+def renormalise(slabs: Sequence[Slab], stretches: Sequence[Stretch], request: Request, comm: Comm, deterministic: bool) -> None:
     """Bring the rows that all ranks ask for to their table's max_norm. Collective where columns of such a table are cut."""
     wanted = {slab.spec.index: slab for slab in slabs if slab.spec.policy.max_norm is not None}
     if not wanted:
@@ -29,13 +29,12 @@ def renormalise(slabs: Sequence[Slab], request: Request, comm: Comm, determinist
             found[index], how[index] = RowParts(rows_U, powers_UW), tree_total
         else:
             found[index], how[index] = RowParts(rows_U, powers_UW.sum(1)), total
-    split = {index: slab.spec for index, slab in wanted.items() if slab.spec.split_rows}
+    split = {index: found[index] for index, slab in wanted.items() if slab.spec.split_rows}
     sums = {index: how[index]([parts.parts]) for index, parts in found.items() if index not in split}
     if split:
-        parts = {index: found[index] for index in split}
         # As in `exchange.send_back`: announced on the group "forward", or going where sizes follow from the call.
         group, number = ("backward", request.call) if request.ahead else ("forward", 0)
-        sums.update(combine_rows(split, parts, how, comm, group, "forward: share row norms", number))
+        sums.update(combine_rows(stretches, split, how, comm, group, "forward: share row norms", number))
     for index, slab in wanted.items():
         policy = slab.spec.policy
         assert policy.max_norm is not None

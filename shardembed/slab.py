@@ -78,6 +78,7 @@ class Slab:
         self._merged = False
         self._triton = self._triton_table() if self.kernel == "triton" else None
         self._order: Order | None = None  # of what waits, if it has been found out
+        self._dims: tuple[torch.Tensor, torch.Tensor] | None = None  # embedding_dim by block
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
 
     def fill(self, names: Collection[str], seed: int) -> None:
@@ -124,7 +125,9 @@ class Slab:
 
     def columns_of(self, rows_U: torch.Tensor) -> torch.Tensor:
         """The embedding_dim of the table that each slab row belongs to, `[U]`."""
-        return self._of_block(rows_U, lambda lane, block: self._tables[lane.table].embedding_dim)
+        if self._dims is None:  # a cut is the same for good, and each step asks
+            self._dims = self._numbers(lambda lane, block: self._tables[lane.table].embedding_dim)
+        return self._pick(rows_U, self._dims)
 
     def of_table(self, rows_U: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
         """The one of `numbers`, one a table of the collection, of the table that each slab row belongs to, `[U]`."""
@@ -132,12 +135,23 @@ class Slab:
 
     def _of_block(self, rows_U: torch.Tensor, what: Callable[[Lane, Block], float]) -> torch.Tensor:
         """A number of the block that each slab row lies in, int64 or float64 `[U]`."""
-        if not rows_U.numel():  # there may be no block at all
-            return torch.empty_like(rows_U)
+        return self._pick(rows_U, self._numbers(what))
+
+    def _numbers(self, what: Callable[[Lane, Block], float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where blocks begin, ascending, and a number of each; one entry where all have the same, none where there is no block."""
         blocks = sorted((block.first_key, what(lane, block)) for lane, block in self._blocks())
         if len({number for _, number in blocks}) == 1:
-            return torch.full_like(rows_U, blocks[0][1], dtype=torch.float64 if isinstance(blocks[0][1], float) else torch.int64)
-        starts, numbers = (torch.from_numpy(np.array(column)).to(rows_U.device) for column in zip(*blocks, strict=True))
+            blocks = blocks[:1]
+        starts = torch.tensor([start for start, _ in blocks], dtype=torch.int64, device=self.weights.device)
+        return starts, torch.from_numpy(np.array([number for _, number in blocks])).to(self.weights.device)
+
+    @staticmethod
+    def _pick(rows_U: torch.Tensor, of_blocks: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        starts, numbers = of_blocks
+        if not rows_U.numel():  # there may be no block at all
+            return torch.empty_like(rows_U)
+        if numbers.numel() == 1:
+            return numbers.expand(rows_U.numel())
         return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
 
     def _origins(self, rows_U: torch.Tensor) -> rounding.Origins:

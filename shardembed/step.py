@@ -12,7 +12,7 @@ import torch
 from shardembed.comm import TAG, Comm
 from shardembed.kernels.cpu import square_sums
 from shardembed.slab import Slab
-from shardembed.twins import RowParts, combine_rows, total, tree_total
+from shardembed.twins import RowParts, Stretch, combine_rows, total, tree_total
 
 Rows = tuple[torch.Tensor, torch.Tensor]  # distinct rows [U], ascending, and a number an element [U, W]
 
@@ -48,7 +48,9 @@ def sum_over_ranks(
     return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]
 
 
-def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool, collection: int) -> dict[int, torch.Tensor]:
+def mean_squares(
+    slabs: Sequence[Slab], stretches: Sequence[Stretch], comm: Comm, deterministic: bool, collection: int
+) -> dict[int, torch.Tensor]:
     """The mean of g^2 over whole rows, `[U]` by slab index: where the optimizer needs it and rows are split, and in deterministic
     mode wherever the optimizer needs it.
     """
@@ -60,10 +62,10 @@ def mean_squares(slabs: Sequence[Slab], comm: Comm, deterministic: bool, collect
         squares = grads_UW.to(torch.float64).square() if deterministic else square_sums(grads_UW)
         found[index] = RowParts(rows_U, squares)
     how = tree_total if deterministic else total
-    split = {index: slab.spec for index, slab in wanted.items() if slab.spec.split_rows}
+    split = {index: found[index] for index, slab in wanted.items() if slab.spec.split_rows}
     sums = {index: how([parts.parts]) for index, parts in found.items() if index not in split}
     if split:
-        parts = {index: found[index] for index in split}
-        sums.update(combine_rows(split, parts, dict.fromkeys(split, how), comm, "step", "step: share row squares", collection))
+        ways = dict.fromkeys(split, how)
+        sums.update(combine_rows(stretches, split, ways, comm, "step", "step: share row squares", collection))
     columns = {index: slab.columns_of(found[index].rows_U) for index, slab in wanted.items()}
     return {index: (part / columns[index]).to(wanted[index].spec.compute_dtype) for index, part in sums.items()}

@@ -2,7 +2,8 @@
 
 All strips of such a table are cut alike and are asked for the same ids, so the shards of one row block ("twins") see the same
 distinct rows in the same order: they swap one partial result a row (in deterministic mode, one number an element), and nobody has
-to say how many. One all-to-all serves all tables. Every twin combines the parts in strip order, so that all get the same bits.
+to say how many. One all-to-all serves all tables, and what lies side by side in all its strips is handled as one stretch. Every
+twin combines the parts in strip order, so that all get the same bits.
 
 Legend: U distinct rows.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -19,8 +20,6 @@ import torch
 from shardembed.comm import Comm, Group
 from shardembed.slabs import Block, SlabSpec
 
-Member = tuple[int, Block]  # slab index, block
-Key = tuple[int, int]  # table, row block
 Combine = Callable[[list[torch.Tensor]], torch.Tensor]
 
 
@@ -57,8 +56,52 @@ def tree_total(parts: list[torch.Tensor]) -> torch.Tensor:
     return whole.squeeze(1)
 
 
+@dataclass(frozen=True)
+class Strip:
+    """Where one strip of a stretch lies: in slab number `index` of its owner, `rows` rows from `first_key` on, `columns` wide."""
+
+    index: int
+    owner: int
+    first_key: int
+    rows: int
+    columns: int
+
+    def goes_on(self, after: Strip) -> bool:
+        """These rows lie right behind those of `after`, in the same slab."""
+        return self.columns == after.columns and self.first_key == after.first_key + after.rows
+
+    def joined(self, on: Strip) -> Strip:
+        """These rows, and those of `on` right behind them."""
+        return replace(self, rows=self.rows + on.rows)
+
+
+Stretch = tuple[Strip, ...]  # rows that lie together in each of their strips, in strip order; of several tables, where these do
+
+
+def stretches_of(specs: Sequence[SlabSpec]) -> list[Stretch]:
+    """All rows whose columns are split, the same on every rank."""
+    blocks: dict[tuple[int, int], dict[int, tuple[int, Block]]] = defaultdict(dict)  # by table and row block: strip -> where
+    for spec in specs:
+        for lane in spec.lanes if spec.split_rows else ():
+            for number, block in enumerate(lane.blocks):
+                blocks[lane.table, number][lane.strip] = (spec.index, block)
+    found: dict[tuple[tuple[int, int], ...], list[Stretch]] = defaultdict(list)  # by slab and owner of each strip
+    for _, by_strip in sorted(blocks.items()):
+        stretch = tuple(_strip(*by_strip[number]) for number in sorted(by_strip))
+        alike = found[tuple((strip.index, strip.owner) for strip in stretch)]
+        if alike and all(map(Strip.goes_on, stretch, alike[-1])):
+            stretch = tuple(map(Strip.joined, alike.pop(), stretch))
+        alike.append(stretch)
+    return [stretch for alike in found.values() for stretch in alike]
+
+
+def _strip(index: int, block: Block) -> Strip:
+    shard = block.shard
+    return Strip(index, shard.ranks[0], block.first_key, len(shard.rows), len(shard.columns))
+
+
 def combine_rows(
-    specs: Mapping[int, SlabSpec],
+    stretches: Sequence[Stretch],
     found: Mapping[int, RowParts],
     how: Mapping[int, Combine],
     comm: Comm,
@@ -69,73 +112,68 @@ def combine_rows(
     """Every row's statistic over all its columns, float64 `[U]` by slab index. Collective.
 
     Args:
-        specs: the slabs that hold split rows, by index; the same on every rank, as is `how` their parts are put together.
+        stretches: all of the collection (`stretches_of`). Those of the slabs in `found` count, which are the same on every rank, as
+            is `how` their parts are put together.
         collection: whose step it is; on the group "backward", which forward call it belongs to.
     """
-    twins = _twins(list(specs.values()))
-    spans = {key: [_span(found[index], block, comm.rank) for index, block in members] for key, members in twins.items()}
-    arrived = _swap(twins, found, spans, comm, group, stage, collection)
-    result = {index: parts.parts.new_empty(parts.rows_U.numel()) for index, parts in found.items()}
-    for key, members in twins.items():
-        if not any(_owner(block) == comm.rank for _, block in members):
-            continue
-        whole = how[members[0][0]]([arrived[key, number] for number in range(len(members))])
-        for (index, block), span in zip(members, spans[key], strict=True):
-            if _owner(block) == comm.rank:
-                result[index][span] = whole
+    wanted = [stretch for stretch in stretches if stretch[0].index in found]
+    here = [stretch for stretch in wanted if any(strip.owner == comm.rank for strip in stretch)]
+    spans = [[_span(found[strip.index], strip, comm.rank) for strip in stretch] for stretch in here]
+    arrived = _swap(here, found, spans, comm, group, stage, collection)
+    pieces: dict[int, list[tuple[slice, torch.Tensor]]] = defaultdict(list)
+    for stretch, ranges, parts in zip(here, spans, arrived, strict=True):
+        whole = how[stretch[0].index](parts)
+        for strip, span in zip(stretch, ranges, strict=True):
+            if strip.owner == comm.rank:
+                pieces[strip.index].append((span, whole))
+    return {index: _laid_out(pieces[index], parts) for index, parts in found.items()}
+
+
+def _laid_out(pieces: Sequence[tuple[slice, torch.Tensor]], parts: RowParts) -> torch.Tensor:
+    count = parts.rows_U.numel()
+    if len(pieces) == 1 and pieces[0][1].numel() == count:
+        return pieces[0][1]
+    result = parts.parts.new_empty(count)
+    for span, whole in pieces:
+        result[span] = whole
     return result
 
 
-def _twins(specs: Sequence[SlabSpec]) -> dict[Key, list[Member]]:
-    """The blocks of each row block, in strip order."""
-    found: dict[Key, dict[int, Member]] = defaultdict(dict)
-    for spec in specs:
-        for lane in spec.lanes:
-            for number, block in enumerate(lane.blocks):
-                found[lane.table, number][lane.strip] = (spec.index, block)
-    return {key: [members[strip] for strip in sorted(members)] for key, members in sorted(found.items())}
-
-
-def _owner(block: Block) -> int:
-    return block.shard.ranks[0]
-
-
-def _span(parts: RowParts, block: Block, rank: int) -> slice:
-    """Which of the slab's rows lie in `block`; nothing where this rank does not hold it."""
-    if _owner(block) != rank:
+def _span(parts: RowParts, strip: Strip, rank: int) -> slice:
+    """Which of the slab's distinct rows lie in `strip`; nothing where this rank does not hold it."""
+    if strip.owner != rank:
         return slice(0, 0)
-    edges = torch.tensor([block.first_key, block.first_key + len(block.shard.rows)], device=parts.rows_U.device)
+    edges = torch.tensor([strip.first_key, strip.first_key + strip.rows], device=parts.rows_U.device)
     first, last = torch.searchsorted(parts.rows_U, edges).tolist()
     return slice(first, last)
 
 
 def _swap(
-    twins: Mapping[Key, list[Member]],
+    stretches: Sequence[Stretch],
     found: Mapping[int, RowParts],
-    spans: Mapping[Key, list[slice]],
+    spans: Sequence[Sequence[slice]],
     comm: Comm,
     group: Group,
     stage: str,
     collection: int,
-) -> dict[tuple[Key, int], torch.Tensor]:
-    """The parts of every twin of a block this rank holds, by (table and block, strip)."""
+) -> list[list[torch.Tensor]]:
+    """Every strip's parts of each of `stretches`, which this rank has strips of."""
     here = comm.rank
-    known: dict[tuple[Key, int], torch.Tensor] = {}
+    known: list[list[torch.Tensor]] = [[] for _ in stretches]
     outgoing: list[list[torch.Tensor]] = [[] for _ in range(comm.world_size)]
-    expected: list[list[tuple[Key, int, list[int]]]] = [[] for _ in range(comm.world_size)]
-    for key, members in twins.items():
-        owners = [_owner(block) for _, block in members]
-        if here not in owners:
-            continue
-        rows = max(span.stop - span.start for span in spans[key])
-        by_element = found[members[owners.index(here)][0]].parts.dim() == 2
-        for number, ((index, block), owner, span) in enumerate(zip(members, owners, spans[key], strict=True)):
-            if owner != here:
-                expected[owner].append((key, number, [rows, len(block.shard.columns)] if by_element else [rows]))
+    expected: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(comm.world_size)]
+    for place, (stretch, ranges) in enumerate(zip(stretches, spans, strict=True)):
+        owners = [strip.owner for strip in stretch]
+        rows = max(span.stop - span.start for span in ranges)
+        by_element = found[stretch[owners.index(here)].index].parts.dim() == 2
+        known[place] = [torch.empty(0)] * len(stretch)
+        for number, (strip, span) in enumerate(zip(stretch, ranges, strict=True)):
+            if strip.owner != here:
+                expected[strip.owner].append((place, number, [rows, strip.columns] if by_element else [rows]))
                 continue
-            known[key, number] = found[index].parts[span]
+            known[place][number] = found[strip.index].parts[span]
             for other in sorted(set(owners) - {here}):
-                outgoing[other].append(known[key, number].reshape(-1))
+                outgoing[other].append(known[place][number].reshape(-1))
     flat = [parts for to_rank in outgoing for parts in to_rank]
     send = torch.cat(flat) if flat else next(iter(found.values())).parts.new_empty(0)
     send_sizes = [sum(parts.numel() for parts in to_rank) for to_rank in outgoing]
@@ -143,6 +181,6 @@ def _swap(
     received = comm.all_to_all(group, stage, send, send_sizes, receive_sizes, collection)
     if comm.world_size > 1:
         in_order = [entry for from_rank in expected for entry in from_rank]
-        for (key, number, shape), parts in zip(in_order, received.split([prod(shape) for *_, shape in in_order]), strict=True):
-            known[key, number] = parts.view(shape)
+        for (place, number, shape), parts in zip(in_order, received.split([prod(shape) for *_, shape in in_order]), strict=True):
+            known[place][number] = parts.view(shape)
     return known
