@@ -55,7 +55,7 @@ def test_a_script_without_arguments_says_how_it_is_used(script: str) -> None:
 def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on_on_another_number_of_ranks(
     tmp_path: Path, started: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = write_job(tmp_path, steps=600)
+    job = write_job(tmp_path, steps=300)
     settings = {
         "PATH": f"{STAND_INS}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "77",
@@ -74,8 +74,8 @@ def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on_on_another_number_
     assert printed.count("held by each rank") == 1
     assert working_on(job) == []
     kept = saved(job)
-    assert 0 < kept < 600
-    assert f"at step {kept} of 600 (saved on 2 ranks, now 1)" in resumed(job, capsys)
+    assert 0 < kept < 300
+    assert f"at step {kept} of 300 (saved on 2 ranks, now 1)" in resumed(job, capsys)
 
 
 @pytest.mark.launcher

@@ -85,7 +85,7 @@ def cuts(draw: st.DrawFn) -> tuple[Layout, int, Layout, int, list[bool]]:
     return draw(layouts(rows, columns, before)), before, draw(layouts(rows, columns, after)), after, touched
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cuts(), st.sampled_from([8, 64, 8 << 20]))
 def test_every_element_arrives_whatever_the_cuts(drawn: tuple[Layout, int, Layout, int, list[bool]], piece: int) -> None:
     before, ranks, after, ranks_after, marks = drawn

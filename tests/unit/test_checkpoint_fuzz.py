@@ -73,7 +73,7 @@ def test_what_users_call_gives_no_other_error_either(case: Case, capsys: pytest.
     path = folder / "manifest.json"
     original = path.read_bytes()
     ends = {"loaded": 0, "refused": 0}
-    for seed in range(150):
+    for seed in range(70):
         path.write_bytes(signed_again(altered(random.Random(10_000 + seed), json.loads(original))))
         model = nn.ModuleDict({"user": nn.Embedding(50, 6), "item": nn.EmbeddingBag(23, 4, dtype=torch.bfloat16)})
         try:
@@ -138,7 +138,7 @@ def test_any_header_whose_manifest_was_made_to_fit(case: Case) -> None:
         return found
 
     ends = {"refused": 0, "right": 0}
-    for seed in range(1000):
+    for seed in range(400):
         alter(random.Random(seed), original)
         ends[outcome(case)] += 1  # the same names, dtypes and places: the same values
     assert ends["refused"] > 900, ends

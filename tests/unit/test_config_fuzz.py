@@ -101,7 +101,7 @@ def test_altered_files_give_a_configuration_or_one_clear_error(tmp_path: Path) -
     base = resolved_yaml(first).replace(", ", ",\n  ").encode()
     draw = random.Random(5)
     refused = 0
-    for _ in range(2000):
+    for _ in range(1000):
         found = try_one(tmp_path / "job.yaml", altered(base, draw))
         if found is None:
             refused += 1
