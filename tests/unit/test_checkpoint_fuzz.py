@@ -86,8 +86,8 @@ def test_what_users_call_gives_no_other_error_either(case: Case, capsys: pytest.
         shown = capsys.readouterr()
         assert "Traceback" not in shown.err
         assert all(each.isprintable() or each == "\n" for each in shown.out)
-    assert ends["loaded"] > 3, ends
-    assert ends["refused"] > 110, ends
+    assert ends["loaded"] > 1, ends
+    assert ends["refused"] > 50, ends
 
 
 def test_any_bytes_of_a_state_file(case: Case) -> None:
@@ -141,7 +141,7 @@ def test_any_header_whose_manifest_was_made_to_fit(case: Case) -> None:
     for seed in range(400):
         alter(random.Random(seed), original)
         ends[outcome(case)] += 1  # the same names, dtypes and places: the same values
-    assert ends["refused"] > 900, ends
+    assert ends["refused"] > 360, ends
 
 
 def test_every_altered_byte_of_data_is_found_and_named(case: Case) -> None:
