@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -63,7 +64,7 @@ def show_start(console: Console, config: JobConfig, described: list[str], plan: 
     for line in described:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
-    console.print(_plan_table(plan), "", _holdings_table(plan, held), "", sep="\n")
+    console.print(plan_table(plan), "", _holdings_table(plan, held), "", sep="\n")
 
 
 def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
@@ -73,7 +74,7 @@ def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
     return [f"{len(dropped):,} of {rows + len(dropped):,} rows dropped: {dropped}", *(f"  {place}" for place in dropped.places)]
 
 
-def _plan_table(plan: se.Plan) -> Table:
+def plan_table(plan: se.Plan) -> Table:
     table = _table("model plan", ["table", "rows", "columns", "cut", "packing", "shards", "ranks"])
     for part in plan.tables:
         ranks = sorted(part.layout.ranks)
@@ -179,8 +180,9 @@ def show_retrieval(console: Console, k: int, model: Score, popularity: Score) ->
     console.print("", table, "", sep="\n")
 
 
-def show_end(console: Console, took: dict[str, float], rate: float, run_dir: str) -> None:
-    """The seconds that each part `took`, and where the run's files are."""
+def show_end(console: Console, took: dict[str, float], rate: float, path: Path, page: str) -> None:
+    """The seconds that each part `took`, and where the run's files and its page are."""
     parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in took.items())
     console.print(f"{parts}; {rate:,.0f} samples/s in training", highlight=False)
-    console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False, markup=False)
+    for line in (f"run folder: {path}", f"page: {page}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
