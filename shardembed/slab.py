@@ -47,6 +47,7 @@ class Slab:
         weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
         kernel: what updates it, "reference", "numba" or "triton".
+        looked_up: rows read by all lookups so far.
         share: what sums of gradients are multiplied with (1 / ranks, for a mean).
     """
 
@@ -72,6 +73,7 @@ class Slab:
             for name, shape in spec.optimizer.state.items()
             if not spec.policy.frozen
         }
+        self.looked_up = 0
         self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
         self.touched: torch.Tensor | None = None
         self._waiting: list[Gradients] = []
@@ -185,6 +187,7 @@ class Slab:
 
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
         """One vector a segment, `[S, W]`: the row itself, or the sum of the segment's rows (in the compute dtype)."""
+        self.looked_up += rows_E.numel()
         if self._triton is not None:
             return self._triton.lookup(rows_E, offsets, self.spec.compute_dtype)
         return reference.lookup(self.weights, rows_E, offsets, self.spec.compute_dtype)

@@ -21,7 +21,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "calibrate": "measure this machine, and write a topology file for the planner",
     "convert": "turn a checkpoint of TorchRec, from a source you trust, into one of shardembed",
     "doctor": "look for what is wrong with an installation, and prove sharded tables equal to plain ones on its ranks",
-    "inspect": "show what a checkpoint holds, and whether all of it is as it was saved",
+    "inspect": "show what a checkpoint holds and whether all of it is as it was saved, or how a run went",
     "export": "write tables of a checkpoint as safetensors, .npy or Parquet files",
     "map": "draw a table as a picture, by its first two principal components",
     "neighbors": "find the nearest rows of a table, straight from a checkpoint",

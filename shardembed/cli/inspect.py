@@ -1,4 +1,6 @@
-"""`shardembed inspect DIR`: the checkpoints in a folder, what one holds, and with `--verify` whether all is as it was saved."""
+"""`shardembed inspect DIR`: the checkpoints in a folder, what one holds, and with `--verify` whether all is as it was saved; of the
+folder of a training run, the run.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardembed.cli import inspect_run
 from shardembed.cli.progress import bar
 from shardembed.cli.tables import plain_table, printable, short
 from shardembed.errors import CheckpointError
@@ -27,7 +30,7 @@ PROBLEMS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of checkpoints, or of one checkpoint")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of checkpoints, of one checkpoint, or of a run")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     parser.add_argument(
         "--verify", action="store_true", help="hash everything again, of all checkpoints in the folder unless --step names one"
@@ -41,8 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     from shardembed.checkpoint.describe import contents
     from shardembed.checkpoint.format.manifest import read_manifest, resolve
     from shardembed.planner.report import console_for
+    from shardembed.recipes.run_folder import CHECKPOINTS, is_run
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)
+    if is_run(arguments.folder):
+        if not arguments.verify and arguments.step is None:
+            return inspect_run.run(arguments.folder, console, arguments.json)
+        arguments.folder /= CHECKPOINTS
     path = folders.chosen(arguments.folder, arguments.step)
     root = arguments.folder if path != arguments.folder else None
     manifests, unread = _read_all(root, path)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file, such as configs/train/quickstart.yaml")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="YAML file, or the name of one that comes along, such as quickstart"
+    )
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default 1)")
     parser.add_argument(
         "--max-restarts", type=int, default=0, metavar="N", help="when a rank fails, start all again up to N times; they resume"
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_steps is not None:
         overrides.append(f"train.max_steps={arguments.max_steps}")
     # Before any rank is started, so that mistakes in the configuration and a file or column that is not there show at once.
+    arguments.config = _file(arguments.config)
     settings = config.load(arguments.config, overrides)
     if arguments.print_config:
         from shardembed.recipes.resolved import resolved_yaml
@@ -64,6 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = _ranks(arguments.ranks)
     if arguments.dry_run:
         return _dry_run(settings, ranks, arguments.json)
+    if settings.log.tensorboard and arguments.evaluate is None:
+        from shardembed.recipes import scalars
+
+        scalars.check()
     restarts = _restarts(arguments.max_restarts)
     if (ranks > 1 or restarts) and not launch.in_job():
         check_data(settings)
@@ -73,6 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
                 words.append(f"--{name}={getattr(arguments, name)}")
         return launch.run_ranks(ranks, words + ["--json"] * arguments.json + ["--fresh"] * arguments.fresh, restarts)
     return _work(settings, arguments)
+
+
+def _file(name_or_path: str) -> str:
+    """The configuration that is meant: a file, or one that comes along."""
+    if os.path.isfile(name_or_path):
+        return name_or_path
+    from shardembed.planner import builtin  # takes a second to import
+
+    return str(builtin.locate("train", name_or_path))
 
 
 def _ranks(wanted: int | None) -> int:
@@ -98,7 +114,7 @@ def _restarts(wanted: int) -> int:
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.config is None:
-        raise ConfigError("which configuration? Give a YAML file, such as configs/train/quickstart.yaml")
+        raise ConfigError("which configuration? Give a YAML file, or the name of one that comes along, such as quickstart")
     if arguments.predict is not None and arguments.evaluate is None:
         raise ConfigError("--predict goes with --evaluate CHECKPOINT: predictions are a trained model's")
     if arguments.dry_run and launch.in_job():

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from shardembed.errors import StepError
+from shardembed.journey import Journey
 from shardembed.observe.spans import Recorder, Stretch
 from shardembed.observe.tables import bytes_text, journeys_of, rendered
 from shardembed.stages import STAGES, unwatched
@@ -25,7 +26,8 @@ class Profile:
     def as_dict(self) -> dict[str, Any]:
         """What a script would read; times in seconds, everything a step.
 
-        steps, seconds (of the slowest rank), elsewhere (of them, outside of the stages), world_size, and stages: by name, with
+        steps, seconds (of the slowest rank), elsewhere (of them, outside of the stages), world_size; ranks: for each, seconds,
+        bytes (sent to others) and rows (of its shards, read for lookups of all ranks); and stages: by name, with
         seconds (mean of the ranks), slowest and fastest (seconds), slowest_rank, waiting (seconds that a rank was in collectives
         longer than the fastest one, mean of the ranks), bytes (sent to others, mean of the ranks), most_bytes (by the rank that
         sends most), collectives, calls, and
@@ -51,7 +53,14 @@ class Profile:
         rows.append(["elsewhere", f"{1e3 * found['elsewhere']:.3f}", *[""] * 7])
         size = f"{found['steps']} step(s) on {found['world_size']} rank(s), {1e3 * found['seconds']:.3f} ms a step"
         title = f"{size}. waiting: longer in collectives than the fastest rank"
-        return rendered(title, columns, rows)
+        return f"{rendered(title, columns, rows)}\n{balance(found['ranks'])}"
+
+
+def balance(ranks: Sequence[Mapping[str, float]]) -> str:
+    """How evenly the work is spread, in words."""
+    read = [rank["rows"] for rank in ranks]
+    mean, most = sum(read) / len(read), max(read)
+    return f"rows read a step: {mean:,.0f} by a rank on average, most by rank {read.index(most)} ({most:,.0f})"
 
 
 @contextmanager
@@ -76,7 +85,7 @@ def profile(model: nn.Module) -> Iterator[Profile]:
     if any(journey.stage is not unwatched for journey in journeys):
         raise StepError("the model is being profiled already; end that block first")
     recorder, found = Recorder(device), Profile()
-    before, began = [journey.steps for journey in journeys], time.perf_counter()
+    before, read_before, began = [journey.steps for journey in journeys], _read(journeys), time.perf_counter()
     for journey in journeys:
         journey.stage = recorder.stage_of(journey.comm)
     try:
@@ -87,9 +96,15 @@ def profile(model: nn.Module) -> Iterator[Profile]:
     recorder.finish()
     seconds = time.perf_counter() - began
     steps = max(journey.steps - past for journey, past in zip(journeys, before, strict=True))
-    mine = {"seconds": seconds, "steps": steps, "stages": {name: _told(each) for name, each in recorder.stretches.items()}}
+    stages = {name: _told(each) for name, each in recorder.stretches.items()}
+    mine = {"seconds": seconds, "steps": steps, "rows": _read(journeys) - read_before, "stages": stages}
     told = comm.gather_texts("control", "profile: gather what ranks took", json.dumps(mine), device)
     found._found = summary([json.loads(text) for text in told])
+
+
+def _read(journeys: Sequence[Journey]) -> int:
+    """Rows that this rank has read for lookups so far."""
+    return sum(slab.looked_up for journey in journeys for slab in journey.slabs)
 
 
 def _told(stretch: Stretch) -> dict[str, Any]:
@@ -109,7 +124,16 @@ def summary(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seconds = max(rank["seconds"] for rank in ranks) / steps
     inside = sum(stage["seconds"] for stage in stages.values() if not stage["beside"])
     elsewhere = sum(rank["seconds"] for rank in ranks) / len(ranks) / steps - inside
-    return {"world_size": len(ranks), "steps": steps, "seconds": seconds, "elsewhere": elsewhere, "stages": stages}
+    each = [
+        {
+            "seconds": rank["seconds"] / steps,
+            "bytes": sum(stage["bytes"] for stage in rank["stages"].values()) / steps,
+            "rows": rank["rows"] / steps,
+        }
+        for rank in ranks
+    ]
+    shared = {"world_size": len(ranks), "steps": steps, "seconds": seconds, "elsewhere": elsewhere}
+    return {**shared, "ranks": each, "stages": stages}
 
 
 def _stage(ranks: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Literal
 from shardembed.errors import ConfigError
 from shardembed.explain import nearest
 
-Kind = Literal["topologies", "workloads"]
+Kind = Literal["topologies", "workloads", "train"]
+WHAT = {"topologies": "topologies", "workloads": "workloads", "train": "jobs"}
 _ROOT = Path(__file__).parents[2]
 _BESIDE = ("configs", "share/shardembed")  # of a clone; of `pip install --target`, which moves shared data there
 
@@ -43,6 +44,6 @@ def locate(kind: Kind, name_or_path: str | Path) -> Path:
     if path.suffix or len(path.parts) > 1:
         raise ConfigError(f"{path}: there is no such file; those that come along go by name: {', '.join(known)}")
     raise ConfigError(
-        f"{str(name_or_path)!r} is neither a file nor one of the {kind} that come along{nearest(str(name_or_path), known)} "
+        f"{str(name_or_path)!r} is neither a file nor one of the {WHAT[kind]} that come along{nearest(str(name_or_path), known)} "
         f"(they are {', '.join(known)})"
     )

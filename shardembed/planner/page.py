@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
 from shardembed._version import __version__
-from shardembed.planner import charts, report, sweep, words
+from shardembed.planner import charts, html, report, sweep, words
 from shardembed.planner.result import Planned
 from shardembed.planner.topology import Link
 from shardembed.planner.workload import Counts, Reuse, TableLoad, Zipf
 
-TABLES = "lnnlonon"  # columns of the table of tables
+TABLES = "lnnponon"  # columns of the table of tables
 OPEN = 50  # rows of the table of tables that show at once; the others unfold
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 50rem; margin: .4rem 0; } .dim { color: #666; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.card { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; min-width: 9rem; }
-.card b { display: block; font-size: 1.4rem; } .card span { color: #666; font-size: .85rem; }
-table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
-th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.o { white-space: nowrap; }
-.bar { background: #332288; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
-svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
-summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
-"""
 
 GAP = """The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time
 that no plan of its space beats: every kind of cut, both ways to send ids, and copies on all ranks, by the same cost model and
@@ -52,12 +35,7 @@ def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = ""
         _tables(planned),
         _inputs(planned, command),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return html.document(title, parts)
 
 
 def _cards(planned: Planned) -> str:
@@ -65,13 +43,12 @@ def _cards(planned: Planned) -> str:
     full, most = float(estimate.memory_bytes.max()), report.limit(planned)
     samples = words.number(planned.workload.global_batch_size / step)
     cards = [
-        (words.duration(step), "expected step time", f"{samples} samples a second"),
-        (words.percent(planned.gap), "certified gap", f"no plan takes less than {words.duration(planned.lower_bound_seconds)}"),
-        (words.size(full), "on the fullest rank", f"{words.percent(full / most)} of {words.size(most)} for tables"),
-        (words.duration(planned.plan_seconds), "to plan", f"plan {planned.plan.hash}"),
+        ("expected step time", words.duration(step), f"{samples} samples a second"),
+        ("certified gap", words.percent(planned.gap), f"no plan takes less than {words.duration(planned.lower_bound_seconds)}"),
+        ("on the fullest rank", words.size(full), f"{words.percent(full / most)} of {words.size(most)} for tables"),
+        ("to plan", words.duration(planned.plan_seconds), f"plan {planned.plan.hash}"),
     ]
-    shown = (f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>' for value, name, more in cards)
-    return f'<div class="cards">{"".join(shown)}</div>'
+    return html.cards(cards)
 
 
 def _phases(planned: Planned) -> str:
@@ -81,14 +58,14 @@ def _phases(planned: Planned) -> str:
     rows = []
     for index, phase in enumerate(estimate.phases):
         seconds, sent = float(slowest[index]), float(estimate.bytes[index].max())
-        drawn = f'<div class="bar" style="width:{100 * seconds / float(slowest.max()):.1f}%"></div>'
+        drawn = html.bar(seconds / float(slowest.max()))
         cells = [texts[index], words.percent(seconds / step), texts[len(slowest) + index], words.size(sent) if sent else "-"]
         rows.append([phase, *cells, drawn])
     about = (
         "Phases end together, since each ends with an exchange between all ranks. So a step takes the sum, over the phases, of the "
         "rank that is slowest in that phase. Where slowest and mean lie apart, ranks wait."
     )
-    table = _table(["phase", "slowest rank", "of the step", "mean rank", "most sent by a rank", ""], rows, "lnnnnw")
+    table = html.table(["phase", "slowest rank", "of the step", "mean rank", "most sent by a rank", ""], rows, "lnnnnw")
     return f"<h2>Where a step's time goes</h2><p>{about}</p>{table}"
 
 
@@ -134,7 +111,7 @@ def _scaling(planned: Planned, swept: sweep.Sweep) -> str:
             rows.append([f"{point.ranks:,}", "-", "-", "-", "-", "-", f"no plan: {escape(point.reason)}"])
     names = ["ranks", "step", "lower bound", "gap", "fullest rank", "rank-seconds a billion samples", "limiting phase"]
     picture = charts.svg(charts.scaling(swept, here), "scaling")
-    return f"<h2>How many ranks</h2><p>{about}{lines}</p>{picture}{_table(names, rows, 'nnnnnnl')}"
+    return f"<h2>How many ranks</h2><p>{about}{lines}</p>{picture}{html.table(names, rows, 'nnnnnnl')}"
 
 
 def _tables(planned: Planned) -> str:
@@ -157,10 +134,10 @@ def _tables(planned: Planned) -> str:
             ]
         )
     names = ["table", "rows x columns", "ids a sample", "layout", "what travels", "of all work", "mostly", "memory"]
-    shown = _table(names, rows[:OPEN], TABLES)
+    shown = html.table(names, rows[:OPEN], TABLES)
     left = len(rows) - OPEN
     if left > 0:
-        shown += f"<details><summary>{left:,} more</summary>{_table(names, rows[OPEN:], TABLES)}</details>"
+        shown += f"<details><summary>{left:,} more</summary>{html.table(names, rows[OPEN:], TABLES)}</details>"
     return f"<h2>The tables, the dearest first</h2>{_kinds(planned)}{shown}"
 
 
@@ -169,7 +146,7 @@ def _kinds(planned: Planned) -> str:
     rows = [[escape(name), f"{len(numbers):,}", words.size(float(held[numbers].sum()))] for name, numbers in report.groups(planned)]
     more = len(rows) - report.LAYOUTS
     said = f'<p class="dim">and {more:,} other layouts</p>' if more > 0 else ""
-    return _table(["layout", "tables", "memory"], rows[: report.LAYOUTS], "lnn") + said
+    return html.table(["layout", "tables", "memory"], rows[: report.LAYOUTS], "lnn") + said
 
 
 def _inputs(planned: Planned, command: str) -> str:
@@ -194,10 +171,12 @@ def _inputs(planned: Planned, command: str) -> str:
     ]
     sources = [[escape(name), escape(text)] for name, text in topology.source.items()]
     by = f" with <code>{escape(command)}</code>" if command else ""
-    folded = _table(["kind of work", "a call", "a row", "bytes"], work, "lnnn") + _table(["figure", "source"], sources, "ll")
+    folded = html.table(["kind of work", "a call", "a row", "bytes"], work, "lnnn") + html.table(
+        ["figure", "source"], sources, "ll"
+    )
     return (
-        f"<h2>Inputs</h2>{_table(['model', ''], model, 'll')}"
-        f"{_table([f'topology {escape(topology.name)}', ''], machines, 'll')}"
+        f"<h2>Inputs</h2>{html.table(['model', ''], model, 'll')}"
+        f"{html.table([f'topology {escape(topology.name)}', ''], machines, 'll')}"
         f"<details><summary>kinds of work, and where the figures are from</summary>{folded}</details>"
         f'<p class="dim">Made by shardembed {escape(__version__)}{by}.</p>'
     )
@@ -222,13 +201,3 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 def _dtype(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
-    """kinds: a letter a column: l(eft), o(ne line), n(umber) or w(ide). Cells are HTML already."""
-    styles = {"l": "", "o": ' class="o"', "n": ' class="n"', "w": ' class="wide"'}
-    head = "".join(f"<th{styles[kind]}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{styles[kind]}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows
-    )
-    return f'<div class="wrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -125,6 +125,15 @@ class EvaluationConfig(Section):
         return value
 
 
+class LogConfig(Section):
+    """What is shown of a run beside its terminal. `page` watches a few steps before every checkpoint and at the end, and writes
+    run.html at the end; `tensorboard` writes scalars into the run's folder.
+    """
+
+    page: bool = True
+    tensorboard: bool = False
+
+
 class JobConfig(Section):
     """A whole training job; its kinds say what data, model, plan and evaluation are."""
 
@@ -137,6 +146,7 @@ class JobConfig(Section):
     wire_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: Any = None
+    log: LogConfig = LogConfig()
     run_dir: str = "runs"
 
 

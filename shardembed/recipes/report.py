@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -20,7 +21,9 @@ from shardembed.recipes.resolved import resolved_yaml
 
 MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2"}
 MAX_RANKS_SHOWN = 8
-MAX_TABLES_SHOWN = 4  # with a column each
+MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
+MAX_PLAN = 40  # tables that are listed
+NAME, RANKS_LISTED = 16, 2
 QUIET_SECONDS = 5.0  # between lines where no bar can be drawn
 
 
@@ -63,7 +66,7 @@ def show_start(console: Console, config: JobConfig, described: list[str], plan: 
     for line in described:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
-    console.print(_plan_table(plan), "", _holdings_table(plan, held), "", sep="\n")
+    console.print(plan_table(plan), "", holdings_table(plan, held), "", sep="\n")
 
 
 def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
@@ -73,30 +76,43 @@ def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
     return [f"{len(dropped):,} of {rows + len(dropped):,} rows dropped: {dropped}", *(f"  {place}" for place in dropped.places)]
 
 
-def _plan_table(plan: se.Plan) -> Table:
-    table = _table("model plan", ["table", "rows", "columns", "cut", "packing", "shards", "ranks"])
-    for part in plan.tables:
-        ranks = sorted(part.layout.ranks)
+def plan_table(plan: se.Plan) -> Table:
+    table = _table("model plan", ["table", "rows x columns", "cut", "packing", "shards", "ranks"])
+    for part in plan.tables[:MAX_PLAN]:
         table.add_row(
-            part.name,
-            f"{part.num_embeddings:,}",
-            str(part.embedding_dim),
+            _short(part.name),
+            f"{part.num_embeddings:,} x {part.embedding_dim}",
             part.kind,
             part.packing,
             str(len(part.layout.shards)),
-            f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1 else ",".join(map(str, ranks)),
+            _rank_list(sorted(part.layout.ranks)),
         )
+    if len(plan.tables) > MAX_PLAN:
+        table.add_row(f"and {len(plan.tables) - MAX_PLAN:,} more", *[""] * 5)
     return table
 
 
-def _holdings_table(plan: se.Plan, held: list[Holding]) -> Table:
+def _short(name: str) -> str:
+    """The end of a name, which tells tables apart better than its beginning; what a terminal would obey is left out."""
+    name = "".join(each if each.isprintable() else "?" for each in name)
+    return name if len(name) <= NAME else f"...{name[3 - NAME :]}"
+
+
+def _rank_list(ranks: list[int]) -> str:
+    if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"{ranks[0]}-{ranks[-1]}"
+    more = len(ranks) - RANKS_LISTED
+    return ",".join(map(str, ranks[:RANKS_LISTED])) + (f" +{more}" if more > 0 else "")
+
+
+def holdings_table(plan: se.Plan, held: list[Holding]) -> Table:
     names = [table.name for table in plan.tables]
-    single = len(names) <= MAX_TABLES_SHOWN
+    single = len(names) <= MAX_TABLES_SHOWN and sum(len(_short(name)) + len(" rows  ") for name in names) <= MAX_WIDTH
 
     def counted(holding: Holding) -> list[str]:
         return [f"{rows:,}" for rows in (holding.rows.values() if single else [sum(holding.rows.values())])]
 
-    columns = ["rank", *([f"{name} rows" for name in names] if single else ["rows"]), "weights", "state"]
+    columns = ["rank", *([f"{_short(name)} rows" for name in names] if single else ["rows"]), "weights", "state"]
     table = _table("held by each rank", columns)
     for rank, holding in enumerate(held[:MAX_RANKS_SHOWN]):
         rows = counted(holding)
@@ -122,7 +138,8 @@ def _table(title: str, columns: list[str]) -> Table:
     look = {"title_justify": "left", "title_style": "bold", "header_style": "dim", "box": None, "pad_edge": False}
     table = Table(title=title, padding=(0, 2, 0, 0), **look)
     for column in columns:
-        table.add_column(column, justify="right" if column not in ("", "table", "cut", "packing", "rank", "ranks") else "left")
+        left = column in ("", "table", "cut", "packing", "rank", "ranks")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "cut", overflow="fold")
     return table
 
 
@@ -136,7 +153,7 @@ class ProgressReport:
         self._spoke = time.monotonic()
 
     def __enter__(self) -> ProgressReport:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:  # the latter would show no bar, and no line either
             columns = (
                 TextColumn("training"),
                 BarColumn(bar_width=None),
@@ -179,8 +196,9 @@ def show_retrieval(console: Console, k: int, model: Score, popularity: Score) ->
     console.print("", table, "", sep="\n")
 
 
-def show_end(console: Console, took: dict[str, float], rate: float, run_dir: str) -> None:
-    """The seconds that each part `took`, and where the run's files are."""
+def show_end(console: Console, took: dict[str, float], rate: float, path: Path, page: str) -> None:
+    """The seconds that each part `took`, and where the run's files and its page are."""
     parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in took.items())
     console.print(f"{parts}; {rate:,.0f} samples/s in training", highlight=False)
-    console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False, markup=False)
+    for line in (f"run folder: {path}", f"page: {page}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -17,7 +17,7 @@ def resolved_yaml(config: JobConfig) -> str:
     values = _set(config, config.model_dump(mode="json"))
     if config.data.path is not None:
         del values["data"]["generator"]
-    values["plan"] = _short(values["plan"])
+    values["plan"] = _short(values["plan"]) or "auto"
     return "\n".join(line for key, value in values.items() for line in _lines(key, value, ""))
 
 

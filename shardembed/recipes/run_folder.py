@@ -1,4 +1,5 @@
-"""The folder of one run, which rank 0 writes: config.yaml, plan.json, data.json, metrics.jsonl, checkpoints/, and summary.json.
+"""The folder of one run, which rank 0 writes: config.yaml, plan.json, data.json, metrics.jsonl, checkpoints/, observed.json (what
+its page is made of beside these), summary.json, and the page.
 
 The summary is written last and at once: with it the run is finished, without it the run can be resumed. Whoever works in the folder
 holds a lock on `lock`, which the system releases when the process ends, however it ends.
@@ -19,6 +20,7 @@ from shardembed.checkpoint.folders import sync_folder
 from shardembed.errors import ConfigError
 
 CHECKPOINTS, LOCK, METRICS, SUMMARY = "checkpoints", "lock", "metrics.jsonl", "summary.json"
+CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
 
 
 class RunFolder:
@@ -75,14 +77,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file so that it is there whole or not at all, also after the machine has failed."""
-        path = self.path / name
-        new = path.with_name(f".{name}.new")
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n" * bool(text))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        sync_folder(self.path)
+        publish(self.path / name, text)
 
     def log(self, records: Iterable[dict[str, Any]], lasting: bool = False) -> None:
         """Append a line for each record to metrics.jsonl; `lasting` brings the file to the disk, as what a checkpoint builds on."""
@@ -102,6 +97,22 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.write(SUMMARY, json.dumps(summary, indent=2))
+
+
+def publish(path: Path, text: str, beside: str = "new") -> None:
+    """Write a file so that it is there whole or not at all. beside: ends its name until then."""
+    new = path.with_name(f".{path.name}.{beside}")
+    with open(new, "w", encoding="utf-8") as file:
+        file.write(text.rstrip() + "\n" * bool(text))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def is_run(path: Path) -> bool:
+    """A job has worked in that folder."""
+    return (path / DATA).is_file() and not (path / "manifest.json").exists()
 
 
 def is_finished(path: Path) -> bool:

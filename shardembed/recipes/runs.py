@@ -20,11 +20,10 @@ from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
 from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig
-from shardembed.recipes.run_folder import CHECKPOINTS, LOCK, RunFolder, is_finished
+from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, LOCK, RunFolder, is_finished
 
 # What a run may change and still compute the same, up to the order of sums.
-FREE = ("name", "plan", "checkpoint", "eval", "run_dir")
-DATA = "data.json"
+FREE = ("name", "plan", "checkpoint", "eval", "log", "run_dir")
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _interrupted(root: Path, name: str) -> list[Path]:
 def _obstacle(path: Path, config: JobConfig) -> str:
     """Why this job does not go on with the run at `path`; empty where it can."""
     try:
-        then = settings.load(path / "config.yaml")
+        then = settings.load(path / CONFIG)
     except ConfigError as error:
         return f"its settings cannot be read ({str(error).splitlines()[0]})"
     return _difference(_deciding(then), _deciding(config), "")

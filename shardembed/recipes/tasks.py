@@ -103,6 +103,10 @@ class Task:
     def save_vocabularies(self, folder: Path) -> None:
         """The values of the tables' rows, for whoever uses them after training. Not collective."""
 
+    def reserved(self) -> str:
+        """What row 0 of every table stands for, in words; empty where it is a row like others."""
+        return ""
+
     def evaluates(self) -> str:
         """What an evaluation goes through, in words."""
         raise NotImplementedError
@@ -178,6 +182,9 @@ class CtrTask(Task):
             folder.mkdir(exist_ok=True)
         for name, vocabulary in zip(self.config.data.categories, self.data.vocabularies, strict=False):
             vocabulary.save(folder / f"{quote(name, safe='')}.txt")
+
+    def reserved(self) -> str:
+        return "missing" if self.config.data.ids.kind == "hash" else "missing, or not in the vocabulary"
 
     def evaluates(self) -> str:
         return f"{self.data.validation_rows:,} rows"

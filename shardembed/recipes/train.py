@@ -8,7 +8,9 @@ and writes, but for checkpoints.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,9 @@ from shardembed.recipes.resolved import resolved_yaml
 from shardembed.recipes.run_folder import RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
+from shardembed.recipes.scalars import Scalars
 from shardembed.recipes.tasks import Evaluated, Task, prepare
+from shardembed.recipes.watch import Watch
 
 REPORT_STEPS = 20  # losses are summed over the ranks this many at a time
 
@@ -61,8 +65,20 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
             opened.folder.finish(summary)
             took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
             result.show(console)
-            report.show_end(console, took, trained.samples_per_second, str(opened.path))
+            report.show_end(console, took, trained.samples_per_second, opened.path, _page(config, opened.path))
     return summary
+
+
+def _page(config: JobConfig, path: Path) -> str:
+    """Make the run's page; says where it is, or why there is none. The run is finished, with or without."""
+    if not config.log.page:
+        return "none, since log.page is false"
+    from shardembed.recipes import recorded, run_page  # with them the planner's libraries, which take a second to import
+
+    try:
+        return str(run_page.write(recorded.read(path)))
+    except OSError as error:
+        return f"cannot be written: {error.strerror or error}"
 
 
 def evaluate(task: Task, job: TrainingJob) -> Evaluated:
@@ -82,10 +98,14 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
     waiting: list[torch.Tensor] = []
     records: list[dict[str, Any]] = []
     began = time.monotonic()
-    with report.ProgressReport(console, steps) as shown:
+    with ExitStack() as around:
+        shown = around.enter_context(report.ProgressReport(console, steps))
+        watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
+        scalars = around.enter_context(Scalars(run.path if run.folder is not None and config.log.tensorboard else None, begun.step))
         for step, (epoch, chunk) in zip(range(begun.step, steps), task.batches(begun.step), strict=False):
             rates.set(step)
-            waiting.append(job.step(chunk, step))
+            with watch.step(step):
+                waiting.append(job.step(chunk, step))
             records.append({"step": step + 1, "epoch": epoch + 1})
             progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + len(chunk))
             saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
@@ -106,6 +126,8 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
                 saves = saves or (every is not None and progress.stopped)
             if run.folder is not None:
                 run.folder.log(lines, lasting=saves)
+            scalars.add(lines, job.optimizer, progress.samples_per_second)
+            watch.look(step + 1)
             if saves:
                 save(console, run, job, progress, config.checkpoint.keep)
             if progress.stopped:

@@ -11,7 +11,7 @@ from torch import nn
 
 import shardembed as se
 from shardembed.errors import ConfigError, StepError
-from shardembed.observe.timing import summary
+from shardembed.observe.timing import balance, summary
 from shardembed.stages import STAGES
 from tests.harness import run_ranks
 
@@ -72,15 +72,19 @@ def test_every_stage_is_there_with_the_collectives_and_bytes_that_were_counted(w
         collectives = sum(calls for calls, _ in counted.values())
         assert sum(stage["collectives"] for stage in stages.values()) == pytest.approx(collectives / 3)
         assert json.loads(json.dumps(found)) == found
+        # Of "a", cut by columns, each rank reads the six ids of every rank; those of "b" all lie on rank 0; "c" is copied.
+        assert [rank["rows"] for rank in found["ranks"]] == ([18] if world_size == 1 else [12 + 12 + 6, 12 + 6])
     for which, names in (("main", wanted - early if ahead else wanted), ("beside", early if ahead else set())):
         sent = sum(counted.get(which, (0, 0))[1] for _, _, counted in answers) / world_size
         assert sum(stages[name]["bytes"] for name in names) == pytest.approx(sent / 3)
+    for rank, (_, _, counted) in enumerate(answers):
+        assert found["ranks"][rank]["bytes"] == pytest.approx(sum(sent for _, sent in counted.values()) / 3)
 
 
 def test_the_slowest_rank_and_the_waiting_of_the_others_are_named() -> None:
     def rank(seconds: float, latest: list[float]) -> dict[str, Any]:
         stage = {"calls": 4, "seconds": seconds, "bytes": 80, "collectives": 8, "beside": False, "latest": latest}
-        return {"seconds": 10.0, "steps": 2, "stages": {"send back": stage}}
+        return {"seconds": 10.0, "steps": 2, "rows": int(100 * seconds), "stages": {"send back": stage}}
 
     found = summary([rank(2.0, [0.25, 0.75]), rank(4.0, [9.0, 0.75, 0.25])])
     stage = found["stages"]["send back"]
@@ -89,6 +93,8 @@ def test_the_slowest_rank_and_the_waiting_of_the_others_are_named() -> None:
     assert stage["waiting"] == pytest.approx(0.5)
     assert (stage["bytes"], stage["collectives"], stage["calls"]) == (40, 4, 2)
     assert (found["seconds"], found["elsewhere"]) == (5.0, 3.5)
+    assert found["ranks"] == [{"seconds": 5.0, "bytes": 40, "rows": 100}, {"seconds": 5.0, "bytes": 40, "rows": 200}]
+    assert balance(found["ranks"]) == "rows read a step: 150 by a rank on average, most by rank 1 (200)"
 
 
 def left(rank: int, world_size: int) -> list[str]:

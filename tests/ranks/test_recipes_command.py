@@ -128,8 +128,8 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
     assert second["recall@20"] == first["recall@20"]
     assert second["run_dir"] != first["run_dir"]
     folder = Path(first["run_dir"])
-    files = ["checkpoints", "config.yaml", "data.json", "lock", "metrics.jsonl", "plan.json", "summary.json"]
-    assert sorted(path.name for path in folder.iterdir()) == files
+    files = ["checkpoints", "config.yaml", "data.json", "lock", "metrics.jsonl", "observed.json", "plan.json", "run.html"]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, "summary.json"]
     assert json.loads((folder / "summary.json").read_text()) == first
     assert config.load(folder / "config.yaml").train.max_steps == STEPS
     assert Plan.load(folder / "plan.json").world_size == 2

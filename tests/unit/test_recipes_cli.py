@@ -67,7 +67,7 @@ def test_what_is_shown_fits_eighty_columns(job: Path, capsys: pytest.CaptureFixt
     assert main(["train", str(job), "--max-steps", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("popularity") for line in lines)
-    assert max(len(line) for line in lines if not line.startswith("run folder")) <= 80
+    assert max(len(line) for line in lines if not line.startswith(("run folder", "page"))) <= 80
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -166,3 +166,16 @@ def test_options_that_do_not_go_together_are_named(
     words = [] if words is None else words if len(words) > 2 else [job, *words]
     assert main(["train", *map(str, words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_jobs_that_come_along_go_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "quickstart", "--print-config"]) == 0
+    assert "name: quickstart" in capsys.readouterr().out
+    assert main(["train", "quickstrat"]) == 2
+    said = capsys.readouterr().err
+    assert "'quickstrat' is neither a file nor one of the jobs that come along; did you mean 'quickstart'?" in said
+    assert main(["train", "absent.yaml"]) == 2
+    assert "absent.yaml: there is no such file; those that come along go by name: " in capsys.readouterr().err

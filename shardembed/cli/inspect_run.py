@@ -1,0 +1,77 @@
+"""What `shardembed inspect` shows of the folder of a training run; its page is made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardembed.cli.tables import plain_table, printable
+from shardembed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from shardembed.recipes.recorded import Recorded
+
+
+def run(folder: Path, console: Console, as_json: bool) -> int:
+    """Returns the exit code.
+
+    Raises:
+        ConfigError: the page cannot be written.
+    """
+    from shardembed.recipes import recorded, run_page
+
+    found = recorded.read(folder)
+    _show(console, found)
+    try:
+        page = run_page.write(found)
+    except OSError as error:
+        raise ConfigError(f"the page of {folder} cannot be written: {error.strerror or error}") from error
+    console.print(f"\nwrote {page}", soft_wrap=True)
+    if as_json:
+        print(json.dumps({**_told(found), "page": str(page)}), flush=True)
+    return 0
+
+
+def _told(found: Recorded) -> dict[str, object]:
+    """For a script."""
+    look = found.look or {}
+    return {
+        "path": str(found.path),
+        "finished": found.summary is not None,
+        "steps": found.summary["steps"] if found.summary is not None else found.curves.steps,
+        "loss": found.curves.loss.points[-1].mean if found.curves.loss.points else None,
+        "results": found.results,
+        "checkpoint": found.checkpoint,
+        "starts": [{name: start[name] for name in ("time", "step", "ranks")} for start in found.starts],
+        "step_seconds": look["profile"]["seconds"] if look else None,
+        "ranks": look["profile"]["ranks"] if look else None,
+    }
+
+
+def _show(console: Console, found: Recorded) -> None:
+    from shardembed.planner import words
+    from shardembed.recipes.report import plan_table
+    from shardembed.recipes.run_page import LOSS_STEPS
+
+    about = f"{found.start['model']} on {words.plural(found.start['ranks'], 'rank')}; " if found.start else ""
+    console.print(printable(found.name), style="bold")
+    console.print(printable(f"{about}{found.state}"))
+    table = plain_table("", ["", "value"], ["value"])
+    for name, value in found.results.items():
+        table.add_row(printable(name), f"{value:.4f}")
+    if found.curves.loss.points:
+        table.add_row("training loss, last steps", f"{found.curves.loss.tail(LOSS_STEPS).mean:.4f}")
+    if found.look is not None:
+        profile = found.look["profile"]
+        ranks = profile["ranks"]
+        table.add_row("a step", words.duration(profile["seconds"]))
+        table.add_row("sent a step, by all ranks", words.size(sum(rank["bytes"] for rank in ranks)))
+        read = [rank["rows"] for rank in ranks]
+        table.add_row("rows read a step, most / mean", f"{max(read) * len(read) / max(sum(read), 1):.2f}")
+    if table.row_count:
+        console.print("", table)
+    if found.plan is not None:
+        console.print("", plan_table(found.plan))

@@ -1,0 +1,57 @@
+"""Parts of a page that stands alone: its frame and style, cards, tables, bars. Nothing is fetched, and nothing needs a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
+p { max-width: 50rem; margin: .4rem 0; } .dim { color: #666; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.card { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; min-width: 9rem; }
+.card b { display: block; font-size: 1.4rem; } .card span { color: #666; font-size: .85rem; }
+table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
+th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.o { white-space: nowrap; } .p { min-width: 12rem; }
+.bar { background: #332288; print-color-adjust: exact; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
+@media (max-width: 45rem) { .wide { width: 8rem; } }
+svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; max-width: 66rem; }
+figure { margin: 0; max-width: 36rem; } figcaption { color: #666; font-size: .88rem; } pre { font-size: .82rem; overflow-x: auto; }
+summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
+"""
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """The page; parts are HTML already, the title is not."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def cards(shown: Sequence[tuple[str, str, str]]) -> str:
+    """What to see first: (name, value, more about it) of each. HTML already, as in a table."""
+    parts = (f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>' for name, value, more in shown)
+    return f'<div class="cards">{"".join(parts)}</div>'
+
+
+def bar(share: float) -> str:
+    """A bar of that share of its cell's width."""
+    return f'<div class="bar" style="width:{100 * share:.1f}%"></div>'
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
+    """kinds: a letter a column: l(eft), o(ne line), p(rose), n(umber) or w(ide). Cells are HTML already."""
+    styles = {"l": "", "o": ' class="o"', "p": ' class="p"', "n": ' class="n"', "w": ' class="wide"'}
+    head = "".join(f"<th{styles[kind]}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{styles[kind]}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows
+    )
+    return f'<div class="wrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
