@@ -5,7 +5,7 @@ ARGS ?=
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-kill test-launch test-wheel check bench clean distclean
+.PHONY: help setup train test test-kill test-launch test-wheel check docs bench clean distclean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,11 +33,15 @@ check: setup ## lint, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
 
+docs: setup ## build the documentation site in docs/_build/html; warnings are errors
+	@$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r requirements/docs.txt
+	$(PY) -m sphinx -W --keep-going -n -q -d docs/_build/doctrees docs docs/_build/html
+
 bench: setup ## measure this machine; ARGS="..." is appended
 	$(PY) -m shardembed bench $(ARGS)
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## as clean, and remove .venv too

@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("ci")
 
 HERE = Path(__file__).parent
 # Cheap before dear: a mistake that a unit test can find should not wait for processes to start.
-ORDER = ("unit", "ranks", "launch", "kill", "gpu")
+ORDER = ("unit", "docs", "ranks", "launch", "kill", "gpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,14 +59,3 @@ def test_an_example_ends_with_the_weights_of_plain_training(example: str, tmp_pa
         )
         assert not torch.allclose(weights, untrained[name], atol=1e-3), f"{name} was not trained"
     assert [step for step, _ in se.checkpoints(tmp_path)] == [16, 32]
-
-
-def test_the_page_quotes_the_examples() -> None:
-    page = (ROOT / "docs" / "other-loops.md").read_text()
-    quoted = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(quoted) == page.count("```python")
-    assert {name for name, _ in quoted} == {"ddp_loop.py", "lightning_loop.py", "accelerate_loop.py", "ray_loop.py"}
-    for name, lines in quoted:
-        file = (EXAMPLES / name).read_text()
-        ast.parse(file)
-        assert lines in file, f"{name} does not have these lines: {lines}"

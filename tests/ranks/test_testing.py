@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +128,6 @@ def test_what_cannot_be_compared_is_an_error() -> None:
         se.testing.compare(Scored, batches(1), optimizer=se.optim.FTRL())
     with pytest.raises(ConfigError, match="define it at the top of a module"):
         se.testing.compare(lambda: Scored(), batches(1))
-
-
-def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "testing.md").read_text()
-    script, printed = re.findall(r"```python\n(.*?)```\n\n    (.*?)\n", text, re.DOTALL)[0]
-    (tmp_path / "check_model.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "check_model.py"]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == printed
 
 
 class Collected(nn.Module):

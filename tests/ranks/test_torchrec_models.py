@@ -5,10 +5,6 @@ A rank has its part of the global batch; the mean of the ranks' losses is the lo
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,18 +109,3 @@ def test_a_model_of_torchrecs_trains_as_before(name: str, world_size: int, share
     after = torch.tensor(run_ranks(world_size, losses_after, name, shared), dtype=torch.float64).mean(0)
     assert float((before[0] - before[-1]).abs()) > 1e-3, "nothing was learnt"
     torch.testing.assert_close(after, before, rtol=1e-5, atol=0.0)
-
-
-def run_documented(rank: int, world_size: int) -> str:
-    text = (Path(__file__).parents[2] / "docs" / "from-torchrec.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1, "one example was meant to be there"
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(compile(blocks[0], "from-torchrec.md", "exec"), {"__name__": "__main__"})
-    return said.getvalue()
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_example_for_torchrec_users_runs(world_size: int) -> None:
-    assert run_ranks(world_size, run_documented) == ["torch.Size([3, 16])\n"] * world_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -134,13 +133,3 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         se.Vocabulary.from_files(tmp_path / "absent.csv", "id")
     with pytest.raises(DataError, match=r"the suffix tells no known format"):
         se.Vocabulary.from_files(tmp_path / "absent.txt", "id")
-
-
-def test_the_page_on_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[2] / "docs" / "training.md"
-    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, str(page), "exec"), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[2:] == ["('shoes', 'gloves') [0, 1, 0, 2]"]
-    assert (tmp_path / "categories.txt").read_text() == "\\other\t1\ttexts\nshoes\t2\ngloves\t1\n"

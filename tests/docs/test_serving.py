@@ -1,4 +1,4 @@
-"""docs/using-embeddings.md: its blocks and commands run as they stand, and the example serves where there is no shardembed."""
+"""docs/using-embeddings.md leaves a model behind that examples/serve serves where there is no shardembed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from shardembed.cli import main
-
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "using-embeddings.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^    shardembed (export|neighbors|map) (.*?)(?:   .*)?$", PAGE, flags=re.MULTILINE)
+from tests.docs import pages
 
 
 def python(folder: Path, *words: str) -> str:
@@ -32,23 +27,15 @@ def python(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_the_page_runs_and_its_model_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_runs_and_its_model_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train, export, near, serving = [compile(block, f"block {number}", "exec") for number, block in enumerate(BLOCKS)]
-    exec(train, {"__name__": "__main__"})
-    assert len(COMMANDS) == 5
-    for command, words in COMMANDS:
-        assert main([command, *words.split()]) == 0, (command, words)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "items.png", "small", "some", "tables", "vocab.txt"]
-    assert "nearest rows of item to id 43, film 43" in capsys.readouterr().out
-    exec(export, {"__name__": "__main__"})
-    exec(near, {"__name__": "__main__"})
-    assert capsys.readouterr().out == "[7, 42] (2, 16)\n3 False True\n"
-    exec(serving, {"__name__": "__main__"})
-    script = tmp_path / "serve.py"
-    script.write_bytes((ROOT / "examples" / "serve" / "serve.py").read_bytes())
+    said = "".join(pages.run_page("docs/using-embeddings.md"))
+    made = {"ckpt", "items.png", "small", "some", "tables", "picked", "served", "vocab.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    assert "nearest rows of item to id 43, film 43" in said
+    assert "[7, 42] (2, 16)\n" in said
+    assert "3 False True\n" in said
+    (tmp_path / "serve.py").write_bytes((pages.EXAMPLES / "serve" / "serve.py").read_bytes())
     checks = "import serve; from pathlib import Path; serve.build(Path('served'))\n"
     checks += "try:\n    import shardembed\nexcept ImportError as error:\n    print(error)\n"
     assert python(tmp_path, "-c", checks) == "shardembed is not here\n"
