@@ -34,8 +34,9 @@ check: setup ## lint, formatting and types
 	$(PY) -m basedpyright
 
 docs: setup ## build the documentation site in docs/_build/html; warnings are errors
+	@$(PY) -c 'import sys; sys.exit("make docs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	@$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r requirements/docs.txt
-	$(PY) -m sphinx -W --keep-going -n -q -d docs/_build/doctrees docs docs/_build/html
+	$(PY) -m sphinx -W -E --keep-going -n -q -d docs/_build/doctrees docs docs/_build/html
 
 bench: setup ## measure this machine; ARGS="..." is appended
 	$(PY) -m shardembed bench $(ARGS)

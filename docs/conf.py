@@ -18,7 +18,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docs.
 source_suffix = {".md": "markdown", ".py": "markdown"}  # tutorials are Python files; docs.extension turns them into pages
 exclude_patterns = ["_build", "conf.py", "extension", "pictures"]
 root_doc = "index"
-nitpicky = True
+nitpicky = True  # so a name of ours that is gone is a warning, which make docs takes for an error
 suppress_warnings = ["myst.header"]  # a page may begin a level below where its headings go on
 
 myst_heading_anchors = 3

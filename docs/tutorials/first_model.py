@@ -71,7 +71,8 @@ def batches(count, size=1024):
 
 optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=0.1))
 with se.profile(model) as seen:
-    for step, (person, film, liked) in enumerate(se.synced(batches(201))):  # ranks agree on the end of data
+    # Ranks agree on the end of data.
+    for step, (person, film, liked) in enumerate(se.synced(batches(201))):
         loss = nn.functional.binary_cross_entropy_with_logits(model(person, film), liked)
         loss.backward()
         optimizer.step()

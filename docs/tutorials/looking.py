@@ -13,23 +13,25 @@ se.init()
 torch.manual_seed(0)
 
 # %% [markdown]
-# First something to look at: 600 films of three genres. Viewers watch films of one genre, and a film is trained to lie near others
-# that the same viewer watched.
+# First something to look at: 600 films of three genres. Viewers watch films of one genre, and a film is trained to lie near another
+# that the same viewer watched, and away from the other films of the batch.
 
 # %%
 FILMS, GENRES = 600, ("comedy", "drama", "western")
-films = se.Embedding(FILMS, 16, optimizer=se.optim.Adagrad(lr=0.1), seed=3)
-model = torch.nn.ModuleDict({"film": films})  # in a checkpoint the table is called film
-optimizer = se.Optimizer(model)
-for _ in range(150):
+films = se.EmbeddingCollection(
+    [se.TableConfig("film", FILMS, 16, pooling=None, init=se.Normal(std=0.1))],
+    optimizer=se.optim.Adagrad(lr=0.3),
+)
+optimizer = se.Optimizer(films)
+for _ in range(200):
     first = torch.randint(FILMS, (256,))
-    same = (first + 3 * torch.randint(FILMS // 3, (256,))) % FILMS  # ids that are equal modulo 3 share a genre
-    other = torch.randint(FILMS, (256,))
-    a, b, c = films(torch.stack([first, same, other])).unbind()
-    torch.nn.functional.softplus((a * c).sum(1) - (a * b).sum(1)).mean().backward()
+    same = (first + 3 * torch.randint(FILMS // 3, (256,))) % FILMS  # equal modulo 3: one genre
+    vectors = torch.nn.functional.normalize(films({"film": torch.stack([first, same])})["film"], dim=-1)
+    scores = 10 * vectors[0] @ vectors[1].T
+    torch.nn.functional.cross_entropy(scores, torch.arange(256)).backward()
     optimizer.step()
     optimizer.zero_grad()
-se.save_checkpoint("ckpt", model, optimizer=optimizer)
+se.save_checkpoint("ckpt", films, optimizer=optimizer)
 with open("names.txt", "w") as names:  # line 1 names id 0
     names.writelines(f"{GENRES[film % 3]} {film // 3}\n" for film in range(FILMS))
 

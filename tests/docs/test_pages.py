@@ -59,6 +59,8 @@ PRINTED = {
         r"20 steps\n\Z",
     ],
     "docs/planner.md": [r"^26 tables, at most \d+ % above the best plan$"],
+    "docs/symptoms/out-of-memory.md": ["optimizer state +. +48.8 MiB", "process, at most"],
+    "docs/symptoms/slow.md": ["5 step.s. on 1 rank.s.", "lookup"],
     "docs/training.md": [r"^\('shoes', 'gloves'\) \[0, 1, 0, 2\]$"],
 }
 
