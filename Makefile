@@ -5,7 +5,7 @@ ARGS ?=
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-kill test-launch check bench clean distclean
+.PHONY: help setup train test test-kill test-launch test-wheel check bench clean distclean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-kill: setup ## kill and stop ranks at every stage of training, saving and l
 
 test-launch: setup ## launch a job in every way that launch/ has; a sample is in "test"
 	$(PY) -m pytest tests/launch --launchers -q $(ARGS)
+
+test-wheel: setup ## build the wheel, and try it in new environments: the core alone, and with each extra
+	@.ci/wheel
 
 check: setup ## lint, formatting and types
 	$(PY) -m ruff check .
