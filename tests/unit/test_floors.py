@@ -26,6 +26,7 @@ FLOORS = {
     0: [
         *(
             "_version",
+            "collate",
             "errors",
             "explain",
             "hashing",
