@@ -17,6 +17,7 @@ from shardembed.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from shardembed.collate import Collate, Collated
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.embeddings import export_tables, neighbors, table_map
@@ -43,6 +44,8 @@ from shardembed.tables import Constant, Normal, TableConfig, Uniform
 from shardembed.vocab import Vocabulary
 
 __all__ = [
+    "Collate",
+    "Collated",
     "Comm",
     "Constant",
     "Embedding",

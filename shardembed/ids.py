@@ -151,12 +151,16 @@ class IdBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> IdBatch:
-        def moved(part: FeatureIds) -> FeatureIds:
+        ids = change(self.ids)
+
+        def moved(part: FeatureIds, piece: torch.Tensor) -> FeatureIds:
             lengths = change(part.lengths) if isinstance(part.lengths, torch.Tensor) else part.lengths
             weights = None if part.weights is None else change(part.weights)
-            return part._replace(ids=change(part.ids), lengths=lengths, weights=weights)
+            # The ids of all features are those of the parts, so what has been moved once is cut rather than moved again.
+            return part._replace(ids=piece if part.ids.dtype == ids.dtype else change(part.ids), lengths=lengths, weights=weights)
 
-        return IdBatch(change(self.ids), tuple(moved(part) for part in self.parts), self.features)
+        parts = zip(self.parts, ids.split(self.sizes), strict=True)
+        return IdBatch(ids, tuple(moved(part, piece) for part, piece in parts), self.features)
 
 
 def read_features(batch: Any, features: Sequence[Feature], device: torch.device) -> tuple[FeatureIds, ...]:

@@ -19,6 +19,8 @@ PAGES: dict[str, dict[str, str]] = {
         "shard": "",
         "unshard": "",
         "IdBatch": "of to pin_memory",
+        "Collate": "__call__",
+        "Collated": "lengths to pin_memory",
         "Hashing": "__call__",
         "Vocabulary": "build from_files save load __call__",
     },

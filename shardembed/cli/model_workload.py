@@ -35,6 +35,7 @@ from shardembed.tables import TableConfig
 if TYPE_CHECKING:
     from shardembed.recipes.config import Config
     from shardembed.recipes.ctr_config import CtrConfig
+    from shardembed.recipes.sequence_config import SequenceConfig
 
 BATCH = 65_536  # samples a step over all ranks, where nothing says how many
 IDS_A_BAG, IDS_A_LOOKUP = 10.0, 1.0  # of a pooled feature, and of one that is not, where nothing says how many
@@ -109,10 +110,13 @@ def of_training(path: str | Path, ranks: int) -> Workload:
     from shardembed.recipes.ctr_config import CtrConfig
     from shardembed.recipes.data.choose import open_source
     from shardembed.recipes.data.interactions import scan
+    from shardembed.recipes.sequence_config import SequenceConfig
 
     settings = config.load(path)
     if isinstance(settings, CtrConfig):
         return _clicks(settings)
+    if isinstance(settings, SequenceConfig):
+        return _sequences(settings, ranks)
     data = scan(open_source(settings.data), settings.data.holdout_seed)
     return _two_towers(settings, data.user_counts, data.item_counts, ranks)
 
@@ -133,13 +137,34 @@ def _clicks(settings: CtrConfig) -> Workload:
     return Workload(settings.name or "training", settings.train.global_batch_size, loads, wire_dtype)
 
 
-def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: int) -> Workload:
+def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
+    """Of a model that predicts the next item: one table, looked up with whole sequences and with negatives."""
+    from shardembed.recipes.data.choose import open_source
+    from shardembed.recipes.data.sequences import scan
+    from shardembed.recipes.models.sasrec import table_configs
+
+    data, model, batch = scan(open_source(settings.data)), settings.model, settings.train.global_batch_size
+    items, lengths = data.last(data.training_users, model.max_length + 1)
+    negatives = model.negatives * ranks / batch  # a sequence
+    asked = _with_negatives(np.bincount(items, minlength=data.items), data.item_counts, negatives * len(lengths))
+    (table,) = table_configs(model, data.items)
+    loads = (TableLoad(table, (float(lengths.mean()), negatives), Counts(asked), optimizer=settings.optimizer.tables.build()),)
+    wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
+    return Workload(settings.name or "training", batch, loads, wire_dtype)
+
+
+def _with_negatives(asked: np.ndarray, counts: np.ndarray, negatives: float) -> np.ndarray:
+    """How often each item is asked for when so many negatives come on top, which are drawn by `counts`."""
     from shardembed.recipes.models.sampling import POWER, SMOOTHING
 
+    popular = (counts + SMOOTHING) ** POWER
+    return asked + np.rint(negatives * popular / popular.sum()).astype(np.int64)
+
+
+def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: int) -> Workload:
     batch, model, optimizer = settings.train.global_batch_size, settings.model, settings.optimizer.tables.build()
     negatives = model.negatives * ranks / batch  # a sample
-    popular = (items + SMOOTHING) ** POWER
-    asked = items + np.rint(negatives * items.sum() * popular / popular.sum()).astype(np.int64)
+    asked = _with_negatives(items, items, negatives * items.sum())
     dtype, dim = getattr(torch, model.table_dtype), model.embedding_dim
     loads = (
         TableLoad(TableConfig("user", len(users), dim, pooling=None, dtype=dtype), (1.0,), Counts(users), optimizer=optimizer),

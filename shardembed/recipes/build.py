@@ -12,18 +12,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.comm import Comm, default_device
-from shardembed.recipes.common import DenseOptimizerConfig, JobConfig, PlacementConfig
+from shardembed.recipes.common import EVERY, DenseOptimizerConfig, JobConfig, PlacementConfig
 from shardembed.recipes.config import Config
-from shardembed.recipes.ctr_config import EVERY, CtrConfig
+from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
 from shardembed.recipes.data.criteo.rows import Clicks
 from shardembed.recipes.data.interactions import Interactions
+from shardembed.recipes.data.sequences import Sequences
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.data.stream import rank_slice
+from shardembed.recipes.data.stream import rank_slice, rank_start
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sampling import NegativeSampler
+from shardembed.recipes.models.sasrec import Sasrec, SequenceBatch, dropout_of
 from shardembed.recipes.models.two_tower import Batch, TwoTower
+from shardembed.recipes.sequence_config import SEQUENCE_TABLES, SequenceConfig
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,30 @@ class CtrJob(TrainingJob):
         return self.encoder(rank_slice(chunk, se.rank(), se.world_size()), len(chunk), default_device())
 
 
+@dataclass(frozen=True)
+class SequenceJob(TrainingJob):
+    """That of a model which predicts the next item."""
+
+    model: Sasrec
+    sampler: NegativeSampler
+    data: Sequences
+    config: SequenceConfig
+
+    def _batch(self, chunk: np.ndarray, step: int) -> SequenceBatch:
+        device, settings = self.model.log_expected.device, self.config.model
+        longest = settings.max_length + 1  # the last of them is only a target
+        first, end = (rank_start(len(chunk), rank, se.world_size()) for rank in (se.rank(), se.rank() + 1))
+        items, lengths = self.data.last(chunk[first:end], longest)
+        targets = int(np.minimum(self.data.user_counts[chunk], longest).sum()) - len(chunk)
+        return SequenceBatch(
+            torch.from_numpy(items).to(device),
+            torch.from_numpy(lengths),
+            self.sampler.draw(step).to(device),
+            targets,
+            dropout_of(settings, self.config.train.seed, step, first),
+        )
+
+
 def build(config: Config, data: Interactions) -> Job:
     """The model and everything that trains it. Collective.
 
@@ -110,6 +137,22 @@ def build_ctr(config: CtrConfig, data: ClickData) -> CtrJob:
     return CtrJob(model, *_trained(model, config), encoder)
 
 
+def build_sequence(config: SequenceConfig, data: Sequences) -> SequenceJob:
+    """As `build`."""
+    sampler = NegativeSampler(data.item_counts, config.model.negatives, config.train.seed)
+    model = Sasrec(
+        config.model,
+        data.items,
+        sampler.log_expected,
+        autocast=_dtype(config.train.autocast),
+        optimizer=config.optimizer.tables.build(),
+        plan=placements(config),
+        wire_dtype=_dtype(config.wire_dtype),
+        seed=config.train.seed,
+    ).to(default_device())
+    return SequenceJob(model, *_trained(model, config), sampler, data, config)
+
+
 def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module, se.Optimizer]:
     """What a step calls, and what then steps."""
     parameters = list(model.parameters())
@@ -128,9 +171,9 @@ def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module
 
 def placements(config: JobConfig) -> dict[str, se.Placement]:
     """The placements that are not left to the default plan, by table."""
-    if isinstance(config, CtrConfig):
-        named = config.plan.root
-        wanted = {table: named.get(table) or named.get(EVERY) or PlacementConfig() for table in config.data.categories}
+    if isinstance(config, CtrConfig | SequenceConfig):
+        named, tables = config.plan.root, SEQUENCE_TABLES if isinstance(config, SequenceConfig) else config.data.categories
+        wanted = {table: named.get(table) or named.get(EVERY) or PlacementConfig() for table in tables}
     else:
         assert isinstance(config, Config)
         wanted = {"user": config.plan.user, "item": config.plan.item}

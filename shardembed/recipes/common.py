@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, RootModel, ValidationInfo, field_validator, model_validator
 from pydantic_core import CoreSchema
 
+from shardembed.explain import nearest
 from shardembed.sections import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
 KINDS = {  # kind -> the settings it takes beside `packing`
@@ -18,6 +19,7 @@ KINDS = {  # kind -> the settings it takes beside `packing`
     "grid": ("strips", "ranks", "strided"),
     "replicated": (),
 }
+EVERY = "*"  # in a plan: all tables that it does not name
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -101,6 +103,26 @@ class PlacementConfig(Section):
         return or_text(handler(schema), list(KINDS))
 
 
+class TablesPlanConfig(RootModel[dict[str, PlacementConfig]]):
+    """Where the tables lie: `auto`, one kind for all, or placements by table; "*" stands for all that are not named."""
+
+    model_config = {"frozen": True, "strict": True}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in KINDS:
+                known = ", ".join(KINDS)
+                raise ValueError(f"{value!r} is not one of {known}{nearest(value, KINDS)} (or write a mapping by table)")
+            return {} if value == "auto" else {EVERY: value}
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return or_text(handler(schema), list(KINDS))
+
+
 class CheckpointConfig(Section):
     """A checkpoint every so many steps, of which the newest `keep` stay. `every_steps: null` saves none, and resumes nothing."""
 
@@ -134,6 +156,13 @@ class LogConfig(Section):
     tensorboard: bool = False
 
 
+class RankingConfig(EvaluationConfig):
+    """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash."""
+
+    k: Count = 20
+    users: Count | None = None
+
+
 class JobConfig(Section):
     """A whole training job; its kinds say what data, model, plan and evaluation are."""
 
@@ -153,6 +182,16 @@ class JobConfig(Section):
 def or_text(schema: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """The JSON schema of a section that has a short form: one of `texts`."""
     return {"anyOf": [{"enum": texts}, schema], **({"default": schema["default"]} if "default" in schema else {})}
+
+
+def check_tables(named: dict[str, Any], tables: tuple[str, ...] | None, *others: str) -> None:
+    """
+    Raises:
+        ValueError: `named` has one that is neither among `tables` nor `others`.
+    """
+    for name in named:
+        if tables is not None and name not in (*tables, *others):
+            raise ValueError(f"there is no table {name!r}{nearest(name, tables)}; the tables are {', '.join(tables)}")
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:

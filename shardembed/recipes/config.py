@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import CoreSchema
@@ -16,12 +16,14 @@ from pydantic_core import CoreSchema
 from shardembed import located
 from shardembed.errors import ConfigError
 from shardembed.explain import explain, nearest
-from shardembed.recipes.common import EvaluationConfig, JobConfig, PlacementConfig, Seed, TrainConfig, or_text
+from shardembed.recipes.common import JobConfig, PlacementConfig, RankingConfig, Seed, TrainConfig, or_text
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
+from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.sections import Count, Float, NotNegative, Rate, Section
 
 TABLES = ("user", "item")
-MODELS = ("two_tower", *CTR_MODELS)
+MODELS = ("two_tower", *CTR_MODELS, *SEQUENCE_MODELS)
+AnyConfig: TypeAlias = "Config | CtrConfig | SequenceConfig"
 
 
 class GeneratorConfig(Section):
@@ -82,13 +84,6 @@ class PlanConfig(Section):
         return or_text(handler(schema), ["auto"])
 
 
-class EvalConfig(EvaluationConfig):
-    """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash."""
-
-    k: Count = 20
-    users: Count | None = None
-
-
 class Config(JobConfig):
     """A whole training job of a two-tower model."""
 
@@ -96,10 +91,10 @@ class Config(JobConfig):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     plan: PlanConfig = PlanConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: RankingConfig = RankingConfig()
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config | CtrConfig:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """Read a configuration file and apply `--set` overrides (`"train.epochs=3"`), in order. `model.kind` says which kind of job it
     is.
 
@@ -112,7 +107,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config | CtrConfig:
     if document.values.get("name") is None:
         document.values["name"] = Path(path).stem
     kind = _kind(document)
-    root = CtrConfig if kind in CTR_MODELS else Config
+    root = CtrConfig if kind in CTR_MODELS else SequenceConfig if kind in SEQUENCE_MODELS else Config
     try:
         return root.model_validate(document.values)
     except ValidationError as error:
@@ -121,7 +116,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config | CtrConfig:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a configuration file, for editors."""
-    found = TypeAdapter(Config | CtrConfig).json_schema()
+    found = TypeAdapter(Config | CtrConfig | SequenceConfig).json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "shardembed train", **found}
 
 

@@ -10,33 +10,28 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
-    GetJsonSchemaHandler,
-    RootModel,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema
 
-from shardembed.explain import nearest
 from shardembed.recipes.common import (
-    KINDS,
+    EVERY,
     EvaluationConfig,
     Fraction,
     JobConfig,
     Names,
-    PlacementConfig,
     Seed,
+    TablesPlanConfig,
     TrainConfig,
-    or_text,
+    check_tables,
 )
 from shardembed.sections import Count, Float, NotNegative, Section, check_belongs
 
 CTR_MODELS = ("dlrm", "dcnv2")
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
-EVERY = "*"  # in a plan: all tables that it does not name
 Paths = Annotated[
     tuple[str, ...] | None,
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
@@ -127,7 +122,7 @@ class CtrDataConfig(Section):
     @field_validator("ids")
     @classmethod
     def _known(cls, value: IdsConfig, info: ValidationInfo) -> IdsConfig:
-        _check_tables(value.tables, info.data.get("categories"))
+        check_tables(value.tables, info.data.get("categories"))
         return value
 
     @model_validator(mode="after")
@@ -161,26 +156,6 @@ class CtrTrainConfig(TrainConfig):
     epochs: Count = 1
 
 
-class TablesPlanConfig(RootModel[dict[str, PlacementConfig]]):
-    """Where the tables lie: `auto`, one kind for all, or placements by table; "*" stands for all that are not named."""
-
-    model_config = {"frozen": True, "strict": True}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            if value not in KINDS:
-                known = ", ".join(KINDS)
-                raise ValueError(f"{value!r} is not one of {known}{nearest(value, KINDS)} (or write a mapping by table)")
-            return {} if value == "auto" else {EVERY: value}
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return or_text(handler(schema), list(KINDS))
-
-
 class CtrConfig(JobConfig):
     """A whole training job of a model that predicts clicks."""
 
@@ -194,11 +169,5 @@ class CtrConfig(JobConfig):
     @classmethod
     def _known(cls, value: TablesPlanConfig, info: ValidationInfo) -> TablesPlanConfig:
         data = info.data.get("data")
-        _check_tables(value.root, data.categories if data is not None else None, EVERY)
+        check_tables(value.root, data.categories if data is not None else None, EVERY)
         return value
-
-
-def _check_tables(named: dict[str, Any], tables: tuple[str, ...] | None, *others: str) -> None:
-    for name in named:
-        if tables is not None and name not in (*tables, *others):
-            raise ValueError(f"there is no table {name!r}{nearest(name, tables)}; the tables are {', '.join(tables)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +34,16 @@ class ClickEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         found = self.metrics.to_json()
-        known = {} if self.generator_auc is None else {"generator_auc": self.generator_auc}
+        best = self.generator_auc
+        known = {} if best is None else {"generator_auc": None if math.isnan(best) else best}
         return {**{name: found[name] for name in found if name != "rows"}, **known, "evaluated_rows": self.metrics.rows}
 
     def show(self, console: Console) -> None:
         found = self.metrics
+        if math.isnan(found.auc):
+            console.print(
+                "\nno AUC: it needs clicks and others among the rows for validation, and predictions that are numbers", style="bold"
+            )
         console.print(f"\n{found.rows:,} rows for validation, {found.click_rate:.2%} of them clicks", style="bold", highlight=False)
         best = "" if self.generator_auc is None else f" (the generating model's: {self.generator_auc:.4f})"
         console.print(f"AUC                 {found.auc:.4f}{best}", highlight=False)

@@ -13,7 +13,10 @@ import shardembed as se
 from shardembed.comm import default_device
 from shardembed.errors import ConfigError, DataError
 from shardembed.recipes.common import JobConfig
+from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
+from shardembed.recipes.data.stream import rank_start
+from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CHECKPOINTS
 from shardembed.recipes.tasks import CtrTask, prepare
 
@@ -34,8 +37,8 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
         CheckpointError: the checkpoint cannot be loaded.
     """
     comm = se.init()
-    if predictions is not None and config.model.kind == "two_tower":
-        raise ConfigError("--predict: a two-tower model ranks items and predicts no clicks; leave --predict out")
+    if predictions is not None and not isinstance(config, CtrConfig):
+        raise ConfigError(f"--predict: a {MODELS[config.model.kind]} ranks items and predicts no clicks; leave --predict out")
     if predictions is not None and any(Path(predictions).glob("part-*.parquet")):  # on every rank, before any of them writes
         raise ConfigError(f"--predict: {predictions} holds predictions already; name another folder, or remove them")
     task = prepare(config, comm)
@@ -76,8 +79,7 @@ def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
     # A rank that cannot write goes on, since predicting is collective.
     for clicks, logits in predicted(job, task.data, size):
         total = min(size, task.data.validation_rows - first)
-        share, rest = divmod(total, comm.world_size)
-        row = first + comm.rank * share + min(comm.rank, rest)
+        row = first + rank_start(total, comm.rank, comm.world_size)
         first += total
         columns = [np.arange(row, row + len(clicks)), clicks.labels, 1 / (1 + np.exp(-logits, dtype=np.float32))]
         try:

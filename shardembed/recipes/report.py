@@ -19,7 +19,7 @@ from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
 
-MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2"}
+MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "sasrec": "SASRec model"}
 MAX_RANKS_SHOWN = 8
 MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
 MAX_PLAN = 40  # tables that are listed
@@ -183,10 +183,12 @@ class ProgressReport:
             self._console.print(f"step {step}/{self._steps}  {said}", highlight=False)
 
 
-def show_retrieval(console: Console, k: int, model: Score, popularity: Score) -> None:
-    """The model against the baseline."""
+def show_retrieval(console: Console, k: int, model: Score, popularity: Score, generator: Score | None = None) -> None:
+    """The model against the baseline, and against what made the data where that is known."""
     table = _table(f"{model.users:,.0f} users, one held-out item each", ["", f"recall@{k}", f"NDCG@{k}"])
-    for name, one in (("model", model), ("popularity", popularity)):
+    for name, one in (("model", model), ("popularity", popularity), ("generator", generator)):
+        if one is None:
+            continue
         table.add_row(name, f"{one.recall:.4f}", f"{one.ndcg:.4f}")
     ratios = (
         f"{mine / theirs:.1f}x" if theirs else "-"

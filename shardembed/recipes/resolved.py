@@ -33,8 +33,10 @@ def _set(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _short(plan: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _short(plan: dict[str, dict[str, Any]]) -> dict[str, Any] | str:
     """The short form of placements that are no more than their kind."""
+    if not plan:
+        return "auto"
     return {table: placement["kind"] if len(placement) == 1 else placement for table, placement in plan.items()}
 
 

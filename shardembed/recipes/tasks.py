@@ -11,21 +11,29 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import numpy as np
 from rich.console import Console
 
 from shardembed.comm import Comm, default_device
 from shardembed.recipes import ctr_evaluate, evaluate, report
-from shardembed.recipes.build import CtrJob, Job, TrainingJob, build, build_ctr
+from shardembed.recipes.build import CtrJob, Job, SequenceJob, TrainingJob, build, build_ctr, build_sequence
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data import sequences
 from shardembed.recipes.data.bad import Dropped
+from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.criteo import clicks
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import Encoder
 from shardembed.recipes.data.interactions import Interactions, global_batches, scan
-from shardembed.recipes.models import ctr, two_tower
+from shardembed.recipes.data.sequences import Sequences
+from shardembed.recipes.metrics import History
+from shardembed.recipes.models import ctr, sasrec, two_tower
+from shardembed.recipes.models.index import ItemIndex
+from shardembed.recipes.models.next_items import NextItems
+from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.tables import TableConfig
 
 
@@ -141,10 +149,10 @@ class TwoTowerTask(Task):
         return build(self.config, self.data)
 
     def evaluate(self, job: Job) -> Evaluated:
-        return evaluate.evaluate(job.model, self.data, self.config.eval, self.config.data.holdout_seed)
+        return evaluate.evaluate(ItemIndex(job.model), self.data, self.config.eval, self.config.data.holdout_seed)
 
     def evaluates(self) -> str:
-        return f"{min(len(self.data.held_users), self.config.eval.users or self.data.users):,} users"
+        return _users(len(self.data.held_users), self.config.eval.users)
 
 
 @dataclass(frozen=True)
@@ -190,9 +198,62 @@ class CtrTask(Task):
         return f"{self.data.validation_rows:,} rows"
 
 
+@dataclass(frozen=True)
+class SequenceTask(Task):
+    config: SequenceConfig
+    data: Sequences
+
+    @property
+    def training_rows(self) -> int:
+        return len(self.data.training_users)
+
+    def epoch(self, epoch: int) -> Iterator[Sized]:
+        settings = self.config.train
+        return self.data.batches(settings.global_batch_size, settings.seed, epoch)
+
+    def counted(self) -> str:
+        return self.data.describe()
+
+    def described(self) -> list[str]:
+        data = self.data
+        counted = f"{data.rows:,} interactions of {data.users:,} users with {data.items:,} items"
+        parts = f"{self.training_rows:,} sequences to train on, {len(data.held_users):,} last items held out"
+        return [data.source.name, counted, parts, *report.dropped_lines(data.dropped, data.rows)]
+
+    def tables(self) -> list[TableConfig]:
+        return sasrec.table_configs(self.config.model, self.data.items)
+
+    def build(self) -> SequenceJob:
+        return build_sequence(self.config, self.data)
+
+    def evaluate(self, job: SequenceJob) -> Evaluated:
+        config, data = self.config, self.data
+        ranker = NextItems(job.model, data, config.model.max_length)
+        known = _ranked_by(data.source, data) if isinstance(data.source, PlantedSequences) else None
+        return evaluate.evaluate(ranker, data, config.eval, config.train.seed, config.eval.repeats, known)
+
+    def evaluates(self) -> str:
+        return _users(len(self.data.held_users), self.config.eval.users)
+
+
+def _ranked_by(chain: PlantedSequences, data: Sequences) -> evaluate.Oracle:
+    """How the chain that made the data ranks the held-out items."""
+
+    def positions(users: np.ndarray, held: np.ndarray, history: History) -> np.ndarray:
+        return chain.positions(data.last(users, 1)[0], held, history)
+
+    return positions
+
+
+def _users(held: int, limit: int | None) -> str:
+    return f"{min(held, limit or held):,} users"
+
+
 def prepare(config: JobConfig, comm: Comm) -> Task:
     """Scan the data of a job. Collective."""
     if isinstance(config, CtrConfig):
         return CtrTask(config, clicks.scan(config.data, comm, default_device()))
+    if isinstance(config, SequenceConfig):
+        return SequenceTask(config, sequences.scan(open_source(config.data)))
     assert isinstance(config, Config)
     return TwoTowerTask(config, scan(open_source(config.data), config.data.holdout_seed))

@@ -17,8 +17,8 @@ from rich.console import Console
 from shardembed.errors import ConfigError
 from shardembed.recipes import runs, train
 from shardembed.recipes.build import Job
-from shardembed.recipes.common import CheckpointConfig
-from shardembed.recipes.config import Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, TrainConfig
+from shardembed.recipes.common import CheckpointConfig, RankingConfig
+from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
 from shardembed.recipes.data.source import Chunk
 from tests.harness import run_ranks
 
@@ -36,7 +36,7 @@ def config(run_dir: str) -> Config:
         model=ModelConfig(embedding_dim=8, negatives=32, towers=(6,)),
         train=TrainConfig(epochs=3, global_batch_size=100, max_steps=STEPS),
         checkpoint=CheckpointConfig(every_steps=5),
-        eval=EvalConfig(k=5),
+        eval=RankingConfig(k=5),
         run_dir=run_dir,
     )
 

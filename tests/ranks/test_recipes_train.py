@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from shardembed.recipes import train
+from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.config import (
     Config,
     DataConfig,
-    EvalConfig,
     GeneratorConfig,
     ModelConfig,
     PlanConfig,
@@ -29,7 +29,7 @@ def summary_of(rank: int, world_size: int, run_dir: str, towers: tuple[int, ...]
         model=ModelConfig(embedding_dim=8, negatives=32, towers=towers),
         train=TrainConfig(epochs=3, global_batch_size=batch_size, max_steps=25),
         plan=PlanConfig.model_validate({"user": plan, "item": plan}),
-        eval=EvalConfig(k=5),
+        eval=RankingConfig(k=5),
         run_dir=run_dir,
     )
     return train.run(config, Console(file=io.StringIO()))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -128,11 +132,28 @@ def test_a_bad_row_of_a_parquet_file_is_named_or_skipped(tmp_path: Path) -> None
     assert found.dropped.kinds == {"no label": 1, "no category": 1}
 
 
+def packed_tar() -> bytes:
+    packed, data = io.BytesIO(), "\n".join(GOOD).encode()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        member = tarfile.TarInfo("train.txt")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("a.txt", b"label\tI1\tI2\tC1\tC2\tC3\n1\t1\t1\t1\t1\t1\n", "a.txt:1: .*files of this layout have no header line"),
-        ("a.txt", b"1,2,3\n", r"a.txt:1: 1 field\(s\), but a row has 6"),
+        ("a.txt", b"1,2,3\n", r"a.txt:1: 1 field\(s\), but a row has 6: [^;]*$"),
+        ("a.csv", b"1,2,3,a,b,c\n", "a.csv:1: .* with a tab between two; this one has commas there: replace them, or write"),
+        ("a.txt", b"1 2 3 a b c\n", "this one has blanks there"),
+        ("a.zip", b"PK\x03\x04rest", "a.zip: is a zip archive; unpack it"),
+        ("a.txt", bz2.compress(GOOD[0].encode()), "a.txt: is compressed with bzip2; unpack it"),
+        ("a.txt", lzma.compress(GOOD[0].encode()), "a.txt: is compressed with xz"),
+        ("a.txt", b"PAR1rest", "a.txt: is a Parquet file; give it the suffix .parquet"),
+        ("a.txt", GOOD[0].encode("utf-16"), "a.txt: is UTF-16; convert it to UTF-8"),
+        ("a.tar.gz", packed_tar(), "a.tar.gz: is a tar archive; unpack it"),
         ("a.txt.gz", gzip.compress(GOOD[0].encode() * 9)[:-9], "a.txt.gz: cannot read"),
         ("a.parquet", b"1\t1\n", "a.parquet: cannot read the file"),
         ("b.txt", None, "b.txt: cannot read the file: No such file"),
@@ -147,11 +168,34 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, data: by
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("bad", [[], ["1\t2"]])
+def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path: Path, bad: list[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join([*GOOD, *bad]), encoding="utf-8-sig")
+    assert read(path, skip=True).labels.tolist() == [1, 0, 0]
+
+
+def test_a_column_without_any_value_is_missing_in_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    large = pa.array([(1 << 63) - 1, 1 << 63], pa.uint64())
+    columns = {"label": [1, 0], "I1": pa.nulls(2), "I2": [1, 2], "C1": ["a", "b"], "C2": pa.nulls(2), "C3": large}
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(
+        DataError, match=r"row 1 \(from 0\), column 'C3': 9223372036854775808 is no category: integers must be above"
+    ):
+        read(path)
+    found = read(path, skip=True)
+    np.testing.assert_array_equal(found.integers, np.array([[np.nan, 1]], np.float32))
+    assert found.categories.tolist() == [[10, MISSING, (1 << 63) - 1]]
+
+
 def test_a_column_that_is_missing_is_named_with_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"Label": [1], "I1": [1], "I2": [1], "C1": [1], "C2": [1], "C3": [1.5]}), path)
     with pytest.raises(DataError, match=r"no column 'label' \(data.label\); did you mean 'Label'\?"):
         read(path)
+    with pytest.raises(DataError, match=r"no column 'C4' \(data.categories\); did you mean 'C3'"):  # C1 is read already
+        read(path, schema=Schema("Label", SCHEMA.integers, ("C1", "C2", "C4")))
     with pytest.raises(DataError, match=r"column 'C3' \(data.categories\) holds double"):
         read(path, schema=Schema("Label", SCHEMA.integers, SCHEMA.categories))
     with pytest.raises(DataError, match="is named twice"):

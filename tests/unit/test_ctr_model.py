@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ import shardembed as se
 from shardembed.comm import Comm
 from shardembed.recipes.common import EvaluationConfig, ScheduleConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, CtrModelConfig, PlantedConfig
+from shardembed.recipes.ctr_evaluate import ClickEvaluation
 from shardembed.recipes.ctr_metrics import auc, measure
 from shardembed.recipes.data.criteo.clicks import scan
 from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
@@ -92,6 +95,10 @@ def test_metrics_that_are_not_defined_are_none() -> None:
     nothing = measure(np.empty(0, np.float32), np.empty(0, np.int8), Comm.of(), CPU).to_json()
     assert nothing == {"rows": 0, **dict.fromkeys(("auc", "normalized_entropy", "log_loss", "click_rate", "calibration"))}
     assert measure(np.ones(3, np.float32), np.ones(3, np.int8), Comm.of(), CPU).to_json()["auc"] is None
+    assert (
+        ClickEvaluation(measure(np.ones(3, np.float32), np.ones(3, np.int8), Comm.of(), CPU), math.nan).to_json()["generator_auc"]
+        is None
+    )
     assert np.isnan(auc(np.array([np.nan, 1], np.float32), np.array([0, 1]), Comm.of(), CPU))
     assert auc(np.array([0.0, -0.0], np.float32), np.array([0, 1]), Comm.of(), CPU) == 0.5
 

@@ -27,6 +27,7 @@ FLOORS = {
     0: [
         *(
             "_version",
+            "collate",
             "errors",
             "explain",
             "hashing",

@@ -1,4 +1,4 @@
-"""Twenty-four wrong configurations and data files, each with the message it gives: where it is, and what is near."""
+"""Thirty-one wrong configurations and data files, each with the message it gives: where it is, and what is near."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shardembed.cli import failures, launch, main
 COLUMNS = "data: {path: DATA, integers: [I1], categories: [C1, C2]"
 CLICKS = COLUMNS + "}\nmodel: {kind: dlrm, embedding_dim: 4}\n"
 PAIRS = "data: {path: DATA}\nmodel: {embedding_dim: 4}\n"
+LOGS = "data: {path: DATA}\nmodel: {kind: sasrec, embedding_dim: 4}\n"
 GOOD = "1\t3\tab\tcd\n0\t\t\tab\n" * 20
 
 
@@ -23,7 +24,7 @@ def clicks_table(**columns: object) -> Callable[[Path], None]:
 
 
 CONFIGS = {
-    "model: {kind: dlmr}\n": ":1:9: model.kind: 'dlmr' is not one of two_tower, dlrm, dcnv2; did you mean 'dlrm'?",
+    "model: {kind: dlmr}\n": ":1:9: model.kind: 'dlmr' is not one of two_tower, dlrm, dcnv2, sasrec; did you mean 'dlrm'?",
     "model:\n  kind: dlrm\n  botom: [8]\n": ":3:3: unknown key 'botom' in model; did you mean 'bottom'?",
     "model: {kind: dlrm, cross_rank: 8}\n": ":1:21: model.cross_rank: dlrm takes no 'cross_rank'",
     "model: {kind: dcnv2}\neval: {k: 20}\n": ":2:8: unknown key 'k' in eval",
@@ -38,6 +39,9 @@ CONFIGS = {
     "model: {kind: dlrm}\nplan: rowwise\n": ":2:1: plan: 'rowwise' is not one of auto, table_wise, row_wise",
     "model: {kind: dlrm}\ndata: {integers: [a, a]}\n": ":2:8: data.integers: 'a' occurs twice",
     "model: {kind: dlrm}\ndata: {user: who}\n": ":2:8: unknown key 'user' in data",
+    "model: {kind: sasrec, heads: 3}\n": ":1:23: model.heads: 3 heads do not divide embedding_dim 64; each takes an equal part",
+    "model: {kind: sasrec}\nplan: {user: row_wise}\n": ":2:1: plan: there is no table 'user'",
+    "model: {kind: sasrec}\ndata: {times: when}\n": ":2:8: unknown key 'times' in data; did you mean 'time'?",
 }
 FILES = {
     ("a.txt", "1\t3\tab\tcd\n2\t3\tab\tcd\n"): ":2: column 'label' (field 1): '2' is no label, which is 0 or 1",
@@ -54,6 +58,9 @@ FILES = {
     ("i.parquet", clicks_table(C1=["a", "x"])): ": row 1 (from 0), column 'C1': 'x' is no category",
     ("j.parquet", clicks_table(I1=["1", "2"])): ": column 'I1' (data.integers) holds string, of which no integers can be made",
     ("k.csv", "usr_id,item_id\n1,2\n"): ": there is no column 'user_id' (data.user); did you mean 'usr_id'?",
+    ("m.csv", "user_id,item_id,timestamp\n1,2,monday\n"): ":2: column 'timestamp': 'monday' is no time",
+    ("n.csv", "user_id,item_id,time\n1,2,3\n"): ": there is no column 'timestamp' (data.time); did you mean 'time'?",
+    ("o.csv", "user_id,item_id,timestamp\n1,2,3\n2,2,4\n"): ": no user has three interactions: one is held out",
     ("l.csv", "user_id,item_id\n1,2\n1,-2\n"): ":3: column 'item_id': -2 is negative; number users and items from 0",
 }
 
@@ -95,6 +102,7 @@ def test_a_wrong_data_file_is_told_with_its_place(
     else:
         content(data)
     path = tmp_path / "job.yaml"
-    path.write_text((PAIRS if name.endswith(".csv") else CLICKS).replace("DATA", str(data)) + f"run_dir: {tmp_path / 'runs'}\n")
+    job = CLICKS if not name.endswith(".csv") else LOGS if name in ("m.csv", "n.csv", "o.csv") else PAIRS
+    path.write_text(job.replace("DATA", str(data)) + f"run_dir: {tmp_path / 'runs'}\n")
     assert f"{data}{message}" in told(capsys, path, *["--dry-run"] * dry)
     assert not (tmp_path / "runs").exists()

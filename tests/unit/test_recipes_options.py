@@ -77,7 +77,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 def test_the_schema_takes_our_files_and_refuses_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     schema = printed(capsys, "--schema")
-    assert len(CONFIGS) == 2
+    assert len(CONFIGS) == 3
     for path in CONFIGS:
         # Numbers such as 2e-3 are texts for PyYAML; what a configuration is filled up to has none.
         assert main(["train", str(path), "--print-config"]) == 0
@@ -108,8 +108,11 @@ def test_a_dry_run_plans_and_counts_and_leaves_nothing(job: Path, capsys: pytest
     assert all(one["state"] == 2 * one["weights"] for one in found["memory"])
     assert found["fullest_rank"]["bytes"] >= found["memory"][found["fullest_rank"]["rank"]]["weights"]
     assert not (job.parent / "runs").exists()
-    two_tower = [CONFIGS[-1], "--dry-run", "--ranks", 2, "--set", "data.generator.interactions=9000"]
-    assert printed(capsys, *two_tower)["tables"].keys() == {"user", "item"}
+    for path, setting, tables in (
+        (CONFIGS[1], "data.generator.interactions=9000", {"user", "item"}),
+        (CONFIGS[2], "data.generator.users=500", {"item"}),
+    ):
+        assert printed(capsys, path, "--dry-run", "--ranks", 2, "--set", setting)["tables"].keys() == tables
 
 
 def test_a_dry_run_shows_a_plan_that_cannot_be(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +159,8 @@ def test_a_run_is_resumed_evaluated_and_its_predictions_written(job: Path, capsy
     ("words", "message"),
     [
         (["--predict", "x"], "--predict goes with --evaluate CHECKPOINT"),
-        ([CONFIGS[-1], "--evaluate", "x", "--predict", "y"], "a two-tower model ranks items"),
+        ([CONFIGS[1], "--evaluate", "x", "--predict", "y"], "a two-tower model ranks items"),
+        ([CONFIGS[2], "--evaluate", "x", "--predict", "y"], "a SASRec model ranks items"),
         (None, "which configuration?"),
     ],
 )

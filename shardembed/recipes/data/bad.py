@@ -55,18 +55,19 @@ def problem_of(value: object) -> tuple[str, str] | None:
     if not text:
         return "missing", "the value is missing; remove the row or fill it in"
     if not re.fullmatch(r"-?[0-9]+", text):
-        return "not an integer", f"{_short(text)!r} is not an integer; number users and items from 0"
+        return "not an integer", f"{short(text)!r} is not an integer; number users and items from 0"
     digits = text.lstrip("-").lstrip("0")
     if text[0] == "-" and digits:
-        return "negative", f"{_short(text)} is negative; number users and items from 0"
+        return "negative", f"{short(text)} is negative; number users and items from 0"
     # Thousands of digits are not turned into a number: that takes long, and Python refuses.
     if len(digits) > DIGITS or int(digits or "0") > MAX_ID:
         return (
             "too large",
-            f"{_short(text)} is larger than {MAX_ID}; a table has a row for every id up to the largest, so number them from 0",
+            f"{short(text)} is larger than {MAX_ID}; a table has a row for every id up to the largest, so number them from 0",
         )
     return None
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The beginning of a value, for a message."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -5,9 +5,11 @@ from __future__ import annotations
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
+from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.source import Source
+from shardembed.recipes.sequence_config import SequenceDataConfig
 
 
 def check_data(config: JobConfig) -> None:
@@ -22,14 +24,15 @@ def check_data(config: JobConfig) -> None:
         open_source(config.data)
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig | SequenceDataConfig) -> Source:
     """The source that the settings ask for.
 
     Raises:
-        DataError: the file is not there, has an unknown suffix, or lacks one of the two columns.
+        DataError: the file is not there, has an unknown suffix, or lacks one of the columns.
     """
+    sequences = isinstance(config, SequenceDataConfig)
     if config.path is None:
-        return GeneratedInteractions(config.generator)
+        return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator)
     from shardembed.recipes.data.files import FileInteractions  # pyarrow is asked for only here
 
-    return FileInteractions(config.path, config.user, config.item, config.on_bad_row)
+    return FileInteractions(config.path, config.user, config.item, config.on_bad_row, config.time if sequences else None)

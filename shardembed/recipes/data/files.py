@@ -1,8 +1,9 @@
-"""Interactions from CSV, TSV and Parquet files, streamed in record batches: only the two columns, never the whole file."""
+"""Interactions from CSV, TSV and Parquet files, streamed in record batches: only the columns asked for, never the whole file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -18,35 +19,41 @@ try:
     import pyarrow as pa
     from pyarrow import compute, parquet
 
-    from shardembed.recipes.data.text import TextFile, ids_of_text
+    from shardembed.recipes.data.kinds import ids_of_text
+    from shardembed.recipes.data.text import TextFile
 except ImportError as error:
     raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET_SUFFIXES = (".parquet", ".pq")
+SETTINGS = ("data.user", "data.item", "data.time")
 BATCH_ROWS = 1 << 16
 
 
 class FileInteractions:
-    """The two columns of a file; the suffix (.csv, .tsv, .parquet, .pq) tells the format.
+    """Two or three columns of a file; the suffix (.csv, .tsv, .parquet, .pq) tells the format.
 
     Args:
+        time: whole numbers, or dates with or without a time of day; None where times are of no interest.
         on_bad_row: "raise", or "skip" to leave out rows that hold no two ids; the chunks say which ones were.
 
     Raises:
         DataError: on construction, where the file or a column is missing; while reading, for a value that is no id, with its line.
     """
 
-    def __init__(self, path: str | Path, user: str, item: str, on_bad_row: Literal["raise", "skip"] = "raise") -> None:
+    def __init__(
+        self, path: str | Path, user: str, item: str, on_bad_row: Literal["raise", "skip"] = "raise", time: str | None = None
+    ) -> None:
         self._path = Path(path)
-        self._columns = (user, item)
+        self._columns = (user, item) if time is None else (user, item, time)
         self._skip = on_bad_row == "skip"
         suffix = self._path.suffix.lower()
         if suffix not in (*DELIMITERS, *PARQUET_SUFFIXES):
             known = ", ".join((*DELIMITERS, *PARQUET_SUFFIXES))
             raise DataError(f"{path}: the suffix {self._path.suffix!r} tells no known format; use one of {known}")
-        if user == item:
-            raise DataError(f"{path}: data.user and data.item both name the column {user!r}")
+        for one, other in combinations(range(len(self._columns)), 2):
+            if self._columns[one] == self._columns[other]:
+                raise DataError(f"{path}: {SETTINGS[one]} and {SETTINGS[other]} both name the column {self._columns[one]!r}")
         self._text: TextFile | None = None
         try:
             if suffix in DELIMITERS:
@@ -63,13 +70,13 @@ class FileInteractions:
         return str(self._path)
 
     def chunks(self) -> Iterator[Chunk]:
-        for (users, items), problems in self._text_rows() if self._text is not None else self._parquet_rows():
+        for (users, items, *times), problems in self._text_rows() if self._text is not None else self._parquet_rows():
             if problems and not self._skip:
                 raise DataError(problems[0].text)
-            yield Chunk(users, items, Dropped.of(problems))
+            yield Chunk(users, items, Dropped.of(problems), times[0] if times else None)
 
     def _check_columns(self, names: list[str]) -> None:
-        for setting, column in zip(("data.user", "data.item"), self._columns, strict=True):
+        for setting, column in zip(SETTINGS, self._columns, strict=False):
             if column not in names:
                 near = nearest(column, names) or "."
                 raise DataError(
@@ -96,11 +103,11 @@ class FileInteractions:
             raise DataError(f"{self._path}: {error}") from error
 
     def _judged(self, batch: pa.RecordBatch, first_row: int) -> tuple[np.ndarray, list[Problem]]:
-        """The ids of the batch's good rows, int64 `[2, n]`, and what is wrong with the others."""
+        """The values of the batch's good rows, int64 `[columns, n]`, and what is wrong with the others."""
         kept = np.ones(batch.num_rows, bool)
         problems: dict[int, Problem] = {}
-        ids = []
-        for name in self._columns:
+        values = []
+        for name in self._columns[:2]:
             column = batch.column(name)
             if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
                 raise DataError(f"{self._path}: column {name!r} holds {column.type}; ids must be integers")
@@ -111,8 +118,31 @@ class FileInteractions:
                     where = f"{self._path}: row {first_row + row} (from 0), column {name!r}"
                     problems.setdefault(row, Problem(kind, f"{where}: {text}"))
                     kept[row] = False
-            ids.append(found)
-        return np.stack(ids)[:, kept], [problems[row] for row in sorted(problems)]
+            values.append(found)
+        for name in self._columns[2:]:
+            times, absent = self._times(batch.column(name), name)
+            for row in np.flatnonzero(absent).tolist():
+                where = f"{self._path}: row {first_row + row} (from 0), column {name!r}"
+                problems.setdefault(row, Problem("missing", f"{where}: the value is missing; remove the row or fill it in"))
+            kept &= ~absent
+            values.append(times)
+        return np.stack(values)[:, kept], [problems[row] for row in sorted(problems)]
+
+    def _times(self, column: pa.Array, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """int64 `[n]`, and where there is none bool `[n]`."""
+        types = pa.types
+        if types.is_timestamp(column.type) or types.is_date(column.type):
+            column = compute.cast(column, pa.timestamp("us"), safe=False)  # nanoseconds are cut off
+        elif not types.is_integer(column.type):
+            raise DataError(
+                f"{self._path}: column {name!r} (data.time) holds {column.type}; times must be timestamps, dates or integers"
+            )
+        try:
+            whole = compute.cast(column, pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{self._path}: column {name!r} (data.time): {error}; times must fit int64") from error
+        absent = column.is_null().to_numpy(zero_copy_only=False)
+        return compute.fill_null(whole, 0).to_numpy(zero_copy_only=False), absent
 
 
 def _ids(column: pa.Array) -> np.ndarray | None:

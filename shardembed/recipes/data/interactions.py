@@ -20,6 +20,7 @@ from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.source import Chunk, Source, concatenate
 from shardembed.recipes.data.stream import hash_rows, rechunked, shuffled, shuffler
+from shardembed.recipes.metrics import History
 
 NO_ROW = -1
 ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
@@ -65,6 +66,15 @@ class Interactions:
             row += len(chunk)
             yield chunk[kept]
 
+    def histories(self, users: np.ndarray) -> History:
+        """The training items of `users`, by their place in `users`: one pass over the data."""
+        number = np.full(self.users, -1, np.int64)
+        number[users] = np.arange(len(users))
+        kept = concatenate([chunk[number[chunk.users] >= 0] for chunk in self.training()])
+        owners = number[kept.users]
+        order = np.argsort(owners, kind="stable")
+        return History(owners[order], kept.items[order])
+
 
 def scan(source: Source, seed: int) -> Interactions:
     """Count users and items, and hold one interaction out of every user that has at least two.
@@ -81,7 +91,7 @@ def scan(source: Source, seed: int) -> Interactions:
     for chunk in source.chunks():
         dropped += chunk.dropped
         if len(dropped) > ENOUGH_DROPPED:
-            _refuse_wrong_file(source, row + len(chunk), dropped)
+            refuse_wrong_file(source, row + len(chunk), dropped)
         if not len(chunk):
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
@@ -92,7 +102,7 @@ def scan(source: Source, seed: int) -> Interactions:
         user_counts[:users] += np.bincount(chunk.users)
         item_counts[:items] += np.bincount(chunk.items)
         row += len(chunk)
-    _refuse_wrong_file(source, row, dropped)
+    refuse_wrong_file(source, row, dropped)
     if row == 0:
         raise DataError(f"{source.name}: there are no interactions in it")
     users, items = int(np.flatnonzero(user_counts)[-1]) + 1, int(np.flatnonzero(item_counts)[-1]) + 1
@@ -110,7 +120,11 @@ def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: 
     return rechunked(mixed, batch_size, concatenate)
 
 
-def _refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
+def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
+    """
+    Raises:
+        DataError: more rows were dropped than kept.
+    """
     if len(dropped) > kept:
         raise DataError(
             f"{source.name}: {len(dropped):,} of the first {kept + len(dropped):,} rows hold no interaction ({dropped}); "

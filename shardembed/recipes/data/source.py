@@ -13,7 +13,7 @@ from shardembed.recipes.data.bad import NONE, Dropped
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0.
+    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0; `times` int64 `[n]`, where they were asked for.
 
     `dropped` are rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
     """
@@ -21,12 +21,13 @@ class Chunk:
     users: np.ndarray
     items: np.ndarray
     dropped: Dropped = NONE
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Chunk:
-        return Chunk(self.users[rows], self.items[rows])
+        return Chunk(self.users[rows], self.items[rows], times=None if self.times is None else self.times[rows])
 
 
 EMPTY = Chunk(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -35,7 +36,11 @@ EMPTY = Chunk(np.empty(0, np.int64), np.empty(0, np.int64))
 def concatenate(chunks: list[Chunk]) -> Chunk:
     if len(chunks) == 1:
         return chunks[0]
-    return Chunk(np.concatenate([c.users for c in chunks]), np.concatenate([c.items for c in chunks])) if chunks else EMPTY
+    if not chunks:
+        return EMPTY
+    times = [c.times for c in chunks if c.times is not None]
+    users, items = np.concatenate([c.users for c in chunks]), np.concatenate([c.items for c in chunks])
+    return Chunk(users, items, times=np.concatenate(times) if times else None)
 
 
 class Source(Protocol):

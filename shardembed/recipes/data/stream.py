@@ -66,9 +66,13 @@ def shuffler(seed: int, epoch: int) -> np.random.Generator:
 
 def rank_slice(batch: RowsT, rank: int, world_size: int) -> RowsT:
     """The part of a global batch that `rank` gets: contiguous, sizes differ by one at most, possibly empty."""
-    share, rest = divmod(len(batch), world_size)
-    start = rank * share + min(rank, rest)
-    return batch[start : start + share + (rank < rest)]
+    return batch[rank_start(len(batch), rank, world_size) : rank_start(len(batch), rank + 1, world_size)]
+
+
+def rank_start(size: int, rank: int, world_size: int) -> int:
+    """Where in a global batch of `size` the part of `rank` begins."""
+    share, rest = divmod(size, world_size)
+    return rank * share + min(rank, rest)
 
 
 def hash_rows(seed: int, first: int, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Two columns of a CSV or TSV file, in blocks of whole lines: parsed by pyarrow where all is well, line by line where it is not.
+"""Some columns of a CSV or TSV file, in blocks of whole lines: parsed by pyarrow where all is well, line by line where it is not.
 
 A block that pyarrow finds anything wrong with is cut into pieces, and only the pieces that are still bad are read slowly. That
 gives the number of every bad line without reading the file twice, and keeps an unclosed quote from swallowing the lines after it.
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute
 from pyarrow import csv as arrow_csv
 
 from shardembed.errors import DataError
-from shardembed.recipes.data.bad import DIGITS, FIELDS, MAX_ID, Problem, problem_of
+from shardembed.recipes.data.bad import FIELDS, Problem
+from shardembed.recipes.data.kinds import ID, Kind, times_like
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
@@ -32,17 +32,18 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of delimited text with a header line, and where in it the two columns are."""
+    """A file of delimited text with a header line; the columns of it that are read, and what they hold."""
 
     path: Path
     delimiter: str
-    names: tuple[str, str]
+    names: tuple[str, ...]
     header: list[str]
     header_lines: int
+    kinds: tuple[Kind, ...] = (ID, ID)
 
     @staticmethod
-    def open(path: Path, delimiter: str, names: tuple[str, str]) -> TextFile:
-        """Read the header.
+    def open(path: Path, delimiter: str, names: tuple[str, ...]) -> TextFile:
+        """Read the header, and the first row: it says how times are written, which a third column holds.
 
         Raises:
             OSError, DataError: the file or its first line cannot be read.
@@ -53,10 +54,11 @@ class TextFile:
                 header = next(rows, [])
             except csv.Error as error:
                 raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
-            return TextFile(path, delimiter, names, header, rows.line_num)
+            lines = rows.line_num
+            return TextFile(path, delimiter, names, header, lines, (ID, ID, *_kinds(rows, header, names[2:])))
 
     def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-        """Block by block: the ids of the good rows, int64 `[2, n]`, and what is wrong with the others."""
+        """Block by block: the values of the good rows, int64 `[columns, n]`, and what is wrong with the others."""
         for first_line, data in self._blocks():
             yield from self._parsed(data, first_line)
 
@@ -102,7 +104,7 @@ class TextFile:
                 data = data[whole:]
 
     def _fast(self, data: bytes) -> np.ndarray | None:
-        """The ids int64 `[2, n]` when every row is good, else None."""
+        """The values int64 `[columns, n]` when every row is good, else None."""
         places = [str(self.header.index(name)) for name in self.names]
         wrong: list[object] = []
 
@@ -130,28 +132,32 @@ class TextFile:
         count = table.num_rows - 1
         if wrong or count < 0 or columns[0].view(pa.binary())[count].as_py() != END.encode():
             return None
-        users, items = (ids_of_text(column[:count]) for column in columns)
-        return None if users is None or items is None else np.stack([users, items])
+        found = []
+        for column, kind in zip(columns, self.kinds, strict=True):
+            values = kind.fast(column[:count])
+            if values is None:
+                return None
+            found.append(values)
+        return np.stack(found)
 
     def _slow(self, data: bytes, first_line: int) -> tuple[np.ndarray, list[Problem]]:
-        users_items: list[tuple[int, int]] = []
+        good: list[list[int]] = []
         problems: list[Problem] = []
         for line, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
             problem = self._judge(row, f"{self.path}:{first_line + line}")
             if problem is not None:
                 problems.append(problem)
             elif row is not None:
-                user, item = (int(row[self.header.index(name)]) for name in self.names)
-                users_items.append((user, item))
-        return np.array(users_items, np.int64).reshape(-1, 2).T, problems
+                good.append([kind.value(row[self.header.index(name)]) for name, kind in zip(self.names, self.kinds, strict=True)])
+        return np.array(good, np.int64).reshape(-1, len(self.names)).T, problems
 
     def _judge(self, row: list[str] | None, where: str) -> Problem | None:
         if row is None:
             return Problem("unclosed quote", f"{where}: a quote is not closed, or a field is too long")
         if len(row) != len(self.header):
             return Problem(FIELDS, f"{where}: {len(row)} field(s), but the header line has {len(self.header)}")
-        for name in self.names:
-            found = problem_of(row[self.header.index(name)])
+        for name, kind in zip(self.names, self.kinds, strict=True):
+            found = kind.problem(row[self.header.index(name)])
             if found is not None:
                 return Problem(found[0], f"{where}: column {name!r}: {found[1]}")
         return None
@@ -187,14 +193,13 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     return rows.line_num, row
 
 
-def ids_of_text(column: pa.Array) -> np.ndarray | None:
-    """The ids int64 `[n]` of a column of digits; None if one of them is no usable id, or might not be."""
-    short = compute.call_function("binary_length", [column]).to_numpy(zero_copy_only=False) <= DIGITS
-    digits = compute.call_function("ascii_is_decimal", [column]).to_numpy(zero_copy_only=False)
-    if not (short & digits).all():
-        return None
-    ids = compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
-    return ids if not len(ids) or ids.max() <= MAX_ID else None
+def _kinds(rows: Any, header: list[str], times: tuple[str, ...]) -> list[Kind]:
+    """How the columns `times` are written, going by the next row; whatever is wrong with it is found when it is read."""
+    try:
+        first = next(rows, [])
+    except csv.Error:
+        first = []
+    return [times_like(dict(zip(header, first, strict=False)).get(name, "")) for name in times]
 
 
 def _whole_lines(data: bytes) -> int:

@@ -10,6 +10,7 @@ import shardembed as se
 from shardembed.recipes.models.two_tower import TwoTower
 
 BLOCK_ROWS = 1 << 16
+BATCH_USERS = 4096  # of all ranks together: each search reads the whole item table
 
 
 class ItemIndex:
@@ -19,6 +20,8 @@ class ItemIndex:
     sharded table, cut by rows; it holds the vectors as they were when the index was built.
     """
 
+    most_users = BATCH_USERS
+
     def __init__(self, model: TwoTower) -> None:
         self._model = model
         self._tables = model.tables if not len(model.item_tower.layers) else _computed(model)
@@ -26,7 +29,7 @@ class ItemIndex:
     @torch.no_grad()
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
-        queries = self._model.queries(self._model.tables.rows("user", users))
+        queries = self._model.queries(self._model.tables.rows("user", users.to(self._model.log_expected.device)))
         return self._tables.topk(queries, k, "item")[1]
 
 

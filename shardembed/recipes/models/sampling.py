@@ -1,4 +1,4 @@
-"""Negatives for sampled softmax, drawn by smoothed popularity and the same on every rank."""
+"""Sampled softmax, and the negatives for it: drawn by smoothed popularity and the same on every rank."""
 
 from __future__ import annotations
 
@@ -36,3 +36,24 @@ class NegativeSampler:
         points = stream.random(self._count) * self._cumulated[-1]
         ids = np.searchsorted(self._cumulated, points, side="right")
         return torch.from_numpy(np.minimum(ids, len(self._cumulated) - 1))
+
+
+def sampled_softmax(
+    queries_nD: torch.Tensor,
+    positives_nD: torch.Tensor,
+    items: torch.Tensor,
+    negatives_KD: torch.Tensor,
+    negatives: torch.Tensor,
+    log_expected: torch.Tensor,
+) -> torch.Tensor:
+    """The loss of each query, float32 `[n]`, for which `items` `[n]` are right and `negatives` `[K]` are wrong.
+
+    Args:
+        positives_nD, negatives_KD: vectors of `items` and `negatives`.
+        log_expected: of the sampler that drew the negatives.
+    """
+    positive_n = (queries_nD * positives_nD).sum(1)
+    negative_nK = queries_nD @ negatives_KD.t() - log_expected[negatives]
+    # A negative that is the sample's own item by chance would punish the right answer.
+    negative_nK = negative_nK.masked_fill(items[:, None] == negatives, -torch.inf)
+    return torch.logaddexp(positive_n, negative_nK.logsumexp(1)) - positive_n

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 import shardembed as se
 from shardembed.recipes.config import ModelConfig
+from shardembed.recipes.models.sampling import sampled_softmax
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,7 @@ class TwoTower(nn.Module):
         vectors = self.tables({"user": batch.users, "item": batch.items, "negatives": batch.negatives})
         queries_bD = self.queries(vectors["user"])
         items_bD, negatives_KD = self.item_vectors(vectors["item"]), self.item_vectors(vectors["negatives"])
-        positive_b = (queries_bD * items_bD).sum(1)
-        negative_bK = queries_bD @ negatives_KD.t() - self.log_expected[batch.negatives]
-        # A negative that is the sample's own item by chance would punish the right answer.
-        negative_bK = negative_bK.masked_fill(batch.items[:, None] == batch.negatives, -torch.inf)
-        losses_b = torch.logaddexp(positive_b, negative_bK.logsumexp(1)) - positive_b
+        losses_b = sampled_softmax(queries_bD, items_bD, batch.items, negatives_KD, batch.negatives, self.log_expected)
         return losses_b.sum() / batch.global_size * se.world_size()
 
     def queries(self, user_rows: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,8 @@ class ClickColumns:
         for name, setting in zip(self.schema.names, settings, strict=True):
             if found.names.count(name) != 1:
                 what = f"are {found.names.count(name)} columns" if name in found.names else "is no column"
-                near = "" if name in found.names else nearest(name, found.names)
+                # A column with a part of its own is not meant.
+                near = "" if name in found.names else nearest(name, set(found.names) - set(self.schema.names))
                 raise DataError(
                     f"{self.path}: there {what} {name!r} ({setting}){near or '.'} The columns are: {', '.join(found.names)}"
                 )
@@ -54,6 +55,8 @@ class ClickColumns:
         types = pa.types
         value = kind.value_type if types.is_dictionary(kind) else kind
         fits = types.is_integer(value) or (types.is_boolean(value) and setting == "data.label")
+        if setting != "data.label" and types.is_null(value):  # none of this file's rows has one
+            return
         if setting == "data.categories":
             fits = fits or types.is_string(value) or types.is_large_string(value)
         elif types.is_floating(value):  # as many writers make of integers where some are missing

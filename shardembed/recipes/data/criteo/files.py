@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shardembed.errors import DataError
+from shardembed.optional import missing
 from shardembed.recipes.data.criteo.rows import Clicks, Schema
 
 try:
     from shardembed.recipes.data.criteo.columns import ClickColumns
     from shardembed.recipes.data.criteo.text import ClickText
 except ImportError as error:
-    raise DataError("reading data files needs pyarrow: pip install 'shardembed[train]'") from error
+    raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 

@@ -28,6 +28,17 @@ BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
 MAX_LINE = 1 << 20
 GZIP = b"\x1f\x8b"
+BOM = b"\xef\xbb\xbf"
+OTHERS = {  # how files begin that are taken for such text
+    b"PK\x03\x04": "is a zip archive; unpack it, or compress the file in it with gzip",
+    b"BZh": "is compressed with bzip2; unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "is compressed with xz; unpack it, or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or compress it with gzip",
+    b"PAR1": "is a Parquet file; give it the suffix .parquet",
+    b"\xff\xfe": "is UTF-16; convert it to UTF-8",
+    b"\xfe\xff": "is UTF-16; convert it to UTF-8",
+}
+TAR = slice(257, 262)  # where "ustar" stands in an archive
 # pyarrow takes numbers such as 0x1f and ones with blanks around, which are mistakes here.
 SUSPECT = (b"x", b"X", b" ", b"+")
 
@@ -47,6 +58,9 @@ class ClickText:
         """
         with self._opened() as file:
             line = self._read(file.readline, MAX_LINE + 1, 1)
+        if line[TAR] == b"ustar":
+            raise DataError(f"{self.path}: is a tar archive; unpack it and name the files in it")
+        line = line.removeprefix(BOM)
         if not line.strip():
             return
         fields = line.rstrip(b"\r\n").decode("utf-8", "replace").split("\t")
@@ -69,7 +83,11 @@ class ClickText:
     def _opened(self) -> IO[bytes]:
         try:
             with open(self.path, "rb") as file:
-                packed = file.read(2) == GZIP
+                begins = file.read(8)
+            for magic, what in OTHERS.items():
+                if begins.startswith(magic):
+                    raise DataError(f"{self.path}: {what}")
+            packed = begins.startswith(GZIP)
             return cast("IO[bytes]", gzip.open(self.path, "rb")) if packed else open(self.path, "rb")
         except OSError as error:
             raise DataError(f"{self.path}: cannot read the file: {error.strerror or error}") from error
@@ -85,6 +103,8 @@ class ClickText:
                 if not whole and len(rest) > MAX_LINE:
                     raise DataError(f"{self.path}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?")
                 block, rest = rest[:whole], rest[whole:]
+                if line == 1:
+                    block = block.removeprefix(BOM)
                 if block:
                     yield line, block
                 line += block.count(b"\n")

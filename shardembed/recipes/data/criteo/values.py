@@ -22,13 +22,22 @@ SHOWN = 40
 def problem_of(fields: Sequence[str], schema: Schema, where: str) -> Problem | None:
     """What is wrong with the fields of a text row; None where nothing is."""
     if len(fields) != len(schema.names):
-        return Problem(FIELDS, f"{where}: {len(fields)} field(s), but a row has {schema}, with a tab between two")
+        said = f"{where}: {len(fields)} field(s), but a row has {schema}, with a tab between two"
+        return Problem(FIELDS, said + _delimited_by(fields, len(schema.names)))
     for number, (name, text) in enumerate(zip(schema.names, fields, strict=True), 1):
         found = _problem(number, text, len(schema.integers))
         if found is not None:
             kind, said = found
             return Problem(kind, f"{where}: column {name!r} (field {number}): {said}")
     return None
+
+
+def _delimited_by(fields: Sequence[str], count: int) -> str:
+    """A hint where another sign seems to stand between fields."""
+    for sign, name in (",", "commas"), (";", "semicolons"), ("|", "bars"), (" ", "blanks"):
+        if len(fields) == 1 and fields[0].count(sign) == count - 1:
+            return f"; this one has {name} there: replace them, or write the data as Parquet"
+    return ""
 
 
 def _problem(number: int, text: str, integers: int) -> tuple[str, str] | None:
@@ -45,6 +54,8 @@ def no_label(value: object) -> str:
 
 
 def no_category(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value} is no category: integers must be above -2^63 and below 2^63"
     return f"{short(value)} is no category, which is 1 to 8 hexadecimal digits; leave missing ones empty"
 
 

@@ -1,0 +1,127 @@
+"""From a stream of interactions to sequences: what each user took, by time, and the last of it held out.
+
+    scan      one pass, then a sort: each user's items by time, those of one moment in the order of the file
+    batches   users in an order that seed and epoch decide; each gives the last items of its training sequence
+
+Every rank holds all sequences, about 8 bytes an interaction (while scanning 60), so what a global batch holds depends on the data
+and the seed alone. Users are numbered anew: nothing is kept for ids that do not occur.
+
+Legend: u users, n interactions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardembed.errors import DataError
+from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
+from shardembed.recipes.data.source import Source, concatenate
+from shardembed.recipes.data.stream import shuffler
+from shardembed.recipes.metrics import History
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A scanned source.
+
+    Attributes:
+        items: largest id + 1.
+        taken: int64 `[n]`: the items of all users, user after user, each one's by time.
+        starts: int64 `[u + 1]`: where in `taken` each user begins.
+        held_users: users with at least two interactions, whose last is held out; ascending.
+        held_item: int64 `[u]`: the last item of each user, which is held out of those in `held_users`.
+        user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
+        training_users: with something to predict in training: at least two interactions beside the one held out.
+        dropped: what the source left out.
+    """
+
+    source: Source
+    items: int
+    taken: np.ndarray
+    starts: np.ndarray
+    held_users: np.ndarray
+    held_item: np.ndarray
+    user_counts: np.ndarray
+    item_counts: np.ndarray
+    training_users: np.ndarray
+    dropped: Dropped = NONE
+
+    @staticmethod
+    def of(source: Source, taken: np.ndarray, starts: np.ndarray, dropped: Dropped = NONE) -> Sequences:
+        counts, held_item = np.diff(starts), taken[starts[1:] - 1]
+        held_users = np.flatnonzero(counts > 1)
+        trained, items = counts - (counts > 1), int(taken.max()) + 1
+        item_counts = np.bincount(taken, minlength=items) - np.bincount(held_item[held_users], minlength=items)
+        training_users = np.flatnonzero(trained > 1)
+        return Sequences(source, items, taken, starts, held_users, held_item, trained, item_counts, training_users, dropped)
+
+    @property
+    def users(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def rows(self) -> int:
+        return len(self.taken)
+
+    def histories(self, users: np.ndarray) -> History:
+        """All training items of `users`, by their place in `users`."""
+        counts = self.user_counts[users]
+        return History(np.repeat(np.arange(len(users)), counts), self.taken[_stretches(self.starts[users], counts)])
+
+    def last(self, users: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `length` training items of each of `users`, one user after the other, and how many each has."""
+        counts = np.minimum(self.user_counts[users], length)
+        return self.taken[_stretches(self.starts[users] + self.user_counts[users] - counts, counts)], counts
+
+    def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+        """The global batches of one epoch: users int64 `[B]`, the last one shorter."""
+        order = self.training_users[shuffler(seed, epoch).permutation(len(self.training_users))]
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+    def describe(self) -> str:
+        """What the data are known by: hardly any other data have the same."""
+        checksum = zlib.crc32(self.taken.tobytes(), zlib.crc32(self.starts.tobytes()))
+        return f"{self.rows} interactions of {self.users} users with {self.items} items, in the order {checksum:08x}"
+
+
+def scan(source: Source) -> Sequences:
+    """Read all interactions and sort them.
+
+    Raises:
+        DataError: there are none, or none to train on, or the source had to leave out more than it gave.
+    """
+    chunks, dropped, rows = [], NONE, 0
+    for chunk in source.chunks():
+        dropped += chunk.dropped
+        rows += len(chunk)
+        if len(dropped) > ENOUGH_DROPPED:
+            refuse_wrong_file(source, rows, dropped)
+        chunks.append(chunk)
+    refuse_wrong_file(source, rows, dropped)
+    if not rows:
+        raise DataError(f"{source.name}: there are no interactions in it")
+    whole = concatenate(chunks)
+    chunks.clear()
+    users = np.unique(whole.users, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(users, kind="stable") if whole.times is None else np.lexsort((whole.times, users))
+    starts = np.append(0, np.cumsum(np.bincount(users)))
+    data = Sequences.of(source, whole.items[order], starts, dropped)
+    if not len(data.training_users):
+        raise DataError(
+            f"{source.name}: no user has three interactions: one is held out, and of two others the first says the second. Is "
+            "data.user the right column?"
+        )
+    return data
+
+
+def _stretches(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The places from each start on, one stretch after the other: int64 `[sum of lengths]`."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)

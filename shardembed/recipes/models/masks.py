@@ -1,0 +1,51 @@
+"""Dropout that does not depend on how a global batch is dealt to ranks.
+
+Whether an element is dropped follows from (seed, step, layer, sequence, position, column) alone: a counter-based generator is
+set to the place in its stream where the rank's part of the batch begins. So no state is saved, and a resumed run drops the same.
+
+Legend: b sequences of this rank, L positions, D columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+STREAM = 0x44726F70  # keeps these draws apart from others with the same seed
+LEVELS = 1 << 16  # an element is kept or dropped by 16 random bits
+A_BLOCK = 16  # elements of one count of the generator
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Of one step. `first` is the number in the global batch of this rank's first sequence; `length` and `width` are L and D of the
+    longest sequence there may be.
+    """
+
+    probability: float
+    seed: int
+    step: int
+    first: int
+    length: int
+    width: int
+
+    def __call__(self, layer: int, x_bLD: torch.Tensor) -> torch.Tensor:
+        dropped = round(self.probability * LEVELS)
+        if not dropped:
+            return x_bLD
+        sequences, length, _ = x_bLD.shape
+        elements = self.length * self.width
+        blocks = -(-elements // A_BLOCK)
+        key = np.array([self.seed, STREAM], dtype=np.uint64)
+        stream = np.random.Philox(key=key, counter=[self.first * blocks, 0, layer, self.step])
+        bits = stream.random_raw(sequences * blocks * A_BLOCK // 4).view(np.uint16).reshape(sequences, blocks * A_BLOCK)
+        kept = (bits[:, :elements] >= dropped).reshape(sequences, self.length, self.width)[:, :length]
+        mask = torch.from_numpy(np.ascontiguousarray(kept)).to(x_bLD.device)
+        return x_bLD * mask * (LEVELS / (LEVELS - dropped))
+
+
+def keep_all(layer: int, x_bLD: torch.Tensor) -> torch.Tensor:
+    """What evaluation does in place of dropout."""
+    return x_bLD

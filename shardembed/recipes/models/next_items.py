@@ -1,0 +1,30 @@
+"""Exact retrieval for a trained sequential model: the k items that are likeliest to come next for each user."""
+
+from __future__ import annotations
+
+import torch
+
+from shardembed.recipes.data.sequences import Sequences
+from shardembed.recipes.models.sasrec import Sasrec
+
+BATCH_POSITIONS = 1 << 18  # of all ranks together, which bounds the memory of the layers
+
+
+class NextItems:
+    """Searches the item table, where it lies, for what comes after a user's training sequence. Collective to search.
+
+    Attributes:
+        most_users: of all ranks together, to be searched for at once.
+    """
+
+    def __init__(self, model: Sasrec, data: Sequences, max_length: int) -> None:
+        self._model, self._data, self._max_length = model, data, max_length
+        self.most_users = max(1, BATCH_POSITIONS // max_length)
+
+    @torch.no_grad()
+    def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
+        """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
+        taken, counts = self._data.last(users.numpy(), self._max_length)
+        items, lengths = torch.from_numpy(taken).to(self._model.log_expected.device), torch.from_numpy(counts)
+        queries_nD = self._model.queries(self._model.tables.rows("item", items).float(), lengths)
+        return self._model.tables.topk(queries_nD[lengths.cumsum(0) - 1], k, "item")[1]

@@ -1,0 +1,94 @@
+"""The settings of a job that predicts the next item of a sequence: a SASRec-style model on interactions with times."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from shardembed.recipes.common import JobConfig, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
+from shardembed.sections import Count, Float, NotNegative, Rate, Section
+
+SEQUENCE_MODELS = ("sasrec",)
+SEQUENCE_TABLES = ("item",)
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class ChainConfig(Section):
+    """Sequences made up on the spot, from a Markov chain: each item has `successors` that follow it, the first most often, and with
+    probability `noise` any item follows, by popularity. `length` is the mean of a user.
+    """
+
+    users: Count = 10_000
+    items: Annotated[int, Field(ge=2, lt=1 << 32)] = 2_000
+    length: Count = 20
+    successors: Count = 5
+    noise: Share = 0.2
+    zipf: NotNegative = 0.8
+    seed: Seed = 0
+
+
+class SequenceDataConfig(Section):
+    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix.
+
+    `time` is a column of whole numbers or of dates, by which each user's rows are sorted; `null` where they are in order already.
+    """
+
+    path: str | None = None
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = "timestamp"
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    generator: ChainConfig = ChainConfig()
+
+
+class SequenceModelConfig(Section):
+    """Causal self-attention over the last `max_length` items of a user; `feedforward` is the hidden size behind the attention."""
+
+    kind: Literal["sasrec"] = "sasrec"
+    embedding_dim: Count = 64
+    max_length: Count = 50
+    layers: Count = 2
+    heads: Count = 2
+    feedforward: Count = 128
+    dropout: Share = 0.1
+    negatives: Count = 512
+    init_std: Rate = 0.05
+    table_dtype: Float = "float32"
+
+    @field_validator("heads")
+    @classmethod
+    def _divides(cls, value: int, info: ValidationInfo) -> int:
+        dim = info.data.get("embedding_dim", value)
+        if dim % value:
+            raise ValueError(f"{value} heads do not divide embedding_dim {dim}; each takes an equal part of the columns")
+        return value
+
+
+class SequenceTrainConfig(TrainConfig):
+    """The loop, whose samples are sequences, one a user and epoch."""
+
+    epochs: Count = 10
+    global_batch_size: Count = 256
+
+
+class SequenceEvalConfig(RankingConfig):
+    """`repeats: false` leaves items out of the ranking that the user has met before."""
+
+    repeats: bool = True
+
+
+class SequenceConfig(JobConfig):
+    """A whole training job of a model that predicts the next item."""
+
+    data: SequenceDataConfig = SequenceDataConfig()
+    model: SequenceModelConfig = SequenceModelConfig()
+    train: SequenceTrainConfig = SequenceTrainConfig()
+    plan: TablesPlanConfig = TablesPlanConfig({})
+    eval: SequenceEvalConfig = SequenceEvalConfig()
+
+    @field_validator("plan")
+    @classmethod
+    def _known(cls, value: TablesPlanConfig) -> Any:
+        check_tables(value.root, SEQUENCE_TABLES, "*")
+        return value
