@@ -12,11 +12,13 @@ from shardembed.planner.topology_sections import TopologySection
 from shardembed.planner.workload_sections import ReuseFile, WorkloadSection
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.sections import Section
 
 ROOTS: dict[str, type[BaseModel]] = {
     "two_tower": Config,
     "clicks": CtrConfig,
+    "sequences": SequenceConfig,
     "topology": TopologySection,
     "workload": WorkloadSection,
     "reuse": ReuseFile,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,12 +177,3 @@ def test_batches_come_whole_from_worker_processes() -> None:
             assert one.ids.untyped_storage().data_ptr() == found.ids.ids.untyped_storage().data_ptr()  # sent once
     with pytest.raises(InputError, match="feature 'user': sample 2 has str '\\?'"):
         list(DataLoader(Samples(broken=7), 5, collate_fn=collate, num_workers=1))
-
-
-def test_the_loop_of_the_page_on_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[2] / "docs" / "training.md"
-    _, block = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "32 80 torch.Size([32])"  # an id of a user each, and none to three films
-    assert [line.split()[0] for line in printed] == ["32", "32", "32", "4"]

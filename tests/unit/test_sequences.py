@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
 
+from shardembed.cli.model_workload import of_training
 from shardembed.errors import DataError
+from shardembed.planner.workload import Counts
 from shardembed.recipes import train
 from shardembed.recipes.build import build_sequence
 from shardembed.recipes.data import text
@@ -313,3 +316,16 @@ def test_the_model_finds_what_popularity_cannot(tmp_path: Path) -> None:
     assert found["generator_recall@4"] > 0.85
     assert found["recall@4"] > found["generator_recall@4"] - 0.1
     assert found["popularity_recall@4"] < 0.25
+
+
+def test_the_planner_knows_how_often_each_item_is_asked_for(tmp_path: Path, data: Sequences) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(config().model_dump(mode="json", include={"data", "model", "train"})))
+    found = of_training(path, ranks=3)
+    (load,) = found.tables
+    items, lengths = data.last(data.training_users, 7)
+    assert load.ids_per_sample == pytest.approx((lengths.mean(), 20 * 3 / 32))
+    assert isinstance(load.skew, Counts)
+    extra = load.skew.counts - np.bincount(items, minlength=40)
+    assert (extra >= 0).all()
+    assert extra.sum() == pytest.approx(len(lengths) * 20 * 3 / 32, rel=0.1)
