@@ -13,7 +13,7 @@ from rich.console import Console
 import shardembed as se
 from shardembed.recipes import recorded, run_sections, train, watch
 from shardembed.recipes.common import CheckpointConfig, LogConfig
-from shardembed.recipes.config import Config, DataConfig, EvalConfig, GeneratorConfig, ModelConfig, PlanConfig, TrainConfig
+from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, PlanConfig, RankingConfig, TrainConfig
 from shardembed.recipes.run_folder import OBSERVED, PAGE
 from tests.harness import run_ranks
 from tests.unit.pages import stands_alone
@@ -30,7 +30,7 @@ def run(rank: int, world_size: int, run_dir: str, page: bool) -> tuple[dict[str,
         train=TrainConfig(epochs=3, global_batch_size=100, max_steps=STEPS),
         plan=PlanConfig.model_validate({"user": "row_wise", "item": {"kind": "table_wise", "rank": 1}}),
         checkpoint=CheckpointConfig(every_steps=SAVES),
-        eval=EvalConfig(k=5),
+        eval=RankingConfig(k=5),
         log=LogConfig(page=page),
         run_dir=run_dir,
     )
