@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema
 from shardembed import located
 from shardembed.errors import ConfigError
 from shardembed.explain import explain, nearest
-from shardembed.recipes.common import JobConfig, PlacementConfig, RankingConfig, Seed, TrainConfig, or_text
+from shardembed.recipes.common import JobConfig, Paths, PlacementConfig, RankingConfig, Seed, TrainConfig, or_text
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
 from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.sections import Count, Float, NotNegative, Rate, Section
@@ -38,12 +38,13 @@ class GeneratorConfig(Section):
 
 
 class DataConfig(Section):
-    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix.
+    """Where interactions come from. `path` is a file, a pattern, or a list of these; `null` is the built-in generator. A
+    file's format is told by its suffix.
 
     `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them.
     """
 
-    path: str | None = None
+    path: Paths = None
     user: str = "user_id"
     item: str = "item_id"
     on_bad_row: Literal["raise", "skip"] = "raise"

@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -22,6 +20,7 @@ from shardembed.recipes.common import (
     Fraction,
     JobConfig,
     Names,
+    Paths,
     Seed,
     TablesPlanConfig,
     TrainConfig,
@@ -32,11 +31,6 @@ from shardembed.sections import Count, Float, NotNegative, Section, check_belong
 CTR_MODELS = ("dlrm", "dcnv2")
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
-Paths = Annotated[
-    tuple[str, ...] | None,
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
-]
 
 
 class PlantedConfig(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from shardembed.recipes.common import JobConfig, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
+from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
 from shardembed.sections import Count, Float, NotNegative, Rate, Section
 
 SEQUENCE_MODELS = ("sasrec",)
@@ -29,12 +29,13 @@ class ChainConfig(Section):
 
 
 class SequenceDataConfig(Section):
-    """Where interactions come from. `path: null` is the built-in generator; a file's format is told by its suffix.
+    """Where interactions come from. `path` is a file, a pattern, or a list of these; `null` is the built-in generator. A
+    file's format is told by its suffix.
 
     `time` is a column of whole numbers or of dates, by which each user's rows are sorted; `null` where they are in order already.
     """
 
-    path: str | None = None
+    path: Paths = None
     user: str = "user_id"
     item: str = "item_id"
     time: str | None = "timestamp"

@@ -101,7 +101,7 @@ def test_overrides_are_applied_in_order_and_typed(tmp_path: Path) -> None:
     options = ["optimizer.tables.lr=1e-3", "train.epochs=2", "train.epochs=5", "data.path=x.csv", "plan.item=row_wise"]
     job = config.load(write(tmp_path, "train: {seed: 7}\n"), options)
     assert (job.optimizer.tables.lr, job.train.epochs, job.train.seed) == (1e-3, 5, 7)
-    assert (job.data.path, job.plan.item.kind, job.name) == ("x.csv", "row_wise", "job")
+    assert (job.data.path, job.plan.item.kind, job.name) == (("x.csv",), "row_wise", "job")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

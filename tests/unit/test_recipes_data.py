@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,43 @@ def test_files_give_what_was_written(tmp_path: Path, suffix: str, monkeypatch: p
     chunks = list(source.chunks())
     assert len(chunks) > 1 or suffix == ".parquet"
     np.testing.assert_array_equal(pairs(concatenate(chunks)), pairs(chunk))
+
+
+def test_several_files_are_read_one_after_the_other_also_compressed_ones(tmp_path: Path) -> None:
+    chunk = generated().all
+    rows = pairs(chunk)
+    (tmp_path / "day_2.csv").write_text("what,who\n" + "".join(f"{item},{user}\n" for user, item in rows[400:]))
+    text = "who,what\n" + "".join(f"{user},{item}\n" for user, item in rows[:400])
+    (tmp_path / "day_1.csv.gz").write_bytes(gzip.compress(text.encode()))
+    source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what"))
+    assert source.name == f"{tmp_path}/day_* (2 files)"
+    np.testing.assert_array_equal(pairs(concatenate(list(source.chunks()))), rows)
+    found = scan(source, seed=0)
+    np.testing.assert_array_equal(found.held_row, scan(generated(), seed=0).held_row)
+
+
+def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id\n1,2\n")
+    packed = gzip.compress(b"user_id,item_id\n1,2\n3,x\n")
+    (tmp_path / "b.csv.gz").write_bytes(packed)
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"user_id,item_id\n" + b"1,2\n" * 200_000)[:-500])
+    (tmp_path / "d.csv").write_bytes(b"PK\x03\x04 and so on")
+
+    def scanned(*names: str) -> Interactions:
+        return scan(open_source(DataConfig(path=tuple(str(tmp_path / name) for name in names))), 0)
+
+    with pytest.raises(DataError, match=r"b.csv.gz:3: column 'item_id': 'x' is not an integer"):
+        scanned("a.csv", "b.csv.gz")
+    with pytest.raises(DataError, match=r"c.csv.gz: .*; is the file whole\?"):
+        scanned("a.csv", "c.csv.gz")
+    with pytest.raises(DataError, match=r"d.csv: is a zip archive; unpack it"):
+        scanned("d.csv")
+    with pytest.raises(DataError, match=r"data.path: .*a.csv is named twice"):
+        scanned("a.csv", "a.*")
+    with pytest.raises(DataError, match=r"data.path: no file matches .*e\*"):
+        scanned("e*")
+    with pytest.raises(DataError, match=r"is a folder; name the files in it"):
+        scanned("")
 
 
 @pytest.mark.parametrize(

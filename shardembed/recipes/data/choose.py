@@ -8,6 +8,7 @@ from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
+from shardembed.recipes.data.opening import matched
 from shardembed.recipes.data.source import Source
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
@@ -33,6 +34,10 @@ def open_source(config: DataConfig | SequenceDataConfig) -> Source:
     sequences = isinstance(config, SequenceDataConfig)
     if config.path is None:
         return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator)
-    from shardembed.recipes.data.files import FileInteractions  # pyarrow is asked for only here
+    from shardembed.recipes.data.files import FileInteractions, SeveralFiles  # pyarrow is asked for only here
 
-    return FileInteractions(config.path, config.user, config.item, config.on_bad_row, config.time if sequences else None)
+    time = config.time if sequences else None
+    files = [
+        FileInteractions(path, config.user, config.item, config.on_bad_row, time) for path in matched(config.path, "data.path")
+    ]
+    return files[0] if len(files) == 1 else SeveralFiles(files, config.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from shardembed.errors import DataError
 from shardembed.explain import nearest
 from shardembed.optional import missing
 from shardembed.recipes.data.bad import MAX_ID, Dropped, Problem, problem_of
+from shardembed.recipes.data.opening import UNREADABLE, named
 from shardembed.recipes.data.source import Chunk
 
 try:
@@ -31,7 +32,8 @@ BATCH_ROWS = 1 << 16
 
 
 class FileInteractions:
-    """Two or three columns of a file; the suffix (.csv, .tsv, .parquet, .pq) tells the format.
+    """Two or three columns of a file; the suffix (.csv, .tsv, .parquet, .pq) tells the format. Text may be compressed with
+    gzip, and then has .gz behind the suffix.
 
     Args:
         time: whole numbers, or dates with or without a time of day; None where times are of no interest.
@@ -47,9 +49,9 @@ class FileInteractions:
         self._path = Path(path)
         self._columns = (user, item) if time is None else (user, item, time)
         self._skip = on_bad_row == "skip"
-        suffix = self._path.suffix.lower()
+        suffix = Path(self._path.stem if self._path.suffix.lower() == ".gz" else self._path.name).suffix.lower()
         if suffix not in (*DELIMITERS, *PARQUET_SUFFIXES):
-            known = ", ".join((*DELIMITERS, *PARQUET_SUFFIXES))
+            known = ", ".join((*DELIMITERS, *(f"{each}.gz" for each in DELIMITERS), *PARQUET_SUFFIXES))
             raise DataError(f"{path}: the suffix {self._path.suffix!r} tells no known format; use one of {known}")
         for one, other in combinations(range(len(self._columns)), 2):
             if self._columns[one] == self._columns[other]:
@@ -61,7 +63,7 @@ class FileInteractions:
                 names = self._text.header
             else:
                 names = list(parquet.read_schema(self._path).names)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (*UNREADABLE, pa.ArrowInvalid) as error:
             raise DataError(f"{self._path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
         self._check_columns(names)
 
@@ -89,8 +91,8 @@ class FileInteractions:
         assert self._text is not None
         try:
             yield from self._text.rows()
-        except OSError as error:
-            raise DataError(f"{self._path}: {error.strerror or error}") from error
+        except UNREADABLE as error:
+            raise DataError(f"{self._path}: {getattr(error, 'strerror', None) or error}; is the file whole?") from error
 
     def _parquet_rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
         row = 0
@@ -143,6 +145,24 @@ class FileInteractions:
             raise DataError(f"{self._path}: column {name!r} (data.time): {error}; times must fit int64") from error
         absent = column.is_null().to_numpy(zero_copy_only=False)
         return compute.fill_null(whole, 0).to_numpy(zero_copy_only=False), absent
+
+
+class SeveralFiles:
+    """The interactions of several files, one file after the other.
+
+    patterns: what named them.
+    """
+
+    def __init__(self, files: Sequence[FileInteractions], patterns: Sequence[str]) -> None:
+        self._files, self._patterns = files, patterns
+
+    @property
+    def name(self) -> str:
+        return named(self._patterns, len(self._files))
+
+    def chunks(self) -> Iterator[Chunk]:
+        for file in self._files:
+            yield from file.chunks()
 
 
 def _ids(column: pa.Array) -> np.ndarray | None:

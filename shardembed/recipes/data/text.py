@@ -1,4 +1,5 @@
-"""Some columns of a CSV or TSV file, in blocks of whole lines: parsed by pyarrow where all is well, line by line where it is not.
+"""Some columns of a CSV or TSV file, plain or compressed with gzip, in blocks of whole lines: parsed by pyarrow where all is well,
+line by line where it is not.
 
 A block that pyarrow finds anything wrong with is cut into pieces, and only the pieces that are still bad are read slowly. That
 gives the number of every bad line without reading the file twice, and keeps an unclosed quote from swallowing the lines after it.
@@ -20,6 +21,7 @@ from pyarrow import csv as arrow_csv
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import FIELDS, Problem
 from shardembed.recipes.data.kinds import ID, Kind, times_like
+from shardembed.recipes.data.opening import open_text
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
@@ -46,9 +48,9 @@ class TextFile:
         """Read the header, and the first row: it says how times are written, which a third column holds.
 
         Raises:
-            OSError, DataError: the file or its first line cannot be read.
+            DataError, or any of opening.UNREADABLE: the file or its first line cannot be read.
         """
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with io.TextIOWrapper(open_text(path), encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter)
             try:
                 header = next(rows, [])
@@ -65,7 +67,7 @@ class TextFile:
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """(number of the first line, whole lines), the header left out."""
         line, rest, skip = 1, b"", self.header_lines
-        with open(self.path, "rb") as file:
+        with open_text(self.path) as file:
             ended = False
             while not ended:
                 read = file.read(BLOCK_BYTES)

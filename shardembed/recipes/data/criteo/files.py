@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shardembed.errors import DataError
 from shardembed.optional import missing
 from shardembed.recipes.data.criteo.rows import Clicks, Schema
+from shardembed.recipes.data.opening import matched, named
 
 try:
     from shardembed.recipes.data.criteo.columns import ClickColumns
@@ -34,18 +34,13 @@ class ClickFiles:
     def __init__(self, patterns: Sequence[str], schema: Schema, skip: bool, setting: str = "data.path") -> None:
         self._skip = skip
         self._patterns = list(patterns)
-        self.files = [_file(path, schema) for pattern in patterns for path in _matched(pattern, setting)]
-        twice = {file.path for file in self.files if sum(other.path == file.path for other in self.files) > 1}
-        if twice:
-            raise DataError(f"{setting}: {sorted(twice)[0]} is named twice; its rows would be read twice")
-        if not self.files:
-            raise DataError(f"{setting} names no file")
+        self.files = [_file(path, schema) for path in matched(patterns, setting)]
         for file in self.files:
             file.check()
 
     @property
     def name(self) -> str:
-        return ", ".join(self._patterns) + (f" ({len(self.files)} files)" if len(self.files) > 1 else "")
+        return named(self._patterns, len(self.files))
 
     @property
     def parts(self) -> int:
@@ -57,15 +52,3 @@ class ClickFiles:
 
 def _file(path: Path, schema: Schema) -> ClickColumns | ClickText:
     return (ClickColumns if path.suffix.lower() in PARQUET_SUFFIXES else ClickText)(path, schema)
-
-
-def _matched(pattern: str, setting: str) -> list[Path]:
-    path = Path(pattern)
-    if path.is_dir():
-        raise DataError(f"{setting}: {pattern} is a folder; name the files in it, as in {path / '*.gz'}")
-    if path.exists() or not glob.has_magic(pattern):
-        return [path]
-    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    if not found:
-        raise DataError(f"{setting}: no file matches {pattern}")
-    return [one for one in found if one.is_file()]

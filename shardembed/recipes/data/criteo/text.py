@@ -7,12 +7,9 @@ pieces are small; only the bad ones are read slowly, which gives the number of e
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,21 +20,12 @@ from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
 from shardembed.recipes.data.criteo.values import categories_of, category, problem_of
+from shardembed.recipes.data.opening import UNREADABLE, open_text
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
 MAX_LINE = 1 << 20
-GZIP = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
-OTHERS = {  # how files begin that are taken for such text
-    b"PK\x03\x04": "is a zip archive; unpack it, or compress the file in it with gzip",
-    b"BZh": "is compressed with bzip2; unpack it, or compress it with gzip",
-    b"\xfd7zXZ": "is compressed with xz; unpack it, or compress it with gzip",
-    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or compress it with gzip",
-    b"PAR1": "is a Parquet file; give it the suffix .parquet",
-    b"\xff\xfe": "is UTF-16; convert it to UTF-8",
-    b"\xfe\xff": "is UTF-16; convert it to UTF-8",
-}
 TAR = slice(257, 262)  # where "ustar" stands in an archive
 # pyarrow takes numbers such as 0x1f and ones with blanks around, which are mistakes here.
 SUSPECT = (b"x", b"X", b" ", b"+")
@@ -56,7 +44,7 @@ class ClickText:
         Raises:
             DataError: the file cannot be read, or its first row has another number of fields than the schema, or is a header.
         """
-        with self._opened() as file:
+        with open_text(self.path) as file:
             line = self._read(file.readline, MAX_LINE + 1, 1)
         if line[TAR] == b"ustar":
             raise DataError(f"{self.path}: is a tar archive; unpack it and name the files in it")
@@ -80,22 +68,10 @@ class ClickText:
                     raise DataError(problems[0].text)
                 yield Clicks(clicks.labels, clicks.integers, clicks.categories, Dropped.of(problems))
 
-    def _opened(self) -> IO[bytes]:
-        try:
-            with open(self.path, "rb") as file:
-                begins = file.read(8)
-            for magic, what in OTHERS.items():
-                if begins.startswith(magic):
-                    raise DataError(f"{self.path}: {what}")
-            packed = begins.startswith(GZIP)
-            return cast("IO[bytes]", gzip.open(self.path, "rb")) if packed else open(self.path, "rb")
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot read the file: {error.strerror or error}") from error
-
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """(number of the first line, whole lines)."""
         line, rest = 1, b""
-        with self._opened() as file:
+        with open_text(self.path) as file:
             while True:
                 read = self._read(file.read, BLOCK_BYTES, line)
                 rest += read
@@ -114,7 +90,7 @@ class ClickText:
     def _read(self, read: Callable[[int], bytes], size: int, line: int) -> bytes:
         try:
             return read(size)
-        except (OSError, EOFError, zlib.error) as error:  # of the disk, or of a compressed file that was cut off or damaged
+        except UNREADABLE as error:
             said = getattr(error, "strerror", None) or error
             raise DataError(f"{self.path}: cannot read on at line {line}: {said}; is the file whole?") from error
 
