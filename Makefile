@@ -22,7 +22,7 @@ test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
 test-kill: setup ## kill and stop ranks at every stage of training, saving and loading; a sample is in "test"
 	$(PY) -m pytest tests/kill --kill-matrix -q $(ARGS)
 
-test-launch: setup ## launch a job in every way that launch/ has; a sample is in "test"
+test-launch: setup ## launch a job in every way that launch/ has; not part of "test"
 	$(PY) -m pytest tests/launch --launchers -q $(ARGS)
 
 test-wheel: setup ## build the wheel, and try it in new environments: the core alone, and with each extra

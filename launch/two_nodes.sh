@@ -29,6 +29,7 @@ if [ -n "${INTERFACE:-}" ]; then
     local_address=(--local-addr "$address")
 fi
 
+export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "${NODES:-2}" --nproc-per-node "$ranks" --max-restarts "${MAX_RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-id "${RUN_ID:-shardembed}" --rdzv-endpoint "$head:${PORT:-29500}" \

@@ -33,7 +33,7 @@ ORDER = ("unit", "docs", "ranks", "launch", "kill", "gpu")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-matrix", action="store_true", help="kill ranks at every point, not only at a sample of them")
-    parser.addoption("--launchers", action="store_true", help="launch a job in every way that launch/ has, not only under Slurm")
+    parser.addoption("--launchers", action="store_true", help="launch a job in every way that launch/ has")
 
 
 def pytest_report_header() -> list[str]:

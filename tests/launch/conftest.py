@@ -1,4 +1,4 @@
-"""What the launchers add to pytest: each takes two torchrun agents, so all but a sample are left out unless they are asked for."""
+"""What the launchers add to pytest: each takes two torchrun agents, so these are left out unless they are asked for."""
 
 from __future__ import annotations
 

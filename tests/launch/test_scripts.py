@@ -52,6 +52,7 @@ def test_a_script_without_arguments_says_how_it_is_used(script: str) -> None:
     assert ran.stderr.startswith("usage: ")
 
 
+@pytest.mark.launcher
 def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on_on_another_number_of_ranks(
     tmp_path: Path, started: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
