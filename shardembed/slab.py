@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +80,6 @@ class Slab:
         self._merged = False
         self._triton = self._triton_table() if self.kernel == "triton" else None
         self._order: Order | None = None  # of what waits, if it has been found out
-        self._dims: tuple[torch.Tensor, torch.Tensor] | None = None  # embedding_dim by block
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
 
     def fill(self, names: Collection[str], seed: int) -> None:
@@ -127,9 +126,12 @@ class Slab:
 
     def columns_of(self, rows_U: torch.Tensor) -> torch.Tensor:
         """The embedding_dim of the table that each slab row belongs to, `[U]`."""
-        if self._dims is None:  # a cut is the same for good, and each step asks
-            self._dims = self._numbers(lambda lane, block: self._tables[lane.table].embedding_dim)
         return self._pick(rows_U, self._dims)
+
+    @cached_property
+    def _dims(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embedding_dim of each block: asked for in every step, and the same for good."""
+        return self._numbers(lambda lane, block: self._tables[lane.table].embedding_dim)
 
     def of_table(self, rows_U: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
         """The one of `numbers`, one a table of the collection, of the table that each slab row belongs to, `[U]`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -112,11 +112,7 @@ def build(config: Config, data: Interactions) -> Job:
         data.users,
         data.items,
         sampler.log_expected,
-        autocast=_dtype(config.train.autocast),
-        optimizer=config.optimizer.tables.build(),
-        plan=placements(config),
-        wire_dtype=_dtype(config.wire_dtype),
-        seed=config.train.seed,
+        **_settings(config),
     ).to(default_device())
     return Job(model, *_trained(model, config), sampler)
 
@@ -128,11 +124,7 @@ def build_ctr(config: CtrConfig, data: ClickData) -> CtrJob:
         config.model,
         len(config.data.integers),
         dict(zip(encoder.categories, encoder.sizes, strict=True)),
-        autocast=_dtype(config.train.autocast),
-        optimizer=config.optimizer.tables.build(),
-        plan=placements(config),
-        wire_dtype=_dtype(config.wire_dtype),
-        seed=config.train.seed,
+        **_settings(config),
     ).to(default_device())
     return CtrJob(model, *_trained(model, config), encoder)
 
@@ -144,13 +136,29 @@ def build_sequence(config: SequenceConfig, data: Sequences) -> SequenceJob:
         config.model,
         data.items,
         sampler.log_expected,
-        autocast=_dtype(config.train.autocast),
-        optimizer=config.optimizer.tables.build(),
-        plan=placements(config),
-        wire_dtype=_dtype(config.wire_dtype),
-        seed=config.train.seed,
+        **_settings(config),
     ).to(default_device())
     return SequenceJob(model, *_trained(model, config), sampler, data, config)
+
+
+class _Settings(TypedDict):
+    """What every model takes, whatever it predicts."""
+
+    autocast: torch.dtype | None
+    optimizer: se.optim.TableOptimizer
+    plan: dict[str, se.Placement]
+    wire_dtype: torch.dtype | None
+    seed: int
+
+
+def _settings(config: JobConfig) -> _Settings:
+    return {
+        "autocast": _dtype(config.train.autocast),
+        "optimizer": config.optimizer.tables.build(),
+        "plan": placements(config),
+        "wire_dtype": _dtype(config.wire_dtype),
+        "seed": config.train.seed,
+    }
 
 
 def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module, se.Optimizer]:

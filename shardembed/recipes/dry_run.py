@@ -36,8 +36,7 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
     """
     task = prepare(config, Comm.of())
     plan, estimate = planned(task, ranks)
-    optimizer = config.optimizer.tables.build()
-    held = report.holdings(plan, getattr(torch, config.model.table_dtype).itemsize, optimizer)
+    held = report.holdings(plan, config)
     report.show_start(console, config, task.described(), plan, held)
     fullest = int(estimate.memory_bytes.argmax())
     parts = {name: float(size) for name, size in zip(estimate.categories, estimate.memory[:, fullest], strict=True)}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 import shardembed as se
-from shardembed.optim import TableOptimizer
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.metrics import Score
@@ -36,8 +36,9 @@ class Holding:
     state: int
 
 
-def holdings(plan: se.Plan, itemsize: int, optimizer: TableOptimizer) -> list[Holding]:
-    """What each rank holds under `plan`, for tables of `itemsize` bytes an element that share one optimizer."""
+def holdings(plan: se.Plan, config: JobConfig) -> list[Holding]:
+    """What each rank holds under `plan`, of tables with the dtype and the optimizer of a job."""
+    itemsize, optimizer = getattr(torch, config.model.table_dtype).itemsize, config.optimizer.tables.build()
     state_itemsize = max(itemsize, 4)  # state is kept in float32, or in float64 for float64 tables
     found = []
     for rank in range(plan.world_size):

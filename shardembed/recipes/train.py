@@ -160,8 +160,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     if run.folder is None:
         return
     config, plan = task.config, job.model.tables.plan
-    itemsize = getattr(torch, config.model.table_dtype).itemsize
-    held = report.holdings(plan, itemsize, config.optimizer.tables.build())
+    held = report.holdings(plan, config)
     run.folder.write("config.yaml", resolved_yaml(config))
     plan.save(run.path / "plan.json")
     task.save_vocabularies(run.path / "vocabularies")

@@ -149,8 +149,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:
     comm, device, config, tables = Comm.of(), default_device(), task.config, job.model.tables
-    itemsize = getattr(torch, config.model.table_dtype).itemsize
-    held = report.holdings(tables.plan, itemsize, config.optimizer.tables.build())
+    held = report.holdings(tables.plan, config)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,

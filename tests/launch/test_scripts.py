@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shardembed.cli import main
-from tests.launch.jobs import ROOT, end, finish, free_port, saved, start, wait_until, working_on, write_job
+from tests.jobs import ROOT, end, finish, free_port, saved, start, wait_until, working_on, write_job
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/scripts/*.sh"), *ROOT.glob("tests/scripts/slurm/*")])
 STAND_INS = ROOT / "tests" / "scripts" / "slurm"

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.launch.jobs import ROOT, end, finish, free_port, start, write_job
+from tests.jobs import ROOT, end, finish, free_port, start, write_job
 
 pytest.importorskip("torchx.specs", reason="torchx is not installed: pip install 'torchx==0.7.*'")
 TORCHX = Path(sys.executable).with_name("torchx")

@@ -7,24 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.ranks.test_recipes_command import SECONDS, TORCHRUN, TRAIN, finish, rank_processes, start, started
+from tests.jobs import saved, wait_until, write_job
+from tests.ranks.test_recipes_command import TORCHRUN, TRAIN, finish, rank_processes, start, started
 
 __all__ = ["started"]  # a fixture
 
 STEPS = 400  # far more than are taken before somebody is killed
-JOB = """
-data:
-  generator: {users: 100, items: 50, interactions: 900, tastes: 5}
-model: {embedding_dim: 8, negatives: 16}
-train: {epochs: 1000, global_batch_size: 40, max_steps: STEPS}
-checkpoint: {every_steps: 10}
-"""
 LISTENS = "0A"  # a state in /proc/net/tcp
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as the kernel writes them
 
@@ -33,22 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    path = tmp_path / "job.yaml"
-    path.write_text(JOB.replace("STEPS", str(STEPS)) + f"run_dir: {tmp_path / 'runs'}\n")
-    return path
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Look until `condition` holds; the time that has passed says nothing."""
-    until = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
-
-
-def saved(job: Path) -> int:
-    """The step of the newest complete checkpoint of the only run; 0 where there is none."""
-    return max((int(path.name[5:15]) for path in job.parent.glob("runs/*/checkpoints/step-*")), default=0)
+    return write_job(tmp_path, STEPS)
 
 
 def listening(pids: list[int]) -> list[str]:
