@@ -2,6 +2,8 @@
 # BUILD=cpu or BUILD=cuda overrides what `.ci/setup` finds out about the machine; PYTHON= names an interpreter.
 PY := .venv/bin/python
 ARGS ?=
+# Test processes beside each other, each with rank pools of its own (9 processes); `WORKERS=0` runs all in one.
+WORKERS ?= 2
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ train: setup ## train the quickstart model on two ranks; ARGS="..." is appended
 	$(PY) -m shardembed train configs/train/quickstart.yaml --ranks 2 $(ARGS)
 
 test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kill: setup ## kill and stop ranks at every stage of training, saving and loading; a sample is in "test"
 	$(PY) -m pytest tests/kill --kill-matrix -q $(ARGS)
