@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(words).parse_args(words)
     module = importlib.import_module(f"shardembed.cli.{arguments.command}")
     try:
-        return module.run(arguments)
+        with failures.interrupts_arrive():
+            return module.run(arguments)
     except ShardEmbedError as error:
         return failures.report(error)
     except KeyboardInterrupt:

@@ -7,11 +7,15 @@ each rank.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +43,28 @@ class Told:
 
     def __str__(self) -> str:
         return f"{self.message}; {self.advice}" if self.advice else self.message
+
+
+@contextlib.contextmanager
+def interrupts_arrive() -> Iterator[None]:
+    """Have Ctrl-C end a command also when it comes while C code calls back into Python, as Numba's compiler does: nothing can be
+    raised there, so that Python would print the interrupt and go on.
+    """
+    before = sys.unraisablehook
+
+    def ask_again(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return before(unraisable)
+        # Later, from another thread: at once, it would interrupt this function.
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = ask_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def exit_code(error: BaseException) -> int:

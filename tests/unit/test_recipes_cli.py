@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +229,19 @@ def test_a_rank_that_was_killed_is_told() -> None:
 def test_exit_codes_tell_input_from_other_failures() -> None:
     assert failures.exit_code(DataError("x")) == 2
     assert failures.exit_code(CollectiveError("x")) == 1
+
+
+def test_ctrl_c_is_not_lost_in_a_callback_of_c_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """As Numba's compiler calls back: there an exception cannot be raised, only printed."""
+
+    @ctypes.CFUNCTYPE(None)
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def works_on() -> None:
+        interrupted()
+        threading.Event().wait(60)
+
+    with failures.interrupts_arrive(), pytest.raises(KeyboardInterrupt):
+        works_on()
+    assert capsys.readouterr().err == ""
