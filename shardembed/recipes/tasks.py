@@ -38,7 +38,7 @@ from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.tables import TableConfig
 
-MOST_AHEAD = 16  # batches that workers hold in shared memory, of which containers often have little
+MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 
 
 class Evaluated(Protocol):
@@ -98,9 +98,11 @@ class Task:
         comm = Comm.of()
         return Stream(epoch, part, self.steps_per_epoch, comm.rank, comm.world_size, burst)
 
-    def _burst(self) -> int:
-        """Batches that come at once from a shuffle, as many as shall be made ahead."""
-        return min(MOST_AHEAD, shuffled_at_once(self.config.data.shuffle_buffer) // self.config.train.global_batch_size + 2)
+    def _burst(self, row_bytes: int) -> int:
+        """Batches that come at once from a shuffle, or as many of them as shall be made ahead."""
+        size = self.config.train.global_batch_size
+        part_bytes = size * row_bytes // Comm.of().world_size + 1
+        return min(shuffled_at_once(self.config.data.shuffle_buffer) // size + 2, MOST_AHEAD // part_bytes)
 
     def _read_by(self) -> list[str]:
         return [f"read by {self.workers} worker process{'es' * (self.workers > 1)} of each rank"] if self.workers else []
@@ -149,7 +151,7 @@ class TwoTowerTask(Task):
     def stream(self) -> Stream:
         size, seed = self.config.train.global_batch_size, self.config.train.seed
         epoch = partial(global_batches, self.data.to_read(), size, self.config.data.shuffle_buffer, seed)
-        return self._stream(epoch, pairs_of, self._burst())
+        return self._stream(epoch, pairs_of, self._burst(2 * 8))
 
     def counted(self) -> str:
         data = self.data
@@ -189,7 +191,8 @@ class CtrTask(Task):
     def stream(self) -> Stream:
         size, seed = self.config.train.global_batch_size, self.config.train.seed
         epoch = partial(self.data.batches, size, self.config.data.shuffle_buffer, seed)
-        return self._stream(epoch, Encoder.of(self.config.data, self.data).part, self._burst())
+        row_bytes = 8 * len(self.config.data.categories) + 4 * len(self.config.data.integers) + 4
+        return self._stream(epoch, Encoder.of(self.config.data, self.data).part, self._burst(row_bytes))
 
     def counted(self) -> str:
         return self.data.describe()
