@@ -52,6 +52,10 @@ class LoaderError(DataError):
     """The data loader of another rank failed."""
 
 
+class WorkerError(ShardEmbedError, RuntimeError):
+    """A worker process that reads data ended before its time."""
+
+
 class EndOfData(ShardEmbedError):
     """A rank has no more batches: no error, and none that users meet."""
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import uuid
 from collections.abc import Sequence
 
 from shardembed.cli import failures
 from shardembed.cli.failures import Told
+from shardembed.recipes import lifeline
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
-PR_SET_PDEATHSIG = 1
 
 
 def in_job() -> bool:
@@ -26,11 +24,8 @@ def end_with_launcher() -> None:
     """Have the system end this rank together with the launcher that started it. Left alone, it would train on and keep the folder
     of its run locked.
     """
-    if failures.QUIET not in os.environ or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ[failures.QUIET]):  # it had ended before
-        os._exit(1)
+    if failures.QUIET in os.environ:
+        lifeline.end_with(int(os.environ[failures.QUIET]))
 
 
 def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:

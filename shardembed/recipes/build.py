@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,11 +16,8 @@ from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
-from shardembed.recipes.data.criteo.rows import Clicks
-from shardembed.recipes.data.interactions import Interactions
-from shardembed.recipes.data.sequences import Sequences
-from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.data.stream import rank_slice, rank_start
+from shardembed.recipes.data.interactions import Interactions, Pairs
+from shardembed.recipes.data.sequences import SequencePart, Sequences
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.sasrec import Sasrec, SequenceBatch, dropout_of
@@ -37,17 +33,19 @@ class TrainingJob:
     wrapped: torch.nn.Module
     optimizer: se.Optimizer
 
-    def step(self, chunk: Any, step: int) -> torch.Tensor:
-        """Train on one global batch. Collective. Returns this rank's loss; the mean over the ranks is the loss of the batch."""
-        loss = self.wrapped(self._batch(chunk, step))
+    def step(self, part: Any, step: int) -> torch.Tensor:
+        """Train on this rank's part of a global batch. Collective. Returns this rank's loss; the mean over the ranks is the loss of
+        the batch.
+        """
+        loss = self.wrapped(self._batch(part.to(default_device()), step))
         with Comm.of().guarding("average dense gradients"):
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def _batch(self, chunk: Any, step: int) -> Any:
-        """This rank's part of a global batch, as the model takes it."""
+    def _batch(self, part: Any, step: int) -> Any:
+        """The part as the model takes it."""
         raise NotImplementedError
 
 
@@ -58,11 +56,8 @@ class Job(TrainingJob):
     model: TwoTower
     sampler: NegativeSampler
 
-    def _batch(self, chunk: Chunk, step: int) -> Batch:
-        device = self.model.log_expected.device
-        part = rank_slice(chunk, se.rank(), se.world_size())
-        users, items = (torch.from_numpy(np.ascontiguousarray(ids)).to(device) for ids in (part.users, part.items))
-        return Batch(users, items, self.sampler.draw(step).to(device), len(chunk))
+    def _batch(self, part: Pairs, step: int) -> Batch:
+        return Batch(part.users, part.items, self.sampler.draw(step).to(part.users.device), part.global_size)
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,8 @@ class CtrJob(TrainingJob):
     model: ClickModel
     encoder: Encoder
 
-    def _batch(self, chunk: Clicks, step: int) -> ClickBatch:
-        return self.encoder(rank_slice(chunk, se.rank(), se.world_size()), len(chunk), default_device())
+    def _batch(self, part: ClickBatch, step: int) -> ClickBatch:
+        return part
 
 
 @dataclass(frozen=True)
@@ -82,21 +77,15 @@ class SequenceJob(TrainingJob):
 
     model: Sasrec
     sampler: NegativeSampler
-    data: Sequences
     config: SequenceConfig
 
-    def _batch(self, chunk: np.ndarray, step: int) -> SequenceBatch:
-        device, settings = self.model.log_expected.device, self.config.model
-        longest = settings.max_length + 1  # the last of them is only a target
-        first, end = (rank_start(len(chunk), rank, se.world_size()) for rank in (se.rank(), se.rank() + 1))
-        items, lengths = self.data.last(chunk[first:end], longest)
-        targets = int(np.minimum(self.data.user_counts[chunk], longest).sum()) - len(chunk)
+    def _batch(self, part: SequencePart, step: int) -> SequenceBatch:
         return SequenceBatch(
-            torch.from_numpy(items).to(device),
-            torch.from_numpy(lengths),
-            self.sampler.draw(step).to(device),
-            targets,
-            dropout_of(settings, self.config.train.seed, step, first),
+            part.items,
+            torch.from_numpy(part.lengths),
+            self.sampler.draw(step).to(part.items.device),
+            part.targets,
+            dropout_of(self.config.model, self.config.train.seed, step, part.first),
         )
 
 
@@ -138,7 +127,7 @@ def build_sequence(config: SequenceConfig, data: Sequences) -> SequenceJob:
         sampler.log_expected,
         **_settings(config),
     ).to(default_device())
-    return SequenceJob(model, *_trained(model, config), sampler, data, config)
+    return SequenceJob(model, *_trained(model, config), sampler, config)
 
 
 class _Settings(TypedDict):

@@ -33,6 +33,7 @@ KINDS = {  # kind -> the settings it takes beside `packing`
 EVERY = "*"  # in a plan: all tables that it does not name
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Workers = Annotated[int, Field(ge=0, le=64)]  # processes of each rank
 Paths = Annotated[  # of files: one, a pattern, or a list of these
     tuple[str, ...] | None,
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),

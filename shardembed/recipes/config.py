@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema
 from shardembed import located
 from shardembed.errors import ConfigError
 from shardembed.explain import explain, nearest
-from shardembed.recipes.common import JobConfig, Paths, PlacementConfig, RankingConfig, Seed, TrainConfig, or_text
+from shardembed.recipes.common import JobConfig, Paths, PlacementConfig, RankingConfig, Seed, TrainConfig, Workers, or_text
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
 from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.sections import Count, Float, NotNegative, Rate, Section
@@ -41,7 +41,8 @@ class DataConfig(Section):
     """Where interactions come from. `path` is a file, a pattern, or a list of these; `null` is the built-in generator. A
     file's format is told by its suffix.
 
-    `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them.
+    `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them. `workers` processes of each rank read
+    what is trained on, ahead of the training; with 0 each rank reads between its steps.
     """
 
     path: Paths = None
@@ -51,6 +52,7 @@ class DataConfig(Section):
     generator: GeneratorConfig = GeneratorConfig()
     holdout_seed: Seed = 0
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18
+    workers: Workers = 0
 
 
 class ModelConfig(Section):

@@ -24,6 +24,7 @@ from shardembed.recipes.common import (
     Seed,
     TablesPlanConfig,
     TrainConfig,
+    Workers,
     check_tables,
 )
 from shardembed.sections import Count, Float, NotNegative, Section, check_belongs
@@ -82,7 +83,8 @@ class CtrDataConfig(Section):
     """Where clicks come from. `path` is a file, a pattern such as day_*.gz, or a list of these; `null` is the built-in generator.
 
     Text files have no header: the label, then `integers`, then `categories`, by tabs. Of Parquet files these are column names.
-    `validation_path` names files that are for validation alone, in place of `split`.
+    `validation_path` names files that are for validation alone, in place of `split`. `workers` processes of each rank read what is
+    trained on, ahead of the training; with 0 each rank reads between its steps.
     """
 
     path: Paths = None
@@ -95,6 +97,7 @@ class CtrDataConfig(Section):
     split: SplitConfig = SplitConfig()
     generator: PlantedConfig = PlantedConfig()
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 16
+    workers: Workers = 0
 
     @field_validator("validation_path")
     @classmethod

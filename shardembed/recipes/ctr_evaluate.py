@@ -73,4 +73,4 @@ def predicted(job: CtrJob, data: ClickData, batch_size: int) -> Iterator[tuple[C
     device = default_device()
     for chunk in data.validation_batches(batch_size):
         mine = rank_slice(chunk, se.rank(), se.world_size())
-        yield mine, job.model.logits(job.encoder(mine, len(chunk), device)).cpu().numpy()
+        yield mine, job.model.logits(job.encoder(mine, len(chunk)).to(device)).cpu().numpy()

@@ -50,6 +50,7 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "steps": task.steps,
         "training_rows": task.training_rows,
+        "workers": task.workers,
         "dropped_rows": task.dropped.kinds,
         "memory": [{"weights": one.weights, "state": one.state} for one in held],
         "fullest_rank": {"rank": fullest, "bytes": total, **parts},

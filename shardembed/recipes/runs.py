@@ -170,6 +170,7 @@ def _obstacle(path: Path, config: JobConfig) -> str:
 def _deciding(config: JobConfig) -> dict[str, Any]:
     """The settings that decide what is computed."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    values["data"].pop("workers", None)
     if config.data.path is not None:
         del values["data"]["generator"]
     return values

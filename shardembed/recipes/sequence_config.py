@@ -32,6 +32,8 @@ class SequenceDataConfig(Section):
     """Where interactions come from. `path` is a file, a pattern, or a list of these; `null` is the built-in generator. A
     file's format is told by its suffix.
 
+    Every rank holds all of it in memory and takes batches from there, so there are no `workers` that read ahead.
+
     `time` is a column of whole numbers or of dates, by which each user's rows are sorted; `null` where they are in order already.
     """
 

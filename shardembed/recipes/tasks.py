@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -20,21 +19,26 @@ from shardembed.recipes.build import CtrJob, Job, SequenceJob, TrainingJob, buil
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.data import sequences
+from shardembed.recipes.data import reading, sequences
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.criteo import clicks
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import Encoder
-from shardembed.recipes.data.interactions import Interactions, global_batches, scan
+from shardembed.recipes.data.interactions import Interactions, global_batches, pairs_of, scan
+from shardembed.recipes.data.part import Part
+from shardembed.recipes.data.reading import Stream
 from shardembed.recipes.data.sequences import Sequences
+from shardembed.recipes.data.stream import shuffled_at_once
 from shardembed.recipes.metrics import History
 from shardembed.recipes.models import ctr, sasrec, two_tower
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.tables import TableConfig
+
+MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 
 
 class Evaluated(Protocol):
@@ -73,20 +77,35 @@ class Task:
         steps = self.config.train.epochs * self.steps_per_epoch
         return min(steps, self.config.train.max_steps or steps)
 
-    def batches(self, first: int = 0) -> Iterator[tuple[int, Any]]:
-        """(epoch, global batch) from step `first` on, epoch after epoch.
+    @property
+    def workers(self) -> int:
+        """Processes of each rank that read its data; with none, it does so itself."""
+        return 0
+
+    def parts(self, first: int = 0) -> Generator[Part, None, None]:
+        """This rank's parts of the global batches from step `first` on. Close it to end its workers.
 
         What a batch holds depends on data, seed and epoch alone, so the number of steps taken is all there is to know of the
         position.
         """
-        began, skipped = divmod(first, max(1, self.steps_per_epoch))
-        for epoch in range(began, self.config.train.epochs):
-            for chunk in islice(self.epoch(epoch), skipped if epoch == began else 0, None):
-                yield epoch, chunk
+        return reading.read(self.stream(), range(first, self.steps), self.workers, default_device())
 
-    def epoch(self, epoch: int) -> Iterator[Sized]:
-        """The global batches of one epoch."""
+    def stream(self) -> Stream:
+        """Where this rank's parts come from."""
         raise NotImplementedError
+
+    def _stream(self, epoch: Callable[[int], Iterator[Any]], part: Callable[[Any, int, int], Part], burst: int = 1) -> Stream:
+        comm = Comm.of()
+        return Stream(epoch, part, self.steps_per_epoch, comm.rank, comm.world_size, burst)
+
+    def _burst(self, row_bytes: int) -> int:
+        """Batches that come at once from a shuffle, or as many of them as shall be made ahead."""
+        size = self.config.train.global_batch_size
+        part_bytes = size * row_bytes // Comm.of().world_size + 1
+        return min(shuffled_at_once(self.config.data.shuffle_buffer) // size + 2, MOST_AHEAD // part_bytes)
+
+    def _read_by(self) -> list[str]:
+        return [f"read by {self.workers} worker process{'es' * (self.workers > 1)} of each rank"] if self.workers else []
 
     def counted(self) -> str:
         """What the data are known by: hardly any other data have the same."""
@@ -125,9 +144,14 @@ class TwoTowerTask(Task):
     config: Config
     data: Interactions
 
-    def epoch(self, epoch: int) -> Iterator[Sized]:
-        settings = self.config.train
-        return global_batches(self.data, settings.global_batch_size, self.config.data.shuffle_buffer, settings.seed, epoch)
+    @property
+    def workers(self) -> int:
+        return self.config.data.workers
+
+    def stream(self) -> Stream:
+        size, seed = self.config.train.global_batch_size, self.config.train.seed
+        epoch = partial(global_batches, self.data.to_read(), size, self.config.data.shuffle_buffer, seed)
+        return self._stream(epoch, pairs_of, self._burst(2 * 8))
 
     def counted(self) -> str:
         data = self.data
@@ -140,7 +164,7 @@ class TwoTowerTask(Task):
     def described(self) -> list[str]:
         data = self.data
         counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
-        return [data.source.name, counted, *report.dropped_lines(data.dropped, data.rows)]
+        return [data.source.name, counted, *report.dropped_lines(data.dropped, data.rows), *self._read_by()]
 
     def tables(self) -> list[TableConfig]:
         return two_tower.table_configs(self.config.model, self.data.users, self.data.items)
@@ -160,9 +184,15 @@ class CtrTask(Task):
     config: CtrConfig
     data: ClickData
 
-    def epoch(self, epoch: int) -> Iterator[Sized]:
-        settings = self.config.train
-        return self.data.batches(settings.global_batch_size, self.config.data.shuffle_buffer, settings.seed, epoch)
+    @property
+    def workers(self) -> int:
+        return self.config.data.workers
+
+    def stream(self) -> Stream:
+        size, seed = self.config.train.global_batch_size, self.config.train.seed
+        epoch = partial(self.data.batches, size, self.config.data.shuffle_buffer, seed)
+        row_bytes = 8 * len(self.config.data.categories) + 4 * len(self.config.data.integers) + 4
+        return self._stream(epoch, Encoder.of(self.config.data, self.data).part, self._burst(row_bytes))
 
     def counted(self) -> str:
         return self.data.describe()
@@ -173,7 +203,7 @@ class CtrTask(Task):
         rate = counted.positives / counted.total
         rows = f"{data.training_rows:,} rows to train on, {data.validation_rows:,} for validation; {rate:.2%} are clicks"
         total = counted.total + (data.counted_validation.total if data.counted_validation else 0)
-        return [*names, rows, *report.dropped_lines(data.dropped, total)]
+        return [*names, rows, *report.dropped_lines(data.dropped, total), *self._read_by()]
 
     def tables(self) -> list[TableConfig]:
         encoder = Encoder.of(self.config.data, self.data)
@@ -207,9 +237,10 @@ class SequenceTask(Task):
     def training_rows(self) -> int:
         return len(self.data.training_users)
 
-    def epoch(self, epoch: int) -> Iterator[Sized]:
+    def stream(self) -> Stream:
         settings = self.config.train
-        return self.data.batches(settings.global_batch_size, settings.seed, epoch)
+        epoch = partial(self.data.batches, settings.global_batch_size, settings.seed)
+        return self._stream(epoch, partial(self.data.part, longest=self.config.model.max_length + 1))
 
     def counted(self) -> str:
         return self.data.describe()

@@ -8,7 +8,7 @@ and writes, but for checkpoints.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,14 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
         scalars = around.enter_context(Scalars(run.path if run.folder is not None and config.log.tensorboard else None, begun.step))
-        for step, (epoch, chunk) in zip(range(begun.step, steps), task.batches(begun.step), strict=False):
+        parts = around.enter_context(closing(task.parts(begun.step)))
+        for step, part in zip(range(begun.step, steps), parts, strict=False):
+            epoch = step // task.steps_per_epoch
             rates.set(step)
             with watch.step(step):
-                waiting.append(job.step(chunk, step))
+                waiting.append(job.step(part, step))
             records.append({"step": step + 1, "epoch": epoch + 1})
-            progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + len(chunk))
+            progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + part.global_size)
             saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
             evaluates = looks is not None and (step + 1) % looks == 0
             if (step + 1) % REPORT_STEPS and step + 1 < steps and not saves and not evaluates:

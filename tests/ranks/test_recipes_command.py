@@ -14,12 +14,14 @@ import pytest
 
 from shardembed.plan import Plan
 from shardembed.recipes import config
+from tests.jobs import wait_until
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("-m", "shardembed", "train")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SECONDS = 300  # a command that has not ended by then hangs, however loaded the machine is
 STEPS = 30
+WORKERS = ("--set", "data.workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,19 @@ def rank_processes(launcher: int) -> dict[int, int]:
     return found
 
 
+def workers_of(rank: int) -> list[int]:
+    """The processes that read the data of a rank."""
+    return [pid for pid in children(rank) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def gone(pid: int) -> bool:
+    """The process has ended, whether or not somebody has asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def read_until(process: subprocess.Popen[str], start: str) -> list[str]:
     """Lines of stdout up to the first that begins with `start`."""
     assert process.stdout is not None
@@ -109,8 +124,8 @@ def read_until(process: subprocess.Popen[str], start: str) -> list[str]:
 
 def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -> None:
     words = (*TRAIN, job, "--json", "--max-steps", STEPS)
-    # Of the two jobs the second is joined, not started: `--ranks` is not given.
-    processes = [start(*words, "--ranks", 2), start(*TORCHRUN, *words)]
+    # Of the two jobs the second is joined, not started: `--ranks` is not given. Its ranks have their data read by workers.
+    processes = [start(*words, "--ranks", 2), start(*TORCHRUN, *words, *WORKERS)]
     summaries = []
     for process in processes:
         code, out, err = finish(process)
@@ -140,9 +155,11 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
 
 
 def test_ctrl_c_ends_all_ranks_and_prints_no_traceback(job: Path, started: list[subprocess.Popen[str]]) -> None:
-    started += [start(*TRAIN, job, "--ranks", 2), start(*TRAIN, job)]
+    started += [start(*TRAIN, job, "--ranks", 2), start(*TRAIN, job, *WORKERS)]
     for process in started:
         read_until(process, "held by each rank")  # the last that is said before training
+    wait_until(lambda: workers_of(started[1].pid))
+    workers = workers_of(started[1].pid)  # which may still be starting
     ranks = rank_processes(started[0].pid)
     assert sorted(ranks) == [0, 1]
     for process in started:
@@ -152,14 +169,16 @@ def test_ctrl_c_ends_all_ranks_and_prints_no_traceback(job: Path, started: list[
         assert code == 130
         assert err == ""
         assert "Traceback" not in out
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (*ranks.values(), *workers))
 
 
 def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: list[subprocess.Popen[str]]) -> None:
-    process = start(*TRAIN, job, "--ranks", 2)
+    process = start(*TRAIN, job, "--ranks", 2, *WORKERS)
     started.append(process)
     read_until(process, "held by each rank")
     ranks = rank_processes(process.pid)
+    wait_until(lambda: all(workers_of(rank) for rank in ranks.values()))
+    workers = [worker for rank in ranks.values() for worker in workers_of(rank)]
     os.kill(ranks[1], signal.SIGKILL)
     code, _, err = finish(process)
     assert code == 1
@@ -168,6 +187,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: lis
     assert len(told) == 1
     assert told[0].startswith("shardembed: error: rank 1 was killed by SIGKILL; if memory ran out, use more ranks")
     assert not Path(f"/proc/{ranks[0]}").exists()
+    wait_until(lambda: all(gone(pid) for pid in workers))
 
 
 def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) -> None:

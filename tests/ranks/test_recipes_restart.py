@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import saved, wait_until, write_job
-from tests.ranks.test_recipes_command import TORCHRUN, TRAIN, finish, rank_processes, start, started
+from tests.ranks.test_recipes_command import TORCHRUN, TRAIN, finish, gone, rank_processes, start, started
 
 __all__ = ["started"]  # a fixture
 
@@ -46,14 +46,6 @@ def listening(pids: list[int]) -> list[str]:
             if fields[3] == LISTENS and fields[9] in sockets:
                 found.append(fields[1].split(":")[0])
     return found
-
-
-def gone(pid: int) -> bool:
-    """The process has ended, whether or not somebody has asked for its exit code."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, started: list[subprocess.Popen[str]]) -> None:

@@ -15,10 +15,11 @@ import torch
 from rich.console import Console
 
 from shardembed.errors import ConfigError
-from shardembed.recipes import runs, train
+from shardembed.recipes import runs, tasks, train
 from shardembed.recipes.build import Job
 from shardembed.recipes.common import CheckpointConfig, RankingConfig
 from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
+from shardembed.recipes.data.interactions import Pairs, pairs_of
 from shardembed.recipes.data.source import Chunk
 from tests.harness import run_ranks
 
@@ -44,21 +45,26 @@ def config(run_dir: str) -> Config:
 def run_until(rank: int, world_size: int, run_dir: str, crash: int | str | None) -> dict[str, Any]:
     """Run the job; end it before the step `crash`, or as the evaluation begins. Says which batches were trained on, and the end."""
     taken: list[tuple[int, int]] = []
+    read: list[int] = []
     job: list[Job] = []
     step_of_job = Job.step
 
-    def step(self: Job, chunk: Chunk, step: int) -> torch.Tensor:
+    def part(chunk: Chunk, rank: int, world_size: int) -> Pairs:
+        read.append(zlib.crc32(np.stack([chunk.users, chunk.items]).tobytes()))
+        return pairs_of(chunk, rank, world_size)
+
+    def step(self: Job, part: Pairs, step: int) -> torch.Tensor:
         if step == crash:
             raise Crash
         job[:] = [self]
-        taken.append((step, zlib.crc32(np.stack([chunk.users, chunk.items]).tobytes())))
-        return step_of_job(self, chunk, step)
+        taken.append((step, read[-1]))
+        return step_of_job(self, part, step)
 
     def evaluate(*_: object) -> None:
         raise Crash
 
     said = io.StringIO()
-    with mock.patch.object(Job, "step", step):
+    with mock.patch.object(Job, "step", step), mock.patch.object(tasks, "pairs_of", part):
         try:
             if crash == "evaluation":
                 with mock.patch.object(train, "evaluate", evaluate):

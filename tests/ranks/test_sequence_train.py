@@ -47,10 +47,10 @@ def summary_of(rank: int, world_size: int, settings: SequenceConfig, crash: int 
     weights: list[np.ndarray] = []
     made = SequenceJob._batch
 
-    def batch(self: SequenceJob, chunk: Any, step: int) -> Any:
+    def batch(self: SequenceJob, part: Any, step: int) -> Any:
         if step == crash:
             raise Crash
-        return made(self, chunk, step)
+        return made(self, part, step)
 
     def evaluate(task: Any, job: Any) -> Any:
         weights[:] = [job.model.tables.rows("item", torch.arange(60)).numpy()]

@@ -53,8 +53,8 @@ def model_of(kind: str, autocast: torch.dtype | None = None, integers: int = 2) 
 
 
 def batch_of(count: int, integers: int = 2) -> ClickBatch:
-    ids = {"C1": torch.arange(count) % 7, "C2": torch.arange(count) % 9}
-    return ClickBatch((torch.arange(count) % 2).float(), torch.rand(count, integers), ids, 8)
+    rows = torch.stack([torch.arange(count) % 7, torch.arange(count) % 9])
+    return ClickBatch((torch.arange(count) % 2).float(), torch.rand(count, integers), rows, ("C1", "C2"), global_size=8)
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcnv2"])
@@ -153,7 +153,7 @@ def test_categories_become_rows_and_missing_ones_row_0(kind: str) -> None:
     data = scan(config, Comm.of(), CPU)
     encoder = Encoder.of(config, data)
     clicks = Clicks(np.array([1], np.int8), np.array([[np.nan, -2, 4, *[0] * 10]], np.float32), np.full((1, 26), MISSING))
-    batch = encoder(clicks, 1, CPU)
+    batch = encoder(clicks, 1)
     assert {int(rows) for rows in batch.ids.values()} == {0}
     torch.testing.assert_close(batch.dense[0, :3], torch.tensor([0, 0, np.log(5)], dtype=torch.float32))
     counts = encoder.counts(data.training())

@@ -128,10 +128,10 @@ def test_a_run_is_resumed_evaluated_and_its_predictions_written(job: Path, capsy
     whole = printed(capsys, job, "--set", f"run_dir={job.parent / 'whole'}")
     made = CtrJob._batch
 
-    def batch(self: CtrJob, chunk: Any, step: int) -> Any:
+    def batch(self: CtrJob, part: Any, step: int) -> Any:
         if step == 8:
             raise Crash
-        return made(self, chunk, step)
+        return made(self, part, step)
 
     with mock.patch.object(CtrJob, "_batch", batch), pytest.raises(Crash):
         main(["train", str(job)])

@@ -14,7 +14,7 @@ from shardembed.cli import failures, main
 from shardembed.errors import CheckpointError
 from shardembed.recipes import saving, train
 from shardembed.recipes.build import Job
-from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.data.interactions import Pairs
 from shardembed.recipes.models.two_tower import Batch
 from shardembed.recipes.run_folder import RunFolder
 
@@ -53,13 +53,13 @@ def interrupted(job: Path, *words: str, step: int = 5) -> Path:
     return made.pop() if made else runs_of(job)[-1]
 
 
-def crash_at(step: int) -> Callable[[Job, Chunk, int], Batch]:
+def crash_at(step: int) -> Callable[[Job, Pairs, int], Batch]:
     made = Job._batch
 
-    def batch(self: Job, chunk: Chunk, number: int) -> Batch:
+    def batch(self: Job, part: Pairs, number: int) -> Batch:
         if number == step:
             raise Crash
-        return made(self, chunk, number)
+        return made(self, part, number)
 
     return batch
 

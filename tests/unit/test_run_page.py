@@ -57,10 +57,10 @@ def interrupted(job: Path, step: int, *words: str) -> Path:
     """Run the job up to `step`; returns its folder."""
     made = CtrJob._batch
 
-    def batch(self: CtrJob, chunk: Any, number: int) -> Any:
+    def batch(self: CtrJob, part: Any, number: int) -> Any:
         if number == step:
             raise Crash
-        return made(self, chunk, number)
+        return made(self, part, number)
 
     with mock.patch.object(CtrJob, "_batch", batch), pytest.raises(Crash):
         main(["train", str(job), *words])

@@ -12,14 +12,16 @@ Legend: n interactions of a chunk, B a global batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.source import Chunk, Source, concatenate
-from shardembed.recipes.data.stream import hash_rows, rechunked, shuffled, shuffler
+from shardembed.recipes.data.stream import hash_rows, rank_slice, rechunked, shuffled, shuffler
 from shardembed.recipes.metrics import History
 
 NO_ROW = -1
@@ -65,6 +67,11 @@ class Interactions:
             kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
             row += len(chunk)
             yield chunk[kept]
+
+    def to_read(self) -> Interactions:
+        """What reading needs of this, for worker processes, each of which gets a copy."""
+        none = np.empty(0, np.int64)
+        return replace(self, held_item=none, user_counts=none, item_counts=none)
 
     def histories(self, users: np.ndarray) -> History:
         """The training items of `users`, by their place in `users`: one pass over the data."""
@@ -118,6 +125,20 @@ def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: 
     """The global batches of one epoch: `[B]` each, the last one shorter. The same for the same seed and epoch."""
     mixed = shuffled(data.training(), buffer_rows, shuffler(seed, epoch), concatenate)
     return rechunked(mixed, batch_size, concatenate)
+
+
+@dataclass(frozen=True)
+class Pairs(Part):
+    """A rank's part of a global batch: `users` and `items`, both int64 `[b]`."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+
+
+def pairs_of(batch: Chunk, rank: int, world_size: int) -> Pairs:
+    mine = rank_slice(batch, rank, world_size)
+    users, items = (torch.from_numpy(np.ascontiguousarray(ids)) for ids in (mine.users, mine.items))
+    return Pairs(users, items, global_size=len(batch))
 
 
 def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:

@@ -16,13 +16,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
+from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.source import Source, concatenate
-from shardembed.recipes.data.stream import shuffler
+from shardembed.recipes.data.stream import rank_start, shuffler
 from shardembed.recipes.metrics import History
+
+
+@dataclass(frozen=True)
+class SequencePart(Part):
+    """A rank's part of a global batch: `items` int64 `[n]`, sequence after sequence, and `lengths` of them, int64 `[b]`.
+
+    `first` is the place of the first sequence in the global batch, `targets` how many targets the whole of that has.
+    """
+
+    items: torch.Tensor
+    lengths: np.ndarray
+    targets: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,13 @@ class Sequences:
         order = self.training_users[shuffler(seed, epoch).permutation(len(self.training_users))]
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
+
+    def part(self, users: np.ndarray, rank: int, world_size: int, longest: int) -> SequencePart:
+        """Of a global batch, what `rank` takes: the last `longest` items, the last of which is only a target."""
+        first, end = (rank_start(len(users), one, world_size) for one in (rank, rank + 1))
+        items, lengths = self.last(users[first:end], longest)
+        targets = int(np.minimum(self.user_counts[users], longest).sum()) - len(users)
+        return SequencePart(torch.from_numpy(items), lengths, targets, first, global_size=len(users))
 
     def describe(self) -> str:
         """What the data are known by: hardly any other data have the same."""

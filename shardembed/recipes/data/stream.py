@@ -47,7 +47,7 @@ def shuffled(chunks: Iterable[RowsT], buffer_rows: int, rng: np.random.Generator
     if buffer_rows == 0:
         yield from chunks
         return
-    quarter = max(1, buffer_rows // 4)
+    quarter = shuffled_at_once(buffer_rows)
     held: RowsT | None = None
     for chunk in rechunked(chunks, quarter, join):
         held = chunk if held is None else join([held, chunk])
@@ -57,6 +57,11 @@ def shuffled(chunks: Iterable[RowsT], buffer_rows: int, rng: np.random.Generator
             held = held[:buffer_rows]
     if held is not None:
         yield held[rng.permutation(len(held))]
+
+
+def shuffled_at_once(buffer_rows: int) -> int:
+    """Rows that a buffer lets go in one round."""
+    return max(1, buffer_rows // 4)
 
 
 def shuffler(seed: int, epoch: int) -> np.random.Generator:

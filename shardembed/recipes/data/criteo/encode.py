@@ -16,21 +16,27 @@ from shardembed.hashing import Hashing
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks
+from shardembed.recipes.data.part import Part
+from shardembed.recipes.data.stream import rank_slice
 from shardembed.vocab import Vocabulary
 
 MISSING_ROW = 0
 
 
 @dataclass(frozen=True)
-class ClickBatch:
-    """This rank's part of a global batch: `labels` float32 `[b]`, `dense` float32 `[b, I]`, `ids` int64 `[b]` by category, and the
-    size of the whole batch.
+class ClickBatch(Part):
+    """A rank's part of a global batch: `labels` float32 `[b]`, `dense` float32 `[b, I]`, and `rows` int64 `[C, b]`, a line
+    for each of the `categories`.
     """
 
     labels: torch.Tensor
     dense: torch.Tensor
-    ids: dict[str, torch.Tensor]
-    global_size: int
+    rows: torch.Tensor  # one tensor, which comes from a worker and goes to a device at once
+    categories: tuple[str, ...]
+
+    @property
+    def ids(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self.categories, self.rows, strict=True))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,9 +72,12 @@ class Encoder:
         column = np.ascontiguousarray(clicks.categories[:, place])
         return np.where(column == MISSING, MISSING_ROW, self.lookups[place](column))
 
-    def __call__(self, clicks: Clicks, global_size: int, device: torch.device) -> ClickBatch:
+    def __call__(self, clicks: Clicks, global_size: int) -> ClickBatch:
         dense = np.log1p(np.maximum(np.nan_to_num(clicks.integers), 0))
-        rows = ((name, self._rows(clicks, place)) for place, name in enumerate(self.categories))
-        ids = {name: torch.from_numpy(found).to(device) for name, found in rows}
-        labels = torch.from_numpy(clicks.labels.astype(np.float32))
-        return ClickBatch(labels.to(device), torch.from_numpy(dense).to(device), ids, global_size)
+        rows = np.stack([self._rows(clicks, place) for place in range(len(self.categories))])
+        labels, dense, rows = (torch.from_numpy(one) for one in (clicks.labels.astype(np.float32), dense, rows))
+        return ClickBatch(labels, dense, rows, self.categories, global_size=global_size)
+
+    def part(self, clicks: Clicks, rank: int, world_size: int) -> ClickBatch:
+        """Of a global batch, what `rank` takes."""
+        return self(rank_slice(clicks, rank, world_size), len(clicks))
