@@ -31,7 +31,7 @@ import torch.distributed as dist
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
 from shardembed.heartbeat import Heartbeat, Watch, device_is_through
 from shardembed.kernels.memory import keep_freed_memory
-from shardembed.meeting import meet, new_group
+from shardembed.meeting import meet, new_group, refuse_unjoined
 from shardembed.stages import Tally
 from shardembed.trouble import (
     STORE_SECONDS,
@@ -122,11 +122,16 @@ class Comm:
         """The Comm of a process group; by default of the job's, or of this process alone when there is none.
 
         Collective over the group when it is called for the first time, which is when the other arguments count; see `init`.
+
+        Raises:
+            CollectiveError: this process was started as a rank of a job, and has not joined it.
         """
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         comm = _known.get(group)
         if comm is None:
+            if group is None:
+                refuse_unjoined()
             on_gpu = ["cuda"] if torch.cuda.is_available() and heartbeat is not False else []
             watched = [*on_gpu, "cpu"] if heartbeat else on_gpu
             comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT, watched)

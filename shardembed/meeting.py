@@ -35,6 +35,16 @@ def meet(timeout: float) -> tuple[dist.Store, int, int]:
     return store, rank, world_size
 
 
+def refuse_unjoined() -> None:
+    """Ranks that do not join their job would each train tables of their own, and none would ever say so."""
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is not None and world_size != "1":
+        raise CollectiveError(
+            f"this process is rank {rank} of {world_size} of a job, by RANK and WORLD_SIZE, and has joined no process group: call "
+            "se.init() first. To work alone, take these two out of its environment"
+        )
+
+
 def new_group(ranks: list[int], timeout: float, watched: Sequence[str], device: int | None) -> dist.ProcessGroup:
     """A process group over `ranks`. Collective over them, in any thread.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 import torch.distributed as dist
 
+import shardembed as se
+from shardembed import comm
 from shardembed.errors import CollectiveError
 from shardembed.meeting import KEY, agreed_name
 
@@ -40,3 +43,13 @@ def test_a_rank_does_not_believe_what_another_start_has_confirmed() -> None:
 def test_rank_0_says_when_others_do_not_come() -> None:
     with pytest.raises(CollectiveError, match="rank 0 did not hear from all other ranks"):
         agreed_name(dist.HashStore(), 0, 2, timeout=0.1)
+
+
+def test_tables_of_a_rank_that_has_not_joined_its_job_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comm, "_known", {})
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CollectiveError, match=r"rank 1 of 2 of a job.*call se.init\(\) first"):
+        se.Embedding(10, 4)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert se.Embedding(10, 4)(torch.tensor([3])).shape == (1, 4)
