@@ -33,7 +33,9 @@ from shardembed.recipes.run_folder import OBSERVED, PAGE, RunFolder
 from shardembed.recipes.tasks import Task
 
 STEPS = 8  # that a look goes back, at most
-SETTLED = 3  # of a process's first steps, which compile and allocate, no look is wanted
+SETTLED = (
+    3  # steps that no look is wanted of: a process's first, which compile and allocate, and those after a save, which wait for it
+)
 STARTS = 50
 FORMAT = 1
 
@@ -106,8 +108,12 @@ class Watch:
         return min([self._last, *((step // each + 1) * each for each in every if each is not None)])
 
     def _is_near(self, step: int, end: int) -> bool:
-        looks = end == self._last or (self._saves is not None and end % self._saves == 0)
-        return looks and end - step <= STEPS and (step >= self._begun + SETTLED or end - step == 1)
+        saves = self._saves is not None and end % self._saves == 0
+        saved = step // self._saves * self._saves if self._saves is not None else 0
+        settled = max(self._begun, saved) + SETTLED
+        # One step is better than none; but the last few steps of a job are no reason to forget a better look.
+        forced = end - step == 1 and (saves or saved <= self._begun)
+        return (saves or end == self._last) and end - step <= STEPS and (step >= settled or forced)
 
     def _write(self) -> None:
         assert self._folder is not None

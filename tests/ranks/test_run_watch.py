@@ -18,7 +18,7 @@ from shardembed.recipes.run_folder import OBSERVED, PAGE
 from tests.harness import run_ranks
 from tests.unit.pages import stands_alone
 
-STEPS, SAVES = 25, 22  # losses are shared after step 20 too, in the middle of a look
+STEPS, SAVES = 26, 22  # losses are shared after step 20 too, in the middle of a look
 
 
 def run(rank: int, world_size: int, run_dir: str, page: bool) -> tuple[dict[str, Any], dict[str, int]]:
@@ -49,7 +49,7 @@ def test_all_ranks_are_on_the_page_and_a_look_takes_two_gathers(tmp_path: Path) 
     folder = Path(watched[0][0]["run_dir"])
     look = json.loads((folder / OBSERVED).read_text())["look"]
     profile = look["profile"]
-    assert (look["step"], profile["steps"], profile["world_size"]) == (STEPS, STEPS - SAVES, 2)
+    assert (look["step"], profile["steps"], profile["world_size"]) == (STEPS, STEPS - SAVES - watch.SETTLED, 2)
     assert look["memory"]["samples"] == 50
     read = [rank["rows"] for rank in profile["ranks"]]
     assert read[1] > read[0] > 0  # of the user table both have rows, of the item table rank 1 alone
@@ -62,19 +62,20 @@ def test_all_ranks_are_on_the_page_and_a_look_takes_two_gathers(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("saves", "evaluates", "begun", "looked_at"),
     [
-        (20, None, 0, {*range(12, 20), *range(20, 25)}),
+        (20, None, 0, {*range(12, 20), 23, 24}),
+        (22, None, 0, {*range(14, 22)}),  # and none of the last three steps, which wait for the save
         (20, 3, 0, {18, 19, 24}),
-        (2, None, 0, {1, *range(3, 25)}),
+        (2, None, 0, {*range(1, 24, 2)}),
         (None, None, 24, {24}),
         (20, None, 20, {23, 24}),
     ],
 )
-def test_looks_keep_off_first_steps_and_evaluations(
+def test_looks_keep_off_first_steps_saves_and_evaluations(
     saves: int | None, evaluates: int | None, begun: int, looked_at: set[int]
 ) -> None:
     one = object.__new__(watch.Watch)
-    one._saves, one._evaluates, one._last, one._begun = saves, evaluates, STEPS, begun
-    assert {step for step in range(begun, STEPS) if one._is_near(step, one._end(step))} == looked_at
+    one._saves, one._evaluates, one._last, one._begun = saves, evaluates, 25, begun
+    assert {step for step in range(begun, 25) if one._is_near(step, one._end(step))} == looked_at
 
 
 def test_of_many_ranks_the_busiest_are_shown() -> None:
