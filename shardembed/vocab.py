@@ -245,7 +245,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-def _unescaped(text: str) -> str | None:
+def unescaped(text: str) -> str | None:
     """The value; None for an escape that `_escaped` does not make."""
     if "\\" not in text:
         return text
@@ -259,7 +259,7 @@ def _read_lines(lines: Iterable[str], path: str | Path, integers: bool) -> dict[
     read: dict[Any, int] = {}
     for number, line in enumerate(lines, 2):
         text, tab, count = line.rstrip("\n").rpartition("\t")
-        value: Any = _unescaped(text)
+        value: Any = unescaped(text)
         if integers and value is not None:
             digits = value.removeprefix("-")
             value = int(value) if digits.isdecimal() and digits.isascii() and len(digits) < 20 else None

@@ -1,4 +1,4 @@
-"""Names of rows from a vocabulary file: line i (from 0) is the name of row i."""
+"""Names of rows from a text file: line i (from 0) is the name of row i. Or from a file of `se.Vocabulary`: what has row i."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from shardembed.errors import DataError
+from shardembed.vocab import OTHER_LINE, unescaped
 
 
 def names_of(path: Path, ids: Iterable[int]) -> dict[int, str]:
@@ -27,6 +28,7 @@ def names_of(path: Path, ids: Iterable[int]) -> dict[int, str]:
                     break
                 done = row + 1
                 found[row] = line.rstrip(b"\r\n").decode("utf-8")
+        is_vocabulary = _is_vocabulary(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -34,4 +36,17 @@ def names_of(path: Path, ids: Iterable[int]) -> dict[int, str]:
     if len(found) < len(wanted):
         row = wanted[len(found)]
         raise DataError(f"{path} has no line {row + 1}, which would name id {row}: line 1 names id 0, and so on, one name a line")
+    if is_vocabulary:
+        return {row: _value(line) if row else "(other values)" for row, line in found.items()}
     return found
+
+
+def _is_vocabulary(path: Path) -> bool:
+    with path.open("rb") as lines:
+        return lines.readline(1 << 10).startswith(f"{OTHER_LINE}\t".encode())
+
+
+def _value(line: str) -> str:
+    text = line.partition("\t")[0]
+    value = unescaped(text)
+    return text if value is None else value

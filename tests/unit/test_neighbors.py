@@ -161,3 +161,14 @@ def test_names_are_read_up_to_the_last_one_that_is_wanted(tmp_path: Path) -> Non
         names_of(path, [2, 1])
     with pytest.raises(DataError, match=r"none.txt cannot be read: No such file"):
         names_of(tmp_path / "none.txt", [0])
+
+
+def test_the_file_of_a_vocabulary_names_rows_by_their_values(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.txt"
+    se.Vocabulary.build([["a\tb", "c", "c", "\\other"]]).save(path)
+    assert names_of(path, [0, 1]) == {0: "(other values)", 1: "c"}
+    assert set(names_of(path, [2, 3]).values()) == {"a\tb", "\\other"}
+    se.Vocabulary.build([[7, 7, -3]]).save(path)
+    assert names_of(path, [1, 2]) == {1: "7", 2: "-3"}
+    with pytest.raises(DataError, match="has no line 4"):
+        names_of(path, [3])
