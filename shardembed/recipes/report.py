@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import shardembed as se
+from shardembed.plan import TablePlan
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.metrics import Score
@@ -22,7 +24,7 @@ from shardembed.recipes.resolved import resolved_yaml
 MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "sasrec": "SASRec model"}
 MAX_RANKS_SHOWN = 8
 MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
-MAX_PLAN = 40  # tables that are listed
+MAX_PLAN = 40  # lines, for a table or for several that are alike
 NAME, RANKS_LISTED = 16, 2
 QUIET_SECONDS = 5.0  # between lines where no bar can be drawn
 
@@ -79,24 +81,25 @@ def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
 
 def plan_table(plan: se.Plan) -> Table:
     table = _table("model plan", ["table", "rows x columns", "cut", "packing", "shards", "ranks"])
-    for part in plan.tables[:MAX_PLAN]:
-        table.add_row(
-            _short(part.name),
-            f"{part.num_embeddings:,} x {part.embedding_dim}",
-            part.kind,
-            part.packing,
-            str(len(part.layout.shards)),
-            _rank_list(sorted(part.layout.ranks)),
-        )
-    if len(plan.tables) > MAX_PLAN:
-        table.add_row(f"and {len(plan.tables) - MAX_PLAN:,} more", *[""] * 5)
+    # Tables beside each other that are alike have one line.
+    alike = [(cells, [part.name for part in parts]) for cells, parts in groupby(plan.tables, _planned)]
+    for cells, names in alike[:MAX_PLAN]:
+        first, last = (_short(name, NAME if len(names) == 1 else NAME // 2) for name in (names[0], names[-1]))
+        table.add_row(first if len(names) == 1 else f"{first} to {last} ({len(names):,})", *cells)
+    if len(alike) > MAX_PLAN:
+        table.add_row(f"and {sum(len(names) for _, names in alike[MAX_PLAN:]):,} more", *[""] * 5)
     return table
 
 
-def _short(name: str) -> str:
+def _planned(part: TablePlan) -> tuple[str, ...]:
+    size = f"{part.num_embeddings:,} x {part.embedding_dim}"
+    return size, part.kind, part.packing, str(len(part.layout.shards)), _rank_list(sorted(part.layout.ranks))
+
+
+def _short(name: str, limit: int = NAME) -> str:
     """The end of a name, which tells tables apart better than its beginning; what a terminal would obey is left out."""
     name = "".join(each if each.isprintable() else "?" for each in name)
-    return name if len(name) <= NAME else f"...{name[3 - NAME :]}"
+    return name if len(name) <= limit else f"...{name[3 - limit :]}"
 
 
 def _rank_list(ranks: list[int]) -> str:

@@ -55,9 +55,18 @@ def test_progress_is_a_bar_or_lines_and_never_nothing(environ: dict[str, str], b
 
 
 def test_of_hundreds_of_tables_the_first_are_listed() -> None:
-    plan = resolve(tuple(TableConfig(f"t{number}", 10, 4) for number in range(700)), "auto", Cluster(1, 1))
+    plan = resolve(tuple(TableConfig(f"t{number}", 10 + number, 4) for number in range(700)), "auto", Cluster(1, 1))
     shown = Console(file=io.StringIO(), width=80)
     shown.print(report.plan_table(plan))
     lines = printed(shown).splitlines()
     assert len(lines) == 2 + report.MAX_PLAN + 1
     assert lines[-1].rstrip() == "and 660 more"
+
+
+def test_tables_beside_each_other_that_are_alike_have_one_line() -> None:
+    rows = [10, 10, 10, 20, 10, 30, 30]
+    tables = tuple(TableConfig(f"a_table_{number}", count, 4) for number, count in enumerate(rows))
+    shown = Console(file=io.StringIO(), width=80)
+    shown.print(report.plan_table(resolve(tables, "auto", Cluster(1, 1))))
+    lines = [line.split("  ")[0] for line in printed(shown).splitlines()[2:]]
+    assert lines == ["...ble_0 to ...ble_2 (3)", "a_table_3", "a_table_4", "...ble_5 to ...ble_6 (2)"]
