@@ -104,9 +104,9 @@ class TableHandle(torch.Tensor):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PickleError(
-            f"table {self.table.name!r} lies cut over the ranks, so torch.save cannot write it: no rank has all of it. Save the "
-            "state dict with torch.distributed.checkpoint.save on all ranks, get plain tables from se.unshard(model, rank=0), or "
-            "read rows with rows(table, ids)"
+            f"table {self.table.name!r} lies cut over the ranks, so torch.save cannot write it: no rank has all of it. Save "
+            "with se.save_checkpoint(folder, model), or the state dict with torch.distributed.checkpoint.save, on all ranks; get "
+            "plain tables from se.unshard(model, rank=0), or read rows with rows(table, ids)"
         )
 
     def _boxes(self) -> list[_Box]:
