@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import fields, replace
@@ -22,7 +24,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from shardembed.cli import failures, main
 from shardembed.comm import Comm
-from shardembed.errors import DataError
+from shardembed.errors import DataError, WorkerError
 from shardembed.recipes import config
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.ctr_config import CtrConfig
@@ -172,6 +174,15 @@ def test_a_run_whose_worker_was_killed_says_so_and_goes_on_where_it_was_saved(
     for name in ("losses", "auc", "log_loss"):
         assert found[name] == wanted[name], name
     assert resumed.tables() == whole.tables()
+
+
+def test_a_worker_that_is_still_dying_when_its_connection_breaks_is_waited_for() -> None:
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    process.start()
+    killer = threading.Timer(0.2, process.kill)
+    killer.start()
+    with pytest.raises(WorkerError, match="rank 3: a worker that reads data was killed by SIGKILL"):
+        reading._explain(3, [process], ConnectionResetError())
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv.gz", "parquet", None])

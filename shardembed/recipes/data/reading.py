@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -36,6 +37,7 @@ from shardembed.recipes.data.part import Part
 # forked stays locked in the copy for ever. A fork server would have none, but its workers are not our children, so the system
 # would not end them with us; and all are started once a job, so it would save nothing.
 START = "spawn"
+DYING_SECONDS = 5.0
 NO_LEAKS = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
@@ -176,6 +178,8 @@ def _explain(rank: int, processes: list[BaseProcess], error: Exception) -> None:
     Raises:
         WorkerError: a worker is dead.
     """
+    if isinstance(error, OSError | EOFError):  # a worker closes its connections a moment before it is dead
+        wait([process.sentinel for process in processes], DYING_SECONDS)
     code = next((process.exitcode for process in processes if process.exitcode), None)
     if code is None:
         return
