@@ -148,7 +148,9 @@ def test_columns_of_times_are_read_at_once() -> None:
         ),
         ("1,2,2020-01-01\n1,3,2020-02-30\n", r":3: column 'when': '2020-02-30' is no time"),
         ("1,2,17\n1,3,2020-01-01\n", r":3: column 'when': '2020-01-01' is no time: the first row has a whole number, so all must"),
-        ("1,2,17.5\n", r":2: column 'when': '17.5' is no time"),
+        ("1,2,1709250000.5\n", r":2: column 'when': '1709250000.5' is neither a whole number nor an ISO 8601 date such as 2024-"),
+        ("1,2,05.04.2024 21:01\n1,3,5\n", r":2: column 'when': '05.04.2024 21:01' is neither a whole number nor an ISO 8601 date"),
+        ("1,2,1709250000000000000\n", r":2: .* is no time: the first row has a whole number, so all must, of at most 18 digits"),
         ("1,2,17\n1,3,\n", r":3: column 'when': the value is missing"),
         ("1,x,17\n", r":2: column 'item': 'x' is not an integer"),
     ],
@@ -158,6 +160,17 @@ def test_a_bad_time_is_placed(tmp_path: Path, rows: str, message: str) -> None:
     path.write_text("user,item,when\n" + rows)
     with pytest.raises(DataError, match=message):
         list(FileInteractions(path, "user", "item", time="when").chunks())
+
+
+def test_after_a_first_time_that_says_nothing_whole_numbers_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,when\n1,2,?\n1,3,5\n1,4,2024-04-05\n")
+    (chunk,) = FileInteractions(path, "user", "item", "skip", time="when").chunks()
+    assert chunk.times is not None
+    assert chunk.times.tolist() == [5]
+    first, second = chunk.dropped.places
+    assert "'?' is neither a whole number nor" in first
+    assert "'2024-04-05' is no time: the first row has no date" in second
 
 
 @pytest.mark.parametrize("form", ["whole", "clock", "timestamp", "date"])

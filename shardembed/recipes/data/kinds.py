@@ -14,6 +14,7 @@ from pyarrow import compute
 from shardembed.recipes.data.bad import DIGITS, MAX_ID, problem_of, short
 
 WHOLE = re.compile(r"-?[0-9]{1,18}")
+DIGITS_ONLY = re.compile(r"-?[0-9]+")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 CLOCK = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?\s?(Z|[+-]\d\d(?::?\d\d)?)?)?", flags=re.ASCII
@@ -45,8 +46,12 @@ def ids_of_text(column: pa.Array) -> np.ndarray | None:
 
 
 def times_like(text: str) -> Kind:
-    """The kind of a column of times of which `text` is one: whole numbers, or dates with or without a time of day."""
-    return CLOCK_TIME if DATE.match(text) else WHOLE_TIME
+    """The kind of a column of times of which `text` is the first: whole numbers, or dates with or without a time of day. Where it
+    is neither, whole numbers are taken, and `text` is told for what it is.
+    """
+    if DATE.match(text):
+        return CLOCK_TIME
+    return WHOLE_TIME if not text or DIGITS_ONLY.fullmatch(text) else UNTOLD_TIME
 
 
 def _whole_times(column: pa.Array) -> np.ndarray | None:
@@ -61,6 +66,15 @@ def _whole_problem(value: object) -> tuple[str, str] | None:
     if WHOLE.fullmatch(text):
         return None
     return _problem(text, "is no time: the first row has a whole number, so all must, of at most 18 digits")
+
+
+def _untold_problem(value: object) -> tuple[str, str] | None:
+    text = "" if value is None else str(value)
+    if WHOLE.fullmatch(text):
+        return None
+    if DIGITS_ONLY.fullmatch(text) or _clock_problem(text) is None:
+        return _problem(text, "is no time: the first row has no date, so all must have whole numbers, of at most 18 digits")
+    return _problem(text, "is neither a whole number nor an ISO 8601 date such as 2024-04-05T21:01")
 
 
 def _clock_times(column: pa.Array) -> np.ndarray | None:
@@ -107,4 +121,5 @@ def _problem(text: str, said: str) -> tuple[str, str]:
 
 ID = Kind(ids_of_text, problem_of, int)
 WHOLE_TIME = Kind(_whole_times, _whole_problem, int)
+UNTOLD_TIME = Kind(_whole_times, _untold_problem, int)
 CLOCK_TIME = Kind(_clock_times, _clock_problem, _clock_time)
