@@ -26,6 +26,7 @@ except ImportError as error:
     raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
 PARQUET_SUFFIXES = (".parquet", ".pq")
 SETTINGS = ("data.user", "data.item", "data.time")
 BATCH_ROWS = 1 << 16
@@ -81,11 +82,20 @@ class FileInteractions:
         for setting, column in zip(SETTINGS, self._columns, strict=False):
             if column not in names:
                 near = nearest(column, names) or "."
-                raise DataError(
-                    f"{self._path}: there is no column {column!r} ({setting}){near} The columns are: {', '.join(names) or '(none)'}"
-                )
+                listed = (", ".join(names) or "(none)") + self._delimited_by(names)
+                raise DataError(f"{self._path}: there is no column {column!r} ({setting}){near} The columns are: {listed}")
             if names.count(column) > 1:
                 raise DataError(f"{self._path}: there are {names.count(column)} columns {column!r} ({setting}); rename the others")
+
+    def _delimited_by(self, names: list[str]) -> str:
+        """A hint where another sign seems to stand between the names of a header."""
+        for sign, name in SIGNS.items():
+            if self._text is not None and len(names) == 1 and sign in names[0]:
+                return (
+                    f"; this header has {name} in it, but between two fields must be a comma in a .csv file, and a tab in a .tsv "
+                    "file: replace them, or name the file by what it holds, or write the data as Parquet"
+                )
+        return ""
 
     def _text_rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
         assert self._text is not None
