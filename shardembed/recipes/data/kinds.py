@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
-from shardembed.recipes.data.bad import DIGITS, MAX_ID, problem_of, short
+from shardembed.recipes.data.bad import DIGITS, MAX_ID, MAX_USER, MIN_USER, problem_of, problem_of_user, short
 
 WHOLE = re.compile(r"-?[0-9]{1,18}")
 DIGITS_ONLY = re.compile(r"-?[0-9]+")
@@ -33,6 +33,8 @@ class Kind:
     fast: Callable[[pa.Array], np.ndarray | None]
     problem: Callable[[object], tuple[str, str] | None]
     value: Callable[[str], int]
+    lowest: int = MIN_USER
+    highest: int = MAX_USER
 
 
 def ids_of_text(column: pa.Array) -> np.ndarray | None:
@@ -43,6 +45,16 @@ def ids_of_text(column: pa.Array) -> np.ndarray | None:
         return None
     ids = compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
     return ids if not len(ids) or ids.max() <= MAX_ID else None
+
+
+def _users_of_text(column: pa.Array) -> np.ndarray | None:
+    options = compute.MatchSubstringOptions("^-?[0-9]{1,19}$")
+    if not compute.call_function("match_substring_regex", [column], options).to_numpy(zero_copy_only=False).all():
+        return None
+    try:
+        return compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:  # 19 digits may be too many
+        return None
 
 
 def times_like(text: str) -> Kind:
@@ -119,7 +131,8 @@ def _problem(text: str, said: str) -> tuple[str, str]:
     return "no time", f"{short(text)!r} {said}"
 
 
-ID = Kind(ids_of_text, problem_of, int)
+ID = Kind(ids_of_text, problem_of, int, 0, MAX_ID)
+USER = Kind(_users_of_text, problem_of_user, int)  # of sequences
 WHOLE_TIME = Kind(_whole_times, _whole_problem, int)
 UNTOLD_TIME = Kind(_whole_times, _untold_problem, int)
 CLOCK_TIME = Kind(_clock_times, _clock_problem, _clock_time)
