@@ -34,7 +34,7 @@ BLOCK_ROWS = 1 << 16
 PARQUET = (".parquet", ".pq")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # values and counts may be millions
 class Vocabulary:
     """Values with rows of their own, from row 1 on. Row 0 is for all others.
 
@@ -54,6 +54,9 @@ class Vocabulary:
     def num_embeddings(self) -> int:
         """Rows that a table needs."""
         return len(self.values) + 1
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.num_embeddings:,} rows of {self.kind})"
 
     def __call__(self, values: Any) -> Any:
         """The rows of `values`, int64 in their shape, 0 for those that are not in the vocabulary: a torch tensor for a torch

@@ -27,7 +27,8 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     Args:
         checkpoint: the folder of a run, of checkpoints, or of one checkpoint.
         predictions: a folder for the predictions of all rows for validation: one file a rank, `part-00000.parquet` and so on,
-            with the number of the row (among those for validation, from 0), its label and its prediction.
+            with the row's number in the data (from 0 over all files, bad rows that are left out not counted), its label and its
+            prediction.
 
     Returns:
         The metrics, the same on every rank.
@@ -68,7 +69,7 @@ def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
     path = folder / f"part-{comm.rank:05d}.parquet"
     new = folder / f".{path.name}.new"
     schema = pa.schema([("row", pa.int64()), ("label", pa.int8()), ("prediction", pa.float32())])
-    size, first = task.config.train.global_batch_size, 0
+    size = task.config.train.global_batch_size
     trouble: OSError | None = None
     writer = None
     try:
@@ -77,11 +78,10 @@ def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
     except OSError as error:
         trouble = error
     # A rank that cannot write goes on, since predicting is collective.
-    for clicks, logits in predicted(job, task.data, size):
-        total = min(size, task.data.validation_rows - first)
-        row = first + rank_start(total, comm.rank, comm.world_size)
-        first += total
-        columns = [np.arange(row, row + len(clicks)), clicks.labels, 1 / (1 + np.exp(-logits, dtype=np.float32))]
+    numbered = zip(predicted(job, task.data, size), task.data.validation_numbers(size), strict=True)
+    for (clicks, logits), numbers in numbered:
+        first = rank_start(len(numbers), comm.rank, comm.world_size)
+        columns = [numbers[first : first + len(clicks)], clicks.labels, 1 / (1 + np.exp(-logits, dtype=np.float32))]
         try:
             if writer is not None and trouble is None:
                 writer.write_table(pa.table(columns, schema=schema))

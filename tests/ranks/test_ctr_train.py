@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 from rich.console import Console
 
 from shardembed.comm import Comm
 from shardembed.errors import DataError
-from shardembed.recipes import ctr_metrics, train
+from shardembed.recipes import ctr_metrics, evaluation, train
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
-from shardembed.recipes.data.criteo.rows import Schema
+from shardembed.recipes.data.criteo.rows import Clicks, Schema, concatenate
+from shardembed.recipes.tasks import CtrTask, prepare
 from tests.harness import run_ranks
 
 CPU = torch.device("cpu")
@@ -132,3 +134,43 @@ def test_ranks_share_the_scan_and_a_bad_file_is_told_on_all(tmp_path: Path) -> N
     for outcome in run_ranks(4, data_of, strict, expect_errors=True):
         assert isinstance(outcome.error, DataError)
         assert str(outcome.error).startswith(f"{tmp_path / 'day_2'}:201: 2 field(s), but a row has 6")
+
+
+def predictions_of(rank: int, world_size: int, settings: CtrConfig, folder: Path) -> None:
+    task = prepare(settings, Comm.of())
+    assert isinstance(task, CtrTask)
+    evaluation.write_predictions(task, task.build(), folder)
+
+
+def days(folder: Path, settings: CtrConfig) -> Clicks:
+    """Two files of 150 rows each, with a bad line amid the first, and the good rows of both."""
+    schema = Schema.of(settings.data)
+    whole = next(iter(PlantedClicks(settings.data.generator, schema).chunks(0)))[:300]
+    for day in range(2):
+        write(folder / f"day_{day}", [whole[day * 150 : day * 150 + 150]], schema)
+    lines = (folder / "day_0").read_text().splitlines(keepends=True)
+    (folder / "day_0").write_text("".join([*lines[:20], "1\t2\n", *lines[20:]]))
+    return whole
+
+
+@pytest.mark.parametrize("validation", ["hash", "last", "file"])
+def test_predictions_say_which_rows_of_the_data_they_are_of(tmp_path: Path, validation: str) -> None:
+    base = config(tmp_path)
+    whole = days(tmp_path, base)
+    files = (str(tmp_path / "day_*"),)
+    data = {**base.data.model_dump(), "path": files, "on_bad_row": "skip"}
+    if validation == "file":
+        data["validation_path"] = (str(tmp_path / "day_1"), str(tmp_path / "day_0"))
+        whole, expected = concatenate([whole[150:], whole[:150]]), 300
+    else:
+        data["split"], expected = {"kind": validation, "fraction": 0.4, "seed": 5}, 120
+    settings = CtrConfig.model_validate({**base.model_dump(), "data": data, "train": {"global_batch_size": 64}})
+    run_ranks(2, predictions_of, settings, tmp_path / "out")
+    parts = [parquet.read_table(tmp_path / "out" / f"part-0000{rank}.parquet") for rank in range(2)]
+    rows, labels = (np.concatenate([part.column(name).to_numpy() for part in parts]) for name in ("row", "label"))
+    assert len(set(rows.tolist())) == len(rows)
+    assert len(rows) == expected if validation != "hash" else 60 < len(rows) < 180
+    assert 0.1 < labels.mean() < 0.9
+    np.testing.assert_array_equal(labels, whole.labels[rows])
+    if validation != "hash":
+        assert sorted(rows.tolist()) == list(range(300 - expected, 300))

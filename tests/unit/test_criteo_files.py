@@ -228,6 +228,9 @@ def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> Non
     data = ClickData(Numbered(), None, config.split, Counted((40, 1, 459), 250, 0), None)  # type: ignore[arg-type]
     held = numbers_of(list(data.validation_batches(32)))
     assert held == sorted(held)
+    assert [numbers.tolist() for numbers in data.validation_numbers(32)] == [
+        numbers_of([one]) for one in data.validation_batches(32)
+    ]
     assert (len(held), 500 - len(held)) == (data.validation_rows, data.training_rows)
     assert held == list(range(400, 500)) if kind == "last" else 60 < len(held) < 140
     epochs = [list(data.batches(32, buffer, 0, epoch)) for epoch in range(2)]

@@ -138,6 +138,9 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
         ("user,item\n1,2\n3,4,5\n", r"f.csv:3: 3 field\(s\), but the header line has 2"),
         ("usr,item\n1,2\n", r"no column 'user' \(data.user\); did you mean 'usr'\? The columns are: usr, item"),
         ("", r"no column 'user' \(data.user\)\. The columns are: \(none\)"),
+        ("user;item\n1;2\n", r"The columns are: user;item; this header has semicolons in it, but .* a comma in a .csv file"),
+        ("user\titem\n1\t2\n", r"this header has tabs in it, but .*, or name the file by what it holds"),
+        ("user,itm\n1,2\n", r"The columns are: user, itm$"),
         ("user,item\n", "there are no interactions in it"),
     ],
 )

@@ -58,7 +58,7 @@ FILES = {
     ("i.parquet", clicks_table(C1=["a", "x"])): ": row 1 (from 0), column 'C1': 'x' is no category",
     ("j.parquet", clicks_table(I1=["1", "2"])): ": column 'I1' (data.integers) holds string, of which no integers can be made",
     ("k.csv", "usr_id,item_id\n1,2\n"): ": there is no column 'user_id' (data.user); did you mean 'usr_id'?",
-    ("m.csv", "user_id,item_id,timestamp\n1,2,monday\n"): ":2: column 'timestamp': 'monday' is no time",
+    ("m.csv", "user_id,item_id,timestamp\n1,2,monday\n"): ":2: column 'timestamp': 'monday' is neither a whole number nor an ISO",
     ("n.csv", "user_id,item_id,time\n1,2,3\n"): ": there is no column 'timestamp' (data.time); did you mean 'time'?",
     ("o.csv", "user_id,item_id,timestamp\n1,2,3\n2,2,4\n"): ": no user has three interactions: one is held out",
     ("l.csv", "user_id,item_id\n1,2\n1,-2\n"): ":3: column 'item_id': -2 is negative; number users and items from 0",

@@ -146,7 +146,7 @@ def test_a_run_is_resumed_evaluated_and_its_predictions_written(job: Path, capsy
     for name in ("auc", "normalized_entropy", "calibration", "evaluated_rows"):
         assert found[name] == trained[name], name
     table = parquet.read_table(job.parent / "out")
-    assert table.column("row").to_pylist() == list(range(500))
+    assert table.column("row").to_pylist() == list(range(1500, 2000))
     predictions, labels = (table.column(name).to_numpy() for name in ("prediction", "label"))
     assert predictions.mean() / labels.mean() == pytest.approx(trained["calibration"], rel=1e-5)
     above = np.sign(predictions[labels == 1][:, None] - predictions[labels == 0][None])

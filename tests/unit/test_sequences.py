@@ -25,6 +25,7 @@ from shardembed.recipes import train
 from shardembed.recipes.build import build_sequence
 from shardembed.recipes.data import text
 from shardembed.recipes.data.chain import PlantedSequences
+from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.kinds import CLOCK_TIME, WHOLE_TIME, times_like
 from shardembed.recipes.data.sequences import Sequences, scan
@@ -148,7 +149,9 @@ def test_columns_of_times_are_read_at_once() -> None:
         ),
         ("1,2,2020-01-01\n1,3,2020-02-30\n", r":3: column 'when': '2020-02-30' is no time"),
         ("1,2,17\n1,3,2020-01-01\n", r":3: column 'when': '2020-01-01' is no time: the first row has a whole number, so all must"),
-        ("1,2,17.5\n", r":2: column 'when': '17.5' is no time"),
+        ("1,2,1709250000.5\n", r":2: column 'when': '1709250000.5' is neither a whole number nor an ISO 8601 date such as 2024-"),
+        ("1,2,05.04.2024 21:01\n1,3,5\n", r":2: column 'when': '05.04.2024 21:01' is neither a whole number nor an ISO 8601 date"),
+        ("1,2,1709250000000000000\n", r":2: .* is no time: the first row has a whole number, so all must, of at most 18 digits"),
         ("1,2,17\n1,3,\n", r":3: column 'when': the value is missing"),
         ("1,x,17\n", r":2: column 'item': 'x' is not an integer"),
     ],
@@ -158,6 +161,49 @@ def test_a_bad_time_is_placed(tmp_path: Path, rows: str, message: str) -> None:
     path.write_text("user,item,when\n" + rows)
     with pytest.raises(DataError, match=message):
         list(FileInteractions(path, "user", "item", time="when").chunks())
+
+
+def test_after_a_first_time_that_says_nothing_whole_numbers_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,when\n1,2,?\n1,3,5\n1,4,2024-04-05\n")
+    (chunk,) = FileInteractions(path, "user", "item", "skip", time="when").chunks()
+    assert chunk.times is not None
+    assert chunk.times.tolist() == [5]
+    first, second = chunk.dropped.places
+    assert "'?' is neither a whole number nor" in first
+    assert "'2024-04-05' is no time: the first row has no date" in second
+
+
+@pytest.mark.parametrize("slow", [False, True])  # one bad row has those beside it read one by one
+@pytest.mark.parametrize("suffix", [".csv", "text.parquet", "integers.parquet"])
+def test_users_of_sequences_may_be_any_int64(tmp_path: Path, suffix: str, slow: bool) -> None:
+    users = [5001306463, -(1 << 63), (1 << 63) - 1, -7, 1 << 32] * 3
+    bad = [1 << 63] * slow
+    items = [row // 5 for row in range(len(users))] + [0] * slow
+    path = tmp_path / f"log{suffix}"
+    if suffix == ".csv":
+        path.write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user, item in zip(users + bad, items, strict=True)))
+    elif suffix == "text.parquet":
+        parquet.write_table(pa.table({"user_id": list(map(str, users + bad)), "item_id": items}), path)
+    else:
+        nulls = [None] * slow
+        parquet.write_table(pa.table({"user_id": pa.array(users + nulls, pa.int64()), "item_id": items}), path)
+    settings = config(data={"path": str(path), "user": "user_id", "item": "item_id", "time": None, "on_bad_row": "skip"})
+    source = open_source(settings.data)
+    assert [user for chunk in source.chunks() for user in chunk.users.tolist()] == users
+    data = scan(source)
+    assert (data.users, data.taken.tolist()) == (5, [0, 1, 2] * 5)
+    assert len(data.dropped) == slow
+    if slow and suffix != "integers.parquet":
+        assert f"column 'user_id': {1 << 63} does not fit 64 bits with a sign" in data.dropped.places[0]
+
+
+def test_users_of_64_bits_without_a_sign_are_judged(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pa.table({"user": pa.array([5, (1 << 64) - 1], pa.uint64()), "item": [1, 2]}), path)
+    (chunk,) = FileInteractions(path, "user", "item", "skip", any_user=True).chunks()
+    assert chunk.users.tolist() == [5]
+    assert chunk.dropped.kinds == {"too large": 1}
 
 
 @pytest.mark.parametrize("form", ["whole", "clock", "timestamp", "date"])

@@ -52,6 +52,11 @@ def test_lookups_keep_the_shape_and_the_kind() -> None:
     assert se.Vocabulary.build([])([1, 2]).tolist() == [0, 0]
 
 
+def test_printing_a_vocabulary_says_its_size_and_none_of_its_values() -> None:
+    assert repr(se.Vocabulary.build([np.arange(2000)])) == "Vocabulary(2,001 rows of integers)"
+    assert str(se.Vocabulary.build([["hats", "shoes", "hats"]])) == "Vocabulary(3 rows of texts)"
+
+
 def write_columns(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The same column in four kinds of files."""
     values = [f"0{number * number % 23}" for number in range(200)]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 MAX_ID = (1 << 32) - 1  # tables and counts have a row for every id up to the largest
+MIN_USER, MAX_USER = -1 << 63, (1 << 63) - 1  # of sequences, which have no table of users
 DIGITS = 18  # as many fit an int64 whatever they are
 PLACES_KEPT = 5
 SHOWN = 40  # characters of a value in a message
@@ -65,6 +66,18 @@ def problem_of(value: object) -> tuple[str, str] | None:
             "too large",
             f"{short(text)} is larger than {MAX_ID}; a table has a row for every id up to the largest, so number them from 0",
         )
+    return None
+
+
+def problem_of_user(value: object) -> tuple[str, str] | None:
+    """As `problem_of`, for users that have no row anywhere: they are only told apart."""
+    text = "" if value is None else str(value)
+    if not text:
+        return "missing", "the value is missing; remove the row or fill it in"
+    if not re.fullmatch(r"-?[0-9]+", text):
+        return "not an integer", f"{short(text)!r} is not an integer; number the users"
+    if len(text) > SHOWN or not MIN_USER <= int(text) <= MAX_USER:
+        return "too large", f"{short(text)} does not fit 64 bits with a sign; number the users"
     return None
 
 

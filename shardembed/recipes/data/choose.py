@@ -38,6 +38,7 @@ def open_source(config: DataConfig | SequenceDataConfig) -> Source:
 
     time = config.time if sequences else None
     files = [
-        FileInteractions(path, config.user, config.item, config.on_bad_row, time) for path in matched(config.path, "data.path")
+        FileInteractions(path, config.user, config.item, config.on_bad_row, time, any_user=sequences)
+        for path in matched(config.path, "data.path")
     ]
     return files[0] if len(files) == 1 else SeveralFiles(files, config.path)

@@ -12,7 +12,7 @@ import numpy as np
 from shardembed.errors import DataError
 from shardembed.explain import nearest
 from shardembed.optional import missing
-from shardembed.recipes.data.bad import MAX_ID, Dropped, Problem, problem_of
+from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.opening import UNREADABLE, named
 from shardembed.recipes.data.source import Chunk
 
@@ -20,12 +20,13 @@ try:
     import pyarrow as pa
     from pyarrow import compute, parquet
 
-    from shardembed.recipes.data.kinds import ids_of_text
+    from shardembed.recipes.data.kinds import ID, USER, Kind
     from shardembed.recipes.data.text import TextFile
 except ImportError as error:
     raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
 PARQUET_SUFFIXES = (".parquet", ".pq")
 SETTINGS = ("data.user", "data.item", "data.time")
 BATCH_ROWS = 1 << 16
@@ -37,6 +38,7 @@ class FileInteractions:
 
     Args:
         time: whole numbers, or dates with or without a time of day; None where times are of no interest.
+        any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
         on_bad_row: "raise", or "skip" to leave out rows that hold no two ids; the chunks say which ones were.
 
     Raises:
@@ -44,10 +46,17 @@ class FileInteractions:
     """
 
     def __init__(
-        self, path: str | Path, user: str, item: str, on_bad_row: Literal["raise", "skip"] = "raise", time: str | None = None
+        self,
+        path: str | Path,
+        user: str,
+        item: str,
+        on_bad_row: Literal["raise", "skip"] = "raise",
+        time: str | None = None,
+        any_user: bool = False,
     ) -> None:
         self._path = Path(path)
         self._columns = (user, item) if time is None else (user, item, time)
+        self._kinds = (USER if any_user else ID, ID)
         self._skip = on_bad_row == "skip"
         suffix = Path(self._path.stem if self._path.suffix.lower() == ".gz" else self._path.name).suffix.lower()
         if suffix not in (*DELIMITERS, *PARQUET_SUFFIXES):
@@ -59,7 +68,7 @@ class FileInteractions:
         self._text: TextFile | None = None
         try:
             if suffix in DELIMITERS:
-                self._text = TextFile.open(self._path, DELIMITERS[suffix], self._columns)
+                self._text = TextFile.open(self._path, DELIMITERS[suffix], self._columns, self._kinds[0])
                 names = self._text.header
             else:
                 names = list(parquet.read_schema(self._path).names)
@@ -81,11 +90,20 @@ class FileInteractions:
         for setting, column in zip(SETTINGS, self._columns, strict=False):
             if column not in names:
                 near = nearest(column, names) or "."
-                raise DataError(
-                    f"{self._path}: there is no column {column!r} ({setting}){near} The columns are: {', '.join(names) or '(none)'}"
-                )
+                listed = (", ".join(names) or "(none)") + self._delimited_by(names)
+                raise DataError(f"{self._path}: there is no column {column!r} ({setting}){near} The columns are: {listed}")
             if names.count(column) > 1:
                 raise DataError(f"{self._path}: there are {names.count(column)} columns {column!r} ({setting}); rename the others")
+
+    def _delimited_by(self, names: list[str]) -> str:
+        """A hint where another sign seems to stand between the names of a header."""
+        for sign, name in SIGNS.items():
+            if self._text is not None and len(names) == 1 and sign in names[0]:
+                return (
+                    f"; this header has {name} in it, but between two fields must be a comma in a .csv file, and a tab in a .tsv "
+                    "file: replace them, or name the file by what it holds, or write the data as Parquet"
+                )
+        return ""
 
     def _text_rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
         assert self._text is not None
@@ -109,13 +127,13 @@ class FileInteractions:
         kept = np.ones(batch.num_rows, bool)
         problems: dict[int, Problem] = {}
         values = []
-        for name in self._columns[:2]:
+        for name, usable in zip(self._columns[:2], self._kinds, strict=True):
             column = batch.column(name)
             if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
                 raise DataError(f"{self._path}: column {name!r} holds {column.type}; ids must be integers")
-            found = _ids(column)
+            found = _ids(column, usable)
             if found is None:
-                found, wrong = _slow_ids(column)
+                found, wrong = _slow_ids(column, usable)
                 for row, (kind, text) in wrong.items():
                     where = f"{self._path}: row {first_row + row} (from 0), column {name!r}"
                     problems.setdefault(row, Problem(kind, f"{where}: {text}"))
@@ -165,26 +183,26 @@ class SeveralFiles:
             yield from file.chunks()
 
 
-def _ids(column: pa.Array) -> np.ndarray | None:
+def _ids(column: pa.Array, kind: Kind) -> np.ndarray | None:
     """The ids int64 `[n]` of one column; None where one is unusable or might be."""
     if column.null_count:
         return None
     if pa.types.is_string(column.type):
-        return ids_of_text(column)
+        return kind.fast(column)
     extremes = compute.call_function("min_max", [column]).as_py()
-    if len(column) and (extremes["min"] < 0 or extremes["max"] > MAX_ID):
+    if len(column) and (extremes["min"] < kind.lowest or extremes["max"] > kind.highest):
         return None
     return compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
 
 
-def _slow_ids(column: pa.Array) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
+def _slow_ids(column: pa.Array, kind: Kind) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
     """The ids, 0 in place of those that are none, and what is wrong with these by row."""
     ids = np.zeros(len(column), np.int64)
     wrong = {}
     is_text = pa.types.is_string(column.type)
     for row, held in enumerate((column.view(pa.binary()) if is_text else column).to_pylist()):
         value = held.decode("utf-8", "replace") if isinstance(held, bytes) else held
-        problem = problem_of(value)
+        problem = kind.problem(value)
         if problem is not None:
             wrong[row] = problem
         else:

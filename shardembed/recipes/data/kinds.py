@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
-from shardembed.recipes.data.bad import DIGITS, MAX_ID, problem_of, short
+from shardembed.recipes.data.bad import DIGITS, MAX_ID, MAX_USER, MIN_USER, problem_of, problem_of_user, short
 
 WHOLE = re.compile(r"-?[0-9]{1,18}")
+DIGITS_ONLY = re.compile(r"-?[0-9]+")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 CLOCK = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?\s?(Z|[+-]\d\d(?::?\d\d)?)?)?", flags=re.ASCII
@@ -32,6 +33,8 @@ class Kind:
     fast: Callable[[pa.Array], np.ndarray | None]
     problem: Callable[[object], tuple[str, str] | None]
     value: Callable[[str], int]
+    lowest: int = MIN_USER
+    highest: int = MAX_USER
 
 
 def ids_of_text(column: pa.Array) -> np.ndarray | None:
@@ -44,9 +47,23 @@ def ids_of_text(column: pa.Array) -> np.ndarray | None:
     return ids if not len(ids) or ids.max() <= MAX_ID else None
 
 
+def _users_of_text(column: pa.Array) -> np.ndarray | None:
+    options = compute.MatchSubstringOptions("^-?[0-9]{1,19}$")
+    if not compute.call_function("match_substring_regex", [column], options).to_numpy(zero_copy_only=False).all():
+        return None
+    try:
+        return compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:  # 19 digits may be too many
+        return None
+
+
 def times_like(text: str) -> Kind:
-    """The kind of a column of times of which `text` is one: whole numbers, or dates with or without a time of day."""
-    return CLOCK_TIME if DATE.match(text) else WHOLE_TIME
+    """The kind of a column of times of which `text` is the first: whole numbers, or dates with or without a time of day. Where it
+    is neither, whole numbers are taken, and `text` is told for what it is.
+    """
+    if DATE.match(text):
+        return CLOCK_TIME
+    return WHOLE_TIME if not text or DIGITS_ONLY.fullmatch(text) else UNTOLD_TIME
 
 
 def _whole_times(column: pa.Array) -> np.ndarray | None:
@@ -61,6 +78,15 @@ def _whole_problem(value: object) -> tuple[str, str] | None:
     if WHOLE.fullmatch(text):
         return None
     return _problem(text, "is no time: the first row has a whole number, so all must, of at most 18 digits")
+
+
+def _untold_problem(value: object) -> tuple[str, str] | None:
+    text = "" if value is None else str(value)
+    if WHOLE.fullmatch(text):
+        return None
+    if DIGITS_ONLY.fullmatch(text) or _clock_problem(text) is None:
+        return _problem(text, "is no time: the first row has no date, so all must have whole numbers, of at most 18 digits")
+    return _problem(text, "is neither a whole number nor an ISO 8601 date such as 2024-04-05T21:01")
 
 
 def _clock_times(column: pa.Array) -> np.ndarray | None:
@@ -105,6 +131,8 @@ def _problem(text: str, said: str) -> tuple[str, str]:
     return "no time", f"{short(text)!r} {said}"
 
 
-ID = Kind(ids_of_text, problem_of, int)
+ID = Kind(ids_of_text, problem_of, int, 0, MAX_ID)
+USER = Kind(_users_of_text, problem_of_user, int)  # of sequences
 WHOLE_TIME = Kind(_whole_times, _whole_problem, int)
+UNTOLD_TIME = Kind(_whole_times, _untold_problem, int)
 CLOCK_TIME = Kind(_clock_times, _clock_problem, _clock_time)

@@ -44,7 +44,7 @@ class TextFile:
     kinds: tuple[Kind, ...] = (ID, ID)
 
     @staticmethod
-    def open(path: Path, delimiter: str, names: tuple[str, ...]) -> TextFile:
+    def open(path: Path, delimiter: str, names: tuple[str, ...], user: Kind = ID) -> TextFile:
         """Read the header, and the first row: it says how times are written, which a third column holds.
 
         Raises:
@@ -57,7 +57,7 @@ class TextFile:
             except csv.Error as error:
                 raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
             lines = rows.line_num
-            return TextFile(path, delimiter, names, header, lines, (ID, ID, *_kinds(rows, header, names[2:])))
+            return TextFile(path, delimiter, names, header, lines, (user, ID, *_kinds(rows, header, names[2:])))
 
     def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
         """Block by block: the values of the good rows, int64 `[columns, n]`, and what is wrong with the others."""

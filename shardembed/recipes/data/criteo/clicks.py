@@ -113,6 +113,23 @@ class ClickData:
     def validation_batches(self, batch_size: int) -> Iterator[Clicks]:
         return rechunked(self.held_out(), batch_size, concatenate)
 
+    def validation_numbers(self, batch_size: int) -> Iterator[np.ndarray]:
+        """The row numbers int64 `[b]` of each of `validation_batches`: among the good rows of the source that they come from, from
+        0 over all of its parts, as the split counts them.
+        """
+        total = self.counted.total if self.counted_validation is None else self.counted_validation.total
+        waiting = np.empty(0, np.int64)
+        for first in range(0, total, CHUNK_ROWS):
+            count = min(CHUNK_ROWS, total - first)
+            picked = np.arange(count) if self.validation is not None else np.flatnonzero(self._held(first, count))
+            waiting = np.concatenate([waiting, first + picked])
+            whole = len(waiting) // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                yield waiting[start : start + batch_size]
+            waiting = waiting[whole:]
+        if len(waiting):
+            yield waiting
+
     def describe(self) -> str:
         """What the data are known by: hardly any other data have the same."""
         parts = [self.counted, *([self.counted_validation] if self.counted_validation else [])]
