@@ -115,6 +115,10 @@ class Task:
         """The data in words, for the user."""
         raise NotImplementedError
 
+    def warnings(self) -> list[str]:
+        """What is odd about the data, in words. To be said before the tables are made, for which there may be no memory."""
+        return []
+
     def tables(self) -> list[TableConfig]:
         """Those of the model."""
         raise NotImplementedError
@@ -165,6 +169,12 @@ class TwoTowerTask(Task):
         data = self.data
         counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
         return [data.source.name, counted, *report.dropped_lines(data.dropped, data.rows), *self._read_by()]
+
+    def warnings(self) -> list[str]:
+        data = self.data
+        if self.config.data.path is None:
+            return []
+        return report.scattered_lines(data.rows, {"user": data.users, "item": data.items})
 
     def tables(self) -> list[TableConfig]:
         return two_tower.table_configs(self.config.model, self.data.users, self.data.items)
@@ -250,6 +260,9 @@ class SequenceTask(Task):
         counted = f"{data.rows:,} interactions of {data.users:,} users with {data.items:,} items"
         parts = f"{self.training_rows:,} sequences to train on, {len(data.held_users):,} last items held out"
         return [data.source.name, counted, parts, *report.dropped_lines(data.dropped, data.rows)]
+
+    def warnings(self) -> list[str]:
+        return [] if self.config.data.path is None else report.scattered_lines(self.data.rows, {"item": self.data.items})
 
     def tables(self) -> list[TableConfig]:
         return sasrec.table_configs(self.config.model, self.data.items)

@@ -47,8 +47,9 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
     comm = se.init()
     task = prepare(config, comm)
     _agree(comm, config, task.counted())
-    job = task.build()
     told = console if comm.rank == 0 else Console(quiet=True)
+    report.show_warnings(told, task.warnings())
+    job = task.build()
     with runs.opened(comm, config, task.counted(), fresh) as opened:
         _start(told, opened, task, job)
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded

@@ -14,10 +14,12 @@ from pyarrow import parquet
 
 import shardembed as se
 from shardembed.cli import failures, main
-from shardembed.recipes import config
+from shardembed.recipes import config, dry_run
 from shardembed.recipes.build import CtrJob
+from shardembed.recipes.tasks import SequenceTask, TwoTowerTask
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+TASKS = {"two_tower": TwoTowerTask, "sasrec": SequenceTask}
 JOB = """
 data:
   integers: [I1]
@@ -118,6 +120,44 @@ def test_a_dry_run_plans_and_counts_and_leaves_nothing(job: Path, capsys: pytest
 def test_a_dry_run_shows_a_plan_that_cannot_be(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(job), "--dry-run", "--ranks", "2", "--set", "plan.C1={kind: table_wise, rank: 5}"]) == 2
     assert "table 'C1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["two_tower", "sasrec"])
+def test_ids_far_above_the_number_of_interactions_are_told_before_tables_are_made(
+    job: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = job.with_name("taken.tsv")
+    data.write_text(
+        "user\titem\ttimestamp\n" + "".join(f"{user}\t{item}\t{item}\n" for user in range(5) for item in (1, 2, 3, 2400 + user))
+    )
+    path = job.with_name("ranking.yaml")
+    path.write_text(
+        f"data: {{path: {data}, user: user, item: item}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\nrun_dir: {job.parent / 'runs'}"
+    )
+    told = "warning: item ids go to 2,404, but there are only 20 interactions: a table has a row for every id; number them from 0\n"
+    assert main(["train", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(told) == out.count("warning") == 1
+    with mock.patch.object(TASKS[kind], "build", side_effect=Crash), pytest.raises(Crash):
+        main(["train", str(path)])
+    assert told in capsys.readouterr().out
+    data.write_text(data.read_text().replace("\t240", "\t19"))
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_dry_run_says_when_a_job_does_not_fit_the_memory_that_is_free(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = job.with_name("meminfo")
+    monkeypatch.setattr(dry_run, "MEMORY", listing)
+    monkeypatch.setattr(dry_run, "default_device", lambda: dry_run.CPU)
+    for free, told in ((1, True), (1 << 40, False)):
+        listing.write_text(f"MemTotal: 9 kB\nMemAvailable: {free} kB\n")
+        assert main(["train", str(job), "--dry-run", "--ranks", "2"]) == 0
+        out = capsys.readouterr().out
+        assert ("but this machine has 1.0 KiB of memory free: the job does not fit on it" in out) is told
+        assert ("warning: the 2 ranks together need " in out) is told
 
 
 class Crash(BaseException):
