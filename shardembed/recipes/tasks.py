@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.tables import TableConfig
+from shardembed.vocab import Vocabulary
 
 MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 
@@ -134,6 +135,10 @@ class Task:
     def save_vocabularies(self, folder: Path) -> None:
         """The values of the tables' rows, for whoever uses them after training. Not collective."""
 
+    def with_vocabularies(self, folder: Path) -> Task:
+        """This, with the vocabularies that another run saved in `folder`, where there are any. Not collective."""
+        return self
+
     def reserved(self) -> str:
         """What row 0 of every table stands for, in words; empty where it is a row like others."""
         return ""
@@ -230,6 +235,17 @@ class CtrTask(Task):
             folder.mkdir(exist_ok=True)
         for name, vocabulary in zip(self.config.data.categories, self.data.vocabularies, strict=False):
             vocabulary.save(folder / f"{quote(name, safe='')}.txt")
+
+    def with_vocabularies(self, folder: Path) -> CtrTask:
+        """With those that another run saved, where it has them: rows of its tables stand for its values. Not collective.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        files = [folder / f"{quote(name, safe='')}.txt" for name in self.config.data.categories]
+        if not self.data.vocabularies or not all(file.is_file() for file in files):
+            return self
+        return replace(self, data=replace(self.data, vocabularies=tuple(map(Vocabulary.load, files))))
 
     def reserved(self) -> str:
         return "missing" if self.config.data.ids.kind == "hash" else "missing, or not in the vocabulary"

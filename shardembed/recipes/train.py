@@ -23,7 +23,7 @@ from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import RunFolder
+from shardembed.recipes.run_folder import VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.scalars import Scalars
@@ -166,7 +166,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     held = report.holdings(plan, config)
     run.folder.write("config.yaml", resolved_yaml(config))
     plan.save(run.path / "plan.json")
-    task.save_vocabularies(run.path / "vocabularies")
+    task.save_vocabularies(run.path / VOCABULARIES)
     report.show_start(console, config, task.described(), plan, held)
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)

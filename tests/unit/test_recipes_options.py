@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -193,6 +194,32 @@ def test_a_run_is_resumed_evaluated_and_its_predictions_written(job: Path, capsy
     assert (above.mean() + 1) / 2 == pytest.approx(trained["auc"], abs=1e-4)
     assert main(["train", str(job), "--evaluate", str(folder), "--predict", str(job.parent / "out")]) == 2
     assert "holds predictions already" in capsys.readouterr().err
+
+
+def test_other_data_are_evaluated_by_the_vocabularies_of_the_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(printed(capsys, job, "--max-steps", 1)["run_dir"])
+    other = ["--set", "data.generator.max_cardinality=60", "--set", "data.generator.rows=4000"]
+    for path in (folder, folder / "checkpoints", se.newest_checkpoint(folder / "checkpoints")):
+        assert printed(capsys, job, "--evaluate", path, *other)["evaluated_rows"] == 1000
+    alone = (folder / "checkpoints").rename(job.parent / "alone")  # nothing there says what rows stand for
+    assert main(["train", str(job), "--evaluate", str(alone), *other]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"--evaluate: the tables of this job do not fit those of .*alone: table 'C\d' has \d+ rows here and \d+ in", said
+    )
+    assert said.endswith("leave that as it was in training, and give new rows as data.validation_path\n")
+    assert len(said.splitlines()) == 1
+
+
+def test_an_evaluation_of_rows_that_were_trained_on_is_told(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(printed(capsys, job, "--max-steps", 1)["run_dir"])
+    assert main(["train", str(job), "--evaluate", str(folder)]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["train", str(job), "--evaluate", str(folder), "--set", "data.split.fraction=0.5"]) == 0
+    assert capsys.readouterr().err == (
+        "shardembed: warning: the run was trained with data.split kind last, fraction 0.25, seed 0: rows that it was trained on "
+        "may be among those evaluated\n"
+    )
 
 
 @pytest.mark.parametrize(
