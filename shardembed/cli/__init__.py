@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return module.run(arguments)
     except ShardEmbedError as error:
         return failures.report(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if str(error) and failures.QUIET not in os.environ:
+            failures.note(str(error))
         return INTERRUPTED
     except Exception as error:
         if not failures.in_launched_rank():
