@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,8 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code. Wrong arguments and --help exit, as argparse does."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        return _unknown(words[0])
     arguments = _parser(words).parse_args(words)
     module = importlib.import_module(f"shardembed.cli.{arguments.command}")
     try:
@@ -40,12 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             return module.run(arguments)
     except ShardEmbedError as error:
         return failures.report(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if str(error) and failures.QUIET not in os.environ:
+            failures.note(str(error))
         return INTERRUPTED
     except Exception as error:
         if not failures.in_launched_rank():
             raise
         return failures.report(error)
+
+
+def _unknown(word: str) -> int:
+    from shardembed.explain import nearest  # with what reads configurations, which takes a moment to import
+
+    failures.say(f"{word!r} is not a command{nearest(word, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+    return failures.WRONG
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

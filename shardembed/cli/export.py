@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.block * MIB < 1:
         raise ConfigError(f"--block {arguments.block:g}: a block takes some memory")
+    if arguments.out.exists() or arguments.out.is_symlink():  # known before anything is read
+        raise ConfigError(f"--out: {arguments.out} exists, and is not written over: remove it, or name another folder")
     ids = ids_of(arguments.rows, arguments.rows_file)
     if ids is not None and len(arguments.table or ()) != 1:
         raise ConfigError("--rows and --rows-file choose rows of one table: name it with --table")

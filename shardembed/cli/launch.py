@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shardembed.cli import failures
 from shardembed.cli.failures import Told
@@ -28,10 +28,12 @@ def end_with_launcher() -> None:
         lifeline.end_with(int(os.environ[failures.QUIET]))
 
 
-def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
+def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0, left: Callable[[str], str] = lambda run_id: "") -> int:
     """Run `python -m shardembed *words` on `ranks` ranks, which find each other over the loopback interface.
 
     When a rank fails, all are stopped, and started again up to `max_restarts` times unless the input was wrong.
+
+    `left` says, by the id of the launch, what ranks that were stopped have left; empty where there is nothing to say.
 
     Returns the exit code: 0 when all ranks succeed. Otherwise the first failure of the last start is printed, once.
     """
@@ -52,14 +54,22 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0) -> int:
             if restarts == max_restarts or not told.may_pass:
                 given_up = f"; given up after {restarts} restart{'s' * (restarts > 1)}" if restarts and told.may_pass else ""
                 failures.say(f"{told}{given_up}")
+                if told.may_pass:
+                    _note(left(run_id))
                 return told.code
             restarts += 1
             failures.note(f"{told.message}; restart {restarts} of {max_restarts}")
     except SignalException as received:  # Ctrl-C, for example
+        _note(left(run_id))
         return 128 + int(received.sigval)
     finally:
         del os.environ[failures.QUIET]
     return 0
+
+
+def _note(text: str) -> None:
+    if text:
+        failures.note(text)
 
 
 def told_of(ranks: int, words: Sequence[str]) -> Told | None:

@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardembed.cli import launch
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, ShardEmbedError
 
 if TYPE_CHECKING:
     from shardembed.recipes.common import JobConfig
@@ -78,8 +80,22 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("evaluate", "predict"):
             if getattr(arguments, name) is not None:
                 words.append(f"--{name}={getattr(arguments, name)}")
-        return launch.run_ranks(ranks, words + ["--json"] * arguments.json + ["--fresh"] * arguments.fresh, restarts)
+        words += ["--json"] * arguments.json + ["--fresh"] * arguments.fresh
+        return launch.run_ranks(ranks, words, restarts, partial(_left, settings) if arguments.evaluate is None else _nothing)
     return _work(settings, arguments)
+
+
+def _left(settings: JobConfig, run_id: str) -> str:
+    """What ranks that were stopped have left to go on from, in words."""
+    from shardembed.recipes import runs
+
+    with suppress(ShardEmbedError, OSError):  # a failure has been told already
+        return runs.saved_by(settings, runs.job_of_launch(run_id, os.getpid()))
+    return ""
+
+
+def _nothing(run_id: str) -> str:
+    return ""
 
 
 def _file(name_or_path: str) -> str:

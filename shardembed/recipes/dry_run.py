@@ -5,14 +5,16 @@ is trained, no rank started and no file written.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from shardembed import planner
-from shardembed.comm import Comm
+from shardembed.comm import Comm, default_device
 from shardembed.errors import PlanError
 from shardembed.modules.auto import ask_planner, topology_of, wants_planning, workload_of
 from shardembed.observe.tables import bytes_text
@@ -26,6 +28,7 @@ from shardembed.recipes.tasks import Task, prepare
 from shardembed.settings import Settings
 
 CPU = torch.device("cpu")
+MEMORY = Path("/proc/meminfo")
 
 
 def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
         DataError, PlanError: what the job would end with before its first step.
     """
     task = prepare(config, Comm.of())
+    report.show_warnings(console, task.warnings())
     plan, estimate = planned(task, ranks)
     held = report.holdings(plan, config)
     report.show_start(console, config, task.described(), plan, held)
@@ -45,6 +49,12 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
     for name, size in parts.items():
         if size:
             console.print(f"  {name}: {bytes_text(size)}", highlight=False)
+    needed, free = float(estimate.memory_bytes.sum()), free_memory()
+    if default_device() == CPU and needed > free:
+        together = f"the {ranks} ranks together need {bytes_text(needed)}" if ranks > 1 else f"that is {bytes_text(needed)}"
+        report.show_warnings(
+            console, [f"warning: {together}, but this machine has {bytes_text(free)} of memory free: the job does not fit on it"]
+        )
     console.print(f"{task.steps:,} steps in {config.train.epochs} epoch(s); nothing was trained", highlight=False)
     return {
         "ranks": ranks,
@@ -56,6 +66,16 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
         "fullest_rank": {"rank": fullest, "bytes": total, **parts},
         "tables": {table.name: {"rows": table.num_embeddings, "cut": table.kind} for table in plan.tables},
     }
+
+
+def free_memory() -> float:
+    """Bytes that this machine can give to processes; all that it has where the system does not say."""
+    try:
+        lines = MEMORY.read_text().splitlines()
+    except OSError:
+        lines = []
+    free = next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return free if free is not None else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def planned(task: Task, ranks: int) -> tuple[Plan, Estimate]:

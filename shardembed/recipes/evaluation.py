@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,18 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm import default_device
-from shardembed.errors import ConfigError, DataError
+from shardembed.embeddings.stored import StoredTables
+from shardembed.errors import CheckpointError, ConfigError, DataError, ShardEmbedError
+from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
 from shardembed.recipes.data.stream import rank_start
 from shardembed.recipes.report import MODELS
-from shardembed.recipes.run_folder import CHECKPOINTS
-from shardembed.recipes.tasks import CtrTask, prepare
+from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_run
+from shardembed.recipes.tasks import CtrTask, Task, prepare
+
+SPLITS = ("validation_path", "split", "holdout_seed")  # settings of data that decide which rows are held out
 
 
 def run(config: JobConfig, console: Console, checkpoint: str, predictions: str | None = None) -> dict[str, Any]:
@@ -34,7 +40,8 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
         The metrics, the same on every rank.
 
     Raises:
-        ConfigError: predictions of a model that ranks items. DataError: the predictions cannot be written.
+        ConfigError: predictions of a model that ranks items, or tables of other sizes than in the checkpoint.
+        DataError: the predictions cannot be written.
         CheckpointError: the checkpoint cannot be loaded.
     """
     comm = se.init()
@@ -43,11 +50,25 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     if predictions is not None and any(Path(predictions).glob("part-*.parquet")):  # on every rank, before any of them writes
         raise ConfigError(f"--predict: {predictions} holds predictions already; name another folder, or remove them")
     task = prepare(config, comm)
-    comm.agree("the data", [task.counted()], default_device())
-    job = task.build()
     folder = Path(checkpoint)
+    run_folder = _run_of(folder)
+    with comm.preparing("the data", default_device()):
+        if run_folder is not None:
+            task = task.with_vocabularies(run_folder / VOCABULARIES)
+    comm.agree(
+        "the data", [task.counted(), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())], default_device()
+    )
+    if comm.rank == 0 and run_folder is not None and (warning := _seen_in_training(config, run_folder)):
+        print(f"shardembed: {warning}", file=sys.stderr, flush=True)
+    job = task.build()
     folder = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
-    restored = se.load_checkpoint(folder, job.wrapped, weights_only=True)
+    try:
+        restored = se.load_checkpoint(folder, job.wrapped, weights_only=True)
+    except CheckpointError as error:
+        misfit = _misfit(task, folder)
+        if misfit:
+            raise ConfigError(f"--evaluate: the tables of this job do not fit those of {folder}: {misfit}") from error
+        raise
     found = task.evaluate(job)
     if comm.rank == 0:
         console.print(f"{restored.path}, saved at step {restored.step}", soft_wrap=True, highlight=False, markup=False)
@@ -58,6 +79,47 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
             write_predictions(task, job, Path(predictions))
         comm.agree("the predictions", [], default_device())
     return {**found.to_json(), "checkpoint": str(restored.path), "step": restored.step, "ranks": comm.world_size}
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that made a checkpoint, or is meant itself; None where there is none around it."""
+    return next((folder for folder in (checkpoint, *checkpoint.absolute().parents[:2]) if is_run(folder)), None)
+
+
+def _seen_in_training(config: JobConfig, run_folder: Path) -> str:
+    """Why rows that the run was trained on may be among those that are evaluated; empty where nothing says so."""
+    try:
+        then = settings.load(run_folder / CONFIG).data.model_dump(mode="json")
+    except ConfigError:
+        return ""
+    now = config.data.model_dump(mode="json")
+    if now.get("validation_path") or then["path"] != now["path"]:
+        return ""
+    name = next((name for name in SPLITS if then.get(name) != now.get(name)), None)
+    if name is None:
+        return ""
+    was = ", ".join(f"{key} {value}" for key, value in then[name].items()) if isinstance(then.get(name), dict) else then.get(name)
+    return f"warning: the run was trained with data.{name} {was}: rows that it was trained on may be among those evaluated"
+
+
+def _misfit(task: Task, folder: Path) -> str:
+    """The first table whose rows are not as many as in the checkpoint, and what to do; empty where none is known."""
+    with suppress(ShardEmbedError, OSError), StoredTables(folder) as stored:
+        for table in task.tables():
+            saved = stored.find(table.name).rows
+            if saved != table.num_embeddings:
+                return (
+                    f"table {table.name!r} has {table.num_embeddings:,} rows here and {saved:,} in the checkpoint. {_advice(task)}"
+                )
+    return ""
+
+
+def _advice(task: Task) -> str:
+    if not isinstance(task, CtrTask):
+        return "Rows are counted from data.path: leave it as it was in training"
+    if task.config.data.ids.kind == "hash":
+        return "Set data.ids as it was in training"
+    return "The vocabulary is counted from data.path: leave that as it was in training, and give new rows as data.validation_path"
 
 
 def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:

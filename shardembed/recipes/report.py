@@ -27,6 +27,7 @@ MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
 MAX_PLAN = 40  # lines, for a table or for several that are alike
 NAME, RANKS_LISTED = 16, 2
 QUIET_SECONDS = 5.0  # between lines where no bar can be drawn
+SCATTERED = 100  # rows of a table for each row of data from which on its ids are hardly numbered from 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,21 @@ def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
     if not len(dropped):
         return []
     return [f"{len(dropped):,} of {rows + len(dropped):,} rows dropped: {dropped}", *(f"  {place}" for place in dropped.places)]
+
+
+def scattered_lines(rows: int, tables: dict[str, int]) -> list[str]:
+    """A warning for each of `tables`, by what its ids name, that is far larger than `rows` of data can fill."""
+    return [
+        f"warning: {name} ids go to {size - 1:,}, but there are only {rows:,} interactions: a table has a row for every id; number "
+        "them from 0"
+        for name, size in tables.items()
+        if size > SCATTERED * rows
+    ]
+
+
+def show_warnings(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def plan_table(plan: se.Plan) -> Table:

@@ -19,7 +19,7 @@ from typing import Any
 from shardembed.checkpoint.folders import sync_folder
 from shardembed.errors import ConfigError
 
-CHECKPOINTS, LOCK, METRICS, SUMMARY = "checkpoints", "lock", "metrics.jsonl", "summary.json"
+CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES = "checkpoints", "lock", "metrics.jsonl", "summary.json", "vocabularies"
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
 
 

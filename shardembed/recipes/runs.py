@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,30 @@ def opened(comm: Comm, config: JobConfig, counted: str, fresh: bool) -> Iterator
         if config.checkpoint.every_steps is not None:
             _check_seen(comm, Path(said["path"]), said["token"])
         yield run or Run(Path(said["path"]), None, said["resumes"])
+    except KeyboardInterrupt as error:
+        if run is not None and (saved := _saved(run.path)):
+            error.args = (saved,)  # for whoever tells of the end
+        raise
     finally:
         if run is not None and run.folder is not None:
             run.folder.close()
+
+
+def saved_by(config: JobConfig, job: str) -> str:
+    """What the ranks that were started as `job` have left to go on from, in words; empty where that is nothing."""
+    if config.checkpoint.every_steps is None:
+        return ""
+    found = (path for path in _interrupted(Path(config.run_dir), config.name or "run") if _job_of(path) == job)
+    return next(map(_saved, found), "")
+
+
+def _saved(path: Path) -> str:
+    newest = None
+    with suppress(ShardEmbedError):
+        newest = newest_checkpoint(path / CHECKPOINTS)
+    if newest is None or is_finished(path):
+        return ""
+    return f"stopped; {path} holds {newest.name}: give the same command again to go on from there"
 
 
 def _share(comm: Comm, said: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +153,12 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
 def _job() -> str:
     """The same for all the times that a launcher starts this job's ranks, and for nothing else."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
-    # torchrun calls all runs "none" unless told otherwise; they differ in the process that started this one.
-    return f"{run}-{os.getppid()}" if run else secrets.token_hex(8)
+    return job_of_launch(run, os.getppid()) if run else secrets.token_hex(8)
+
+
+def job_of_launch(run_id: str, launcher: int) -> str:
+    """What the ranks of a launch are known by. torchrun calls all runs "none" unless told otherwise; they differ in its process."""
+    return f"{run_id}-{launcher}"
 
 
 def _job_of(path: Path) -> str | None:

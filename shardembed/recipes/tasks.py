@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.tables import TableConfig
+from shardembed.vocab import Vocabulary
 
 MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 
@@ -115,6 +116,10 @@ class Task:
         """The data in words, for the user."""
         raise NotImplementedError
 
+    def warnings(self) -> list[str]:
+        """What is odd about the data, in words. To be said before the tables are made, for which there may be no memory."""
+        return []
+
     def tables(self) -> list[TableConfig]:
         """Those of the model."""
         raise NotImplementedError
@@ -129,6 +134,10 @@ class Task:
 
     def save_vocabularies(self, folder: Path) -> None:
         """The values of the tables' rows, for whoever uses them after training. Not collective."""
+
+    def with_vocabularies(self, folder: Path) -> Task:
+        """This, with the vocabularies that another run saved in `folder`, where there are any. Not collective."""
+        return self
 
     def reserved(self) -> str:
         """What row 0 of every table stands for, in words; empty where it is a row like others."""
@@ -165,6 +174,12 @@ class TwoTowerTask(Task):
         data = self.data
         counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
         return [data.source.name, counted, *report.dropped_lines(data.dropped, data.rows), *self._read_by()]
+
+    def warnings(self) -> list[str]:
+        data = self.data
+        if self.config.data.path is None:
+            return []
+        return report.scattered_lines(data.rows, {"user": data.users, "item": data.items})
 
     def tables(self) -> list[TableConfig]:
         return two_tower.table_configs(self.config.model, self.data.users, self.data.items)
@@ -221,6 +236,17 @@ class CtrTask(Task):
         for name, vocabulary in zip(self.config.data.categories, self.data.vocabularies, strict=False):
             vocabulary.save(folder / f"{quote(name, safe='')}.txt")
 
+    def with_vocabularies(self, folder: Path) -> CtrTask:
+        """With those that another run saved, where it has them: rows of its tables stand for its values. Not collective.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        files = [folder / f"{quote(name, safe='')}.txt" for name in self.config.data.categories]
+        if not self.data.vocabularies or not all(file.is_file() for file in files):
+            return self
+        return replace(self, data=replace(self.data, vocabularies=tuple(map(Vocabulary.load, files))))
+
     def reserved(self) -> str:
         return "missing" if self.config.data.ids.kind == "hash" else "missing, or not in the vocabulary"
 
@@ -250,6 +276,9 @@ class SequenceTask(Task):
         counted = f"{data.rows:,} interactions of {data.users:,} users with {data.items:,} items"
         parts = f"{self.training_rows:,} sequences to train on, {len(data.held_users):,} last items held out"
         return [data.source.name, counted, parts, *report.dropped_lines(data.dropped, data.rows)]
+
+    def warnings(self) -> list[str]:
+        return [] if self.config.data.path is None else report.scattered_lines(self.data.rows, {"item": self.data.items})
 
     def tables(self) -> list[TableConfig]:
         return sasrec.table_configs(self.config.model, self.data.items)

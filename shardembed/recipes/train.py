@@ -23,7 +23,7 @@ from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import RunFolder
+from shardembed.recipes.run_folder import VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.scalars import Scalars
@@ -47,8 +47,9 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
     comm = se.init()
     task = prepare(config, comm)
     _agree(comm, config, task.counted())
-    job = task.build()
     told = console if comm.rank == 0 else Console(quiet=True)
+    report.show_warnings(told, task.warnings())
+    job = task.build()
     with runs.opened(comm, config, task.counted(), fresh) as opened:
         _start(told, opened, task, job)
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded
@@ -165,7 +166,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     held = report.holdings(plan, config)
     run.folder.write("config.yaml", resolved_yaml(config))
     plan.save(run.path / "plan.json")
-    task.save_vocabularies(run.path / "vocabularies")
+    task.save_vocabularies(run.path / VOCABULARIES)
     report.show_start(console, config, task.described(), plan, held)
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ TRAIN = ("-m", "shardembed", "train")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SECONDS = 300  # a command that has not ended by then hangs, however loaded the machine is
 STEPS = 30
+UNSAVED = ("--set", "checkpoint.every_steps=null")  # nothing to say of a checkpoint, however late the end comes
 WORKERS = ("--set", "data.workers=1")
 
 
@@ -103,6 +105,10 @@ def workers_of(rank: int) -> list[int]:
     return [pid for pid in children(rank) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def has_checkpoint(runs: Path) -> bool:
+    return any(runs.glob("*/checkpoints/step-*/manifest.json"))
+
+
 def gone(pid: int) -> bool:
     """The process has ended, whether or not somebody has asked for its exit code."""
     try:
@@ -155,7 +161,7 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
 
 
 def test_ctrl_c_ends_all_ranks_and_prints_no_traceback(job: Path, started: list[subprocess.Popen[str]]) -> None:
-    started += [start(*TRAIN, job, "--ranks", 2), start(*TRAIN, job, *WORKERS)]
+    started += [start(*TRAIN, job, *UNSAVED, "--ranks", 2), start(*TRAIN, job, *UNSAVED, *WORKERS)]
     for process in started:
         read_until(process, "held by each rank")  # the last that is said before training
     wait_until(lambda: workers_of(started[1].pid))
@@ -172,8 +178,24 @@ def test_ctrl_c_ends_all_ranks_and_prints_no_traceback(job: Path, started: list[
     assert not any(Path(f"/proc/{pid}").exists() for pid in (*ranks.values(), *workers))
 
 
+def test_ctrl_c_says_what_the_run_goes_on_from(job: Path, tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+    folders = [tmp_path / "two", tmp_path / "one"]
+    for folder, ranks in zip(folders, (2, 1), strict=True):
+        words = ("--set", f"run_dir={folder}", "--set", "checkpoint.every_steps=10", "--ranks", ranks)
+        started.append(start(*TRAIN, job, *words))
+    for folder, process in zip(folders, started, strict=True):
+        wait_until(partial(has_checkpoint, folder))
+        os.killpg(process.pid, signal.SIGINT)
+    for folder, process in zip(folders, started, strict=True):
+        code, _, err = finish(process)
+        (run,) = folder.iterdir()
+        newest = sorted(path.name for path in (run / "checkpoints").glob("step-*") if (path / "manifest.json").exists())[-1]
+        assert code == 130
+        assert err == f"shardembed: stopped; {run} holds {newest}: give the same command again to go on from there\n"
+
+
 def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: list[subprocess.Popen[str]]) -> None:
-    process = start(*TRAIN, job, "--ranks", 2, *WORKERS)
+    process = start(*TRAIN, job, *UNSAVED, "--ranks", 2, *WORKERS)
     started.append(process)
     read_until(process, "held by each rank")
     ranks = rank_processes(process.pid)

@@ -221,6 +221,14 @@ def test_tables_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
     assert [len(np.load(tmp_path / "out" / table.files[0])) for table in done.tables] == [3, 4, 5, 6]
 
 
+def test_a_folder_that_exists_is_a_wrong_argument(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_checkpoint(tmp_path / STEP)
+    (tmp_path / "out").mkdir()
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"--out: {tmp_path / 'out'} exists, and is not written over" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_bad_arguments_are_told_with_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_checkpoint(tmp_path / STEP)
     (tmp_path / "ids.txt").write_text("3\nuser\n")

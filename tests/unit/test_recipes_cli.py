@@ -173,7 +173,7 @@ def complained_once(capsys: pytest.CaptureFixture[str], expected: str) -> None:
 
 def test_wrong_arguments_and_help_exit_as_argparse_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["trian"])
+        main(["train", "--max-stepz"])
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "train and evaluate a model" in capsys.readouterr().out
@@ -245,3 +245,11 @@ def test_ctrl_c_is_not_lost_in_a_callback_of_c_code(capsys: pytest.CaptureFixtur
     with failures.interrupts_arrive(), pytest.raises(KeyboardInterrupt):
         works_on()
     assert capsys.readouterr().err == ""
+
+
+def test_a_misspelt_command_is_told_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian", "job.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("shardembed: error: 'trian' is not a command; did you mean 'train'? (commands: plan, bench, ")
+    assert main(["xyzzy"]) == 2
+    assert "did you mean" not in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,10 +15,12 @@ from pyarrow import parquet
 
 import shardembed as se
 from shardembed.cli import failures, main
-from shardembed.recipes import config
+from shardembed.recipes import config, dry_run
 from shardembed.recipes.build import CtrJob
+from shardembed.recipes.tasks import SequenceTask, TwoTowerTask
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+TASKS = {"two_tower": TwoTowerTask, "sasrec": SequenceTask}
 JOB = """
 data:
   integers: [I1]
@@ -120,6 +123,44 @@ def test_a_dry_run_shows_a_plan_that_cannot_be(job: Path, capsys: pytest.Capture
     assert "table 'C1'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["two_tower", "sasrec"])
+def test_ids_far_above_the_number_of_interactions_are_told_before_tables_are_made(
+    job: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = job.with_name("taken.tsv")
+    data.write_text(
+        "user\titem\ttimestamp\n" + "".join(f"{user}\t{item}\t{item}\n" for user in range(5) for item in (1, 2, 3, 2400 + user))
+    )
+    path = job.with_name("ranking.yaml")
+    path.write_text(
+        f"data: {{path: {data}, user: user, item: item}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\nrun_dir: {job.parent / 'runs'}"
+    )
+    told = "warning: item ids go to 2,404, but there are only 20 interactions: a table has a row for every id; number them from 0\n"
+    assert main(["train", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(told) == out.count("warning") == 1
+    with mock.patch.object(TASKS[kind], "build", side_effect=Crash), pytest.raises(Crash):
+        main(["train", str(path)])
+    assert told in capsys.readouterr().out
+    data.write_text(data.read_text().replace("\t240", "\t19"))
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_dry_run_says_when_a_job_does_not_fit_the_memory_that_is_free(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = job.with_name("meminfo")
+    monkeypatch.setattr(dry_run, "MEMORY", listing)
+    monkeypatch.setattr(dry_run, "default_device", lambda: dry_run.CPU)
+    for free, told in ((1, True), (1 << 40, False)):
+        listing.write_text(f"MemTotal: 9 kB\nMemAvailable: {free} kB\n")
+        assert main(["train", str(job), "--dry-run", "--ranks", "2"]) == 0
+        out = capsys.readouterr().out
+        assert ("but this machine has 1.0 KiB of memory free: the job does not fit on it" in out) is told
+        assert ("warning: the 2 ranks together need " in out) is told
+
+
 class Crash(BaseException):
     """Nothing of the command line's catches it."""
 
@@ -153,6 +194,32 @@ def test_a_run_is_resumed_evaluated_and_its_predictions_written(job: Path, capsy
     assert (above.mean() + 1) / 2 == pytest.approx(trained["auc"], abs=1e-4)
     assert main(["train", str(job), "--evaluate", str(folder), "--predict", str(job.parent / "out")]) == 2
     assert "holds predictions already" in capsys.readouterr().err
+
+
+def test_other_data_are_evaluated_by_the_vocabularies_of_the_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(printed(capsys, job, "--max-steps", 1)["run_dir"])
+    other = ["--set", "data.generator.max_cardinality=60", "--set", "data.generator.rows=4000"]
+    for path in (folder, folder / "checkpoints", se.newest_checkpoint(folder / "checkpoints")):
+        assert printed(capsys, job, "--evaluate", path, *other)["evaluated_rows"] == 1000
+    alone = (folder / "checkpoints").rename(job.parent / "alone")  # nothing there says what rows stand for
+    assert main(["train", str(job), "--evaluate", str(alone), *other]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"--evaluate: the tables of this job do not fit those of .*alone: table 'C\d' has \d+ rows here and \d+ in", said
+    )
+    assert said.endswith("leave that as it was in training, and give new rows as data.validation_path\n")
+    assert len(said.splitlines()) == 1
+
+
+def test_an_evaluation_of_rows_that_were_trained_on_is_told(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(printed(capsys, job, "--max-steps", 1)["run_dir"])
+    assert main(["train", str(job), "--evaluate", str(folder)]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["train", str(job), "--evaluate", str(folder), "--set", "data.split.fraction=0.5"]) == 0
+    assert capsys.readouterr().err == (
+        "shardembed: warning: the run was trained with data.split kind last, fraction 0.25, seed 0: rows that it was trained on "
+        "may be among those evaluated\n"
+    )
 
 
 @pytest.mark.parametrize(
