@@ -28,7 +28,7 @@ def end_with_launcher() -> None:
         lifeline.end_with(int(os.environ[failures.QUIET]))
 
 
-def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0, left: Callable[[str], str] = lambda run_id: "") -> int:
+def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0, left: Callable[[str], str] | None = None) -> int:
     """Run `python -m shardembed *words` on `ranks` ranks, which find each other over the loopback interface.
 
     When a rank fails, all are stopped, and started again up to `max_restarts` times unless the input was wrong.
@@ -55,20 +55,20 @@ def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0, left: Cal
                 given_up = f"; given up after {restarts} restart{'s' * (restarts > 1)}" if restarts and told.may_pass else ""
                 failures.say(f"{told}{given_up}")
                 if told.may_pass:
-                    _note(left(run_id))
+                    _note(left, run_id)
                 return told.code
             restarts += 1
             failures.note(f"{told.message}; restart {restarts} of {max_restarts}")
     except SignalException as received:  # Ctrl-C, for example
-        _note(left(run_id))
+        _note(left, run_id)
         return 128 + int(received.sigval)
     finally:
         del os.environ[failures.QUIET]
     return 0
 
 
-def _note(text: str) -> None:
-    if text:
+def _note(left: Callable[[str], str] | None, run_id: str) -> None:
+    if left is not None and (text := left(run_id)):
         failures.note(text)
 
 

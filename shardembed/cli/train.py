@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, name) is not None:
                 words.append(f"--{name}={getattr(arguments, name)}")
         words += ["--json"] * arguments.json + ["--fresh"] * arguments.fresh
-        return launch.run_ranks(ranks, words, restarts, partial(_left, settings) if arguments.evaluate is None else _nothing)
+        return launch.run_ranks(ranks, words, restarts, partial(_left, settings) if arguments.evaluate is None else None)
     return _work(settings, arguments)
 
 
@@ -91,10 +91,6 @@ def _left(settings: JobConfig, run_id: str) -> str:
 
     with suppress(ShardEmbedError, OSError):  # a failure has been told already
         return runs.saved_by(settings, runs.job_of_launch(run_id, os.getpid()))
-    return ""
-
-
-def _nothing(run_id: str) -> str:
     return ""
 
 

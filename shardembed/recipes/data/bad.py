@@ -52,11 +52,9 @@ NONE = Dropped()
 
 def problem_of(value: object) -> tuple[str, str] | None:
     """(kind, sentence) of what is wrong with one value; None where it is a usable id."""
-    text = "" if value is None else str(value)
-    if not text:
-        return "missing", "the value is missing; remove the row or fill it in"
-    if not re.fullmatch(r"-?[0-9]+", text):
-        return "not an integer", f"{short(text)!r} is not an integer; number users and items from 0"
+    text = _text(value)
+    if (problem := _no_integer(text, "users and items from 0")) is not None:
+        return problem
     digits = text.lstrip("-").lstrip("0")
     if text[0] == "-" and digits:
         return "negative", f"{short(text)} is negative; number users and items from 0"
@@ -71,13 +69,23 @@ def problem_of(value: object) -> tuple[str, str] | None:
 
 def problem_of_user(value: object) -> tuple[str, str] | None:
     """As `problem_of`, for users that have no row anywhere: they are only told apart."""
-    text = "" if value is None else str(value)
+    text = _text(value)
+    if (problem := _no_integer(text, "the users")) is not None:
+        return problem
+    if len(text) > SHOWN or not MIN_USER <= int(text) <= MAX_USER:
+        return "too large", f"{short(text)} does not fit 64 bits with a sign; number the users"
+    return None
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _no_integer(text: str, numbered: str) -> tuple[str, str] | None:
     if not text:
         return "missing", "the value is missing; remove the row or fill it in"
     if not re.fullmatch(r"-?[0-9]+", text):
-        return "not an integer", f"{short(text)!r} is not an integer; number the users"
-    if len(text) > SHOWN or not MIN_USER <= int(text) <= MAX_USER:
-        return "too large", f"{short(text)} does not fit 64 bits with a sign; number the users"
+        return "not an integer", f"{short(text)!r} is not an integer; number {numbered}"
     return None
 
 
