@@ -109,14 +109,13 @@ def cells(row: Row) -> tuple[str, ...]:
     if planned is None:
         return (*first, "does not fit", "", "", f"{row.seconds:.1f}", "", "")
     estimate = planned.estimate
-    figures = (1e3 * estimate.step_seconds, 1e3 * planned.lower_bound_seconds, 100 * planned.gap, row.seconds)
-    step, bound, gap, seconds = figures
+    bound, gap = planned.lower_bound_seconds, planned.gap
     return (
         *first,
-        f"{step:.3f}",
-        f"{bound:.3f}",
-        f"{gap:.2f}",
-        f"{seconds:.1f}",
+        f"{1e3 * estimate.step_seconds:.3f}",
+        "none proved" if bound is None else f"{1e3 * bound:.3f}",
+        "" if gap is None else f"{100 * gap:.2f}",
+        f"{row.seconds:.1f}",
         f"{100 * row.used / row.limit:.1f}",
         row.limiting,
     )
@@ -124,7 +123,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def summary(rows: Sequence[Row]) -> str:
     planned = [row for row in rows if row.planned is not None]
-    gaps = [row.planned.gap for row in planned if row.planned is not None]
+    gaps = [float("inf") if row.planned.gap is None else row.planned.gap for row in planned if row.planned is not None]
     if not planned:
         return "No instance fits."
     near = sum(gap <= 0.01 for gap in gaps) / len(gaps)

@@ -28,13 +28,13 @@ from shardembed.planner import plan
 from shardembed.planner.cost import estimate
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.exact import improved
+from shardembed.planner.highs import PLAN
 from shardembed.planner.search import solve
 from shardembed.planner.topology import Topology
 from shardembed.planner.topology import load as load_topology
 from shardembed.planner.workload import Workload
 from shardembed.planner.workload import load as load_workload
 
-EXACTLY = 10.0  # seconds of HiGHS after the search: TorchRec's kinds leave tables whole, few large pieces on few ranks
 MEMORY = 80_000_000_000  # of an H100, before TorchRec's reservation
 RANKS = ((2, "loose"), (8, "loose"), (8, "tight"), (16, "tight"), (64, "loose"), (64, "tight"))
 
@@ -98,14 +98,14 @@ def their_cost(space: Space, found: Found) -> tuple[TheirCost, Assigned | None]:
     start = time.perf_counter()
     problem = space.problem
     listing = time.perf_counter() - start
-    solution = improved(problem, solve(problem), EXACTLY)
+    solution = improved(problem, solve(problem), PLAN)
     seconds = time.perf_counter() - start - listing
     theirs, theirs_fits = space.rate(found.assigned) if found.assigned else (None, False)
     if solution is None:
         return TheirCost(theirs, None, None, (theirs_fits, False), found, listing, seconds), None
     chosen = space.assigned(solution.choices)
     ours, ours_fits = space.rate(chosen)
-    return TheirCost(theirs, ours, 1e3 * solution.bound, (theirs_fits, ours_fits), found, listing, seconds), chosen
+    return TheirCost(theirs, ours, _milliseconds(solution.bound), (theirs_fits, ours_fits), found, listing, seconds), chosen
 
 
 def our_cost(space: Space, found: Assigned | None, chosen: Assigned | None, topology: Topology) -> OurCost:
@@ -121,8 +121,12 @@ def our_cost(space: Space, found: Assigned | None, chosen: Assigned | None, topo
     except PlanError as error:
         print(f"{space.workload.name} on {space.ranks}: {error}", file=sys.stderr)
         return OurCost(theirs, for_theirs, None, None, fits, time.perf_counter() - start)
-    step, bound = 1e3 * planned.estimate.step_seconds, 1e3 * planned.lower_bound_seconds
+    step, bound = 1e3 * planned.estimate.step_seconds, _milliseconds(planned.lower_bound_seconds)
     return OurCost(theirs, for_theirs, step, bound, fits, planned.plan_seconds)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def _step(space: Space, assigned: Assigned, model: CostModel) -> tuple[float, bool]:

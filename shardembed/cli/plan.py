@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
     from shardembed.plan import Plan
     from shardembed.planner.constraints import Constraints
+    from shardembed.planner.highs import Effort
     from shardembed.planner.result import Estimate, Planned
     from shardembed.planner.sweep import Sweep
     from shardembed.planner.topology import Topology
     from shardembed.planner.why import Alternative
     from shardembed.planner.workload import Workload
 
-SECONDS, SWEEP_SECONDS = 6.0, 4.0  # that the search may take, for a plan and for each point of a sweep
 AROUND = (-2, 2)  # the page's own sweep: powers of two below and above the plan's rank count
 GIB = 1 << 30
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float | None, float | None], None]
+EXIT_INTERRUPTED = 130  # as a shell has it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     search = parser.add_argument_group("the search")
     search.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same plan (default 0)")
-    search.add_argument("--seconds", type=float, metavar="S", help=f"that the search may take (default {SECONDS:g})")
+    search.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="stop the search after so long, with the best so far (default: when it has done its work)",
+    )
     output = parser.add_argument_group("what comes out")
     output.add_argument("--out", type=Path, metavar="FILE", help="save the plan as JSON, for plan=se.Plan.load(FILE)")
     output.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots, self-contained HTML")
@@ -82,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plan, sweep or compare; returns the exit code."""
     from shardembed.planner import report
+    from shardembed.planner.result import INTERRUPTED
 
     console = report.console_for(sys.stderr if arguments.json else sys.stdout)
     _check(arguments)
@@ -93,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = _plan(arguments, console)
     if arguments.json:
         print(json.dumps(found), flush=True)
-    return 0
+    return EXIT_INTERRUPTED if found.get("stopped") == INTERRUPTED else 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -129,10 +136,10 @@ class Question:
     topology: Topology
     constraints: Constraints
     arguments: argparse.Namespace
-    seconds: float
+    effort: Effort
 
     @staticmethod
-    def of(arguments: argparse.Namespace, seconds: float) -> Question:
+    def of(arguments: argparse.Namespace, effort: Effort) -> Question:
         from shardembed.planner import topology
         from shardembed.planner.constraints import Constraints
 
@@ -143,7 +150,7 @@ class Question:
             machines = _with_memory(machines, arguments.memory)
         workload = _workload(arguments, machines.ranks)
         wishes = Constraints.parse(arguments.pin, arguments.forbid)
-        return Question(workload, machines, wishes, arguments, arguments.seconds or seconds)
+        return Question(workload, machines, wishes, arguments, effort)
 
     def plan(self, ranks: int, progress: Progress) -> Planned:
         from shardembed import planner
@@ -153,8 +160,8 @@ class Question:
             topology = topology.scaled(ranks)
             if not _is_function(self.arguments.workload):  # what a training job asks for depends on its ranks
                 workload = _workload(self.arguments, ranks)
-        seed = self.arguments.seed
-        return planner.plan(workload, topology, self.constraints, seed=seed, seconds=self.seconds, progress=progress)
+        seed, seconds = self.arguments.seed, self.arguments.seconds
+        return planner.plan(workload, topology, self.constraints, seed=seed, effort=self.effort, seconds=seconds, progress=progress)
 
 
 def _with_memory(topology: Topology, gib: float) -> Topology:
@@ -208,8 +215,9 @@ def _ids(texts: list[str]) -> float | dict[str, float] | None:
 
 def _plan(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from shardembed.planner import report, why
+    from shardembed.planner.highs import PLAN
 
-    question = Question.of(arguments, SECONDS)
+    question = Question.of(arguments, PLAN)
     if arguments.explain is not None:
         why.number_of(question.workload, arguments.explain)
     with _progress() as progress:
@@ -240,7 +248,7 @@ def _others(question: Question, planned: Planned, progress: Progress) -> list[Al
     model = CostModel(question.workload, question.topology)  # once: much of an estimate is the traffic of all tables
 
     def count(plan: Plan) -> Estimate:
-        progress(f"weighing other layouts of {name}", 0.0)
+        progress(f"weighing other layouts of {name}", None, None)
         return estimate(plan, question.workload, question.topology, model)
 
     return why.alternatives(planned, why.number_of(question.workload, name), count)
@@ -248,22 +256,24 @@ def _others(question: Question, planned: Planned, progress: Progress) -> list[Al
 
 def _write_page(arguments: argparse.Namespace, question: Question, planned: Planned, progress: Progress) -> None:
     from shardembed.planner import page
+    from shardembed.planner.highs import BRIEF
 
     ranks = question.topology.ranks
     others = sorted({max(1, int(ranks * 2.0**power)) for power in range(AROUND[0], AROUND[1] + 1)})
-    brief = replace(question, seconds=min(question.seconds, SWEEP_SECONDS))
+    brief = replace(question, effort=BRIEF)
 
     def plan(count: int) -> Planned:
         return planned if count == ranks else brief.plan(count, _prefixed(progress, f"{count:,} ranks: "))
 
     swept = _swept(question, tuple(others), plan)
-    progress("drawing the page", 0.0)
+    progress("drawing the page", None, None)
     text = page.render(planned, swept, command=shlex.join(["shardembed", *sys.argv[1:]]))
     _writing(arguments.report, lambda: arguments.report.write_text(text, encoding="utf-8"))
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from shardembed.planner import charts, sweep
+    from shardembed.planner.highs import BRIEF
 
     counts = sweep.parse(arguments.sweep)
     if arguments.ranks is not None:
@@ -271,7 +281,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     for name in ("out", "report"):
         if getattr(arguments, name) is not None:
             raise ConfigError(f"--{name} is for one plan; leave --sweep out, or draw the sweep with --plot")
-    question = Question.of(arguments, SWEEP_SECONDS)
+    question = Question.of(arguments, BRIEF)
     with _progress() as progress:
         swept = _swept(question, counts, lambda count: question.plan(count, _prefixed(progress, f"{count:,} ranks: ")))
     if not arguments.json:
@@ -324,17 +334,22 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from shardembed.planner import words
+    from shardembed.planner.result import gap_of
+
     console = Console(stderr=True, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("planning", total=None)
 
-        def progress(doing: str, gap: float) -> None:
-            said = f", {100 * gap:.2f} % above the bound" if 0 < gap < 100 else ""
+        def progress(doing: str, step: float | None, bound: float | None) -> None:
+            said = "" if step is None else f": {words.duration(step)} a step, at least {words.bound(bound)}"
+            above = None if step is None else gap_of(step, bound)
+            said += "" if above is None else f", {words.percent(above)} apart"
             bar.update(task, description=f"{doing}{said}")
 
         yield progress
 
 
 def _prefixed(progress: Progress, prefix: str) -> Progress:
-    return lambda doing, gap: progress(prefix + doing, gap)
+    return lambda doing, step, bound: progress(prefix + doing, step, bound)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # the planner's libraries take a second to import, and most c
 BATCH = 2048  # samples a rank
 IDS_A_BAG, IDS_A_LOOKUP = 10.0, 1.0  # of a pooled feature, and of one that is not
 EXPONENT = 1.05  # of the power law by which ids repeat; where popular rows lie is not known
-SECONDS = 2.0  # that rank 0 may search while the others wait
 TINY = 64 << 20  # bytes of all tables together, for which the default plan is as good as any
 BUILT_IN = ("h200", "h100", "a100")  # topologies, by a part of the GPU's name
 
@@ -113,14 +112,15 @@ def ask_planner(
     """The planner's answer as JSON, or the default plan where that is as fast; errors too, since the other ranks are waiting."""
     from shardembed import planner
     from shardembed.planner.constraints import Constraints
+    from shardembed.planner.highs import WAITED_FOR  # the other ranks wait meanwhile
 
     try:
         workload, topology = workload_of(tables, optimizers, settings, cluster.world_size), topology_of(cluster, device)
         pins = {table.name: table for table in default.tables if table.name in pinned}
-        found = planner.plan(workload, topology, Constraints(pins=pins), seconds=SECONDS)
+        found = planner.plan(workload, topology, Constraints(pins=pins), effort=WAITED_FOR)
         usual = planner.estimate(default, workload, topology)
         fits = float(usual.memory_bytes.max()) <= topology.memory - topology.reserve
-        as_good = fits and usual.step_seconds <= found.estimate.step_seconds  # the search had only so much time
+        as_good = fits and usual.step_seconds <= found.estimate.step_seconds  # the search looks only so far
         return json.dumps({"plan": (default if as_good else found.plan).to_json()})
     except ShardEmbedError as error:
         return json.dumps({"error": str(error)})

@@ -1,36 +1,46 @@
 """A lower bound on the step time of every plan of the space, proved by a mixed-integer relaxation that HiGHS solves.
 
 The relaxation (see `relax.py`) chooses an option for every item and forgets on which ranks its parts lie. Items that share their
-options are one group with a number of items, so many equal tables cost no more than one. Its optimum, or the solver's own
-dual bound where time runs out, is below every solution of the problem; a small margin covers the solver's tolerances.
+options are one group with a number of items, so many equal tables cost no more than one. What branching proves of it, or at least
+what its linear program does, is below every solution of the problem; a small margin covers the solver's tolerances.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sparse
-from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from numpy.typing import NDArray
 
+from shardembed.planner import highs
+from shardembed.planner.highs import Effort, Program, Rows
 from shardembed.planner.problem import Array, Numbers, Problem
 from shardembed.planner.relax import figures, floor_of, groups_of, undominated
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
 MOST_COLUMNS = 10_000  # of a relaxation in whole numbers
-INFEASIBLE = 2  # status of scipy.optimize.milp
-PRECISION = 2e-4  # relative; no more is asked of the solver
+DIGITS = 1e-9  # relative, that a bound and the solution it is of may differ by
 
 
 @dataclass(frozen=True)
 class Bound:
-    """value: seconds that no solution beats. options: of every item, as the relaxation would have it. targets: `[P]`, Z."""
+    """values: seconds that no solution beats; none where nothing is proved. options: of every item, as the relaxation would have
+    it. targets: `[P]`, Z. stopped: the clock ended the work on it.
+    """
 
-    value: float
+    values: tuple[float, ...]
     options: tuple[int, ...]
     targets: Array
+    stopped: bool = False
+
+    @property
+    def value(self) -> float | None:
+        return max(self.values, default=None)
+
+    def under(self, step: float) -> Bound:
+        """Without what a solution of `step` seconds contradicts: that was no bound."""
+        return replace(self, values=tuple(value for value in self.values if value <= step * (1 + DIGITS)))
 
 
 @dataclass(frozen=True)
@@ -47,20 +57,37 @@ class _Columns:
     charges: list[frozenset[str]]
 
 
-def lower_bound(problem: Problem, seconds: float) -> Bound | None:
-    """The bound, or None where the relaxation has no solution: then the problem has none."""
+def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
+    """What is proved, or None where some item has no option that fits: then the problem has no solution."""
     groups = groups_of(problem)
     columns = _columns(problem, groups)
     if columns is None:
         return None
     names = sorted({name for charges in columns.charges for name in charges})
     base = 0.0 if problem.base is None else float(problem.base.sum())
-    found = _solve(problem, columns, names, len(groups), seconds)
-    if found is None:
-        return None
-    value, amounts, targets = found
-    options = _deal(columns, amounts, groups, len(problem.items))
-    return Bound((value + base) * (1 - MARGIN), options, targets)
+    program, unit = _program(problem, columns, names, len(groups))
+    n, phases = len(columns.group), len(problem.phases)
+    loose = highs.relaxed(program, effort)
+    # Thousands of items hardly notice that each takes one option, and branching would get nowhere.
+    tight = highs.branched(program, effort, effort.near) if effort.work and n <= MOST_COLUMNS else loose
+    found = loose.values if tight.values is None else tight.values
+    values = [(value * unit + base) * (1 - MARGIN) for value in (loose.bound, tight.bound) if value is not None]
+    if found is None:  # what the search begins with need not be proved
+        found = _cheapest(columns, len(program.cost), phases, unit)
+    options = _deal(columns, found[:n], groups, len(problem.items))
+    return Bound(tuple(values), options, found[len(found) - phases :] * unit, loose.stopped or tight.stopped)
+
+
+def _cheapest(columns: _Columns, size: int, phases: int, unit: float) -> Array:
+    """A point for the solver's: every group by the option that is cheapest for itself."""
+    found = np.zeros(size)
+    price = columns.common + columns.mean.sum(1)
+    for group in np.unique(columns.group):
+        mine = np.flatnonzero(columns.group == group)
+        best = mine[price[mine].argmin()]
+        found[best] = columns.count[best]
+    found[size - phases :] = found[: len(columns.group)] @ columns.mean / unit
+    return found
 
 
 def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
@@ -80,8 +107,8 @@ def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
     return _Columns(joined[0].astype(np.intp), joined[1], *joined[2:], charges=charges)
 
 
-def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, seconds: float) -> tuple[float, Array, Array] | None:
-    """(dual bound, amount of each column, Z). Variables: amounts x, whether used u, charges y, Z.
+def _program(problem: Problem, columns: _Columns, names: list[str], groups: int) -> tuple[Program, float]:
+    """The relaxation, and the seconds of its unit. Variables: amounts x, whether used u, charges y, Z.
 
     A column of a group of one is its own u.
     """
@@ -95,7 +122,7 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     # Seconds of Z's unit: no more than the answer and near it, so that the solver's absolute tolerances are small against it.
     cheapest = (columns.common + columns.mean.sum(1)) * columns.count
     unit = sum(float(cheapest[columns.group == group].min()) for group in range(groups)) or 1.0
-    rows = Rows(size)
+    rows = Rows()
     everyone = np.arange(n)
     for group in range(groups):
         mine = everyone[columns.group == group]
@@ -124,45 +151,8 @@ def _solve(problem: Problem, columns: _Columns, names: list[str], groups: int, s
     cost[first_y:first_z] = [problem.charges[name].sum() / unit for name in names]
     cost[first_z:] = 1.0
     upper = np.concatenate([columns.count, np.ones(first_z - n), np.full(phases, np.inf)])
-    # Thousands of items hardly notice that each takes one option, and the solver would not notice its time limit.
-    whole = np.concatenate([np.full(first_z, float(n <= MOST_COLUMNS)), np.zeros(phases)])
-    options = {"time_limit": seconds, "mip_rel_gap": PRECISION}
-    answer = milp(cost, constraints=rows.constraint(), integrality=whole, bounds=_bounds(upper), options=options)
-    if answer.status == INFEASIBLE:
-        return None
-    value = answer.mip_dual_bound if n <= MOST_COLUMNS else answer.fun
-    if answer.x is None or value is None or not np.isfinite(value):  # out of time: drop the demand for whole numbers
-        answer = milp(cost, constraints=rows.constraint(), bounds=_bounds(upper))
-        if answer.status == INFEASIBLE:
-            return None
-        value = answer.fun
-    return float(value) * unit, answer.x[:n], answer.x[first_z:] * unit
-
-
-class Rows:
-    """Constraints low <= row @ variables <= high, collected entry by entry."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._low: list[float] = []
-        self._high: list[float] = []
-        self._entries: list[tuple[Numbers, Array]] = []
-
-    def add(self, variables: ArrayLike, factors: ArrayLike, low: float, high: float) -> None:
-        self._entries.append((np.asarray(variables, dtype=np.intp), np.asarray(factors, dtype=np.float64)))
-        self._low.append(low)
-        self._high.append(high)
-
-    def constraint(self) -> LinearConstraint:
-        row = np.repeat(np.arange(len(self._entries)), [len(variables) for variables, _ in self._entries])
-        variables, factors = (np.concatenate(column) for column in zip(*self._entries, strict=True))
-        matrix = sparse.csr_array((factors, (row, variables)), shape=(len(self._entries), self._size))
-        low, high = np.array(self._low), np.array(self._high)
-        return LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # arrays are what it takes
-
-
-def _bounds(upper: Array) -> Bounds:
-    return Bounds(np.zeros(len(upper)), upper)  # pyright: ignore[reportArgumentType]  # arrays are what it takes
+    whole = np.arange(size) < first_z
+    return rows.program(cost, upper, whole), unit
 
 
 def _deal(columns: _Columns, amounts: Array, groups: list[list[int]], items: int) -> tuple[int, ...]:

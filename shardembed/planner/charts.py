@@ -86,7 +86,8 @@ def scaling(sweep: Sweep, here: int | None = None) -> Figure:
     ranks = [point.ranks for point in points]
     unit, name = _seconds(max((point.step_seconds for point in points), default=1.0))
     left.plot(ranks, [point.step_seconds / unit for point in points], "o-", color=COLOURS[0], label="plan", markersize=4)
-    left.plot(ranks, [point.lower_bound_seconds / unit for point in points], "--", color=COLOURS[6], label="lower bound")
+    proved = [np.nan if point.lower_bound_seconds is None else point.lower_bound_seconds / unit for point in points]
+    left.plot(ranks, proved, "--", color=COLOURS[6], label="lower bound")
     left.set_title(f"step time ({name})", loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8.5)
     size, title = _unit(max((point.memory for point in points), default=1.0))

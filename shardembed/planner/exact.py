@@ -16,38 +16,41 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_array
 
+from shardembed.planner import highs
+from shardembed.planner.highs import Effort, Program
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.search import Solution
 
-MOST_VARIABLES = 12_000  # with more, HiGHS does not get far in seconds
+MOST_VARIABLES = 12_000  # with more, HiGHS does not get far
 Line = dict[int, float]  # a variable's coefficient
 NEAR = 5e-4  # a gap at which HiGHS may stop
+SLACK = 1e-5  # relative; a bound that lies further above a solution is none
 
 
-def improved(problem: Problem, solution: Solution | None, seconds: float) -> Solution | None:
-    """The better of `solution` and what HiGHS finds within `seconds`, with the better of both bounds; problems that are too large
-    for it, or whose options it cannot tell, come back as they are.
+def improved(problem: Problem, solution: Solution | None, effort: Effort) -> Solution | None:
+    """The better of `solution` and what HiGHS finds, with the better of both bounds; problems that are too large for it, or whose
+    options it cannot tell, come back as they are.
     """
     program = _Program.of(problem)
     if program is None:
         return solution
-    most = np.inf if solution is None else solution.score.step
-    choices, bound = program.solve(seconds if program.whole else seconds / 2)
+    choices, bound = program.solve(effort)
     if not program.whole:
         easier = _Program.of(_easier(problem))
-        bound = 0.0 if easier is None else easier.solve(seconds / 2)[1]
-    if solution is not None:
-        bound = max(bound, solution.bound)
-    best = None if solution is None else Solution(solution.choices, solution.score, min(bound, most))
+        bound = None if easier is None else easier.solve(effort)[1]
+    best = solution
     if choices is not None:
         found = score(problem, choices)
-        if found.memory.max() <= problem.capacity and found.step < most:
-            best = Solution(choices, found, min(bound, found.step))
-    return best
+        if found.memory.max() <= problem.capacity and (solution is None or found.step < solution.score.step):
+            best = Solution(choices, found, None)
+    if best is None:
+        return None
+    step = best.score.step
+    known = [value for value in (bound, solution and solution.bound) if value is not None and value <= step * (1 + SLACK)]
+    return replace(best, bound=min(max(known), step) if known else None)
 
 
 def _easier(problem: Problem) -> Problem:
@@ -102,31 +105,23 @@ class _Program:
         program._build(options)
         return program
 
-    def solve(self, seconds: float) -> tuple[tuple[Choice, ...] | None, float]:
-        """Choices, if any were found, and a lower bound on what any take."""
+    def solve(self, effort: Effort) -> tuple[tuple[Choice, ...] | None, float | None]:
+        """Choices, if any were found, and a lower bound on what any take, if one is proved."""
         phases = len(self.problem.phases)
-        scale = self._scale
         cost = np.zeros(len(self.upper))
         cost[:phases] = 1.0
         entries, least, upper = zip(*self.rows, strict=True)
         line, column, value = zip(*_triples(entries), strict=True)
-        matrix = coo_matrix((value, (line, column)), shape=(len(entries), len(cost))).tocsr()
-        whole = np.ones(len(cost))
-        whole[:phases] = 0
-        options = {"time_limit": seconds, "mip_rel_gap": NEAR}
-        found = milp(
-            cost,
-            constraints=LinearConstraint(matrix, np.array(least), np.array(upper)),  # pyright: ignore[reportArgumentType]
-            bounds=Bounds(np.zeros(len(cost)), np.array(self.upper)),  # pyright: ignore[reportArgumentType]
-            integrality=whole,
-            options=options,
-        )
-        bound = found.mip_dual_bound
-        if bound is None or not np.isfinite(bound):
-            bound = 0.0
+        matrix = csr_array(coo_matrix((value, (line, column)), shape=(len(entries), len(cost))))
+        whole = np.arange(len(cost)) >= phases
+        program = Program(cost, matrix, np.array(least), np.array(upper), np.array(self.upper), whole)
+        found = highs.branched(program, effort, NEAR)
+        choices = None if found.values is None else self._choices(np.round(found.values))
+        if found.bound is None or not self.whole:
+            return choices, None
         # HiGHS keeps to its constraints within a tolerance of 1e-6 of figures near one.
-        proved = max(0.0, float(bound) - 1e-6) * scale if self.whole else 0.0
-        return None if found.x is None else self._choices(np.round(found.x)), proved
+        proved = (found.bound - 1e-6) * self._scale
+        return choices, proved if proved > 0 else None
 
     # The program.
 

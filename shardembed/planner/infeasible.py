@@ -11,13 +11,12 @@ from shardembed.plan import TablePlan
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut
+from shardembed.planner.highs import TRIAL
 from shardembed.planner.needs import Need, needs, smallest, together, whole
 from shardembed.planner.packed import packed
 from shardembed.planner.problem import Option, Problem
 from shardembed.planner.remedies import SHOWN, Trials, gib, wish
 from shardembed.planner.space import Space
-
-SECONDS = 2.0  # for the proof that nothing fits, where sums do not show it
 
 
 def explain(model: CostModel, space: Space, problem: Problem) -> str:
@@ -29,7 +28,7 @@ def explain(model: CostModel, space: Space, problem: Problem) -> str:
     if topology.reserve:
         room += f" ({gib(topology.memory)} less {gib(topology.reserve)} in reserve)"
     binding = next((need for need in found if need.least > problem.capacity), None)
-    proved = binding is not None or packed(full, SECONDS).impossible
+    proved = binding is not None or packed(full, TRIAL).impossible
     head = (
         "no plan fits into memory"
         if proved
@@ -54,7 +53,7 @@ class _Proof:
             all_ = gib(together(self.problem, self.problem.capacity).least)
             yield f"Every table fits by itself, and all together need {all_} of every rank; but parts are whole, and pins hold."
             if proved:
-                yield "An integer program over all places of all parts has no solution."
+                yield "An integer program over all places of all parts has no solution, by HiGHS."
             return
         yield from {"table": self._table, "crowd": self._crowd, "rank": self._rank, "total": self._total}[binding.kind](binding)
 

@@ -15,6 +15,7 @@ import scipy.sparse as sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from shardembed.planner.highs import Effort
 from shardembed.planner.problem import Array, Choice, Option, Sharing
 from shardembed.planner.state import State
 
@@ -36,8 +37,8 @@ class _Levelled:
     shares: list[Array]
 
 
-def level(state: State, seconds: float, variables: int = VARIABLES) -> State | None:
-    """The state with everything settled; None where memory or time does not allow it. All else stays as it is.
+def level(state: State, effort: Effort, variables: int = VARIABLES) -> State | None:
+    """The state with everything settled; None where memory or work does not allow it. All else stays as it is.
 
     Args:
         variables: of the program, at most; what is left over is dealt out beforehand, smallest items first.
@@ -48,9 +49,9 @@ def level(state: State, seconds: float, variables: int = VARIABLES) -> State | N
     lumps, sharing = _lumps(state), state.unsettled
     if not lumps and not sharing:
         return state
-    found = _solve(state, lumps, sharing, seconds, TANGENTS)
+    found = _solve(state, lumps, sharing, effort, TANGENTS)
     if found is None:  # perhaps rounding to whole parts does no harm: whoever asked counts again
-        found = _solve(state, lumps, sharing, seconds, TANGENTS, spare=0.0)
+        found = _solve(state, lumps, sharing, effort, TANGENTS, spare=0.0)
     if found is None:
         return None
     for lump, amount_R in zip(lumps, found.amounts, strict=True):
@@ -63,12 +64,12 @@ def level(state: State, seconds: float, variables: int = VARIABLES) -> State | N
     return state
 
 
-def value(state: State, seconds: float) -> float:
+def value(state: State, effort: Effort) -> float:
     """Seconds of a step once all is settled, save for rounding and what weighs next to nothing; inf where that cannot be."""
     lumps, sharing = [lump for lump in _lumps(state) if _weight(state, lump) > NOTHING], state.unsettled
     if not lumps and not sharing:
         return state.value
-    found = _solve(state, lumps, sharing, seconds, 1)
+    found = _solve(state, lumps, sharing, effort, 1)
     return np.inf if found is None else found.value
 
 
@@ -162,12 +163,12 @@ def _classes(state: State, sharing: list[int] | None = None) -> tuple[NDArray[np
 
 
 def _solve(
-    state: State, lumps: list[list[int]], sharing: list[int], seconds: float, tangents: int, spare: float = 1.0
+    state: State, lumps: list[list[int]], sharing: list[int], effort: Effort, tangents: int, spare: float = 1.0
 ) -> _Levelled | None:
     shares = [np.full(state.option(item).parts, 1.0 / state.option(item).parts) for item in sharing]
     found: _Levelled | None = None
     for _ in range(tangents if sharing else 1):
-        better = _program(state, lumps, sharing, shares, seconds, spare)
+        better = _program(state, lumps, sharing, shares, effort, spare)
         if better is None or (found is not None and better.value > found.value * (1 - 1e-6)):
             return found
         found, shares = better, [np.maximum(share, LEAST) for share in better.shares]
@@ -175,7 +176,7 @@ def _solve(
 
 
 def _program(
-    state: State, lumps: list[list[int]], sharing: list[int], around: list[Array], seconds: float, room: float
+    state: State, lumps: list[list[int]], sharing: list[int], around: list[Array], effort: Effort, room: float
 ) -> _Levelled | None:
     """Minimise the sum over phases of the slowest rank, around given shares.
 
@@ -230,7 +231,7 @@ def _program(
         sums,
         counts,
         method="highs",
-        options={"time_limit": seconds},
+        options={"maxiter": effort.iterations},
     )
     if answer.x is None:
         return None

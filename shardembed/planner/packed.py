@@ -7,13 +7,12 @@ is none. For what the search does not find: memory so tight that items go in one
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, milp
 
-from shardembed.planner.bound import INFEASIBLE, Rows
+from shardembed.planner import highs
+from shardembed.planner.highs import Answer, Effort, Rows
 from shardembed.planner.problem import Array, Choice, Option, Problem, score
 
 Index = NDArray[np.intp]
@@ -30,19 +29,19 @@ class Packing:
     impossible: bool = False
 
 
-def packed(problem: Problem, seconds: float) -> Packing:
-    """Some solution that fits into memory, and a fast one if time allows; or that there is none."""
+def packed(problem: Problem, effort: Effort) -> Packing:
+    """Some solution that fits into memory, and a fast one if work allows; or that there is none."""
     options = [option for item in problem.items for option in item.options]
     if sum(1 + max(1, len(_kinds(option)[1])) * problem.ranks for option in options) > MOST:
         return Packing(None)
     for spare in (0.0, SLACK):
         program = _Program(problem, 1.0 - spare)
-        answer = program.solve(seconds)
-        if answer.status == INFEASIBLE:
+        answer = program.solve(effort)
+        if answer.impossible:
             return Packing(None, impossible=spare == 0.0 and all(option.sharing is None for option in options))
-        if answer.x is None:
+        if answer.values is None:
             return Packing(None)
-        choices = program.choices(answer.x)
+        choices = program.choices(answer.values)
         if score(problem, choices).memory.max() <= problem.capacity:
             return Packing(choices)
     return Packing(None)
@@ -75,7 +74,7 @@ class _Program:
         self.columns = [[self._take(option) for option in item.options] for item in problem.items]
         self.charges = {name: self._more(1)[0] for name in problem.charges}
         self.z = self._more(len(problem.phases))
-        self.rows = Rows(self.size)
+        self.rows = Rows()
         self.cost, self.upper = np.zeros(self.size), np.ones(self.size)
         self._memory: list[list[tuple[int, float]]] = [[] for _ in range(problem.ranks)]
         self._loads: dict[tuple[int, int], list[tuple[int, float]]] = {}
@@ -148,13 +147,10 @@ class _Program:
         self.cost /= unit
         self.cost[self.z] = 1.0
 
-    def solve(self, seconds: float) -> Any:
-        """The answer of `scipy.optimize.milp`."""
-        whole = np.ones(self.size)
-        whole[self.z] = 0
-        bounds = Bounds(np.zeros(self.size), self.upper)  # pyright: ignore[reportArgumentType] -- the stubs know of numbers only
-        options = {"time_limit": seconds, "mip_rel_gap": PRECISION}
-        return milp(self.cost, constraints=self.rows.constraint(), integrality=whole, bounds=bounds, options=options)
+    def solve(self, effort: Effort) -> Answer:
+        whole = np.ones(self.size, dtype=bool)
+        whole[self.z] = False
+        return highs.branched(self.rows.program(self.cost, self.upper, whole), effort, PRECISION)
 
     def choices(self, answer: Array) -> tuple[Choice, ...]:
         amounts = np.rint(answer[: self.z[0]]).astype(np.intp)

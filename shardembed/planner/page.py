@@ -44,7 +44,7 @@ def _cards(planned: Planned) -> str:
     samples = words.number(planned.workload.global_batch_size / step)
     cards = [
         ("expected step time", words.duration(step), f"{samples} samples a second"),
-        ("certified gap", words.percent(planned.gap), f"no plan takes less than {words.duration(planned.lower_bound_seconds)}"),
+        ("certified gap", words.gap(planned.gap), report.meaning(planned)),
         ("on the fullest rank", words.size(full), f"{words.percent(full / most)} of {words.size(most)} for tables"),
         ("to plan", words.duration(planned.plan_seconds), f"plan {planned.plan.hash}"),
     ]
@@ -104,7 +104,7 @@ def _scaling(planned: Planned, swept: sweep.Sweep) -> str:
     rows = []
     for point in swept.points:
         if point.fits:
-            cells = [words.duration(point.step_seconds), words.duration(point.lower_bound_seconds), words.percent(point.gap)]
+            cells = [words.duration(point.step_seconds), words.bound(point.lower_bound_seconds), words.gap(point.gap)]
             cells += [words.size(point.memory), f"{1e9 * swept.cost(point):,.0f}"]
             rows.append([f"{point.ranks:,}", *cells, f"{escape(point.phase)}, {words.percent(point.phase_share)}"])
         else:

@@ -6,7 +6,6 @@ named is enough.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil
@@ -20,6 +19,7 @@ from shardembed.plan import TablePlan
 from shardembed.planner.constraints import Constraints, Pin
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut
+from shardembed.planner.highs import TRIAL
 from shardembed.planner.needs import needed
 from shardembed.planner.packed import packed
 from shardembed.planner.problem import Option, Problem
@@ -28,7 +28,7 @@ from shardembed.planner.space import Space
 from shardembed.planner.topology import GIB, Topology
 from shardembed.planner.workload import Counts, TableLoad, Workload
 
-SECONDS = 12.0  # for all trials together; what is not tried by then is not named
+MOST_OPTIONS = 100_000  # of all trials together; what is not tried by then is not named
 DOUBLINGS = 10  # of the number of ranks
 STEPS = (0.0, 0.002, 0.01, 0.03, 0.1, 0.3)  # over what is needed at least, until a plan is found: parts are whole
 NARROW = torch.bfloat16
@@ -60,20 +60,22 @@ class Trials:
 
     def __init__(self, workload: Workload, topology: Topology, constraints: Constraints) -> None:
         self.workload, self.topology, self.constraints = workload, topology, constraints
-        self._deadline = time.monotonic() + SECONDS
+        self._options = 0  # listed so far
 
     def problem(
         self, workload: Workload | None = None, topology: Topology | None = None, constraints: Constraints | None = None
     ) -> Problem | None:
-        """With what is given changed; None where that cannot be, or time is up."""
-        if time.monotonic() > self._deadline:
+        """With what is given changed; None where that cannot be, or enough has been tried."""
+        if self._options > MOST_OPTIONS:
             return None
         workload, topology, constraints = workload or self.workload, topology or self.topology, constraints or self.constraints
         try:
             constraints.check(workload, topology)
-            return Thin(CostModel(workload, topology), constraints).problem()
+            found = Thin(CostModel(workload, topology), constraints).problem()
         except PlanError:
             return None
+        self._options += sum(len(item.options) for item in found.items)
+        return found
 
     def fits(self, problem: Problem | None) -> bool:
         return problem is not None and needed(problem) <= problem.capacity and solvable(problem)
@@ -186,21 +188,10 @@ class Trials:
             yield "without pins and forbidden kinds at all (none of them alone is to blame)"
 
 
-class _Found(Exception):
-    """Ends a search that has found something."""
-
-
 def solvable(problem: Problem) -> bool:
     """Whether a plan that fits is found."""
 
-    def stop(doing: str, gap: float) -> None:
-        raise _Found
-
-    try:
-        solve(problem, seconds=1.0, progress=stop)
-    except _Found:
-        return True
-    return packed(problem, 1.0).choices is not None
+    return solve(problem, effort=TRIAL) is not None or packed(problem, TRIAL).choices is not None
 
 
 def _bisect(lacks: Callable[[int], bool], low: int, high: int) -> int:

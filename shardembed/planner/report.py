@@ -48,6 +48,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
         "lower_bound_seconds": planned.lower_bound_seconds,
         "gap": planned.gap,
         "plan_seconds": planned.plan_seconds,
+        "stopped": planned.stopped,
         "workload": planned.workload.name,
         "topology": planned.topology.name,
         "world_size": planned.plan.world_size,
@@ -102,6 +103,18 @@ def grid(*columns: str) -> Table:
     return table
 
 
+def meaning(planned: Planned) -> str:
+    """What the certified gap says, in a sentence."""
+    if planned.gap is None:
+        return "no lower bound was proved, so how good the plan is, nobody knows"
+    return f"no plan takes less than {words.bound(planned.lower_bound_seconds)}"
+
+
+def early(planned: Planned) -> str:
+    """What there is to say of a search that did not end by itself."""
+    return f"{planned.stopped}: the best until then, with its own bound" if planned.stopped else ""
+
+
 def _summary(planned: Planned) -> Table:
     estimate, step = planned.estimate, planned.estimate.step_seconds
     memory = estimate.memory_bytes
@@ -112,9 +125,12 @@ def _summary(planned: Planned) -> Table:
     table.add_row(
         "step time", words.duration(step), f"expected; {words.number(planned.workload.global_batch_size / step)} samples a second"
     )
-    table.add_row("lower bound", words.duration(planned.lower_bound_seconds), "no plan takes less, by the same cost model")
-    table.add_row("gap", words.percent(planned.gap), "so a better plan could save at most this")
-    table.add_row("time to plan", words.duration(planned.plan_seconds), "")
+    meant = ("no plan takes less, by the same cost model", "so a better plan could save at most this")
+    if planned.gap is None:
+        meant = ("how good the plan is, nobody knows", "")
+    table.add_row("lower bound", words.bound(planned.lower_bound_seconds), meant[0])
+    table.add_row("gap", words.gap(planned.gap), meant[1])
+    table.add_row("time to plan", words.duration(planned.plan_seconds), early(planned))
     full = float(memory.max())
     table.add_row(
         "fullest rank",

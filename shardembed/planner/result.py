@@ -12,6 +12,7 @@ from shardembed.planner.topology import Topology
 from shardembed.planner.workload import Workload
 
 Array = NDArray[np.float64]
+INTERRUPTED, OUT_OF_TIME = "interrupted", "out of time"  # why a search ended early
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +49,24 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A plan with its certificate: no plan in the planner's space takes less than `lower_bound_seconds` by the same cost."""
+    """A plan with its certificate: no plan in the planner's space takes less than `lower_bound_seconds` by the same cost; None
+    where nothing is proved. stopped: why the work ended early (`INTERRUPTED`, `OUT_OF_TIME`), or empty.
+    """
 
     plan: Plan
     workload: Workload
     topology: Topology
     estimate: Estimate
-    lower_bound_seconds: float
+    lower_bound_seconds: float | None
     plan_seconds: float
+    stopped: str = ""
 
     @property
-    def gap(self) -> float:
-        """How far above the bound the plan is, as a share of the bound."""
-        return self.estimate.step_seconds / self.lower_bound_seconds - 1.0
+    def gap(self) -> float | None:
+        """How far above the bound the plan is, as a share of the bound; None where there is no bound."""
+        return gap_of(self.estimate.step_seconds, self.lower_bound_seconds)
+
+
+def gap_of(step: float, bound: float | None) -> float | None:
+    """How far a step lies above a bound, as a share of it; None where there is no bound above 0 to compare with."""
+    return None if bound is None or bound <= 0 else step / bound - 1.0

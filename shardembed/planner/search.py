@@ -1,22 +1,23 @@
 """Finds a plan near the bound: the relaxation's own choice placed greedily, then items taken out and put back elsewhere.
 
 Each round takes a few items off the ranks that set the pace, and puts them back one by one with whichever of their options, on
-whichever ranks, is best then. A round that makes things worse is undone. Same problem and seed, same plan: rounds are counted,
-and the clock only ends them.
+whichever ranks, is best then. A round that makes things worse is undone. Same problem, seed and effort, same plan and same bound:
+work is counted, and the clock ends it only where it is asked to.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shardembed.planner.bound import Bound, lower_bound
+from shardembed.planner.highs import PLAN, Effort
 from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import figures, floor_of, groups_of, undominated
+from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
 from shardembed.planner.state import State
 
 GOOD = 5e-4  # a gap that is not worth another round
@@ -24,56 +25,72 @@ EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by 
 SMALL_ROUNDS = 400  # of so few
 SPREAD = (np.inf, 1.0, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
 WAYS = 16  # to place an item, that are tried in a round
-Progress = Callable[[str, float], None]  # what is being done, and the gap so far
+# What is being done; seconds of the best step so far, and of the bound.
+Progress = Callable[[str, float | None, float | None], None]
 
 
 @dataclass(frozen=True)
 class Solution:
-    """choices: of every item. bound: seconds that no solution beats."""
+    """choices: of every item. bound: seconds that no solution beats, None where none is proved. stopped: why the search ended
+    early, if it did.
+    """
 
     choices: tuple[Choice, ...]
     score: Score
-    bound: float
+    bound: float | None
+    stopped: str = ""
 
     @property
-    def gap(self) -> float:
-        return self.score.step / self.bound - 1.0 if self.bound > 0 else 0.0
+    def gap(self) -> float | None:
+        return gap_of(self.score.step, self.bound)
 
 
-def solve(problem: Problem, seed: int = 0, seconds: float = 8.0, progress: Progress | None = None) -> Solution | None:
-    """A solution and its bound, or None where no choice of options fits into memory."""
-    started = time.monotonic()
-    bound = lower_bound(problem, seconds / 2)
+def solve(problem: Problem, seed: int = 0, effort: Effort = PLAN, progress: Progress | None = None) -> Solution | None:
+    """A solution and its bound, or None where no choice of options was found that fits into memory. Ctrl-C ends the search with the
+    best so far, where there is one.
+    """
+    say = progress or (lambda doing, step, bound: None)
+    say("bounding", None, None)
+    bound = lower_bound(problem, effort)
     if bound is None:
         return None
     best: Solution | None = None
-    search = _Search(problem, bound, seed)
-    for state in search.rounds(started + seconds):
-        done = level(state, 2 * seconds) or level(state, 2 * seconds, FEW_VARIABLES)
-        found = None if done is None else _finished(done, bound)
-        search.found |= found is not None
-        if found is not None and (best is None or found.score.step < best.score.step):
-            best = found
-        if progress is not None and best is not None:
-            progress("searching", best.gap)
-        if best is not None and best.gap <= GOOD:
-            break
-    return best
+    search = _Search(problem, bound, seed, effort)
+    try:
+        for state in search.rounds():
+            done = level(state, effort) or level(state, effort, FEW_VARIABLES)
+            found = None if done is None else _finished(done)
+            search.found |= found is not None
+            if found is not None and (best is None or found.score.step < best.score.step):
+                best = found
+                search.learn(found.score.step)
+            if best is not None:
+                say("searching", best.score.step, search.bound.value)
+                if best.score.step <= search.enough:
+                    break
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+        best = replace(best, stopped=INTERRUPTED)
+    if best is None:
+        return None
+    over = OUT_OF_TIME if effort.over or bound.stopped else ""
+    return replace(best, bound=search.bound.value, stopped=best.stopped or over)
 
 
-def _finished(state: State, bound: Bound) -> Solution | None:
+def _finished(state: State) -> Solution | None:
     choices = tuple(choice for choice in state.choices if choice is not None)
     found = score(state.problem, choices)
     if found.memory.max() > state.problem.capacity:
         return None
-    return Solution(choices, found, bound.value)
+    return Solution(choices, found, None)
 
 
 class _Search:
     """Construction and rounds. Legend: candidates are option numbers, a list an item."""
 
-    def __init__(self, problem: Problem, bound: Bound, seed: int) -> None:
-        self.problem, self.bound = problem, bound
+    def __init__(self, problem: Problem, bound: Bound, seed: int, effort: Effort) -> None:
+        self.problem, self.bound, self.effort = problem, bound, effort
         self.found = False  # a solution, from any state so far
         self.draw = np.random.default_rng(seed)
         self.candidates: list[list[int]] = [[]] * len(problem.items)
@@ -86,10 +103,19 @@ class _Search:
             for item in group:
                 self.candidates[item] = ordered
 
-    def rounds(self, deadline: float) -> Iterator[State]:
+    @property
+    def enough(self) -> float:
+        """Seconds of a step that is not worth another round."""
+        return 0.0 if self.bound.value is None else self.bound.value * (1 + GOOD)
+
+    def learn(self, step: float) -> None:
+        """That there is a solution of `step` seconds."""
+        self.bound = self.bound.under(step)
+
+    def rounds(self) -> Iterator[State]:
         """States worth finishing: the constructed one, then those that rounds have improved."""
         small = self.problem.ranks <= EXACT_RANKS
-        measure = (lambda state: value(state, 1.0)) if small else (lambda state: state.value)
+        measure = (lambda state: value(state, self.effort)) if small else (lambda state: state.value)
         state = None
         for state in self._starts(measure):  # the best of those that memory lets level
             yield state
@@ -97,11 +123,11 @@ class _Search:
                 break
         if state is None:
             return
-        limit = SMALL_ROUNDS if small else max(40, min(800, 200_000 // (self.problem.ranks + 100)))
+        limit = min(SMALL_ROUNDS if small else max(40, min(800, 200_000 // (self.problem.ranks + 100))), self.effort.rounds)
         first = best = now = measure(state)
         kept, since = state.copy(), 0
         for number in range(limit):
-            if time.monotonic() > deadline or best <= self.bound.value * (1 + GOOD) or since > limit // 2:
+            if self.effort.over or best <= self.enough or since > limit // 2:
                 break
             slack = 0.01 * (1 - number / limit) ** 2
             now = self._round(state, now, best * (1 + slack), measure)
@@ -120,7 +146,7 @@ class _Search:
             state = self._construct(spread)
             if state is not None:
                 found.append((measure(state), state))
-                if found[-1][0] <= self.bound.value * (1 + 2 * GOOD):
+                if found[-1][0] <= self.enough * (1 + GOOD):
                     break
         yield from (state for _, state in sorted(found, key=lambda pair: pair[0]))
         last = self._construct(None)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from shardembed.errors import ConfigError, PlanError
 from shardembed.planner import report, words
-from shardembed.planner.result import Planned
+from shardembed.planner.result import INTERRUPTED, Planned
 
 MOST = 1 << 20  # ranks; beyond that a number is a slip
 NEAR = 0.1
@@ -25,20 +25,22 @@ WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"
 
 @dataclass(frozen=True)
 class Point:
-    """A rank count and what its plan came to. reason: why there is none; then all else is 0.
+    """A rank count and what its plan came to. reason: why there is none; then all else is empty.
 
-    memory: bytes of the fullest rank, of `limit`. phase: the one that takes most of the step, `phase_share` of it.
+    lower_bound_seconds, gap: None where nothing is proved. memory: bytes of the fullest rank, of `limit`. phase: the one that takes
+    most of the step, `phase_share` of it.
     """
 
     ranks: int
     step_seconds: float = 0.0
-    lower_bound_seconds: float = 0.0
-    gap: float = 0.0
+    lower_bound_seconds: float | None = None
+    gap: float | None = None
     memory: float = 0.0
     limit: int = 0
     phase: str = ""
     phase_share: float = 0.0
     plan_seconds: float = 0.0
+    stopped: str = ""
     reason: str = ""
 
     @property
@@ -54,6 +56,11 @@ class Sweep:
     topology: str
     batch: int
     points: tuple[Point, ...]
+
+    @property
+    def stopped(self) -> str:
+        """Why rank counts are left out, if some are."""
+        return self.points[-1].stopped if self.points[-1].stopped == INTERRUPTED else ""
 
     @property
     def fitting(self) -> tuple[Point, ...]:
@@ -88,11 +95,14 @@ def parse(text: str) -> tuple[int, ...]:
 
 
 def run(counts: Sequence[int], plan: Callable[[int], Planned]) -> tuple[Point, ...]:
-    """Plan for each of `counts`; where that is impossible the point says why."""
+    """Plan for each of `counts`; where that is impossible the point says why. Ctrl-C leaves out what is still to come."""
     points = []
     for ranks in counts:
         try:
-            points.append(point_of(plan(ranks)))
+            planned = plan(ranks)
+            points.append(point_of(planned))
+            if planned.stopped == INTERRUPTED:
+                break
         except PlanError as error:
             points.append(Point(ranks, reason=str(error)))
     return tuple(points)
@@ -112,6 +122,7 @@ def point_of(planned: Planned) -> Point:
         estimate.phases[most],
         float(slowest[most]) / estimate.step_seconds,
         planned.plan_seconds,
+        planned.stopped,
     )
 
 
@@ -165,6 +176,8 @@ def show(console: Console, sweep: Sweep) -> None:
     console.print(f"{sweep.workload} on {sweep.topology}, {batch}", style="bold")
     console.print(_table(console, sweep))
     console.print("cost: rank-seconds a billion samples", style="dim")
+    if sweep.stopped:
+        console.print(f"{sweep.stopped}: larger rank counts are left out", style="dim")
     reasons: dict[str, list[int]] = {}
     for point in sweep.points:
         if not point.fits:
@@ -182,15 +195,16 @@ def _table(console: Console, sweep: Sweep) -> Table:
     table = report.grid("ranks", "step", "lower bound", "gap", "fullest rank", "cost", "<limiting phase", "<step time")
     slowest = max((point.step_seconds for point in sweep.fitting), default=1.0)
     steps = words.durations([point.step_seconds for point in sweep.points])
-    bounds = words.durations([slowest, *(point.lower_bound_seconds for point in sweep.points)])[1:]
-    for point, step, bound in zip(sweep.points, steps, bounds, strict=True):
+    bounds = words.durations([slowest, *(point.lower_bound_seconds or 0.0 for point in sweep.points)])[1:]
+    for point, step, proved in zip(sweep.points, steps, bounds, strict=True):
+        bound = words.NOT_PROVED if point.lower_bound_seconds is None else proved
         if not point.fits:
             table.add_row(f"{point.ranks:,}", "-", "", "", "", "", "no plan: see below", "")
             continue
         phase = f"{point.phase}, {words.percent(point.phase_share)}"
         cost = words.number(1e9 * sweep.cost(point))
         drawn = report.bar(console, point.step_seconds / slowest, 12)
-        table.add_row(f"{point.ranks:,}", step, bound, words.percent(point.gap), words.size(point.memory), cost, phase, drawn)
+        table.add_row(f"{point.ranks:,}", step, bound, words.gap(point.gap), words.size(point.memory), cost, phase, drawn)
     return table
 
 
@@ -209,6 +223,7 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
         "topology": sweep.topology,
         "global_batch_size": sweep.batch,
         "points": points,
+        "stopped": sweep.stopped,
         "answers": {name: point.ranks for name, point in chosen.items()},
     }
 

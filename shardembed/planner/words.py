@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from shardembed.plan import TablePlan
 
+NOT_PROVED = "none proved"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -49,6 +50,16 @@ def percent(share: float) -> str:
     value = 100 * share
     digits = 0 if abs(value) >= 9.95 else 1 if abs(value) >= 0.995 else 2
     return f"{value:.{digits}f} %"
+
+
+def bound(seconds: float | None) -> str:
+    """A lower bound, where one is proved."""
+    return NOT_PROVED if seconds is None else duration(seconds)
+
+
+def gap(share: float | None) -> str:
+    """How far a plan lies above its bound, where one is proved."""
+    return NOT_PROVED if share is None else percent(share)
 
 
 def plural(count: int, name: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardembed.planner.exact import improved
+from shardembed.planner.highs import PLAN
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, score
 from shardembed.planner.search import Solution
 
@@ -87,7 +88,7 @@ def problems(draw: st.DrawFn) -> Problem:
 @settings(max_examples=100)
 @given(problems())
 def test_the_program_finds_the_best_solution_and_proves_it(problem: Problem) -> None:
-    best, found = best_of_all(problem), improved(problem, None, 10.0)
+    best, found = best_of_all(problem), improved(problem, None, PLAN)
     if best == np.inf:
         assert found is None
         return
@@ -104,7 +105,7 @@ def test_a_better_solution_is_kept_and_gets_the_better_bound() -> None:
     whole = Option("whole", np.ones((1, 1)), np.ones(1), np.zeros(1))
     problem = Problem(("a",), 2, 9.0, (Item("x", (whole,)), Item("y", (whole,)), Item("z", (whole,))))
     choices = tuple(Choice(0, (rank,)) for rank in (0, 1, 0))
-    kept = improved(problem, Solution(choices, score(problem, choices), 1.5), 10.0)
+    kept = improved(problem, Solution(choices, score(problem, choices), 1.5), PLAN)
     assert kept is not None
     assert kept.choices == choices
     assert kept.bound == pytest.approx(2.0, rel=1e-3)  # 3 pieces on 2 ranks: one has 2 of them
@@ -115,4 +116,4 @@ def test_a_problem_it_cannot_tell_comes_back_as_it_is() -> None:
     problem = Problem(("a",), 2, 9.0, (Item("x", (uneven,)),))
     choices = (Choice(0, (0, 1)),)
     solution = Solution(choices, score(problem, choices), 1.0)
-    assert improved(problem, solution, 10.0) is solution
+    assert improved(problem, solution, PLAN) is solution

@@ -15,6 +15,7 @@ from shardembed.placement import Cluster
 from shardembed.plan import TablePlan
 from shardembed.planner import Constraints, Topology, Workload, topology
 from shardembed.planner.cost_model import CostModel
+from shardembed.planner.highs import BRIEF, TRIAL
 from shardembed.planner.needs import needed, whole
 from shardembed.planner.remedies import gib, rounded_up
 from shardembed.planner.space import Space
@@ -32,7 +33,7 @@ def tables(*millions: float, optimizer: se.optim.TableOptimizer | None = None) -
 
 def refused(workload: Workload, here: Topology, constraints: Constraints | None = None) -> str:
     with pytest.raises(PlanError) as caught:
-        planner.plan(workload, here, constraints, seconds=1.0)
+        planner.plan(workload, here, constraints, effort=BRIEF)
     message = str(caught.value)
     assert len(message.splitlines()) <= 13
     return message
@@ -63,12 +64,12 @@ def test_what_is_said_to_make_room_does_and_a_little_less_does_not() -> None:
     message = refused(workload, FOUR)
     ranks, memory = int(number_in(r"(\d+) ranks instead", message)), float(number_in(r"([\d.]+) GiB of memory a rank", message))
     rows, share = int(number_in(r"([\d,]+) rows of", message).replace(",", "")), float(number_in(r"([\d.]+)% of every", message))
-    planner.plan(workload, FOUR.scaled(ranks), seconds=0.1)
-    planner.plan(workload, replace(FOUR, memory=int(memory * GIB)), seconds=0.1)
-    planner.plan(tables(20, rows / 1e6, 3, 0.1, optimizer=se.optim.Adagrad()), FOUR, seconds=0.1)
+    planner.plan(workload, FOUR.scaled(ranks), effort=TRIAL)
+    planner.plan(workload, replace(FOUR, memory=int(memory * GIB)), effort=TRIAL)
+    planner.plan(tables(20, rows / 1e6, 3, 0.1, optimizer=se.optim.Adagrad()), FOUR, effort=TRIAL)
     scale = share / 100
-    planner.plan(tables(20 * scale, 50 * scale, 3 * scale, 0.1 * scale, optimizer=se.optim.Adagrad()), FOUR, seconds=0.1)
-    planner.plan(tables(20, 50, 3, 0.1), FOUR, seconds=0.1)
+    planner.plan(tables(20 * scale, 50 * scale, 3 * scale, 0.1 * scale, optimizer=se.optim.Adagrad()), FOUR, effort=TRIAL)
+    planner.plan(tables(20, 50, 3, 0.1), FOUR, effort=TRIAL)
     assert "All tables together" in refused(workload, replace(FOUR, memory=int((memory - 0.02) * GIB)))
 
 
@@ -136,7 +137,7 @@ def test_what_no_layout_of_the_space_keeps_to_is_refused_before_any_search() -> 
 
 @pytest.mark.parametrize("wish", ["row_wise@0,1,2", "cuts:3", "column_wise:3", "row_wise@3,0"])
 def test_any_number_of_parts_that_a_user_pins_is_in_the_space(wish: str) -> None:
-    found = planner.plan(tables(1), FOUR, Constraints({"t0": wish}), seconds=0.1)
+    found = planner.plan(tables(1), FOUR, Constraints({"t0": wish}), effort=TRIAL)
     shards = found.plan.tables[0].layout.shards
     assert len(shards) == (2 if wish == "row_wise@3,0" else 3)
     if "@" in wish:
@@ -151,7 +152,7 @@ def test_where_parts_are_too_large_to_be_level_more_memory_is_named_that_will_do
     message = refused(workload, replace(FOUR, memory=int(1.0001 * least) + FOUR.reserve), forbid)
     assert "Every table fits by itself, and all together need" in message
     memory = float(number_in(r"([\d.]+) GiB of memory a rank", message))
-    planner.plan(workload, replace(FOUR, memory=int(memory * GIB)), forbid, seconds=0.1)
+    planner.plan(workload, replace(FOUR, memory=int(memory * GIB)), forbid, effort=TRIAL)
 
 
 def test_memory_is_shown_with_digits_enough_and_rounded_up() -> None:

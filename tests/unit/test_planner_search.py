@@ -19,6 +19,7 @@ from shardembed.planner.bound import lower_bound
 from shardembed.planner.constraints import Pin
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.exact import improved
+from shardembed.planner.highs import PLAN, Effort
 from shardembed.planner.needs import needed, needs
 from shardembed.planner.packed import packed
 from shardembed.planner.problem import Choice, Item, Option, Problem, score
@@ -27,7 +28,7 @@ from shardembed.planner.space import Space
 from shardembed.planner.workload import Order, Skew, TableLoad, Uniform, Workload, Zipf, workload_of
 from tests.unit.planning import Solutions, choices_of, has_shares, problems
 
-SECONDS = 0.05  # for a search: certificates hold whenever it ends
+SOME = Effort(rounds=20)  # certificates hold wherever a search ends
 CLOSE = 1e-9  # relative
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 TWO = topology.load("cpu", ranks=2)
@@ -37,7 +38,12 @@ def check_certificate(problem: Problem, solution: Solution, optimum: float) -> N
     again = score(problem, solution.choices)
     assert again.step == solution.score.step
     assert again.memory.max() <= problem.capacity
-    assert optimum * (1 - CLOSE) <= again.step <= optimum * (1 + solution.gap) * (1 + CLOSE) + 1e-18
+    assert optimum * (1 - CLOSE) <= again.step
+    assert solution.bound is not None  # HiGHS finds one for each of these, however busy the machine is
+    assert solution.bound <= optimum * (1 + CLOSE)
+    if optimum > 0:
+        assert solution.gap is not None
+        assert again.step <= optimum * (1 + solution.gap) * (1 + CLOSE)
 
 
 @QUICK
@@ -45,7 +51,7 @@ def check_certificate(problem: Problem, solution: Solution, optimum: float) -> N
 def test_no_solution_beats_the_bound_and_those_found_keep_their_certificate(drawn: tuple[Problem, Solutions]) -> None:
     problem, every = drawn
     best = every.best(problem.capacity)
-    bound, found = lower_bound(problem, 5.0), solve(problem, 0, SECONDS)
+    bound, found = lower_bound(problem, PLAN), solve(problem, 0, SOME)
     if best is None:
         assert found is None
         return
@@ -53,12 +59,12 @@ def test_no_solution_beats_the_bound_and_those_found_keep_their_certificate(draw
     counted = score(problem, every.choices(best))
     assert counted.step == pytest.approx(optimum, rel=CLOSE)
     assert bound is not None
+    assert bound.value is not None
     assert bound.value <= optimum * (1 + CLOSE)
-    better = improved(problem, found, 20.0)
+    better = improved(problem, found, PLAN)
     for solution in (found, better):
         if solution is not None:
             check_certificate(problem, solution, optimum)
-            assert solution.bound <= optimum * (1 + CLOSE)
 
 
 @QUICK
@@ -68,7 +74,7 @@ def test_needs_hold_and_the_whole_program_finds_what_there_is(drawn: tuple[Probl
     least, possible = float(every.memory.min()), every.best(problem.capacity) is not None
     for need in needs(problem):
         assert need.least <= least * (1 + CLOSE), need
-    found = packed(problem, 20.0)
+    found = packed(problem, PLAN)
     if found.choices is not None:
         counted = score(problem, found.choices)
         assert counted.memory.max() <= problem.capacity
@@ -83,7 +89,7 @@ def test_needs_hold_and_the_whole_program_finds_what_there_is(drawn: tuple[Probl
 @given(problems(items=2))
 def test_the_same_seed_gives_the_same_solution(drawn: tuple[Problem, Solutions]) -> None:
     problem, _ = drawn
-    first, second = (solve(problem, 3, 600.0) for _ in range(2))
+    first, second = (solve(problem, 3) for _ in range(2))
     assert (first and first.choices) == (second and second.choices)
 
 
@@ -150,8 +156,10 @@ def test_no_plan_of_a_whole_space_beats_the_bound(name: str, room: float | None)
     memory = TWO.memory if room is None else TWO.reserve + int(room * min(found.memory_bytes.max() for _, found in every))
     limited = replace(TWO, memory=memory)
     fitting = {plan.hash: found.step_seconds for plan, found in every if found.memory_bytes.max() <= memory - TWO.reserve}
-    planned = planner.plan(workload, limited, seconds=1.0)
+    planned = planner.plan(workload, limited)
     optimum = min(fitting.values())
+    assert planned.lower_bound_seconds is not None
+    assert planned.gap is not None
     assert planned.lower_bound_seconds <= optimum * (1 + CLOSE)
     assert planned.estimate.memory_bytes.max() <= memory - TWO.reserve
     assert planned.estimate.step_seconds <= optimum * (1 + planned.gap) * (1 + CLOSE)
@@ -180,5 +188,5 @@ def test_layouts_that_users_fix_are_kept_and_counted_as_plans_are() -> None:
     np.testing.assert_allclose(summed.loads, counted.seconds, rtol=1e-12)
     np.testing.assert_allclose(summed.memory, counted.memory_bytes, rtol=1e-12)
     some: dict[str, Pin | str | TablePlan] = {table.name: table for table in fixed.tables[:2]}
-    found = planner.plan(workload, four, planner.Constraints(some), seconds=1.0)
+    found = planner.plan(workload, four, planner.Constraints(some))
     assert found.plan.tables[:2] == fixed.tables[:2]
