@@ -95,6 +95,7 @@ def core() -> None:
     Path("script.py").write_text(SCRIPT)
     assert "trained" in run(sys.executable, "script.py")
     assert "weight" in run(*COMMAND, "inspect", "ckpt", "--verify")
+    assert "no part of the installed package" in run(*COMMAND, "bench", code=2)
     assert "lower bound" in run(*COMMAND, "plan", "dlrm-dcnv2", "--topology", "h100x8", "--seconds", "2")
     Path("taken.yaml").write_text(JOB)
     Path("taken.parquet").write_text("")

@@ -1,10 +1,13 @@
-"""`shardembed bench`: measure this machine, beside the peers that are installed, and write the figures down."""
+"""`shardembed bench`: measure this machine, beside the peers that are installed, and write the figures down. What measures lies in
+`benchmarks/`, beside the package.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +15,7 @@ from shardembed.cli import launch
 from shardembed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shardembed.bench.options import Options
+    from benchmarks.options import Options
 
 SETS = {  # name -> (module, what it measures, numbers of ranks)
     "step": ("step", "a training step beside every peer, and where its time goes", (1, 2)),
@@ -44,10 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
-    from shardembed.bench import jobs, report
+    _find_benchmarks()
+    from benchmarks import jobs, report
 
     module, _, ranks = SETS[arguments.set]
-    bench = importlib.import_module(f"shardembed.bench.{module}")
+    bench = importlib.import_module(f"benchmarks.{module}")
     options = _options(arguments, ranks)
     if arguments.child:
         jobs.rank_main(bench.measure, options, arguments.child)
@@ -68,9 +72,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _find_benchmarks() -> None:
+    """Make the benchmarks importable: they lie beside the package in a clone, and in no wheel.
+
+    Raises:
+        ConfigError: there is no clone.
+    """
+    clone = Path(__file__).parents[2]
+    if not (clone / "benchmarks" / "roster.py").is_file():
+        raise ConfigError(
+            f"the benchmarks are no part of the installed package ({clone}): run `make bench` or `shardembed bench` from a clone "
+            "of the repository. To measure a machine for the planner, `shardembed calibrate` is all that is needed"
+        )
+    if str(clone) not in sys.path:
+        sys.path.insert(0, str(clone))
+
+
 def _options(arguments: argparse.Namespace, ranks: tuple[int, ...]) -> Options:
-    from shardembed.bench.contenders import KINDS
-    from shardembed.bench.options import Options
+    from benchmarks.contenders import KINDS
+    from benchmarks.options import Options
 
     for name in ("rounds", "steps", "samples", "max_rows"):
         given = getattr(arguments, name)

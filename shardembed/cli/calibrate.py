@@ -57,7 +57,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     import shardembed as se
-    from shardembed.bench import calibrate
+    from shardembed import calibrate
     from shardembed.planner.topology import to_yaml
 
     logging.getLogger("shardembed").setLevel(logging.WARNING)  # else it names the kernel of every slab

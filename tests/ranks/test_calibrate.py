@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import shardembed as se
-from shardembed import journey
-from shardembed.bench import calibrate, drawn, stages
+from shardembed import calibrate, journey
+from shardembed.calibrate import drawn, stages
 from shardembed.cli import failures, main
 from shardembed.placement import Cluster
 from shardembed.planner.cost_phases import COPIES, PHASES, UPDATE

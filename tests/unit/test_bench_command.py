@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks import growth, limits, report, startup, step, tasks, wire_bytes
+from benchmarks.contenders import OURS
+from benchmarks.options import Options
+from benchmarks.roster import ONE_RANK
 from shardembed import cli
-from shardembed.bench import growth, limits, report, startup, step, tasks, wire_bytes
-from shardembed.bench.contenders import OURS
-from shardembed.bench.options import Options
-from shardembed.bench.roster import ONE_RANK
 
 
 def test_one_rank_runs_all_contenders_and_says_where_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,10 +36,10 @@ def test_a_contender_that_fails_is_left_out_and_ours_is_not(monkeypatch: pytest.
         raise RuntimeError("no such kernel\nand a long story")
 
     monkeypatch.setattr(step.rounds, "take_turns", lambda contenders, *rest: {each.name: [1.0] for each in contenders})
-    monkeypatch.setattr("shardembed.bench.peers.fbgemm", broken)
+    monkeypatch.setattr("benchmarks.peers.fbgemm", broken)
     task, options = tasks.alike("tiny", 1, 50, 8, 4, 3), Options(rounds=1, steps=1, only="FBGEMM")
     assert step.one(task, ONE_RANK, options)["left_out"] == {"FBGEMM TBE": "RuntimeError: no such kernel"}
-    monkeypatch.setattr("shardembed.bench.roster.ours", broken)
+    monkeypatch.setattr("benchmarks.roster.ours", broken)
     with pytest.raises(RuntimeError, match="no such kernel"):
         step.one(task, ONE_RANK, options)
 

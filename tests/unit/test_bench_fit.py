@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardembed.bench import drawn, fit, predict, unseen
+from benchmarks import predict, unseen
+from shardembed.calibrate import drawn, fit
 from shardembed.placement import Cluster
 from shardembed.planner.cost import estimate
 from shardembed.planner.cost_phases import PHASES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import shardembed as se
-from shardembed.bench import contenders, figures, formulas, growth, tasks
-from shardembed.bench.roster import Entry, divided
+from benchmarks import contenders, figures, formulas, growth, tasks
+from benchmarks.roster import Entry, divided
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, resolve
 from shardembed.planner.workload import TableLoad, Workload

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardembed.bench import gpu
+from benchmarks import gpu
 from tests.unit.triton_cases import DEVICE
 
 

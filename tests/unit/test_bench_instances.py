@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import shardembed as se
-from shardembed.bench.instances import Instance, counted_memory, many_tables, table_bytes, tight
-from shardembed.bench.pages import geometric_mean, paragraph, table
+from benchmarks.instances import Instance, counted_memory, many_tables, table_bytes, tight
+from benchmarks.pages import geometric_mean, paragraph, table
 from shardembed.layout import Layout, Shard
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner.result import Estimate

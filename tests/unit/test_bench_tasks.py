@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from shardembed.bench import stages, tasks
-from shardembed.bench.tasks import Flat
+from benchmarks import tasks
+from benchmarks.tasks import Flat
+from shardembed.calibrate import stages
 from shardembed.errors import ConfigError
 from shardembed.optim import RowwiseAdagrad
 from shardembed.planner import traffic

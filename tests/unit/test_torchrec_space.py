@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import shardembed as se
-from shardembed.bench.torchrec_child import planned
-from shardembed.bench.torchrec_space import GIB, Space, least_capacity, memory_for
+from benchmarks.torchrec_child import planned
+from benchmarks.torchrec_space import GIB, Space, least_capacity, memory_for
 from shardembed.errors import UnsupportedError
 from shardembed.planner.problem import Choice, Item, Option, Problem, score
 from shardembed.planner.workload import TableLoad, Workload

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import shardembed as se
-from shardembed.bench import contenders, pages, peer_torchrec, peers, plots, rounds, tasks
-from shardembed.bench.contenders import OURS, plan_of
-from shardembed.bench.figures import Spread, spread
-from shardembed.bench.jobs import Result, say
-from shardembed.bench.options import Options
-from shardembed.bench.roster import Entry, Roster
-from shardembed.bench.tasks import Task
+from benchmarks import contenders, pages, peer_torchrec, peers, plots, rounds, tasks
+from benchmarks.contenders import OURS, plan_of
+from benchmarks.figures import Spread, spread
+from benchmarks.jobs import Result, say
+from benchmarks.options import Options
+from benchmarks.roster import Entry, Roster
+from benchmarks.tasks import Task
 
 TITLE = "How a step grows"
 ABOUT = (

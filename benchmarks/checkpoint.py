@@ -1,6 +1,6 @@
 """Speed and memory of checkpoints, beside what the same disk does with the same bytes.
 
-    python -m shardembed.bench.checkpoint [--ranks 2] [--gigabytes 4] [--rounds 3] [--folder DIR] [--markdown PAGE.md]
+    python -m benchmarks.checkpoint [--ranks 2] [--gigabytes 4] [--rounds 3] [--folder DIR] [--markdown PAGE.md]
 
 One table of `--gigabytes` (10^9 bytes) cut by rows. In every round all take turns, each rank with its share: plain writes of
 8 MiB and one fsync; hashing alone, in memory; a save; plain reads; a load; an increment after 1 % of the rows have changed; a
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import shardembed as se
-from shardembed.bench import pages
+from benchmarks import pages
 from shardembed.checkpoint.format.blocks import hash_of
 
 BLOCK = 8 << 20
@@ -167,7 +167,7 @@ def page(result: dict[str, Any], ranks: int) -> str:
         return [name, f"{middle:.2f}", spread, rate, share, memory]
 
     head = ("what", "seconds", "spread", "GB/s", "of plain speed", "MiB more memory a rank")
-    lines = pages.heading(f"Checkpoints of {size / 1e9:g} GB on {ranks} ranks", "shardembed.bench.checkpoint")
+    lines = pages.heading(f"Checkpoints of {size / 1e9:g} GB on {ranks} ranks", "benchmarks.checkpoint")
     lines += pages.paragraph(
         "One table cut by rows, with the state of RowwiseAdagrad. Medians over rounds in which all took turns; the share is the",
         "median of the rounds' ratios. Memory is the highest level of any rank beyond what it had before; a background save copies",
@@ -205,7 +205,7 @@ def main() -> None:
 
 def _in_job(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
-    job = ["torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}", "-m", "shardembed.bench.checkpoint"]
+    job = ["torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}", "-m", "benchmarks.checkpoint"]
     words = [
         "--child",
         str(result),

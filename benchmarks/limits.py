@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import shardembed as se
-from shardembed.bench.stages import barrier, gathered
+from shardembed.calibrate.stages import barrier, gathered
 from shardembed.kernels.numba.tools import compiled, fetch_row
 
 COPIED = 64 << 20  # bytes of a copy: beyond the caches

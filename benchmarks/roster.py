@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 import shardembed as se
+from benchmarks import peer_dtensor, peer_torchrec, peers
+from benchmarks.contenders import OURS, Contender, ours, plan_of, prefetching
+from benchmarks.tasks import Batch, Task
 from shardembed import optim
-from shardembed.bench import peer_dtensor, peer_torchrec, peers
-from shardembed.bench.contenders import OURS, Contender, ours, plan_of, prefetching
-from shardembed.bench.stages import gathered
-from shardembed.bench.tasks import Batch, Task
+from shardembed.calibrate.stages import gathered
 from shardembed.placement import Packing
 
 ONE_RANK = "one rank"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from shardembed import optim, tables
-from shardembed.bench.stages import Case
+from shardembed.calibrate.stages import Case
 from shardembed.optim import TableOptimizer
 from shardembed.placement import (
     Cluster,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import shardembed as se
-from shardembed.bench import limits, rounds, split, tasks
-from shardembed.bench.contenders import KINDS
-from shardembed.bench.jobs import Result, say
-from shardembed.bench.options import Options
-from shardembed.bench.roster import ONE_RANK, roster_of
-from shardembed.bench.stages import Runner
-from shardembed.bench.step_page import ABOUT, TITLE, page
-from shardembed.bench.tasks import Task
+from benchmarks import limits, rounds, split, tasks
+from benchmarks.contenders import KINDS
+from benchmarks.jobs import Result, say
+from benchmarks.options import Options
+from benchmarks.roster import ONE_RANK, roster_of
+from benchmarks.step_page import ABOUT, TITLE, page
+from benchmarks.tasks import Task
+from shardembed.calibrate.stages import Runner
 
 BATCHES = 4
 __all__ = ["ABOUT", "TITLE", "measure", "page"]

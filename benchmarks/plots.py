@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardembed.bench.figures import Spread
+from benchmarks.figures import Spread
 
 COLOURS = ("#1f6f8b", "#d1495b", "#e9a13b", "#6a994e", "#7d5ba6", "#555555")
 

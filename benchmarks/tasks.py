@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardembed.bench import stages
+from shardembed.calibrate import stages
 from shardembed.optim import RowwiseAdagrad, TableOptimizer
 from shardembed.planner import workload as workloads
 from shardembed.planner.workload import Counts, TableLoad, Workload, Zipf

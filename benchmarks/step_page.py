@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardembed.bench import pages, plots
-from shardembed.bench.contenders import OURS
-from shardembed.bench.figures import Spread, ratio, spread
-from shardembed.bench.jobs import Result
+from benchmarks import pages, plots
+from benchmarks.contenders import OURS
+from benchmarks.figures import Spread, ratio, spread
+from benchmarks.jobs import Result
 
 TITLE = "A training step beside the peers"
 ABOUT = (

@@ -1,6 +1,6 @@
 """The Triton kernels on a GPU: lookup against the memory's bandwidth, merge and update against FBGEMM.
 
-    python -m shardembed.bench.gpu [--widths 8 32 64 128 256] [--ids 1 10 30 100] [--skews 0 1.05 1.15] [--markdown PAGE.md]
+    python -m benchmarks.gpu [--widths 8 32 64 128 256] [--ids 1 10 30 100] [--skews 0 1.05 1.15] [--markdown PAGE.md]
 
 One table, a batch of `--bags` bags of `--ids` each, whose ids follow Zipf's law (skew 0: evenly), rowwise Adagrad. In every round
 all take turns, each timed by the device's own clock after its caches have been overwritten. Bandwidth is that of a copy, read and
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from shardembed.bench import pages
+from benchmarks import pages
 from shardembed.kernels import grouping, reference
 from shardembed.kernels.reference import Gradients
 from shardembed.optim import RowwiseAdagrad
@@ -173,7 +173,7 @@ def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Time
 def page(found: Sequence[Times], copied: float, device: torch.device) -> str:
     """All as Markdown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, in Triton's interpreter: no speeds"
-    lines = pages.heading("The Triton kernels", "shardembed.bench.gpu")
+    lines = pages.heading("The Triton kernels", "benchmarks.gpu")
     lines += pages.paragraph(
         f"Device: {name}. Torch {torch.__version__}. A copy moves {copied / 1e9:,.0f} GB/s, read and written.",
         "Times in microseconds; ratios say how many times longer a peer takes, backward with our sort counted.",
@@ -204,7 +204,7 @@ def page(found: Sequence[Times], copied: float, device: torch.device) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m shardembed.bench.gpu", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 32, 64, 128, 256])
     parser.add_argument("--ids", type=int, nargs="+", default=[1, 10, 30, 100], help="ids a bag")
     parser.add_argument("--skews", type=float, nargs="+", default=[0.0, 1.05, 1.15], help="exponents of Zipf's law; 0: evenly")

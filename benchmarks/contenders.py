@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import shardembed as se
-from shardembed.bench.formulas import cheaper_packing
-from shardembed.bench.stages import Case, Runner
-from shardembed.bench.tasks import Batch, Task
+from benchmarks.formulas import cheaper_packing
+from benchmarks.tasks import Batch, Task
+from shardembed.calibrate.stages import Case, Runner
 from shardembed.placement import Cluster, Packing, Placement
 from shardembed.plan import Plan, resolve
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import shardembed as se
-from shardembed.bench.options import Options
+from benchmarks.options import Options
 from shardembed.cli import launch
 
 Result = dict[str, Any]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from shardembed import optim, tables
-from shardembed.bench import drawn
-from shardembed.bench.stages import Case, batch_of
+from shardembed.calibrate import drawn
+from shardembed.calibrate.stages import Case, batch_of
 from shardembed.placement import Cluster
 from shardembed.planner import workload as workloads
 from shardembed.planner.workload import Counts, TableLoad, Uniform, Workload, Zipf

@@ -1,6 +1,6 @@
 """The planner on many instances: how far from its own bound each plan is, and how long planning takes.
 
-    python -m shardembed.bench.plans [WORKLOAD ...] [--topology h100x8] [--ranks 2 4 8] [--markdown docs/benchmarks/PAGE.md]
+    python -m benchmarks.plans [WORKLOAD ...] [--topology h100x8] [--ranks 2 4 8] [--markdown docs/benchmarks/PAGE.md]
 
 Every workload is planned for every rank count, with loose and with tight memory. Last comes a model of 2,000 tables
 on 1,024 ranks, in a process of its own whose peak memory is measured.
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from shardembed.bench.instances import HELD, TIGHT, WORKLOADS, Instance, counted_memory, many_tables, tight
-from shardembed.bench.pages import heading, paragraph, table
+from benchmarks.instances import HELD, TIGHT, WORKLOADS, Instance, counted_memory, many_tables, tight
+from benchmarks.pages import heading, paragraph, table
 from shardembed.errors import ShardEmbedError
 from shardembed.planner import plan
 from shardembed.planner.result import Planned
@@ -136,7 +136,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def page(rows: Sequence[Row], last: tuple[Row, float] | None) -> str:
-    lines = heading("Plans and their bounds", "shardembed.bench.plans")
+    lines = heading("Plans and their bounds", "benchmarks.plans")
     lines += paragraph(summary(rows))
     lines += paragraph(
         "Step and bound are by the planner's own cost, with the topology's published figures: what is shown is how good the",

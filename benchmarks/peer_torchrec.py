@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from shardembed.bench.contenders import KINDS, Contender
-from shardembed.bench.peers import LR
-from shardembed.bench.stages import Backward
-from shardembed.bench.tasks import Batch, Flat, Task
+from benchmarks.contenders import KINDS, Contender
+from benchmarks.peers import LR
+from benchmarks.tasks import Batch, Flat, Task
+from shardembed.calibrate.stages import Backward
 
 NAME = "TorchRec"
 

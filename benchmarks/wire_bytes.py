@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 
 import shardembed as se
-from shardembed.bench import contenders, formulas, pages, peer_torchrec, tasks
-from shardembed.bench.contenders import OURS, Contender, plan_of
-from shardembed.bench.jobs import Result, say
-from shardembed.bench.options import Options
-from shardembed.bench.roster import Entry, Roster
-from shardembed.bench.stages import barrier, gathered
-from shardembed.bench.tasks import Task
+from benchmarks import contenders, formulas, pages, peer_torchrec, tasks
+from benchmarks.contenders import OURS, Contender, plan_of
+from benchmarks.jobs import Result, say
+from benchmarks.options import Options
+from benchmarks.roster import Entry, Roster
+from benchmarks.tasks import Task
+from shardembed.calibrate.stages import barrier, gathered
 from shardembed.errors import ConfigError
 
 TITLE = "Bytes of a step on the wire"

@@ -1,6 +1,6 @@
 """Is the planner's step time true? Plans drawn from the whole space, predicted after `calibrate` and then timed.
 
-    python -m shardembed.bench.predict [--ranks 2] [--plans 13] [--seconds 150] [--markdown docs/benchmarks/PAGE.md]
+    python -m benchmarks.predict [--ranks 2] [--plans 13] [--seconds 150] [--markdown docs/benchmarks/PAGE.md]
 
 Calibration and timing are jobs of their own, one after the other. All plans take turns, so that a noisy machine troubles them
 alike. `--topology FILE` takes an earlier calibration.
@@ -24,10 +24,10 @@ import torch
 from scipy.stats import rankdata
 
 import shardembed as se
+from benchmarks.unseen import WORKLOADS, Trial, trials
 from shardembed import comm as comms
-from shardembed.bench.calibrate import processor
-from shardembed.bench.stages import Runner, in_turns
-from shardembed.bench.unseen import WORKLOADS, Trial, trials
+from shardembed.calibrate import processor
+from shardembed.calibrate.stages import Runner, in_turns
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import topology as topologies
@@ -200,7 +200,7 @@ def main() -> int:
             calibrate = [sys.executable, "-m", "shardembed", "calibrate", "--ranks", str(args.ranks), "--out", str(topology)]
             subprocess.run(calibrate, check=True, env=environment)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.ranks)]
-        child = ["-m", "shardembed.bench.predict", "--plans", str(args.plans), "--seconds", str(args.seconds)]
+        child = ["-m", "benchmarks.predict", "--plans", str(args.plans), "--seconds", str(args.seconds)]
         child += ["--topology", str(topology), "--child", str(out)]
         subprocess.run([*launch, *child], check=True, env=environment)
         lines = [Line(**line) for line in json.loads(out.read_text())]
@@ -208,7 +208,7 @@ def main() -> int:
     if args.lines:
         args.lines.write_text(json.dumps([line.__dict__ for line in lines]))
     picture = args.markdown.with_suffix(".svg") if args.markdown else None
-    text = page(lines, "python -m shardembed.bench.predict " + " ".join(sys.argv[1:]), picture and picture.name, measured)
+    text = page(lines, "python -m benchmarks.predict " + " ".join(sys.argv[1:]), picture and picture.name, measured)
     print(text)
     if picture:
         args.markdown.write_text(text)

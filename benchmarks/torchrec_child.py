@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
-from shardembed.bench.torchrec_space import Assigned, Space, quiet
+from benchmarks.torchrec_space import Assigned, Space, quiet
 
 GRACE = 240.0  # seconds beyond the limit: TorchRec looks at its clock between proposals, and not while it enumerates
 

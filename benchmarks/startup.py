@@ -14,11 +14,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from shardembed.bench import pages, startup_child
-from shardembed.bench.figures import ratio, spread
-from shardembed.bench.jobs import BenchFailedError, Result
-from shardembed.bench.options import Options
-from shardembed.bench.startup_child import STAGES
+from benchmarks import pages, startup_child
+from benchmarks.figures import ratio, spread
+from benchmarks.jobs import BenchFailedError, Result
+from benchmarks.options import Options
+from benchmarks.startup_child import STAGES
 
 TITLE = "Import, plan, build and first step"
 ABOUT = (
@@ -59,7 +59,7 @@ def start(who: str, ranks: int) -> dict[str, float]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     source = Path(startup_child.__file__)
-    job |= {"PYTHONPATH": os.pathsep.join([str(source.parents[2]), os.environ.get("PYTHONPATH", "")])}
+    job |= {"PYTHONPATH": os.pathsep.join([str(source.parents[1]), os.environ.get("PYTHONPATH", "")])}
     job |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
     with tempfile.TemporaryDirectory() as folder:
         running = []

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from shardembed.bench.contenders import Contender
-from shardembed.bench.stages import Backward
-from shardembed.bench.tasks import Batch, Flat, Task
+from benchmarks.contenders import Contender
+from benchmarks.tasks import Batch, Flat, Task
+from shardembed.calibrate.stages import Backward
 
 LR = 0.01
 

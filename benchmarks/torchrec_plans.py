@@ -1,6 +1,6 @@
 """TorchRec's default planner and ours on the same instances, held to TorchRec's own cost, and to ours.
 
-    python -m shardembed.bench.torchrec_plans [WORKLOAD ...] [--limit 300] [--markdown docs/benchmarks/PAGE.md]
+    python -m benchmarks.torchrec_plans [WORKLOAD ...] [--limit 300] [--markdown docs/benchmarks/PAGE.md]
 
 Needs TorchRec. Its enumerator and its estimators say what each kind of sharding of each table takes; its rating and its storage
 say how good a plan is and whether it fits; nothing of them is rewritten. Our optimiser gets the same options as numbers. Both are
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shardembed.bench.instances import TIGHT, WORKLOADS
-from shardembed.bench.pages import geometric_mean, heading, paragraph, table
-from shardembed.bench.torchrec_child import GRACE, Found, default_plan, remembered
-from shardembed.bench.torchrec_space import GIB, Assigned, Space, least_capacity, memory_for, quiet
+from benchmarks.instances import TIGHT, WORKLOADS
+from benchmarks.pages import geometric_mean, heading, paragraph, table
+from benchmarks.torchrec_child import GRACE, Found, default_plan, remembered
+from benchmarks.torchrec_space import GIB, Assigned, Space, least_capacity, memory_for, quiet
 from shardembed.errors import PlanError
 from shardembed.placement import PACKINGS, Packing
 from shardembed.planner import plan
@@ -226,7 +226,7 @@ def summary(rows: Sequence[Compared], limit: float) -> list[str]:
 
 def page(rows: Sequence[Compared], args: argparse.Namespace) -> str:
     least = args.least_columns or "TorchRec's default of 128, so that none of these tables is cut by columns"
-    lines = heading("TorchRec's default planner beside ours", "shardembed.bench.torchrec_plans")
+    lines = heading("TorchRec's default planner beside ours", "benchmarks.torchrec_plans")
     lines += [*summary(rows, args.limit), ""]
     lines += paragraph(
         "Both planners choose from data parallel, table-wise, column-wise, row-wise, table-row-wise and grid, with rows in",

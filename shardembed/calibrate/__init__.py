@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from shardembed import comm as comms
-from shardembed.bench import drawn, fit
-from shardembed.bench.stages import Case, Runner, gathered, in_turns
+from shardembed.calibrate import drawn, fit
+from shardembed.calibrate.stages import Case, Runner, gathered, in_turns
 from shardembed.comm import Comm
 from shardembed.kernels.memory import keep_freed_memory
 from shardembed.placement import Cluster

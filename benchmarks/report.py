@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import pages
+from benchmarks.jobs import Result
+from benchmarks.options import Options
 from shardembed._version import __version__
-from shardembed.bench import pages
-from shardembed.bench.jobs import Result
-from shardembed.bench.options import Options
 
 PACKAGES = ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numba", "numpy")
 KEPT = (

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from shardembed.bench.stages import Case
+from shardembed.calibrate.stages import Case
 from shardembed.planner import cost_demand
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_ops import OPS, OPTIMIZER_OPS

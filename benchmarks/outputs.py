@@ -1,4 +1,4 @@
-"""Writes what commands print into a page of the docs: `python -m shardembed.bench.outputs docs/planner.md`.
+"""Writes what commands print into a page of the docs: `python -m benchmarks.outputs docs/planner.md`.
 
 A line `<!-- output: plan X -->` runs `shardembed plan X` in the page's folder and has its output in the block below; one with
 `run` only runs. Pictures that come out stay beside the page, all other new files go.

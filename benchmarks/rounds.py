@@ -10,8 +10,8 @@ import itertools
 import time
 from collections.abc import Sequence
 
-from shardembed.bench.contenders import Contender
-from shardembed.bench.stages import barrier
+from benchmarks.contenders import Contender
+from shardembed.calibrate.stages import barrier
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> dict[str, list[float | None]]:

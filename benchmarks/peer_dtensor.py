@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import shardembed as se
-from shardembed.bench.contenders import Contender
-from shardembed.bench.peers import LR
-from shardembed.bench.stages import Backward
-from shardembed.bench.tasks import Batch, Task
+from benchmarks.contenders import Contender
+from benchmarks.peers import LR
+from benchmarks.tasks import Batch, Task
+from shardembed.calibrate.stages import Backward
 
 EVERY = 5  # rounds between its turns: its gradients and its optimizer step are dense
 
