@@ -22,7 +22,6 @@ from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError
-from shardembed.exposed import ignored
 from shardembed.hashing import Hashing
 from shardembed.ids import IdBatch
 from shardembed.loaders import synced
@@ -42,6 +41,7 @@ from shardembed.plan import Plan, TablePlan
 from shardembed.prefetch import prefetched
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
 from shardembed.vocab import Vocabulary
+from shardembed.wrappers import ignored
 
 __all__ = [
     "Collate",

@@ -46,6 +46,7 @@ from shardembed.stages import Stage, unwatched
 from shardembed.step import mean_squares, reduce_copies
 from shardembed.tables import Feature, TableConfig
 from shardembed.twins import stretches_of
+from shardembed.wrappers import watch
 
 if TYPE_CHECKING:  # since Triton may be absent
     from shardembed.kernels.triton.order import Order
@@ -134,7 +135,9 @@ class Journey:
         share = 1.0 if settings.deterministic else self._share
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
         self.twins = stretches_of(specs)
-        self.exposed = expose(self.slabs)
+        self.exposed = expose(self.slabs, comm)
+        if self.exposed:
+            watch()
         self.stage: Stage = unwatched
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
         self._narrow = any(spec.compute_dtype != spec.dtype for spec in specs)

@@ -17,6 +17,7 @@ from torch import nn
 from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
 from shardembed.exposed import ExposedShard
+from shardembed.guarded import Factor
 from shardembed.journey import Journey
 from shardembed.optim import TableOptimizer
 
@@ -57,7 +58,7 @@ class Waiting(nn.Parameter):
             journey.comm.all_reduce("step: agree that gradients are finite", bad, maximum=True)
             journey.factor = torch.where(bad > 0, torch.nan, _factor(journey))
             journey.checked = True
-        return journey.factor
+        return None if journey.factor is None else journey.factor.as_subclass(Factor)
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -110,6 +110,13 @@ class Slab:
         """The name of a lane's table."""
         return self._tables[lane.table].name
 
+    def is_whole(self, name: str) -> bool:
+        """The table of this name lies here in one piece, on this rank or another."""
+        lanes = [lane for lane in self.spec.lanes if self.table_of(lane) == name]
+        table = self._tables[lanes[0].table]
+        rows = {len(block.shard.rows) for lane in lanes for block in lane.blocks}
+        return len(lanes) == 1 and len(lanes[0].columns) == table.embedding_dim and rows == {table.num_embeddings}
+
     def _blocks(self) -> Iterator[tuple[Lane, Block]]:
         """What this rank holds."""
         for lane in self.spec.lanes:

@@ -13,6 +13,7 @@ from torch import nn
 
 from shardembed import comm as comms
 from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
+from shardembed.exposed import ExposedShard
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
 from shardembed.modules import retrieval
@@ -25,6 +26,7 @@ from shardembed.plan import Plan, PlanLike, resolve
 from shardembed.settings import AGREED, Settings
 from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
+from shardembed.wrappers import is_distributed
 
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -68,6 +70,18 @@ class ShardedModule(nn.Module):
             mine = [parameter for exposed in self.journey.exposed for parameter in exposed.parameters_of(table)]
             for number, parameter in enumerate(mine):
                 self.register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises UnsupportedError where `fully_shard` is about to put its own part in the place of a shard. (It asks for a
+        module's `__setattr__` where there is one.)
+        """
+        own = self.__dict__.get("_parameters", {}).get(name)
+        if isinstance(own, ExposedShard) and is_distributed(value):
+            raise UnsupportedError(
+                f"fully_shard was about to cut table {own.shard.table!r}, which lies cut over the ranks already: call "
+                "fully_shard(module, ignored_params=se.ignored(module)), with the rest as before. No row has changed"
+            )
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ShardedModule:
         """`.to()`, `.half()` and their kin: fine where they change nothing, refused where the tables would have to follow.

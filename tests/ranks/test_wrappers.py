@@ -1,0 +1,185 @@
+"""torch's own tools around the shards of `optimizer=None`: each does what it does to whole tables, or is refused on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+import shardembed as se
+from shardembed.errors import ConfigError, StepError, UnsupportedError
+from tests.harness import run_ranks
+from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
+from tests.ranks.test_compose import State, whole_state
+from tests.ranks.test_compose_own_optimizer import CUTS
+
+ON_ONE = {"user": se.table_wise(0), "towers.item": se.table_wise(0)}  # rank 1 has no rows at all
+
+
+def sharded(plan: Any = "auto", **settings: Any) -> nn.Module:
+    return se.shard(seeded(Towers), plan=plan, verbose=False, **settings)
+
+
+def with_gradients(plan: Any, rank: int, world_size: int) -> nn.Module:
+    """A sharded model after a backward over the global batch."""
+    model = sharded(plan)
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    user, item, label = part(batches(1)[0], rank, world_size)
+    nn.functional.mse_loss(wrapped(user, item), label).backward()
+    return model
+
+
+def plain_with_gradients() -> nn.Module:
+    model = seeded(Towers)
+    user, item, label = batches(1)[0]
+    nn.functional.mse_loss(model(user, item), label).backward()
+    return model
+
+
+def fully_sharded(rank: int, world_size: int) -> None:
+    """Refused, by name, before a row has changed."""
+    model = sharded(CUTS["cut"])
+    before = [local.weights.clone() for local in model.user.local_shards()]
+    with pytest.raises(UnsupportedError, match=r"'user'.*ignored_params=se.ignored\(module\)"):
+        fully_shard(model, mesh=init_device_mesh("cpu", (world_size,)))
+    for old, local in zip(before, model.user.local_shards(), strict=True):
+        assert torch.equal(old, local.weights), "fully_shard has changed rows"
+
+
+def nothing_dense(rank: int, world_size: int) -> None:
+    model = nn.Sequential(se.Embedding(8, 2, optimizer=None))
+    with pytest.raises(ConfigError, match="nothing to do here: beside the shards of"):
+        DistributedDataParallel(model)
+
+
+def test_wrappers_that_cannot_serve_say_so() -> None:
+    run_ranks(2, fully_sharded)
+    run_ranks(2, nothing_dense)
+
+
+def norms(rank: int, world_size: int, plan: Any) -> None:
+    model = with_gradients(plan, rank, world_size)
+    grads = [parameter.grad for parameter in model.parameters()]
+    calls: list[Callable[[], Any]] = [
+        lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.1),
+        lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.1, foreach=True),
+        lambda: nn.utils.get_total_norm(grads, norm_type=torch.inf),
+    ]
+    for call in calls:
+        with pytest.raises(StepError, match=r"of table '(user|towers.item)'.*Use se.clip_grad_norm_\(model, max_norm\)"):
+            call()
+    for grad in grads:
+        if type(grad) is not torch.Tensor:
+            with pytest.raises(StepError, match="a collective was called"):
+                dist.all_reduce(grad)
+    found = se.clip_grad_norm_(model, torch.inf)
+    expected = nn.utils.get_total_norm([parameter.grad for parameter in plain_with_gradients().parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("plan", [CUTS["cut"], CUTS["copies"], ON_ONE], ids=["cut", "copies", "on one"])
+def test_a_norm_of_one_ranks_rows_is_refused_on_all_ranks(plan: Any) -> None:
+    run_ranks(2, norms, plan)
+
+
+def clipped_by_torch(rank: int, world_size: int, plan: Any, by: str) -> State:
+    model = with_gradients(plan, rank, world_size)
+    clip_by_torch(model, by)
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    return whole_state(model)
+
+
+def clip_by_torch(model: nn.Module, by: str) -> None:
+    if by == "value":
+        nn.utils.clip_grad_value_(model.parameters(), 0.01)
+    elif by == "value, foreach":
+        nn.utils.clip_grad_value_(model.parameters(), 0.01, foreach=True)
+    else:
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+
+EVERYWHERE = {"user": se.replicated(), "towers.item": se.replicated()}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "plan", "by"),
+    [(2, CUTS["cut"], "value"), (2, ON_ONE, "value, foreach"), (2, EVERYWHERE, "norm"), (1, CUTS["cut"], "norm")],
+)
+def test_clipping_of_torchs_that_is_right_is_let_through(world_size: int, plan: Any, by: str) -> None:
+    plain = plain_with_gradients()
+    unclipped = [parameter.grad.clone() for parameter in plain.parameters()]
+    clip_by_torch(plain, by)
+    assert not all(torch.equal(old, new.grad) for old, new in zip(unclipped, plain.parameters(), strict=True)), "nothing clipped"
+    torch.optim.SGD(plain.parameters(), lr=1.0).step()
+    for found in run_ranks(world_size, clipped_by_torch, plan, by):
+        assert differences(found, weights_of(plain)) == []
+
+
+REFUSED: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "Adafactor": torch.optim.Adafactor,
+    "Muon": torch.optim.Muon,
+    "LBFGS": torch.optim.LBFGS,
+    "ZeroRedundancyOptimizer": lambda parameters: ZeroRedundancyOptimizer(parameters, torch.optim.SGD, lr=0.1),
+}
+
+
+def step_with(rank: int, world_size: int, names: list[str], plan: Any, refused: bool) -> None:
+    for name in names:
+        model = with_gradients(plan, rank, world_size)
+        before = [local.weights.clone() for local in model.user.local_shards()]
+        optimizer = REFUSED[name]([*model.user.parameters(), *model.towers.parameters()])
+        if refused:
+            with pytest.raises(UnsupportedError, match=f"^{name} .*'towers.item', 'user'"):
+                optimizer.step(lambda: torch.zeros(()))
+        else:
+            optimizer.step(lambda: torch.zeros(()))
+        for old, local in zip(before, model.user.local_shards(), strict=True):
+            assert torch.equal(old, local.weights) == refused, f"{name} has changed rows, or none"
+
+
+def test_optimizers_that_need_more_than_a_shard_are_refused_before_they_step() -> None:
+    run_ranks(2, step_with, list(REFUSED), CUTS["strided and whole"] | {"towers.item": se.column_wise()}, True)
+    run_ranks(2, step_with, ["LBFGS", "ZeroRedundancyOptimizer"], ON_ONE, True)
+    run_ranks(1, step_with, ["Adafactor", "Muon"], CUTS["cut"], False)
+
+
+def factored(rank: int, world_size: int) -> State:
+    model = with_gradients(ON_ONE, rank, world_size)
+    torch.optim.Adafactor(model.parameters(), lr=0.1).step()
+    return whole_state(model)
+
+
+def test_an_optimizer_of_whole_matrices_steps_whole_tables() -> None:
+    plain = plain_with_gradients()
+    torch.optim.Adafactor(plain.parameters(), lr=0.1).step()
+    for found in run_ranks(2, factored):
+        assert differences(found, weights_of(plain)) == []
+
+
+def stands_for(rank: int, world_size: int) -> None:
+    """What stands in se.Optimizer for the tables' gradients is not their gradient."""
+    model = sharded(CUTS["cut"], optimizer=se.optim.SGD())
+    optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=0.1))
+    user, item, _ = batches(1)[0]
+    model(user, item).sum().backward()
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for clip, problem in (
+        (lambda: nn.utils.clip_grad_norm_(held, 0.1), r"the norm was asked of what stands in se.Optimizer"),
+        (lambda: nn.utils.clip_grad_value_(held, 0.1), "clipping by value met what stands in se.Optimizer"),
+        (lambda: nn.utils.clip_grad_value_(held, 0.1, foreach=True), "clipping by value met what stands in se.Optimizer"),
+    ):
+        with pytest.raises(StepError, match=problem):
+            clip()
+
+
+def test_what_stands_for_gradients_is_not_clipped() -> None:
+    for world_size in (1, 2):
+        run_ranks(world_size, stands_for)
