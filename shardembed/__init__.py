@@ -17,6 +17,7 @@ from shardembed.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from shardembed.clipping import clip_grad_norm_
 from shardembed.collate import Collate, Collated
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
@@ -27,7 +28,7 @@ from shardembed.ids import IdBatch
 from shardembed.loaders import synced
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
 from shardembed.observe import memory, profile
-from shardembed.optimizer import Optimizer, clip_grad_norm_
+from shardembed.optimizer import Optimizer
 from shardembed.placement import (
     Placement,
     column_wise,

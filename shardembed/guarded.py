@@ -33,6 +33,8 @@ class Guarded(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is UNSCALE:
+            return _unscale(*args)
         if func in cls.refused:
             found = next(guarded_in([args, list((kwargs or {}).values())]))
             raise StepError(cls.refused[func].format(whose=found.whose))
@@ -76,8 +78,6 @@ class ShardGradient(Guarded):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is UNSCALE:
-            return _unscale(*args)
         result = super().__torch_function__(func, types, args, kwargs)
         if func is torch.Tensor._values:  # which GradScaler looks at
             return ShardGradient.of(result, args[0].whose, args[0].comm)

@@ -126,6 +126,7 @@ def test_frozen_shards_stay() -> None:
 def test_clipping_counts_every_shard_of_every_rank_once(cut: str, name: str) -> None:
     if name == "SGD":  # torch's own clipping takes no sparse gradients
         check(cut, name, clip=0.05)
+        check(cut, name, wrap="FSDP2", clip=0.05)
     else:
         assert len(set(run_ranks(2, norm, cut))) == 1
 

@@ -18,7 +18,7 @@ import shardembed as se
 from shardembed.errors import ConfigError, StepError, UnsupportedError
 from tests.harness import run_ranks
 from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
-from tests.ranks.test_compose import State, whole_state
+from tests.ranks.test_compose import State, fsdp, whole_state
 from tests.ranks.test_compose_own_optimizer import CUTS
 
 ON_ONE = {"user": se.table_wise(0), "towers.item": se.table_wise(0)}  # rank 1 has no rows at all
@@ -183,3 +183,21 @@ def stands_for(rank: int, world_size: int) -> None:
 def test_what_stands_for_gradients_is_not_clipped() -> None:
     for world_size in (1, 2):
         run_ranks(world_size, stands_for)
+
+
+def clipped_beside_fsdp(rank: int, world_size: int, optimizer: se.optim.TableOptimizer | None, norm_type: float) -> list[float]:
+    """The norm, and again when all has been scaled by it."""
+    model = sharded(CUTS["copies"], optimizer=optimizer)
+    user, item, label = part(batches(1)[0], rank, world_size)
+    nn.functional.mse_loss(fsdp(model)(user, item), label).backward()
+    return [float(se.clip_grad_norm_(model, limit, norm_type)) for limit in (0.05, torch.inf)]
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, torch.inf])
+@pytest.mark.parametrize("optimizer", [None, se.optim.SGD()], ids=["own", "ours"])
+def test_clipping_counts_what_fully_shard_has_cut(optimizer: se.optim.TableOptimizer | None, norm_type: float) -> None:
+    plain = plain_with_gradients()
+    norm = float(nn.utils.clip_grad_norm_(plain.parameters(), 0.05, norm_type))
+    assert norm > 0.1, "nothing to clip"
+    for found in run_ranks(2, clipped_beside_fsdp, optimizer, norm_type):
+        assert found == pytest.approx([norm, 0.05], rel=1e-5), "1e-6 is added to a norm"
