@@ -201,3 +201,60 @@ def test_clipping_counts_what_fully_shard_has_cut(optimizer: se.optim.TableOptim
     assert norm > 0.1, "nothing to clip"
     for found in run_ranks(2, clipped_beside_fsdp, optimizer, norm_type):
         assert found == pytest.approx([norm, 0.05], rel=1e-5), "1e-6 is added to a norm"
+
+
+Optimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
+
+
+def tables_of(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith("head")]
+
+
+SCALED: dict[str, Optimizers] = {
+    "one for all": lambda model: [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)],
+    "one each": lambda model: [torch.optim.Adagrad(tables_of(model)), torch.optim.SGD(model.head.parameters(), lr=0.1)],
+    "fused": lambda model: [torch.optim.Adam(model.parameters(), fused=True)],
+    "sparse": lambda model: [torch.optim.SparseAdam(tables_of(model)), torch.optim.SGD(model.head.parameters(), lr=0.1)],
+}
+
+
+def scaled(model: nn.Module, wrapped: nn.Module, name: str, rank: int, world_size: int) -> list[float]:
+    """Train with a scaler; at the second step the gradient of the last sample's user is inf. The scales."""
+    optimizers, scaler = SCALED[name](model), torch.amp.GradScaler("cpu", init_scale=64.0)
+    scales: list[float] = []
+
+    def overflow(grad: torch.Tensor) -> torch.Tensor:
+        return grad.index_fill(0, torch.tensor(len(grad) - 1), torch.inf) if len(scales) == 1 and rank == world_size - 1 else grad
+
+    def watch(_module: nn.Module, _arguments: Any, output: torch.Tensor) -> None:
+        output.register_hook(overflow)
+
+    model.user.register_forward_hook(watch)
+    for batch in batches(3):
+        user, item, label = part(batch, rank, world_size)
+        scaler.scale(nn.functional.mse_loss(wrapped(user, item), label)).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scales.append(scaler.get_scale())
+    return scales
+
+
+def scaled_on_ranks(rank: int, world_size: int, name: str, plan: Any) -> tuple[list[float], State]:
+    model = se.shard(seeded(lambda: Towers(sparse=name == "sparse")), plan=plan, verbose=False)
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    return scaled(model, wrapped, name, rank, world_size), whole_state(model)
+
+
+@pytest.mark.parametrize("plan", [CUTS["cut"], CUTS["copies"], ON_ONE], ids=["cut", "copies", "on one"])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scaler_finds_on_every_rank_what_it_finds_on_any(name: str, plan: Any) -> None:
+    plain = seeded(lambda: Towers(sparse=name == "sparse"))
+    scales = scaled(plain, plain, name, 0, 1)
+    assert scales == [64.0, 32.0, 32.0], "nothing has overflown"
+    for world_size in (1, 2):
+        for found, state in run_ranks(world_size, scaled_on_ranks, name, plan):
+            assert found == scales
+            assert differences(state, weights_of(plain), tolerance=1e-9) == []
