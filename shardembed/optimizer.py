@@ -19,6 +19,7 @@ from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, 
 from shardembed.guarded import Factor
 from shardembed.journey import Journey
 from shardembed.optim import TableOptimizer
+from shardembed.wrappers import refuse_torch_checkpoint
 
 OnNonFinite = Literal["raise", "skip", "zero"]
 
@@ -130,6 +131,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def state(self) -> Any:
         """The dense optimizer's; the tables' lies with their rows."""
+        if self.journeys:
+            refuse_torch_checkpoint("se.Optimizer")
         return self.dense.state if self.dense else {}
 
     @state.setter

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from shardembed.errors import ConfigError, UnsupportedError
+from shardembed.errors import CheckpointError, ConfigError, UnsupportedError
 from shardembed.exposed import ExposedShard
 
 if TYPE_CHECKING:  # importing it takes most of a second, and a model that has any has done so
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # importing it takes most of a second, and a model that has a
 
 WHOLE_MATRICES = (torch.optim.Adafactor, torch.optim.Muon)
 ONE_DIRECTION = (torch.optim.LBFGS,)
+CALLERS = 10  # as many as stand between torch's checkpoints and an optimizer's hooks, and some
 
 
 def ignored(model: nn.Module) -> set[nn.Parameter]:
@@ -78,7 +79,9 @@ def _leave_shards_alone(wrapper: nn.Module, name: str, model: nn.Module | None) 
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Raises UnsupportedError, before the first step, where an optimizer's rule needs more than a shard."""
+    """Raises UnsupportedError, before the first step, where an optimizer's rule needs more than a shard. Where it does not, its
+    state is that of shards from now on.
+    """
     zero = getattr(sys.modules.get("torch.distributed.optim"), "ZeroRedundancyOptimizer", ())  # slow to import
     name = type(optimizer).__name__
     if isinstance(optimizer, zero):
@@ -90,6 +93,35 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for shard in _cut(optimizer):
             if not shard.numel():  # it would divide by the size
                 shard.grad = None
+    hooks = (optimizer._optimizer_state_dict_post_hooks, optimizer._optimizer_load_state_dict_pre_hooks)
+    if all(_refuse_torch_checkpoint in hooks_of.values() for hooks_of in hooks):
+        return
+    if next(_cut(optimizer), None) is not None:
+        optimizer.register_state_dict_post_hook(_refuse_torch_checkpoint)
+        optimizer.register_load_state_dict_pre_hook(_refuse_torch_checkpoint)
+
+
+def _refuse_torch_checkpoint(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    refuse_torch_checkpoint(type(optimizer).__name__)
+
+
+def refuse_torch_checkpoint(name: str) -> None:
+    """Raises CheckpointError where `get_state_dict` and its kind, of torch.distributed.checkpoint, ask for the state of an
+    optimizer that has to do with tables: they know it by the model's Parameters, and would take a rank's part for all.
+
+    Whoever else asks for it keeps it for this rank, and may have it; so the callers are looked at.
+    """
+    frame = sys._getframe(1)
+    for _ in range(CALLERS):
+        if frame is None:
+            return
+        if frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict":
+            raise CheckpointError(
+                f"torch.distributed.checkpoint asks for the state of {name}, of which every rank has another part, by the names of "
+                "whole parameters. Use se.save_checkpoint(folder, model, optimizer=...) and se.load_checkpoint, on all ranks; "
+                "get_model_state_dict serves for the weights alone"
+            )
+        frame = frame.f_back
 
 
 def _cut(optimizer: torch.optim.Optimizer) -> Iterator[ExposedShard]:

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint import state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
-from shardembed.errors import ConfigError, StepError, UnsupportedError
+from shardembed.errors import CheckpointError, ConfigError, StepError, UnsupportedError
 from tests.harness import run_ranks
 from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
 from tests.ranks.test_compose import State, fsdp, whole_state
@@ -258,3 +259,56 @@ def test_a_scaler_finds_on_every_rank_what_it_finds_on_any(name: str, plan: Any)
         for found, state in run_ranks(world_size, scaled_on_ranks, name, plan):
             assert found == scales
             assert differences(state, weights_of(plain), tolerance=1e-9) == []
+
+
+ASKS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Any]] = {
+    "get_state_dict": state_dict.get_state_dict,
+    "get_optimizer_state_dict": state_dict.get_optimizer_state_dict,
+    "flattened": lambda model, optimizer: state_dict.get_optimizer_state_dict(
+        model, optimizer, options=state_dict.StateDictOptions(flatten_optimizer_state_dict=True)
+    ),
+    "set_state_dict": lambda model, optimizer: state_dict.set_state_dict(
+        model, optimizer, model_state_dict=state_dict.get_model_state_dict(model), optim_state_dict=plain_state()
+    ),
+    "set_optimizer_state_dict": lambda model, optimizer: state_dict.set_optimizer_state_dict(model, optimizer, plain_state()),
+}
+
+
+def plain_state() -> Any:
+    plain = plain_with_gradients()
+    optimizer = torch.optim.Adam(plain.parameters())
+    optimizer.step()
+    return state_dict.get_optimizer_state_dict(plain, optimizer)
+
+
+def asked_for_state(rank: int, world_size: int, ours: bool, stepped: bool) -> None:
+    model = sharded(ON_ONE, optimizer=se.optim.Adagrad() if ours else None)
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters())
+    optimizer = se.Optimizer(model, dense=optimizer) if ours else optimizer
+    if stepped:
+        model(*batches(1)[0][:2]).sum().backward()
+        optimizer.step()
+    for ask in ASKS.values():
+        with pytest.raises(CheckpointError, match=r"asks for the state of (se.Optimizer|Adam).*se.save_checkpoint\(folder"):
+            ask(model, optimizer)
+    weights = state_dict.get_model_state_dict(model)
+    assert list(weights) == list(Towers().state_dict())
+    own = optimizer.state_dict()  # for who keeps it by rank
+    optimizer.load_state_dict(own)
+
+
+def test_torchs_checkpoints_of_an_optimizer_are_refused_where_it_steps_tables() -> None:
+    for stepped in (False, True):
+        run_ranks(1, asked_for_state, True, stepped)
+        run_ranks(2, asked_for_state, True, stepped)
+        run_ranks(2, asked_for_state, False, stepped)
+
+
+def test_torchs_checkpoints_of_an_optimizer_serve_where_one_rank_has_all() -> None:
+    model = with_gradients(CUTS["copies"], 0, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step()
+    found, expected = state_dict.get_optimizer_state_dict(model, optimizer), plain_state()
+    for name in ("user.weight", "towers.item.weight"):
+        torch.testing.assert_close(found["state"][name]["exp_avg"], expected["state"][name]["exp_avg"])
+    state_dict.set_optimizer_state_dict(model, optimizer, expected)
