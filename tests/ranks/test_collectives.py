@@ -154,6 +154,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Calls]]] = {
     "+ `deterministic=True` and replicated tables": lambda rank: count(rank, lambda: collection(MIXED, deterministic=True)),
     "+ `optimizer=None`": lambda rank: count(rank, lambda: collection(ROWS, None)),
     "+ `optimizer=None` and replicated tables": lambda rank: count(rank, lambda: collection(MIXED, None)),
+    "+ `optimizer=None` and `torch.amp.GradScaler`": lambda rank: count(rank, lambda: collection(ROWS, None), scale=True),
     "`rows(table, ids)`": lambda rank: count_call(rank, lambda emb: emb.rows("a", torch.arange(5))),
     "`topk(queries, k, table)`": lambda rank: count_call(rank, lambda emb: emb.topk(torch.rand(2 + rank, 6), 3, "b")),
 }
