@@ -68,11 +68,11 @@ class ShardGradient(Guarded):
 
     @staticmethod
     def of(gradient: torch.Tensor, table: str, comm: Comm) -> ShardGradient:
-        """`gradient` itself, as what it is."""
-        if isinstance(gradient, ShardGradient):
-            return gradient
-        # as_subclass knows no sparse tensors
-        guarded = torch.Tensor._make_subclass(ShardGradient, gradient)
+        """`gradient` as what it is, in the same memory."""
+        if gradient.requires_grad:  # keep its graph
+            guarded = gradient.as_subclass(ShardGradient)
+        else:  # sparse tensors too, of which as_subclass knows nothing
+            guarded = torch.Tensor._make_subclass(ShardGradient, gradient)
         guarded.whose, guarded.comm = table, comm
         return guarded
 

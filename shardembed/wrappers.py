@@ -89,7 +89,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     elif isinstance(optimizer, ONE_DIRECTION):
         _refuse(_cut(optimizer), f"{name} takes one direction for all parameters, from products over all of them")
     elif isinstance(optimizer, WHOLE_MATRICES):
-        _refuse((shard for shard in _cut(optimizer) if not shard.whole), f"{name} looks at a matrix as a whole")
+        _refuse((shard for shard in _cut(optimizer) if not shard.undivided), f"{name} looks at a matrix as a whole")
         for shard in _cut(optimizer):
             if not shard.numel():  # it would divide by the size
                 shard.grad = None

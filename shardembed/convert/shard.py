@@ -151,7 +151,7 @@ class SharedLookup(Target):
                 raise problem
             if unknown is not None:
                 raise FeatureError(f"inputs= names {unknown!r}, which is not a sharded module here; they are {sorted(modules)}")
-            return IdBatch.join(tuple(part for path, given in calls for part in modules[path].read(*given)))
+            return IdBatch.join(tuple(part for path, given in calls for part in modules[path].checked(*given)))
 
         features = [feature for path, _ in calls if path in modules for feature in modules[path].features]
         return calls, self.journey.send(read, features, ahead=ahead)

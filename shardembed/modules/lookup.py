@@ -70,7 +70,15 @@ class Lookup(ShardedModule):
     def look_up(self, *arguments: Any) -> list[torch.Tensor]:
         """One output a feature, from what was handed out for this call, or from a call of its own."""
         ready = self._handed_out(arguments)
-        return self.journey.forward(lambda: IdBatch.join(self.read(*arguments)), self.features) if ready is None else ready.outputs
+        if ready is None:
+            return self.journey.forward(lambda: IdBatch.join(self.checked(*arguments)), self.features)
+        self.check_shards()
+        return ready.outputs
+
+    def checked(self, *arguments: Any) -> tuple[FeatureIds, ...]:
+        """As `read`, for a call in which the weights are looked up: its errors reach all ranks."""
+        self.check_shards()
+        return self.read(*arguments)
 
     def _handed_out(self, arguments: tuple[Any, ...]) -> Ready | None:
         if torch._C._current_graph_task_id() >= 0:

@@ -22,7 +22,10 @@ FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "doctor", "embeddings", "observe", "testing", "vocab"],
     3: ["clipping", "journey", "prefetch", "loaders", "optimizer"],
-    2: ["ahead", "autograd", "exchange", "exposed", "fixed", "guarded", "renorm", "route", "slab", "step", "twins", "wrappers"],
+    2: [
+        *("ahead", "autograd", "exchange", "exposed", "fixed", "freezing", "guarded"),
+        *("renorm", "route", "slab", "step", "ticket", "twins", "wrappers"),
+    ],
     1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
         *(
