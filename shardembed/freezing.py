@@ -7,6 +7,7 @@ so the tables that are frozen travel, as one number, with every call.
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,28 @@ class Frozen:
         if self.tables == self.made:
             return 0
         return len(self.tables - self.made) << COUNT_SHIFT | zlib.crc32(repr(sorted(self.tables)).encode())
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The Parameters that were to learn beside the tables of a converted model.
+
+    A loop that freezes `model.parameters()` does not meet tables with an optimizer of ours. Whether it was meant for them, nobody
+    can know; that they learn on is said once.
+    """
+
+    parameters: Sequence[weakref.ref[torch.Tensor]] = ()
+
+    def all_frozen(self) -> bool:
+        """Whether none of those that are left learns. As a rule the first one tells."""
+        left = False
+        for ref in self.parameters:
+            parameter = ref()
+            if parameter is not None:
+                left = True
+                if parameter.requires_grad:
+                    return False
+        return left
 
 
 def _settled(made: frozenset[int], tables: frozenset[int], specs: Sequence[SlabSpec]) -> Frozen:

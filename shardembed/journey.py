@@ -32,7 +32,7 @@ from shardembed.comm import Comm
 from shardembed.errors import MissedStepWarning, StepError
 from shardembed.exchange import Call, Caller, Mode, Request, open_call, send_back, send_grads, send_ids
 from shardembed.exposed import deliver, expose
-from shardembed.freezing import Frozen, without_grad
+from shardembed.freezing import Beside, Frozen, without_grad
 from shardembed.ids import IdBatch
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.optim import External, TableOptimizer
@@ -62,8 +62,8 @@ class Journey:
         plan, comm, slabs, settings: what it is made of. exposed: the Parameters of tables without an optimizer of ours.
         stage: what surrounds each step; see `stages`.
         rate: gives the current learning rate of an optimizer's tables; `se.Optimizer` puts its param groups behind it.
-        frozen: which tables do not learn. missed: by table, the steps that it was frozen in.
-        steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
+        frozen: which tables do not learn. beside: what may tell that more were to be frozen. missed: by table, the steps that it
+            was frozen in. steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
         factor: what all waiting gradients are to be multiplied with (unscaling, clipping), `[1]`, or None for 1.
         checked: all that waits has been looked at; factor is nan if any of it is not finite.
     """
@@ -95,7 +95,7 @@ class Journey:
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
         self._stepped = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)]
         self.twins = stretches_of(specs)
-        self.frozen = Frozen.of(tables, specs)
+        self.frozen, self.beside = Frozen.of(tables, specs), Beside()
         self.exposed = expose(self.slabs, WeakMethod(self.freeze), comm)
         if self.exposed:
             watch()
@@ -138,7 +138,7 @@ class Journey:
         Raises:
             UnsupportedError: it was made frozen.
         """
-        self.frozen = self.frozen.changed(self.tables, number, still, self.specs)
+        self.frozen, self.beside = self.frozen.changed(self.tables, number, still, self.specs), Beside()
         self._anchor.requires_grad_(not self._own <= self.frozen.tables)
         for exposed in self.exposed:
             exposed.freeze(number, still)

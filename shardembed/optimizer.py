@@ -73,8 +73,8 @@ class Optimizer(torch.optim.Optimizer):
     Its param groups are the dense optimizer's own and one more for each of the tables' optimizers, whose `lr` counts from then
     on: schedulers work on it as on any optimizer. (Those that also cycle momentum refuse it: tables have none to cycle; pass
     `cycle_momentum=False`.) `step` applies and then drops the tables' gradients; gradients of several backward passes add up
-    exactly until then. `zero_grad` of a module drops what waits for its tables, as this one does for all. Of several made over
-    the same tables, the last one steps them, and the others refuse to.
+    exactly until then. `zero_grad` drops what waits, and that of a module what waits for its tables. Of several made over the same
+    tables, the last one steps them, and the others refuse to.
 
     Args:
         model: the model, or a wrapper such as DistributedDataParallel around it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import shardembed as se
-from shardembed.errors import DisagreementError, UnsupportedError
+from shardembed.errors import DisagreementError, StillLearningWarning, UnsupportedError
 from tests.harness import run_ranks
 from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, batches, part, seeded
 
@@ -195,6 +196,38 @@ def test_a_table_that_was_made_frozen_cannot_learn(own: bool) -> None:
     assert not any(parameter.requires_grad for parameter in model.head.parameters()), "the model was thawed in part"
     model.requires_grad_(False)
     assert not se.unshard(model).item.weight.requires_grad, "unshard() has thawed a table"
+
+
+def in_a_loop(model: Twins) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_loop_over_parameters_freezes_tables_or_says_that_it_does_not(own: bool) -> None:
+    """It meets the tables where they are Parameters."""
+    model = se.shard(seeded(Twins), optimizer=se.optim.SGD(lr=0.1) if own else None, verbose=False)
+    user, item, _ = batches(1)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(user, item)
+        model.scale.requires_grad_(False)
+        model(user, item)
+        in_a_loop(model)
+        if not own:
+            assert not model(user, item).requires_grad
+            return
+        with torch.no_grad():
+            model(user, item)
+    with pytest.warns(StillLearningWarning, match=r"\['user', 'item'\] learn on.*model.requires_grad_\(False\)"):
+        assert model(user, item).requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(user, item)
+        model = se.shard(seeded(Twins), optimizer=se.optim.SGD(lr=0.1), verbose=False)
+        model.requires_grad_(False)
+        model.user.requires_grad_(True)
+        model(user, item)
 
 
 def saved_and_restored(rank: int, world_size: int, folder: str) -> list[torch.Tensor]:
