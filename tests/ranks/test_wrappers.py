@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.errors import CheckpointError, ConfigError, StepError, UnsupportedError
+from shardembed.guarded import ShardGradient
 from tests.harness import run_ranks
 from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
 from tests.ranks.test_compose import State, fsdp, whole_state
@@ -89,6 +93,19 @@ def norms(rank: int, world_size: int, plan: Any) -> None:
 @pytest.mark.parametrize("plan", [CUTS["cut"], CUTS["copies"], ON_ONE], ids=["cut", "copies", "on one"])
 def test_a_norm_of_one_ranks_rows_is_refused_on_all_ranks(plan: Any) -> None:
     run_ranks(2, norms, plan)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_copies_of_a_shards_gradient_are_ordinary_tensors(sparse: bool) -> None:
+    plain = torch.eye(3).to_sparse() if sparse else torch.eye(3)
+    gradient = ShardGradient.of(plain, "user", se.Comm.of())
+    file = io.BytesIO()
+    torch.save(gradient, file)
+    file.seek(0)
+    copies = [copy.deepcopy(gradient), pickle.loads(pickle.dumps(gradient)), torch.load(file), gradient.clone(), 1.0 * gradient]
+    for one in copies:
+        assert type(one) is torch.Tensor
+        torch.testing.assert_close(one, plain)
 
 
 def clipped_by_torch(rank: int, world_size: int, plan: Any, by: str) -> State:
