@@ -163,7 +163,7 @@ CALLS: dict[str, Bad] = {
         lambda m: m["bag"](torch.tensor([[5]]), torch.tensor([0])), errors.InputError, ["'bag'", "offsets must be None"]
     ),
     "EmbeddingBag: offsets start late": Bad(
-        lambda m: m["bag"](torch.tensor([5, 6]), torch.tensor([1])), errors.OffsetsError, ["'bag'", "run from 1 to 2"]
+        lambda m: m["bag"](torch.tensor([5, 6]), torch.tensor([1])), errors.OffsetsError, ["'bag'", "the first bag must begin at 0"]
     ),
     "EmbeddingBag: weights of a mean": Bad(
         lambda m: m["bag"](torch.tensor([[5]]), None, torch.ones(1, 1)), errors.InputError, ["'bag'", "pooling 'sum'"]

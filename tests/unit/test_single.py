@@ -240,7 +240,7 @@ def test_unknown_keywords_are_refused() -> None:
         ("mean", (ALL.view(2, 3), torch.tensor([0])), "offsets must be None"),
         ("mean", (ALL.view(1, 2, 3),), "ids must be"),
         ("mean", (torch.tensor(0),), "ids must be"),
-        ("mean", (ALL, torch.tensor([1, 2])), "offsets run from 1 to 6"),
+        ("mean", (ALL, torch.tensor([1, 2])), "offsets begin at 1, but the first bag must begin at 0"),
         ("mean", (ALL.float().view(2, 3),), "int32 or int64"),
         ("mean", (ALL.view(2, 3), None, torch.ones(2, 3)), "weights need pooling 'sum'"),
         ("max", (ALL.view(2, 3), None, torch.ones(2, 3)), "weights need pooling 'sum'"),
@@ -265,6 +265,52 @@ def test_bags_without_ids_and_bags_of_padding_are_zero(mode: Any) -> None:
     output = module(torch.tensor([0, 0, 4, 0]), torch.tensor([0, 0, 2, 4]))
     assert torch.equal(output, torch.stack([torch.zeros(3), torch.zeros(3), given[4]]))
     assert module(torch.empty(2, 0, dtype=torch.int64)).tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("optimizer", [None, OURS], ids=["own", "ours"])
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({"mode": "max"}, torch.float32),
+        ({"mode": "mean", "padding_idx": 2}, torch.float32),
+        ({"mode": "sum", "padding_idx": 5}, torch.float32),
+        ({"mode": "sum"}, torch.float64),
+        ({"mode": "mean"}, torch.float64),
+    ],
+    ids=str,
+)
+def test_ids_behind_the_last_offset_are_where_torch_has_them(settings: dict[str, Any], dtype: Any, optimizer: Any) -> None:
+    given = torch.randn(6, 3, dtype=dtype)
+    torchs = nn.EmbeddingBag.from_pretrained(given.clone(), freeze=False, include_last_offset=True, **settings)
+    ours = se.EmbeddingBag.from_pretrained(given, freeze=False, include_last_offset=True, optimizer=optimizer, **settings)
+    learner = se.Optimizer(ours, micro_batches=4) if optimizer else None
+    for offsets in ([0, 2, 3], [0, 2, 3, 3], [0, 0], [0, 4, 6]):
+        weights = (torch.rand(6, dtype=dtype),) if settings["mode"] == "sum" else ()
+        expected, output = (module(ALL, torch.tensor(offsets), *weights) for module in (torchs, ours))
+        torch.testing.assert_close(output, expected)
+        factor = torch.rand_like(expected)
+        for answer in (expected, output):
+            (answer * factor).sum().backward()
+    assert torchs.weight.grad is not None
+    if learner is None:
+        torch.testing.assert_close(next(ours.parameters()).grad, torchs.weight.grad)
+        return
+    learner.step()
+    torch.testing.assert_close(ours.rows("embedding", ALL), given - OURS.lr * torchs.weight.grad)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_ids_behind_the_last_offset_are_refused_where_torch_contradicts_itself(mode: Any) -> None:
+    """In its fast sums of float32 rows on the CPU; there the gradients of such ids come from memory that nobody wrote."""
+    given = torch.randn(6, 3)
+    torchs = nn.EmbeddingBag.from_pretrained(given, mode=mode, include_last_offset=True)
+    whole = nn.EmbeddingBag.from_pretrained(given, mode=mode)
+    offsets = torch.tensor([0, 2, 3])
+    assert not torch.allclose(torchs(ALL, offsets), whole(ALL, offsets[:-1]))  # else it has been mended, and so can we be
+    module = se.EmbeddingBag.from_pretrained(given, mode=mode, include_last_offset=True)
+    with pytest.raises(InputError, match=r"3 id\(s\) stand behind the last offset 3\. torch on the CPU"):
+        module(ALL, offsets)
+    assert torch.equal(module(ALL[:3], offsets), whole(ALL[:3], offsets[:-1]))
 
 
 def test_bags_are_lookups_that_are_pooled() -> None:
