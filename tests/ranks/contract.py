@@ -24,7 +24,7 @@ import shardembed as se
 from shardembed.optim import External, TableOptimizer
 from tests.harness import run_ranks
 from tests.oracle import LEARNERS, Case, Ftrl
-from tests.ranks.sharded import Piece, close, pieces, whole
+from tests.ranks.sharded import Piece, close, pieces, whole, written
 
 NAME = "table"
 TORCH_OPTIMIZERS: dict[str, Any] = {
@@ -174,7 +174,7 @@ def _run(rank: int, drawn: Drawn) -> Seen:
             assert output.dtype == drawn.table.dtype, f"dtype {output.dtype}"
             seen.outputs.append(output.detach().clone())
             if output.requires_grad:
-                loss_of(output, given).backward()
+                loss_of(written({NAME: output}, len(seen.outputs))[NAME], given).backward()
             weights = arguments[2] if len(arguments) == 3 else None
             seen.weight_grads.append(None if weights is None else weights.grad)
         if optimizer is not None:
