@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial, wraps
 from typing import Any, NoReturn, TypeVar, cast
@@ -19,7 +20,7 @@ from shardembed.modules import retrieval
 from shardembed.modules.auto import settle
 from shardembed.modules.handle import Held, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
-from shardembed.optim import External, TableOptimizer
+from shardembed.optim import External, TableOptimizer, refused
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
 from shardembed.settings import AGREED, Settings
@@ -185,8 +186,9 @@ class ShardedModule(nn.Module):
         Args:
             seed: another start than the first one.
         """
+        chosen = self.journey.settings.seed if seed is None else replace(self.journey.settings, seed=seed).seed
         for slab in self.journey.slabs:
-            slab.fill([table.name for table in self.tables], self.journey.settings.seed if seed is None else seed)
+            slab.fill([table.name for table in self.tables], chosen)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Exposed shards are Parameters of this rank alone; the handle of the whole table stands for them.
@@ -276,11 +278,8 @@ def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None)
             raise ConfigError(f"an optimizer is given for {pattern!r}, which matches no table; the tables are {names}")
     for table in tables:
         one = optimizer_of(table.name, optimizer)
-        if one is not None and not isinstance(one, TableOptimizer):
-            raise ConfigError(
-                f"table {table.name!r}: the optimizer must be one of se.optim (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL), "
-                f"or None for Parameters of your own torch optimizer, not {type(one).__name__}"
-            )
+        if one is not None and (problem := refused(one)):
+            raise ConfigError(f"table {table.name!r}: {problem}")
         chosen.append(External(sparse=table.sparse) if one is None else one)
     return chosen
 
