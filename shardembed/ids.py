@@ -23,6 +23,7 @@ from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
 from shardembed.tables import Feature
 
 CPU = torch.device("cpu")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # offsets; ids are int64 or int32, as in torch
 
 
 class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of them a step
@@ -305,7 +306,7 @@ def _ended(offsets: torch.Tensor, count: int, has_end: bool, last_takes_rest: bo
     if offsets.numel() <= has_end and count:
         raise OffsetsError(f"{where}: offsets {offsets.tolist()} make no bag, but there are {count} id(s)")
     if not has_end:
-        return torch.cat([offsets, offsets.new_tensor([count])])
+        return torch.cat([offsets, torch.tensor([count], device=offsets.device)])
     last = int(offsets[-1]) if offsets.numel() else count  # host sync on a GPU
     if last >= count or bool(offsets[-1] < offsets[-2]):
         return offsets
@@ -315,7 +316,7 @@ def _ended(offsets: torch.Tensor, count: int, has_end: bool, last_takes_rest: bo
             "not of the mean's length, and reads their gradients from memory that nobody wrote; on a GPU the last bag has them. "
             "Cut ids (and weights) at the last offset, or end the offsets with the number of ids"
         )
-    return torch.cat([offsets[:-1], offsets.new_tensor([count])])
+    return torch.cat([offsets[:-1], torch.tensor([count], device=offsets.device)])
 
 
 def _ragged(
@@ -342,8 +343,8 @@ def _bags(ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None
 
 def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device, of_bags: bool) -> torch.Tensor:
     """Of each bag. of_bags: the offsets are `nn.EmbeddingBag`'s, with their end."""
-    if not isinstance(offsets, torch.Tensor) or offsets.dtype not in (torch.int32, torch.int64) or offsets.dim() != 1:
-        raise DtypeError(f"feature {feature.name!r}: offsets must be a one-dimensional int32 or int64 tensor")
+    if not isinstance(offsets, torch.Tensor) or offsets.dtype not in INTEGERS or offsets.dim() != 1:
+        raise DtypeError(f"feature {feature.name!r}: offsets must be a one-dimensional tensor of integers (int32 or int64, say)")
     if offsets.numel() == 0:
         raise OffsetsError(f"feature {feature.name!r}: offsets are empty; they start with 0 and end with the number of ids")
     offsets = _moved(offsets, device).to(torch.int64)

@@ -41,7 +41,7 @@ FLOORS = {
             "optional",
             "placement",
         ),
-        *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
+        *("plan", "planner", "scalars", "sections", "settings", "slabs", "tables", "wire"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

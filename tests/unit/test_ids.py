@@ -149,7 +149,7 @@ WRONG = [
     ("offsets that fall", (IDS, torch.tensor([0, 4, 2, 5])), OffsetsError, "fall from 4 to 2 at position 2"),
     ("no offsets at all", (IDS, OFFSETS[:0]), OffsetsError, "offsets are empty"),
     ("no offsets and no ids", (IDS[:0], OFFSETS[:0]), OffsetsError, "offsets are empty"),
-    ("float offsets", (IDS, OFFSETS.float()), DtypeError, "offsets must be a one-dimensional int32 or int64 tensor"),
+    ("float offsets", (IDS, OFFSETS.float()), DtypeError, "offsets must be a one-dimensional tensor of integers"),
     ("two-dimensional offsets", (IDS, OFFSETS.view(2, 2)), DtypeError, "one-dimensional"),
     ("a list of offsets", (IDS, [0, 5]), DtypeError, "offsets must be"),
     ("integer weights", (IDS, OFFSETS, IDS), DtypeError, "floating-point"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import shardembed as se
-from shardembed.errors import ConfigError, InputError, PickleError, UnsupportedError
+from shardembed.errors import ConfigError, InputError, PickleError, StepError, UnsupportedError
 
 OURS = se.optim.SGD(lr=0.1)
 ALL = torch.arange(6)
@@ -55,6 +57,41 @@ def test_the_representation_reads_like_torchs() -> None:
         "EmbeddingBag(6, 3, padding_idx=5, max_norm=2.0, norm_type=1.0, scale_grad_by_freq=True, sparse=True, mode='sum', "
         "table_wise over 1 rank(s))"
     )
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding_idx": np.int64(-2), "max_norm": np.float32(1.5), "norm_type": np.float64(1)},
+        {"padding_idx": torch.tensor(2), "max_norm": True, "norm_type": np.int8(3)},
+        {"max_norm": torch.tensor(0.5)},
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch_are_taken_as_torch_does(kind: str, settings: dict[str, Any]) -> None:
+    torchs = getattr(nn, kind)(np.int32(6), np.uint8(3), **settings)
+    own, ours = copy.deepcopy(torchs), getattr(se, kind)(np.int32(6), np.uint8(3), **settings, optimizer=OURS)
+    ours.load_rows("embedding", torchs.weight.detach())
+    converted = se.shard(nn.Sequential(own), optimizer=OURS, verbose=False)[0]
+    expected = torchs(ALL.view(2, 3))
+    for module in (ours, converted):
+        torch.testing.assert_close(module(ALL.view(2, 3)), expected)
+        assert json.dumps([getattr(module, name) for name in ATTRIBUTES]), "kept as Python's"
+        assert {name: getattr(module, name) for name in ATTRIBUTES} == {name: getattr(torchs, name) for name in ATTRIBUTES}
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding_idx": True}, {"padding_idx": 1.0}, {"max_norm": "1"}, {"num_embeddings": 6.0}, {"num_embeddings": True}],
+    ids=str,
+)
+def test_what_is_no_number_to_torch_is_refused(kind: str, settings: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, IndexError)):  # in torch some not before the lookup
+        getattr(nn, kind)(**{"num_embeddings": 6, "embedding_dim": 3, **settings})(ALL.view(2, 3))
+    with pytest.raises(ConfigError, match=f"table 'embedding': {next(iter(settings))} must be"):
+        getattr(se, kind)(**{"num_embeddings": 6, "embedding_dim": 3, **settings})
 
 
 @KINDS
@@ -182,6 +219,74 @@ def test_evaluation_gives_the_same_numbers_without_gradients(no_gradients: Any) 
         assert torch.equal(output, first)
         output.sum().backward()  # what inference_mode renormalised can be trained
         se.Optimizer(module).step()
+
+
+@KINDS
+@pytest.mark.parametrize("frozen", [False, True], ids=["learns", "frozen"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
+@pytest.mark.parametrize(
+    "cut", [se.table_wise(0), se.row_wise(), se.column_wise([0, 0]), se.replicated()], ids=lambda cut: cut.kind
+)
+def test_answers_may_be_written_into_as_torchs(kind: str, frozen: bool, deterministic: bool, cut: se.Placement) -> None:
+    given, factor = torch.randn(6, 4), nn.Parameter(torch.tensor(0.5))
+    torchs = getattr(nn, kind).from_pretrained(given, freeze=frozen)
+    ours = getattr(se, kind).from_pretrained(given, freeze=frozen, plan=cut, deterministic=deterministic)
+    batches = [ALL.view(2, 3), torch.empty(0, 3, dtype=torch.int64)]
+    if kind == "Embedding":
+        batches += [ALL, torch.tensor(3), torch.nested.nested_tensor([ALL[:2], ALL[2:]], layout=torch.jagged)]
+    for ids in batches:
+        for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            seen = []
+            for module in (torchs, ours):
+                with context():
+                    answer = module(ids)
+                    answer *= 3.0
+                if context is not torch.inference_mode:
+                    answer += factor  # after no_grad too
+                flat = answer.values() if answer.is_nested else answer
+                seen.append(flat.detach())
+                if context is torch.enable_grad:
+                    (flat * torch.arange(flat.numel()).view_as(flat)).sum().backward()
+            assert torch.equal(*seen), (tuple(ids.shape), context)
+    assert factor.grad is not None
+    if not frozen:
+        torch.testing.assert_close(torch.cat([part.grad for part in ours.parameters()], 1), torchs.weight.grad)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_weights_written_into_before_the_backward_are_noticed(deterministic: bool) -> None:
+    weights = torch.ones(2, 3)
+    output = se.EmbeddingBag(6, 3, mode="sum", deterministic=deterministic)(ALL.view(2, 3), None, weights)
+    weights *= 2.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_answers_of_one_call_are_not_written_into_below_a_checkpoint() -> None:
+    """Run again it would meet what it has written; by calls of their own modules look their rows up again."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e = nn.Embedding(6, 3)
+
+        def part(self, ids: torch.Tensor) -> torch.Tensor:
+            answer = self.e(ids)
+            answer *= 3.0
+            return answer.tanh()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.part, ids, use_reentrant=False)
+
+    torch.manual_seed(0)
+    plain, own = Model(), Model()
+    own.load_state_dict(plain.state_dict())
+    for model in (plain, se.shard(own, verbose=False)):
+        model(ALL).sum().backward()
+    torch.testing.assert_close(next(own.parameters()).grad, plain.e.weight.grad)
+    shared = se.shard(plain, inputs=lambda ids: {"e": ids}, verbose=False)
+    with pytest.raises(StepError, match=r"what e answered was written into in place.*before a checkpoint ran"):
+        shared(ALL).sum().backward()
 
 
 def test_a_module_is_neither_pickled_nor_copied(tmp_path: Path) -> None:
@@ -325,7 +430,9 @@ def test_offsets_may_have_another_type_than_ids() -> None:
     given, offsets = torch.randn(6, 3), torch.tensor([0, 2])
     expected = nn.EmbeddingBag.from_pretrained(given)(ALL, offsets)
     module = se.EmbeddingBag.from_pretrained(given)
-    for one, other in ((torch.int32, torch.int64), (torch.int64, torch.int32), (torch.int32, torch.int32)):
+    types = [(torch.int32, torch.int64), (torch.int64, torch.int32), (torch.int32, torch.int32), (torch.int64, torch.int16)]
+    for one, other in types:
+        assert torch.equal(nn.EmbeddingBag.from_pretrained(given)(ALL.to(one), offsets.to(other)), expected)
         assert torch.equal(module(ALL.to(one), offsets.to(other)), expected)
 
 
