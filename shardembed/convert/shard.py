@@ -19,6 +19,7 @@ from torch import nn
 from shardembed.ahead import Ahead
 from shardembed.comm import Comm, default_device
 from shardembed.convert.find import find_sites
+from shardembed.convert.resizing import explain_resizing
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.ids import IdBatch
@@ -95,6 +96,7 @@ def shard(
         del site  # lets go of the plain weights
     if inputs is not None:
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
+    explain_resizing(model)
     if verbose and journey.comm.rank == 0:
         print(summary(journey, one_call=inputs is not None or len(set(modules.values())) == 1), file=sys.stderr)
     return model

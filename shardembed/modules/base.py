@@ -114,14 +114,15 @@ class ShardedModule(nn.Module):
                     slab.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
 
     @torch.no_grad()
-    def rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
-        """The rows `ids` (any shape) of a table as they are now, `[*ids.shape, embedding_dim]`. Collective: every rank asks for
-        its own.
+    def rows(self, table: str | torch.Tensor | None = None, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows `ids` (any shape) of a table as they are now, `[*ids.shape, embedding_dim]`: `rows(table, ids)`, or
+        `rows(ids)` of a module with one table. Collective: every rank asks for its own.
 
         Raises:
             FeatureError, InputError: on every rank, when any asked for a table that there is not, or with malformed ids.
         """
-        number, problem = self._find(table)
+        name, ids = _name_and(table, ids)
+        number, problem = self._find(name)
         feature = Feature("rows", number, None)
 
         def read() -> IdBatch:
@@ -132,30 +133,32 @@ class ShardedModule(nn.Module):
         return self.journey.forward(read, [feature], as_they_are=True)[0]
 
     @torch.no_grad()
-    def load_rows(self, table: str, source: Any) -> None:
+    def load_rows(self, table: Any = None, source: Any = None) -> None:
         """Overwrite a table's weights from `source` `[num_embeddings, embedding_dim]`: a tensor, a NumPy array (memory-mapped too),
         a slice of a safetensors file (`safe_open(...).get_slice(name)`), or anything else that slices like these. Each rank reads
-        its own rows and columns only, 64 MiB at a time; optimizer state stays. Not collective.
+        its own rows and columns only, 64 MiB at a time; optimizer state stays. `load_rows(source)` is enough for a module with one
+        table. Not collective.
 
         Raises:
             ConfigError: the source has another shape.
             FeatureError: there is no such table.
         """
-        config = self.journey.tables[self._table(table)]
+        name, source = _name_and(table, source)
+        config = self.journey.tables[self._table(name)]
         shape = (config.num_embeddings, config.embedding_dim)
         if shape_of(source) != shape:
-            raise ConfigError(f"table {table!r} is {shape}, the source has shape {shape_of(source)}")
+            raise ConfigError(f"table {config.name!r} is {shape}, the source has shape {shape_of(source)}")
         for local in self.local_shards():
-            if local.table == table:
+            if local.table == config.name:
                 load_shard(local.weights, local.shard, source)
 
     @torch.no_grad()
-    def topk(self, queries: torch.Tensor, k: int, table: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def topk(self, queries: torch.Tensor, k: int, table: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The k rows of `table` with the largest dot product with each query, exactly. Collective.
 
         Args:
             queries: this rank's own, `[Q, embedding_dim]`; Q may differ between ranks and may be 0.
-            k: at most num_embeddings.
+            k: at most num_embeddings. table: may be left out where the module has one.
 
         Returns:
             (scores `[Q, k]`, ids `[Q, k]`), best first; of equal scores the lower id comes first.
@@ -167,15 +170,18 @@ class ShardedModule(nn.Module):
         number, problem = self._find(table)
         return retrieval.topk(self.journey, number, queries, k, problem)
 
-    def _table(self, name: str) -> int:
+    def _table(self, name: str | None) -> int:
         number, problem = self._find(name)
         if problem is not None:
             raise problem
         return number
 
-    def _find(self, name: str) -> tuple[int, FeatureError | None]:
-        """The number of a table in its journey. In a collective call the error is for all ranks to raise."""
+    def _find(self, name: str | None) -> tuple[int, FeatureError | None]:
+        """The number of a table in its journey, of the only one for None. In a collective call the error is for all to raise."""
         names = [table.name for table in self.tables]
+        if name is None and len(names) > 1:
+            return 0, FeatureError(f"there are {len(names)} tables, so name one of them: {names}")
+        name = names[0] if name is None else name
         if name not in names:
             return 0, FeatureError(f"there is no table {name!r}; the tables are {names}")
         return [table.name for table in self.journey.tables].index(name), None
@@ -242,6 +248,11 @@ class ShardedModule(nn.Module):
             for t in self.plan.tables
             if t.name in own
         )
+
+
+def _name_and(table: Any, value: Any) -> tuple[str | None, Any]:
+    """Of a call with a table's name and a value, or with the value alone."""
+    return (None, table) if value is None and not isinstance(table, str) else (table, value)
 
 
 def build_journey(

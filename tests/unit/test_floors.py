@@ -22,7 +22,7 @@ FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "doctor", "embeddings", "observe", "testing", "vocab"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
-    2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
+    2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "tracing", "twins"],
     1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
         *(

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import shardembed as se
-from shardembed.errors import ConfigError, InputError, PickleError, StepError, UnsupportedError
+from shardembed.errors import ConfigError, FeatureError, InputError, PickleError, StepError, UnsupportedError
 
 OURS = se.optim.SGD(lr=0.1)
 ALL = torch.arange(6)
@@ -287,6 +288,71 @@ def test_answers_of_one_call_are_not_written_into_below_a_checkpoint() -> None:
     shared = se.shard(plain, inputs=lambda ids: {"e": ids}, verbose=False)
     with pytest.raises(StepError, match=r"what e answered was written into in place.*before a checkpoint ran"):
         shared(ALL).sum().backward()
+
+
+@KINDS
+def test_the_only_table_needs_no_name(kind: str) -> None:
+    module, given = getattr(se, kind)(6, 3, optimizer=OURS), torch.randn(6, 3)
+    for load in (
+        lambda: module.load_rows(given),
+        lambda: module.load_rows(source=given),
+        lambda: module.load_rows("embedding", given),
+    ):
+        module.reset_parameters()
+        load()
+        for rows in (
+            module.rows(ALL),
+            module.rows(ids=ALL),
+            module.rows("embedding", ALL),
+            module.rows(table="embedding", ids=ALL),
+        ):
+            assert torch.equal(rows, given)
+    for found, named in zip(module.topk(given, 2), module.topk(given, 2, "embedding"), strict=True):
+        assert torch.equal(found, named)
+    several = se.EmbeddingCollection([se.TableConfig("a", 6, 3), se.TableConfig("b", 6, 3)], optimizer=OURS)
+    for call in (lambda: several.rows(ALL), lambda: several.load_rows(given), lambda: several.topk(given, 2)):
+        with pytest.raises(FeatureError, match=r"there are 2 tables, so name one of them: \['a', 'b'\]"):
+            call()
+
+
+def test_writers_of_whole_tensors_are_told_what_saves_a_table(tmp_path: Path) -> None:
+    """safetensors' too, by which transformers' save_pretrained saves."""
+    weight = se.Embedding(6, 3, optimizer=OURS, feature="item").weight
+    says = r"table 'item' lies cut over the ranks, so .* cannot write it.*se.save_checkpoint\(folder, model\)"
+    writers: list[Any] = [lambda: weight.untyped_storage().data_ptr(), lambda: weight.storage()]
+    writers.append(lambda: safetensors.torch.save_file({"weight": weight}, tmp_path / "model"))
+    for write in (*writers, lambda: torch.save(weight, tmp_path / "model")):
+        with pytest.raises(PickleError, match=says):
+            write()
+    for read in (lambda: weight.numpy(), lambda: weight.tolist(), lambda: np.asarray(weight), lambda: weight.sum()):
+        with pytest.raises(UnsupportedError, match=r"table 'item' lies cut over the ranks.*rows\(table, ids\)"):
+            read()
+
+
+class Resizable(nn.Module):
+    """Resizes as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e = nn.Embedding(6, 3)
+
+    def resize_token_embeddings(self, size: int) -> nn.Module:
+        if self.e.weight.shape[0] == size:
+            return self.e
+        if not isinstance(self.e, nn.Embedding):
+            raise TypeError(f"Old embeddings are of type {type(self.e)}")
+        self.e = nn.Embedding(size, 3)
+        return self.e
+
+
+def test_resizing_a_sharded_model_says_what_to_do() -> None:
+    model = nn.Sequential(Resizable())
+    se.shard(model, optimizer=OURS, verbose=False)
+    assert model[0].resize_token_embeddings(6) is model[0].e
+    with pytest.raises(UnsupportedError, match=r"Resizable.resize_token_embeddings: a sharded table keeps its size.*\['0.e'\]"):
+        model[0].resize_token_embeddings(7)
+    se.unshard(model)
+    assert model[0].resize_token_embeddings(7).num_embeddings == 7
 
 
 def test_a_module_is_neither_pickled_nor_copied(tmp_path: Path) -> None:
