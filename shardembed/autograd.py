@@ -90,7 +90,8 @@ class FixedOutputs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         vectors, weights = answer(), weights_and_shards[: len(frozen)]
         outputs = tuple(combine(vectors, route))
-        ctx.route, ctx.learn, ctx.vectors, ctx.weights = route, learn, vectors, weights
+        ctx.route, ctx.learn, ctx.vectors = route, learn, vectors
+        ctx.save_for_backward(*weights)  # which notices weights that the user has written into in the meantime
         still = (
             output for output, frozen_table, weight in zip(outputs, frozen, weights, strict=True) if frozen_table and weight is None
         )
@@ -99,7 +100,7 @@ class FixedOutputs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_weights = _weight_gradients(ctx.weights, ctx.vectors, ctx.route, grads)
+        of_weights = _weight_gradients(ctx.saved_tensors, ctx.vectors, ctx.route, grads)
         with torch.no_grad():
             of_shards = ctx.learn(ctx.vectors, grads, _wants_anchor(ctx))
         return None, None, None, None, None, *_once([*of_weights, *of_shards])

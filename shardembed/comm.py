@@ -383,9 +383,9 @@ def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_m
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"
+        timeout = float(timeout)  # NumPy's are none to timedelta
         store, rank, world_size = meet(timeout)
-        limit = timedelta(seconds=timeout)
-        dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
         _joined.append(True)
     return Comm.of(timeout=timeout, heartbeat=heartbeat)
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from shardembed.errors import ConfigError, DtypeError, InputError
+from shardembed.scalars import integer
 
 TEXT = 0x74786574  # keeps texts apart from integers
 WORD = 8
@@ -50,9 +51,10 @@ class Hashing:
 
     def __post_init__(self) -> None:
         for name in ("num_embeddings", "seed", "reserved"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ConfigError(f"Hashing: {name} must be an integer, not {value!r}")
+            value = integer(getattr(self, name))
+            if value is None:
+                raise ConfigError(f"Hashing: {name} must be an integer, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)
         if not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"Hashing: seed {self.seed} must be from 0 to 2**64 - 1")
         if self.reserved < 0 or not self.reserved < self.num_embeddings < 1 << 63:

@@ -23,6 +23,7 @@ from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
 from shardembed.tables import Feature
 
 CPU = torch.device("cpu")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # offsets; ids are int64 or int32, as in torch
 
 
 class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of them a step
@@ -116,11 +117,20 @@ class IdBatch:
         return IdBatch(ids.to(torch.int64), parts, features)
 
     @staticmethod
-    def of_bags(ids: Any, offsets: Any, weights: Any, include_last_offset: bool, feature: Feature, device: torch.device) -> IdBatch:
+    def of_bags(
+        ids: Any,
+        offsets: Any,
+        weights: Any,
+        include_last_offset: bool,
+        feature: Feature,
+        device: torch.device,
+        last_takes_rest: bool = True,
+    ) -> IdBatch:
         """Read `nn.EmbeddingBag`'s arguments: ids `[B, L]`, or ids `[n]` with offsets `[B]` (`[B + 1]` with
-        `include_last_offset`).
+        `include_last_offset`). Nested ids take nested weights.
 
-        With `include_last_offset`, ids behind the last offset belong to no bag. Nested ids take nested weights.
+        Args:
+            last_takes_rest: ids behind the last offset belong to the last bag; else they are refused.
 
         Raises:
             InputError, DtypeError, OffsetsError: as `of`.
@@ -132,15 +142,11 @@ class IdBatch:
                 raise InputError(f"feature {feature.name!r}: two-dimensional ids are bags already; offsets must be None")
             if ids.dim() == 1 and offsets is None:
                 raise InputError(f"feature {feature.name!r}: one-dimensional ids need offsets")
-            if isinstance(offsets, torch.Tensor) and offsets.dim() == 1 and not include_last_offset:
-                offsets = torch.cat([offsets, offsets.new_tensor([ids.numel()])])
-            elif isinstance(offsets, torch.Tensor) and offsets.dim() == 1 and offsets.numel() and ids.dim() == 1:
-                last = int(offsets[-1])  # host sync on a GPU; the end of the last bag may come before that of the ids
-                fits = not isinstance(weights, torch.Tensor) or weights.shape == ids.shape
-                if fits and 0 <= last < ids.numel():
-                    ids, weights = ids[:last], weights[:last] if isinstance(weights, torch.Tensor) else weights
-        value = ids if offsets is None and weights is None else (ids, offsets, weights)
-        return IdBatch.join((_read(value, feature, device),))
+            if isinstance(offsets, torch.Tensor) and offsets.dim() == 1 and ids.dim() == 1:
+                offsets = _ended(offsets, ids.numel(), include_last_offset, last_takes_rest, feature)
+        if offsets is None and weights is None:
+            return IdBatch.join((_read(ids, feature, device),))
+        return IdBatch.join((_ragged(ids, offsets, weights, feature, device, of_bags=True),))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> IdBatch:
         """The same batch on another device."""
@@ -290,8 +296,36 @@ def _dense(ids: torch.Tensor, weights: torch.Tensor | None, feature: Feature, de
     return FeatureIds(ids.reshape(-1), shape[1], shape[:1], weights)
 
 
+def _ended(offsets: torch.Tensor, count: int, has_end: bool, last_takes_rest: bool, feature: Feature) -> torch.Tensor:
+    """`nn.EmbeddingBag`'s offsets with the end of the last bag, which is the number of ids but where the user said something wrong.
+
+    Raises:
+        OffsetsError: ids are in no bag.
+    """
+    where = f"feature {feature.name!r}"
+    if offsets.numel() <= has_end and count:
+        raise OffsetsError(f"{where}: offsets {offsets.tolist()} make no bag, but there are {count} id(s)")
+    if not has_end:
+        return torch.cat([offsets, torch.tensor([count], device=offsets.device)])
+    last = int(offsets[-1]) if offsets.numel() else count  # host sync on a GPU
+    if last >= count or bool(offsets[-1] < offsets[-2]):
+        return offsets
+    if not last_takes_rest:
+        raise OffsetsError(
+            f"{where}: {count - last} id(s) stand behind the last offset {last}. torch on the CPU leaves them out of the sum, but "
+            "not of the mean's length, and reads their gradients from memory that nobody wrote; on a GPU the last bag has them. "
+            "Cut ids (and weights) at the last offset, or end the offsets with the number of ids"
+        )
+    return torch.cat([offsets[:-1], torch.tensor([count], device=offsets.device)])
+
+
 def _ragged(
-    ids: Any, offsets: torch.Tensor | None, weights: torch.Tensor | None, feature: Feature, device: torch.device
+    ids: Any,
+    offsets: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    feature: Feature,
+    device: torch.device,
+    of_bags: bool = False,
 ) -> FeatureIds:
     if offsets is None:
         return _dense(ids, weights, feature, device)
@@ -299,7 +333,7 @@ def _ragged(
     if ids.dim() != 1:
         raise InputError(f"feature {feature.name!r}: ids beside offsets must have one dimension, not {list(ids.shape)}")
     weights = None if weights is None else _checked_weights(weights, ids, feature, device)
-    return _bags(ids, _lengths(offsets, ids.numel(), feature, device), weights, feature)
+    return _bags(ids, _lengths(offsets, ids.numel(), feature, device, of_bags), weights, feature)
 
 
 def _bags(ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None, feature: Feature) -> FeatureIds:
@@ -307,15 +341,18 @@ def _bags(ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None
     return FeatureIds(ids, lengths, shape, weights)
 
 
-def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device) -> torch.Tensor:
-    if not isinstance(offsets, torch.Tensor) or offsets.dtype not in (torch.int32, torch.int64) or offsets.dim() != 1:
-        raise DtypeError(f"feature {feature.name!r}: offsets must be a one-dimensional int32 or int64 tensor")
+def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device, of_bags: bool) -> torch.Tensor:
+    """Of each bag. of_bags: the offsets are `nn.EmbeddingBag`'s, with their end."""
+    if not isinstance(offsets, torch.Tensor) or offsets.dtype not in INTEGERS or offsets.dim() != 1:
+        raise DtypeError(f"feature {feature.name!r}: offsets must be a one-dimensional tensor of integers (int32 or int64, say)")
     if offsets.numel() == 0:
         raise OffsetsError(f"feature {feature.name!r}: offsets are empty; they start with 0 and end with the number of ids")
     offsets = _moved(offsets, device).to(torch.int64)
     lengths = offsets.diff()
     first, last = int(offsets[0]), int(offsets[-1])  # host sync on a GPU
-    if first != 0 or last != count:
+    if of_bags and first != 0:
+        raise OffsetsError(f"feature {feature.name!r}: offsets begin at {first}, but the first bag must begin at 0")
+    if not of_bags and (first != 0 or last != count):
         raise OffsetsError(
             f"feature {feature.name!r}: offsets run from {first} to {last}, but must run from 0 to {count}, the number of ids. "
             "There is one offset more than there are bags; nn.EmbeddingBag's offsets need the number of ids appended"
@@ -325,6 +362,11 @@ def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device) -
         raise OffsetsError(
             f"feature {feature.name!r}: offsets fall from {int(offsets[at])} to {int(offsets[at + 1])} at position {at + 1}; "
             "they must not fall"
+        )
+    if of_bags and last != count:
+        raise OffsetsError(
+            f"feature {feature.name!r}: offsets end at {last}, but there are {count} id(s); with include_last_offset=True the last "
+            "offset is the end of the last bag"
         )
     return lengths
 

@@ -25,7 +25,7 @@ from weakref import WeakMethod
 
 import torch
 
-from shardembed import fixed
+from shardembed import fixed, tracing
 from shardembed.ahead import Ahead
 from shardembed.autograd import FixedOutputs, Vectors
 from shardembed.comm import Comm
@@ -199,7 +199,13 @@ class Journey:
 
         Args:
             ahead: runs beside the main thread, in one of its own.
+
+        Raises:
+            UnsupportedError: torch.jit.trace is at work; the other ranks, which may not trace, raise it too.
         """
+        if torch.jit.is_tracing():
+            with tracing.paused():
+                return self.send(tracing.refuse, features, as_they_are)
         try:
             with self.stage("read"):
                 ids, problem = read(), None

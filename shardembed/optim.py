@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from shardembed.errors import ConfigError
+from shardembed.scalars import real
 
 StateShape = Literal["row", "element"]
 
@@ -30,9 +31,11 @@ class TableOptimizer:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            for number in value if field.name == "betas" and isinstance(value, tuple) else (value,):
-                if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
-                    raise ConfigError(f"{type(self).__name__}: {field.name} must be finite and not negative, not {value!r}")
+            several = field.name == "betas" and isinstance(value, tuple)
+            numbers = tuple(real(number) for number in (value if several else (value,)))
+            if any(number is None or not math.isfinite(number) or number < 0 for number in numbers):
+                raise ConfigError(f"{type(self).__name__}: {field.name} must be finite and not negative, not {value!r}")
+            object.__setattr__(self, field.name, numbers if several else numbers[0])
 
     def describe(self) -> str:
         """Name and settings, to the last digit: ranks compare these texts."""
@@ -146,3 +149,19 @@ class External(TableOptimizer):
 
     def describe(self) -> str:
         return f"no optimizer, {'sparse' if self.sparse else 'dense'} gradients"
+
+
+KINDS: tuple[type[TableOptimizer], ...] = (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL)
+
+
+def refused(optimizer: object) -> str | None:
+    """Why a table cannot have this optimizer; None where it can. A formula stands in several kernels for each of these classes, and
+    for no other: a class made from one of them would learn as its parent.
+    """
+    if type(optimizer) in KINDS:
+        return None
+    known, name = ", ".join(kind.__name__ for kind in KINDS), type(optimizer).__name__
+    derived = isinstance(optimizer, TableOptimizer)
+    return f"the optimizer must be one of se.optim ({known}), or None for Parameters of your own torch optimizer, not {name}" + (
+        f", which is made from {type(optimizer).__mro__[1].__name__}: kernels know these classes only" if derived else ""
+    )

@@ -20,6 +20,7 @@ from shardembed.guarded import Factor
 from shardembed.journey import Journey
 from shardembed.optim import TableOptimizer
 from shardembed.wrappers import refuse_torch_checkpoint
+from shardembed.scalars import integer
 
 OnNonFinite = Literal["raise", "skip", "zero"]
 
@@ -98,8 +99,9 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         if on_nonfinite not in (None, "raise", "skip", "zero"):
             raise ConfigError(f"on_nonfinite must be 'raise', 'skip', 'zero' or None, not {on_nonfinite!r}")
-        if micro_batches < 1:
-            raise ConfigError(f"micro_batches must be at least 1, not {micro_batches}")
+        passes = integer(micro_batches)
+        if passes is None or passes < 1:
+            raise ConfigError(f"micro_batches must be at least 1, not {micro_batches!r}")
         # Tables without an optimizer of ours are Parameters, which the dense one may hold.
         self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.own_specs]
         self.on_nonfinite = on_nonfinite
@@ -115,7 +117,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(self.param_groups, {})
         self._built = True
         for journey in self.journeys:
-            journey.micro_batches = micro_batches
+            journey.micro_batches = passes
             journey.rate = self._rate
 
     @property

@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shardembed.errors import PlanError
 from shardembed.layout import Layout, Shard
+from shardembed.scalars import integer
 
 Packing = Literal["unique", "bag"]
 PACKINGS: tuple[Packing, ...] = ("unique", "bag")
@@ -55,6 +56,8 @@ class Placement:
     def __post_init__(self) -> None:
         if self.packing not in (None, *PACKINGS):
             raise PlanError(f"packing must be 'unique' or 'bag', not {self.packing!r}")
+        for name in ("ranks", "bounds", "strips", "node"):
+            object.__setattr__(self, name, _integers(name, getattr(self, name)))
         if self.ranks is not None and not self.ranks:
             raise PlanError("ranks must name at least one rank; leave it out for the default")
         if self.bounds is not None and self.strided:
@@ -83,12 +86,12 @@ def row_wise(
     packing: Packing | None = None,
 ) -> Placement:
     """Rows cut over `ranks` (default: all): even blocks, blocks at `bounds` (one fewer than ranks), or every n-th row."""
-    return Placement("row_wise", _ranks(ranks), _ranks(bounds), strided, packing=packing)
+    return Placement("row_wise", _several(ranks), _several(bounds), strided, packing=packing)
 
 
 def column_wise(ranks: Sequence[int] | None = None, *, packing: Packing | None = None) -> Placement:
     """Columns cut evenly over `ranks` (default: all; a rank may be named again to hold two strips)."""
-    return Placement("column_wise", _ranks(ranks), packing=packing)
+    return Placement("column_wise", _several(ranks), packing=packing)
 
 
 def table_row_wise(node: int, *, strided: bool = False, packing: Packing | None = None) -> Placement:
@@ -102,7 +105,7 @@ def grid(strips: int, ranks: Sequence[int] | None = None, *, strided: bool = Fal
     By default every strip takes a node's ranks, strip i those of node i modulo the number of nodes. With `ranks` given, they
     are dealt out to the strips in equal parts.
     """
-    return Placement("grid", _ranks(ranks), None, strided, strips, packing=packing)
+    return Placement("grid", _several(ranks), None, strided, strips, packing=packing)
 
 
 def replicated() -> Placement:
@@ -110,8 +113,19 @@ def replicated() -> Placement:
     return Placement("replicated")
 
 
-def _ranks(numbers: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if numbers is None else tuple(int(number) for number in numbers)
+def _several(numbers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if numbers is None else tuple(numbers)
+
+
+def _integers(name: str, value: Any) -> Any:
+    """A field's integer or integers, as Python's."""
+    if value is None:
+        return None
+    given = value if isinstance(value, tuple) else (value,)
+    found = tuple(integer(number) for number in given)
+    if None in found:
+        raise PlanError(f"{name} must be {'integers' if isinstance(value, tuple) else 'an integer'}, not {value!r}")
+    return found if isinstance(value, tuple) else found[0]
 
 
 def _even(size: int, parts: int) -> list[range]:

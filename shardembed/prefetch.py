@@ -30,6 +30,7 @@ from shardembed.comm import Comm
 from shardembed.errors import ConfigError, EndOfData, LoaderError, UnusedBatchWarning
 from shardembed.exchange import Mode
 from shardembed.journey import Journey, Ticket
+from shardembed.scalars import integer
 
 Arguments = Callable[[Any], tuple[Any, ...]]
 PATIENCE = 3  # batches that the model may be called without before that is taken for a mistake
@@ -116,11 +117,12 @@ def prefetched(loader: Iterable[Any], model: nn.Module, depth: int = 1, *, argum
         DataError: likewise, on the ranks whose own loader worked; one whose loader failed raises the loader's error.
         DisagreementError: on every rank, when they did not make the same calls.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+    ahead = integer(depth)
+    if ahead is None or ahead < 1:
         raise ConfigError(f"depth must be a whole number of batches from 1 on, not {depth!r}")
     target = target_of(model, told=arguments is not None)
     tickets = target is model and arguments is None  # the loop gets them, and passes them on
-    return _loop(loader, target, depth, arguments or _alone, tickets)
+    return _loop(loader, target, ahead, arguments or _alone, tickets)
 
 
 def _alone(batch: Any) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import torch
 from shardembed.errors import ConfigError
 from shardembed.optim import TableOptimizer
 from shardembed.plan import Plan
+from shardembed.scalars import integer
 from shardembed.tables import TableConfig
 
 AGREED = "tables, plan, optimizers and settings"
@@ -44,6 +45,10 @@ class Settings:
             raise ConfigError(f"gradient_reduction must be 'mean' or 'sum', not {self.reduction!r}")
         if self.wire_dtype not in WIRE_DTYPES:
             raise ConfigError(f"wire_dtype must be a floating-point dtype, torch.int8 or None, not {self.wire_dtype!r}")
+        seed = integer(self.seed)
+        if seed is None:
+            raise ConfigError(f"seed must be an integer, not {self.seed!r}")
+        object.__setattr__(self, "seed", seed)
 
 
 def names_of(tables: Sequence[str]) -> str:

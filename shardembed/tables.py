@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 
 from shardembed.errors import ConfigError
+from shardembed.scalars import integer, is_bool, real, within
 
 Pooling = Literal["sum", "mean", "max"] | None
 POOLINGS: tuple[Pooling, ...] = ("sum", "mean", "max", None)
@@ -24,6 +25,9 @@ class Normal:
     mean: float = 0.0
     std: float = 1.0
 
+    def __post_init__(self) -> None:
+        _as_numbers(self)
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -32,12 +36,27 @@ class Uniform:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        _as_numbers(self)
+
 
 @dataclass(frozen=True)
 class Constant:
     """Every element starts at `value`."""
 
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _as_numbers(self)
+
+
+def _as_numbers(start: Normal | Uniform | Constant) -> None:
+    for one in fields(start):
+        given = getattr(start, one.name)
+        number = real(given)
+        if number is None:
+            raise ConfigError(f"{type(start).__name__}: {one.name} must be a number, not {given!r}")
+        object.__setattr__(start, one.name, number)
 
 
 @dataclass(frozen=True)
@@ -113,9 +132,10 @@ class TableConfig:
         if not self.name or not isinstance(self.name, str):
             raise ConfigError(f"a table's name must be a non-empty string, not {self.name!r}")
         for name in ("num_embeddings", "embedding_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"table {self.name!r}: {name} must be a positive integer, not {value!r}")
+            value = integer(getattr(self, name))
+            if value is None or value < 1:
+                raise ConfigError(f"table {self.name!r}: {name} must be a positive integer, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)
         if self.dtype not in DTYPES:
             raise ConfigError(f"table {self.name!r}: dtype {self.dtype} is not one of {', '.join(map(str, DTYPES))}")
         if isinstance(self.feature_names, str):
@@ -128,15 +148,23 @@ class TableConfig:
         self._check_policy()
 
     def _check_policy(self) -> None:
-        rows, padding = self.num_embeddings, self.padding_idx
-        if padding is not None:
-            if isinstance(padding, bool) or not isinstance(padding, int) or not -rows <= padding < rows:
-                raise ConfigError(f"table {self.name!r}: padding_idx must be a row from {-rows} to {rows - 1}, not {padding!r}")
+        rows = self.num_embeddings
+        if self.padding_idx is not None:
+            padding = within(self.padding_idx, -rows, rows - 1)
+            if padding is None:
+                raise ConfigError(
+                    f"table {self.name!r}: padding_idx must be a row from {-rows} to {rows - 1}, not {self.padding_idx!r}"
+                )
             object.__setattr__(self, "padding_idx", padding % rows)
-        if self.max_norm is not None and not (_is_number(self.max_norm) and self.max_norm >= 0):
-            raise ConfigError(f"table {self.name!r}: max_norm must be a number that is not negative, not {self.max_norm!r}")
-        if not (_is_number(self.norm_type) and self.norm_type > 0):
+        if self.max_norm is not None:
+            longest = _norm(self.max_norm)
+            if longest is None or not longest >= 0:
+                raise ConfigError(f"table {self.name!r}: max_norm must be a number that is not negative, not {self.max_norm!r}")
+            object.__setattr__(self, "max_norm", longest)
+        kind = _norm(self.norm_type)
+        if kind is None or not kind > 0:
             raise ConfigError(f"table {self.name!r}: norm_type must be above 0 (2 is the Euclidean norm), not {self.norm_type!r}")
+        object.__setattr__(self, "norm_type", kind)
         if self.rounding not in (None, "nearest", "stochastic"):
             raise ConfigError(f"table {self.name!r}: rounding must be 'nearest' or 'stochastic', not {self.rounding!r}")
         if self.scale_grad_by_freq and "max" in {self.pooling_of(name) for name in self.feature_names or ()}:
@@ -212,8 +240,10 @@ class TableConfig:
         )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _norm(value: Any) -> int | float | None:
+    """A norm; as in torch True is 1, and a tensor of one number is that number."""
+    value = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    return float(value) if is_bool(value) else real(value)
 
 
 _TORCHREC_DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}

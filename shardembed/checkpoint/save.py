@@ -17,6 +17,7 @@ from shardembed.checkpoint.together import together
 from shardembed.checkpoint.writing import write
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError, ShardEmbedError
+from shardembed.scalars import integer
 
 
 class PendingSave:
@@ -159,8 +160,8 @@ def _work(
     bases: list[Base | None] = []
 
     def prepare() -> str:
-        if keep is not None and keep < 1:
-            raise CheckpointError(f"keep must be at least 1, not {keep}: the newest checkpoint is always kept")
+        if keep is not None and (integer(keep) or 0) < 1:
+            raise CheckpointError(f"keep must be at least 1, not {keep!r}: the newest checkpoint is always kept")
         bases.append(tracking.base_of(held, root) if incremental else None)
         number = step_of(held, step)
         snapshot = job.snapshot(held, comm, number, progress, bases[0] is not None)

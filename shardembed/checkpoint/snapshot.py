@@ -16,6 +16,7 @@ from shardembed.checkpoint.sharing import Saved, parts_of
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError, UnsupportedError
 from shardembed.modules.base import ShardedModule
+from shardembed.scalars import within
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def step_of(held: Inventory, step: int | None) -> int:
         if not held.tables:
             raise CheckpointError("the model has no sharded tables that count steps; pass step=")
         step = max(table.journey.steps for table in held.tables.values())
-    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 10**10:
+    number = within(step, 0, 10**10 - 1)
+    if number is None:
         raise CheckpointError(f"step must be an integer from 0 to 9,999,999,999, not {step!r}")
-    return step
+    return number

@@ -21,6 +21,7 @@ from shardembed.ahead import Ahead
 from shardembed.comm import Comm, default_device
 from shardembed.convert.find import find_sites
 from shardembed.convert.left import Left
+from shardembed.convert.resizing import explain_resizing
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.freezing import Beside
@@ -106,6 +107,7 @@ def shard(
         journey.beside = Beside([weakref.ref(parameter) for parameter in model.parameters() if parameter.requires_grad])
     if inputs is not None:
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
+    explain_resizing(model)
     if verbose and journey.comm.rank == 0:
         print(summary(journey, one_call=inputs is not None or len(set(modules.values())) == 1), file=sys.stderr)
     return model

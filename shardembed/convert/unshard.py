@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from shardembed.convert.find import KINDS
+from shardembed.convert.resizing import forget_resizing
 from shardembed.convert.shard import SharedLookup
 from shardembed.convert.sites import swap
 from shardembed.errors import ConfigError, UnsupportedError
@@ -54,6 +55,7 @@ def unshard(model: nn.Module, *, rank: int | None = None) -> nn.Module:
                 swap(model, path, plain)
             else:
                 result = plain
+    forget_resizing(model)
     for module in model.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, SharedLookup):

@@ -1,4 +1,6 @@
-"""TorchRec's output types for its input type, and whether a batch allows them. TorchRec is there when a KeyedJaggedTensor is."""
+"""Vectors in the output types that go with an input's: nested tensors, and TorchRec's, with what a batch must have for these.
+TorchRec is there when a KeyedJaggedTensor is.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,16 @@ from typing import Any
 import torch
 
 from shardembed.errors import FeatureError, InputError
+from shardembed.ids import jagged_offsets
 from shardembed.jagged import Jagged
 from shardembed.tables import Feature
+
+
+def nested_like(ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """One vector an id, `[n, D]`, as a nested tensor with the lengths of the nested `ids`."""
+    nested = torch.nested.nested_tensor_from_jagged(vectors, jagged_offsets(ids))
+    # Else a view from no_grad, which may not be written once gradients are on again, as nn.Embedding's answer may.
+    return nested if torch.is_grad_enabled() else nested.detach()
 
 
 def check_bags(where: str, batch: Any, keys: Sequence[str], parts: Mapping[str, Jagged]) -> None:

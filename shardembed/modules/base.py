@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial, wraps
 from typing import Any, NoReturn, TypeVar, cast
@@ -21,7 +22,7 @@ from shardembed.modules.auto import settle
 from shardembed.modules.handle import Held, Live, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
 from shardembed.modules.whole import TableModule, watch
-from shardembed.optim import External, TableOptimizer
+from shardembed.optim import External, TableOptimizer, refused
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
 from shardembed.settings import AGREED, Settings
@@ -191,14 +192,15 @@ class ShardedModule(TableModule):
                     slab.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
 
     @torch.no_grad()
-    def rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
-        """The rows `ids` (any shape) of a table as they are now, `[*ids.shape, embedding_dim]`. Collective: every rank asks for
-        its own.
+    def rows(self, table: str | torch.Tensor | None = None, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows `ids` (any shape) of a table as they are now, `[*ids.shape, embedding_dim]`: `rows(table, ids)`, or
+        `rows(ids)` of a module with one table. Collective: every rank asks for its own.
 
         Raises:
             FeatureError, InputError: on every rank, when any asked for a table that there is not, or with malformed ids.
         """
-        number, problem = self._find(table)
+        name, ids = _name_and(table, ids)
+        number, problem = self._find(name)
         feature = Feature("rows", number, None)
 
         def read() -> IdBatch:
@@ -209,30 +211,32 @@ class ShardedModule(TableModule):
         return self.journey.forward(read, [feature], as_they_are=True)[0]
 
     @torch.no_grad()
-    def load_rows(self, table: str, source: Any) -> None:
+    def load_rows(self, table: Any = None, source: Any = None) -> None:
         """Overwrite a table's weights from `source` `[num_embeddings, embedding_dim]`: a tensor, a NumPy array (memory-mapped too),
         a slice of a safetensors file (`safe_open(...).get_slice(name)`), or anything else that slices like these. Each rank reads
-        its own rows and columns only, 64 MiB at a time; optimizer state stays. Not collective.
+        its own rows and columns only, 64 MiB at a time; optimizer state stays. `load_rows(source)` is enough for a module with one
+        table. Not collective.
 
         Raises:
             ConfigError: the source has another shape.
             FeatureError: there is no such table.
         """
-        config = self.journey.tables[self._table(table)]
+        name, source = _name_and(table, source)
+        config = self.journey.tables[self._table(name)]
         shape = (config.num_embeddings, config.embedding_dim)
         if shape_of(source) != shape:
-            raise ConfigError(f"table {table!r} is {shape}, the source has shape {shape_of(source)}")
+            raise ConfigError(f"table {config.name!r} is {shape}, the source has shape {shape_of(source)}")
         for local in self.local_shards():
-            if local.table == table:
+            if local.table == config.name:
                 load_shard(local.weights, local.shard, source)
 
     @torch.no_grad()
-    def topk(self, queries: torch.Tensor, k: int, table: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def topk(self, queries: torch.Tensor, k: int, table: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The k rows of `table` with the largest dot product with each query, exactly. Collective.
 
         Args:
             queries: this rank's own, `[Q, embedding_dim]`; Q may differ between ranks and may be 0.
-            k: at most num_embeddings.
+            k: at most num_embeddings. table: may be left out where the module has one.
 
         Returns:
             (scores `[Q, k]`, ids `[Q, k]`), best first; of equal scores the lower id comes first.
@@ -244,15 +248,18 @@ class ShardedModule(TableModule):
         number, problem = self._find(table)
         return retrieval.topk(self.journey, number, queries, k, problem)
 
-    def _table(self, name: str) -> int:
+    def _table(self, name: str | None) -> int:
         number, problem = self._find(name)
         if problem is not None:
             raise problem
         return number
 
-    def _find(self, name: str) -> tuple[int, FeatureError | None]:
-        """The number of a table in its journey. In a collective call the error is for all ranks to raise."""
+    def _find(self, name: str | None) -> tuple[int, FeatureError | None]:
+        """The number of a table in its journey, of the only one for None. In a collective call the error is for all to raise."""
         names = [table.name for table in self.tables]
+        if name is None and len(names) > 1:
+            return 0, FeatureError(f"there are {len(names)} tables, so name one of them: {names}")
+        name = names[0] if name is None else name
         if name not in names:
             return 0, FeatureError(f"there is no table {name!r}; the tables are {names}")
         return [table.name for table in self.journey.tables].index(name), None
@@ -263,8 +270,9 @@ class ShardedModule(TableModule):
         Args:
             seed: another start than the first one.
         """
+        chosen = self.journey.settings.seed if seed is None else replace(self.journey.settings, seed=seed).seed
         for slab in self.journey.slabs:
-            slab.fill([table.name for table in self.tables], self.journey.settings.seed if seed is None else seed)
+            slab.fill([table.name for table in self.tables], chosen)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Exposed shards are Parameters of this rank alone; the handle of the whole table stands for them.
@@ -326,6 +334,11 @@ class ShardedModule(TableModule):
         )
 
 
+def _name_and(table: Any, value: Any) -> tuple[str | None, Any]:
+    """Of a call with a table's name and a value, or with the value alone."""
+    return (None, table) if value is None and not isinstance(table, str) else (table, value)
+
+
 def build_journey(
     tables: Sequence[TableConfig | Any],
     optimizer: TableOptimizers | None,
@@ -360,11 +373,8 @@ def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None)
             raise ConfigError(f"an optimizer is given for {pattern!r}, which matches no table; the tables are {names}")
     for table in tables:
         one = optimizer_of(table.name, optimizer)
-        if one is not None and not isinstance(one, TableOptimizer):
-            raise ConfigError(
-                f"table {table.name!r}: the optimizer must be one of se.optim (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL), "
-                f"or None for Parameters of your own torch optimizer, not {type(one).__name__}"
-            )
+        if one is not None and (problem := refused(one)):
+            raise ConfigError(f"table {table.name!r}: {problem}")
         chosen.append(External(sparse=table.sparse) if one is None else one)
     return chosen
 

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from shardembed.ahead import Ahead
-from shardembed.ids import IdBatch, jagged_offsets
+from shardembed.ids import IdBatch
 from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.journey import Ticket
-from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
+from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor, nested_like
 from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
 from shardembed.plan import PlanLike
 from shardembed.prefetch import Announced, Sent, Target
@@ -108,7 +108,7 @@ class EmbeddingCollection(ShardedModule, Target):
         for feature in self._unpooled:
             ids = given[feature.key]
             if isinstance(ids, torch.Tensor) and ids.is_nested:
-                named[feature.name] = torch.nested.nested_tensor_from_jagged(named[feature.name], jagged_offsets(ids))
+                named[feature.name] = nested_like(ids, named[feature.name])
         return named
 
     @eager

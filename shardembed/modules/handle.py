@@ -162,10 +162,7 @@ class TableHandle(torch.Tensor):
             return handle._map(lambda weights: func(weights, **given))
         if func is torch.ops.aten._to_copy.default and given.get("dtype") in (None, handle.dtype):
             return handle._map(lambda weights: func(weights, **given))
-        raise UnsupportedError(
-            f"{func.name()}: table {handle.table.name!r} lies cut over the ranks, so there is no weight tensor to compute with; "
-            "read rows with rows(table, ids), write them with load_rows(table, source), or get a plain module from se.unshard()"
-        )
+        handle._refuse(func.name())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TableHandle:
         return self.clone()  # type: ignore[return-value]
@@ -175,10 +172,40 @@ class TableHandle(torch.Tensor):
         return f"TableHandle({self.table.name!r}, {size}, {len(self.held)} shard(s) here)"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
+        self._refuse_file("torch.save")
+
+    def untyped_storage(self) -> NoReturn:
+        """What writers of safetensors ask for first, such as save_pretrained of transformers.
+
+        Raises:
+            PickleError: always.
+        """
+        self._refuse_file("a writer of whole tensors (save_pretrained, safetensors)")
+
+    storage = untyped_storage
+
+    def _refuse_file(self, writer: str) -> NoReturn:
         raise PickleError(
-            f"table {self.table.name!r} lies cut over the ranks, so torch.save cannot write it: no rank has all of it. Save "
+            f"table {self.table.name!r} lies cut over the ranks, so {writer} cannot write it: no rank has all of it. Save "
             "with se.save_checkpoint(folder, model), or the state dict with torch.distributed.checkpoint.save, on all ranks; get "
             "plain tables from se.unshard(model, rank=0), or read rows with rows(table, ids)"
+        )
+
+    def numpy(self, *, force: bool = False) -> NoReturn:
+        """Raises UnsupportedError."""
+        self._refuse("numpy()")
+
+    def tolist(self) -> NoReturn:
+        """Raises UnsupportedError."""
+        self._refuse("tolist()")
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("numpy.asarray()")
+
+    def _refuse(self, call: str) -> NoReturn:
+        raise UnsupportedError(
+            f"{call}: table {self.table.name!r} lies cut over the ranks, so there is no weight tensor to compute with; "
+            "read rows with rows(table, ids), write them with load_rows(table, source), or get a plain module from se.unshard()"
         )
 
     def _boxes(self) -> list[_Box]:

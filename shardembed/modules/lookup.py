@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -23,10 +23,23 @@ from shardembed.tables import Feature
 
 @dataclass(frozen=True)
 class Ready:
-    """Outputs that wait for the call they were made for."""
+    """Outputs that wait for the call they were made for. versions: how often each had been written into."""
 
     arguments: tuple[Any, ...]
     outputs: list[torch.Tensor]
+    versions: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "versions", self._versions())
+
+    def _versions(self) -> list[int]:
+        # Tensors of inference_mode count nothing, and no checkpoint meets them.
+        return [0 if output.is_inference() else output._version for output in self.outputs]
+
+    @property
+    def changed(self) -> bool:
+        """The outputs have been written into since."""
+        return self._versions() != self.versions
 
     def is_for(self, arguments: tuple[Any, ...]) -> bool:
         """The call's arguments are the announced ones; the same objects, or equal ones (a host sync on a GPU)."""
@@ -99,7 +112,7 @@ class Lookup(ShardedModule):
     def _handed_out(self, arguments: tuple[Any, ...]) -> Ready | None:
         if torch._C._current_graph_task_id() >= 0:
             # A checkpoint runs its part of the forward again in the backward, and must meet the same tensors.
-            return next((ready for ready in self._taken if ready.is_for(arguments)), None)
+            return self._again(arguments)
         if not self._ready:
             return None
         ready = self._ready.pop(0)
@@ -109,6 +122,15 @@ class Lookup(ShardedModule):
             raise StepError(
                 f"{self.name} was called with other ids than inputs= announced to shard() for it; let inputs= return, for "
                 "each module, exactly what it is called with (a list where it is called several times, in that order)"
+            )
+        return ready
+
+    def _again(self, arguments: tuple[Any, ...]) -> Ready | None:
+        ready = next((ready for ready in self._taken if ready.is_for(arguments)), None)
+        if ready is not None and ready.changed:
+            raise StepError(
+                f"what {self.name} answered was written into in place (x *= ..., say) before a checkpoint ran this part of the "
+                "forward again: with inputs= both get the same tensor. Write x = x * ... there, or shard() without inputs="
             )
         return ready
 

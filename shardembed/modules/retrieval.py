@@ -9,12 +9,15 @@ Legend: Q this rank's queries, A the queries of all ranks, R ranks.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
 from shardembed.comm import Comm
 from shardembed.errors import ConfigError, ShardEmbedError
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
+from shardembed.scalars import within
 from shardembed.tables import Feature, TableConfig
 
 CHUNK_ROWS = 65_536
@@ -29,8 +32,9 @@ def topk(
     """(scores `[Q, k]`, ids `[Q, k]`) of the rows with the largest dot product with each query; ties by the lower id."""
     config, comm = journey.tables[table], journey.comm
     problem = problem or _problem(config, queries_QD, k)
+    k = 0 if problem else operator.index(k)
     queries = 0 if problem else queries_QD.shape[0]
-    counts = journey.open_topk(table, 0 if problem else k, queries, problem)
+    counts = journey.open_topk(table, k, queries, problem)
     # The table's own compute dtype: the collection's other tables must not make its scores coarser.
     dtype = torch.float64 if config.dtype == torch.float64 else torch.float32
     all_AD = _gather(queries_QD.to(journey.device, dtype), counts, comm)
@@ -49,8 +53,8 @@ def _problem(config: TableConfig, queries_QD: torch.Tensor, k: int) -> ShardEmbe
         return ConfigError(f"queries must be a tensor [Q, {config.embedding_dim}], not {type(queries_QD).__name__}")
     if queries_QD.dim() != 2 or queries_QD.shape[1] != config.embedding_dim:
         return ConfigError(f"queries must be [Q, {config.embedding_dim}] for table {config.name!r}, not {list(queries_QD.shape)}")
-    if not isinstance(k, int) or not 1 <= k <= config.num_embeddings:
-        return ConfigError(f"k must be between 1 and {config.num_embeddings}, the rows of table {config.name!r}, not {k}")
+    if within(k, 1, config.num_embeddings) is None:
+        return ConfigError(f"k must be between 1 and {config.num_embeddings}, the rows of table {config.name!r}, not {k!r}")
     return None
 
 

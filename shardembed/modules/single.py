@@ -9,8 +9,9 @@ import torch.distributed as dist
 from typing_extensions import Self, Unpack
 
 from shardembed.errors import ConfigError
-from shardembed.ids import FeatureIds, IdBatch, jagged_offsets, read_features
+from shardembed.ids import FeatureIds, IdBatch, read_features
 from shardembed.journey import Journey
+from shardembed.modules.answers import nested_like
 from shardembed.modules.base import build_journey, eager
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
@@ -154,7 +155,7 @@ class Embedding(_Single):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[*input.shape, embedding_dim]`. Collective; the batch of a rank may be empty."""
         output = self.look_up(input)[0]
-        return torch.nested.nested_tensor_from_jagged(output, jagged_offsets(input)) if input.is_nested else output
+        return nested_like(input, output) if input.is_nested else output
 
     def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         (input,) = arguments
@@ -258,7 +259,16 @@ class EmbeddingBag(_Single):
 
     def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         ids, offsets, weights = (*arguments, None, None)[:3]
-        return IdBatch.of_bags(ids, offsets, weights, self.include_last_offset, self.feature, self.journey.device).parts
+        device, last = self.journey.device, self.include_last_offset
+        return IdBatch.of_bags(ids, offsets, weights, last, self.feature, device, self._last_takes_rest).parts
+
+    @property
+    def _last_takes_rest(self) -> bool:
+        """Ids behind the last offset belong to the last bag, as in torch (2.13) but for its fast sums on the CPU, which contradict
+        themselves there.
+        """
+        table, on_gpu = self.tables[0], self.journey.device.type != "cpu"
+        return on_gpu or self.mode == "max" or table.padding_idx is not None or table.dtype == torch.float64
 
     @classmethod
     def from_pretrained(

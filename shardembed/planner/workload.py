@@ -16,7 +16,7 @@ from shardembed import located
 from shardembed.errors import ConfigError
 from shardembed.explain import explain, nearest
 from shardembed.located import Located
-from shardembed.optim import RowwiseAdagrad, TableOptimizer
+from shardembed.optim import RowwiseAdagrad, TableOptimizer, refused
 from shardembed.planner import builtin
 from shardembed.planner.workload_sections import GroupSection, ReuseFile, TableSection, WorkloadSection
 from shardembed.tables import TableConfig
@@ -69,6 +69,10 @@ class TableLoad:
     skew: Skew = field(default_factory=Uniform)
     order: Order = "hashed"
     optimizer: TableOptimizer = field(default_factory=RowwiseAdagrad)
+
+    def __post_init__(self) -> None:
+        if problem := refused(self.optimizer):
+            raise ConfigError(f"table {self.table.name!r}: {problem}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,12 @@ Everything here is differentiable, so its adjoint (one gradient a segment) is au
 weights too. All pieces of a slab that pool alike go through one `F.embedding_bag` over the received vectors,
 which gives the same bits as `nn.EmbeddingBag` over the table.
 
+Outputs are parts of larger tensors, without a copy, and a user may write into them (`x = emb(ids); x *= 8`) as into torch's own.
+Autograd refuses that for views that were cut together or made in a function of ours, so outputs are cut and shaped by torch's
+operators that hide what they share. That is sound here, because parts do not overlap, nobody else has the whole, and what a
+backward saves of the vectors is never a part that goes out: bags read from partial sums, which may go out as they came, have
+other segments than what is read by id.
+
 Legend: S segments, W columns of the slab, B bags.
 """
 
@@ -33,7 +39,7 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
     outputs = [found[0][1] if len(found) == 1 else _side_by_side(found) for found in strips]
     for i, part in enumerate(route.ids.parts):
         if len(part.shape) != 1:
-            outputs[i] = outputs[i].view(*part.shape, outputs[i].shape[1])
+            outputs[i] = torch.ops.aten._unsafe_view.default(outputs[i], [*part.shape, outputs[i].shape[1]])
     return outputs
 
 
@@ -58,7 +64,7 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: St
             pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=pooling, **options)
         else:
             pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, pooling))
-    for (feature, strip), vectors in zip(pieces.columns, pooled.split(counts), strict=True):
+    for (feature, strip), vectors in zip(pieces.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
         strips[feature].append((strip, vectors))
 
 
@@ -133,7 +139,7 @@ def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: 
     sums = vectors_SW if sum(sizes) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
         sums = cast(torch.Tensor, _SumParts.apply(vectors_SW, slab.bag_segments, slab.bag_starts))
-    for (feature, number), strip in zip(slab.bagged, sums.split(sizes), strict=True):
+    for (feature, number), strip in zip(slab.bagged, torch.unsafe_split_with_sizes(sums, sizes), strict=True):
         if route.features[feature].pooling == "mean":
             lengths = route.ids.parts[feature].bag_lengths().clamp(min=1)
             strip = strip / lengths.unsqueeze(1).to(strip.dtype)

@@ -10,6 +10,7 @@ import torch
 
 import shardembed as se
 from tests.harness import run_ranks
+from tests.ranks.sharded import written
 
 SAMPLES, LONGEST, STEPS = 8, 7, 10
 ROWS, COLUMNS = 23, 12
@@ -78,7 +79,7 @@ def hashes(
                 offsets = torch.tensor([0, *(len(bag) for bag in bags[mine])]).cumsum(0)
                 batch[name] = (torch.cat(bags[mine]), offsets)
             batch["e"] = (*batch["e"], torch.cat(weights[mine]))
-            outputs = emb(batch)
+            outputs = written(emb(batch), step)
             loss = torch.stack([(outputs[name].float() * torch.cat(slopes[name][mine])).sum() for name in outputs]).sum()
             (loss * (world_size if chosen == "mean" else 1)).backward()
         opt.step()

@@ -163,7 +163,7 @@ CALLS: dict[str, Bad] = {
         lambda m: m["bag"](torch.tensor([[5]]), torch.tensor([0])), errors.InputError, ["'bag'", "offsets must be None"]
     ),
     "EmbeddingBag: offsets start late": Bad(
-        lambda m: m["bag"](torch.tensor([5, 6]), torch.tensor([1])), errors.OffsetsError, ["'bag'", "run from 1 to 2"]
+        lambda m: m["bag"](torch.tensor([5, 6]), torch.tensor([1])), errors.OffsetsError, ["'bag'", "the first bag must begin at 0"]
     ),
     "EmbeddingBag: weights of a mean": Bad(
         lambda m: m["bag"](torch.tensor([[5]]), None, torch.ones(1, 1)), errors.InputError, ["'bag'", "pooling 'sum'"]
@@ -172,6 +172,9 @@ CALLS: dict[str, Bad] = {
     "rows: floats": Bad(lambda m: m["many"].rows("user", torch.rand(1)), errors.DtypeError, ["ids must be int32 or int64"]),
     "rows: unknown table": Bad(
         lambda m: m["many"].rows("usr", torch.tensor([0])), errors.FeatureError, ["no table 'usr'", "['item', 'user']"]
+    ),
+    "rows: which of several tables": Bad(
+        lambda m: m["many"].rows(torch.tensor([0])), errors.FeatureError, ["2 tables, so name one", "['item', 'user']"]
     ),
     "topk: k too large": Bad(lambda m: m["many"].topk(torch.rand(1, 6), 31, "user"), errors.ConfigError, ["'user'", "31"]),
     "topk: k is no number": Bad(lambda m: m["many"].topk(torch.rand(1, 6), None, "user"), errors.ConfigError, ["not None"]),
@@ -227,3 +230,28 @@ def test_an_error_of_another_kind_stays_itself_and_reaches_the_others() -> None:
     told, own = run_ranks(2, refuse_broken)
     assert told == ("InputError", "rank 1: OSError: the disk is gone", [3, 6])
     assert own == ("OSError", "the disk is gone", [4, 6])
+
+
+def trace(rank: int, world_size: int, tracing: list[int]) -> tuple[str, str]:
+    emb, ids = se.Embedding(30, 4, plan=se.row_wise(), optimizer=se.optim.Adagrad()), torch.tensor([5, 29])
+    said = ("none", "")
+    try:
+        if rank in tracing:
+            torch.jit.trace(emb, ids)
+        else:
+            emb(ids)
+    except errors.ShardEmbedError as error:
+        said = type(error).__name__, str(error)
+    assert torch.equal(emb(ids), emb.rows(ids)), "no call is answered after a refused trace"
+    return said
+
+
+@pytest.mark.parametrize("tracing", [[0, 1], [1]], ids=str)
+def test_a_trace_is_refused_on_all_ranks_and_they_go_on(tracing: list[int]) -> None:
+    for rank, (name, text) in enumerate(run_ranks(2, trace, tracing)):
+        assert name == ("UnsupportedError" if rank in tracing else "InputError")
+        assert "torch.jit.trace cannot follow ids to other ranks" in text
+
+
+def test_a_trace_is_refused_on_one_rank_too() -> None:
+    assert trace(0, 1, [0])[0] == "UnsupportedError"

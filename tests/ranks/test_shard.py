@@ -102,7 +102,9 @@ def test_only_rank_zero_needs_the_weights() -> None:
 
 
 class Shared(nn.Module):
-    """`first` and `second` share a weight, `again` is `first` itself; `first` is called twice, once by keyword."""
+    """`first` and `second` share a weight, `again` is `first` itself; `first` is called twice, once by keyword. Answers are written
+    into.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +115,10 @@ class Shared(nn.Module):
         self.inner.again = self.first
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        twice = self.first(one) + self.inner.again(input=other)
-        return twice + self.second(input=one, offsets=torch.arange(len(one)))
+        twice = self.first(one)
+        twice *= 3.0
+        twice += self.inner.again(input=other)
+        return twice.tanh_() + self.second(input=one, offsets=torch.arange(len(one)))
 
 
 def shared_inputs(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:

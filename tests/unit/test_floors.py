@@ -24,7 +24,7 @@ FLOORS = {
     3: ["clipping", "journey", "prefetch", "loaders", "optimizer"],
     2: [
         *("ahead", "autograd", "exchange", "exposed", "fixed", "freezing", "guarded"),
-        *("renorm", "route", "slab", "step", "ticket", "twins", "wrappers"),
+        *("renorm", "route", "slab", "step", "ticket", "tracing", "twins", "wrappers"),
     ],
     1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
@@ -44,7 +44,7 @@ FLOORS = {
             "optional",
             "placement",
         ),
-        *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
+        *("plan", "planner", "scalars", "sections", "settings", "slabs", "tables", "wire"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -149,7 +149,7 @@ WRONG = [
     ("offsets that fall", (IDS, torch.tensor([0, 4, 2, 5])), OffsetsError, "fall from 4 to 2 at position 2"),
     ("no offsets at all", (IDS, OFFSETS[:0]), OffsetsError, "offsets are empty"),
     ("no offsets and no ids", (IDS[:0], OFFSETS[:0]), OffsetsError, "offsets are empty"),
-    ("float offsets", (IDS, OFFSETS.float()), DtypeError, "offsets must be a one-dimensional int32 or int64 tensor"),
+    ("float offsets", (IDS, OFFSETS.float()), DtypeError, "offsets must be a one-dimensional tensor of integers"),
     ("two-dimensional offsets", (IDS, OFFSETS.view(2, 2)), DtypeError, "one-dimensional"),
     ("a list of offsets", (IDS, [0, 5]), DtypeError, "offsets must be"),
     ("integer weights", (IDS, OFFSETS, IDS), DtypeError, "floating-point"),
@@ -208,11 +208,11 @@ def test_embedding_bags_arguments() -> None:
     assert bags(IDS.view(1, 5), None, torch.rand(1, 5)).weights is not None
 
 
-def test_ids_behind_the_last_offset_belong_to_no_bag() -> None:
+def test_ids_behind_the_last_offset_belong_to_the_last_bag() -> None:
     weights = torch.arange(5.0)
     part = bags(IDS, torch.tensor([0, 1, 3]), weights, last=True)
-    check(part, IDS[:3], [1, 2], (2,))
-    assert torch.equal(_weights(part), weights[:3])
+    check(part, IDS, [1, 4], (2,))
+    assert torch.equal(_weights(part), weights)
     with pytest.raises(InputError, match="3 weights for 5 ids"):
         bags(IDS, torch.tensor([0, 1, 3]), weights[:3], last=True)
 
@@ -248,7 +248,12 @@ def _weights(part: FeatureIds) -> torch.Tensor:
         ((IDS.view(1, 5), OFFSETS), InputError, "bags already; offsets must be None"),
         ((IDS, OFFSETS.view(2, 2)), DtypeError, "one-dimensional"),
         ((IDS, torch.tensor(0)), DtypeError, "one-dimensional"),
-        ((IDS, torch.tensor([1, 3])), OffsetsError, "from 1 to 5"),
+        ((IDS, torch.tensor([1, 3])), OffsetsError, "offsets begin at 1, but the first bag must begin at 0"),
+        ((IDS, OFFSETS[:0]), OffsetsError, r"offsets \[\] make no bag, but there are 5 id\(s\)"),
+        ((IDS, OFFSETS[:1], None, True), OffsetsError, r"offsets \[0\] make no bag, but there are 5 id\(s\)"),
+        ((IDS, torch.tensor([0, 6]), None, True), OffsetsError, r"offsets end at 6, but there are 5 id\(s\); with include_last"),
+        ((IDS, torch.tensor([0, 3, 2]), None, True), OffsetsError, "offsets fall from 3 to 2"),
+        ((IDS, torch.tensor([0, 6])), OffsetsError, "offsets fall from 6 to 5"),
         ((IDS.float(), OFFSETS[:-1]), DtypeError, "int32 or int64"),
         (([1, 2], OFFSETS), DtypeError, "must be a tensor"),
     ],

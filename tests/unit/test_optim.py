@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import shardembed as se
 from shardembed import optim
 from shardembed.errors import ConfigError
+from shardembed.planner.workload import TableLoad
+from shardembed.tables import TableConfig
 
 ALL = [optim.SGD, optim.Adagrad, optim.RowwiseAdagrad, optim.Adam, optim.AdamW, optim.FTRL]
 COUNTERPARTS = {
@@ -75,3 +78,19 @@ def test_settings_that_differ_describe_themselves_differently() -> None:
     """Ranks compare these texts to find out whether they were given the same."""
     near = [optim.SGD(lr=0.1), optim.SGD(lr=0.1 + 1e-9), optim.Adam(betas=(0.9, 0.999)), optim.Adam(betas=(0.9, 0.9990001))]
     assert len({settings.describe() for settings in near}) == len(near)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference", "numba", "triton"])
+@pytest.mark.parametrize("parent", [optim.TableOptimizer, *ALL])
+def test_a_class_made_from_one_of_ours_is_refused(parent: type[optim.TableOptimizer], kernel: Any) -> None:
+    """It would learn as its parent, or fail in the first step, by kernel."""
+    mine = dataclasses.make_dataclass("Mine", [("lr", float, 0.1)], bases=(parent,), frozen=True)()
+    says = rf"table 'embedding': the optimizer must be one of se.optim.*not Mine, which is made from {parent.__name__}: kernels"
+    with pytest.raises(ConfigError, match=says):
+        se.Embedding(6, 3, optimizer=mine, kernel=kernel)
+    with pytest.raises(ConfigError, match=r"table 't': the optimizer must be one of se.optim"):
+        TableLoad(TableConfig("t", 6, 3), (1.0,), optimizer=mine)
+
+
+def test_the_classes_that_are_known_are_those_of_the_page() -> None:
+    assert set(optim.KINDS) == set(ALL)

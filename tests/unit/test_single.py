@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import shardembed as se
-from shardembed.errors import ConfigError, InputError, PickleError, UnsupportedError
+from shardembed.errors import ConfigError, FeatureError, InputError, PickleError, StepError, UnsupportedError
 
 OURS = se.optim.SGD(lr=0.1)
 ALL = torch.arange(6)
@@ -55,6 +58,41 @@ def test_the_representation_reads_like_torchs() -> None:
         "EmbeddingBag(6, 3, padding_idx=5, max_norm=2.0, norm_type=1.0, scale_grad_by_freq=True, sparse=True, mode='sum', "
         "table_wise over 1 rank(s))"
     )
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding_idx": np.int64(-2), "max_norm": np.float32(1.5), "norm_type": np.float64(1)},
+        {"padding_idx": torch.tensor(2), "max_norm": True, "norm_type": np.int8(3)},
+        {"max_norm": torch.tensor(0.5)},
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch_are_taken_as_torch_does(kind: str, settings: dict[str, Any]) -> None:
+    torchs = getattr(nn, kind)(np.int32(6), np.uint8(3), **settings)
+    own, ours = copy.deepcopy(torchs), getattr(se, kind)(np.int32(6), np.uint8(3), **settings, optimizer=OURS)
+    ours.load_rows("embedding", torchs.weight.detach())
+    converted = se.shard(nn.Sequential(own), optimizer=OURS, verbose=False)[0]
+    expected = torchs(ALL.view(2, 3))
+    for module in (ours, converted):
+        torch.testing.assert_close(module(ALL.view(2, 3)), expected)
+        assert json.dumps([getattr(module, name) for name in ATTRIBUTES]), "kept as Python's"
+        assert {name: getattr(module, name) for name in ATTRIBUTES} == {name: getattr(torchs, name) for name in ATTRIBUTES}
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding_idx": True}, {"padding_idx": 1.0}, {"max_norm": "1"}, {"num_embeddings": 6.0}, {"num_embeddings": True}],
+    ids=str,
+)
+def test_what_is_no_number_to_torch_is_refused(kind: str, settings: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, IndexError)):  # in torch some not before the lookup
+        getattr(nn, kind)(**{"num_embeddings": 6, "embedding_dim": 3, **settings})(ALL.view(2, 3))
+    with pytest.raises(ConfigError, match=f"table 'embedding': {next(iter(settings))} must be"):
+        getattr(se, kind)(**{"num_embeddings": 6, "embedding_dim": 3, **settings})
 
 
 @KINDS
@@ -184,6 +222,139 @@ def test_evaluation_gives_the_same_numbers_without_gradients(no_gradients: Any) 
         se.Optimizer(module).step()
 
 
+@KINDS
+@pytest.mark.parametrize("frozen", [False, True], ids=["learns", "frozen"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
+@pytest.mark.parametrize(
+    "cut", [se.table_wise(0), se.row_wise(), se.column_wise([0, 0]), se.replicated()], ids=lambda cut: cut.kind
+)
+def test_answers_may_be_written_into_as_torchs(kind: str, frozen: bool, deterministic: bool, cut: se.Placement) -> None:
+    given, factor = torch.randn(6, 4), nn.Parameter(torch.tensor(0.5))
+    torchs = getattr(nn, kind).from_pretrained(given, freeze=frozen)
+    ours = getattr(se, kind).from_pretrained(given, freeze=frozen, plan=cut, deterministic=deterministic)
+    batches = [ALL.view(2, 3), torch.empty(0, 3, dtype=torch.int64)]
+    if kind == "Embedding":
+        batches += [ALL, torch.tensor(3), torch.nested.nested_tensor([ALL[:2], ALL[2:]], layout=torch.jagged)]
+    for ids in batches:
+        for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            seen = []
+            for module in (torchs, ours):
+                with context():
+                    answer = module(ids)
+                    answer *= 3.0
+                if context is not torch.inference_mode:
+                    answer += factor  # after no_grad too
+                flat = answer.values() if answer.is_nested else answer
+                seen.append(flat.detach())
+                if context is torch.enable_grad:
+                    (flat * torch.arange(flat.numel()).view_as(flat)).sum().backward()
+            assert torch.equal(*seen), (tuple(ids.shape), context)
+    assert factor.grad is not None
+    if not frozen:
+        torch.testing.assert_close(torch.cat([part.grad for part in ours.parameters()], 1), torchs.weight.grad)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_weights_written_into_before_the_backward_are_noticed(deterministic: bool) -> None:
+    weights = torch.ones(2, 3)
+    output = se.EmbeddingBag(6, 3, mode="sum", deterministic=deterministic)(ALL.view(2, 3), None, weights)
+    weights *= 2.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_answers_of_one_call_are_not_written_into_below_a_checkpoint() -> None:
+    """Run again it would meet what it has written; by calls of their own modules look their rows up again."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e = nn.Embedding(6, 3)
+
+        def part(self, ids: torch.Tensor) -> torch.Tensor:
+            answer = self.e(ids)
+            answer *= 3.0
+            return answer.tanh()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.part, ids, use_reentrant=False)
+
+    torch.manual_seed(0)
+    plain, own = Model(), Model()
+    own.load_state_dict(plain.state_dict())
+    for model in (plain, se.shard(own, verbose=False)):
+        model(ALL).sum().backward()
+    torch.testing.assert_close(next(own.parameters()).grad, plain.e.weight.grad)
+    shared = se.shard(plain, inputs=lambda ids: {"e": ids}, verbose=False)
+    with pytest.raises(StepError, match=r"what e answered was written into in place.*before a checkpoint ran"):
+        shared(ALL).sum().backward()
+
+
+@KINDS
+def test_the_only_table_needs_no_name(kind: str) -> None:
+    module, given = getattr(se, kind)(6, 3, optimizer=OURS), torch.randn(6, 3)
+    for load in (
+        lambda: module.load_rows(given),
+        lambda: module.load_rows(source=given),
+        lambda: module.load_rows("embedding", given),
+    ):
+        module.reset_parameters()
+        load()
+        for rows in (
+            module.rows(ALL),
+            module.rows(ids=ALL),
+            module.rows("embedding", ALL),
+            module.rows(table="embedding", ids=ALL),
+        ):
+            assert torch.equal(rows, given)
+    for found, named in zip(module.topk(given, 2), module.topk(given, 2, "embedding"), strict=True):
+        assert torch.equal(found, named)
+    several = se.EmbeddingCollection([se.TableConfig("a", 6, 3), se.TableConfig("b", 6, 3)], optimizer=OURS)
+    for call in (lambda: several.rows(ALL), lambda: several.load_rows(given), lambda: several.topk(given, 2)):
+        with pytest.raises(FeatureError, match=r"there are 2 tables, so name one of them: \['a', 'b'\]"):
+            call()
+
+
+def test_writers_of_whole_tensors_are_told_what_saves_a_table(tmp_path: Path) -> None:
+    """safetensors' too, by which transformers' save_pretrained saves."""
+    weight = se.Embedding(6, 3, optimizer=OURS, feature="item").weight
+    says = r"table 'item' lies cut over the ranks, so .* cannot write it.*se.save_checkpoint\(folder, model\)"
+    writers: list[Any] = [lambda: weight.untyped_storage().data_ptr(), lambda: weight.storage()]
+    writers.append(lambda: safetensors.torch.save_file({"weight": weight}, tmp_path / "model"))
+    for write in (*writers, lambda: torch.save(weight, tmp_path / "model")):
+        with pytest.raises(PickleError, match=says):
+            write()
+    for read in (lambda: weight.numpy(), lambda: weight.tolist(), lambda: np.asarray(weight), lambda: weight.sum()):
+        with pytest.raises(UnsupportedError, match=r"table 'item' lies cut over the ranks.*rows\(table, ids\)"):
+            read()
+
+
+class Resizable(nn.Module):
+    """Resizes as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e = nn.Embedding(6, 3)
+
+    def resize_token_embeddings(self, size: int) -> nn.Module:
+        if self.e.weight.shape[0] == size:
+            return self.e
+        if not isinstance(self.e, nn.Embedding):
+            raise TypeError(f"Old embeddings are of type {type(self.e)}")
+        self.e = nn.Embedding(size, 3)
+        return self.e
+
+
+def test_resizing_a_sharded_model_says_what_to_do() -> None:
+    model = nn.Sequential(Resizable())
+    se.shard(model, optimizer=OURS, verbose=False)
+    assert model[0].resize_token_embeddings(6) is model[0].e
+    with pytest.raises(UnsupportedError, match=r"Resizable.resize_token_embeddings: a sharded table keeps its size.*\['0.e'\]"):
+        model[0].resize_token_embeddings(7)
+    se.unshard(model)
+    assert model[0].resize_token_embeddings(7).num_embeddings == 7
+
+
 def test_a_module_is_neither_pickled_nor_copied(tmp_path: Path) -> None:
     for optimizer in (OURS, None):
         model = nn.Sequential(se.Embedding(6, 3, optimizer=optimizer, feature="item"))
@@ -240,7 +411,7 @@ def test_unknown_keywords_are_refused() -> None:
         ("mean", (ALL.view(2, 3), torch.tensor([0])), "offsets must be None"),
         ("mean", (ALL.view(1, 2, 3),), "ids must be"),
         ("mean", (torch.tensor(0),), "ids must be"),
-        ("mean", (ALL, torch.tensor([1, 2])), "offsets run from 1 to 6"),
+        ("mean", (ALL, torch.tensor([1, 2])), "offsets begin at 1, but the first bag must begin at 0"),
         ("mean", (ALL.float().view(2, 3),), "int32 or int64"),
         ("mean", (ALL.view(2, 3), None, torch.ones(2, 3)), "weights need pooling 'sum'"),
         ("max", (ALL.view(2, 3), None, torch.ones(2, 3)), "weights need pooling 'sum'"),
@@ -267,6 +438,52 @@ def test_bags_without_ids_and_bags_of_padding_are_zero(mode: Any) -> None:
     assert module(torch.empty(2, 0, dtype=torch.int64)).tolist() == [[0.0] * 3] * 2
 
 
+@pytest.mark.parametrize("optimizer", [None, OURS], ids=["own", "ours"])
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({"mode": "max"}, torch.float32),
+        ({"mode": "mean", "padding_idx": 2}, torch.float32),
+        ({"mode": "sum", "padding_idx": 5}, torch.float32),
+        ({"mode": "sum"}, torch.float64),
+        ({"mode": "mean"}, torch.float64),
+    ],
+    ids=str,
+)
+def test_ids_behind_the_last_offset_are_where_torch_has_them(settings: dict[str, Any], dtype: Any, optimizer: Any) -> None:
+    given = torch.randn(6, 3, dtype=dtype)
+    torchs = nn.EmbeddingBag.from_pretrained(given.clone(), freeze=False, include_last_offset=True, **settings)
+    ours = se.EmbeddingBag.from_pretrained(given, freeze=False, include_last_offset=True, optimizer=optimizer, **settings)
+    learner = se.Optimizer(ours, micro_batches=4) if optimizer else None
+    for offsets in ([0, 2, 3], [0, 2, 3, 3], [0, 0], [0, 4, 6]):
+        weights = (torch.rand(6, dtype=dtype),) if settings["mode"] == "sum" else ()
+        expected, output = (module(ALL, torch.tensor(offsets), *weights) for module in (torchs, ours))
+        torch.testing.assert_close(output, expected)
+        factor = torch.rand_like(expected)
+        for answer in (expected, output):
+            (answer * factor).sum().backward()
+    assert torchs.weight.grad is not None
+    if learner is None:
+        torch.testing.assert_close(next(ours.parameters()).grad, torchs.weight.grad)
+        return
+    learner.step()
+    torch.testing.assert_close(ours.rows("embedding", ALL), given - OURS.lr * torchs.weight.grad)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_ids_behind_the_last_offset_are_refused_where_torch_contradicts_itself(mode: Any) -> None:
+    """In its fast sums of float32 rows on the CPU; there the gradients of such ids come from memory that nobody wrote."""
+    given = torch.randn(6, 3)
+    torchs = nn.EmbeddingBag.from_pretrained(given, mode=mode, include_last_offset=True)
+    whole = nn.EmbeddingBag.from_pretrained(given, mode=mode)
+    offsets = torch.tensor([0, 2, 3])
+    assert not torch.allclose(torchs(ALL, offsets), whole(ALL, offsets[:-1]))  # else it has been mended, and so can we be
+    module = se.EmbeddingBag.from_pretrained(given, mode=mode, include_last_offset=True)
+    with pytest.raises(InputError, match=r"3 id\(s\) stand behind the last offset 3\. torch on the CPU"):
+        module(ALL, offsets)
+    assert torch.equal(module(ALL[:3], offsets), whole(ALL[:3], offsets[:-1]))
+
+
 def test_bags_are_lookups_that_are_pooled() -> None:
     """What torch's page says of bags of one length."""
     given, ids = torch.randn(6, 3), ALL.view(2, 3)
@@ -279,7 +496,9 @@ def test_offsets_may_have_another_type_than_ids() -> None:
     given, offsets = torch.randn(6, 3), torch.tensor([0, 2])
     expected = nn.EmbeddingBag.from_pretrained(given)(ALL, offsets)
     module = se.EmbeddingBag.from_pretrained(given)
-    for one, other in ((torch.int32, torch.int64), (torch.int64, torch.int32), (torch.int32, torch.int32)):
+    types = [(torch.int32, torch.int64), (torch.int64, torch.int32), (torch.int32, torch.int32), (torch.int64, torch.int16)]
+    for one, other in types:
+        assert torch.equal(nn.EmbeddingBag.from_pretrained(given)(ALL.to(one), offsets.to(other)), expected)
         assert torch.equal(module(ALL.to(one), offsets.to(other)), expected)
 
 

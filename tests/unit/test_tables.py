@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from shardembed.errors import ConfigError
+from shardembed import placement
+from shardembed.errors import ConfigError, PlanError
+from shardembed.hashing import Hashing
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad
+from shardembed.settings import Settings
 from shardembed.tables import Feature, Normal, TableConfig, Uniform, features_of
 
 
@@ -35,6 +40,43 @@ def test_a_table_refuses(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         TableConfig(**{"name": "item", "num_embeddings": 10, "embedding_dim": 4, **settings})
     assert "name" in settings or "table 'item'" in str(caught.value)
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    """Texts of settings are compared between ranks, and written as JSON."""
+    eight, half = np.int32(8), np.float32(0.5)
+    made: list[tuple[Any, Any]] = [
+        (
+            TableConfig("t", eight, eight, padding_idx=np.int8(-1), max_norm=half),
+            TableConfig("t", 8, 8, padding_idx=7, max_norm=0.5),
+        ),
+        (Normal(half, eight), Normal(0.5, 8)),
+        (Uniform(np.int64(0), half), Uniform(0, 0.5)),
+        (Adam(half, (half, np.float64(0.25)), half), Adam(0.5, (0.5, 0.25), 0.5)),
+        (Settings(seed=eight), Settings(seed=8)),
+        (Hashing(eight, np.uint64(3), np.int8(2)), Hashing(8, 3, 2)),
+        (placement.table_wise(np.int64(1)), placement.table_wise(1)),
+        (placement.row_wise(np.arange(2), bounds=np.array([3])), placement.row_wise([0, 1], bounds=[3])),
+        (placement.grid(np.int64(2), torch.arange(4)), placement.grid(2, range(4))),
+        (placement.table_row_wise(np.int64(0)), placement.table_row_wise(0)),
+    ]
+    for given, expected in made:
+        assert given == expected
+        assert repr(given) == repr(expected)
+
+
+def test_what_is_no_number_is_refused() -> None:
+    wrong: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: Normal("0"), ConfigError, "Normal: mean must be a number, not '0'"),  # type: ignore[arg-type]
+        (lambda: SGD(lr=True), ConfigError, "SGD: lr must be finite and not negative, not True"),
+        (lambda: Settings(seed=1.5), ConfigError, "seed must be an integer, not 1.5"),  # type: ignore[arg-type]
+        (lambda: placement.row_wise([0, 1.5]), PlanError, r"ranks must be integers, not \(0, 1.5\)"),  # type: ignore[list-item]
+        (lambda: placement.table_wise("0"), PlanError, r"ranks must be integers, not \('0',\)"),  # type: ignore[arg-type]
+        (lambda: placement.grid(2.0), PlanError, "strips must be an integer, not 2.0"),  # type: ignore[arg-type]
+    ]
+    for make, error, says in wrong:
+        with pytest.raises(error, match=says):
+            make()
 
 
 def test_a_tables_defaults() -> None:
