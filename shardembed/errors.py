@@ -32,7 +32,11 @@ class CollectiveError(ShardEmbedError, RuntimeError):
     """A collective call did not complete: it timed out, or a rank is gone."""
 
 
-class NonFiniteGradientError(ShardEmbedError, ArithmeticError):
+class NonFiniteError(ShardEmbedError, ArithmeticError):
+    """A loss, a table or a parameter holds inf or nan and the policy is to raise."""
+
+
+class NonFiniteGradientError(NonFiniteError):
     """A gradient holds inf or nan and the policy is to raise."""
 
 
@@ -93,6 +97,10 @@ class FeatureError(InputError, KeyError):
 
 class UnusedBatchWarning(UserWarning):
     """The ids of batches were sent ahead, and the model was called with others."""
+
+
+class NonFiniteWarning(UserWarning):
+    """A checkpoint holds inf or nan."""
 
 
 class MissedStepWarning(UserWarning):

@@ -17,7 +17,7 @@ from shardembed.checkpoint.format.reading import piece_of
 from shardembed.checkpoint.format.workers import Scratch, bytes_of, spread
 from shardembed.errors import CheckpointError
 
-__all__ = ["Copy", "Files", "Part", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
+__all__ = ["Copy", "Files", "Part", "is_finite", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
 
 PIECE_BYTES = 8 << 20
 WORKERS = 2
@@ -51,8 +51,12 @@ class Part:
         return self.data.shape[1] * self.data.dtype.itemsize
 
 
-def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], workers: int = WORKERS) -> dict[str, Block]:
+def write_file(
+    path: Path, parts: Sequence[Part], metadata: Mapping[str, str], workers: int = WORKERS, nonfinite: set[str] | None = None
+) -> dict[str, Block]:
     """Write `parts` as a new safetensors file, onto the disk itself; returns each part's block by its name.
+
+    `nonfinite` gets the names of those that hold inf or nan; a piece is looked through while it is at hand to be hashed.
 
     Beyond the tensors this needs `PIECE_BYTES` (or the longest row, where that is more) a worker, and only for parts that are
     not contiguous on the CPU.
@@ -70,7 +74,10 @@ def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], w
     def write_piece(task: tuple[int, int], scratch: Scratch) -> None:
         number, piece = task
         part, rows = parts[number], _rows_a_piece(parts[number])
-        data = bytes_of(_contiguous(part.some(piece * rows, (piece + 1) * rows), scratch))
+        values = _contiguous(part.some(piece * rows, (piece + 1) * rows), scratch)
+        if nonfinite is not None and part.name not in nonfinite and not is_finite(values.view(part.data.dtype)):
+            nonfinite.add(part.name)
+        data = bytes_of(values)
         offset = offsets[number] + piece * rows * part.row_bytes
         _write(descriptor, data, offset)
         _begin_writing_out(descriptor, offset, len(data))
@@ -84,6 +91,15 @@ def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], w
         part.name: Block(path.name, offset, part.bytes, _rows_a_piece(part), tuple(found))
         for part, offset, found in zip(parts, offsets, hashes, strict=True)
     }
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """No value is inf or nan. A sum is read at the speed of memory, and one that overflows is looked at again."""
+    if not values.is_floating_point():
+        return True
+    if values.dtype.itemsize == 1:  # the dtypes of 8 bits cannot be added
+        values = values.to(torch.float32)
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def write_state(path: Path, data: bytes) -> Block:
