@@ -33,7 +33,9 @@ class CollectiveError(ShardEmbedError, RuntimeError):
 
 
 class NonFiniteError(ShardEmbedError, ArithmeticError):
-    """A loss, a table or a parameter holds inf or nan and the policy is to raise."""
+    """A loss, a table or a parameter holds inf or nan and the policy is to raise. `places`: where, in words."""
+
+    places: tuple[str, ...] = ()
 
 
 class NonFiniteGradientError(NonFiniteError):

@@ -71,10 +71,12 @@ def write(root: Path, snapshot: Snapshot, comm: Comm, terms: Terms) -> tuple[Pat
             said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, terms), long=True)
             name, checksum, nonfinite = json.loads(said)
             if not name:
-                raise NonFiniteError(
+                error = NonFiniteError(
                     f"{root}: no checkpoint of step {snapshot.step} was saved, since inf or nan is in {retention.said(nonfinite)}; "
                     "older ones are as they were"
                 )
+                error.places = tuple(nonfinite)
+                raise error
         except (CheckpointError, NonFiniteError):
             # All have stopped writing: they agreed that it failed.
             on_first(comm, "remove what was written", lambda: _remove(saving), long=True)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardembed.errors import ConfigError, DataError, InputError, PlanError, ShardEmbedError
+from shardembed.errors import ConfigError, DataError, InputError, NonFiniteError, PlanError, ShardEmbedError
 
-WRONG_INPUT = (ConfigError, DataError, InputError, PlanError)
+# Losses that are not finite come of the settings or the data, and would come again.
+WRONG_INPUT = (ConfigError, DataError, InputError, NonFiniteError, PlanError)
 WRONG = 2  # the exit code of wrong input; other failures have 1
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 QUIET = "SHARDEMBED_LAUNCHED"  # for ranks whose launcher (launch.py) prints for them: its process id

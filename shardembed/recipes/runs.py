@@ -196,6 +196,7 @@ def _deciding(config: JobConfig) -> dict[str, Any]:
     """The settings that decide what is computed."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
     values["data"].pop("workers", None)
+    values["train"].pop("on_nonfinite", None)  # up to the step that stopped the run, all was finite
     if config.data.path is not None:
         del values["data"]["generator"]
     return values

@@ -55,7 +55,7 @@ class Scalars:
         step = 0
         for line in lines:
             step = line["step"]
-            if "loss" in line:
+            if line.get("loss") is not None:
                 self._writer.add_scalar("train/loss", line["loss"], step)
             for name, value in line.get("evaluation", {}).items():
                 if isinstance(value, float):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from shardembed.checkpoint.folders import Named, listed
-from shardembed.checkpoint.format.pieces import Part, is_finite, write_file
+from shardembed.checkpoint.format.pieces import Part, write_file
 from shardembed.checkpoint.retention import kept, newest_finite, said, warn_of
 from shardembed.errors import NonFiniteWarning
+from shardembed.kernels.reference import is_finite
 from tests.unit.saved import Writer
 
 LOST = ("a",)

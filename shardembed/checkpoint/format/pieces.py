@@ -16,8 +16,9 @@ from shardembed.checkpoint.format.files import Files
 from shardembed.checkpoint.format.reading import piece_of
 from shardembed.checkpoint.format.workers import Scratch, bytes_of, spread
 from shardembed.errors import CheckpointError
+from shardembed.kernels.reference import is_finite
 
-__all__ = ["Copy", "Files", "Part", "is_finite", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
+__all__ = ["Copy", "Files", "Part", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
 
 PIECE_BYTES = 8 << 20
 WORKERS = 2
@@ -91,15 +92,6 @@ def write_file(
         part.name: Block(path.name, offset, part.bytes, _rows_a_piece(part), tuple(found))
         for part, offset, found in zip(parts, offsets, hashes, strict=True)
     }
-
-
-def is_finite(values: torch.Tensor) -> bool:
-    """No value is inf or nan. A sum is read at the speed of memory, and one that overflows is looked at again."""
-    if not values.is_floating_point():
-        return True
-    if values.dtype.itemsize == 1:  # the dtypes of 8 bits cannot be added
-        values = values.to(torch.float32)
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def write_state(path: Path, data: bytes) -> Block:
