@@ -35,12 +35,12 @@ class RunFolder:
 
     @staticmethod
     def make(root: Path, name: str, token: str) -> RunFolder:
-        """`<root>/<name>-<time>`, new.
+        """`<root>/<name>-<time>`, new; the time is UTC's.
 
         Raises:
             ConfigError: the folder cannot be made.
         """
-        made = RunFolder.lock(_make(root, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"), token)
+        made = RunFolder.lock(_make(root, f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"), token)
         assert made is not None, "a new folder is nobody else's"
         return made
 

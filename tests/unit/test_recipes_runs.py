@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -128,6 +130,38 @@ def test_the_newest_run_that_fits_is_resumed(job: Path, capsys: pytest.CaptureFi
     again, said = finished(job, capsys)
     assert again == second
     assert "starting a new run" not in said
+
+
+def test_the_newest_run_is_the_one_begun_last_whatever_the_clock_says(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        for zone in ("Etc/GMT-14", "Etc/GMT+12"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            newest = interrupted(job, "--fresh")
+        begun = [calendar.timegm(time.strptime(path.name, "tiny-%Y%m%d-%H%M%S")) for path in runs_of(job)]
+        assert all(abs(time.time() - one) < 6 * 3600 for one in begun)  # UTC, from which both zones are further away
+        os.rename(newest, newest.with_name("tiny-19990101-000000"))  # as if the clock had been set back
+        again, _ = finished(job, capsys)
+        assert again.name == "tiny-19990101-000000"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_runs_of_older_versions_go_by_their_names_and_are_older_than_all_others(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [interrupted(job, "--fresh") for _ in range(3)]
+    named = [made[0].with_name(f"tiny-{stamp}") for stamp in ("20990101-000000-10", "20990101-000000-9", "20200101-000000")]
+    for path, name in zip(made, named, strict=True):
+        os.rename(path, name)
+    for path in named[:2]:
+        (path / "data.json").write_text(json.dumps({"counted": json.loads((path / "data.json").read_text())["counted"]}))
+    for expected in (named[2], named[0], named[1]):
+        again, _ = finished(job, capsys)
+        assert again == expected
 
 
 def test_fresh_and_runs_without_a_checkpoint_begin_anew(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
