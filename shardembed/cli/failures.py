@@ -107,8 +107,10 @@ def note(text: str) -> None:
 
 def _leave(text: str, code: int) -> None:
     """Write the error file, as torchrun reads it, with what `launch.py` wants to know besides."""
+    # Where even this cannot be written, the launcher says that there was no message; what failed first is worth more.
     content = {"message": text, "timestamp": int(time.time()), "nanoseconds": time.time_ns(), "exit_code": code}
-    Path(os.environ[ERROR_FILE]).write_text(json.dumps(content))
+    with contextlib.suppress(OSError):
+        Path(os.environ[ERROR_FILE]).write_text(json.dumps(content))
 
 
 def first_of(failures: dict[int, Any]) -> Told:

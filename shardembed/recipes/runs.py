@@ -147,7 +147,14 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
         return Run(path, folder, resumes=True)
     folder = RunFolder.make(root, name, token)
     # Not the time: clocks are set back, and differ between machines.
-    folder.write(DATA, json.dumps({"counted": counted, "number": 1 + max((run.number for run in _runs(root, name)), default=0)}))
+    number = 1 + max((run.number for run in _runs(root, name)), default=0)
+    try:
+        folder.write(DATA, json.dumps({"counted": counted, "number": number}))
+    except OSError as error:
+        folder.close()
+        raise ConfigError(
+            f"run_dir: cannot write {folder.path / DATA}: {error.strerror or error}; set run_dir to another folder"
+        ) from error
     return Run(folder.path, folder, resumes=False, notes=tuple(notes[:1]))
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import VOCABULARIES, RunFolder
+from shardembed.recipes.run_folder import CONFIG, PLAN, VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.scalars import Scalars
@@ -65,10 +66,10 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
         summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
         if opened.folder is not None:
             opened.folder.log([{key: value for key, value in summary.items() if key != "losses"}])
-            opened.folder.finish(summary)
             took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
             result.show(console)
             report.show_skipped(console, job.optimizer.skipped, trained.step)
+            opened.folder.finish(summary)
             report.show_end(console, took, trained.samples_per_second, opened.path, _page(config, opened.path))
     return summary
 
@@ -103,7 +104,8 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
     with ExitStack() as around:
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
-        scalars = around.enter_context(Scalars(run.path if run.folder is not None and config.log.tensorboard else None, begun.step))
+        curves = run.path if run.folder is not None and config.log.tensorboard else None
+        scalars = around.enter_context(Scalars(curves, begun.step, shown.note))
         parts = around.enter_context(closing(task.parts(begun.step)))
         skipped = nonfinite.Skipped(job, shown)
         around.enter_context(log.stopping(lambda: progress, steps))
@@ -197,10 +199,12 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
         return
     config, plan = task.config, job.model.tables.plan
     held = report.holdings(plan, config)
-    run.folder.write("config.yaml", resolved_yaml(config))
-    plan.save(run.path / "plan.json")
-    task.save_vocabularies(run.path / VOCABULARIES)
+    folder = run.folder
     report.show_start(console, config, task.described(), plan, held)
+    folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
+    folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))
+    folder.attempt(VOCABULARIES, lambda: task.save_vocabularies(run.path / VOCABULARIES))
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
 
