@@ -32,7 +32,13 @@ class CollectiveError(ShardEmbedError, RuntimeError):
     """A collective call did not complete: it timed out, or a rank is gone."""
 
 
-class NonFiniteGradientError(ShardEmbedError, ArithmeticError):
+class NonFiniteError(ShardEmbedError, ArithmeticError):
+    """A loss, a table or a parameter holds inf or nan and the policy is to raise. `places`: where, in words."""
+
+    places: tuple[str, ...] = ()
+
+
+class NonFiniteGradientError(NonFiniteError):
     """A gradient holds inf or nan and the policy is to raise."""
 
 
@@ -101,6 +107,10 @@ class StaleReferenceWarning(UserWarning):
 
 class StillLearningWarning(UserWarning):
     """All Parameters beside sharded tables have been frozen, one by one, and the tables learn on."""
+
+
+class NonFiniteWarning(UserWarning):
+    """A checkpoint holds inf or nan."""
 
 
 class MissedStepWarning(UserWarning):

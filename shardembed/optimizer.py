@@ -18,9 +18,10 @@ from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
 from shardembed.guarded import Factor
 from shardembed.journey import Journey
+from shardembed.kernels.reference import is_finite
 from shardembed.optim import TableOptimizer
-from shardembed.wrappers import refuse_torch_checkpoint
 from shardembed.scalars import integer
+from shardembed.wrappers import refuse_torch_checkpoint
 
 OnNonFinite = Literal["raise", "skip", "zero"]
 
@@ -82,6 +83,7 @@ class Optimizer(torch.optim.Optimizer):
         dense: a torch optimizer over the dense parameters; None when there are none, or another optimizer steps them.
         on_nonfinite: what to do when a gradient of any rank, table or dense, is inf or nan: "raise" on all ranks, "skip" the
             step on all, "zero" the elements of the summed gradients. None does not look. Costs one small all-reduce a step.
+            `skipped` counts the steps that were, and `skipped_for` says for what the last one was.
         micro_batches: backward passes a step is meant to take; one more warns of a forgotten step.
 
     Raises:
@@ -106,6 +108,7 @@ class Optimizer(torch.optim.Optimizer):
         self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.own_specs]
         self.on_nonfinite = on_nonfinite
         self.skipped = 0
+        self.skipped_for: tuple[str, ...] = ()
         if not self.journeys and dense is None:
             raise ConfigError("the model has no sharded tables and no dense optimizer was given: nothing to optimize")
         if on_nonfinite and any(journey.settings.update == "backward" for journey in self.journeys):
@@ -181,14 +184,13 @@ class Optimizer(torch.optim.Optimizer):
     def _admit(self) -> bool:
         """Apply the policy; False when the step is to be skipped. All ranks decide alike."""
         grads = [p.grad for group in (self.dense.param_groups if self.dense else []) for p in group["params"] if p.grad is not None]
-        bad = {"the dense parameters": not all(bool(torch.isfinite(grad).all()) for grad in grads)}
-        for number, journey in enumerate(self.journeys):
-            for slab in journey.slabs:
-                names = sorted({journey.tables[lane.table].name for lane in slab.spec.lanes})
-                bad[f"table(s) {', '.join(names)} (collection {number}, slab {slab.spec.index})"] = not slab.finite()
-        bad["the factor they were clipped by"] = not all(
-            journey.factor is None or bool(torch.isfinite(journey.factor)) for journey in self.journeys
-        )
+        bad = {
+            "the dense parameters": not all(map(is_finite, grads)),
+            "tables": not all(slab.finite() for journey in self.journeys for slab in journey.slabs),
+            "the factor they were clipped by": not all(
+                journey.factor is None or is_finite(journey.factor) for journey in self.journeys
+            ),
+        }
         device = self.journeys[0].device if self.journeys else default_device()
         flags = torch.tensor(list(bad.values()), dtype=torch.float32, device=device)
         for comm in comms_of(self.journeys) or [Comm.of()]:
@@ -201,13 +203,18 @@ class Optimizer(torch.optim.Optimizer):
             for journey in self.journeys:
                 _zero_nonfinite(journey)
             return True
+        found = {place: bool(flag) for place, flag in zip(bad, flags.tolist(), strict=True)}
+        tables = _lost_tables(self.journeys) if found.pop("tables") else ()
+        where = (*tables, *(place for place, flag in found.items() if flag))
         if self.on_nonfinite == "skip":
+            self.skipped_for = where
             return False
-        where = [place for place, flag in zip(bad, flags.tolist(), strict=True) if flag]
-        raise NonFiniteGradientError(
+        error = NonFiniteGradientError(
             f"step {max((journey.steps for journey in self.journeys), default=0) + 1}: a gradient is inf or nan on some rank: "
             f"{'; '.join(where)}. Nothing was changed; lower the learning rate, clip, widen wire_dtype, or pass on_nonfinite='skip'"
         )
+        error.places = where
+        raise error
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of tables and dense parameters."""
@@ -279,6 +286,18 @@ def _table_groups(found: list[Journey]) -> dict[TableOptimizer, dict[str, Any]]:
 def factor_of(journey: Journey) -> torch.Tensor:
     """What the waiting gradients are to be multiplied with, in float64, so that it costs float64 tables no digits."""
     return torch.ones(1, dtype=torch.float64, device=journey.device) if journey.factor is None else journey.factor
+
+
+def _lost_tables(found: list[Journey]) -> tuple[str, ...]:
+    """The tables whose waiting gradients hold inf or nan on any rank, in words. Collective; asked for when something is wrong."""
+    names: list[str] = []
+    for journey in found:
+        flags = torch.zeros(len(journey.tables), device=journey.device)
+        for slab in journey.slabs:
+            flags[slab.lost()] = 1
+        journey.comm.all_reduce("step: agree where gradients are not finite", flags, maximum=True)
+        names += [repr(table.name) for table, flag in zip(journey.tables, flags.tolist(), strict=True) if flag]
+    return (f"table(s) {', '.join(names)}",)
 
 
 def _zero_nonfinite(journey: Journey) -> None:

@@ -115,10 +115,14 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, a table a line."""
+        Path(path).write_text(self.to_text())
+
+    def to_text(self) -> str:
+        """What `save` writes."""
         data = self.to_json()
         tables = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table)}" for name, table in data.pop("tables").items())
         head = json.dumps(data)[:-1]
-        Path(path).write_text(f'{head}, "tables": {{\n{tables}\n}}}}\n')
+        return f'{head}, "tables": {{\n{tables}\n}}}}\n'
 
     @staticmethod
     def load(path: str | Path) -> Plan:

@@ -17,7 +17,7 @@ from shardembed import initial
 from shardembed.kernels import cpu, grouping, reference, rounding
 from shardembed.kernels.choose import choose
 from shardembed.kernels.memory import on_huge_pages
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.reference import Gradients, is_finite
 from shardembed.layout import Shard
 from shardembed.slabs import Block, Lane, SlabSpec
 from shardembed.tables import Loaded, TableConfig
@@ -256,7 +256,16 @@ class Slab:
 
     def finite(self) -> bool:
         """No waiting gradient holds inf or nan."""
-        return all(bool(torch.isfinite(part.grads_SW).all()) for part in self._waiting)  # host sync on a GPU
+        return all(is_finite(part.grads_SW) for part in self._waiting)  # host sync on a GPU
+
+    def lost(self) -> torch.Tensor:
+        """The numbers of the tables for which a gradient waits that holds inf or nan, int64, each once."""
+        parts = [torch.empty(0, dtype=torch.int64, device=self.weights.device)]
+        for part in self._waiting:
+            lost_S = ~torch.isfinite(part.grads_SW).all(1)
+            lost_E = lost_S if part.offsets is None else lost_S.repeat_interleave(part.offsets.diff())
+            parts.append(self._of_block(part.rows_E[lost_E], lambda lane, block: lane.table).to(torch.int64))
+        return torch.cat(parts).unique()
 
     def zero_nonfinite(self) -> None:
         """Replace every inf and nan among the waiting gradients by zero."""

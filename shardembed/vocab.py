@@ -140,11 +140,15 @@ class Vocabulary:
         lines = [f"{OTHER_LINE}\t{self.other_count}\t{self.kind}"]
         lines += [f"{_escaped(str(value))}\t{count}" for value, count in zip(self.values, self.counts, strict=True)]
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        with open(new, "w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        try:
+            with open(new, "w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)  # half of it would take room that there is not
+            raise
 
     @staticmethod
     def load(path: str | Path) -> Vocabulary:

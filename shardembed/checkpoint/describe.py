@@ -56,6 +56,8 @@ class Contents:
             "world_size": manifest.world_size,
             "versions": dict(manifest.versions),
             "base": None if manifest.base is None else manifest.base.folder,
+            "previous": manifest.previous,
+            "nonfinite": list(manifest.nonfinite),
             "stored_bytes": self.stored_bytes,
             "files": {name: file.bytes for name, file in manifest.files.items()},
             "tables": {table.key: {**asdict(table), "key": table.key} for table in self.tables},

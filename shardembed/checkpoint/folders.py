@@ -2,6 +2,7 @@
 
 step-0000000100       complete: a folder gets this name after all in it has reached the disk
 step-0000000100.1     the same step, saved once more; the highest generation counts
+step-0000000080-r1    saved after training had gone back behind step 100 (`r`: returns); newer than all without, or with fewer
 .saving-...           being written, or what a crash left; the next save removes it
 .removed-...          being deleted: renamed first, so that nothing half-deleted looks complete
 """
@@ -23,18 +24,23 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, order=True)
 class Named:
-    """A complete checkpoint: what its folder is called, in the order of age."""
+    """A complete checkpoint: what its folder is called, in the order in which they were saved.
 
+    The order lies in the names alone, so that it changes in the one moment in which a save is complete, and costs no reading.
+    """
+
+    returns: int
     step: int
-    generation: int = 0
+    generation: int
 
     def __str__(self) -> str:
-        return f"step-{self.step:010d}" + (f".{self.generation}" if self.generation else "")
+        returns, generation = f"-r{self.returns}" * (self.returns > 0), f".{self.generation}" * (self.generation > 0)
+        return f"step-{self.step:010d}{returns}{generation}"
 
     @staticmethod
     def of(name: str) -> Named | None:
         match = STEP_FOLDER.fullmatch(name)
-        return Named(int(match[1]), int(match[2] or 0)) if match else None
+        return Named(int(match[2] or 0), int(match[1]), int(match[3] or 0)) if match else None
 
 
 def listed(root: Path) -> list[Named]:
@@ -110,9 +116,11 @@ def new_saving(step: int) -> str:
 
 
 def free_name(root: Path, step: int) -> Named:
-    """The name that a checkpoint of `step` gets now: an occupied one is never written over."""
-    taken = [name.generation for name in listed(root) if name.step == step]
-    return Named(step, max(taken) + 1 if taken else 0)
+    """The name that a checkpoint of `step` gets now: newer than all there are, so never an occupied one."""
+    last = max(listed(root), default=Named(0, -1, 0))
+    if step > last.step:
+        return Named(last.returns, step, 0)
+    return Named(last.returns, step, last.generation + 1) if step == last.step else Named(last.returns + 1, step, 0)
 
 
 def leftovers(root: Path) -> list[Path]:

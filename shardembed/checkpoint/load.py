@@ -16,6 +16,7 @@ from shardembed.checkpoint.codec import decode
 from shardembed.checkpoint.inventory import Inventory, take
 from shardembed.checkpoint.matching import Wishes, fits, listing, match
 from shardembed.checkpoint.reader import Reader
+from shardembed.checkpoint.retention import warn_of
 from shardembed.checkpoint.save import finish_pending
 from shardembed.checkpoint.snapshot import Job
 from shardembed.checkpoint.together import on_first, together
@@ -94,6 +95,9 @@ def load_checkpoint(
         together(comm, "read", loading.copy, long=True)
         together(comm, "restore", loading.restore)
         manifest = readers[0].manifest
+        tracking.came_from(job.model, path)
+        if comm.rank == 0:
+            warn_of(path, manifest.nonfinite)
         return Restored(manifest.step, path, loading.progress, loading.random, manifest.world_size)
 
 

@@ -15,6 +15,7 @@ from shardembed.checkpoint import folders
 from shardembed.checkpoint.filling import Wanted, fill
 from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files
+from shardembed.checkpoint.retention import warn_of
 from shardembed.checkpoint.selection import IdMap, Selection, checked_ids
 from shardembed.errors import CheckpointError
 from shardembed.explain import nearest
@@ -55,6 +56,7 @@ def load_plain(
     if step is not None and manifest.step != step:
         raise CheckpointError(f"{path} is the checkpoint of step {manifest.step}, and not of step {step}")
     manifests, sources = resolve(manifest, path)
+    warn_of(path, manifest.nonfinite)
     targets, maps = _targets(path, model, sources, dict(rows or {}), dtype)
     _read(manifests, targets)
     _put(model, targets)

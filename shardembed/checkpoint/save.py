@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,10 +14,12 @@ from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.inventory import Inventory, take
 from shardembed.checkpoint.snapshot import Job, Snapshot, step_of
 from shardembed.checkpoint.together import together
-from shardembed.checkpoint.writing import write
+from shardembed.checkpoint.writing import Terms, write
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError, ShardEmbedError
 from shardembed.scalars import integer
+
+OnNonFinite = Literal["keep", "raise"]
 
 
 class PendingSave:
@@ -77,6 +79,7 @@ def save_checkpoint(
     step: int | None = None,
     keep: int | None = None,
     incremental: bool = False,
+    on_nonfinite: OnNonFinite = "keep",
 ) -> Path:
     """Save a checkpoint into `folder/step-NNNNNNNNNN`. It loads on any number of ranks, under any plan. Collective.
 
@@ -95,19 +98,24 @@ def save_checkpoint(
         step: names the checkpoint; by default the number of optimizer steps taken. A step saved again gets a folder of its own,
             and the older one is removed when the new one is complete.
         keep: keep the checkpoints of this many newest steps (and those that their increments stand on), and remove older ones
-            when the new one is complete. None keeps all.
+            when the new one is complete. None keeps all. After an older one has been loaded, what was saved beyond it counts as
+            older than all that training came by. A checkpoint that holds inf or nan never takes the place of the newest finite
+            one, which is kept beside them then.
         incremental: save only the rows of tables that changed since the last full checkpoint. The first such call in a process,
             and after a load, saves all rows. Rows changed through `local_shards()` count as a whole table. Costs a byte a row.
+        on_nonfinite: where a table, a parameter or their optimizer state holds inf or nan: "keep" saves it all the same, says so
+            (`NonFiniteWarning` on rank 0) and notes it in the checkpoint; "raise" saves nothing. Buffers may hold what they like.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
+        NonFiniteError: on every rank, with on_nonfinite="raise".
         CheckpointError: on every rank, where any failed (disk full, no permission, state that cannot be written as JSON, gradients
             that wait for a step). Training can go on. An earlier background save that failed is reported here, too.
     """
     job, held, comm = _begin(model, optimizer, scheduler, extra)
-    return _work(Path(folder), job, held, comm, step, progress, keep, incremental, copied=False)()
+    return _work(Path(folder), job, held, comm, step, progress, keep, incremental, on_nonfinite, copied=False)()
 
 
 def async_save_checkpoint(
@@ -121,6 +129,7 @@ def async_save_checkpoint(
     step: int | None = None,
     keep: int | None = None,
     incremental: bool = False,
+    on_nonfinite: OnNonFinite = "keep",
 ) -> PendingSave:
     """As `save_checkpoint`, but training stops only while this rank's share is copied to host memory (which needs as much again); a
     thread does the rest, and talks to the other ranks over a process group of its own. Collective.
@@ -132,7 +141,7 @@ def async_save_checkpoint(
         CheckpointError: on every rank, where the state of any cannot be saved, or an earlier background save failed.
     """
     job, held, comm = _begin(model, optimizer, scheduler, extra)
-    pending = PendingSave(_work(Path(folder), job, held, comm, step, progress, keep, incremental, copied=True))
+    pending = PendingSave(_work(Path(folder), job, held, comm, step, progress, keep, incremental, on_nonfinite, copied=True))
     _pending.append(pending)
     return pending
 
@@ -153,6 +162,7 @@ def _work(
     progress: Any,
     keep: int | None,
     incremental: bool,
+    on_nonfinite: OnNonFinite,
     copied: bool,
 ) -> Callable[[], Path]:
     """Take the snapshot; returns what writes it."""
@@ -162,6 +172,8 @@ def _work(
     def prepare() -> str:
         if keep is not None and (integer(keep) or 0) < 1:
             raise CheckpointError(f"keep must be at least 1, not {keep!r}: the newest checkpoint is always kept")
+        if on_nonfinite not in ("keep", "raise"):
+            raise CheckpointError(f"on_nonfinite must be 'keep' or 'raise', not {on_nonfinite!r}")
         bases.append(tracking.base_of(held, root) if incremental else None)
         number = step_of(held, step)
         snapshot = job.snapshot(held, comm, number, progress, bases[0] is not None)
@@ -177,13 +189,15 @@ def _work(
     comm.step = snapshot.step
     full = base is None and (incremental or tracking.noting(held))
     before = tracking.start(held) if full else []
+    terms = Terms(keep, base, tracking.previous_of(job.model, root), on_nonfinite == "raise")
 
     def work() -> Path:
         try:
-            path, written = write(root, snapshot, comm, keep, base)
+            path, written = write(root, snapshot, comm, terms)
         except ShardEmbedError:
             tracking.failed(before)
             raise
+        tracking.came_from(job.model, path)
         if full:
             tracking.succeeded(held, root, written)
         return path

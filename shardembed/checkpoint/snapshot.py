@@ -26,7 +26,7 @@ class Snapshot:
     Attributes:
         items: all tensors of the model, with what of them lies here. parts: those that this rank writes.
         small: small state that rank 0 writes. scalars, random: small state of this rank.
-        plans: of the model's collections, as JSON.
+        plans: of the model's collections, as JSON. buffers: keys of dense tensors that are no parameters: a mask may well be -inf.
     """
 
     step: int
@@ -36,6 +36,7 @@ class Snapshot:
     scalars: dict[str, dict[str, Any]]
     random: Any
     plans: list[dict[str, Any]]
+    buffers: frozenset[str]
 
     def copied(self) -> Snapshot:
         """The same, in host memory of its own: training may go on."""
@@ -107,7 +108,8 @@ class Job:
         journeys = {id(table.journey): table.journey for table in held.tables.values()}
         plans = [journey.plan.to_json() for journey in journeys.values()]
         parts = parts_of(items.values(), comm.rank, incremental)
-        return Snapshot(step, items, parts, small, scalars, chance.capture(), plans)
+        buffers = frozenset(key for key, item in items.items() if item.kind == "dense" and key not in held.parameters)
+        return Snapshot(step, items, parts, small, scalars, chance.capture(), plans, buffers)
 
 
 def step_of(held: Inventory, step: int | None) -> int:

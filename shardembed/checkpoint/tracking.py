@@ -1,4 +1,5 @@
-"""Which rows have changed since the last full checkpoint, for increments.
+"""What a model in this process was saved as or loaded from last, and which rows have changed since the last full checkpoint, for
+increments.
 
 Slabs note the rows that they update, from the first save on that asks for increments. What a full checkpoint holds is forgotten
 when it is taken, and remembered again should it fail.
@@ -11,6 +12,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.format.blocks import Base
@@ -28,6 +30,18 @@ class Full:
 
 
 _full: WeakKeyDictionary[Journey, Full] = WeakKeyDictionary()
+_last: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
+
+
+def came_from(model: nn.Module, path: Path) -> None:
+    """The model is what the checkpoint at `path` holds."""
+    _last[model] = path.absolute()
+
+
+def previous_of(model: nn.Module, root: Path) -> str | None:
+    """The checkpoint in `root` that the model has come from; None where it has come from none there."""
+    last = _last.get(model)
+    return last.name if last is not None and last.parent == root.absolute() and folders.Named.of(last.name) else None
 
 
 def base_of(held: Inventory, root: Path) -> Base | None:

@@ -3,7 +3,7 @@
     1  rank 0 removes leftovers, looks whether there is room, and makes a folder with a name that nobody loads
     2  every rank writes one file and brings it to the disk
     3  rank 0 writes the small state and, last, the manifest; gives the folder its name; brings that to the disk
-    4  rank 0 removes what need not be kept
+    4  rank 0 removes what need not be kept (`retention.py`)
 
 A crash before the renaming leaves a leftover and all older checkpoints; one after it leaves a complete new one.
 """
@@ -15,8 +15,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from shardembed._version import __version__
-from shardembed.checkpoint import folders
+from shardembed.checkpoint import folders, retention
 from shardembed.checkpoint.format.blocks import Base, Block, Chunk, Entry, File, Update
 from shardembed.checkpoint.format.checks import STATE
 from shardembed.checkpoint.format.manifest import Manifest, read_manifest
@@ -33,31 +34,56 @@ from shardembed.checkpoint.sharing import Saved
 from shardembed.checkpoint.snapshot import Snapshot
 from shardembed.checkpoint.together import CPU, on_first, together
 from shardembed.comm import Comm
-from shardembed.errors import CheckpointError
+from shardembed.errors import CheckpointError, NonFiniteError
 
 LOCK = ".lock"
 SPARE_BYTES = 16 << 20  # for small state, manifest and folders
 
 
-def write(root: Path, snapshot: Snapshot, comm: Comm, keep: int | None, base: Base | None) -> tuple[Path, Base]:
-    """Write a checkpoint into `root`; `base`: as increments of that one. Returns its folder, and what increments of it stand on.
+@dataclass(frozen=True)
+class Terms:
+    """How a checkpoint is written.
+
+    Attributes:
+        keep: of how many steps checkpoints stay; None for all. base: as increments of that one.
+        previous: the checkpoint in the same folder that the model has come from.
+        finite: write none that holds inf or nan.
+    """
+
+    keep: int | None
+    base: Base | None
+    previous: str | None
+    finite: bool
+
+
+def write(root: Path, snapshot: Snapshot, comm: Comm, terms: Terms) -> tuple[Path, Base]:
+    """Write a checkpoint into `root`. Returns its folder, and what increments of it stand on.
 
     Raises:
         CheckpointError: on every rank, where any failed. Nothing that was complete before has been touched.
+        NonFiniteError: on every rank: the terms forbid inf and nan, and it would hold some; likewise.
     """
     sizes = together(comm, "add up sizes", lambda: str(sum(part.bytes for part in snapshot.parts)))
     with _locked(root, comm):
         saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))), long=True)
         try:
             reports = _write_files(saving, snapshot, comm)
-            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, base), long=True)
-        except CheckpointError:
+            said = on_first(comm, "publish", lambda: _publish(root, saving, snapshot, reports, comm.world_size, terms), long=True)
+            name, checksum, nonfinite = json.loads(said)
+            if not name:
+                error = NonFiniteError(
+                    f"{root}: no checkpoint of step {snapshot.step} was saved, since inf or nan is in {retention.said(nonfinite)}; "
+                    "older ones are as they were"
+                )
+                error.places = tuple(nonfinite)
+                raise error
+        except (CheckpointError, NonFiniteError):
             # All have stopped writing: they agreed that it failed.
             on_first(comm, "remove what was written", lambda: _remove(saving), long=True)
             raise
-        name, checksum = json.loads(said)
         if comm.rank == 0:
-            _clean(root, keep, name)
+            _clean(root, terms.keep, name)
+            retention.warn_of(root / name, nonfinite)
     return root / name, Base(name, checksum)
 
 
@@ -111,7 +137,7 @@ def _write_files(saving: Path, snapshot: Snapshot, comm: Comm) -> list[dict[str,
             )
         if snapshot.parts:
             file = saving / f"rank-{comm.rank:05d}.safetensors"
-            report["parts"] = _write_parts(file, snapshot.parts)
+            report["parts"] = _write_parts(file, snapshot.parts, snapshot.buffers)
             report["file"], report["bytes"] = file.name, file.stat().st_size
         return ""
 
@@ -123,7 +149,8 @@ def _write_files(saving: Path, snapshot: Snapshot, comm: Comm) -> list[dict[str,
     ]
 
 
-def _write_parts(file: Path, parts: Sequence[Saved]) -> list[dict[str, Any]]:
+def _write_parts(file: Path, parts: Sequence[Saved], buffers: Collection[str]) -> list[dict[str, Any]]:
+    nonfinite: set[str] = set()
     written: list[Part] = []
     for saved in parts:
         if saved.ids is None or saved.listed is None:
@@ -131,11 +158,12 @@ def _write_parts(file: Path, parts: Sequence[Saved]) -> list[dict[str, Any]]:
             written.append(Part(saved.names[0], saved.data, saved.item.shape if whole else None))
         else:
             written += [Part(saved.names[0], saved.ids.unsqueeze(1)), Part(saved.names[1], saved.data, listed=saved.listed)]
-    blocks = write_file(file, written, {"format": "shardembed"})
-    return [_report(saved, [blocks[name] for name in saved.names]) for saved in parts]
+    blocks = write_file(file, written, {"format": "shardembed"}, nonfinite=nonfinite)
+    strange = {saved.names for saved in parts if nonfinite.intersection(saved.names) and saved.item.key not in buffers}
+    return [_report(saved, [blocks[name] for name in saved.names], saved.names not in strange) for saved in parts]
 
 
-def _report(saved: Saved, blocks: list[Block]) -> dict[str, Any]:
+def _report(saved: Saved, blocks: list[Block], finite: bool) -> dict[str, Any]:
     item = saved.item
     return {
         "key": item.key,
@@ -145,14 +173,18 @@ def _report(saved: Saved, blocks: list[Block]) -> dict[str, Any]:
         "dtype": str(item.dtype).removeprefix("torch."),
         "rows": [saved.rows.start, saved.rows.stop, saved.rows.step],
         "columns": [saved.columns.start, saved.columns.stop],
+        "finite": finite,
         "blocks": [[block.offset, block.bytes, block.rows_a_piece, list(block.hashes)] for block in blocks],
     }
 
 
-def _publish(
-    root: Path, saving: Path, snapshot: Snapshot, reports: list[dict[str, Any]], world_size: int, base: Base | None
-) -> str:
-    """Small state, manifest, name: in this order, each on the disk before the next."""
+def _publish(root: Path, saving: Path, snapshot: Snapshot, reports: list[dict[str, Any]], world_size: int, terms: Terms) -> str:
+    """Small state, manifest, name: in this order, each on the disk before the next. Returns name, checksum, and what is not finite;
+    no name where it is refused for that.
+    """
+    nonfinite = _nonfinite(root, reports, terms.base)
+    if nonfinite and terms.finite:
+        return json.dumps(["", "", nonfinite])
     scalars: dict[str, dict[str, Any]] = {}
     for report in reports:
         for key, values in report["scalars"].items():
@@ -169,7 +201,9 @@ def _publish(
         files={**files, STATE: File(state.bytes)},
         plans=tuple(snapshot.plans),
         state=state,
-        base=base,
+        base=terms.base,
+        previous=terms.previous,
+        nonfinite=tuple(nonfinite),
     )
     described = manifest.to_bytes()
     Manifest.parse(described, str(saving))  # what could not be read again is not published
@@ -178,7 +212,15 @@ def _publish(
     name = str(folders.free_name(root, snapshot.step))
     os.rename(saving, root / name)
     folders.sync_folder(root)
-    return json.dumps([name, manifest.checksum])
+    return json.dumps([name, manifest.checksum, nonfinite])
+
+
+def _nonfinite(root: Path, reports: list[dict[str, Any]], base: Base | None) -> list[str]:
+    """The tensors that hold inf or nan. An increment has what it stands on, too: a row that is lost stays so."""
+    found = {part["key"] for report in reports for part in report["parts"] if not part["finite"]}
+    if base is not None:
+        found.update(read_manifest(root / base.folder).nonfinite)
+    return sorted(found)
 
 
 def _entries(snapshot: Snapshot, reports: list[dict[str, Any]]) -> dict[str, Entry]:
@@ -219,17 +261,9 @@ def _remove(saving: Path) -> str:
 
 
 def _clean(root: Path, keep: int | None, written: str) -> None:
-    """Remove what a newer one of the same step stands for, and steps beyond the `keep` newest; never what was just written, nor
-    what a kept one stands on.
-    """
-    found = folders.listed(root)
-    newest = {name.step: name for name in found}
-    steps = sorted(newest)[-keep:] if keep is not None else sorted(newest)
-    kept = {written, *(str(newest[step]) for step in steps)}
-    for name in sorted(kept):
-        with suppress(CheckpointError):  # a damaged one is not cleaned away for that
-            base = read_manifest(root / name).base
-            kept |= {base.folder} if base is not None else set()
-    for name in found:
-        if str(name) not in kept:
-            _remove(root / str(name))
+    name = folders.Named.of(written)
+    assert name is not None
+    stay = retention.kept(root, name, keep)
+    for one in folders.listed(root):
+        if one not in stay:
+            _remove(root / str(one))

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardembed.errors import ConfigError, DataError, InputError, PlanError, ShardEmbedError
+from shardembed.errors import ConfigError, DataError, InputError, NonFiniteError, PlanError, ShardEmbedError
 
-WRONG_INPUT = (ConfigError, DataError, InputError, PlanError)
+# Losses that are not finite come of the settings or the data, and would come again.
+WRONG_INPUT = (ConfigError, DataError, InputError, NonFiniteError, PlanError)
 WRONG = 2  # the exit code of wrong input; other failures have 1
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 QUIET = "SHARDEMBED_LAUNCHED"  # for ranks whose launcher (launch.py) prints for them: its process id
@@ -106,8 +107,10 @@ def note(text: str) -> None:
 
 def _leave(text: str, code: int) -> None:
     """Write the error file, as torchrun reads it, with what `launch.py` wants to know besides."""
+    # Where even this cannot be written, the launcher says that there was no message; what failed first is worth more.
     content = {"message": text, "timestamp": int(time.time()), "nanoseconds": time.time_ns(), "exit_code": code}
-    Path(os.environ[ERROR_FILE]).write_text(json.dumps(content))
+    with contextlib.suppress(OSError):
+        Path(os.environ[ERROR_FILE]).write_text(json.dumps(content))
 
 
 def first_of(failures: dict[int, Any]) -> Told:

@@ -97,7 +97,15 @@ def _read_all(root: Path | None, path: Path) -> tuple[dict[Path, Manifest], dict
 def _line(folder: Path, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"path": str(folder), "readable": False}
-    return {"path": str(folder), "readable": True, "step": manifest.step, "stored_bytes": _stored(manifest)}
+    lost = list(manifest.nonfinite)
+    return {"path": str(folder), "readable": True, "step": manifest.step, "stored_bytes": _stored(manifest), "nonfinite": lost}
+
+
+def _age(folder: Path) -> tuple[object, str]:
+    """Sorts checkpoints in the order in which they were saved."""
+    from shardembed.checkpoint.folders import Named
+
+    return Named.of(folder.name) or Named(0, 0, 0), folder.name
 
 
 def _stored(manifest: Manifest) -> int:
@@ -108,12 +116,13 @@ def _listing(manifests: dict[Path, Manifest], unread: dict[Path, str]) -> Table:
     from shardembed.planner import words
 
     table = plain_table("checkpoints", ["checkpoint", "saved", "size"], ["ranks", "size"])
-    for folder in sorted([*manifests, *unread]):
+    for folder in sorted([*manifests, *unread], key=_age):
         manifest = manifests.get(folder)
         if manifest is None:
             table.add_row(folder.name, "cannot be read", "")
             continue
         what = "" if manifest.base is None else f", changes since {manifest.base.folder}"
+        what += ", holds inf or nan" * bool(manifest.nonfinite)
         table.add_row(
             folder.name, f"{manifest.created} on {words.plural(manifest.world_size, 'rank')}{what}", words.size(_stored(manifest))
         )
@@ -121,6 +130,7 @@ def _listing(manifests: dict[Path, Manifest], unread: dict[Path, str]) -> Table:
 
 
 def _show(console: Console, held: Contents) -> None:
+    from shardembed.checkpoint.retention import said
     from shardembed.planner import words
 
     manifest = held.manifest
@@ -131,6 +141,8 @@ def _show(console: Console, held: Contents) -> None:
     console.print(f"{words.size(held.stored_bytes)} in {files}; {versions}")
     if manifest.base is not None:
         console.print(f"holds the rows that changed since {manifest.base.folder}, which it needs")
+    if manifest.nonfinite:
+        console.print(printable(f"inf or nan is in {said(manifest.nonfinite)}"), style="bold", soft_wrap=True)
     console.print("", _tables(held))
     if held.dense:
         state = f", optimizer state {words.size(held.dense_state_bytes)}" if held.dense_state_bytes else ""

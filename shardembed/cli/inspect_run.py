@@ -42,7 +42,10 @@ def _told(found: Recorded) -> dict[str, object]:
         "path": str(found.path),
         "finished": found.summary is not None,
         "steps": found.summary["steps"] if found.summary is not None else found.curves.steps,
-        "loss": found.curves.loss.points[-1].mean if found.curves.loss.points else None,
+        "loss": found.curves.loss.points[-1].mean if found.curves.loss.points and not found.curves.loss.lost else None,
+        "nonfinite_losses": found.curves.loss.strange,
+        "skipped_steps": found.curves.skipped,
+        "stopped": found.curves.stopped or None,
         "results": found.results,
         "checkpoint": found.checkpoint,
         "starts": [{name: start[name] for name in ("time", "step", "ranks")} for start in found.starts],
@@ -62,8 +65,14 @@ def _show(console: Console, found: Recorded) -> None:
     table = plain_table("", ["", "value"], ["value"])
     for name, value in found.results.items():
         table.add_row(printable(name), f"{value:.4f}")
-    if found.curves.loss.points:
+    if found.curves.loss.lost:
+        table.add_row("training loss, last step", "inf or nan")
+    elif found.curves.loss.points:
         table.add_row("training loss, last steps", f"{found.curves.loss.tail(LOSS_STEPS).mean:.4f}")
+    if found.curves.loss.strange:
+        table.add_row("losses that were inf or nan", f"{found.curves.loss.strange:,}")
+    if found.curves.skipped:
+        table.add_row("steps that were skipped", f"{found.curves.skipped:,}")
     if found.look is not None:
         profile = found.look["profile"]
         ranks = profile["ranks"]

@@ -70,6 +70,15 @@ def lookup(weights: torch.Tensor, rows_E: torch.Tensor, offsets: torch.Tensor | 
     )
 
 
+def is_finite(values: torch.Tensor) -> bool:
+    """No value is inf or nan. A sum is read at the speed of memory, and one that overflows is looked at again."""
+    if not values.is_floating_point():
+        return True
+    if values.dtype.itemsize == 1:  # the dtypes of 8 bits cannot be added
+        values = values.to(torch.float32)
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())  # host sync on a GPU
+
+
 def frequencies(rows_E: torch.Tensor, multiplicities_E: torch.Tensor) -> torch.Tensor:
     """How often the row of each entry occurs in all entries together, int64 `[E]`."""
     rows_U, inverse = torch.unique(rows_E, return_inverse=True)

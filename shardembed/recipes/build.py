@@ -36,10 +36,16 @@ class TrainingJob:
     def step(self, part: Any, step: int) -> torch.Tensor:
         """Train on this rank's part of a global batch. Collective. Returns this rank's loss; the mean over the ranks is the loss of
         the batch.
+
+        Raises:
+            NonFiniteGradientError: on all ranks: the loss or a gradient of any is inf or nan, and the job is to stop for that.
         """
         loss = self.wrapped(self._batch(part.to(default_device()), step))
+        # A loss that is not finite may have finite gradients (log-loss of an infinite logit): then these are to be nan, so that the
+        # optimizer sees on every rank what it is to see, in the one look that it takes.
+        slope = torch.ones_like(loss).masked_fill(~torch.isfinite(loss.detach()), torch.nan)
         with Comm.of().guarding("average dense gradients"):
-            loss.backward()
+            loss.backward(slope)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
@@ -163,7 +169,7 @@ def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module
             # torch wants another name for `broadcast_buffers`, which not all versions have and which does something else.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
-    return wrapped, se.Optimizer(model, dense)
+    return wrapped, se.Optimizer(model, dense, on_nonfinite="raise" if config.train.on_nonfinite == "stop" else "skip")
 
 
 def placements(config: JobConfig) -> dict[str, se.Placement]:

@@ -73,7 +73,7 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     """The loop. `global_batch_size` is over all ranks together; `max_steps` ends training early; `autocast` computes the dense part
-    in bfloat16.
+    in bfloat16. `on_nonfinite` is what happens when a loss or a gradient is inf or nan: the job stops, or the step is skipped.
     """
 
     epochs: Count = 4
@@ -82,6 +82,7 @@ class TrainConfig(Section):
     seed: Seed = 0
     schedule: ScheduleConfig = ScheduleConfig()
     autocast: Literal["bfloat16"] | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
 
 class PlacementConfig(Section):

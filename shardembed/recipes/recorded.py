@@ -46,8 +46,11 @@ class Recorded:
         of = f" of {steps:,}" if steps else ""
         if self.summary is not None:
             early = " (ended early: evaluations grew no better)" if self.summary.get("stopped_early") else ""
-            return f"finished after {self.summary.get('steps', 0):,} steps{early}"
-        at = f"unfinished, at step {self.curves.steps:,}{of}"
+            skipped = self.curves.skipped
+            left_out = f", of which {skipped:,} were skipped for a loss or a gradient that was inf or nan" if skipped else ""
+            return f"finished after {self.summary.get('steps', 0):,} steps{left_out}{early}"
+        stopped = f" (stopped: {self.curves.stopped})" if self.curves.stopped else ""
+        at = f"unfinished, at step {self.curves.steps:,}{of}{stopped}"
         return f"{at}; its newest checkpoint is {self.checkpoint}" if self.checkpoint else f"{at}, without a checkpoint"
 
     @property

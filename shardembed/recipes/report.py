@@ -193,9 +193,9 @@ class ProgressReport:
         """A line that stays."""
         (self._console if self._bar is None else self._bar.console).print(text, highlight=False, markup=False)
 
-    def update(self, step: int, loss: float, rate: float) -> None:
-        """Say where training stands: after `step` steps, with the last loss and samples a second of all ranks."""
-        said = f"loss {loss:.3f}  {rate:,.0f} samples/s"
+    def update(self, step: int, loss: float | None, rate: float) -> None:
+        """Say where training stands: after `step` steps, with the last loss (None: inf or nan) and samples a second."""
+        said = f"loss {'inf or nan' if loss is None else f'{loss:.3f}'}  {rate:,.0f} samples/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, said=said)
         elif step == self._steps or time.monotonic() - self._spoke >= QUIET_SECONDS:
@@ -216,6 +216,13 @@ def show_retrieval(console: Console, k: int, model: Score, popularity: Score, ge
     )
     table.add_row("model / popularity", *ratios)
     console.print("", table, "", sep="\n")
+
+
+def show_skipped(console: Console, skipped: int, steps: int) -> None:
+    """How many of all `steps` of a run were skipped, if any were."""
+    if skipped:
+        text = f"{skipped:,} of {steps:,} steps were skipped, because their loss or a gradient was inf or nan"
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 def show_end(console: Console, took: dict[str, float], rate: float, path: Path, page: str) -> None:

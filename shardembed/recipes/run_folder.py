@@ -7,11 +7,13 @@ holds a lock on `lock`, which the system releases when the process ends, however
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,19 +30,23 @@ class RunFolder:
 
     Attributes:
         token: what the lock file holds; other ranks tell by it that they see the same folder.
+        note: tells the user something.
     """
 
     def __init__(self, path: Path, lock: int, token: str) -> None:
         self.path, self._lock, self.token = path, lock, token
+        self.note: Callable[[str], None] = lambda text: None
+        self._lines: list[str] = []  # of metrics.jsonl, still to be written
+        self._owed: dict[str, Callable[[], object]] = {}
 
     @staticmethod
     def make(root: Path, name: str, token: str) -> RunFolder:
-        """`<root>/<name>-<time>`, new.
+        """`<root>/<name>-<time>`, new; the time is UTC's.
 
         Raises:
             ConfigError: the folder cannot be made.
         """
-        made = RunFolder.lock(_make(root, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"), token)
+        made = RunFolder.lock(_make(root, f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"), token)
         assert made is not None, "a new folder is nobody else's"
         return made
 
@@ -55,8 +61,10 @@ class RunFolder:
         try:
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, token.encode(), 0)
+            written = token.encode()
+            if os.pwrite(lock, written, 0) < len(written):  # over what stands there, which takes no room on a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(lock, len(written))
             os.fsync(lock)  # other machines may look
         except OSError as error:
             if lock is not None:
@@ -79,34 +87,85 @@ class RunFolder:
         """Write a file so that it is there whole or not at all, also after the machine has failed."""
         publish(self.path / name, text)
 
+    def attempt(self, name: str, work: Callable[[], object]) -> None:
+        """Do `work`, which writes the file of that name, and which training can do without: where it fails, as on a full disk, that
+        is said, and it is tried again each time something is logged.
+        """
+        try:
+            work()
+        except OSError as error:
+            if name not in self._owed:
+                self.note(f"{self.path / name} cannot be written: {error.strerror or error}; training goes on, and tries it again")
+            self._owed[name] = work
+        else:
+            if self._owed.pop(name, None) is not None:
+                self.note(f"{self.path / name} has been written after all")
+
     def log(self, records: Iterable[dict[str, Any]], lasting: bool = False) -> None:
-        """Append a line for each record to metrics.jsonl; `lasting` brings the file to the disk, as what a checkpoint builds on."""
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-            if lasting:
-                file.flush()
-                os.fsync(file.fileno())
+        """Append a line for each record to metrics.jsonl; `lasting` brings the file to the disk, as what a checkpoint builds on.
+        What cannot be written is kept for the next call.
+        """
+        self._lines += [json.dumps(record) + "\n" for record in records]
+        for name, work in [*self._owed.items()]:
+            if name != METRICS:
+                self.attempt(name, work)
+        self.attempt(METRICS, partial(self._append, lasting))
+
+    def _append(self, lasting: bool) -> None:
+        descriptor = os.open(self.path / METRICS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            size, data = os.fstat(descriptor).st_size, memoryview("".join(self._lines).encode())
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                if lasting:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)  # no half line, and none twice
+                raise
+        finally:
+            os.close(descriptor)
+        self._lines = []
 
     def keep_metrics(self, steps: int) -> None:
-        """Remove what metrics.jsonl has beyond the first `steps` steps: they will be taken again."""
+        """Remove what metrics.jsonl has beyond the first `steps` steps: they will be taken again.
+
+        As a rule that is its end, which is cut off: a full disk may have no room for the file once more.
+        """
+        path = self.path / METRICS
         try:
-            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+            lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
-            lines = []
-        self.write(METRICS, "".join(f"{line}\n" for line in lines if 0 < _step_of(line) <= steps))
+            return
+        kept = [line for line in lines if 0 < _step_of(line) <= steps]
+        if kept == lines[: len(kept)]:
+            os.truncate(path, sum(map(len, kept)))
+        else:
+            self.write(METRICS, b"".join(kept).decode())
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self.write(SUMMARY, json.dumps(summary, indent=2))
+        """Raises ConfigError where the summary cannot be written."""
+        try:
+            self.write(SUMMARY, json.dumps(summary, indent=2))
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: {self.path / SUMMARY} cannot be written: {error.strerror or error}, so the run does not count as "
+                "finished. Make room, and give the same command again: it goes on from the last checkpoint, and evaluates once more"
+            ) from error
 
 
 def publish(path: Path, text: str, beside: str = "new") -> None:
     """Write a file so that it is there whole or not at all. beside: ends its name until then."""
     new = path.with_name(f".{path.name}.{beside}")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text.rstrip() + "\n" * bool(text))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n" * bool(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)  # half of it would take room that there is not
+        raise
     sync_folder(path.parent)
 
 
@@ -119,10 +178,10 @@ def is_finished(path: Path) -> bool:
     return (path / SUMMARY).exists()
 
 
-def _step_of(line: str) -> int:
+def _step_of(line: bytes) -> int:
     """The step that a line of metrics.jsonl is about; 0 where it is about none, or was cut off by a crash."""
     try:
-        step = json.loads(line).get("step")
+        step = json.loads(line).get("step") if line.endswith(b"\n") else 0
     except (ValueError, AttributeError):
         return 0
     return step if isinstance(step, int) else 0

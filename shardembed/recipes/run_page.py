@@ -54,7 +54,9 @@ def _cards(run: Recorded) -> str:
     best = next(iter(run.results.items()), None)
     if best is not None:
         shown.append((escape(best[0]), f"{best[1]:.4f}", "at the end" if run.summary else "at the last evaluation"))
-    if run.curves.loss.points:
+    if run.curves.loss.lost:
+        shown.append(("training loss", "inf or nan", f"at the last step, {run.curves.steps:,}"))
+    elif run.curves.loss.points:
         last = run.curves.loss.tail(LOSS_STEPS)
         shown.append(("training loss", f"{last.mean:.4f}", f"mean of {words.plural(last.count, 'step')} up to {last.step:,}"))
     if run.summary is not None and "samples_per_second" in run.summary:
@@ -84,7 +86,9 @@ def _curves(run: Recorded) -> str:
     if each > 1:
         about += f" A point is the mean of {each} steps; the band goes from the smallest loss to the largest."
     if loss.strange:
-        about += f" {words.plural(loss.strange, 'loss')} that were not finite are left out."
+        about += f" {loss.strange:,} loss{'es' * (loss.strange > 1)} that were not finite are left out."
+    if run.curves.skipped:
+        about += f" {words.plural(run.curves.skipped, 'step')} were skipped, because their loss or a gradient was inf or nan."
     drawn = [_figure("training loss", [Line("", loss.points, band=each > 1)])]
     drawn += [_figure(name, lines) for name, lines in _metrics(run).items()]
     if len(drawn) > 1:

@@ -146,7 +146,15 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
             raise
         return Run(path, folder, resumes=True)
     folder = RunFolder.make(root, name, token)
-    folder.write(DATA, json.dumps({"counted": counted}))
+    # Not the time: clocks are set back, and differ between machines.
+    number = 1 + max((run.number for run in _runs(root, name)), default=0)
+    try:
+        folder.write(DATA, json.dumps({"counted": counted, "number": number}))
+    except OSError as error:
+        folder.close()
+        raise ConfigError(
+            f"run_dir: cannot write {folder.path / DATA}: {error.strerror or error}; set run_dir to another folder"
+        ) from error
     return Run(folder.path, folder, resumes=False, notes=tuple(notes[:1]))
 
 
@@ -168,19 +176,40 @@ def _job_of(path: Path) -> str | None:
         return None
 
 
-def _interrupted(root: Path, name: str) -> list[Path]:
-    """Unfinished runs of that name with a complete checkpoint, the newest first. Others have nothing to go on from."""
+@dataclass(frozen=True, order=True)
+class _Begun:
+    """A run, in the order in which they were begun: by the number that each has after those before it. Older versions gave none
+    (0); these go by their names, with the local time.
+    """
+
+    number: int
+    time: str
+    same_time: int
+    path: Path
+
+
+def _runs(root: Path, name: str) -> list[_Begun]:
+    """All runs of that name, in no order."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{8}}-\d{{6}})(?:-(\d+))?")
-    found = []
     try:
-        names = os.listdir(root)
+        found = [(match, root / one) for one in os.listdir(root) if (match := pattern.fullmatch(one))]
     except OSError:  # making a new one tells what is wrong
         return []
-    for one in names:
-        match = pattern.fullmatch(one)
-        if match and not is_finished(root / one) and newest_checkpoint(root / one / CHECKPOINTS) is not None:
-            found.append((match[1], int(match[2] or 1), root / one))
-    return [path for _, _, path in sorted(found, reverse=True)]
+    return [_Begun(_number_of(path), match[1], int(match[2] or 1), path) for match, path in found]
+
+
+def _number_of(path: Path) -> int:
+    try:
+        number = json.loads((path / DATA).read_text(encoding="utf-8"))["number"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return number if isinstance(number, int) else 0
+
+
+def _interrupted(root: Path, name: str) -> list[Path]:
+    """Unfinished runs of that name with a complete checkpoint, the newest first. Others have nothing to go on from."""
+    found = [run.path for run in sorted(_runs(root, name), reverse=True)]
+    return [path for path in found if not is_finished(path) and newest_checkpoint(path / CHECKPOINTS) is not None]
 
 
 def _obstacle(path: Path, config: JobConfig) -> str:
@@ -196,6 +225,7 @@ def _deciding(config: JobConfig) -> dict[str, Any]:
     """The settings that decide what is computed."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
     values["data"].pop("workers", None)
+    values["train"].pop("on_nonfinite", None)  # up to the step that stopped the run, all was finite
     if config.data.path is not None:
         del values["data"]["generator"]
     return values

@@ -17,15 +17,16 @@ LOSSES_KEPT = 20  # of the first steps, for the summary
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, restarts included: steps and samples trained on, seconds it took, the epoch (from 1), the first losses; the
-    best score of an evaluation so far, how many evaluations were no better since, and whether training ended early for that.
+    """How far a run is, restarts included: steps and samples trained on, seconds it took, the epoch (from 1), the first losses
+    (None where one was inf or nan); the best score of an evaluation so far, how many evaluations were no better since, and
+    whether training ended early for that.
     """
 
     step: int = 0
     epoch: int = 1
     samples: int = 0
     seconds: float = 0.0
-    losses: tuple[float, ...] = ()
+    losses: tuple[float | None, ...] = ()
     best: float | None = None
     waited: int = 0
     stopped: bool = False
@@ -34,7 +35,7 @@ class Progress:
     def samples_per_second(self) -> float:
         return self.samples / max(self.seconds, 1e-9)
 
-    def with_losses(self, losses: list[float]) -> Progress:
+    def with_losses(self, losses: list[float | None]) -> Progress:
         return replace(self, losses=(*self.losses, *losses)[:LOSSES_KEPT])
 
     def with_score(self, score: float, config: EvaluationConfig) -> Progress:
@@ -46,11 +47,14 @@ class Progress:
 
 
 def save(console: Console, run: Run, job: TrainingJob, progress: Progress, keep: int) -> None:
-    """Save a checkpoint of the run. Collective. One that fails on all ranks, as on a full disk, is reported and ends nothing."""
+    """Save a checkpoint of the run. Collective. One that fails on all ranks, as on a full disk, is reported and ends nothing.
+
+    Raises:
+        NonFiniteError: on all ranks: a table or a parameter holds inf or nan, so nothing was saved.
+    """
+    about = {"progress": asdict(progress), "step": progress.step}
     try:
-        se.save_checkpoint(
-            run.checkpoints, job.wrapped, optimizer=job.optimizer, progress=asdict(progress), step=progress.step, keep=keep
-        )
+        se.save_checkpoint(run.checkpoints, job.wrapped, optimizer=job.optimizer, **about, keep=keep, on_nonfinite="raise")
     except CheckpointError as error:
         console.print(f"step {progress.step}: no checkpoint was saved: {error}", soft_wrap=True, highlight=False, markup=False)
 

@@ -40,14 +40,18 @@ class Point:
 
 @dataclass
 class Series:
-    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values that are not finite."""
+    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values that are not finite, and lost is
+    true where the last one is not.
+    """
 
     points: list[Point] = field(default_factory=list)
     strange: int = 0
+    lost: bool = False
     _each: int = 1  # values of a point
 
     def add(self, step: int, value: float) -> None:
-        if not math.isfinite(value):
+        self.lost = not math.isfinite(value)
+        if self.lost:
             self.strange += 1
             return
         point = Point(step, 1, value, value, value)
@@ -71,10 +75,14 @@ class Series:
 
 @dataclass
 class Curves:
-    """steps, epoch: of the last line. loss: of every step. metrics: of evaluations during training, by name."""
+    """steps, epoch: of the last line. skipped: steps. stopped: why training ended, where the last line says so. loss: of every
+    step. metrics: of evaluations during training, by name.
+    """
 
     steps: int = 0
     epoch: int = 0
+    skipped: int = 0
+    stopped: str = ""
     loss: Series = field(default_factory=Series)
     metrics: dict[str, Series] = field(default_factory=dict)
 
@@ -86,9 +94,12 @@ def read(folder: Path) -> Curves:
         step = record.get("step")
         if not isinstance(step, int):  # the summary, which has a file of its own
             continue
-        if _is_number(record.get("loss")):
-            found.loss.add(step, record["loss"])
+        if "loss" in record:
+            loss = record["loss"]  # null stands for what is not finite
+            found.loss.add(step, loss if _is_number(loss) else math.nan)
             found.steps, found.epoch = max(found.steps, step), record.get("epoch", found.epoch)
+            found.skipped += record.get("skipped") is True
+            found.stopped = str(record.get("stopped", ""))
         evaluation = record.get("evaluation")
         for name, value in evaluation.items() if isinstance(evaluation, dict) else ():
             if isinstance(value, float):  # whole numbers are counts

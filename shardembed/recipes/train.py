@@ -8,8 +8,10 @@ and writes, but for checkpoints.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm import Comm, default_device
-from shardembed.recipes import report, runs
+from shardembed.errors import NonFiniteError
+from shardembed.recipes import nonfinite, report, runs
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import VOCABULARIES, RunFolder
+from shardembed.recipes.run_folder import CONFIG, PLAN, VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.scalars import Scalars
@@ -60,12 +63,13 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
         told.print(f"evaluating on {task.evaluates()}", highlight=False)
         began = time.monotonic()
         result = evaluate(task, job)
-        summary = _summary(result, task, trained, opened.folder)
+        summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
         if opened.folder is not None:
             opened.folder.log([{key: value for key, value in summary.items() if key != "losses"}])
-            opened.folder.finish(summary)
             took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
             result.show(console)
+            report.show_skipped(console, job.optimizer.skipped, trained.step)
+            opened.folder.finish(summary)
             report.show_end(console, took, trained.samples_per_second, opened.path, _page(config, opened.path))
     return summary
 
@@ -92,35 +96,34 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
 
     A checkpoint comes after every so many steps and after the last, once all that it stands for has been written.
     """
-    config = task.config
+    config, log = task.config, _Log(run)
     every, looks = config.checkpoint.every_steps, config.eval.every_steps
     steps = begun.step if begun.stopped else task.steps
     progress = begun
-    waiting: list[torch.Tensor] = []
-    records: list[dict[str, Any]] = []
     began = time.monotonic()
     with ExitStack() as around:
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
-        scalars = around.enter_context(Scalars(run.path if run.folder is not None and config.log.tensorboard else None, begun.step))
+        curves = run.path if run.folder is not None and config.log.tensorboard else None
+        scalars = around.enter_context(Scalars(curves, begun.step, shown.note))
         parts = around.enter_context(closing(task.parts(begun.step)))
+        skipped = nonfinite.Skipped(job, shown)
+        around.enter_context(log.stopping(lambda: progress, steps))
         for step, part in zip(range(begun.step, steps), parts, strict=False):
             epoch = step // task.steps_per_epoch
             rates.set(step)
             with watch.step(step):
-                waiting.append(job.step(part, step))
-            records.append({"step": step + 1, "epoch": epoch + 1})
+                loss = job.step(part, step)
+            log.add(step + 1, epoch + 1, loss, skipped.last_was(step + 1))
             progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + part.global_size)
             saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
             evaluates = looks is not None and (step + 1) % looks == 0
             if (step + 1) % REPORT_STEPS and step + 1 < steps and not saves and not evaluates:
                 continue
-            found = _global_losses(waiting)
-            waiting.clear()
+            lines = log.gathered()
+            found = [line["loss"] for line in lines]
             progress = replace(progress.with_losses(found), seconds=begun.seconds + time.monotonic() - began)
             shown.update(step + 1, found[-1], progress.samples_per_second)
-            lines = [{**record, "loss": loss} for record, loss in zip(records, found, strict=True)]
-            records.clear()
             if evaluates:
                 result = evaluate(task, job)
                 progress = progress.with_score(result.score, config.eval)
@@ -133,6 +136,8 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
             watch.look(step + 1)
             if saves:
                 save(console, run, job, progress, config.checkpoint.keep)
+            if step + 1 == steps or progress.stopped:
+                nonfinite.check(job)  # what the last step made has not been read by another
             if progress.stopped:
                 best = f"{progress.best:.4f}"
                 shown.note(f"step {step + 1}: no evaluation was better than {best} for {progress.waited} in a row; training ends")
@@ -145,11 +150,41 @@ def _in_words(result: Evaluated) -> str:
     return ", ".join(parts[:2])
 
 
-def _global_losses(losses: list[torch.Tensor]) -> list[float]:
-    """The means over the ranks of several steps' losses, in one all-reduce."""
-    comm = Comm.of()
-    total = comm.all_reduce("mean losses", torch.stack(losses).to(torch.float64))
-    return (total / comm.world_size).tolist()
+class _Log:
+    """Lines of metrics.jsonl for steps whose losses have not been gathered from the ranks yet."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._losses: list[torch.Tensor] = []
+        self._lines: list[tuple[int, int, bool]] = []
+
+    def add(self, step: int, epoch: int, loss: torch.Tensor, skipped: bool) -> None:
+        self._losses.append(loss)
+        self._lines.append((step, epoch, skipped))
+
+    def gathered(self) -> list[dict[str, Any]]:
+        """The lines since the last call, with the means over the ranks of the losses, in one all-reduce. Collective."""
+        if not self._lines:
+            return []
+        comm = Comm.of()
+        total = comm.all_reduce("mean losses", torch.stack(self._losses).to(torch.float64))
+        means = (total / comm.world_size).tolist()
+        lines = [nonfinite.line(*line, loss) for line, loss in zip(self._lines, means, strict=True)]
+        self._lines, self._losses = [], []
+        return lines
+
+    @contextmanager
+    def stopping(self, progress: Callable[[], Progress], steps: int) -> Iterator[None]:
+        """Around the loop: one that ends for inf or nan leaves the reason as its last line. Collective then."""
+        try:
+            yield
+        except NonFiniteError as error:
+            last = progress()
+            why = nonfinite.why(error, last.step, steps)
+            lines = self.gathered()
+            if self._run.folder is not None:
+                self._run.folder.log([*lines, nonfinite.last_line(error, last.step, last.epoch, why)], lasting=True)
+            raise NonFiniteError(f"{why}; {nonfinite.advice(error)}") from error
 
 
 def _agree(comm: Comm, config: JobConfig, counted: str) -> None:
@@ -164,15 +199,17 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
         return
     config, plan = task.config, job.model.tables.plan
     held = report.holdings(plan, config)
-    run.folder.write("config.yaml", resolved_yaml(config))
-    plan.save(run.path / "plan.json")
-    task.save_vocabularies(run.path / VOCABULARIES)
+    folder = run.folder
     report.show_start(console, config, task.described(), plan, held)
+    folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
+    folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))
+    folder.attempt(VOCABULARIES, lambda: task.save_vocabularies(run.path / VOCABULARIES))
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
-def _summary(result: Evaluated, task: Task, trained: Progress, folder: RunFolder | None) -> dict[str, Any]:
+def _summary(result: Evaluated, task: Task, trained: Progress, skipped: int, folder: RunFolder | None) -> dict[str, Any]:
     return {
         **result.to_json(),
         "losses": list(trained.losses),
@@ -181,5 +218,6 @@ def _summary(result: Evaluated, task: Task, trained: Progress, folder: RunFolder
         "ranks": se.world_size(),
         "steps": trained.step,
         "stopped_early": trained.stopped,
+        "skipped_steps": skipped,
         "dropped_rows": task.dropped.kinds,
     }

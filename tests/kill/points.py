@@ -18,8 +18,9 @@ FILE = r"rank-\d+\.safetensors"
 class Case:
     """A run on `ranks` that is killed at `point`, perhaps once more at `then` when it goes on, and ends on `ends_on` ranks.
 
-    resumes: batches of the checkpoint from which it may end. begins: batches that a run before, which nobody kills, trains on.
-    sample: `make test` runs it too.
+    resumes: batches of the checkpoint from which it may end. begins: batches that a run before, which nobody kills, trains on; with
+    `back` that run keeps all its checkpoints, and the one that is killed goes on from that of so many batches. sample: `make test`
+    runs it too.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     mode: Mode = "full"
     then: Point | None = None
     begins: int = 0
+    back: int | None = None
     sample: bool = False
 
     @property
@@ -210,4 +212,16 @@ def _occupied() -> list[Case]:
     return [replace(case, name=f"saved again: {case.name}", mode="twice") for case in cases]
 
 
-CASES = [*_training(), *_saving(), *_cleaning(), *_loading(), *_background(), *_increments(), *_occupied()]
+def _back() -> list[Case]:
+    """A run that has saved 2, 4, 6 and 8 goes on from 2, and saves 4 again: what loads is 8 until that is complete, and then 4."""
+    cases = [
+        Case("before the renaming", Point("rename .saving", "before", everybody=True, save=4), (8,)),
+        Case("after the renaming", Point("rename .saving", "after", save=4), (4,), 3, True, 2, sample=True),
+        Case("one left behind is renamed", Point("rename step", "after", 2, everybody=True, save=4), (4,)),
+        Case("one left behind is half gone", Point("unlink .*", "after", 2, save=4), (4,), 2, True, 3),
+        Case("in the background", Point("rename .saving", "after", save=4), (4,), mode="async"),
+    ]
+    return [replace(case, name=f"gone back: {case.name}", begins=8, back=2) for case in cases]
+
+
+CASES = [*_training(), *_saving(), *_cleaning(), *_loading(), *_background(), *_increments(), *_occupied(), *_back()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.kill.table import add_row
 from tests.kill.trainer import BATCHES, KEEP, Finished, Mode, Run, train, whole
 from tests.kill.trap import Point
 
-STEPS = re.compile(r"\.lock|step-\d{10}(\.\d+)?")
+STEPS = re.compile(r"\.lock|step-\d{10}(-r\d+)?(\.\d+)?")
 CHANGING = r"(collective checkpoint: .*|(mkdir|rename|unlink|rmdir|pwrite|fsync) .*)"  # events that must have a kill point each
 
 
@@ -45,8 +46,9 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_killed_run_ends_with_the_same_bits(case: Case, tmp_path: Path, never_killed: Any) -> None:
     run = Run(tmp_path, case.mode, case.exact)
     if case.begins:
-        values(run_forked(case.ranks, train, Run(tmp_path, case.mode, case.exact, batches=case.begins), None))
-    kill(case.ranks, run, case.point)
+        before = replace(run, batches=case.begins, keep=KEEP if case.back is None else BATCHES)
+        values(run_forked(case.ranks, train, before, None))
+    kill(case.ranks, replace(run, back=case.back), case.point)
     complete_ones_are_sound(tmp_path)
     if case.then is not None:
         kill(case.ranks, run, case.then)

@@ -28,7 +28,8 @@ Mode = Literal["full", "async", "incremental", "twice"]  # how checkpoints are s
 @dataclass(frozen=True)
 class Run:
     """folder: of checkpoints. exact: the same bits on any number of ranks; else DistributedDataParallel, dropout and clipping,
-    which are the same on the same number. batches: where it ends. timeout: of collectives.
+    which are the same on the same number. batches: where it ends. timeout: of collectives. keep: of how many steps checkpoints
+    stay. back: it goes on from the checkpoint of that many batches, and not from the newest.
     """
 
     folder: Path
@@ -36,6 +37,8 @@ class Run:
     exact: bool = False
     batches: int = BATCHES
     timeout: float = 20.0
+    keep: int = KEEP
+    back: int | None = None
 
 
 @dataclass
@@ -124,7 +127,8 @@ def _train(rank: int, world_size: int, run: Run, trap: Trap) -> Finished:
     torch.manual_seed(rank)  # dropout differs between ranks, and goes on as it was when a run is resumed
     first, resumed, trained = 0, None, []
     if se.newest_checkpoint(run.folder) is not None:
-        restored = se.load_checkpoint(run.folder, model, optimizer=optimizer, scheduler=scheduler)
+        # Steps are those of the optimizer, of which each batch takes one.
+        restored = se.load_checkpoint(run.folder, model, optimizer=optimizer, scheduler=scheduler, step=run.back)
         first = resumed = restored.progress["batches"]
     for number in se.synced(range(first, run.batches), comm):
         trap.batch = number
@@ -145,7 +149,7 @@ def _train(rank: int, world_size: int, run: Run, trap: Trap) -> Finished:
 
 
 def save(run: Run, model: Net, optimizer: se.Optimizer, scheduler: Any, batches: int, trap: Trap) -> None:
-    keywords: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "progress": {"batches": batches}, "keep": KEEP}
+    keywords: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "progress": {"batches": batches}, "keep": run.keep}
     finish_pending()  # so that the events of two saves are told apart
     trap.save = batches
     if run.mode == "twice":

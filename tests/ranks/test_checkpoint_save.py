@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 import shardembed as se
 from shardembed.checkpoint import folders
+from shardembed.checkpoint.format.manifest import read_manifest
+from shardembed.errors import NonFiniteError, NonFiniteWarning
 from tests.harness import run_ranks
 from tests.ranks.saved import Trained, built, contents, equal, load_alone, raised, small_files, train
 
@@ -111,6 +114,88 @@ def test_the_newest_are_kept_and_a_step_saved_again_takes_the_place_of_the_first
     assert sorted(os.listdir(tmp_path)) == [".lock", *last]
     assert se.newest_checkpoint(tmp_path) == tmp_path / last[1]
     equal(load_alone(tmp_path)[1], [held for *_, held in answers])
+
+
+def save_until(rank: int, world_size: int, folder: str, mode: str, steps: list[int], load: int | None, keep: int | None) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    if load is not None:
+        job.load(folder, step=load)
+    found = []
+    for step in steps:
+        train(job, rank, world_size, range(step, step + 1))
+        if mode == "async":
+            se.async_save_checkpoint(
+                folder, job.wrapped, optimizer=job.optimizer, scheduler=job.scheduler, step=step, keep=keep
+            ).wait()
+        else:
+            job.save(folder, step=step, keep=keep, incremental=mode == "incremental")
+        newest = se.newest_checkpoint(folder)
+        found.append((newest.name if newest else None, [path.name for _, path in se.checkpoints(folder)]))
+        se.Comm.of().all_reduce("test: all have looked", torch.zeros(1))
+    return found, contents(job)
+
+
+@pytest.mark.parametrize(("ranks", "mode"), [(1, "full"), (2, "full"), (2, "async"), (2, "incremental")])
+def test_a_run_that_went_back_keeps_and_loads_what_it_saves_from_there(tmp_path: Path, ranks: int, mode: str) -> None:
+    folder = str(tmp_path)
+    run_ranks(ranks, save_until, folder, mode, [10, 20, 30], None, None)
+    (found, _), *_ = answers = run_ranks(ranks, save_until, folder, mode, [15, 20], 10, 2)
+    full = ["step-0000000015-r1"]  # loading ends increments, so the first save after it is full
+    assert found[0] == ("step-0000000015-r1", ["step-0000000010", *full])
+    assert found[1] == ("step-0000000020-r1", [*full, "step-0000000020-r1"])
+    restored, held = load_alone(tmp_path)
+    assert restored.step == 20
+    equal(held, [held for _, held in answers])
+    (found, _), *_ = run_ranks(ranks, save_until, folder, mode, [25], 20, 2)  # another process, which goes straight on
+    kept = ["step-0000000020-r1", "step-0000000025-r1"]
+    assert found == [("step-0000000025-r1", [*full, *kept] if mode == "incremental" else kept)]
+
+
+def save_lost(rank: int, world_size: int, folder: str) -> Any:
+    job = built(world_size, "Adam", turn=0)
+    train(job, rank, world_size, range(1))
+    job.model.register_buffer("mask", torch.tensor([0.0, float("-inf")]))  # as it should be
+    job.save(folder, keep=1)
+    held, told = contents(job), []
+    for step in (2, 3):
+        for local in job.model.tables.local_shards():
+            if local.table == "t1" and len(local.shard.rows) and 36 - 1 in local.shard.rows:
+                local.weights[local.shard.rows.index(35)] = float("nan")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            job.save(folder, step=step, keep=1)
+        told.append([str(each.message) for each in caught if each.category is NonFiniteWarning])
+    with pytest.raises(NonFiniteError) as refused:
+        job.save(folder, step=4, keep=1, on_nonfinite="raise")
+    pending = se.async_save_checkpoint(
+        folder, job.wrapped, optimizer=job.optimizer, scheduler=job.scheduler, step=4, on_nonfinite="raise"
+    )
+    with pytest.raises(NonFiniteError):
+        pending.wait()
+    with pytest.raises(NonFiniteError):
+        job.load(folder, step=1)  # what the background save met is told again
+    job.load(folder, step=1)
+    equal_here = contents(job)
+    return told, str(refused.value), sorted(os.listdir(folder)), held, equal_here
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_table_with_nan_never_takes_the_place_of_the_last_finite_checkpoint(tmp_path: Path, ranks: int) -> None:
+    answers = run_ranks(ranks, save_lost, str(tmp_path))
+    assert len({(refused, tuple(left)) for _, refused, left, _, _ in answers}) == 1
+    told, refused, left, *_ = answers[0]
+    for step, texts in zip((2, 3), told, strict=True):
+        assert texts == [
+            f"{tmp_path}/step-000000000{step} holds inf or nan in 'tables.t1.weight'; the newest one there that does not is "
+            "step-0000000001"
+        ]
+    assert all(texts == [[], []] for texts, *_ in answers[1:])
+    assert refused.startswith(f"{tmp_path}: no checkpoint of step 4 was saved, since inf or nan is in 'tables.t1.weight'")
+    assert left == [".lock", "step-0000000001", "step-0000000003"]
+    equal([answer[4] for answer in answers], [answer[3] for answer in answers])
+    assert read_manifest(tmp_path / "step-0000000003").nonfinite == ("tables.t1.weight",)
+    with pytest.warns(NonFiniteWarning, match="step-0000000003 holds inf or nan in 'tables.t1.weight'"):
+        se.load_plain(tmp_path, torch.nn.ModuleDict({"head": torch.nn.Linear(6, 1, dtype=torch.float64)}))
 
 
 def save_into(rank: int, world_size: int, folder: str) -> str:

@@ -71,7 +71,7 @@ def test_a_spoilt_step_changes_nothing_on_any_rank(world_size: int, policy: str)
             assert text.startswith("step 2: a gradient is inf or nan on some rank: ")
             assert ("the dense parameters" in text) == (where == "dense")
             for name in NAMES:
-                assert (f"table(s) tables.{name} " in text) == (name == where), text
+                assert (f"table(s) 'tables.{name}'." in text) == (name == where), text
 
 
 def zero(rank: int, world_size: int, where: str, value: float) -> None:

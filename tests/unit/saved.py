@@ -24,6 +24,8 @@ class Writer:
     folder: Path
     base: Base | None = None
     plans: tuple[dict[str, object], ...] = ()
+    previous: str | None = None
+    nonfinite: tuple[str, ...] = ()
     parts: dict[str, list[Part]] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     owners: dict[str, list[tuple[str, str, range, range]]] = field(default_factory=dict)  # key -> file, part, rows, columns
@@ -62,9 +64,9 @@ class Writer:
             updates = [Update(cols, blocks[file][ids], blocks[file][new]) for file, ids, new, cols in self.changed.get(key, [])]
             entries[key] = replace(entry, chunks=tuple(chunks), updates=tuple(updates))
         files = {path.name: File(path.stat().st_size) for path in sorted(self.folder.iterdir())}
-        manifest = Manifest(
-            step, 2, "2026-11-24T12:00:00+00:00", {"shardembed": "0", "torch": "2"}, entries, files, self.plans, state, self.base
-        )
+        versions, created = {"shardembed": "0", "torch": "2"}, "2026-11-24T12:00:00+00:00"
+        come = (self.base, self.previous, self.nonfinite)
+        manifest = Manifest(step, 2, created, versions, entries, files, self.plans, state, *come)
         (self.folder / "manifest.json").write_bytes(manifest.to_bytes())
         return manifest
 

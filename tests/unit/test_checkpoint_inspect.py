@@ -54,6 +54,24 @@ def test_a_folder_of_checkpoints_is_listed_and_the_newest_shown(root: Path, caps
     assert max(map(len, shown.splitlines())) <= 100
 
 
+def test_what_holds_nan_says_so_and_what_was_saved_last_is_shown_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, lost in (("step-0000000009", ()), ("step-0000000003-r1", ("user.weight",))):
+        writer = Writer(tmp_path / name, previous=None, nonfinite=lost)
+        writer.add("user.weight", numbered(4, 2))
+        writer.write(int(name[5:15]))
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert [each["nonfinite"] for each in found["checkpoints"]] == [[], ["user.weight"]]
+    assert found["checkpoint"]["step"] == 3
+    assert found["checkpoint"]["nonfinite"] == ["user.weight"]
+    lines = printed.err.splitlines()
+    first, last = (next(number for number, line in enumerate(lines) if name in line) for name in ("step-0000000009", "-r1"))
+    assert first < last
+    assert "holds inf or nan" in lines[last]
+    assert "inf or nan is in 'user.weight'" in printed.err
+
+
 def test_one_checkpoint_is_shown_by_its_folder_or_step(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([str(root / FULL)], [str(root), "--step", "1"]):
         assert main(["inspect", *words]) == 0

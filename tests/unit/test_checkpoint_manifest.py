@@ -67,7 +67,8 @@ def test_a_manifest_is_read_as_it_was_written(data: st.DataObject, keys: list[st
         entries.append(entry)
     base = Base("step-0000000001.2", HASH) if incremental else None
     plans = ({"format": 1, "tables": {key: [1, 2] for key in keys}},)
-    made = manifest_of(*entries, size=offset, base=base, plans=plans, step=data.draw(st.integers(0, 2**40)))
+    come = {"previous": data.draw(st.sampled_from([None, "step-0000000003-r2.1"])), "nonfinite": tuple(keys[:2])}
+    made = manifest_of(*entries, size=offset, base=base, plans=plans, step=data.draw(st.integers(0, 2**40)), **come)
     read = Manifest.parse(made.to_bytes(), "manifest.json")
     assert read == made
     assert read.checksum == made.checksum
@@ -85,6 +86,34 @@ def test_layout_and_order_of_the_file_do_not_matter_but_contents_do() -> None:
         CheckpointError, match=r"m: the manifest is damaged \(checksum '[0-9a-f]{32}', its contents have '[0-9a-f]{32}'\)"
     ):
         Manifest.parse(json.dumps(data).encode(), "m")
+
+
+def test_format_1_is_read_as_it_was(tmp_path: Path) -> None:
+    entry = Entry("a", "dense", "a", (2,), torch.float32, (Chunk(range(2), range(1), block(8, 8, 2, 1)),))
+    made = manifest_of(entry)
+    data = json.loads(made.to_bytes())
+    for name in ("checksum", "previous", "nonfinite"):
+        del data[name]
+    data["format"] = 1
+    data["checksum"] = manifest_module._checksum(data)
+    assert Manifest.parse(json.dumps(data).encode(), "m") == made
+    data["previous"] = None
+    del data["checksum"]
+    data["checksum"] = manifest_module._checksum(data)
+    with pytest.raises(CheckpointError, match="field 'previous' is unknown"):
+        Manifest.parse(json.dumps(data).encode(), "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"previous": "../step-0000000001"}, "the checkpoint before must be a folder named step-NNNNNNNNNN"),
+        ({"nonfinite": ("b",)}, "'b' is said to hold inf or nan, and is no tensor here"),
+    ],
+)
+def test_where_it_comes_from_and_what_is_lost_are_checked(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        manifest_of(A, **change).to_bytes()
 
 
 def test_a_newer_format_is_told_before_anything_else() -> None:

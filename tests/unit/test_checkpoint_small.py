@@ -186,8 +186,28 @@ def test_the_newest_is_the_one_of_the_highest_step_and_generation(tmp_path: Path
     assert folders.newest_checkpoint(tmp_path) == tmp_path / names[-1]
     assert folders.newest(tmp_path, 2) == tmp_path / names[0]
     assert str(folders.free_name(tmp_path, 10)) == "step-0000000010.11"
-    assert str(folders.free_name(tmp_path, 3)) == "step-0000000003"
+    assert str(folders.free_name(tmp_path, 11)) == "step-0000000011"
     assert folders.newest_checkpoint(tmp_path / "nowhere") is None
+    assert str(folders.free_name(tmp_path / "nowhere", 0)) == "step-0000000000"
+
+
+def test_what_is_saved_after_going_back_is_newer_than_what_was_saved_beyond(tmp_path: Path) -> None:
+    given = {(10, "step-0000000010"), (20, "step-0000000020"), (5, "step-0000000005-r1"), (20, "step-0000000020-r1")}
+    saved = []
+    for step in (10, 20, 5, 20, 20, 30, 19, 31):
+        name = str(folders.free_name(tmp_path, step))
+        (tmp_path / name).mkdir()
+        saved.append((step, tmp_path / name))
+        assert folders.newest_checkpoint(tmp_path) == tmp_path / name
+        assert folders.checkpoints(tmp_path) == saved
+    assert {(step, path.name) for step, path in saved[:4]} == given
+    assert [path.name for _, path in saved[4:]] == [
+        "step-0000000020-r1.1",
+        "step-0000000030-r1",
+        "step-0000000019-r2",
+        "step-0000000031-r2",
+    ]
+    assert folders.newest(tmp_path, 20) == tmp_path / "step-0000000020-r1.1"
 
 
 def test_removing_follows_no_links(tmp_path: Path) -> None:

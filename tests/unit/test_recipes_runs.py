@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
-from collections.abc import Callable
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +16,7 @@ import pytest
 
 from shardembed.cli import failures, main
 from shardembed.errors import CheckpointError
-from shardembed.recipes import saving, train
+from shardembed.recipes import saving, scalars, train
 from shardembed.recipes.build import Job
 from shardembed.recipes.data.interactions import Pairs
 from shardembed.recipes.models.two_tower import Batch
@@ -130,6 +134,38 @@ def test_the_newest_run_that_fits_is_resumed(job: Path, capsys: pytest.CaptureFi
     assert "starting a new run" not in said
 
 
+def test_the_newest_run_is_the_one_begun_last_whatever_the_clock_says(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        for zone in ("Etc/GMT-14", "Etc/GMT+12"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            newest = interrupted(job, "--fresh")
+        begun = [calendar.timegm(time.strptime(path.name, "tiny-%Y%m%d-%H%M%S")) for path in runs_of(job)]
+        assert all(abs(time.time() - one) < 6 * 3600 for one in begun)  # UTC, from which both zones are further away
+        os.rename(newest, newest.with_name("tiny-19990101-000000"))  # as if the clock had been set back
+        again, _ = finished(job, capsys)
+        assert again.name == "tiny-19990101-000000"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_runs_of_older_versions_go_by_their_names_and_are_older_than_all_others(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [interrupted(job, "--fresh") for _ in range(3)]
+    named = [made[0].with_name(f"tiny-{stamp}") for stamp in ("20990101-000000-10", "20990101-000000-9", "20200101-000000")]
+    for path, name in zip(made, named, strict=True):
+        os.rename(path, name)
+    for path in named[:2]:
+        (path / "data.json").write_text(json.dumps({"counted": json.loads((path / "data.json").read_text())["counted"]}))
+    for expected in (named[2], named[0], named[1]):
+        again, _ = finished(job, capsys)
+        assert again == expected
+
+
 def test_fresh_and_runs_without_a_checkpoint_begin_anew(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     early = interrupted(job, step=1)
     late = interrupted(job)
@@ -193,6 +229,84 @@ def test_a_save_that_fails_is_told_and_training_goes_on(job: Path, capsys: pytes
     assert json.loads((folder / "summary.json").read_text())["steps"] == 12
 
 
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """Files of this process may not grow beyond `most` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_no_training_and_what_was_not_written_comes_later(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = interrupted(job)
+    kept = {name: (folder / name).read_bytes() for name in ("config.yaml", "plan.json", "data.json")}
+    capsys.readouterr()
+    with small_files(100):  # the lock has less
+        assert main(["train", str(job), "--set", "eval.k=3"]) == 2  # not to be tried again by a launcher
+    printed = capsys.readouterr()
+    for name in ("config.yaml", "plan.json", "metrics.jsonl"):
+        assert printed.out.count(f"{folder / name} cannot be written: File too large; training goes on, and tries it again") == 1
+    assert "at step 4 of 12" in printed.out
+    assert printed.out.count("no checkpoint was saved") == 4
+    assert "recall@3" in printed.out  # all that training was for
+    assert f"run_dir: {folder / 'summary.json'} cannot be written: File too large" in printed.err
+    assert "Traceback" not in printed.err
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    assert not list(folder.glob(".*.new"))
+    again, said = finished(job, capsys)
+    assert again == folder
+    assert "at step 4 of 12" in said
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+
+
+def test_a_run_that_cannot_be_begun_on_a_full_disk_says_so(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with small_files(70):
+        assert main(["train", str(job)]) == 2
+    assert "run_dir: cannot write" in (said := capsys.readouterr().err)
+    assert "data.json: File too large; set run_dir to another folder" in said
+    with small_files(10):
+        assert main(["train", str(job)]) == 2
+    assert "run_dir: cannot lock" in capsys.readouterr().err
+
+
+def test_lines_that_could_not_be_written_are_written_once_when_there_is_room(tmp_path: Path) -> None:
+    told: list[str] = []
+    with RunFolder.make(tmp_path, "x", "t") as folder:
+        folder.note = told.append
+        folder.log([{"step": 1}])
+        with small_files(20):
+            folder.attempt("config.yaml", lambda: folder.write("config.yaml", "a" * 30))
+            folder.log([{"step": 2}])
+            folder.log([{"step": 3}], lasting=True)
+            assert (folder.path / "metrics.jsonl").read_text() == '{"step": 1}\n'  # no half of a line
+        folder.log([{"step": 4}])
+        assert (folder.path / "metrics.jsonl").read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+        assert (folder.path / "config.yaml").read_text() == "a" * 30 + "\n"
+    assert [text.removeprefix(f"{folder.path}/").partition(": ")[0] for text in told] == [
+        "config.yaml cannot be written",
+        "metrics.jsonl cannot be written",
+        "config.yaml has been written after all",
+        "metrics.jsonl has been written after all",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("most", [0, 200])
+def test_curves_that_cannot_be_written_end_and_training_does_not(tmp_path: Path, most: int) -> None:
+    pytest.importorskip("tensorboard")
+    told: list[str] = []
+    optimizer = mock.Mock(param_groups=[{"lr": 0.1}], dense=None)
+    with small_files(most), scalars.Scalars(tmp_path, 0, told.append) as curves:
+        for step in range(1, 60):
+            curves.add([{"step": step, "loss": 0.5}], optimizer, 1.0)
+    assert len(told) == 1
+    assert told[0].startswith("tensorboard: no more scalars are written for TensorBoard: ")
+
+
 def test_a_damaged_checkpoint_says_what_can_be_done(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = interrupted(job)
     (damaged,) = (folder / "checkpoints" / "step-0000000004").glob("*.safetensors")
@@ -213,7 +327,7 @@ def test_a_damaged_checkpoint_says_what_can_be_done(job: Path, capsys: pytest.Ca
 def test_metrics_of_lost_steps_and_cut_off_lines_are_removed(tmp_path: Path) -> None:
     with RunFolder.make(tmp_path, "x", "t") as folder:
         folder.keep_metrics(3)
-        assert (folder.path / "metrics.jsonl").read_text() == ""
+        assert not (folder.path / "metrics.jsonl").exists()
         folder.log([{"step": step} for step in (1, 2, 3, 4)])
         with open(folder.path / "metrics.jsonl", "a") as file:
             file.write('{"steps": 4}\n[]\n{"step": 3, "lo')

@@ -115,7 +115,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a checkpoint holds. `entries` by key, `files` by name; `plans` as `Plan.to_json` gives them."""
+    """All that a checkpoint holds. `entries` by key, `files` by name; `plans` as `Plan.to_json` gives them.
+
+    `previous` is the folder of the checkpoint that this training saved or loaded before, and `nonfinite` are the keys of tables,
+    parameters and their state that hold inf or nan. Format 1 knew neither.
+    """
 
     step: int
     world_size: int
@@ -126,6 +130,8 @@ class Listing:
     plans: tuple[dict[str, Any], ...]
     state: Block
     base: Base | None = None
+    previous: str | None = None
+    nonfinite: tuple[str, ...] = ()
 
 
 def chunk_name(key: str, shape: tuple[int, ...], rows: range, columns: range) -> str:

@@ -16,7 +16,7 @@ from shardembed.checkpoint.format.tiling import check_tiling
 
 STATE = "state.json"
 TENSOR_FILE = re.compile(r"rank-[0-9]{5}\.safetensors")
-STEP_FOLDER = re.compile(r"step-([0-9]{10})(?:\.([0-9]{1,9}))?")  # step, and generation
+STEP_FOLDER = re.compile(r"step-([0-9]{10})(?:-r([0-9]{1,9}))?(?:\.([0-9]{1,9}))?")  # step, returns, generation
 PIECE_LIMIT = 64 << 20  # bytes that a reader keeps in memory for a piece of several rows
 STATE_LIMIT = 256 << 20
 KEY_LIMIT = 1024
@@ -32,6 +32,11 @@ def check_manifest(manifest: Listing) -> None:
             raise ValueError(f"file name {name!r:.80} is neither {STATE} nor rank-NNNNN.safetensors; no other file is read")
     if manifest.base is not None:
         _check_base(manifest.base)
+    if manifest.previous is not None and not STEP_FOLDER.fullmatch(manifest.previous):
+        raise ValueError(f"the checkpoint before must be a folder named step-NNNNNNNNNN, not {manifest.previous!r:.80}")
+    for key in manifest.nonfinite:
+        if key not in manifest.entries:
+            raise ValueError(f"{key!r:.200} is said to hold inf or nan, and is no tensor here")
     for text in (manifest.created, *manifest.versions, *manifest.versions.values()):
         if len(text) > KEY_LIMIT or not text.isprintable():
             raise ValueError(f"{text!r:.80} is not printable text")

@@ -20,12 +20,11 @@ from shardembed.errors import CheckpointError
 
 __all__ = ["STATE", "Base", "Block", "Chunk", "Entry", "File", "Manifest", "Source", "Update", "read_manifest", "resolve"]
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 SIZE_LIMIT = 256 << 20
-_FIELDS = {
-    *("format", "checksum", "step", "world_size", "created", "versions", "entries", "files", "plans", "state", "base"),
-}
+_FIELDS = {"format", "checksum", "step", "world_size", "created", "versions", "entries", "files", "plans", "state", "base"}
+_SINCE = {2: {"previous", "nonfinite"}}  # fields that a format has and the one before had not
 
 
 class Manifest(Listing):
@@ -60,6 +59,8 @@ class Manifest(Listing):
             "created": self.created,
             "versions": dict(self.versions),
             "base": None if self.base is None else {"folder": self.base.folder, "checksum": self.base.checksum},
+            "previous": self.previous,
+            "nonfinite": list(self.nonfinite),
             "files": {name: {"bytes": file.bytes} for name, file in self.files.items()},
             "state": fields.block_json(self.state),
             "plans": list(self.plans),
@@ -169,7 +170,7 @@ def _check_head(data: Any) -> None:
             f"the manifest is damaged (checksum {data.get('checksum')!r:.60}, its contents have {computed!r}): restore the file, "
             "or load an older checkpoint with step="
         )
-    fields.expect(data, _FIELDS)
+    fields.expect(data, _FIELDS.union(*(names for since, names in _SINCE.items() if since <= written)))
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
@@ -179,6 +180,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         base = Base(fields.text(base["folder"], "base folder"), fields.text(base["checksum"], "base checksum"))
     versions = fields.read_object(data["versions"], "versions")
     plans = fields.read_list(data["plans"], "plans")
+    previous = data.get("previous")
     return Manifest(
         step=fields.number(data["step"], "step"),
         world_size=fields.number(data["world_size"], "world_size"),
@@ -189,4 +191,6 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         plans=tuple(fields.read_object(plan, "plans") for plan in plans),
         state=fields.read_block(data["state"], fields.BLOCK),
         base=base,
+        previous=None if previous is None else fields.text(previous, "previous"),
+        nonfinite=tuple(fields.text(key, "nonfinite") for key in fields.read_list(data.get("nonfinite", []), "nonfinite")),
     )

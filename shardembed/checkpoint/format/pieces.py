@@ -16,6 +16,7 @@ from shardembed.checkpoint.format.files import Files
 from shardembed.checkpoint.format.reading import piece_of
 from shardembed.checkpoint.format.workers import Scratch, bytes_of, spread
 from shardembed.errors import CheckpointError
+from shardembed.kernels.reference import is_finite
 
 __all__ = ["Copy", "Files", "Part", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
 
@@ -51,8 +52,12 @@ class Part:
         return self.data.shape[1] * self.data.dtype.itemsize
 
 
-def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], workers: int = WORKERS) -> dict[str, Block]:
+def write_file(
+    path: Path, parts: Sequence[Part], metadata: Mapping[str, str], workers: int = WORKERS, nonfinite: set[str] | None = None
+) -> dict[str, Block]:
     """Write `parts` as a new safetensors file, onto the disk itself; returns each part's block by its name.
+
+    `nonfinite` gets the names of those that hold inf or nan; a piece is looked through while it is at hand to be hashed.
 
     Beyond the tensors this needs `PIECE_BYTES` (or the longest row, where that is more) a worker, and only for parts that are
     not contiguous on the CPU.
@@ -70,7 +75,10 @@ def write_file(path: Path, parts: Sequence[Part], metadata: Mapping[str, str], w
     def write_piece(task: tuple[int, int], scratch: Scratch) -> None:
         number, piece = task
         part, rows = parts[number], _rows_a_piece(parts[number])
-        data = bytes_of(_contiguous(part.some(piece * rows, (piece + 1) * rows), scratch))
+        values = _contiguous(part.some(piece * rows, (piece + 1) * rows), scratch)
+        if nonfinite is not None and part.name not in nonfinite and not is_finite(values.view(part.data.dtype)):
+            nonfinite.add(part.name)
+        data = bytes_of(values)
         offset = offsets[number] + piece * rows * part.row_bytes
         _write(descriptor, data, offset)
         _begin_writing_out(descriptor, offset, len(data))
