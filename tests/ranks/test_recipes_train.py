@@ -6,7 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from shardembed.recipes import train
@@ -19,7 +21,13 @@ from shardembed.recipes.config import (
     PlanConfig,
     TrainConfig,
 )
+from shardembed.recipes.data.interactions import scan
+from shardembed.recipes.data.sequences import scan as scan_sequences
+from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.evaluate import Evaluation, HeldOut, evaluate
 from tests.harness import run_ranks
+
+REPEATING = np.random.default_rng(4).integers([60, 25], size=(500, 2))  # users and items; most users meet some item twice
 
 
 def summary_of(rank: int, world_size: int, run_dir: str, towers: tuple[int, ...], batch_size: int, plan: str) -> dict[str, Any]:
@@ -51,3 +59,63 @@ def test_losses_and_metrics_do_not_depend_on_the_number_of_ranks(
             assert summary["losses"] == pytest.approx(alone["losses"], rel=1e-4)
             for name in ("recall@5", "ndcg@5", "popularity_recall@5", "popularity_ndcg@5", "evaluated_users", "steps"):
                 assert summary[name] == pytest.approx(alone[name], rel=2e-2), name
+
+
+class Repeating:
+    """A source with repeats."""
+
+    name = "repeating"
+
+    def chunks(self) -> Any:
+        yield Chunk(*REPEATING.T)
+
+
+class Scores:
+    """Ranks by numbers drawn for each user and item; few users at a time, so that there are several batches."""
+
+    most_users = 7
+
+    def __init__(self) -> None:
+        self.of = np.random.default_rng(5).random((60, 25))
+
+    def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
+        return torch.from_numpy(np.argsort(-self.of[users.numpy()], axis=1)[:, :k].copy())
+
+
+def evaluated(rank: int, world_size: int, kind: str, repeats: bool, users: int | None) -> tuple[Evaluation, np.ndarray]:
+    """What was found, and the rows that were held out: those of Repeating, by number."""
+    data: HeldOut
+    if kind == "two_tower":
+        data = scan(Repeating(), seed=3)
+        rows = data.held_row[data.held_users]
+    else:
+        data = scan_sequences(Repeating())
+        rows = np.array([np.flatnonzero(REPEATING[:, 0] == user)[-1] for user in data.held_users])
+    return evaluate(Scores(), data, RankingConfig(k=4, repeats=repeats, users=users), 3), rows
+
+
+@pytest.mark.parametrize("kind", ["two_tower", "sasrec"])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_what_a_user_had_is_a_candidate_and_a_question_or_neither(kind: str, repeats: bool) -> None:
+    (alone, rows), *_ = run_ranks(1, evaluated, kind, repeats, None)
+    kept = np.delete(np.arange(len(REPEATING)), rows)
+    counts = np.bincount(REPEATING[kept, 1], minlength=25)
+    by_popularity = np.argsort(-counts, kind="stable")
+    scores, positions, popular = Scores().of, [], []
+    for user, held in REPEATING[rows]:
+        had = [] if repeats else REPEATING[kept][REPEATING[kept, 0] == user, 1].tolist()
+        if held not in had:
+            ranked = [item for item in np.argsort(-scores[user]) if item not in had]
+            positions.append(ranked.index(held))
+            popular.append([item for item in by_popularity if item not in had].index(held))
+    assert 10 < len(positions) <= len(rows)
+    assert (len(positions) < len(rows)) is not repeats, "some users meet their held-out item in training"
+    assert alone.repeats == len(rows) - len(positions)
+    for found, places in ((alone.model, np.array(positions)), (alone.popularity, np.array(popular))):
+        assert (found.users, found.hits) == (len(places), (places < 4).sum())
+        assert found.gain == pytest.approx((1 / np.log2(places[places < 4] + 2)).sum())
+    for dealt, _ in run_ranks(2, evaluated, kind, repeats, None):
+        assert dealt.to_json() == pytest.approx(alone.to_json())
+    some = run_ranks(1, evaluated, kind, repeats, 20)[0][0]
+    assert some.model.users + some.repeats == 20
+    assert run_ranks(2, evaluated, kind, repeats, 20)[1][0].to_json() == pytest.approx(some.to_json())
