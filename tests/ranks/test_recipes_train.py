@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import shardembed as se
 from shardembed.recipes import train
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.config import (
@@ -21,19 +22,21 @@ from shardembed.recipes.config import (
     PlanConfig,
     TrainConfig,
 )
+from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import scan
 from shardembed.recipes.data.sequences import scan as scan_sequences
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.evaluate import Evaluation, HeldOut, evaluate
 from tests.harness import run_ranks
 
+GENERATED = GeneratorConfig(users=150, items=80, interactions=1500, tastes=5)
 REPEATING = np.random.default_rng(4).integers([60, 25], size=(500, 2))  # users and items; most users meet some item twice
 
 
 def summary_of(rank: int, world_size: int, run_dir: str, towers: tuple[int, ...], batch_size: int, plan: str) -> dict[str, Any]:
     config = Config(
         name="test",
-        data=DataConfig(generator=GeneratorConfig(users=150, items=80, interactions=1500, tastes=5)),
+        data=DataConfig(generator=GENERATED),
         model=ModelConfig(embedding_dim=8, negatives=32, towers=towers),
         train=TrainConfig(epochs=3, global_batch_size=batch_size, max_steps=25),
         plan=PlanConfig.model_validate({"user": plan, "item": plan}),
@@ -52,13 +55,41 @@ def test_losses_and_metrics_do_not_depend_on_the_number_of_ranks(
 ) -> None:
     alone = run_ranks(1, summary_of, str(tmp_path), towers, batch_size, plan)[0]
     assert len(alone["losses"]) == 20
+    assert recall_of_export(alone, tmp_path / "vectors", "model", 5) == alone["recall@5"]
     for ranks in (2, 3):
         found = run_ranks(ranks, summary_of, str(tmp_path), towers, batch_size, plan)
         assert [summary["run_dir"] is None for summary in found] == [False] + [True] * (ranks - 1)
+        vectors = tmp_path / f"vectors-of-{ranks}"
+        assert recall_of_export(found[0], vectors, "model", 5) == found[0]["recall@5"]
+        if towers:
+            assert_neighbors_are_the_models(Path(found[0]["run_dir"]), np.load(vectors / "tables.item.npy"))
         for summary in found:
             assert summary["losses"] == pytest.approx(alone["losses"], rel=1e-4)
             for name in ("recall@5", "ndcg@5", "popularity_recall@5", "popularity_ndcg@5", "evaluated_users", "steps"):
                 assert summary[name] == pytest.approx(alone[name], rel=2e-2), name
+
+
+def recall_of_export(summary: dict[str, Any], out: Path, vectors: Any, k: int) -> float:
+    """Recall by dot products of exported vectors in NumPy."""
+    done = se.export_tables(summary["run_dir"], out, format="npy", vectors=vectors)
+    assert [(table.vectors, table.metric) for table in done.tables] == [(vectors, "dot")] * 2
+    users, items = (np.load(out / f"tables.{name}.npy") for name in ("user", "item"))
+    data = scan(GeneratedInteractions(GENERATED), 0)
+    hits = 0
+    for user in data.held_users:
+        scores = items @ users[user]
+        scores[data.histories(np.array([user])).items] = -np.inf
+        hits += data.held_item[user] in np.argsort(-scores)[:k]
+    return hits / len(data.held_users)
+
+
+def assert_neighbors_are_the_models(run: Path, items: np.ndarray) -> None:
+    scores = items.astype(np.float64) @ items[7].astype(np.float64)
+    scores[7] = -np.inf
+    nearest = np.argsort(-scores)[:5]
+    assert list(se.neighbors(run, "item", [7], 5)[0].ids) == nearest.tolist()
+    rows = se.neighbors(run, "item", [7], 5, metric="dot", vectors="rows")[0]
+    assert rows.scores != pytest.approx(scores[nearest], rel=1e-3), "without its tower it is another vector"
 
 
 class Repeating:
