@@ -23,7 +23,7 @@ FLOORS = {
     4: ["modules", "convert", "checkpoint", "doctor", "embeddings", "observe", "testing", "vocab"],
     3: ["journey", "prefetch", "loaders", "optimizer"],
     2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
-    1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
+    1: ["beside", "comm", "heartbeat", "kernels", "lifeline", "meeting", "stages", "trouble"],
     0: [
         *(
             "_version",
