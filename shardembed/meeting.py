@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from shardembed import lifeline
 from shardembed.errors import CollectiveError
 from shardembed.heartbeat import HEADSTART
 
@@ -24,11 +25,13 @@ LOOK_SECONDS = 0.02
 
 
 def meet(timeout: float) -> tuple[dist.Store, int, int]:
-    """A store that holds nothing of an earlier start, this process's rank, and the number of ranks. Collective over the job.
+    """A store that holds nothing of an earlier start, this process's rank, and the number of ranks. Collective over the job, whose
+    agent, if it has one, this process now ends with.
 
     Raises:
         CollectiveError: not all ranks came in time.
     """
+    lifeline.end_with_agent()
     store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.PrefixStore(f"{KEY}/{agreed_name(store, rank, world_size, timeout)}", store)

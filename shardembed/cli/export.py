@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,13 @@ from shardembed.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shardembed.embeddings import Exported
+    from shardembed.embeddings import Exported, ExportedTable
 
 MIB = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from shardembed.embeddings.compared import WHICH
     from shardembed.embeddings.formats import FORMATS
     from shardembed.embeddings.narrowing import CHOICES
 
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
     parser.add_argument("--dtype", choices=CHOICES, default="stored", help="int8 has a float32 scale a row (default: as stored)")
+    parser.add_argument(
+        "--vectors", choices=WHICH, default="rows", help="rows as they lie in the table (default), or what the model compares"
+    )
     parser.add_argument("--rows", metavar="IDS", help="only these rows of one table, such as 3,17,100-199")
     parser.add_argument("--rows-file", type=Path, metavar="FILE", help="only these rows: an id a line, or a .npy file of integers")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from shardembed.cli.progress import bar
+    from shardembed.cli.tables import folded
     from shardembed.embeddings import export_tables
     from shardembed.embeddings.stored import StoredTables
     from shardembed.planner.report import console_for
@@ -51,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     ids = ids_of(arguments.rows, arguments.rows_file)
     if ids is not None and len(arguments.table or ()) != 1:
         raise ConfigError("--rows and --rows-file choose rows of one table: name it with --table")
-    with StoredTables(arguments.folder, arguments.step) as stored:
+    with StoredTables(arguments.folder, arguments.step, arguments.vectors) as stored:
         tables = [stored.find(name) for name in arguments.table or stored.names]
         read = sum((table.rows if ids is None else len(ids)) * table.columns * table.dtype.itemsize for table in tables)
     with bar("exporting", read) as progress:
@@ -63,15 +69,25 @@ def run(arguments: argparse.Namespace) -> int:
             format=arguments.format,
             dtype=arguments.dtype,
             step=arguments.step,
+            vectors=arguments.vectors,
             block_bytes=int(arguments.block * MIB),
             progress=progress,
         )
     console = console_for(sys.stderr if arguments.json else sys.stdout)
     console.print(f"exported step {done.step} ({done.checkpoint}) to {done.folder}", soft_wrap=True)
     console.print("", _table(done))
+    for told, tables in groupby(done.tables, lambda table: table.told):
+        console.print(folded(f"{_names(list(tables))}: {told}"), markup=False)
     if arguments.json:
         print(json.dumps({"out": str(done.folder), **done.as_json()}), flush=True)
     return 0
+
+
+def _names(tables: list[ExportedTable]) -> str:
+    from shardembed.cli.tables import short
+
+    first, last = short(tables[0].name, 24), short(tables[-1].name, 24)
+    return first if len(tables) == 1 else f"{first} and {last}" if len(tables) == 2 else f"{first} to {last}"
 
 
 def _table(done: Exported) -> Table:

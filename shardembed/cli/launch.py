@@ -8,9 +8,9 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 
+from shardembed import lifeline
 from shardembed.cli import failures
 from shardembed.cli.failures import Told
-from shardembed.recipes import lifeline
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
 
@@ -26,6 +26,8 @@ def end_with_launcher() -> None:
     """
     if failures.QUIET in os.environ:
         lifeline.end_with(int(os.environ[failures.QUIET]))
+    else:
+        lifeline.end_with_agent()
 
 
 def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0, left: Callable[[str], str] | None = None) -> int:

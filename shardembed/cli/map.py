@@ -10,6 +10,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from shardembed.cli.tables import VECTORS
+    from shardembed.embeddings.compared import WHICH
+
     parser.add_argument("folder", type=Path, metavar="CKPT", help="folder of checkpoints, of one checkpoint, or of a run")
     parser.add_argument("--table", required=True, metavar="NAME", help="the table, or the end of its name")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .png, .svg or .pdf file (default: the table's name and .png)")
@@ -18,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0")
     parser.add_argument("--labels", type=int, default=30, metavar="N", help="how many rows get their name at most (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--vectors", choices=WHICH, help=VECTORS)
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw; returns the exit code."""
+    from shardembed.cli.tables import folded
     from shardembed.embeddings import table_map
     from shardembed.planner import words
     from shardembed.planner.report import console_for
@@ -38,11 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
         labels=arguments.labels,
         seed=arguments.seed,
         step=arguments.step,
+        vectors=arguments.vectors,
     )
     console = console_for(sys.stderr if arguments.json else sys.stdout)
     shares = " and ".join(words.percent(share) for share in drawn.shares)
     points = f"{drawn.drawn:,} of {words.plural(drawn.rows, 'row')}, {len(drawn.named)} of them named"
     console.print(f"wrote {drawn.file}: {points}", soft_wrap=True)
+    console.print(folded(drawn.told))
     console.print(f"the two components hold {shares} of the variance: what is apart")
     console.print("in the picture is apart, what is near there need not be near")
     if drawn.left_out:

@@ -17,7 +17,8 @@ NAME = 44  # characters of a name in a table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from shardembed.embeddings.nearest import METRICS
+    from shardembed.cli.tables import VECTORS
+    from shardembed.embeddings.compared import METRICS, WHICH
 
     parser.add_argument("folder", type=Path, metavar="CKPT", help="folder of checkpoints, of one checkpoint, or of a run")
     parser.add_argument("--table", required=True, metavar="NAME", help="the table, or the end of its name")
@@ -25,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--id", type=int, nargs="+", action="extend", required=True, metavar="ID", help="rows to find neighbours of"
     )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many neighbours of each (default 10)")
-    parser.add_argument("--metric", choices=METRICS, default="cosine", help="default: cosine")
+    parser.add_argument("--metric", choices=METRICS, help="default: the model's, or cosine where that is not known")
+    parser.add_argument("--vectors", choices=WHICH, help=VECTORS)
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -33,24 +35,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Find them; returns the exit code."""
+    from shardembed.cli.tables import folded
     from shardembed.embeddings import neighbors
     from shardembed.embeddings.names import names_of
+    from shardembed.embeddings.nearest import metric_of
+    from shardembed.embeddings.stored import StoredTables
     from shardembed.planner.report import console_for
 
     asked = list(dict.fromkeys(arguments.id))
-    found = neighbors(arguments.folder, arguments.table, asked, arguments.k, metric=arguments.metric, step=arguments.step)
+    with StoredTables(arguments.folder, arguments.step, arguments.vectors) as stored:
+        table = stored.find(arguments.table)
+        metric = metric_of(table, arguments.metric)
+    found = neighbors(stored.path, table.key, asked, arguments.k, metric=metric, vectors=table.vectors)
     names: dict[int, str] = {}
     if arguments.names is not None:
         names = names_of(arguments.names, [each for near in found for each in (near.id, *near.ids)])
     if arguments.json:
-        print(json.dumps({"table": arguments.table, "metric": arguments.metric, "queries": [_line(near, names) for near in found]}))
+        told = {"table": arguments.table, "metric": metric, "vectors": table.vectors, "told": table.told}
+        print(json.dumps({**told, "queries": [_line(near, names) for near in found]}))
         return 0
     console = console_for(sys.stdout)
     for place, near in enumerate(found):
         if place:
             console.print("")
         console.print(_heading(near, names, arguments.table), style="bold")  # a table's own title is folded to its width
-        console.print(_table(near, names, arguments.metric))
+        console.print(_table(near, names, metric))
+    console.print("")
+    console.print(folded(f"{metric} of {table.told}"), markup=False)
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+VECTORS = "rows as they lie in the table, or what the model compares (default: the latter, where the checkpoint says what it is)"
 
 
 def plain_table(title: str, columns: Sequence[str], numbers: Collection[str]) -> Table:
@@ -30,6 +33,11 @@ def shortened(text: str, most: int) -> str:
     """The beginning of a text, which says most where it is no key."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
+
+
+def folded(text: str) -> str:
+    """In lines of at most 80 columns."""
+    return textwrap.fill(printable(text), 80)
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shardembed._version import __version__
+from shardembed.embeddings.compared import Metric, Which
 from shardembed.embeddings.formats import FORMATS, IDS, SCALE, Format, Shape, holds, writer_of
 from shardembed.embeddings.narrowing import CHOICES, As, narrowed, written_dtype
 from shardembed.embeddings.publish import new_folder, sync_file
@@ -26,7 +27,11 @@ Progress = Callable[[int], None]  # is told how many bytes more have been writte
 
 @dataclass(frozen=True)
 class ExportedTable:
-    """A table that was written. `rows` of the `table_rows` that it has in the checkpoint; `files` lie in the export's folder."""
+    """A table that was written. `rows` of the `table_rows` that it has in the checkpoint; `files` lie in the export's folder.
+
+    `vectors` are "rows" as they lie in the table, or those that the "model" makes of them; `metric` is by which the model compares
+    these, None where it compares others or does not say; `told` is both in words.
+    """
 
     name: str
     key: str
@@ -37,6 +42,9 @@ class ExportedTable:
     stored_dtype: str
     bytes: int
     files: tuple[str, ...]
+    vectors: Which
+    metric: Metric | None
+    told: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ def export_tables(
     format: Format = "safetensors",
     dtype: As = "stored",
     step: int | None = None,
+    vectors: Which = "rows",
     block_bytes: int = BLOCK_BYTES,
     progress: Progress = lambda _: None,
 ) -> Exported:
@@ -86,6 +95,8 @@ def export_tables(
         dtype: "stored" keeps it (NumPy and Parquet have no bfloat16: such tables become float32, which loses nothing), "float32",
             "float16", or "int8" with a float32 scale a row: `row = weight * scale`, each element within half a scale.
         step: the checkpoint of this step, rather than the newest.
+        vectors: "rows" as they lie in the table, or what the "model" compares, which may first go through a tower or get one
+            length; float32, and only where the checkpoint says how (those of `shardembed train` do).
         block_bytes: how much of a table is in memory at a time, as stored; converting and Parquet take about three times that.
 
     Raises:
@@ -97,7 +108,7 @@ def export_tables(
     _check_choice("dtype", dtype, CHOICES)
     if block_bytes < 1:
         raise ConfigError(f"block_bytes={block_bytes}: a block has at least one byte")
-    with StoredTables(folder, step) as stored:
+    with StoredTables(folder, step, vectors) as stored:
         found = [stored.find(name) for name in (stored.names if tables is None else tables)]
         if not found:
             raise ConfigError(f"{stored.path} has no tables to export")
@@ -154,13 +165,27 @@ def _write(job: _Job, folder: Path, form: Format, block_bytes: int, progress: Pr
     table, shape = job.table, job.shape
     stored, written = (str(each).removeprefix("torch.") for each in (table.dtype, shape.dtype))
     metadata = {"format": "pt", "table": table.name, "dtype": written, "stored_dtype": stored}
+    metadata |= {"vectors": table.vectors, "metric": table.metric or "none", "told": table.told}
     writer = writer_of(form, folder, job.stem, shape, metadata)
     with writer:
         for block in table.blocks(job.ids, block_bytes):
             writer.put(narrowed(table.name, block, shape.dtype), block.ids)
             progress(block.values.nbytes)
     size = sum((folder / name).stat().st_size for name in writer.files)
-    return ExportedTable(table.name, table.key, shape.rows, table.rows, table.columns, written, stored, size, tuple(writer.files))
+    return ExportedTable(
+        table.name,
+        table.key,
+        shape.rows,
+        table.rows,
+        table.columns,
+        written,
+        stored,
+        size,
+        tuple(writer.files),
+        table.vectors,
+        table.metric,
+        table.told,
+    )
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
-from shardembed.embeddings.stored import BLOCK_BYTES, Block, StoredTables
+from shardembed.embeddings.compared import METRICS, Metric, Which
+from shardembed.embeddings.stored import BLOCK_BYTES, Block, StoredTable, StoredTables
 from shardembed.errors import ConfigError
 from shardembed.explain import nearest
 
-Metric = Literal["cosine", "dot"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 AT_A_TIME = 1 << 19  # numbers in float64 that are worked on: as much as a cache holds
 
 
@@ -37,8 +36,9 @@ def neighbors(
     ids: Any,
     k: int = 10,
     *,
-    metric: Metric = "cosine",
+    metric: Metric | None = None,
     step: int | None = None,
+    vectors: Which | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> list[Neighbors]:
     """For each of `ids`, the `k` other rows of a table with the highest cosine or dot product; equal scores: lower ids first.
@@ -50,19 +50,23 @@ def neighbors(
         folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
         table: its name, in full or the end of it.
         ids: rows to find neighbours of, each once.
+        metric: None takes that of the model, or the cosine where the checkpoint does not say how the model compares rows.
         step: the checkpoint of this step, rather than the newest.
+        vectors: what is compared: "rows" as they lie in the table, or what the "model" makes of them; None takes the latter where
+            the checkpoint says what that is.
         block_bytes: how much of the table is in memory at a time.
 
     Raises:
         ConfigError, IdRangeError: the table, an id or the metric does not exist, or an id's own row is zeros (cosine), inf or nan.
         CheckpointError: the checkpoint is missing or damaged.
     """
-    if metric not in METRICS:
+    if metric is not None and metric not in METRICS:
         raise ConfigError(f"metric={metric!r} is not one of {', '.join(METRICS)}{nearest(str(metric), METRICS)}")
     if k < 1:
         raise ConfigError(f"k={k}: at least one neighbour must be asked for")
-    with StoredTables(folder, step) as stored:
+    with StoredTables(folder, step, vectors) as stored:
         found = stored.find(table)
+        metric = metric_of(found, metric)
         distinct = found.chosen(ids)
         asked = torch.as_tensor(ids, dtype=torch.int64)
         queries = found.some(distinct)[torch.searchsorted(distinct, asked)].double()
@@ -71,6 +75,11 @@ def neighbors(
         for block in found.blocks(block_bytes=block_bytes):
             _score_block(block, queries, metric, best)
     return best.found()
+
+
+def metric_of(table: StoredTable, asked: Metric | None = None) -> Metric:
+    """By which rows are compared: as asked for, or as the model does, or by the cosine."""
+    return asked or table.metric or "cosine"
 
 
 def _check(name: str, ids: torch.Tensor, queries: torch.Tensor, metric: Metric) -> None:

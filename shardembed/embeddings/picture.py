@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardembed.embeddings.compared import Which
 from shardembed.embeddings.components import Flat, flatten
 from shardembed.embeddings.names import names_of
 from shardembed.embeddings.publish import new_file
@@ -39,7 +40,9 @@ LOOK: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Map:
-    """What `table_map` drew: how many rows, which of them with a name, and the two components' shares of the variance."""
+    """What `table_map` drew: how many rows, which of them with a name, the two components' shares of the variance, and in words
+    what the rows are.
+    """
 
     file: Path
     table: str
@@ -49,6 +52,7 @@ class Map:
     named: tuple[int, ...]
     shares: tuple[float, float]
     left_out: int
+    told: str
 
 
 def table_map(
@@ -62,6 +66,7 @@ def table_map(
     labels: int = 30,
     seed: int = 0,
     step: int | None = None,
+    vectors: Which | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Map:
     """Draw a table as a map: its rows on the first two principal components of all rows, as a picture (.png, .svg or .pdf).
@@ -74,6 +79,8 @@ def table_map(
         ids: rows that are drawn whatever the sample, as rings, and named first.
         names: a file with a name a line, the first of id 0; ids without it.
         labels: how many points get names at most: some far apart, as far as names do not overlap.
+        vectors: what is drawn: "rows" as they lie in the table, or what the "model" makes of them; None takes the latter where
+            the checkpoint says what that is.
 
     Raises:
         ConfigError, IdRangeError, DataError: the table, an id or a name does not exist.
@@ -88,7 +95,7 @@ def table_map(
     with needed("matplotlib", "train", "drawing a map"):
         import matplotlib as mpl
 
-    with StoredTables(folder, step) as stored:
+    with StoredTables(folder, step, vectors) as stored:
         found = stored.find(table)
         asked = found.chosen(list(ids))
         flat = flatten(found, sample, asked, seed, block_bytes)
@@ -104,7 +111,9 @@ def table_map(
             x, y = flat.points[torch.isin(flat.ids, torch.tensor(put, dtype=torch.int64)) & ~rings].T.numpy()
             axes.scatter(x, y, s=9, color=INK, linewidths=0, zorder=5)  # which point a name is of
             new_file(out, lambda path: figure.savefig(path, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None))
-        return Map(out, found.name, stored.manifest.step, found.rows, len(flat.ids), tuple(put), flat.shares, flat.left_out)
+        return Map(
+            out, found.name, stored.manifest.step, found.rows, len(flat.ids), tuple(put), flat.shares, flat.left_out, found.told
+        )
 
 
 def _figure(flat: Flat) -> tuple[Figure, Axes]:

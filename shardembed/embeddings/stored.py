@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.filling import Cut, Rows, Wanted, fill
 from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
-from shardembed.checkpoint.format.pieces import Files
+from shardembed.checkpoint.format.pieces import Files, read_state
+from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.selection import IdMap, Selection
+from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, read_noted, tower_of
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
 from shardembed.explain import nearest
 
@@ -41,12 +45,15 @@ class StoredTables(AbstractContextManager["StoredTables"]):
     Args:
         folder: of checkpoints (the newest counts), of one checkpoint, or of a run of `shardembed train`.
         step: the checkpoint of this step, rather than the newest.
+        vectors: "rows" as they lie in the tables, or those that the "model" compares (see `compared`); None gives the latter where
+            the checkpoint says what they are.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its manifest is damaged.
     """
 
-    def __init__(self, folder: str | Path, step: int | None = None) -> None:
+    def __init__(self, folder: str | Path, step: int | None = None, vectors: Which | None = "rows") -> None:
+        check_which(vectors)
         self.path = folders.chosen(_of_run(Path(folder)), step)
         self.manifest: Manifest = read_manifest(self.path)
         if step is not None and self.manifest.step != step:
@@ -54,6 +61,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         self._manifests, self._sources = resolve(self.manifest, self.path)
         self._files: dict[Path, Files] = {}
         self._stack = ExitStack()
+        self._wanted = vectors
 
     def __enter__(self) -> StoredTables:
         self._files = {folder: self._stack.enter_context(Files(folder, found)) for folder, found in self._manifests.items()}
@@ -67,11 +75,16 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         """What the tables are called: their keys in the checkpoint without `.weight`."""
         return [name_of(key) for key, source in self._sources.items() if source.entry.kind == "table"]
 
+    @cached_property
+    def _compared(self) -> dict[str, Vectors]:
+        where = str(self.path / "state.json")
+        return read_noted(loads(read_state(self._files[self.path]), where, floats=True), where)
+
     def find(self, name: str) -> StoredTable:
         """The table of this key, of this path of a module, or whose path ends in this name; also a dense matrix, by its key.
 
         Raises:
-            ConfigError: there is none, or several end so.
+            ConfigError: there is none, or several end so, or the checkpoint does not say what its model compares.
         """
         tables = [key for key, source in self._sources.items() if source.entry.kind == "table"]
         exact = [key for key in tables if name in (key, name_of(key))]
@@ -90,16 +103,42 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         source = self._sources[found[0]]
         if not source.entry.columns:
             raise ConfigError(f"table {name!r} of {self.path} has no columns")
-        return StoredTable(name_of(found[0]), source, self._files)
+        table = StoredTable(name_of(found[0]), source, self._files, self._compared.get(name_of(found[0])))
+        if self._wanted == "rows" or (self._wanted is None and table.compared is None):
+            return table
+        if table.compared is None:
+            raise ConfigError(f"table {table.name!r} of {self.path}: {UNKNOWN}, so there are only its rows: leave out 'model'")
+        return _ModelVectors(table, tower_of(self.path, table.compared, table.columns))
 
 
 class StoredTable:
-    """One table, whose rows are read as they are asked for. Made by `StoredTables.find`."""
+    """One table, whose rows are read as they are asked for. Made by `StoredTables.find`.
 
-    def __init__(self, name: str, source: Source, files: dict[Path, Files]) -> None:
-        self.name, self.key = name, source.entry.key
+    Attributes:
+        compared: how the model compares its rows; None where the checkpoint does not say.
+        vectors: what its rows are here: "rows" of the table, or vectors of the "model".
+    """
+
+    vectors: Which = "rows"
+
+    def __init__(self, name: str, source: Source, files: dict[Path, Files], compared: Vectors | None) -> None:
+        self.name, self.key, self.compared = name, source.entry.key, compared
         self.rows, self.columns, self.dtype = source.entry.rows, source.entry.columns, source.entry.dtype
         self._source, self._files = source, files
+
+    @property
+    def metric(self) -> Metric | None:
+        """By which the model compares what is read here; None where it does not compare that, or is not known to."""
+        return self.compared.metric if self.compared is not None and self.compared.are_rows else None
+
+    @property
+    def told(self) -> str:
+        """What is read here, in words."""
+        if self.metric is not None:
+            return f"the vectors that the model compares, by metric {self.metric}"
+        if self.compared is None:
+            return f"rows as they lie in the table; {UNKNOWN}"
+        return f"rows as they lie in the table; the model compares other vectors, which it makes of them ({self.compared.made})"
 
     def blocks(self, ids: torch.Tensor | None = None, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         """All rows in their order, or those of `ids` (as `chosen` gives them), a block after the other.
@@ -147,6 +186,26 @@ class StoredTable:
     def _read(self, rows: Rows, into: torch.Tensor) -> torch.Tensor:
         fill([Wanted(self.key, self._source, rows, range(self.columns), into)], self._files)
         return into
+
+
+class _ModelVectors(StoredTable):
+    """What a model makes of the rows of a table, in float32."""
+
+    vectors = "model"
+
+    def __init__(self, table: StoredTable, tower: nn.Module | None) -> None:
+        assert table.compared is not None
+        super().__init__(table.name, table._source, table._files, table.compared)
+        self._made, self._tower, self._stored = table.compared, tower, self.dtype
+        self.dtype = torch.float32
+
+    @property
+    def metric(self) -> Metric | None:
+        return self._made.metric
+
+    @torch.no_grad()
+    def _read(self, rows: Rows, into: torch.Tensor) -> torch.Tensor:
+        return into.copy_(self._made.of(super()._read(rows, torch.empty(into.shape, dtype=self._stored)), self._tower))
 
 
 def name_of(key: str) -> str:

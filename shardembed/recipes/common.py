@@ -176,10 +176,13 @@ class LogConfig(Section):
 
 
 class RankingConfig(EvaluationConfig):
-    """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash."""
+    """Cut-off of recall and NDCG; `users` evaluates only that many of the held-out users, picked by hash. With `repeats: false`,
+    items that a user has met in training are no candidates, and users whose held-out item is one of them are left out and counted.
+    """
 
     k: Count = 20
     users: Count | None = None
+    repeats: bool = False
 
 
 class JobConfig(Section):

@@ -58,9 +58,10 @@ Oracle = Callable[[np.ndarray, np.ndarray, History], np.ndarray]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All three hold the sums over all ranks' users."""
+    """Scores hold the sums over all ranks' users. `repeats` users were not asked: they had met their held-out item in training."""
 
     k: int
+    repeats: int
     model: Score
     popularity: Score
     generator: Score | None = None
@@ -70,7 +71,7 @@ class Evaluation:
         return self.model.recall
 
     def show(self, console: Console) -> None:
-        report.show_retrieval(console, self.k, self.model, self.popularity, self.generator)
+        report.show_retrieval(console, self.k, self.repeats, self.model, self.popularity, self.generator)
 
     def to_json(self) -> dict[str, float | int]:
         k = self.k
@@ -83,27 +84,30 @@ class Evaluation:
             f"popularity_ndcg@{k}": self.popularity.ndcg,
             **known,
             "evaluated_users": int(self.model.users),
+            "repeats_left_out": self.repeats,
         }
 
 
-def evaluate(
-    ranker: Ranker, data: HeldOut, config: RankingConfig, seed: int, repeats: bool = False, oracle: Oracle | None = None
-) -> Evaluation:
+def evaluate(ranker: Ranker, data: HeldOut, config: RankingConfig, seed: int, oracle: Oracle | None = None) -> Evaluation:
     """Rank all items for every held-out user. Collective.
+
+    Without `config.repeats`, what a user met in training is no candidate for that user, and no question either: users who had met
+    their held-out item are not asked.
 
     Args:
         seed: which users are taken when `config.users` asks for only some.
-        repeats: rank training items of the user too; else they are left out.
     """
     comm, device = Comm.of(), default_device()
     everyone = chosen_users(data, config.users, seed)
-    mine = everyone[comm.rank :: comm.world_size]
-    held, history = data.held_item[mine], NO_HISTORY if repeats else data.histories(mine)
-    lengths = np.minimum(data.user_counts[everyone] * (not repeats) + config.k, data.items)
+    places = np.arange(comm.rank, len(everyone), comm.world_size)
+    history = NO_HISTORY if config.repeats else data.histories(everyone[places])
+    asked = metrics.unmet(data.held_item[everyone[places]], history, data.items)
+    repeats, places, history = float((~asked).sum()), places[asked], history.only(asked)
+    mine, held = everyone[places], data.held_item[everyone[places]]
+    lengths = np.minimum(data.user_counts[everyone] * (not config.repeats) + config.k, data.items)
     total = Score()
-    for batch in _batches(lengths, ranker.most_users, comm.world_size):
-        # Users are dealt in turn, so rank r's part of everyone[a:b] is a stretch of its own list.
-        low, high = (max(0, -(-(edge - comm.rank) // comm.world_size)) for edge in (batch.start, batch.stop))
+    for batch in _batches(lengths, ranker.most_users, comm.world_size):  # as many on every rank, whoever is asked
+        low, high = np.searchsorted(places, [batch.start, batch.stop])
         ranked = ranker.topk(torch.from_numpy(mine[low:high]), batch.length).cpu().numpy()
         positions = metrics.positions_in_lists(ranked, held[low:high], history.of(low, high), data.items)
         total += metrics.score(positions, config.k)
@@ -111,8 +115,9 @@ def evaluate(
     scores = [total, metrics.score(by_popularity, config.k)]
     if oracle is not None:
         scores.append(metrics.score(oracle(mine, held, history), config.k))
-    parts = torch.tensor([[one.users, one.hits, one.gain] for one in scores], dtype=torch.float64, device=device)
-    return Evaluation(config.k, *(Score(*one) for one in comm.all_reduce("sum recall and NDCG", parts).tolist()))
+    sums = [repeats, *(each for one in scores for each in (one.users, one.hits, one.gain))]
+    left_out, *found = comm.all_reduce("sum recall and NDCG", torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
+    return Evaluation(config.k, int(left_out), *(Score(*found[place : place + 3]) for place in range(0, len(found), 3)))
 
 
 def chosen_users(data: HeldOut, limit: int | None, seed: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Recall@k and NDCG@k with one held-out item a user, for ranked lists and for the popularity baseline.
 
-Both leave out the items that a user met in training, as is usual; the held-out item itself is never left out, also where the data
-repeats it. With one relevant item, recall@k is the share of users whose item stands among the first k. NDCG@k gives such a user
-1 / log2(position + 2) instead of 1, position 0 being the best.
+One rule holds for questions and candidates: what a user met in training is either ranked and may be asked for, or neither
+(`unmet`). An item that was trained on and is asked for again, while the others like it are left out, has hardly a rival: recall
+would look better than it is. With one relevant item, recall@k is the share of users whose item stands among the first k. NDCG@k
+gives such a user 1 / log2(position + 2) instead of 1, position 0 being the best.
 
 Legend: Q users, M ranked items, H training interactions of these users.
 """
@@ -25,6 +26,11 @@ class History:
         """The part of the users from `first` up to `last`, renumbered from 0. `owners` must be ascending."""
         low, high = np.searchsorted(self.owners, [first, last])
         return History(self.owners[low:high] - first, self.items[low:high])
+
+    def only(self, kept: np.ndarray) -> History:
+        """The part of the users that `kept`, bool `[Q]`, says, renumbered from 0."""
+        mine = kept[self.owners]
+        return History(np.cumsum(kept)[self.owners[mine]] - 1, self.items[mine])
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,17 @@ def score(positions: np.ndarray, k: int) -> Score:
     return Score(float(len(positions)), float(hits.sum()), float((1.0 / np.log2(positions[hits] + 2.0)).sum()))
 
 
+def unmet(held: np.ndarray, history: History, items: int) -> np.ndarray:
+    """Whose held-out item `[Q]` is not in the user's own history: bool `[Q]`."""
+    return ~np.isin(np.arange(len(held)) * items + held, history.owners * items + history.items)
+
+
 def positions_in_lists(ranked: np.ndarray, held: np.ndarray, history: History, items: int) -> np.ndarray:
     """Where each user's held-out item stands in its list once training items are left out; M where it is not in it.
 
     Args:
         ranked: item ids, best first, `[Q, M]`; M of at least k + the longest history makes recall@k exact.
-        held: held-out item ids `[Q]`.
+        held: held-out item ids `[Q]`, none of them in the user's own history.
         history: the users' training items.
         items: number of items.
     """
@@ -66,7 +77,7 @@ def positions_in_lists(ranked: np.ndarray, held: np.ndarray, history: History, i
     is_held = ranked == held[:, None]
     # (user, item) as one number: a list entry is left out when its number occurs among those of the histories.
     met = np.isin(ranked + np.arange(count)[:, None] * items, history.items + history.owners * items)
-    before = np.cumsum(~met | is_held, axis=1) - 1
+    before = np.cumsum(~met, axis=1) - 1
     return np.where(is_held.any(1), before[np.arange(count), is_held.argmax(1)], length)
 
 
@@ -78,7 +89,9 @@ def popularity_ranks(item_counts: np.ndarray) -> np.ndarray:
 
 
 def positions_by_popularity(ranks: np.ndarray, held: np.ndarray, history: History) -> np.ndarray:
-    """Where each user's held-out item `[Q]` stands in the list of all items by popularity, training items left out."""
+    """Where each user's held-out item `[Q]` stands in the list of all items by popularity, training items left out; it must be none
+    of them.
+    """
     # Repeats in a history leave an item out only once.
     pairs = np.unique(history.owners * len(ranks) + history.items)
     owners, items = pairs // len(ranks), pairs % len(ranks)

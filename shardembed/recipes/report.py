@@ -203,8 +203,8 @@ class ProgressReport:
             self._console.print(f"step {step}/{self._steps}  {said}", highlight=False)
 
 
-def show_retrieval(console: Console, k: int, model: Score, popularity: Score, generator: Score | None = None) -> None:
-    """The model against the baseline, and against what made the data where that is known."""
+def show_retrieval(console: Console, k: int, repeats: int, model: Score, popularity: Score, generator: Score | None = None) -> None:
+    """The model against the baseline, and against what made the data where that is known; `repeats` users were not asked."""
     table = _table(f"{model.users:,.0f} users, one held-out item each", ["", f"recall@{k}", f"NDCG@{k}"])
     for name, one in (("model", model), ("popularity", popularity), ("generator", generator)):
         if one is None:
@@ -216,6 +216,15 @@ def show_retrieval(console: Console, k: int, model: Score, popularity: Score, ge
     )
     table.add_row("model / popularity", *ratios)
     console.print("", table, "", sep="\n")
+    if repeats:
+        console.print(
+            f"left out: {repeats:,} user{'s' * (repeats > 1)} whose held-out item is among their training items too "
+            "(eval.repeats: true asks them, and ranks all items)",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if not model.users:
+        console.print("warning: no user was left to ask, so the metrics say nothing", soft_wrap=True, highlight=False)
 
 
 def show_skipped(console: Console, skipped: int, steps: int) -> None:

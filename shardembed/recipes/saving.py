@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console
 
 import shardembed as se
+from shardembed.embeddings import compared
 from shardembed.errors import CheckpointError
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import EvaluationConfig
@@ -52,7 +53,7 @@ def save(console: Console, run: Run, job: TrainingJob, progress: Progress, keep:
     Raises:
         NonFiniteError: on all ranks: a table or a parameter holds inf or nan, so nothing was saved.
     """
-    about = {"progress": asdict(progress), "step": progress.step}
+    about = {"progress": {**asdict(progress), **compared.noted(job.model.vectors)}, "step": progress.step}
     try:
         se.save_checkpoint(run.checkpoints, job.wrapped, optimizer=job.optimizer, **about, keep=keep, on_nonfinite="raise")
     except CheckpointError as error:
@@ -72,7 +73,8 @@ def resume(console: Console, run: Run, job: TrainingJob, steps: int) -> Progress
             f"{error}\n{run.path} cannot be resumed from its newest checkpoint: remove that one to go on from the one before, or "
             "begin a new run with --fresh"
         ) from error
-    progress = Progress(**{**restored.progress, "losses": tuple(restored.progress["losses"])})
+    told = {name: value for name, value in restored.progress.items() if name != compared.NOTED}
+    progress = Progress(**{**told, "losses": tuple(told["losses"])})
     console.print(
         f"resuming {run.path} at step {progress.step} of {steps} (saved on {restored.world_size} rank"
         f"{'s' * (restored.world_size > 1)}, now {se.world_size()}); --fresh begins a new run instead",

@@ -76,7 +76,7 @@ class SequenceTrainConfig(TrainConfig):
 
 
 class SequenceEvalConfig(RankingConfig):
-    """`repeats: false` leaves items out of the ranking that the user has met before."""
+    """As of two towers, but users may come back to an item: repeats are ranked unless it is said that they are not."""
 
     repeats: bool = True
 

@@ -290,7 +290,7 @@ class SequenceTask(Task):
         config, data = self.config, self.data
         ranker = NextItems(job.model, data, config.model.max_length)
         known = _ranked_by(data.source, data) if isinstance(data.source, PlantedSequences) else None
-        return evaluate.evaluate(ranker, data, config.eval, config.train.seed, config.eval.repeats, known)
+        return evaluate.evaluate(ranker, data, config.eval, config.train.seed, known)
 
     def evaluates(self) -> str:
         return _users(len(self.data.held_users), self.config.eval.users)

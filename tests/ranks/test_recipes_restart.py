@@ -17,6 +17,15 @@ from tests.ranks.test_recipes_command import TORCHRUN, TRAIN, finish, gone, rank
 __all__ = ["started"]  # a fixture
 
 STEPS = 400  # far more than are taken before somebody is killed
+SCRIPT = """
+import os, pathlib, sys, time
+import shardembed as se
+se.init()
+new = pathlib.Path(sys.argv[1]) / f".{se.rank()}"
+new.write_text(str(os.getpid()))
+new.rename(new.with_name(f"rank-{se.rank()}"))
+time.sleep(3600)
+"""  # as a user's own, which is busy with something else
 LISTENS = "0A"  # a state in /proc/net/tcp
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")  # 127.0.0.1 and ::1, as the kernel writes them
 
@@ -79,6 +88,25 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record.get("step") for record in records] == [*range(1, STEPS + 1), None]
     assert summary["losses"] == [record["loss"] for record in records[:20]]
+
+
+@pytest.mark.parametrize("script", [None, SCRIPT], ids=["command", "script behind a shell"])
+def test_ranks_end_with_a_torchrun_agent_that_is_killed(
+    job: Path, tmp_path: Path, started: list[subprocess.Popen[str]], script: str | None
+) -> None:
+    words: list[object] = [*TRAIN, job]
+    if script is not None:
+        (tmp_path / "script.py").write_text(script)
+        words = ["--no-python", "bash", "-c", f"{sys.executable} {tmp_path / 'script.py'} {tmp_path}; true"]
+    process = start(*TORCHRUN, *words)
+    started.append(process)
+    wait_until(lambda: saved(job) > 0 if script is None else len(list(tmp_path.glob("rank-*"))) == 2)
+    ranks = list(rank_processes(process.pid).values())
+    if script is not None:
+        ranks = [int(path.read_text()) for path in tmp_path.glob("rank-*")]
+    assert len(ranks) == 2
+    process.kill()  # nobody is told
+    wait_until(lambda: all(gone(pid) for pid in ranks))
 
 
 def test_ranks_that_torchrun_starts_again_go_on(job: Path, started: list[subprocess.Popen[str]]) -> None:

@@ -6,9 +6,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+import shardembed as se
 from shardembed.recipes import train
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.config import (
@@ -19,13 +22,21 @@ from shardembed.recipes.config import (
     PlanConfig,
     TrainConfig,
 )
+from shardembed.recipes.data.generate import GeneratedInteractions
+from shardembed.recipes.data.interactions import scan
+from shardembed.recipes.data.sequences import scan as scan_sequences
+from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.evaluate import Evaluation, HeldOut, evaluate
 from tests.harness import run_ranks
+
+GENERATED = GeneratorConfig(users=150, items=80, interactions=1500, tastes=5)
+REPEATING = np.random.default_rng(4).integers([60, 25], size=(500, 2))  # users and items; most users meet some item twice
 
 
 def summary_of(rank: int, world_size: int, run_dir: str, towers: tuple[int, ...], batch_size: int, plan: str) -> dict[str, Any]:
     config = Config(
         name="test",
-        data=DataConfig(generator=GeneratorConfig(users=150, items=80, interactions=1500, tastes=5)),
+        data=DataConfig(generator=GENERATED),
         model=ModelConfig(embedding_dim=8, negatives=32, towers=towers),
         train=TrainConfig(epochs=3, global_batch_size=batch_size, max_steps=25),
         plan=PlanConfig.model_validate({"user": plan, "item": plan}),
@@ -44,10 +55,98 @@ def test_losses_and_metrics_do_not_depend_on_the_number_of_ranks(
 ) -> None:
     alone = run_ranks(1, summary_of, str(tmp_path), towers, batch_size, plan)[0]
     assert len(alone["losses"]) == 20
+    assert recall_of_export(alone, tmp_path / "vectors", "model", 5) == alone["recall@5"]
     for ranks in (2, 3):
         found = run_ranks(ranks, summary_of, str(tmp_path), towers, batch_size, plan)
         assert [summary["run_dir"] is None for summary in found] == [False] + [True] * (ranks - 1)
+        vectors = tmp_path / f"vectors-of-{ranks}"
+        assert recall_of_export(found[0], vectors, "model", 5) == found[0]["recall@5"]
+        if towers:
+            assert_neighbors_are_the_models(Path(found[0]["run_dir"]), np.load(vectors / "tables.item.npy"))
         for summary in found:
             assert summary["losses"] == pytest.approx(alone["losses"], rel=1e-4)
             for name in ("recall@5", "ndcg@5", "popularity_recall@5", "popularity_ndcg@5", "evaluated_users", "steps"):
                 assert summary[name] == pytest.approx(alone[name], rel=2e-2), name
+
+
+def recall_of_export(summary: dict[str, Any], out: Path, vectors: Any, k: int) -> float:
+    """Recall by dot products of exported vectors in NumPy."""
+    done = se.export_tables(summary["run_dir"], out, format="npy", vectors=vectors)
+    assert [(table.vectors, table.metric) for table in done.tables] == [(vectors, "dot")] * 2
+    users, items = (np.load(out / f"tables.{name}.npy") for name in ("user", "item"))
+    data = scan(GeneratedInteractions(GENERATED), 0)
+    hits = 0
+    for user in data.held_users:
+        scores = items @ users[user]
+        scores[data.histories(np.array([user])).items] = -np.inf
+        hits += data.held_item[user] in np.argsort(-scores)[:k]
+    return hits / len(data.held_users)
+
+
+def assert_neighbors_are_the_models(run: Path, items: np.ndarray) -> None:
+    scores = items.astype(np.float64) @ items[7].astype(np.float64)
+    scores[7] = -np.inf
+    nearest = np.argsort(-scores)[:5]
+    assert list(se.neighbors(run, "item", [7], 5)[0].ids) == nearest.tolist()
+    rows = se.neighbors(run, "item", [7], 5, metric="dot", vectors="rows")[0]
+    assert rows.scores != pytest.approx(scores[nearest], rel=1e-3), "without its tower it is another vector"
+
+
+class Repeating:
+    """A source with repeats."""
+
+    name = "repeating"
+
+    def chunks(self) -> Any:
+        yield Chunk(*REPEATING.T)
+
+
+class Scores:
+    """Ranks by numbers drawn for each user and item; few users at a time, so that there are several batches."""
+
+    most_users = 7
+
+    def __init__(self) -> None:
+        self.of = np.random.default_rng(5).random((60, 25))
+
+    def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
+        return torch.from_numpy(np.argsort(-self.of[users.numpy()], axis=1)[:, :k].copy())
+
+
+def evaluated(rank: int, world_size: int, kind: str, repeats: bool, users: int | None) -> tuple[Evaluation, np.ndarray]:
+    """What was found, and the rows that were held out: those of Repeating, by number."""
+    data: HeldOut
+    if kind == "two_tower":
+        data = scan(Repeating(), seed=3)
+        rows = data.held_row[data.held_users]
+    else:
+        data = scan_sequences(Repeating())
+        rows = np.array([np.flatnonzero(REPEATING[:, 0] == user)[-1] for user in data.held_users])
+    return evaluate(Scores(), data, RankingConfig(k=4, repeats=repeats, users=users), 3), rows
+
+
+@pytest.mark.parametrize("kind", ["two_tower", "sasrec"])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_what_a_user_had_is_a_candidate_and_a_question_or_neither(kind: str, repeats: bool) -> None:
+    (alone, rows), *_ = run_ranks(1, evaluated, kind, repeats, None)
+    kept = np.delete(np.arange(len(REPEATING)), rows)
+    counts = np.bincount(REPEATING[kept, 1], minlength=25)
+    by_popularity = np.argsort(-counts, kind="stable")
+    scores, positions, popular = Scores().of, [], []
+    for user, held in REPEATING[rows]:
+        had = [] if repeats else REPEATING[kept][REPEATING[kept, 0] == user, 1].tolist()
+        if held not in had:
+            ranked = [item for item in np.argsort(-scores[user]) if item not in had]
+            positions.append(ranked.index(held))
+            popular.append([item for item in by_popularity if item not in had].index(held))
+    assert 10 < len(positions) <= len(rows)
+    assert (len(positions) < len(rows)) is not repeats, "some users meet their held-out item in training"
+    assert alone.repeats == len(rows) - len(positions)
+    for found, places in ((alone.model, np.array(positions)), (alone.popularity, np.array(popular))):
+        assert (found.users, found.hits) == (len(places), (places < 4).sum())
+        assert found.gain == pytest.approx((1 / np.log2(places[places < 4] + 2)).sum())
+    for dealt, _ in run_ranks(2, evaluated, kind, repeats, None):
+        assert dealt.to_json() == pytest.approx(alone.to_json())
+    some = run_ranks(1, evaluated, kind, repeats, 20)[0][0]
+    assert some.model.users + some.repeats == 20
+    assert run_ranks(2, evaluated, kind, repeats, 20)[1][0].to_json() == pytest.approx(some.to_json())

@@ -21,9 +21,11 @@ import shardembed as se
 from shardembed.checkpoint.format import pieces
 from shardembed.cli import main
 from shardembed.embeddings import formats, publish
+from shardembed.embeddings.compared import NOTED, Tower, Vectors, noted
 from shardembed.embeddings.narrowing import narrowed
 from shardembed.embeddings.stored import Block, StoredTables
 from shardembed.errors import CheckpointError, ConfigError, ExportError, IdRangeError
+from tests.unit import saved
 from tests.unit.saved import Writer, increment, numbered, small_checkpoint, values
 
 STEP = "step-0000000001"
@@ -97,6 +99,71 @@ def test_int8_is_within_half_a_scale(numbers: list[list[float]]) -> None:
     assert torch.equal(found.scale == 0, (rows.abs().amax(1) / 127) == 0)
 
 
+def test_the_models_vectors_are_made_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = {
+        "user": Vectors(metric="dot", tower="tower", hidden=(3,), temperature=0.5),
+        "item": Vectors(metric="dot"),
+    }
+    monkeypatch.setattr(saved, "STATE", json.dumps({"progress": {"step": 1, **noted(vectors)}}).encode())
+    tower = Tower(6, (3,))
+    torch.nn.init.normal_(tower.layers[2].weight)
+    writer = Writer(tmp_path / STEP)
+    writer.add("user.weight", torch.randn(50, 6))
+    writer.add("item.weight", torch.randn(20, 4))
+    writer.add("other.weight", torch.randn(9, 4))
+    for key, value in tower.state_dict().items():
+        writer.add(f"tower.{key}", value, kind="dense")
+    writer.write()
+    done = se.export_tables(tmp_path, tmp_path / "rows")
+    assert [(one.vectors, one.metric) for one in done.tables] == [("rows", None), ("rows", "dot"), ("rows", None)]
+    done = se.export_tables(tmp_path, tmp_path / "model", ["user", "item"], vectors="model", block_bytes=100)
+    assert [(one.vectors, one.metric) for one in done.tables] == [("model", "dot")] * 2
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(tower(exported(tmp_path / "rows", "safetensors", "user")["weight"])) * 2
+    torch.testing.assert_close(exported(tmp_path / "model", "safetensors", "user")["weight"], wanted)
+    with safe_open(tmp_path / "model" / "user.safetensors", "pt") as file:
+        assert (file.metadata()["vectors"], file.metadata()["metric"]) == ("model", "dot")
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "shown")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "user: rows as they lie in the table; the model compares other vectors, which it makes of them (through a tower, " in shown
+    )
+    assert "item: the vectors that the model compares, by metric dot" in shown
+    with pytest.raises(ConfigError, match=r"'other' of .* does not say what its model compares, so there are only its rows"):
+        se.export_tables(tmp_path, tmp_path / "none", vectors="model")
+    with pytest.raises(ConfigError, match="vectors='raw' is not one of rows, model"):
+        se.neighbors(tmp_path, "user", [1], vectors="raw")  # pyright: ignore[reportArgumentType]
+    (near,) = se.neighbors(tmp_path, "user", [3], k=5)
+    scores = wanted.double() @ wanted[3].double()
+    scores[3] = -torch.inf
+    assert list(near.ids) == scores.topk(5).indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"user": {"metric": "near"}}, "progress.shardembed.vectors.user.metric: Input should be 'cosine' or 'dot'"),
+        ([], "progress.shardembed.vectors: Input should be an object"),
+        ({"user": {"metric": "dot", "tower": "tower", "hidden": [1 << 30]}}, "does not fit the model"),
+        ({"user": {"metric": "dot", "tower": "tower", "hidden": [-1]}}, "hidden.0: Input should be greater than"),
+        ({"user": {"metric": "dot", "tower": "none", "hidden": [3]}}, "is in the model only"),
+    ],
+)
+def test_a_checkpoint_that_says_nonsense_of_its_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: object, expected: str
+) -> None:
+    monkeypatch.setattr(saved, "STATE", json.dumps({"progress": {NOTED: said}}).encode())
+    writer = Writer(tmp_path / STEP)
+    writer.add("user.weight", torch.randn(50, 6))
+    for key, value in Tower(6, (3,)).state_dict().items():
+        writer.add(f"tower.{key}", value, kind="dense")
+    writer.write()
+    with pytest.raises(CheckpointError, match=expected):
+        se.neighbors(tmp_path, "user", [1])
+
+
 def test_files_say_what_they_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_checkpoint(tmp_path / STEP)
     words = ["export", str(tmp_path), "--table", "user", "--rows", "3,10-12", "--dtype", "int8"]
@@ -110,10 +177,12 @@ def test_files_say_what_they_hold(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert written == {name: value for name, value in found.items() if name != "out"}
     with safe_open(tmp_path / "a" / "user.safetensors", "pt") as file:
         assert file.metadata()["stored_dtype"] == "float32"
+        assert (file.metadata()["vectors"], file.metadata()["metric"]) == ("rows", "none")
         assert sorted(file.keys()) == ["ids", "scale", "weight"]
     assert main([*words, "--out", str(tmp_path / "b")]) == 0
     shown = capsys.readouterr().out
-    assert shown.splitlines()[-1].split()[:8] == ["user", "4", "of", "50", "6", "int8", "(was", "float32)"]
+    assert shown.splitlines()[-3].split()[:8] == ["user", "4", "of", "50", "6", "int8", "(was", "float32)"]
+    assert "user: rows as they lie in the table; the checkpoint does not say what its model" in shown.splitlines()[-2]
     assert max(len(line) for line in shown.splitlines()[1:]) <= 80
     (tmp_path / "ids.txt").write_text("49\n\n3\n")
     np.save(tmp_path / "ids.npy", np.array([49, 3], dtype=np.uint16))

@@ -26,7 +26,7 @@ FLOORS = {
         *("ahead", "autograd", "exchange", "exposed", "fixed", "freezing", "guarded"),
         *("renorm", "route", "slab", "step", "ticket", "tracing", "twins", "wrappers"),
     ],
-    1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
+    1: ["beside", "comm", "heartbeat", "kernels", "lifeline", "meeting", "stages", "trouble"],
     0: [
         *(
             "_version",

@@ -138,7 +138,8 @@ def test_the_command_shows_names_and_fits_80_columns(tmp_path: Path, capsys: pyt
     assert lines[2].endswith("...")
     assert [line.split() for line in lines[3:5]] == [["2", "0", "0.0000", "film", "0"], ["3", "2", "0.0000", "film", "2"]]
     assert lines[6] == "nearest rows of item to id 5, film 5"
-    assert len(lines) == 11
+    assert len(lines) == 14
+    assert " ".join(lines[12:]) == "cosine of rows as they lie in the table; the checkpoint does not say what its model compares"
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in shown
     assert main([*words, "--names", str(tmp_path / "vocab.txt"), "--json", "--metric", "dot"]) == 0

@@ -13,22 +13,24 @@ ITEMS, USERS = 30, 40
 
 @pytest.fixture
 def case() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray], History]:
-    """(counts, scores, held-out items, histories as lists, the same as a History); histories repeat items, and held-out ones."""
+    """(counts, scores, held-out items, histories as lists, the same as a History); histories repeat items, but not these."""
     rng = np.random.default_rng(0)
-    histories = [rng.integers(ITEMS, size=rng.integers(0, 8)) for _ in range(USERS)]
+    held = rng.integers(ITEMS, size=USERS)
+    drawn = [rng.integers(ITEMS, size=rng.integers(0, 8)) for _ in range(USERS)]
+    histories = [history[history != item] for history, item in zip(drawn, held, strict=True)]
     owners = np.repeat(np.arange(USERS), [len(history) for history in histories])
     flat = np.concatenate(histories)
     return (
         rng.integers(5, size=ITEMS),
         rng.random((USERS, ITEMS)),
-        rng.integers(ITEMS, size=USERS),
+        held,
         histories,
         History(owners, flat),
     )
 
 
 def brute_force(order: np.ndarray, held: int, history: np.ndarray) -> int:
-    allowed = [item for item in order if item == held or item not in history]
+    allowed = [item for item in order if item not in history]
     return allowed.index(held)
 
 
@@ -51,6 +53,16 @@ def test_positions_by_popularity(case: tuple[np.ndarray, np.ndarray, np.ndarray,
     expected = [brute_force(order, item, met) for item, met in zip(held, histories, strict=True)]
     found = metrics.positions_by_popularity(metrics.popularity_ranks(counts), held, history)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_who_met_the_held_out_item_is_not_asked() -> None:
+    history = History(np.array([0, 0, 1, 3, 3]), np.array([4, 5, 4, 7, 4]))
+    asked = metrics.unmet(np.array([5, 5, 4, 6]), history, 8)
+    assert asked.tolist() == [False, True, True, True]
+    left = history.only(asked)  # users 1, 2 and 3 are now 0, 1 and 2
+    assert (left.owners.tolist(), left.items.tolist()) == ([0, 2, 2], [4, 7, 4])
+    nobody = history.only(np.zeros(4, bool))
+    assert (len(nobody.owners), len(nobody.items)) == (0, 0)
 
 
 def test_scores() -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from shardembed.placement import Cluster, column_wise, row_wise
 from shardembed.plan import resolve
 from shardembed.recipes import report
+from shardembed.recipes.metrics import Score
 from shardembed.tables import TableConfig
 
 
@@ -36,6 +37,18 @@ def test_plans_of_long_names_and_many_ranks_keep_to_eighty_columns() -> None:
     assert sum("2,000,000,000 x 128" in line for line in lines) == 2
     assert any("last_ninety_days"[3:] in line and "0-127" in line for line in lines)
     assert any("0,7 +16" in line for line in lines)
+
+
+def test_users_that_were_not_asked_are_counted_and_metrics_of_nobody_say_so() -> None:
+    shown = console(TERM="dumb")
+    report.show_retrieval(shown, 5, 1, Score(4, 2, 1.0), Score(4, 1, 0.5))
+    some = printed(shown)
+    assert "left out: 1 user whose held-out item is among their training items too (eval.repeats: true asks them" in some
+    assert "warning" not in some
+    report.show_retrieval(shown, 5, 1_234, Score(), Score())
+    nobody = printed(shown).removeprefix(some)
+    assert "left out: 1,234 users" in nobody
+    assert "warning: no user was left to ask, so the metrics say nothing" in nobody
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
 
+import shardembed as se
 from shardembed.cli.model_workload import of_training
 from shardembed.errors import DataError
 from shardembed.planner.workload import Counts
@@ -336,22 +337,25 @@ def test_evaluation_counts_exact_ranks_with_or_without_items_met_before(data: Se
     job = build_sequence(config(), data)
     torch.nn.init.normal_(job.model.positions)
     ranker = NextItems(job.model, data, 6)
-    found = evaluate(ranker, data, SequenceEvalConfig(k=4), 0, repeats)
+    found = evaluate(ranker, data, SequenceEvalConfig(k=4, repeats=repeats), 0)
     table = job.model.tables.rows("item", torch.arange(data.items))
-    hits = 0
+    asked = hits = 0
     for user in data.held_users:
         items = data.taken[data.starts[user] : data.starts[user + 1] - 1]
         query = job.model.queries(table[items[-6:]], torch.tensor([len(items[-6:])]))[-1]
         order = (table @ query).argsort(descending=True).tolist()
         held = int(data.held_item[user])
-        hits += held in [item for item in order if repeats or item == held or item not in items][:4]
-    assert found.model.users == len(data.held_users)
+        asked += repeats or held not in items
+        hits += held in [item for item in order if repeats or item not in items][:4]
+    assert (found.model.users, found.repeats) == (asked, len(data.held_users) - asked)
     assert found.model.hits == hits
+    assert repeats or 0 < found.repeats < len(data.held_users), "the case has both kinds of users"
 
 
 def test_the_model_finds_what_popularity_cannot(tmp_path: Path) -> None:
     settings = config(
         name="test",
+        checkpoint={"every_steps": 1000},
         data={"generator": {"users": 600, "items": 50, "length": 12, "successors": 3, "noise": 0.1}},
         model={"embedding_dim": 16, "max_length": 10, "layers": 1, "feedforward": 32, "negatives": 64},
         optimizer={"dense": {"lr": 5e-3}},
@@ -362,6 +366,8 @@ def test_the_model_finds_what_popularity_cannot(tmp_path: Path) -> None:
     assert found["generator_recall@4"] > 0.85
     assert found["recall@4"] > found["generator_recall@4"] - 0.1
     assert found["popularity_recall@4"] < 0.25
+    by_model = se.neighbors(found["run_dir"], "item", [3])
+    assert by_model == se.neighbors(found["run_dir"], "item", [3], metric="dot", vectors="rows")
 
 
 def test_the_planner_knows_how_often_each_item_is_asked_for(tmp_path: Path, data: Sequences) -> None:

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from shardembed import lifeline
 from shardembed.errors import ShardEmbedError, WorkerError, rebuild, travels
 from shardembed.kernels.memory import keep_freed_memory
-from shardembed.recipes import lifeline
 from shardembed.recipes.data.part import Part
 
 # Workers start as new processes. A rank has threads, of Gloo, of OpenMP, of CUDA, and what one of them has locked when a process is

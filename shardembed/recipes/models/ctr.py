@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shardembed as se
+from shardembed.embeddings.compared import Vectors
 from shardembed.recipes.ctr_config import CtrModelConfig
 from shardembed.recipes.data.criteo.encode import ClickBatch
 
@@ -87,6 +88,7 @@ class ClickModel(nn.Module):
     ) -> None:
         super().__init__()
         dim = config.embedding_dim
+        self.vectors: dict[str, Vectors] = {}  # rows go into products with all others, and are not compared
         self.tables = se.EmbeddingCollection(
             table_configs(config, sizes), optimizer=optimizer, plan=plan or "auto", wire_dtype=wire_dtype, seed=seed
         )

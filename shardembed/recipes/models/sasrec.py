@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shardembed as se
+from shardembed.embeddings.compared import Vectors
 from shardembed.recipes.models.masks import Dropout, keep_all
 from shardembed.recipes.models.sampling import sampled_softmax
 from shardembed.recipes.sequence_config import SequenceModelConfig
@@ -73,7 +74,7 @@ class Block(nn.Module):
 
 
 class Sasrec(nn.Module):
-    """The model; calling it gives this rank's loss.
+    """The model; calling it gives this rank's loss. `vectors` says how its table is compared, by its name in a checkpoint.
 
     Args:
         config: sizes, dropout, dtype of the table.
@@ -107,6 +108,7 @@ class Sasrec(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.max_length, dim) * POSITION_STD)
         self.blocks = nn.ModuleList(Block(dim, config.heads, config.feedforward) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
+        self.vectors = {"tables.item": Vectors(metric="dot")}
         self._scale = dim**0.5
         self._autocast = autocast
         # Known from the data, so not saved with the model.

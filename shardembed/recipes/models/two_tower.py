@@ -13,13 +13,12 @@ Legend: b samples of this rank, B of the global batch, K negatives, D columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import shardembed as se
+from shardembed.embeddings.compared import Tower, Vectors
 from shardembed.recipes.config import ModelConfig
 from shardembed.recipes.models.sampling import sampled_softmax
 
@@ -36,28 +35,8 @@ class Batch:
     global_size: int
 
 
-class Tower(nn.Module):
-    """x + MLP(x), which starts as the identity; without hidden sizes it is nothing else."""
-
-    def __init__(self, embedding_dim: int, hidden: tuple[int, ...]) -> None:
-        super().__init__()
-        sizes = (embedding_dim, *hidden)
-        layers: list[nn.Module] = []
-        for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        if hidden:
-            last = nn.Linear(hidden[-1], embedding_dim)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-            layers.append(last)
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x) if len(self.layers) else x
-
-
 class TwoTower(nn.Module):
-    """The model; calling it gives this rank's loss.
+    """The model; calling it gives this rank's loss. `vectors` says how its tables are compared, by their names in a checkpoint.
 
     Args:
         config: sizes, temperature, dtype of the tables.
@@ -95,7 +74,10 @@ class TwoTower(nn.Module):
         torch.manual_seed(seed)  # the MLPs start alike on every rank
         self.user_tower = Tower(dim, config.towers)
         self.item_tower = Tower(dim, config.towers)
-        self.temperature = config.temperature
+        self.vectors = {
+            "tables.user": Vectors(metric="dot", tower="user_tower", hidden=config.towers, temperature=config.temperature),
+            "tables.item": Vectors(metric="dot", tower="item_tower", hidden=config.towers),
+        }
         self._autocast = autocast
         # Known from the data, so not saved with the model.
         self.register_buffer("log_expected", log_expected, persistent=False)
@@ -114,15 +96,16 @@ class TwoTower(nn.Module):
 
     def queries(self, user_rows: torch.Tensor) -> torch.Tensor:
         """Rows of the user table `[b, D]` -> what is multiplied with item vectors `[b, D]`."""
-        return F.normalize(self._through(self.user_tower, user_rows), dim=1) / self.temperature
+        with self._casting(user_rows):
+            return self.vectors["tables.user"].of(user_rows, self.user_tower)
 
     def item_vectors(self, item_rows: torch.Tensor) -> torch.Tensor:
         """Rows of the item table `[n, D]` -> what queries are multiplied with, float32 `[n, D]`."""
-        return self._through(self.item_tower, item_rows)
+        with self._casting(item_rows):
+            return self.vectors["tables.item"].of(item_rows, self.item_tower)
 
-    def _through(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(rows.device.type, self._autocast, enabled=self._autocast is not None):
-            return tower(rows.float()).float()
+    def _casting(self, rows: torch.Tensor) -> torch.autocast:
+        return torch.autocast(rows.device.type, self._autocast, enabled=self._autocast is not None)
 
 
 def table_configs(config: ModelConfig, users: int, items: int) -> list[se.TableConfig]:
