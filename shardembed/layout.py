@@ -76,7 +76,7 @@ class Layout:
             raise PlanError(f"the shards hold columns up to {edge}, the table has {self.embedding_dim}: {self._cut()}")
         for shard in self.shards:
             if not shard.ranks or len(set(shard.ranks)) != len(shard.ranks) or min(shard.ranks) < 0:
-                raise PlanError(f"a shard needs at least one rank, each once and not negative: {shard}")
+                raise PlanError(f"a shard needs at least one rank, each once and not negative: {shard!s:.200}")
 
     def _check_rows(self, strip: Strip) -> None:
         stride = strip.stride  # once: it looks at every block
@@ -99,7 +99,7 @@ class Layout:
             raise PlanError(f"the shards hold rows up to {edge}, the table has {self.num_embeddings}: {self._cut()}")
 
     def _cut(self) -> str:
-        return ", ".join(f"rows {s.rows} columns {s.columns} on {s.ranks}" for s in self.shards[:8])
+        return ", ".join(f"rows {s.rows} columns {s.columns} on {s.ranks!s:.80}" for s in self.shards[:8])
 
     @cached_property
     def strips(self) -> tuple[Strip, ...]:

@@ -94,10 +94,11 @@ def loads(data: bytes, where: str, floats: bool = False) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in found if names.count(name) > 1)!r:.80} occurs twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {name!r:.80} occurs twice in one object")
+        found[name] = value
     return found
 
 
