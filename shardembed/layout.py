@@ -13,6 +13,8 @@ from typing import Any
 
 from shardembed.errors import PlanError
 
+MAX_RANKS = 1 << 20  # beyond that a number is a slip or a trap: there are figures of each rank in memory
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -28,7 +30,22 @@ class Shard:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Shard:
-        return Shard(range(*data["rows"]), range(*data["columns"]), tuple(data["ranks"]))
+        """Raises TypeError or ValueError where a number is none: a stranger's 3.0 or true would equal one."""
+        rows, columns, ranks = data["rows"], data["columns"], data["ranks"]
+        if len(rows) != 3 or len(columns) != 2 or not isinstance(ranks, list):
+            raise ValueError("a shard has three numbers of rows, two of columns, and a list of ranks")
+        return Shard(range(*map(whole, rows)), range(*map(whole, columns)), tuple(map(whole, ranks)))
+
+
+def whole(value: Any) -> int:
+    """`value`, if it is a whole number of at most 63 bits, as the JSON of a plan has them.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError(f"{value!r:.40} is not a whole number from 0 to 2^63 - 1")
+    return value
 
 
 def meeting(rows: range, first: int, stop: int) -> tuple[slice, slice] | None:

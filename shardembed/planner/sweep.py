@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from shardembed.errors import ConfigError, PlanError
+from shardembed.layout import MAX_RANKS
 from shardembed.planner import report, words
 from shardembed.planner.result import Planned
 
-MOST = 1 << 20  # ranks; beyond that a number is a slip
 NEAR = 0.1
 WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"
 
@@ -70,7 +70,7 @@ def parse(text: str) -> tuple[int, ...]:
     Raises:
         ConfigError: it is neither.
     """
-    match = re.fullmatch(r"ranks=(?:(\d+)\.\.(\d+)|(\d+(?:,\d+)*))", text.replace(" ", ""))
+    match = re.fullmatch(r"ranks=(?:(\d{1,9})\.\.(\d{1,9})|(\d{1,9}(?:,\d{1,9})*))", text.replace(" ", ""))
     if match is None:
         raise ConfigError(f"--sweep {text}: {WRITE}")
     first, last, listed = match.groups()
@@ -82,8 +82,8 @@ def parse(text: str) -> tuple[int, ...]:
             raise ConfigError(f"--sweep {text}: {stop} ranks are fewer than {start}; {WRITE}")
         powers = itertools.takewhile(lambda count: count < stop, (1 << exponent for exponent in itertools.count()))
         counts = sorted({start, *(count for count in powers if count > start), stop})
-    if counts[0] < 1 or counts[-1] > MOST:
-        raise ConfigError(f"--sweep {text}: rank counts must lie between 1 and {MOST:,}")
+    if counts[0] < 1 or counts[-1] > MAX_RANKS:
+        raise ConfigError(f"--sweep {text}: rank counts must lie between 1 and {MAX_RANKS:,}")
     return tuple(counts)
 
 
@@ -174,8 +174,8 @@ def show(console: Console, sweep: Sweep) -> None:
     for reason, ranks in reasons.items():
         console.print(f"{', '.join(f'{count:,}' for count in ranks)} ranks: {reason}")
     console.print("\nhow many ranks", style="bold")
-    for line in sentences(sweep):
-        console.print(line)
+    for sentence in sentences(sweep):
+        console.print(sentence)
 
 
 def _table(console: Console, sweep: Sweep) -> Table:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import shardembed as se
+from shardembed import plain_json
 from shardembed.checkpoint import chance
 from shardembed.checkpoint.codec import MAX_ALIKE, decode, encode
-from shardembed.checkpoint.format import strict
 from shardembed.checkpoint.matching import fits
 from shardembed.embeddings.stored import ROW_BYTES, StoredTables
 from shardembed.errors import CheckpointError, ConfigError
@@ -184,7 +184,7 @@ def test_a_key_twice_is_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Counted, "compared", 0)
     names = [Counted(number) for number in range(5000)]
     with pytest.raises(ValueError, match="key '4999' occurs twice"):
-        strict._object([(name, 0) for name in [*names, Counted(4999)]])
+        plain_json._object([(name, 0) for name in [*names, Counted(4999)]])
     assert Counted.compared < 10 * len(names)
 
 

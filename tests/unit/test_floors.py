@@ -40,6 +40,7 @@ FLOORS = {
             "optim",
             "optional",
             "placement",
+            "plain_json",
         ),
         *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
     ],
