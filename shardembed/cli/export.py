@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardembed.cli.ids import ids_of
 from shardembed.errors import ConfigError
+from shardembed.shown import ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from shardembed.cli.progress import bar
+    from shardembed.console import console_for
     from shardembed.embeddings import export_tables
     from shardembed.embeddings.stored import StoredTables
-    from shardembed.planner.report import console_for
 
     if arguments.block * MIB < 1:
         raise ConfigError(f"--block {arguments.block:g}: a block takes some memory")
@@ -75,12 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _table(done: Exported) -> Table:
-    from shardembed.cli.tables import plain_table, short
+    from shardembed.cli.tables import plain_table
     from shardembed.planner import words
 
     table = plain_table("", ["table", "rows", "columns", "dtype", "size"], ["rows", "columns", "size"])
     for each in done.tables:
         rows = f"{each.rows:,}" if each.rows == each.table_rows else f"{each.rows:,} of {each.table_rows:,}"
         dtype = each.dtype if each.dtype == each.stored_dtype else f"{each.dtype} (was {each.stored_dtype})"
-        table.add_row(short(each.name, 24), rows, str(each.columns), dtype, words.size(each.bytes))
+        table.add_row(ending(each.name, 24), rows, str(each.columns), dtype, words.size(each.bytes))
     return table

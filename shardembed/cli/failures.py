@@ -18,9 +18,11 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from shardembed.errors import ConfigError, DataError, InputError, PlanError, ShardEmbedError
+from shardembed.shown import printable
 
 WRONG_INPUT = (ConfigError, DataError, InputError, PlanError)
 WRONG = 2  # the exit code of wrong input; other failures have 1
@@ -84,7 +86,7 @@ def report(error: Exception) -> int:
         trace = "".join(traceback.format_exception(error)).rstrip()
         text = f"unexpected error on rank {os.environ.get('RANK', '0')}\n{trace}"
     if in_launched_rank():
-        _leave(text, exit_code(error))
+        _leave(printable(text), exit_code(error))  # torchrun prints it too
     rank = os.environ.get("RANK", "0")
     if QUIET in os.environ:
         pass
@@ -95,13 +97,18 @@ def report(error: Exception) -> int:
     return exit_code(error)
 
 
+def unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For `sys.excepthook`: a traceback goes through the same door as every message."""
+    print(printable("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr, flush=True)
+
+
 def say(text: str, prefix: str = "") -> None:
-    print(f"shardembed: error: {prefix}{text}", file=sys.stderr, flush=True)
+    print(printable(f"shardembed: error: {prefix}{text}"), file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
     """Something to know that is not the end."""
-    print(f"shardembed: {text}", file=sys.stderr, flush=True)
+    print(printable(f"shardembed: {text}"), file=sys.stderr, flush=True)
 
 
 def _leave(text: str, code: int) -> None:

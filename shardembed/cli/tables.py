@@ -18,20 +18,3 @@ def plain_table(title: str, columns: Sequence[str], numbers: Collection[str]) ->
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return table
-
-
-def short(name: str, most: int) -> str:
-    """The end of a name, which tells keys apart better than the beginning."""
-    name = printable(name)
-    return name if len(name) <= most else f"...{name[3 - most :]}"
-
-
-def shortened(text: str, most: int) -> str:
-    """The beginning of a text, which says most where it is no key."""
-    text = printable(text)
-    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
-
-
-def printable(text: str) -> str:
-    """Names of files and of tables are anybody's, and a terminal obeys some characters."""
-    return "".join(each if each.isprintable() else "?" for each in text)

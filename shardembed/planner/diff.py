@@ -15,6 +15,7 @@ from rich.console import Console
 from shardembed.layout import Layout
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import report, words
+from shardembed.shown import one_line
 
 FLOAT32 = 4
 SHOWN = 20  # tables; the ones that move most
@@ -151,7 +152,7 @@ def common(one: range, other: range) -> int:
 def show(console: Console, diff: Diff, names: tuple[str, str] = ("old", "new")) -> None:
     """What changes, the tables that move most, and what comes to each rank."""
     old, new = diff.old, diff.new
-    was, now = (f"{name} ({words.plural(plan.world_size, 'rank')})" for name, plan in zip(names, (old, new), strict=True))
+    was, now = (f"{one_line(name)} ({words.plural(plan.world_size, 'rank')})" for name, plan in zip(names, (old, new), strict=True))
     console.print(f"{was} -> {now}", style="bold")
     if old.world_size < new.world_size:
         console.print(f"Ranks {words.rank_list(range(old.world_size, new.world_size))} are new and hold nothing yet.")

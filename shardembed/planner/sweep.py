@@ -18,6 +18,7 @@ from shardembed.errors import ConfigError, PlanError
 from shardembed.layout import MAX_RANKS
 from shardembed.planner import report, words
 from shardembed.planner.result import Planned
+from shardembed.shown import one_line
 
 NEAR = 0.1
 WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"
@@ -162,7 +163,7 @@ def sentences(sweep: Sweep) -> list[str]:
 def show(console: Console, sweep: Sweep) -> None:
     """A line a rank count, then the answers."""
     batch = f"batch {sweep.batch:,} over all ranks"
-    console.print(f"{sweep.workload} on {sweep.topology}, {batch}", style="bold")
+    console.print(one_line(f"{sweep.workload} on {sweep.topology}, {batch}"), style="bold")
     console.print(_table(console, sweep))
     console.print("cost: rank-seconds a billion samples", style="dim")
     reasons: dict[str, list[int]] = {}

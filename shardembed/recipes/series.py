@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardembed.recipes.run_folder import METRICS
+from shardembed import plain_json
 
 POINTS = 400  # of a curve, at most twice as many
+MOST = 1e100  # of a value that is drawn; sums and distances of such are finite
+METRICS, LINE = 200, 1 << 20  # that are looked at: names of metrics, and bytes of a line
 
 
 @dataclass
@@ -40,14 +40,14 @@ class Point:
 
 @dataclass
 class Series:
-    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values that are not finite."""
+    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values beyond `MOST`, or nan."""
 
     points: list[Point] = field(default_factory=list)
     strange: int = 0
     _each: int = 1  # values of a point
 
     def add(self, step: int, value: float) -> None:
-        if not math.isfinite(value):
+        if not abs(value) <= MOST:  # nor inf or nan
             self.strange += 1
             return
         point = Point(step, 1, value, value, value)
@@ -71,43 +71,44 @@ class Series:
 
 @dataclass
 class Curves:
-    """steps, epoch: of the last line. loss: of every step. metrics: of evaluations during training, by name."""
+    """steps: of the last line. loss: of every step. metrics: of evaluations during training, by name."""
 
     steps: int = 0
-    epoch: int = 0
     loss: Series = field(default_factory=Series)
     metrics: dict[str, Series] = field(default_factory=dict)
 
 
-def read(folder: Path) -> Curves:
-    """Of a run's folder; empty where nothing has been written. Lines that a crash has cut off are left out."""
+def read(path: Path) -> Curves:
+    """Of a metrics.jsonl. Lines that a crash has cut off are left out, as are those that no job writes.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no file.
+    """
     found = Curves()
-    for record in _records(folder / METRICS):
+    for record in _records(path):
         step = record.get("step")
-        if not isinstance(step, int):  # the summary, which has a file of its own
+        if type(step) is not int or step < 0:  # the summary, which has a file of its own
             continue
         if _is_number(record.get("loss")):
             found.loss.add(step, record["loss"])
-            found.steps, found.epoch = max(found.steps, step), record.get("epoch", found.epoch)
+            found.steps = max(found.steps, step)
         evaluation = record.get("evaluation")
         for name, value in evaluation.items() if isinstance(evaluation, dict) else ():
-            if isinstance(value, float):  # whole numbers are counts
+            if isinstance(value, float) and (name in found.metrics or len(found.metrics) < METRICS):  # whole numbers are counts
                 found.metrics.setdefault(name, Series()).add(step, value)
     return found
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    yield record
-    except OSError:
-        return
+    with plain_json.opened(path) as file:
+        while line := file.readline(LINE):
+            try:
+                record = plain_json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
 
 def _is_number(value: object) -> bool:

@@ -28,6 +28,7 @@ FLOORS = {
         *(
             "_version",
             "collate",
+            "console",
             "errors",
             "explain",
             "hashing",
@@ -42,7 +43,7 @@ FLOORS = {
             "placement",
             "plain_json",
         ),
-        *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),
+        *("plan", "planner", "sections", "settings", "shown", "slabs", "tables", "wire"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
