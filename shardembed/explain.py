@@ -13,6 +13,7 @@ from shardembed.errors import ConfigError
 from shardembed.located import Located, brief
 
 MISTAKES_SHOWN = 20
+COMPARED = 4_000_000  # pairs of characters that are compared for a hint: names may come from a stranger's file
 
 
 def explain(error: ValidationError, root: type[BaseModel], document: Located) -> ConfigError:
@@ -29,8 +30,14 @@ def explain(error: ValidationError, root: type[BaseModel], document: Located) ->
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `names`, or nothing when none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    """`"; did you mean 'x'?"` for the nearest of `names`, or nothing when none is near. Of very many names the first are tried."""
+    compared, looked_at = [], 0
+    for other in names:
+        looked_at += len(name) * len(other)
+        if looked_at > COMPARED:
+            break
+        compared.append(other)
+    close = difflib.get_close_matches(name, compared, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

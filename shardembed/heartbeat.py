@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from shardembed.shown import printable
 from shardembed.trouble import SAME_CALLS, STORE_SECONDS, Lost, Place, UnansweredError, lost_store, own_store, within
 
 BEAT_SECONDS = 5.0
@@ -241,5 +242,5 @@ def _stands(beat: Beat, here: str) -> str:
 
 def end_process(text: str) -> NoReturn:
     """The main thread sits in the driver: nothing can be raised there, and nothing can be cleaned up."""
-    print(f"shardembed: error: {text}", file=sys.stderr, flush=True)
+    print(printable(f"shardembed: error: {text}"), file=sys.stderr, flush=True)
     os._exit(1)

@@ -13,6 +13,8 @@ from typing import Any
 
 from shardembed.errors import PlanError
 
+MAX_RANKS = 1 << 20  # beyond that a number is a slip or a trap: there are figures of each rank in memory
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -28,7 +30,22 @@ class Shard:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Shard:
-        return Shard(range(*data["rows"]), range(*data["columns"]), tuple(data["ranks"]))
+        """Raises TypeError or ValueError where a number is none: a stranger's 3.0 or true would equal one."""
+        rows, columns, ranks = data["rows"], data["columns"], data["ranks"]
+        if len(rows) != 3 or len(columns) != 2 or not isinstance(ranks, list):
+            raise ValueError("a shard has three numbers of rows, two of columns, and a list of ranks")
+        return Shard(range(*map(whole, rows)), range(*map(whole, columns)), tuple(map(whole, ranks)))
+
+
+def whole(value: Any) -> int:
+    """`value`, if it is a whole number of at most 63 bits, as the JSON of a plan has them.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError(f"{value!r:.40} is not a whole number from 0 to 2^63 - 1")
+    return value
 
 
 def meeting(rows: range, first: int, stop: int) -> tuple[slice, slice] | None:
@@ -76,7 +93,7 @@ class Layout:
             raise PlanError(f"the shards hold columns up to {edge}, the table has {self.embedding_dim}: {self._cut()}")
         for shard in self.shards:
             if not shard.ranks or len(set(shard.ranks)) != len(shard.ranks) or min(shard.ranks) < 0:
-                raise PlanError(f"a shard needs at least one rank, each once and not negative: {shard}")
+                raise PlanError(f"a shard needs at least one rank, each once and not negative: {shard!s:.200}")
 
     def _check_rows(self, strip: Strip) -> None:
         stride = strip.stride  # once: it looks at every block
@@ -99,7 +116,7 @@ class Layout:
             raise PlanError(f"the shards hold rows up to {edge}, the table has {self.num_embeddings}: {self._cut()}")
 
     def _cut(self) -> str:
-        return ", ".join(f"rows {s.rows} columns {s.columns} on {s.ranks}" for s in self.shards[:8])
+        return ", ".join(f"rows {s.rows} columns {s.columns} on {s.ranks!s:.80}" for s in self.shards[:8])
 
     @cached_property
     def strips(self) -> tuple[Strip, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardembed.errors import PlanError
-from shardembed.layout import Layout, Shard
+from shardembed.layout import MAX_RANKS, Layout, Shard
 from shardembed.scalars import integer
 
 Packing = Literal["unique", "bag"]
@@ -24,6 +24,13 @@ class Cluster:
 
     world_size: int
     ranks_per_node: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.world_size <= MAX_RANKS or self.ranks_per_node < 1:
+            raise PlanError(
+                f"a plan is for 1 to {MAX_RANKS:,} ranks with at least one to a node, not for {self.world_size:,} with "
+                f"{self.ranks_per_node:,}"
+            )
 
     def node(self, index: int) -> tuple[int, ...]:
         nodes = -(-self.world_size // self.ranks_per_node)

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from shardembed import plain_json
 from shardembed.errors import PlanError
-from shardembed.layout import Layout, Shard
+from shardembed.layout import MAX_RANKS, Layout, Shard, whole
 from shardembed.placement import PACKINGS, Cluster, Packing, Placement, replicated, row_wise
 from shardembed.tables import TableConfig
 
 FORMAT = 1
+MAX_ELEMENTS = 1 << 50  # of a plan's file: their bytes are added up in 64 bits
+FILE_BYTES, VALUES = 256 << 20, 16 << 20  # of a plan's file: 100,000 tables in a dozen shards each
 REPLICATE_TABLE_BYTES = 256 * 1024  # a copied table costs an all-reduce of its size a step: small ones only
 REPLICATE_TOTAL_BYTES = 4 * 1024 * 1024
 
@@ -63,9 +66,11 @@ class Plan:
     world_size: int
 
     def __post_init__(self) -> None:
+        if not 1 <= self.world_size <= MAX_RANKS:
+            raise PlanError(f"a plan is for 1 to {MAX_RANKS:,} ranks, not for {self.world_size:,}")
         for table in self.tables:
             if table.packing not in PACKINGS:
-                raise PlanError(f"table {table.name!r}: packing must be 'unique' or 'bag', not {table.packing!r}")
+                raise PlanError(f"table {table.name!r}: packing must be 'unique' or 'bag', not {table.packing!r:.80}")
             if max(table.layout.ranks) >= self.world_size:
                 raise PlanError(
                     f"table {table.name!r} has a shard on rank {max(table.layout.ranks)}, but the job has {self.world_size} "
@@ -74,8 +79,8 @@ class Plan:
             for shard in table.layout.shards:
                 if len(shard.ranks) > 1 and (len(shard.ranks) != self.world_size or len(table.layout.shards) > 1):
                     raise PlanError(
-                        f"table {table.name!r}: a shard on ranks {shard.ranks} is neither on one rank nor a whole table on all "
-                        f"{self.world_size}; use replicated() or a single owner"
+                        f"table {table.name!r}: a shard on ranks {shard.ranks!s:.80} is neither on one rank nor a whole table on "
+                        f"all {self.world_size}; use replicated() or a single owner"
                     )
 
     def to_json(self) -> dict[str, Any]:
@@ -93,25 +98,28 @@ class Plan:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f"not a plan of format {FORMAT}: {str(data)[:80]}")
+            raise PlanError(f"not a plan of format {FORMAT}: {data!s:.80}")
         try:
             tables = tuple(
                 TablePlan(
                     name,
                     Layout(
-                        table["num_embeddings"],
-                        table["embedding_dim"],
+                        whole(table["num_embeddings"]),
+                        whole(table["embedding_dim"]),
                         tuple(Shard.from_json(shard) for shard in table["shards"]),
                     ),
                     table["packing"],
                 )
                 for name, table in data["tables"].items()
             )
-            return Plan(tables, data["world_size"])
+            elements = sum(table.num_embeddings * table.embedding_dim for table in tables)
+            if elements > MAX_ELEMENTS:
+                raise PlanError(f"its tables have {elements:,} elements together, and at most {MAX_ELEMENTS:,} are believed")
+            return Plan(tables, whole(data["world_size"]))
         except PlanError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise PlanError(f"the plan is incomplete or malformed: {type(error).__name__} {error}") from error
+            raise PlanError(f"the plan is incomplete or malformed: {type(error).__name__} {error!s:.200}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, a table a line."""
@@ -132,9 +140,11 @@ class Plan:
             PlanError: the file is not a valid plan; the message names the file.
         """
         try:
-            return Plan.from_json(json.loads(Path(path).read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, PlanError) as error:
+            return Plan.from_json(plain_json.read(path, named=True, most=FILE_BYTES, values=VALUES))
+        except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise PlanError(f"{path}: not valid JSON: {error}") from error
 
     @cached_property
     def hash(self) -> str:

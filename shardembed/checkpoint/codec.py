@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from shardembed.errors import CheckpointError
 MARK = "!"
 MAX_DEPTH = 64
 MAX_DIGITS = 4096  # hexadecimal, of an int
+MAX_ALIKE = 64  # distinct keys of one hash; by chance there are two or three
 MAX_TENSOR_BYTES = 64 << 20  # what is larger belongs into the model
 
 
@@ -106,9 +108,15 @@ def decode(value: Any, where: str, depth: int = 0) -> Any:
 
 def _decode_marked(kind: str, content: Any, where: str, depth: int) -> Any:
     if kind == "dict":
-        return {decode(key, where, depth + 1): decode(one, where, depth + 1) for key, one in content}
+        keys = [decode(key, where, depth + 1) for key, _ in content]
+        _check_hashes(keys)
+        return dict(zip(keys, (decode(one, where, depth + 1) for _, one in content), strict=True))
     if kind in ("tuple", "set"):
-        return {"tuple": tuple, "set": set}[kind](decode(one, where, depth + 1) for one in content)
+        found = tuple(decode(one, where, depth + 1) for one in content)
+        if kind == "tuple":
+            return found
+        _check_hashes(found)
+        return set(found)
     if kind == "int" and len(content) <= MAX_DIGITS:
         return int(content, 16)
     if kind == "bytes":
@@ -116,7 +124,20 @@ def _decode_marked(kind: str, content: Any, where: str, depth: int) -> Any:
     if kind in ("tensor", "array"):
         name, shape, text = content
         raw = bytearray(base64.b64decode(text, validate=True))
-        flat = torch.frombuffer(raw, dtype=DTYPES[name]) if raw else torch.empty(0, dtype=DTYPES[name])
-        tensor = flat.reshape([int(size) for size in shape])
+        flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        # A byte that is neither 0 nor 1 is no boolean, and no tensor may hold it.
+        flat = flat.ne(0) if DTYPES[name] == torch.bool else flat.view(DTYPES[name])
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("a size is no whole number")
+        tensor = flat.reshape(shape)
         return tensor.numpy() if kind == "array" else tensor
-    raise CheckpointError(f"{where}: {kind!r} is no kind of state that this version knows")
+    raise CheckpointError(f"{where}: {kind!r:.80} is no kind of state that this version knows")
+
+
+def _check_hashes(keys: Collection[Any]) -> None:
+    """Raise ValueError where so many keys share a hash that a dict of them would take for ever: Python's hash of an int is the int
+    modulo 2^61 - 1, so anybody can write such keys.
+    """
+    _, most = Counter(map(hash, keys)).most_common(1)[0] if keys else (0, 0)
+    if most > MAX_ALIKE:
+        raise ValueError(f"{most:,} keys of one dict or set share a hash")

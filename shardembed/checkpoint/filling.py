@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +66,21 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
     for one in wanted:  # after all chunks: these are newer
         for update in one.source.updates:
             _apply(one, update, files[one.source.updates_in])
+
+
+def check_files(sources: Iterable[Source], files: Mapping[Path, Files]) -> None:
+    """Open each file that these lie in, which compares its size and its header with the manifest: before memory is asked for.
+
+    Raises:
+        CheckpointError: a file is missing, of another size, or says something else than the manifest.
+    """
+    names = {(source.chunks_in, chunk.block.file) for source in sources for chunk in source.chunks}
+    names |= {
+        (source.updates_in, block.file) for source in sources for update in source.updates for block in (update.ids, update.values)
+    }
+    for folder, name in sorted(names):
+        with files[folder].opened(name):
+            pass
 
 
 def _of_chunks(wanted: Wanted, files: Files) -> Iterator[Copy]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from shardembed.checkpoint import chance, folders, optimizing, tracking
@@ -126,6 +127,7 @@ class _Loading:
     def compare(self) -> str:
         """Find out all that does not fit. Changes nothing."""
         entries = self.reader.manifest.entries
+        misfits: list[str] = []
         self.wishes.check(entries, self._items)
         self.small = self._renamed(self.reader.small)
         if self.weights_only:
@@ -133,12 +135,15 @@ class _Loading:
             entries = {key: entry for key, entry in entries.items() if entry.kind in ("table", "dense")}
         elif self.dense is not None:
             self._owned = optimizing.owners(self.job.model, self.held, self.dense)
-            self._make_states()
+            misfits, unmade = self._make_states(self.dense)
+            entries = {key: entry for key, entry in entries.items() if key not in unmade}
         else:  # said below, once
             entries = {key: entry for key, entry in entries.items() if entry.kind != "dense_state"}
+        if not self.weights_only and len(self.small["random"]) == self.comm.world_size:
+            chance.checked(self.small["random"][self.comm.rank])  # before anything is changed
         self._sources, lines = match(entries, self._items, self.wishes)
         if not self.weights_only:
-            lines += self._lacking()
+            lines += misfits + self._lacking()
         if lines:
             raise CheckpointError(
                 f"{self.reader.path}: this is a checkpoint of another model; they differ in\n{listing(lines)}\n{LEFT_OUT}"
@@ -154,19 +159,27 @@ class _Loading:
         by_key = {name: {renamed(key): value for key, value in small[name].items()} for name in ("steps", "scalars")}
         return {**small, **by_key, "optimizer": {**optimizer, "groups": groups, "tables": tables}}
 
-    def _make_states(self) -> None:
-        """Tensors for the saved state of the dense optimizer, which makes its own only in its first step."""
-        assert self.dense is not None
+    def _make_states(self, dense: torch.optim.Optimizer) -> tuple[list[str], set[str]]:
+        """Tensors for the saved state of the dense optimizer, which makes its own only in its first step. Their sizes are a
+        stranger's word, so they are held against the parameters and against the files before there is any memory for them.
+        Where they do not fit, none is made: why, a line each, and the keys of the entries that stay without a tensor.
+        """
         by_weight: dict[str, list[tuple[str, Any]]] = {}
         for key, entry in self.reader.manifest.entries.items():
             if entry.kind in ("dense_state", "table_state") and self.wishes.renamed(key) not in self.held.items:
                 by_weight.setdefault(self.wishes.renamed(entry.of), []).append((key[len(entry.of) + 1 :], entry))
-        for group, owned in zip(self.dense.param_groups, self._owned, strict=True):
-            for owner in owned:
-                for name, entry in by_weight.get(owner.key, []):
-                    value = optimizing.target(owner, group, name, entry.shape, entry.dtype)
-                    self._states.append((owner, name, value))
-        self._items.update(optimizing.items_of(self._states, self.held, self.comm))
+        saved = [
+            optimizing.Saved(owner, group, name, entry, self.reader.manifest.entries[entry.of])
+            for group, owned in zip(dense.param_groups, self._owned, strict=True)
+            for owner in owned
+            for name, entry in by_weight.get(owner.key, [])
+        ]
+        lines = optimizing.misfits(saved, dense) + optimizing.misfit_scalars(self.small["scalars"], self._owned, dense)
+        if not lines:
+            self.reader.check_files([one.entry.key for one in saved])
+            self._states = [one.make() for one in saved]
+            self._items.update(optimizing.items_of(self._states, self.held, self.comm))
+        return lines, {one.entry.key for one in saved} if lines else set()
 
     def _lacking(self) -> list[str]:
         """What the checkpoint has state of and the call does not name, and the other way round."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -56,9 +57,16 @@ class Wishes:
 
 def fits(names: Iterable[str], key: str) -> bool:
     """One of `names` is the key, a part of it up to a dot, or a pattern of such."""
-    parts = key.split(".")
-    heads = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    return any(fnmatchcase(head, name) for name in names for head in heads)
+    return any(key == name or key.startswith(f"{name}.") or (_is_pattern(name) and _fits(name, key)) for name in names)
+
+
+def _is_pattern(name: str) -> bool:
+    return any(each in name for each in "*?[")
+
+
+def _fits(pattern: str, key: str) -> bool:
+    """Each part of the key up to a dot, since `*` stands for dots too."""
+    return fnmatchcase(key, pattern) or any(fnmatchcase(key[: dot.start()], pattern) for dot in re.finditer(r"\.", key))
 
 
 def match(entries: Mapping[str, Entry], items: Mapping[str, Item], wishes: Wishes) -> tuple[dict[str, str], list[str]]:

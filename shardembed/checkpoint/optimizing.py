@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint.codec import decode, encode
+from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, local
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError
@@ -23,6 +24,9 @@ from shardembed.optimizer import Optimizer
 from shardembed.wrappers import is_distributed
 
 OURS = ("params", "optimizer", "tables")  # of a param group, what is no setting
+# The state that torch's fused kernels walk through without comparing its size: they read and write past the end of a shorter one.
+FUSED_STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
+STATE_BYTES, SPARE_BYTES = 16, 64 << 20  # that state may take: for each byte of the optimizer's own parameters, and beside that
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,61 @@ def _short(groups: list[list[str]]) -> str:
     return "; ".join(", ".join(group[:6]) + (f" and {len(group) - 6} more" if len(group) > 6 else "") for group in groups)[:500]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A tensor of state that a checkpoint says it has of a parameter, which is yet to be made."""
+
+    owner: Owner
+    group: Mapping[str, Any]
+    name: str
+    entry: Entry
+    weight: Entry
+
+    def make(self) -> tuple[Owner, str, torch.Tensor]:
+        return self.owner, self.name, target(self.owner, self.group, self.name, self.entry.shape, self.entry.dtype)
+
+
+def misfits(saved: Iterable[Saved], dense: torch.optim.Optimizer) -> list[str]:
+    """Why state would not fit its parameters, a line each; looked at before any memory is asked for."""
+    saved, asked = list(saved), 0
+    lines = []
+    for one in saved:
+        parameter, entry = one.owner.parameter, one.entry
+        if one.owner.shard is not None or (is_distributed(parameter) and entry.shape == tuple(parameter.shape)):
+            asked += local(parameter.detach()).numel() * entry.dtype.itemsize
+            continue
+        asked += entry.nbytes
+        if one.weight.shape == tuple(parameter.shape):  # else the weight is a difference already
+            lines += _misfit(one.owner, one.name, entry.shape, dense)
+    held = sum(local(parameter.detach()).nbytes for group in dense.param_groups for parameter in group["params"])
+    if asked > SPARE_BYTES + STATE_BYTES * held:
+        largest = max(saved, key=lambda one: one.entry.nbytes).entry
+        lines.append(
+            f"the state of the dense optimizer takes {asked:,} bytes, which is no state of parameters of {held:,} bytes "
+            f"(the largest is {largest.key!r:.200} {list(largest.shape)})"
+        )
+    return lines
+
+
+def misfit_scalars(scalars: Mapping[str, Mapping[str, Any]], owned: list[list[Owner]], dense: torch.optim.Optimizer) -> list[str]:
+    """As `misfits`, for state that is no tensor of a checkpoint's files."""
+    lines = []
+    for owner in (owner for group in owned for owner in group):
+        for name, value in scalars.get(owner.key, {}).items():
+            found = decode(value, f"{owner.key}.{name}")
+            lines += _misfit(owner, name, tuple(found.shape), dense) if isinstance(found, torch.Tensor) else []
+    return lines
+
+
+def _misfit(owner: Owner, name: str, shape: tuple[int, ...], dense: torch.optim.Optimizer) -> list[str]:
+    if "fused" not in dense.defaults:
+        return []
+    wanted = tuple(owner.parameter.shape) if name in FUSED_STATE else () if name == "step" else shape
+    if shape == wanted:
+        return []
+    return [f"optimizer state {name!r} of {owner.key!r} is {list(shape)} in the checkpoint, its parameter needs {list(wanted)}"]
+
+
 def target(owner: Owner, group: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A tensor for a saved state of this shape, where torch would have made it."""
     parameter = owner.parameter
@@ -202,7 +261,7 @@ def restore_groups(saved: dict[str, Any], optimizer: torch.optim.Optimizer, held
         found = [saved["tables"][key]["settings"] for key in keys]
         if any(one != found[0] for one in found):
             raise CheckpointError(
-                f"tables {', '.join(keys)} share a param group now, but were saved with different settings: {found}"
+                f"tables {', '.join(keys)} share a param group now, but were saved with different settings: {found!s:.500}"
             )
         if found:
             group.update(_decoded(found[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.filling import Wanted, fill
-from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
+from shardembed.checkpoint.filling import Wanted, check_files, fill
+from shardembed.checkpoint.format.manifest import Source, read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files
 from shardembed.checkpoint.retention import warn_of
 from shardembed.checkpoint.selection import IdMap, Selection, checked_ids
@@ -57,23 +57,38 @@ def load_plain(
         raise CheckpointError(f"{path} is the checkpoint of step {manifest.step}, and not of step {step}")
     manifests, sources = resolve(manifest, path)
     warn_of(path, manifest.nonfinite)
-    targets, maps = _targets(path, model, sources, dict(rows or {}), dtype)
-    _read(manifests, targets)
+    wanted, maps = _targets(path, model, sources, dict(rows or {}), dtype)
+    with ExitStack() as stack:
+        files = {folder: stack.enter_context(Files(folder, found)) for folder, found in manifests.items()}
+        check_files([target.source for target in wanted], files)
+        targets = [target.made() for target in wanted]
+        _read(files, targets)
     _put(model, targets)
     return maps
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A tensor of the model: `old` is what it has, `new` what is filled, which may be the same."""
+    """A tensor of the model: `old` is what it has, `new` what is filled: the same, or one of `shape` and `dtype` that is made when
+    the files have been seen.
+    """
 
     key: str
     source: Source
     old: torch.Tensor
     new: torch.Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
     selection: Selection
     rows: int
     padding_idx: int | None
+
+    def made(self) -> _Target:
+        old = self.old
+        if not old.is_meta and (old.shape, old.dtype) == (self.shape, self.dtype):
+            return self
+        device = "cpu" if old.is_meta else old.device
+        return replace(self, new=torch.empty(self.shape, dtype=self.dtype, device=device))
 
 
 def _targets(
@@ -107,7 +122,8 @@ def _targets(
         except ValueError as error:
             differences.append(f"{key!r} {error}")
     lacking = [key for key, tensor in own.items() if key not in sources and id(tensor) not in targets]
-    differences += [f"{key!r} is in the model only{nearest(key, sources) or ''}" for key in lacking]
+    differences += [f"{key!r} is in the model only{nearest(key, sources)}" for key in lacking[:SHOWN]]  # a hint takes time
+    differences += lacking[SHOWN:]
     if differences:
         more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
         raise CheckpointError("\n  ".join([f"{path} does not fit the model:", *differences[:SHOWN], *more]))
@@ -154,24 +170,19 @@ def _target(
             raise ValueError(f"has padding_idx={padding}, which is not among its rows=: add it")
         padding = int(place)
     wanted_shape = (count, *entry.shape[1:]) if entry.shape else ()
-    new = tensor
-    if tensor.is_meta or shape != wanted_shape or dtype != tensor.dtype:
-        new = torch.empty(wanted_shape, dtype=dtype, device="cpu" if tensor.is_meta else tensor.device)
-    return _Target(key, source, tensor, new, Selection(entry.rows, wanted), count, padding)
+    return _Target(key, source, tensor, tensor, wanted_shape, dtype, Selection(entry.rows, wanted), count, padding)
 
 
-def _read(manifests: Mapping[Path, Manifest], targets: Iterable[_Target]) -> None:
-    with ExitStack() as stack:
-        files = {folder: stack.enter_context(Files(folder, manifest)) for folder, manifest in manifests.items()}
-        for target in targets:  # a table after the other: what chooses its rows is let go
-            flat = target.new.detach()
-            home = flat
-            if not flat.is_contiguous():
-                flat = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device)
-            into = flat.view(target.rows, -1) if flat.numel() else flat.reshape(target.rows, target.source.entry.columns)
-            fill([Wanted(target.key, target.source, target.selection, range(target.source.entry.columns), into)], files)
-            if home is not flat:
-                home.copy_(flat)
+def _read(files: Mapping[Path, Files], targets: Iterable[_Target]) -> None:
+    for target in targets:  # a table after the other: what chooses its rows is let go
+        flat = target.new.detach()
+        home = flat
+        if not flat.is_contiguous():
+            flat = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device)
+        into = flat.view(target.rows, -1) if flat.numel() else flat.reshape(target.rows, target.source.entry.columns)
+        fill([Wanted(target.key, target.source, target.selection, range(target.source.entry.columns), into)], files)
+        if home is not flat:
+            home.copy_(flat)
 
 
 def _put(model: nn.Module, targets: Iterable[_Target]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardembed.checkpoint import small
-from shardembed.checkpoint.filling import Cut, Wanted, fill
+from shardembed.checkpoint.filling import Cut, Wanted, check_files, fill
 from shardembed.checkpoint.format.manifest import read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files, read_state
 from shardembed.checkpoint.format.strict import loads
@@ -42,6 +42,14 @@ class Reader:
         """The small state, checked (see `small`)."""
         where = str(self.path / "state.json")
         return small.checked(loads(read_state(self._files[self.path]), where, floats=True), where)
+
+    def check_files(self, keys: Iterable[str]) -> None:
+        """Hold what the manifest says of these entries against the files that they lie in; reads headers alone.
+
+        Raises:
+            CheckpointError: a file is missing, of another size, or its header contradicts the manifest.
+        """
+        check_files([self.sources[key] for key in keys], self._files)
 
     def copy(self, wanted: Sequence[tuple[Item, str]]) -> None:
         """Fill the regions of each item from the entry of this key, as far as the entry's rows go.

@@ -11,10 +11,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from shardembed._version import __version__
 from shardembed.cli import failures
 from shardembed.errors import ShardEmbedError
+from shardembed.shown import printable
 
 COMMANDS = {  # name (also of the module) -> what it does
     "plan": "cut the tables of a model over the ranks of a cluster, with a proof of how good the plan is",
@@ -34,6 +36,8 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code. Wrong arguments and --help exit, as argparse does."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is this command's
+        sys.excepthook = failures.unexpected
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         return _unknown(words[0])
     arguments = _parser(words).parse_args(words)
@@ -60,8 +64,15 @@ def _unknown(word: str) -> int:
     return failures.WRONG
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose complaints, which repeat what was typed, go through the door that all errors go through."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("shardembed", description="Sharded embedding tables for PyTorch.")
+    parser = _Parser("shardembed", description="Sharded embedding tables for PyTorch.")
     parser.add_argument("--version", action="version", version=f"shardembed {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in words if not word.startswith("-")), None)

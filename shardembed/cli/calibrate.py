@@ -54,17 +54,17 @@ def _default_ranks() -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     import torch
     import torch.distributed as dist
-    from rich.console import Console
 
     import shardembed as se
     from shardembed import calibrate
+    from shardembed.console import CleanConsole
     from shardembed.planner.topology import to_yaml
 
     logging.getLogger("shardembed").setLevel(logging.WARNING)  # else it names the kernel of every slab
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     se.init()
-    console = Console(stderr=arguments.json, quiet=se.rank() != 0)
+    console = CleanConsole(stderr=arguments.json, quiet=se.rank() != 0)
     name = arguments.name or platform.node() or "here"
     topology = calibrate.calibrate(name, arguments.seconds, say=lambda text: console.print(text, highlight=False))
     if se.rank() == 0:

@@ -24,9 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert; returns the exit code."""
     from shardembed.checkpoint.foreign import convert_checkpoint
-    from shardembed.cli.tables import printable
+    from shardembed.console import console_for
     from shardembed.planner import words
-    from shardembed.planner.report import console_for
 
     done = convert_checkpoint(
         arguments.source,
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     tables, others = words.plural(len(done.tables), "table"), words.plural(len(done.dense), "other tensor")
     console.print(f"{tables}, {others}; load with weights_only=True")
     for key, why in list(done.left_out.items())[:SHOWN]:
-        console.print(printable(f"left out: {key!r} {why}"), soft_wrap=True)
+        console.print(f"left out: {key!r} {why}", soft_wrap=True)
     if len(done.left_out) > SHOWN:
         console.print(f"and {len(done.left_out) - SHOWN} more left out")
     if arguments.json:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardembed.cli.ids import ids_of
 from shardembed.errors import ConfigError
+from shardembed.shown import ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from shardembed.cli.progress import bar
     from shardembed.cli.tables import folded
+    from shardembed.console import console_for
     from shardembed.embeddings import export_tables
     from shardembed.embeddings.stored import StoredTables
-    from shardembed.planner.report import console_for
 
     if arguments.block * MIB < 1:
         raise ConfigError(f"--block {arguments.block:g}: a block takes some memory")
@@ -84,19 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _names(tables: list[ExportedTable]) -> str:
-    from shardembed.cli.tables import short
-
-    first, last = short(tables[0].name, 24), short(tables[-1].name, 24)
+    first, last = ending(tables[0].name, 24), ending(tables[-1].name, 24)
     return first if len(tables) == 1 else f"{first} and {last}" if len(tables) == 2 else f"{first} to {last}"
 
 
 def _table(done: Exported) -> Table:
-    from shardembed.cli.tables import plain_table, short
+    from shardembed.cli.tables import plain_table
     from shardembed.planner import words
 
     table = plain_table("", ["table", "rows", "columns", "dtype", "size"], ["rows", "columns", "size"])
     for each in done.tables:
         rows = f"{each.rows:,}" if each.rows == each.table_rows else f"{each.rows:,} of {each.table_rows:,}"
         dtype = each.dtype if each.dtype == each.stored_dtype else f"{each.dtype} (was {each.stored_dtype})"
-        table.add_row(short(each.name, 24), rows, str(each.columns), dtype, words.size(each.bytes))
+        table.add_row(ending(each.name, 24), rows, str(each.columns), dtype, words.size(each.bytes))
     return table

@@ -18,9 +18,11 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from shardembed.errors import ConfigError, DataError, InputError, NonFiniteError, PlanError, ShardEmbedError
+from shardembed.shown import printable
 
 # Losses that are not finite come of the settings or the data, and would come again.
 WRONG_INPUT = (ConfigError, DataError, InputError, NonFiniteError, PlanError)
@@ -85,7 +87,7 @@ def report(error: Exception) -> int:
         trace = "".join(traceback.format_exception(error)).rstrip()
         text = f"unexpected error on rank {os.environ.get('RANK', '0')}\n{trace}"
     if in_launched_rank():
-        _leave(text, exit_code(error))
+        _leave(printable(text), exit_code(error))  # torchrun prints it too
     rank = os.environ.get("RANK", "0")
     if QUIET in os.environ:
         pass
@@ -96,13 +98,18 @@ def report(error: Exception) -> int:
     return exit_code(error)
 
 
+def unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For `sys.excepthook`: a traceback goes through the same door as every message."""
+    print(printable("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr, flush=True)
+
+
 def say(text: str, prefix: str = "") -> None:
-    print(f"shardembed: error: {prefix}{text}", file=sys.stderr, flush=True)
+    print(printable(f"shardembed: error: {prefix}{text}"), file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
     """Something to know that is not the end."""
-    print(f"shardembed: {text}", file=sys.stderr, flush=True)
+    print(printable(f"shardembed: {text}"), file=sys.stderr, flush=True)
 
 
 def _leave(text: str, code: int) -> None:

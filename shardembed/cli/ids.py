@@ -46,10 +46,12 @@ def _of_file(path: Path) -> torch.Tensor:
 
     try:
         if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
+            found = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: no more memory than the file has bytes
+            if not isinstance(found, np.ndarray):
+                raise DataError(f"{path} holds several arrays, and must hold a list of integers")
             if found.ndim != 1 or found.dtype.kind not in "iu":
                 raise DataError(f"{path} holds {found.dtype} of shape {found.shape}, and must hold a list of integers")
-            return torch.from_numpy(found.astype(np.int64))
+            return torch.from_numpy(np.array(found, np.int64))
         numbers = []
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from shardembed.cli import inspect_run
 from shardembed.cli.progress import bar
-from shardembed.cli.tables import plain_table, printable, short
+from shardembed.cli.tables import plain_table
 from shardembed.errors import CheckpointError
+from shardembed.shown import ending, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from shardembed.checkpoint import folders
     from shardembed.checkpoint.describe import contents
     from shardembed.checkpoint.format.manifest import read_manifest, resolve
-    from shardembed.planner.report import console_for
+    from shardembed.console import console_for
     from shardembed.recipes.run_folder import CHECKPOINTS, is_run
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)
@@ -142,7 +143,7 @@ def _show(console: Console, held: Contents) -> None:
     if manifest.base is not None:
         console.print(f"holds the rows that changed since {manifest.base.folder}, which it needs")
     if manifest.nonfinite:
-        console.print(printable(f"inf or nan is in {said(manifest.nonfinite)}"), style="bold", soft_wrap=True)
+        console.print(one_line(f"inf or nan is in {said(manifest.nonfinite)}"), style="bold", soft_wrap=True)
     console.print("", _tables(held))
     if held.dense:
         state = f", optimizer state {words.size(held.dense_state_bytes)}" if held.dense_state_bytes else ""
@@ -164,7 +165,7 @@ def _tables(held: Contents) -> Table:
         state = ", ".join(each.state) or "-"
         size = words.size(each.state_bytes) if each.state else ""
         table.add_row(
-            short(each.key, NAME),
+            ending(each.key, NAME),
             f"{each.shape[0]:,}" if each.shape else "1",
             columns,
             each.dtype,
@@ -187,7 +188,7 @@ def _plan(plan: Plan) -> Table:
     )
     for each in plan.tables[:MOST]:
         ranks = words.rank_list(each.layout.ranks)
-        table.add_row(short(each.name, NAME), each.kind, each.packing, str(len(each.layout.shards)), ranks)
+        table.add_row(ending(each.name, NAME), each.kind, each.packing, str(len(each.layout.shards)), ranks)
     if len(plan.tables) > MOST:
         table.add_row(f"and {len(plan.tables) - MOST} more", "", "", "", "")
     return table
@@ -203,7 +204,7 @@ def _verify(console: Console, manifests: dict[Path, Manifest], unread: dict[Path
         problems += verify_each(manifests, progress=progress)
     console.print("")
     for each in problems[:PROBLEMS]:
-        console.print(printable(each.text), soft_wrap=True, style="bold")
+        console.print(each.text, soft_wrap=True, style="bold")
     if len(problems) > PROBLEMS:
         console.print(f"and {len(problems) - PROBLEMS} more")
     checked = f"{words.size(total)} in {words.plural(len(manifests), 'checkpoint')}"

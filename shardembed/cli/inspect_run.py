@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardembed.cli.tables import plain_table, printable
+from shardembed.cli.tables import plain_table
 from shardembed.errors import ConfigError
+from shardembed.shown import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,7 @@ def _told(found: Recorded) -> dict[str, object]:
     look = found.look or {}
     return {
         "path": str(found.path),
+        "unread": list(found.unread),
         "finished": found.summary is not None,
         "steps": found.summary["steps"] if found.summary is not None else found.curves.steps,
         "loss": found.curves.loss.points[-1].mean if found.curves.loss.points and not found.curves.loss.lost else None,
@@ -59,12 +61,14 @@ def _show(console: Console, found: Recorded) -> None:
     from shardembed.recipes.report import plan_table
     from shardembed.recipes.run_page import LOSS_STEPS
 
+    for line in found.unread:
+        console.print(f"not read: {one_line(line)}", soft_wrap=True)
     about = f"{found.start['model']} on {words.plural(found.start['ranks'], 'rank')}; " if found.start else ""
-    console.print(printable(found.name), style="bold")
-    console.print(printable(f"{about}{found.state}"))
+    console.print(one_line(found.name), style="bold")
+    console.print(one_line(f"{about}{found.state}"))
     table = plain_table("", ["", "value"], ["value"])
     for name, value in found.results.items():
-        table.add_row(printable(name), f"{value:.4f}")
+        table.add_row(one_line(name), f"{value:.4f}")
     if found.curves.loss.lost:
         table.add_row("training loss, last step", "inf or nan")
     elif found.curves.loss.points:

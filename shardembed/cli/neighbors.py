@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardembed.shown import beginning
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -36,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Find them; returns the exit code."""
     from shardembed.cli.tables import folded
+    from shardembed.console import console_for
     from shardembed.embeddings import neighbors
     from shardembed.embeddings.names import names_of
     from shardembed.embeddings.nearest import metric_of
     from shardembed.embeddings.stored import StoredTables
-    from shardembed.planner.report import console_for
 
     asked = list(dict.fromkeys(arguments.id))
     with StoredTables(arguments.folder, arguments.step, arguments.vectors) as stored:
@@ -74,18 +76,17 @@ def _line(near: Neighbors, names: dict[int, str]) -> dict[str, object]:
 
 
 def _heading(near: Neighbors, names: dict[int, str], table: str) -> str:
-    from shardembed.cli.tables import shortened
 
-    what = f"id {near.id}" + (f", {shortened(names[near.id], NAME)}" if names else "")
-    return f"nearest rows of {shortened(table, 20)} to {what}"
+    what = f"id {near.id}" + (f", {beginning(names[near.id], NAME)}" if names else "")
+    return f"nearest rows of {beginning(table, 20)} to {what}"
 
 
 def _table(near: Neighbors, names: dict[int, str], metric: str) -> Table:
-    from shardembed.cli.tables import plain_table, shortened
+    from shardembed.cli.tables import plain_table
 
     columns = ["rank", "id", metric, *(["name"] if names else [])]
     shown = plain_table("", columns, ["rank", "id", metric])
     for rank, (row, score) in enumerate(zip(near.ids, near.scores, strict=True), 1):
         number = f"{score:.4f}" if metric == "cosine" else f"{score:.5g}"
-        shown.add_row(str(rank), str(row), number, *([shortened(names[row], NAME)] if names else []))
+        shown.add_row(str(rank), str(row), number, *([beginning(names[row], NAME)] if names else []))
     return shown

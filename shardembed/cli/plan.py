@@ -87,10 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, sweep or compare; returns the exit code."""
-    from shardembed.planner import report
+    from shardembed.console import console_for
     from shardembed.planner.result import INTERRUPTED
 
-    console = report.console_for(sys.stderr if arguments.json else sys.stdout)
+    console = console_for(sys.stderr if arguments.json else sys.stdout)
     _check(arguments)
     if arguments.diff is not None:
         found = _diff(arguments, console)
@@ -330,14 +330,14 @@ def _writing(path: Path, write: Callable[[], object]) -> None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """A line that changes while the planner works; nothing where stderr is no terminal."""
-    from rich.console import Console
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from shardembed.console import CleanConsole
     from shardembed.planner import words
     from shardembed.planner.result import gap_of
 
-    console = Console(stderr=True, highlight=False)
+    console = CleanConsole(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("planning", total=None)

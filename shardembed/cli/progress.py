@@ -10,10 +10,11 @@ from contextlib import contextmanager
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to tell how many bytes more are done."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(file=sys.stderr)
+    from shardembed.console import CleanConsole
+
+    console = CleanConsole(file=sys.stderr)
     if not console.is_terminal:
         yield lambda _: None
         return

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shardembed.shown import one_line
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -23,23 +25,6 @@ def plain_table(title: str, columns: Sequence[str], numbers: Collection[str]) ->
     return table
 
 
-def short(name: str, most: int) -> str:
-    """The end of a name, which tells keys apart better than the beginning."""
-    name = printable(name)
-    return name if len(name) <= most else f"...{name[3 - most :]}"
-
-
-def shortened(text: str, most: int) -> str:
-    """The beginning of a text, which says most where it is no key."""
-    text = printable(text)
-    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
-
-
 def folded(text: str) -> str:
     """In lines of at most 80 columns."""
-    return textwrap.fill(printable(text), 80)
-
-
-def printable(text: str) -> str:
-    """Names of files and of tables are anybody's, and a terminal obeys some characters."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return textwrap.fill(one_line(text), 80)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from shardembed.cli import launch
 from shardembed.errors import ConfigError, ShardEmbedError
+from shardembed.shown import printable
 
 if TYPE_CHECKING:
     from shardembed.recipes.common import JobConfig
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         from shardembed.recipes.resolved import resolved_yaml
 
-        print(resolved_yaml(settings))
+        print(printable(resolved_yaml(settings)))
         return 0
     ranks = _ranks(arguments.ranks)
     if arguments.dry_run:
@@ -134,11 +135,10 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(settings: JobConfig, ranks: int, as_json: bool) -> int:
-    from rich.console import Console
-
+    from shardembed.console import CleanConsole
     from shardembed.recipes import dry_run
 
-    found = dry_run.run(settings, Console(stderr=as_json), ranks)
+    found = dry_run.run(settings, CleanConsole(stderr=as_json), ranks)
     if as_json:
         print(json.dumps(found))
     return 0
@@ -147,12 +147,12 @@ def _dry_run(settings: JobConfig, ranks: int, as_json: bool) -> int:
 def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
     """Train or evaluate, as one rank."""
     import torch.distributed as dist
-    from rich.console import Console
 
+    from shardembed.console import CleanConsole
     from shardembed.recipes import evaluation, train
 
     launch.end_with_launcher()
-    console = Console(stderr=arguments.json)
+    console = CleanConsole(stderr=arguments.json)
     if arguments.evaluate is not None:
         summary = evaluation.run(settings, console, arguments.evaluate, arguments.predict)
         speaks = int(os.environ.get("RANK", "0")) == 0

@@ -34,6 +34,7 @@ from shardembed.modules.lookup import Lookup
 from shardembed.plan import Plan, PlanLike
 from shardembed.prefetch import Announced, Sent, Target
 from shardembed.settings import Settings
+from shardembed.shown import printable
 from shardembed.tables import features_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -109,7 +110,8 @@ def shard(
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
     explain_resizing(model)
     if verbose and journey.comm.rank == 0:
-        print(summary(journey, one_call=inputs is not None or len(set(modules.values())) == 1), file=sys.stderr)
+        said = summary(journey, one_call=inputs is not None or len(set(modules.values())) == 1)
+        print(printable(said), file=sys.stderr)
     return model
 
 

@@ -19,6 +19,7 @@ from shardembed.embeddings.publish import new_file
 from shardembed.embeddings.stored import BLOCK_BYTES, StoredTables
 from shardembed.errors import ConfigError
 from shardembed.optional import needed
+from shardembed.shown import beginning, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ DOT, RING = 3.0, 6.0  # half of what they take of the picture, in its pixels
 LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "shardembed",
+    "text.usetex": False,  # TeX would run what stands in a name
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -105,7 +107,7 @@ def table_map(
         with mpl.rc_context(LOOK):
             figure, axes = _figure(flat)
             told = f"{len(flat.ids):,} of its {found.rows:,} rows" if len(flat.ids) < found.rows else f"all {found.rows:,} rows"
-            axes.set_title(f"{_short(found.name, 50)}, step {stored.manifest.step}: {told}", loc="left", fontsize=11)
+            axes.set_title(f"{drawable(beginning(found.name, 50))}, step {stored.manifest.step}: {told}", loc="left", fontsize=11)
             _points(axes, flat.points, rings)
             put = _names(figure, axes, flat, rings, order, named, labels)
             x, y = flat.points[torch.isin(flat.ids, torch.tensor(put, dtype=torch.int64)) & ~rings].T.numpy()
@@ -174,7 +176,7 @@ def _names(
         row = int(flat.ids[place])
         for shift, side in ((6, "left"), (-6, "right")):
             text = axes.annotate(
-                _short(names.get(row, str(row)), NAME).replace("$", r"\$"),
+                drawable(beginning(names.get(row, str(row)), NAME)),
                 tuple(flat.points[place].tolist()),
                 (shift, 0),
                 textcoords="offset points",
@@ -201,8 +203,3 @@ def _around(axes: Axes, point: torch.Tensor, pixels: float) -> Any:
 
     x, y = axes.transData.transform(tuple(point.tolist()))
     return Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels)
-
-
-def _short(text: str, most: int) -> str:
-    text = "".join(each if each.isprintable() else "?" for each in text)
-    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.filling import Cut, Rows, Wanted, fill
+from shardembed.checkpoint.filling import Cut, Rows, Wanted, check_files, fill
 from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files, read_state
@@ -24,7 +24,7 @@ from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, chec
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
 from shardembed.explain import nearest
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = ROW_BYTES = 64 << 20
 IN_RUN = "checkpoints"  # where a run of `shardembed train` keeps them
 SHOWN = 10
 SUFFIX = ".weight"
@@ -84,7 +84,9 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         """The table of this key, of this path of a module, or whose path ends in this name; also a dense matrix, by its key.
 
         Raises:
-            ConfigError: there is none, or several end so, or the checkpoint does not say what its model compares.
+            ConfigError: there is none, or several end so, or its rows are longer than an embedding's, or the checkpoint does not
+                say what its model compares.
+            CheckpointError: its files are not as long as the manifest says.
         """
         tables = [key for key, source in self._sources.items() if source.entry.kind == "table"]
         exact = [key for key in tables if name in (key, name_of(key))]
@@ -103,6 +105,12 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         source = self._sources[found[0]]
         if not source.entry.columns:
             raise ConfigError(f"table {name!r} of {self.path} has no columns")
+        if source.entry.columns * source.entry.dtype.itemsize > ROW_BYTES:
+            raise ConfigError(
+                f"table {name!r} of {self.path} has {source.entry.columns:,} columns, and rows of more than {ROW_BYTES:,} bytes "
+                "are no embeddings"
+            )
+        check_files([source], self._files)
         table = StoredTable(name_of(found[0]), source, self._files, self._compared.get(name_of(found[0])))
         if self._wanted == "rows" or (self._wanted is None and table.compared is None):
             return table

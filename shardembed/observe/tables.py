@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from shardembed.comm import Comm
+from shardembed.console import CleanConsole
 from shardembed.errors import ConfigError
 from shardembed.journey import Journey
 from shardembed.optimizer import journeys
@@ -40,7 +40,7 @@ def rendered(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
     for row in rows:
         table.add_row(*row)
     out = io.StringIO()
-    Console(file=out, width=WIDTH, highlight=False, markup=False).print(table)
+    CleanConsole(file=out, width=WIDTH).print(table)
     return out.getvalue().rstrip()
 
 

@@ -16,8 +16,10 @@ import numpy as np
 from shardembed.errors import ConfigError
 from shardembed.optional import needed
 from shardembed.planner import report, words
+from shardembed.planner.html import Markup
 from shardembed.planner.result import Array, Planned
 from shardembed.planner.sweep import Sweep
+from shardembed.shown import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +50,7 @@ def memory(planned: Planned) -> Figure:
     shown, label = _columns(estimate.memory_bytes)
     held = estimate.table_memory[:, shown] / unit
     order = np.argsort(-estimate.table_memory.sum(1), kind="stable")
-    parts = [(words.shorten(planned.plan.tables[index].name, 24), held[index]) for index in order[:LARGEST]]
+    parts = [(drawable(words.shorten(planned.plan.tables[index].name, 24)), held[index]) for index in order[:LARGEST]]
     if len(order) > LARGEST:
         parts.append((f"{len(order) - LARGEST:,} other tables", held[order[LARGEST:]].sum(0)))
     rest = np.maximum(0.0, estimate.memory_bytes[shown] / unit - held.sum(0))
@@ -69,7 +71,7 @@ def time(planned: Planned) -> Figure:
     unit, name = _seconds(estimate.step_seconds)
     shown, label = _columns(estimate.seconds.sum(0))
     figure, axes = _figure(3.4)
-    parts = [(phase, estimate.seconds[index, shown] / unit) for index, phase in enumerate(estimate.phases)]
+    parts = [(drawable(phase), estimate.seconds[index, shown] / unit) for index, phase in enumerate(estimate.phases)]
     _stack(axes, parts, COLOURS)
     _limit(axes, estimate.step_seconds / unit, estimate.step_seconds / unit, f"step {words.duration(estimate.step_seconds)}")
     axes.set_ylabel(name)
@@ -220,10 +222,11 @@ def _seconds(highest: float) -> tuple[float, str]:
     return 1e-6, "microseconds"
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> Markup:
     """The figure as an `<svg>` element for a page. `name` keeps its ids apart from those of other figures there."""
     import matplotlib as mpl
 
+    _without_tex(figure)
     buffer = io.StringIO()
     with mpl.rc_context(SETTINGS):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -232,7 +235,16 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
-    return text.replace("xlink:href", "href")
+    return Markup(text.replace("xlink:href", "href"))
+
+
+def _without_tex(figure: Figure) -> None:
+    """Whatever the reader's own settings of matplotlib are: TeX would run what stands in a name."""
+    from matplotlib.text import Text
+
+    for each in figure.findobj(Text):
+        if isinstance(each, Text):
+            each.set_usetex(False)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -245,6 +257,7 @@ def save(figure: Figure, path: Path) -> None:
 
     if path.suffix not in FORMATS:
         raise ConfigError(f"{path}: a picture's name must end in one of {', '.join(FORMATS)}")
+    _without_tex(figure)
     try:
         with mpl.rc_context(SETTINGS):
             figure.savefig(path, dpi=150)

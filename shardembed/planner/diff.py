@@ -15,6 +15,7 @@ from rich.console import Console
 from shardembed.layout import Layout
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import report, words
+from shardembed.shown import one_line
 
 FLOAT32 = 4
 SHOWN = 20  # tables; the ones that move most
@@ -67,7 +68,7 @@ class Diff:
 
     @property
     def moving(self) -> int:
-        return int(self.arriving.sum())
+        return sum(self.arriving.tolist())  # in whole numbers without end: copies of a huge table are many
 
 
 def compare(old: Plan, new: Plan, itemsizes: Mapping[str, int] | None = None) -> Diff:
@@ -81,12 +82,13 @@ def compare(old: Plan, new: Plan, itemsizes: Mapping[str, int] | None = None) ->
         itemsize = (itemsizes or {}).get(name, FLOAT32)
         for line, table in zip(held, (was, now), strict=True):
             if table is not None:
-                line += itemsize * _held(table.layout, ranks)
+                _hold(line, table.layout, itemsize)
         if was == now:
             continue
-        moved, added = _arriving(was.layout, now.layout, ranks) if was and now else (np.zeros(ranks, np.int64), 0)
-        arriving += moved * itemsize
-        changes.append(TableChange(name, was, now, int(moved.sum()) * itemsize, added * itemsize))
+        moved, added = _arriving(was.layout, now.layout) if was and now else ({}, 0)
+        for rank, elements in moved.items():
+            arriving[rank] += elements * itemsize
+        changes.append(TableChange(name, was, now, sum(moved.values()) * itemsize, added * itemsize))
     order = sorted(changes, key=lambda change: -change.arriving)
     return Diff(old, new, tuple(order), arriving, held)
 
@@ -103,22 +105,21 @@ def _how(old: Layout, new: Layout) -> str:
     return "on other ranks" if cuts[0] == cuts[1] else "cut elsewhere"
 
 
-def _held(layout: Layout, ranks: int) -> NDArray[np.int64]:
-    """Elements that each rank holds."""
-    found = [0] * ranks
+def _hold(held: NDArray[np.int64], layout: Layout, itemsize: int) -> None:
+    """Add the bytes that each rank holds of a table."""
     for shard in layout.shards:
         for rank in shard.ranks:
-            found[rank] += len(shard.rows) * len(shard.columns)
-    return np.array(found, np.int64)
+            held[rank] += len(shard.rows) * len(shard.columns) * itemsize
 
 
-def _arriving(old: Layout, new: Layout, ranks: int) -> tuple[NDArray[np.int64], int]:
-    """Elements that come to each rank, and those that the old table does not have."""
+def _arriving(old: Layout, new: Layout) -> tuple[dict[int, int], int]:
+    """Elements that come to each rank that has a shard, and those that the old table does not have."""
     before: dict[int, list[tuple[range, range]]] = defaultdict(list)
     for shard in old.shards:
         for rank in shard.ranks:
             before[rank].append((shard.rows, shard.columns))
-    arriving, added = np.zeros(ranks, np.int64), 0
+    arriving: dict[int, int] = defaultdict(int)
+    added = 0
     known = range(old.num_embeddings), range(old.embedding_dim)
     for shard in new.shards:
         existing = common(shard.rows, known[0]) * common(shard.columns, known[1])
@@ -151,7 +152,7 @@ def common(one: range, other: range) -> int:
 def show(console: Console, diff: Diff, names: tuple[str, str] = ("old", "new")) -> None:
     """What changes, the tables that move most, and what comes to each rank."""
     old, new = diff.old, diff.new
-    was, now = (f"{name} ({words.plural(plan.world_size, 'rank')})" for name, plan in zip(names, (old, new), strict=True))
+    was, now = (f"{one_line(name)} ({words.plural(plan.world_size, 'rank')})" for name, plan in zip(names, (old, new), strict=True))
     console.print(f"{was} -> {now}", style="bold")
     if old.world_size < new.world_size:
         console.print(f"Ranks {words.rank_list(range(old.world_size, new.world_size))} are new and hold nothing yet.")

@@ -1,9 +1,15 @@
-"""Parts of a page that stands alone: its frame and style, cards, tables, bars. Nothing is fetched, and nothing needs a script."""
+"""Parts of a page that stands alone: its frame and style, cards, tables, bars. Nothing is fetched, and nothing needs a script.
+
+The door to a page: what is no `Markup` is text, and is escaped by whatever takes it. Only here is text made Markup, and from words
+that stand in the source (`filled`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+
+from shardembed.shown import printable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -26,9 +32,51 @@ summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { o
 """
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-    """The page; parts are HTML already, the title is not."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+class Markup(str):
+    """HTML already. Joined to a str it is a str again, which would be escaped."""
+
+    __slots__ = ()
+
+
+NOTHING = Markup("")
+
+
+def text(value: str) -> Markup:
+    """As HTML that shows `value`."""
+    return value if isinstance(value, Markup) else Markup(escape(printable(value)))
+
+
+def filled(form: str, *values: str) -> Markup:
+    """`form`, which stands in the source, with its `{}` filled."""
+    return Markup(form.format(*map(text, values)))
+
+
+def joined(parts: Iterable[str], by: str = "") -> Markup:
+    """Parts behind each other; what is between them stands in the source."""
+    return Markup(by.join(map(text, parts)))
+
+
+def code(name: str) -> Markup:
+    return filled("<code>{}</code>", name)
+
+
+def section(title: str, *parts: str) -> Markup:
+    """A heading, and below it paragraphs of text, and Markup as it is."""
+    return joined(
+        [filled("<h2>{}</h2>", title), *(part if isinstance(part, Markup) else filled("<p>{}</p>", part) for part in parts)]
+    )
+
+
+def document(title: str, parts: Sequence[Markup]) -> str:
+    """The page.
+
+    Raises:
+        TypeError: a part is text, not Markup.
+    """
+    for part in parts:
+        if not isinstance(part, Markup):
+            raise TypeError(f"a part of a page must be Markup, not {part[:40]!r}")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{text(title)}</title>'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
         + "\n".join(parts)
@@ -36,22 +84,27 @@ def document(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def cards(shown: Sequence[tuple[str, str, str]]) -> str:
-    """What to see first: (name, value, more about it) of each. HTML already, as in a table."""
-    parts = (f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>' for name, value, more in shown)
-    return f'<div class="cards">{"".join(parts)}</div>'
+def cards(shown: Sequence[tuple[str, str, str]]) -> Markup:
+    """What to see first: (name, value, more about it) of each."""
+    card = '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'
+    return filled('<div class="cards">{}</div>', joined(filled(card, *each) for each in shown))
 
 
-def bar(share: float) -> str:
+def bar(share: float) -> Markup:
     """A bar of that share of its cell's width."""
-    return f'<div class="bar" style="width:{100 * share:.1f}%"></div>'
+    return Markup(f'<div class="bar" style="width:{100 * share:.1f}%"></div>')
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
-    """kinds: a letter a column: l(eft), o(ne line), p(rose), n(umber) or w(ide). Cells are HTML already."""
+def table(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> Markup:
+    """kinds: a letter a column: l(eft), o(ne line), p(rose), n(umber) or w(ide)."""
     styles = {"l": "", "o": ' class="o"', "p": ' class="p"', "n": ' class="n"', "w": ' class="wide"'}
-    head = "".join(f"<th{styles[kind]}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
+    head = "".join(f"<th{styles[kind]}>{text(name)}</th>" for name, kind in zip(names, kinds, strict=True))
     body = "".join(
-        f"<tr>{''.join(f'<td{styles[kind]}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows
+        f"<tr>{''.join(f'<td{styles[kind]}>{text(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>" for row in rows
     )
-    return f'<div class="wrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return Markup(f'<div class="wrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+
+
+def folded(summary: str, inside: Markup) -> Markup:
+    """What unfolds below its summary."""
+    return filled("<details><summary>{}</summary>{}</details>", summary, inside)

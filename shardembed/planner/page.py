@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 
 from shardembed._version import __version__
 from shardembed.planner import charts, html, report, sweep, words
@@ -14,31 +13,34 @@ from shardembed.planner.workload import Counts, Reuse, TableLoad, Zipf
 TABLES = "lnnponon"  # columns of the table of tables
 OPEN = 50  # rows of the table of tables that show at once; the others unfold
 
-GAP = """The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time
-that no plan of its space beats: every kind of cut, both ways to send ids, and copies on all ranks, by the same cost model and
-within the same memory. The gap is how far this plan lies above that bound, so no other plan could be faster by more than that.
-What the gap does not cover is how well the cost model fits your machines: <code>shardembed calibrate</code> measures them."""
+GAP = html.Markup(
+    "The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time "
+    "that no plan of its space beats: every kind of cut, both ways to send ids, and copies on all ranks, by the same cost model "
+    "and within the same memory. The gap is how far this plan lies above that bound, so no other plan could be faster by more "
+    "than that. What the gap does not cover is how well the cost model fits your machines: <code>shardembed calibrate</code> "
+    "measures them."
+)
 
 
 def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = "") -> str:
     """The whole page. swept: more rank counts, for the picture of step time against ranks."""
     title = f"{planned.workload.name} on {words.plural(planned.plan.world_size, 'rank')}"
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="dim">{escape(report.heading(planned))}</p>',
+        html.filled("<h1>{}</h1>", title),
+        html.filled('<p class="dim">{}</p>', report.heading(planned)),
         _cards(planned),
-        f"<h2>What the gap means</h2><p>{GAP}</p>",
+        html.section("What the gap means", html.filled("<p>{}</p>", GAP)),
         _phases(planned),
         _memory(planned),
         _time(planned),
-        "" if swept is None else _scaling(planned, swept),
+        html.NOTHING if swept is None else _scaling(planned, swept),
         _tables(planned),
         _inputs(planned, command),
     ]
     return html.document(title, parts)
 
 
-def _cards(planned: Planned) -> str:
+def _cards(planned: Planned) -> html.Markup:
     estimate, step = planned.estimate, planned.estimate.step_seconds
     full, most = float(estimate.memory_bytes.max()), report.limit(planned)
     samples = words.number(planned.workload.global_batch_size / step)
@@ -51,7 +53,7 @@ def _cards(planned: Planned) -> str:
     return html.cards(cards)
 
 
-def _phases(planned: Planned) -> str:
+def _phases(planned: Planned) -> html.Markup:
     estimate = planned.estimate
     slowest, step = estimate.phase_seconds, estimate.step_seconds
     texts = words.durations([*slowest, *estimate.seconds.mean(1)])
@@ -66,10 +68,10 @@ def _phases(planned: Planned) -> str:
         "rank that is slowest in that phase. Where slowest and mean lie apart, ranks wait."
     )
     table = html.table(["phase", "slowest rank", "of the step", "mean rank", "most sent by a rank", ""], rows, "lnnnnw")
-    return f"<h2>Where a step's time goes</h2><p>{about}</p>{table}"
+    return html.section("Where a step's time goes", about, table)
 
 
-def _memory(planned: Planned) -> str:
+def _memory(planned: Planned) -> html.Markup:
     estimate = planned.estimate
     memory = estimate.memory_bytes
     full = int(memory.argmax())
@@ -82,22 +84,21 @@ def _memory(planned: Planned) -> str:
         f"{words.size(float(memory[full]))}: {parts}. The least full has {least}. A rank has {has}, of which {kept} are kept for "
         "everything that is no table."
     )
-    return f"<h2>Memory of each rank</h2><p>{escape(about)}</p>{charts.svg(charts.memory(planned), 'memory')}"
+    return html.section("Memory of each rank", about, charts.svg(charts.memory(planned), "memory"))
 
 
-def _time(planned: Planned) -> str:
+def _time(planned: Planned) -> html.Markup:
     busy = planned.estimate.seconds.sum(0)
     least, most = words.duration(float(busy.min())), words.duration(float(busy.max()))
     about = (
         f"Each column is the work of a rank, by phase: from {least} to {most}. "
         "The step is longer than the busiest rank where different ranks are the slowest of different phases."
     )
-    return f"<h2>Time of each rank</h2><p>{escape(about)}</p>{charts.svg(charts.time(planned), 'time')}"
+    return html.section("Time of each rank", about, charts.svg(charts.time(planned), "time"))
 
 
-def _scaling(planned: Planned, swept: sweep.Sweep) -> str:
+def _scaling(planned: Planned, swept: sweep.Sweep) -> html.Markup:
     here = planned.plan.world_size
-    lines = "".join(f"<br>{escape(line)}" for line in sweep.sentences(swept))
     about = (
         f"The same model and the same batch of {swept.batch:,} samples on other numbers of ranks; the grey line marks this plan's."
     )
@@ -106,15 +107,16 @@ def _scaling(planned: Planned, swept: sweep.Sweep) -> str:
         if point.fits:
             cells = [words.duration(point.step_seconds), words.bound(point.lower_bound_seconds), words.gap(point.gap)]
             cells += [words.size(point.memory), f"{1e9 * swept.cost(point):,.0f}"]
-            rows.append([f"{point.ranks:,}", *cells, f"{escape(point.phase)}, {words.percent(point.phase_share)}"])
+            rows.append([f"{point.ranks:,}", *cells, f"{point.phase}, {words.percent(point.phase_share)}"])
         else:
-            rows.append([f"{point.ranks:,}", "-", "-", "-", "-", "-", f"no plan: {escape(point.reason)}"])
+            rows.append([f"{point.ranks:,}", "-", "-", "-", "-", "-", f"no plan: {point.reason}"])
     names = ["ranks", "step", "lower bound", "gap", "fullest rank", "rank-seconds a billion samples", "limiting phase"]
     picture = charts.svg(charts.scaling(swept, here), "scaling")
-    return f"<h2>How many ranks</h2><p>{about}{lines}</p>{picture}{html.table(names, rows, 'nnnnnnl')}"
+    said = html.filled("<p>{}</p>", html.joined([about, *sweep.sentences(swept)], "<br>"))
+    return html.section("How many ranks", said, picture, html.table(names, rows, "nnnnnnl"))
 
 
-def _tables(planned: Planned) -> str:
+def _tables(planned: Planned) -> html.Markup:
     estimate = planned.estimate
     held, total = estimate.table_memory.sum(1), float(estimate.table_seconds.sum()) or 1.0
     rows = []
@@ -123,41 +125,41 @@ def _tables(planned: Planned) -> str:
         seconds = estimate.table_seconds[index]
         rows.append(
             [
-                f"<code>{escape(table.name)}</code>",
+                html.code(table.name),
                 f"{words.number(table.num_embeddings)} x {table.embedding_dim}",
                 words.number(sum(load.ids_per_sample)),
-                escape(words.place(table)),
+                words.place(table),
                 words.travel(table),
                 words.percent(float(seconds.sum()) / total),
-                escape(estimate.phases[int(seconds.argmax())]),
+                estimate.phases[int(seconds.argmax())],
                 words.size(float(held[index])),
             ]
         )
     names = ["table", "rows x columns", "ids a sample", "layout", "what travels", "of all work", "mostly", "memory"]
-    shown = html.table(names, rows[:OPEN], TABLES)
+    shown = [html.table(names, rows[:OPEN], TABLES)]
     left = len(rows) - OPEN
     if left > 0:
-        shown += f"<details><summary>{left:,} more</summary>{html.table(names, rows[OPEN:], TABLES)}</details>"
-    return f"<h2>The tables, the dearest first</h2>{_kinds(planned)}{shown}"
+        shown.append(html.folded(f"{left:,} more", html.table(names, rows[OPEN:], TABLES)))
+    return html.section("The tables, the dearest first", _kinds(planned), *shown)
 
 
-def _kinds(planned: Planned) -> str:
+def _kinds(planned: Planned) -> html.Markup:
     held = planned.estimate.table_memory.sum(1)
-    rows = [[escape(name), f"{len(numbers):,}", words.size(float(held[numbers].sum()))] for name, numbers in report.groups(planned)]
+    rows = [[name, f"{len(numbers):,}", words.size(float(held[numbers].sum()))] for name, numbers in report.groups(planned)]
     more = len(rows) - report.LAYOUTS
-    said = f'<p class="dim">and {more:,} other layouts</p>' if more > 0 else ""
-    return html.table(["layout", "tables", "memory"], rows[: report.LAYOUTS], "lnn") + said
+    said = html.filled('<p class="dim">and {} other layouts</p>', f"{more:,}") if more > 0 else html.NOTHING
+    return html.joined([html.table(["layout", "tables", "memory"], rows[: report.LAYOUTS], "lnn"), said])
 
 
-def _inputs(planned: Planned, command: str) -> str:
+def _inputs(planned: Planned, command: str) -> html.Markup:
     topology, workload = planned.topology, planned.workload
     has, kept = words.size(topology.memory), words.size(topology.reserve)
     model = [
-        ["workload", escape(workload.name)],
+        ["workload", workload.name],
         ["global batch", f"{workload.global_batch_size:,} samples"],
         ["vectors travel as", _dtype(workload.wire_dtype) if workload.wire_dtype else "each table's own dtype"],
-        ["optimizers", escape(", ".join(sorted({type(load.optimizer).__name__ for load in workload.tables})))],
-        ["how ids repeat", escape(", ".join(_distinct(_skew(load) for load in workload.tables)))],
+        ["optimizers", ", ".join(sorted({type(load.optimizer).__name__ for load in workload.tables}))],
+        ["how ids repeat", ", ".join(_distinct(_skew(load) for load in workload.tables))],
     ]
     machines = [
         ["ranks", f"{topology.ranks:,}, {topology.ranks_per_node:,} to a node"],
@@ -166,19 +168,21 @@ def _inputs(planned: Planned, command: str) -> str:
         ["link between nodes", _link(topology.inter)],
     ]
     work = [
-        [escape(name), words.duration(op.call), words.duration(op.row), f"{1e-9 / op.byte:,.4g} GB/s" if op.byte else "-"]
+        [name, words.duration(op.call), words.duration(op.row), f"{1e-9 / op.byte:,.4g} GB/s" if op.byte else "-"]
         for name, op in topology.ops.items()
     ]
-    sources = [[escape(name), escape(text)] for name, text in topology.source.items()]
-    by = f" with <code>{escape(command)}</code>" if command else ""
-    folded = html.table(["kind of work", "a call", "a row", "bytes"], work, "lnnn") + html.table(
-        ["figure", "source"], sources, "ll"
-    )
-    return (
-        f"<h2>Inputs</h2>{html.table(['model', ''], model, 'll')}"
-        f"{html.table([f'topology {escape(topology.name)}', ''], machines, 'll')}"
-        f"<details><summary>kinds of work, and where the figures are from</summary>{folded}</details>"
-        f'<p class="dim">Made by shardembed {escape(__version__)}{by}.</p>'
+    sources = [[name, text] for name, text in topology.source.items()]
+    by = html.filled(" with {}", html.code(command)) if command else ""
+    folded = [
+        html.table(["kind of work", "a call", "a row", "bytes"], work, "lnnn"),
+        html.table(["figure", "source"], sources, "ll"),
+    ]
+    return html.section(
+        "Inputs",
+        html.table(["model", ""], model, "ll"),
+        html.table([f"topology {topology.name}", ""], machines, "ll"),
+        html.folded("kinds of work, and where the figures are from", html.joined(folded)),
+        html.filled('<p class="dim">Made by shardembed {}{}.</p>', __version__, by),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from shardembed.planner import words
 from shardembed.planner.result import Planned
+from shardembed.shown import one_line
 
 WIDTH = 100
 ALL_RANKS = 16  # up to here each rank has its line; beyond, the ends and the middle stand for all
@@ -18,12 +19,6 @@ DEAREST = 5
 LAYOUTS = 12
 NAME = 28
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def console_for(file: IO[str]) -> Console:
-    """A console that never exceeds `WIDTH` columns, and keeps to it where there is no terminal to ask."""
-    asked = Console(file=file)
-    return Console(file=file, width=min(WIDTH, asked.width) if asked.is_terminal else WIDTH, highlight=False, markup=False)
 
 
 def show(console: Console, planned: Planned) -> None:
@@ -86,8 +81,9 @@ def limit(planned: Planned) -> int:
 def heading(planned: Planned) -> str:
     topology, workload = planned.topology, planned.workload
     nodes = -(-topology.ranks // topology.ranks_per_node)
-    machines = f"{words.plural(topology.ranks, 'rank')} of {topology.name} ({words.plural(nodes, 'node')})"
-    return f"{workload.name}: {words.plural(len(workload.tables), 'table')} on {machines}, batch {workload.global_batch_size:,}"
+    machines = f"{words.plural(topology.ranks, 'rank')} of {one_line(topology.name)} ({words.plural(nodes, 'node')})"
+    tables = words.plural(len(workload.tables), "table")
+    return f"{one_line(workload.name)}: {tables} on {machines}, batch {workload.global_batch_size:,}"
 
 
 def dearest(planned: Planned) -> list[int]:

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from shardembed.errors import ConfigError, PlanError
+from shardembed.layout import MAX_RANKS
 from shardembed.planner import report, words
 from shardembed.planner.result import INTERRUPTED, Planned
+from shardembed.shown import one_line
 
-MOST = 1 << 20  # ranks; beyond that a number is a slip
 NEAR = 0.1
 WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"
 
@@ -77,7 +78,7 @@ def parse(text: str) -> tuple[int, ...]:
     Raises:
         ConfigError: it is neither.
     """
-    match = re.fullmatch(r"ranks=(?:(\d+)\.\.(\d+)|(\d+(?:,\d+)*))", text.replace(" ", ""))
+    match = re.fullmatch(r"ranks=(?:(\d{1,9})\.\.(\d{1,9})|(\d{1,9}(?:,\d{1,9})*))", text.replace(" ", ""))
     if match is None:
         raise ConfigError(f"--sweep {text}: {WRITE}")
     first, last, listed = match.groups()
@@ -89,8 +90,8 @@ def parse(text: str) -> tuple[int, ...]:
             raise ConfigError(f"--sweep {text}: {stop} ranks are fewer than {start}; {WRITE}")
         powers = itertools.takewhile(lambda count: count < stop, (1 << exponent for exponent in itertools.count()))
         counts = sorted({start, *(count for count in powers if count > start), stop})
-    if counts[0] < 1 or counts[-1] > MOST:
-        raise ConfigError(f"--sweep {text}: rank counts must lie between 1 and {MOST:,}")
+    if counts[0] < 1 or counts[-1] > MAX_RANKS:
+        raise ConfigError(f"--sweep {text}: rank counts must lie between 1 and {MAX_RANKS:,}")
     return tuple(counts)
 
 
@@ -173,7 +174,7 @@ def sentences(sweep: Sweep) -> list[str]:
 def show(console: Console, sweep: Sweep) -> None:
     """A line a rank count, then the answers."""
     batch = f"batch {sweep.batch:,} over all ranks"
-    console.print(f"{sweep.workload} on {sweep.topology}, {batch}", style="bold")
+    console.print(one_line(f"{sweep.workload} on {sweep.topology}, {batch}"), style="bold")
     console.print(_table(console, sweep))
     console.print("cost: rank-seconds a billion samples", style="dim")
     if sweep.stopped:
@@ -187,8 +188,8 @@ def show(console: Console, sweep: Sweep) -> None:
     for reason, ranks in reasons.items():
         console.print(f"{', '.join(f'{count:,}' for count in ranks)} ranks: {reason}")
     console.print("\nhow many ranks", style="bold")
-    for line in sentences(sweep):
-        console.print(line)
+    for sentence in sentences(sweep):
+        console.print(sentence)
 
 
 def _table(console: Console, sweep: Sweep) -> Table:

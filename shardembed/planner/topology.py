@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from shardembed import located
 from shardembed.errors import ConfigError
 from shardembed.explain import explain
+from shardembed.layout import MAX_RANKS
 from shardembed.located import Located
 from shardembed.planner import builtin
 from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS, LinkSection, OpSection, TopologySection
@@ -67,8 +68,8 @@ class Topology:
         Raises:
             ConfigError: there is no such number of ranks.
         """
-        if ranks < 1:
-            raise ConfigError(f"a topology needs at least one rank, not {ranks}")
+        if not 1 <= ranks <= MAX_RANKS:
+            raise ConfigError(f"a topology has 1 to {MAX_RANKS:,} ranks, not {ranks:,}")
         return replace(self, ranks=ranks)
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model, model_validator
 
-from shardembed.sections import Count, NotNegative, Rate, Section
+from shardembed.layout import MAX_RANKS
+from shardembed.sections import NotNegative, Rate, Section
 
 REQUIRED_OPS = (
     *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
@@ -63,8 +64,8 @@ class TopologySection(Section):
     """A whole file. memory_gib, memory_bandwidth_gb_per_s: of a rank. source: where the figures are from."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
-    ranks: Count
-    ranks_per_node: Count
+    ranks: Annotated[int, Field(ge=1, le=MAX_RANKS)]
+    ranks_per_node: Annotated[int, Field(ge=1, le=MAX_RANKS)]
     memory_gib: Rate
     reserve_gib: NotNegative = 0.0
     memory_bandwidth_gb_per_s: Rate | None = None

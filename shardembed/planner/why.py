@@ -29,6 +29,7 @@ from shardembed.planner import report, words
 from shardembed.planner.result import Array, Estimate, Planned
 from shardembed.planner.traffic import Traffic
 from shardembed.planner.workload import Workload
+from shardembed.shown import one_line
 from shardembed.tables import TableConfig
 
 Count = Callable[[Plan], Estimate]
@@ -145,7 +146,7 @@ def explain(console: Console, planned: Planned, name: str, found: list[Alternati
     index = number_of(planned.workload, name)
     table, load = planned.plan.tables[index], planned.workload.tables[index]
     state, kept = planned.estimate.table_memory[index], load.table
-    console.print(f"{name}: {words.sentence(table)}", style="bold")
+    console.print(f"{one_line(name)}: {words.sentence(table)}", style="bold")
     dtype = str(kept.dtype).removeprefix("torch.")
     console.print(
         f"{kept.num_embeddings:,} x {kept.embedding_dim} {dtype}, {type(load.optimizer).__name__}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from shardembed.plan import TablePlan
+from shardembed.shown import ending
 
 NOT_PROVED = "none proved"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
@@ -87,7 +88,7 @@ def runs(ranks: Iterable[int]) -> list[tuple[int, int]]:
 
 def shorten(text: str, width: int) -> str:
     """At most `width` characters, the last ones: names of tables are paths, which differ at their end."""
-    return text if len(text) <= width else f"~{text[len(text) - width + 1 :]}"
+    return ending(text, width, "~")
 
 
 def kind_of(table: TablePlan) -> str:

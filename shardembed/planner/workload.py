@@ -178,7 +178,7 @@ def load_counts(path: str | Path, num_embeddings: int) -> Counts:
         ConfigError: it cannot be read, or is not that.
     """
     try:
-        counts = np.load(path, allow_pickle=False)
+        counts = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: no more memory than the file has bytes
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: cannot read counts: {error}; save them with numpy.save") from error
     if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu" or counts.shape != (num_embeddings,):
@@ -186,7 +186,7 @@ def load_counts(path: str | Path, num_embeddings: int) -> Counts:
         raise ConfigError(f"{path}: counts must be one whole number a row, [{num_embeddings}] here, not {shape}")
     if counts.min() < 0 or counts.max() == 0:
         raise ConfigError(f"{path}: counts must not be negative, and some row must have been asked for")
-    return Counts(counts.astype(np.int64, copy=False))
+    return Counts(np.array(counts, np.int64))
 
 
 @dataclass

@@ -34,7 +34,8 @@ def _number(value: Any) -> Any:
     return math.inf if value == "inf" else value  # YAML's own word for it is .inf
 
 
-Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_IDS = 1e9  # of a sample, in one feature
+Length = Annotated[float, Field(gt=0, le=MAX_IDS, allow_inf_nan=False)]
 IdsPerSample = Annotated[tuple[Length, ...], BeforeValidator(_several), Field(min_length=1)]
 
 

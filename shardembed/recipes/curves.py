@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from shardembed.planner import words
 from shardembed.planner.charts import COLOURS, GREY, INK
+from shardembed.planner.html import Markup, text
 from shardembed.recipes.series import Point
 
 WIDTH, HEIGHT = 520, 240
@@ -30,7 +30,7 @@ class Line:
     band: bool = False
 
 
-def chart(lines: Sequence[Line], label: str, width: int = WIDTH, height: int = HEIGHT) -> str:
+def chart(lines: Sequence[Line], label: str, width: int = WIDTH, height: int = HEIGHT) -> Markup:
     """An `<svg>` element; label: what it shows, for those who do not see it. Lines must have a point each."""
     first, last = _spread([point.step for line in lines for point in line.points])
     low, high = _spread([value for line in lines for point in line.points for value in _values(line, point)])
@@ -67,10 +67,10 @@ def chart(lines: Sequence[Line], label: str, width: int = WIDTH, height: int = H
     if names:
         heights = _apart([y(line.points[-1].mean) for line in lines], TOP, height - BOTTOM)
         parts += [_text(width - right + 6, place + 4, line.name, "start", INK) for line, place in zip(lines, heights, strict=True)]
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>')
 
 
-def bars(heights: Sequence[float], places: int, title: str, width: int = 130, height: int = 26) -> str:
+def bars(heights: Sequence[float], places: int, title: str, width: int = 130, height: int = 26) -> Markup:
     """A small histogram for a cell of a table, with room for as many `places`; a pointer that rests on it shows `title`."""
     most, each = max([*heights, 1e-300]), width / max(12, places)
     drawn = "".join(
@@ -79,7 +79,8 @@ def bars(heights: Sequence[float], places: int, title: str, width: int = 130, he
         for number, value in enumerate(heights)
     )
     shown = f'width="{width}" height="{height}" style="width:{width}px;height:{height}px"'
-    return f'<svg viewBox="0 0 {width} {height}" {shown} role="img" fill="{COLOURS[0]}"><title>{escape(title)}</title>{drawn}</svg>'
+    named = f"<title>{text(title)}</title>"
+    return Markup(f'<svg viewBox="0 0 {width} {height}" {shown} role="img" fill="{COLOURS[0]}">{named}{drawn}</svg>')
 
 
 def _values(line: Line, point: Point) -> tuple[float, ...]:
@@ -89,8 +90,8 @@ def _values(line: Line, point: Point) -> tuple[float, ...]:
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     """The smallest and the largest, never alike."""
     low, high = min(values), max(values)
-    if low == high:
-        pad = abs(low) * 0.05 or 0.5
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-300):  # also what differs by rounding: no ticks lie between
+        pad = abs(low) * 0.05 if abs(low) > 1e-290 else 0.5
         return low - pad, high + pad
     return low, high
 
@@ -125,5 +126,5 @@ def _apart(places: Sequence[float], least: float, most: float) -> list[float]:
     return [max(least, found[number] - below) for number in range(len(places))]
 
 
-def _text(x: float, y: float, text: str, anchor: str, ink: str = "#555") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{TEXT}" text-anchor="{anchor}" fill="{ink}">{escape(text)}</text>'
+def _text(x: float, y: float, said: str, anchor: str, ink: str = "#555") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{TEXT}" text-anchor="{anchor}" fill="{ink}">{text(said)}</text>'

@@ -23,6 +23,7 @@ from shardembed.recipes.data.stream import rank_start
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_run
 from shardembed.recipes.tasks import CtrTask, Task, prepare
+from shardembed.shown import printable
 
 SPLITS = ("validation_path", "split", "holdout_seed")  # settings of data that decide which rows are held out
 
@@ -59,7 +60,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
         "the data", [task.counted(), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())], default_device()
     )
     if comm.rank == 0 and run_folder is not None and (warning := _seen_in_training(config, run_folder)):
-        print(f"shardembed: {warning}", file=sys.stderr, flush=True)
+        print(printable(f"shardembed: {warning}"), file=sys.stderr, flush=True)
     job = task.build()
     folder = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
     try:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shardembed import plain_json
 from shardembed.checkpoint.folders import newest_checkpoint
 from shardembed.errors import ShardEmbedError
-from shardembed.plan import Plan
-from shardembed.recipes import series, watch
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, PLAN, SUMMARY
+from shardembed.located import MAX_BYTES
+from shardembed.plan import FILE_BYTES, VALUES, Plan
+from shardembed.recipes import observed, series
+from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, METRICS, OBSERVED, PLAN, SUMMARY
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """config: the settings as text. starts, look: of `watch`. checkpoint: the name of the newest complete one."""
+    """config: the settings as text. starts, look: of `watch`. checkpoint: the name of the newest complete one. unread: files that
+    are there and cannot be used, each with the reason.
+    """
 
     path: Path
     config: str
@@ -29,6 +32,7 @@ class Recorded:
     starts: list[dict[str, Any]]
     look: dict[str, Any] | None
     checkpoint: str | None
+    unread: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -66,22 +70,29 @@ RATES = ("samples_per_second",)
 
 def read(path: Path) -> Recorded:
     """What is in the folder of a run."""
-    observed = watch.read(path)
-    newest = _or_none(lambda: newest_checkpoint(path / CHECKPOINTS))
+    unread: list[str] = []
+
+    def found(name: str, read: Callable[[Path], Found]) -> Found | None:
+        try:
+            return read(path / name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            unread.append(f"{name}: {error.strerror or error}")
+        except (ValueError, ShardEmbedError) as error:
+            unread.append(f"{name}: {error!s:.300}")
+        return None
+
+    watched = found(OBSERVED, observed.observed) or {"starts": [], "look": None}
+    newest = found(CHECKPOINTS, newest_checkpoint)
     return Recorded(
         path,
-        _or_none(lambda: (path / CONFIG).read_text(encoding="utf-8")) or "",
-        _or_none(lambda: Plan.load(path / PLAN)),
-        series.read(path),
-        _or_none(lambda: json.loads((path / SUMMARY).read_text(encoding="utf-8"))),
-        observed["starts"],
-        observed["look"],
+        found(CONFIG, lambda file: plain_json.read_bytes(file, most=MAX_BYTES).decode()) or "",
+        found(PLAN, lambda file: Plan.from_json(plain_json.read(file, most=FILE_BYTES, values=VALUES))),
+        found(METRICS, series.read) or series.Curves(),
+        found(SUMMARY, observed.summary),
+        watched["starts"],
+        watched["look"],
         newest.name if newest is not None else None,
+        tuple(unread),
     )
-
-
-def _or_none(read: Callable[[], Found]) -> Found | None:
-    try:
-        return read()
-    except (OSError, ValueError, ShardEmbedError):
-        return None

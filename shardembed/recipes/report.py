@@ -20,6 +20,7 @@ from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
+from shardembed.shown import ending
 
 MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "sasrec": "SASRec model"}
 MAX_RANKS_SHOWN = 8
@@ -113,9 +114,8 @@ def _planned(part: TablePlan) -> tuple[str, ...]:
 
 
 def _short(name: str, limit: int = NAME) -> str:
-    """The end of a name, which tells tables apart better than its beginning; what a terminal would obey is left out."""
-    name = "".join(each if each.isprintable() else "?" for each in name)
-    return name if len(name) <= limit else f"...{name[3 - limit :]}"
+    """The end of a name, which tells tables apart better than its beginning."""
+    return ending(name, limit)
 
 
 def _rank_list(ranks: list[int]) -> str:

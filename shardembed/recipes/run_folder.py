@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from shardembed import plain_json
 from shardembed.checkpoint.folders import sync_folder
 from shardembed.errors import ConfigError
 
@@ -157,8 +158,10 @@ class RunFolder:
 def publish(path: Path, text: str, beside: str = "new") -> None:
     """Write a file so that it is there whole or not at all. beside: ends its name until then."""
     new = path.with_name(f".{path.name}.{beside}")
+    new.unlink(missing_ok=True)  # never through a link that a stranger's folder has there
     try:
-        with open(new, "w", encoding="utf-8") as file:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n" * bool(text))
             file.flush()
             os.fsync(file.fileno())
@@ -181,7 +184,7 @@ def is_finished(path: Path) -> bool:
 def _step_of(line: bytes) -> int:
     """The step that a line of metrics.jsonl is about; 0 where it is about none, or was cut off by a crash."""
     try:
-        step = json.loads(line).get("step") if line.endswith(b"\n") else 0
+        step = plain_json.loads(line).get("step") if line.endswith(b"\n") else 0
     except (ValueError, AttributeError):
         return 0
     return step if isinstance(step, int) else 0

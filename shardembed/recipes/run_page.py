@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from shardembed.recipes.series import Point
 
 BASELINES = ("popularity_", "generator_")  # a metric of that name is drawn beside the one without
 LOSS_STEPS = 20  # at the end, of which the mean is shown
-NO_LOOK = (
+NO_LOOK = html.Markup(
     '<p class="dim">Not recorded: the run has neither come to a checkpoint nor to its end, or <code>log.page</code> is false.</p>'
 )
 
@@ -37,7 +36,10 @@ def render(run: Recorded) -> str:
     start, look = run.start, run.look
     ranks = f" on {words.plural(start['ranks'], 'rank')}" if start else ""
     about = f"{start['model']}{ranks}; {run.state}" if start else run.state
-    parts = [f"<h1>{escape(run.name)}</h1>", f'<p class="dim">{escape(about)}</p>', _cards(run), _curves(run), _results(run)]
+    parts = [html.filled("<h1>{}</h1>", run.name), html.filled('<p class="dim">{}</p>', about)]
+    if run.unread:
+        parts.append(html.section("Not read", *run.unread))
+    parts += [_cards(run), _curves(run), _results(run)]
     parts += [run_sections.plan(run)] if run.plan is not None else []
     if look is not None:
         parts += [run_sections.stages(look["profile"], look["step"])]
@@ -45,15 +47,15 @@ def render(run: Recorded) -> str:
     if look is not None:
         parts += [run_sections.memory(look["memory"]), run_sections.ids(run)]
     else:
-        parts += [f"<h2>Time, memory and ids</h2>{NO_LOOK}"]
+        parts += [html.section("Time, memory and ids", NO_LOOK)]
     return html.document(run.name, [*parts, run_sections.environment(run)])
 
 
-def _cards(run: Recorded) -> str:
+def _cards(run: Recorded) -> html.Markup:
     shown = []
     best = next(iter(run.results.items()), None)
     if best is not None:
-        shown.append((escape(best[0]), f"{best[1]:.4f}", "at the end" if run.summary else "at the last evaluation"))
+        shown.append((best[0], f"{best[1]:.4f}", "at the end" if run.summary else "at the last evaluation"))
     if run.curves.loss.lost:
         shown.append(("training loss", "inf or nan", f"at the last step, {run.curves.steps:,}"))
     elif run.curves.loss.points:
@@ -77,10 +79,10 @@ def _cards(run: Recorded) -> str:
     return html.cards(shown)
 
 
-def _curves(run: Recorded) -> str:
+def _curves(run: Recorded) -> html.Markup:
     loss = run.curves.loss
     if not loss.points:
-        return '<h2>Curves</h2><p class="dim">No step has been logged yet.</p>'
+        return html.section("Curves", html.Markup('<p class="dim">No step has been logged yet.</p>'))
     each = max(point.count for point in loss.points)
     about = "The loss is that of the global batch, the mean over all ranks."
     if each > 1:
@@ -93,7 +95,7 @@ def _curves(run: Recorded) -> str:
     drawn += [_figure(name, lines) for name, lines in _metrics(run).items()]
     if len(drawn) > 1:
         about += " Metrics are of the evaluations during training and at the end."
-    return f'<h2>Curves</h2><p>{about}</p><div class="charts">{"".join(drawn)}</div>'
+    return html.section("Curves", about, html.filled('<div class="charts">{}</div>', html.joined(drawn)))
 
 
 def _metrics(run: Recorded) -> dict[str, list[Line]]:
@@ -117,19 +119,19 @@ def _prefix(name: str) -> str:
     return next((prefix for prefix in BASELINES if name.startswith(prefix)), "")
 
 
-def _figure(name: str, lines: Sequence[Line]) -> str:
-    return f"<figure><figcaption>{escape(name)}</figcaption>{chart(lines, name)}</figure>"
+def _figure(name: str, lines: Sequence[Line]) -> html.Markup:
+    return html.filled("<figure><figcaption>{}</figcaption>{}</figure>", name, chart(lines, name))
 
 
-def _results(run: Recorded) -> str:
+def _results(run: Recorded) -> html.Markup:
     if not run.results:
-        return ""
-    rows = [[f"<code>{escape(name)}</code>", f"{value:.4f}"] for name, value in run.results.items()]
+        return html.NOTHING
+    rows = [[html.code(name), f"{value:.4f}"] for name, value in run.results.items()]
     counts = {name: value for name, value in (run.summary or {}).items() if name.startswith("evaluated_")}
-    rows += [[escape(name.replace("_", " ")), _count(value)] for name, value in counts.items()]
+    rows += [[name.replace("_", " "), _count(value)] for name, value in counts.items()]
     title = "Result" if run.summary is not None else "Result so far"
-    return f"<h2>{title}</h2>{html.table(['metric', ''], rows, 'ln')}"
+    return html.section(title, html.table(["metric", ""], rows, "ln"))
 
 
 def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value!s:.80}"

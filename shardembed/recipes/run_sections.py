@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shardembed._version import __version__
@@ -17,21 +16,21 @@ MAX_RANKS = 32  # with a line each
 TOP = ("1", "10", "100", "1000")
 
 
-def plan(run: Recorded) -> str:
+def plan(run: Recorded) -> html.Markup:
     assert run.plan is not None
     rows = [
         [
-            f"<code>{escape(table.name)}</code>",
+            html.code(table.name),
             f"{table.num_embeddings:,} x {table.embedding_dim}",
-            escape(table.kind),
-            escape(words.place(table)),
+            table.kind,
+            words.place(table),
             words.travel(table) if run.plan.world_size > 1 else "-",
             f"{len(table.layout.shards):,}",
         ]
         for table in run.plan.tables
     ]
     names = ["table", "rows x columns", "kind", "where it lies", "what travels", "shards"]
-    return f"<h2>Plan</h2><p>{_plan_words(run.plan)}</p>{_folded(names, rows, 'lnopon')}"
+    return html.section("Plan", _plan_words(run.plan), _folded(names, rows, "lnopon"))
 
 
 def _plan_words(plan: Plan) -> str:
@@ -41,7 +40,7 @@ def _plan_words(plan: Plan) -> str:
     )
 
 
-def stages(profile: Mapping[str, Any], step: int) -> str:
+def stages(profile: Mapping[str, Any], step: int) -> html.Markup:
     """Where a step's time goes."""
     loading = profile.get("loading")
     found = [(name, each) for name, each in profile["stages"].items()]
@@ -66,17 +65,17 @@ def stages(profile: Mapping[str, Any], step: int) -> str:
         "the fastest rank a rank stood in exchanges between ranks."
     )
     names = ["stage", "a step", "slowest rank", "of it waiting", "sent by a rank", ""]
-    return f"<h2>Where a step's time goes</h2><p>{about}</p>{html.table(names, rows, 'onnnnw')}"
+    return html.section("Where a step's time goes", about, html.table(names, rows, "onnnnw"))
 
 
-def ranks(run: Recorded) -> str:
+def ranks(run: Recorded) -> html.Markup:
     """What each rank holds and does, and how even that is."""
     held = run.start.get("held", [])
     worked = run.look["profile"]["ranks"] if run.look is not None else []
     if len(worked) != len(held):  # the last look was on another number of ranks
         worked = []
     if not held:
-        return ""
+        return html.NOTHING
     columns: dict[str, list[float]] = {
         "rows held": [one["rows"] for one in held],
         "weights and state": [one["weights"] + one["state"] for one in held],
@@ -99,7 +98,7 @@ def ranks(run: Recorded) -> str:
     if worked:
         about += " Rows read are those that a rank looked up in its shards for all ranks."
     table = html.table(["rank", *columns, ""], rows, "n" + "n" * len(columns) + "w")
-    return f"<h2>Balance of the ranks</h2><p>{about}</p>{table}"
+    return html.section("Balance of the ranks", about, table)
 
 
 def _cell(name: str, value: float) -> str:
@@ -111,29 +110,28 @@ def _imbalance(values: Sequence[float]) -> str:
     return f"{max(values) / mean:.2f}" if mean else "-"
 
 
-def memory(found: Mapping[str, Any]) -> str:
+def memory(found: Mapping[str, Any]) -> html.Markup:
     """Planned and actual."""
-    about = (
-        f"Bytes on the rank that has most of it. Weights and state are planned exactly; what travels and waits is planned for "
-        f"{found['samples']:,} samples a rank, with the traffic that <code>plan: auto</code> assumes. Buffers are the largest "
+    about = html.filled(
+        "<p>Bytes on the rank that has most of it. Weights and state are planned exactly; what travels and waits is planned for "
+        "{} samples a rank, with the traffic that <code>plan: auto</code> assumes. Buffers are the largest "
         "message so far; gradients that wait are gone after a step. The process is all that the "
-        "system counts for a rank, libraries included. A dash: nobody planned it, or nobody can tell."
+        "system counts for a rank, libraries included. A dash: nobody planned it, or nobody can tell.</p>",
+        f"{found['samples']:,}",
     )
     names = ["", "planned", "actual", "on rank"]
     lines = _memory_rows(found["categories"])
-    tables = _memory_rows(found["tables"], "<code>{}</code>")
-    return (
-        f"<h2>Memory, planned and actual</h2><p>{about}</p>{html.table(['kind', *names[1:]], lines, 'lnnn')}"
-        f"{_folded(['table: weights and state', *names[1:]], tables, 'lnnn')}"
-    )
+    tables = _memory_rows(found["tables"], html.code)
+    shown = [html.table(["kind", *names[1:]], lines, "lnnn"), _folded(["table: weights and state", *names[1:]], tables, "lnnn")]
+    return html.section("Memory, planned and actual", about, *shown)
 
 
-def _memory_rows(lines: Mapping[str, Mapping[str, Any]], form: str = "{}") -> list[list[str]]:
+def _memory_rows(lines: Mapping[str, Mapping[str, Any]], form: Callable[[str], str] = str) -> list[list[str]]:
     def text(size: float | None) -> str:
         return "-" if size is None else words.size(size)
 
     return [
-        [form.format(escape(name)), text(each["largest_planned"]), text(each["largest_actual"]), _rank(each["largest_rank"])]
+        [form(name), text(each["largest_planned"]), text(each["largest_actual"]), _rank(each["largest_rank"])]
         for name, each in lines.items()
     ]
 
@@ -142,12 +140,12 @@ def _rank(rank: int | None) -> str:
     return "-" if rank is None else f"{rank:,}"
 
 
-def ids(run: Recorded) -> str:
+def ids(run: Recorded) -> html.Markup:
     """Statistics of each feature's ids."""
     assert run.look is not None
     found, start = run.look["ids"], run.start
     if not found:
-        return ""
+        return html.NOTHING
     rows_of = {table.name: table.num_embeddings for table in run.plan.tables} if run.plan is not None else {}
     table_of, reserved = start.get("features", {}), start.get("reserved", "")
     places = max(len(one["ids_by_hits"]) for one in found.values())  # one scale for all
@@ -160,7 +158,7 @@ def ids(run: Recorded) -> str:
         title = ", ".join(f"{2**place:,} to {2 ** (place + 1) - 1:,} times: {count:,} ids" for place, count in hits)
         rows.append(
             [
-                f"<code>{escape(name)}</code>" + (f" in <code>{escape(table)}</code>" if table != name else ""),
+                html.code(name) if table == name else html.joined([html.code(name), html.code(table)], " in "),
                 f"{one['lookups']:,}",
                 of,
                 *(_share(one["top"][most]) for most in TOP),
@@ -169,51 +167,53 @@ def ids(run: Recorded) -> str:
                 bars(one["lookups_by_hits"], places, "the lookups of these ids"),
             ]
         )
-    about = (
+    about = html.filled(
         "Of a sample of the ids that rank 0 looked up in training. Top 1, 10, 100, 1,000: the share of the lookups that goes to as "
         "many rows, the most frequent ones; the steeper, the more a copy, a cache or <code>packing: unique</code> saves. The small "
         "pictures count ids by how often they occur in the sample: once, 2 to 3 times, 4 to 7, and so on to the right; first how "
-        "many ids do, then how many lookups are theirs."
+        "many ids do, then how many lookups are theirs.{}",
+        f" Row 0 of a table is for ids that are {reserved}." if reserved else "",
     )
-    if reserved:
-        about += f" Row 0 of a table is for ids that are {escape(reserved)}."
     names = ["feature", "sampled", "distinct", "top 1", "10", "100", "1,000", *(["row 0"] if reserved else [])]
     kinds = "l" + "n" * (len(names) - 1) + "oo"
-    return f"<h2>Ids</h2><p>{about}</p>{_folded([*names, 'ids by hits', 'lookups by hits'], rows, kinds)}"
+    shown = _folded([*names, "ids by hits", "lookups by hits"], rows, kinds)
+    return html.section("Ids", html.filled("<p>{}</p>", about), shown)
 
 
 def _share(value: float) -> str:
     return "100 %" if value == 1 else words.percent(value) if value else "0"
 
 
-def environment(run: Recorded) -> str:
+def environment(run: Recorded) -> html.Markup:
     start = run.start
-    parts = ["<h2>Environment and settings</h2>"]
+    parts: list[html.Markup] = []
     if start:
-        threads = f"{words.plural(start['cores'], 'core')}, {words.plural(start['threads'], 'thread')} a rank"
+        cores = "an unknown number of cores" if start["cores"] is None else words.plural(start["cores"], "core")
+        threads = f"{cores}, {words.plural(start['threads'], 'thread')} a rank"
         facts = [
-            ["machine of rank 0", f"{escape(start['host'])}: {escape(start['processor'])}, {threads}"],
-            ["system", escape(start["system"])],
-            ["device", escape(start["device"])],
+            ["machine of rank 0", f"{start['host']}: {start['processor']}, {threads}"],
+            ["system", start["system"]],
+            ["device", start["device"]],
             ["ranks", f"{start['ranks']:,}, {start['ranks_per_node']:,} to a node"],
-            ["kernels", escape(", ".join(start["kernels"]))],
-            ["versions", escape(", ".join(f"{name} {version}" for name, version in start["versions"].items()))],
-            ["data", "<br>".join(map(escape, start["data"]))],
+            ["kernels", ", ".join(start["kernels"])],
+            ["versions", ", ".join(f"{name} {version}" for name, version in start["versions"].items())],
+            ["data", html.joined(start["data"], "<br>")],
         ]
         parts.append(html.table(["", "at the last start"], facts, "op"))
-        rows = [[escape(one["time"]), f"{one['step']:,}", f"{one['ranks']:,}", escape(one["host"])] for one in run.starts]
+        rows = [[one["time"], f"{one['step']:,}", f"{one['ranks']:,}", one["host"]] for one in run.starts]
         parts.append(html.table(["started", "at step", "ranks", "host of rank 0"], rows, "onno"))
     if run.config:
-        parts.append(f"<details><summary>all settings</summary><pre>{escape(run.config)}</pre></details>")
-    made = f"Made by shardembed {escape(__version__)} from the files in <code>{escape(str(run.path.absolute()))}</code>;"
-    again = f"<code>shardembed inspect {escape(str(run.path.absolute()))}</code> makes it again."
-    return "".join([*parts, f'<p class="dim">{made} {again}</p>'])
+        parts.append(html.folded("all settings", html.filled("<pre>{}</pre>", run.config)))
+    path = str(run.path.absolute())
+    made = '<p class="dim">Made by shardembed {} from the files in {}; {} makes it again.</p>'
+    parts.append(html.filled(made, __version__, html.code(path), html.code(f"shardembed inspect {path}")))
+    return html.section("Environment and settings", *parts)
 
 
-def _folded(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
+def _folded(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> html.Markup:
     """A table of which the rows beyond the first `OPEN` unfold."""
     shown = html.table(names, rows[:OPEN], kinds)
     if len(rows) > OPEN:
         more = html.table(names, rows[OPEN:], kinds)
-        shown += f"<details><summary>{len(rows) - OPEN:,} more</summary>{more}</details>"
+        return html.joined([shown, html.folded(f"{len(rows) - OPEN:,} more", more)])
     return shown

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardembed import plain_json
 from shardembed.checkpoint import newest_checkpoint
 from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
@@ -171,7 +172,7 @@ def job_of_launch(run_id: str, launcher: int) -> str:
 
 def _job_of(path: Path) -> str | None:
     try:
-        return json.loads((path / LOCK).read_text())["job"]
+        return plain_json.read(path / LOCK)["job"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -244,7 +245,7 @@ def _difference(then: Any, now: Any, path: str) -> str:
 
 def _check_data(path: Path, counted: str) -> None:
     try:
-        then = json.loads((path / DATA).read_text(encoding="utf-8"))["counted"]
+        then = plain_json.read(path / DATA)["counted"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / DATA}: cannot be read, so nobody knows whether the data are the same; use --fresh") from error
     if then != counted:

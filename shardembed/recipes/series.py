@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardembed.recipes.run_folder import METRICS
+from shardembed import plain_json
 
 POINTS = 400  # of a curve, at most twice as many
+MOST = 1e100  # of a value that is drawn; sums and distances of such are finite
+METRICS, LINE = 200, 1 << 20  # that are looked at: names of metrics, and bytes of a line
 
 
 @dataclass
@@ -40,8 +41,8 @@ class Point:
 
 @dataclass
 class Series:
-    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values that are not finite, and lost is
-    true where the last one is not.
+    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values beyond `MOST`, or nan; lost is
+    true where the last one is so.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Series:
     _each: int = 1  # values of a point
 
     def add(self, step: int, value: float) -> None:
-        self.lost = not math.isfinite(value)
+        self.lost = not abs(value) <= MOST  # nor inf or nan
         if self.lost:
             self.strange += 1
             return
@@ -87,38 +88,41 @@ class Curves:
     metrics: dict[str, Series] = field(default_factory=dict)
 
 
-def read(folder: Path) -> Curves:
-    """Of a run's folder; empty where nothing has been written. Lines that a crash has cut off are left out."""
+def read(path: Path) -> Curves:
+    """Of a metrics.jsonl. Lines that a crash has cut off are left out, as are those that no job writes.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no file.
+    """
     found = Curves()
-    for record in _records(folder / METRICS):
+    for record in _records(path):
         step = record.get("step")
-        if not isinstance(step, int):  # the summary, which has a file of its own
+        if type(step) is not int or step < 0:  # the summary, which has a file of its own
             continue
         if "loss" in record:
             loss = record["loss"]  # null stands for what is not finite
             found.loss.add(step, loss if _is_number(loss) else math.nan)
-            found.steps, found.epoch = max(found.steps, step), record.get("epoch", found.epoch)
+            epoch = record.get("epoch")
+            found.steps, found.epoch = max(found.steps, step), epoch if type(epoch) is int else found.epoch
             found.skipped += record.get("skipped") is True
             found.stopped = str(record.get("stopped", ""))
         evaluation = record.get("evaluation")
         for name, value in evaluation.items() if isinstance(evaluation, dict) else ():
-            if isinstance(value, float):  # whole numbers are counts
+            if isinstance(value, float) and (name in found.metrics or len(found.metrics) < METRICS):  # whole numbers are counts
                 found.metrics.setdefault(name, Series()).add(step, value)
     return found
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    yield record
-    except OSError:
-        return
+    with plain_json.opened(path) as file:
+        while line := file.readline(LINE):
+            try:
+                record = plain_json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
 
 def _is_number(value: object) -> bool:

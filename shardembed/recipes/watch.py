@@ -26,7 +26,7 @@ import shardembed as se
 from shardembed.comm import Comm, default_device, ranks_per_node
 from shardembed.doctor.packages import installed
 from shardembed.observe import Profile
-from shardembed.recipes import report
+from shardembed.recipes import observed, report
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.id_sample import IdSample
 from shardembed.recipes.run_folder import OBSERVED, PAGE, RunFolder
@@ -37,7 +37,6 @@ SETTLED = (
     3  # steps that no look is wanted of: a process's first, which compile and allocate, and those after a save, which wait for it
 )
 STARTS = 50
-FORMAT = 1
 
 
 class Watch:
@@ -145,12 +144,10 @@ class _Between:
 
 def read(folder: Path) -> dict[str, Any]:
     """What `Watch` has written there; without starts and looks where there is nothing that can be read."""
-    nothing: dict[str, Any] = {"format": FORMAT, "starts": [], "look": None}
     try:
-        found = json.loads((folder / OBSERVED).read_text(encoding="utf-8"))
+        return observed.observed(folder / OBSERVED)
     except (OSError, ValueError):
-        return nothing
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else nothing
+        return {"format": observed.FORMAT, "starts": [], "look": None}
 
 
 def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import shardembed as se
+from shardembed.checkpoint.codec import encode
+from shardembed.checkpoint.format.blocks import hash_of
 from shardembed.errors import CheckpointError
 from tests.harness import run_ranks
+from tests.unit.altered import limits, signed_again
 
 ROWS = 12
 
@@ -343,3 +350,62 @@ def test_damage_is_named_by_every_rank(tmp_path: Path, how: str) -> None:
     assert "load an older checkpoint" in message or "not valid JSON" in message
     if how == "altered":
         assert "of 'user.weight" in message or "of 'item.weight" in message or "of 'head" in message
+
+
+# Forged
+
+
+def forged(folder: Path, how: str) -> None:
+    """Alter what a checkpoint says of the state of `head.weight` or of random generators, and sign it again."""
+    data = json.loads((folder / "manifest.json").read_bytes())
+    state = json.loads((folder / "state.json").read_bytes())
+    key = "head.weight.exp_avg"
+    if how in ("huge", "gone"):
+        entry = data["entries"]["head.weight.factor"] = copy.deepcopy(data["entries"][key])  # state may have other shapes
+        (chunk,) = entry["chunks"]
+        rows = 1 << 30 if how == "huge" else 1000
+        entry["shape"] = [rows]
+        chunk.update(rows=[0, rows, 1], columns=[0, 1], bytes=8 * rows, rows_a_piece=1 << 20, offset=64)
+        chunk.update(hashes=["0" * 32] * -(-rows // (1 << 20)), file="rank-00009.safetensors")
+        data["files"]["rank-00009.safetensors"] = {"bytes": 64 + 8 * rows}
+    elif how in ("short", "no dimension"):  # torch's fused AdamW would read past the end
+        data["entries"].pop(key)
+        state["scalars"].setdefault("head.weight", {})["exp_avg"] = encode(torch.zeros(2 if how == "short" else ()), "state")
+    else:
+        for saved in state["random"]:
+            saved["numpy"]["state"]["pos"] = 2**30
+    text = json.dumps(state).encode()
+    (folder / "state.json").write_bytes(text)
+    data["files"]["state.json"] = {"bytes": len(text)}
+    data["state"].update(bytes=len(text), hashes=[hash_of(text)])
+    (folder / "manifest.json").write_bytes(signed_again(data))
+
+
+def load_forged(rank: int, world_size: int, folder: str) -> str:
+    model, optimizer = made()
+    before = weights(model)
+    with limits(1 << 30):
+        message = message_of(lambda: se.load_checkpoint(folder, model, optimizer=optimizer))
+    for key, value in weights(model).items():
+        assert torch.equal(value, before[key]), f"{key} was changed by a load that failed"
+    return message
+
+
+FORGED = {
+    "huge": "the state of the dense optimizer takes 8,589,9.* bytes, which is no state of parameters of",
+    "gone": r"rank-00009\.safetensors is missing",
+    "short": r"optimizer state 'exp_avg' of 'head.weight' is \[2\] in the checkpoint, its parameter needs \[1, 4\]",
+    "no dimension": r"optimizer state 'exp_avg' of 'head.weight' is \[\] in the checkpoint",
+    "random": "the random state of numpy is malformed: pos must be a whole number from 0 to 624",
+}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_forged_state_is_refused_before_it_takes_memory_or_changes_anything(tmp_path: Path, ranks: int) -> None:
+    run_ranks(ranks, saved, str(tmp_path / "first"))
+    for how, says in FORGED.items():
+        shutil.copytree(tmp_path / "first", tmp_path / how)
+        forged(tmp_path / how / "step-0000000003", how)
+        answers = run_ranks(ranks, load_forged, str(tmp_path / how))
+        assert len(set(answers)) == 1
+        assert re.search(says, answers[0]), answers[0]

@@ -31,6 +31,7 @@ FLOORS = {
         *(
             "_version",
             "collate",
+            "console",
             "errors",
             "explain",
             "hashing",
@@ -43,8 +44,9 @@ FLOORS = {
             "optim",
             "optional",
             "placement",
+            "plain_json",
         ),
-        *("plan", "planner", "scalars", "sections", "settings", "slabs", "tables", "wire"),
+        *("plan", "planner", "scalars", "sections", "settings", "shown", "slabs", "tables", "wire"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

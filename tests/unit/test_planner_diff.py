@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardembed.console import console_for
 from shardembed.layout import Layout
 from shardembed.placement import Cluster, Placement, column_wise, grid, replicated, row_wise, table_wise
 from shardembed.plan import Plan, TablePlan
@@ -126,5 +127,5 @@ def test_a_comparison_fits_a_hundred_columns(ranks: int) -> None:
 
 def printed(found: diff.Diff) -> str:
     file = io.StringIO()
-    diff.show(report.console_for(file), found)
+    diff.show(console_for(file), found)
     return file.getvalue()

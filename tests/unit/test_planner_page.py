@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from shardembed.console import console_for
 from shardembed.errors import ConfigError, PlanError
 from shardembed.planner import charts, page, report, sweep, words
 from shardembed.planner.result import Planned
@@ -123,7 +124,7 @@ def test_a_sweep_answers_how_many_ranks() -> None:
 
 def test_a_sweep_on_a_terminal_shows_what_does_not_fit_and_why() -> None:
     file = io.StringIO()
-    sweep.show(report.console_for(file), swept("ranks=2..4096"))
+    sweep.show(console_for(file), swept("ranks=2..4096"))
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= report.WIDTH
     assert "…" not in text

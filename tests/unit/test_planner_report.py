@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from shardembed.console import console_for
 from shardembed.errors import ConfigError
 from shardembed.plan import Plan, TablePlan
 from shardembed.planner import report, why, words
@@ -20,7 +21,7 @@ from tests.unit.planned import GIB, made_up
 
 def printed(planned: Planned) -> str:
     file = io.StringIO()
-    report.show(report.console_for(file), planned)
+    report.show(console_for(file), planned)
     return file.getvalue()
 
 
@@ -158,7 +159,7 @@ def test_explaining_says_what_a_table_is_asked_for() -> None:
     file = io.StringIO()
     planned = made_up(8)
     others = why.alternatives(planned, 2, counted(planned))
-    found = why.explain(report.console_for(file), planned, "table_2", others, pinned=True)
+    found = why.explain(console_for(file), planned, "table_2", others, pinned=True)
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= report.WIDTH
     assert "--pin" in text

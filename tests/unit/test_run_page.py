@@ -142,7 +142,7 @@ def test_an_interrupted_run_has_a_page_by_inspect_and_a_resumed_one_all_of_it(
     assert resumed["run_dir"] == str(folder)
     assert resumed["auc"] == whole["auc"]
     stands_alone((folder / PAGE).read_text())
-    found, expected = (series.read(Path(each)) for each in (folder, whole["run_dir"]))
+    found, expected = (series.read(Path(each) / METRICS) for each in (folder, whole["run_dir"]))
     assert found == expected
     assert [point.step for point in found.loss.points] == list(range(1, STEPS + 1))
     assert [point.step for point in found.metrics["auc"].points] == [4, 8, 12, 16]
