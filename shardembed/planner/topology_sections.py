@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, create_model, model_validator
 
 from shardembed.layout import MAX_RANKS
-from shardembed.sections import NotNegative, Rate, Section
+from shardembed.sections import Section
 
 REQUIRED_OPS = (
     *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
@@ -19,16 +19,20 @@ OPTIONAL_OPS = (
     *(f"{kind}_{name}" for kind in ("update", "fused") for name in _OPTIMIZERS),
 )
 
-Share = Annotated[float, Field(gt=0, le=1)]
+# Beyond these a number is a slip, and what is computed from it infinite.
+LEAST, MOST = 1e-9, 1e12
+Share = Annotated[float, Field(gt=0, le=1), Field(ge=LEAST)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False), Field(ge=LEAST, le=MOST)]
+Cost = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 
 
 class LinkSection(Section):
     """A tier of the network, seen from one rank. efficiency: the share of `bandwidth_gb_per_s` that a large message reaches."""
 
-    bandwidth_gb_per_s: Rate
+    bandwidth_gb_per_s: Amount
     efficiency: Share = 1.0
-    latency_us: NotNegative
-    peer_us: NotNegative = 0.0
+    latency_us: Cost
+    peer_us: Cost = 0.0
 
 
 class OpSection(Section):
@@ -36,10 +40,10 @@ class OpSection(Section):
     beside its own bytes, at a `share` of the memory's bandwidth.
     """
 
-    call_us: NotNegative = 0.0
-    row_ns: NotNegative | None = None
-    gb_per_s: Rate | None = None
-    row_bytes: NotNegative | None = None
+    call_us: Cost = 0.0
+    row_ns: Cost | None = None
+    gb_per_s: Amount | None = None
+    row_bytes: Cost | None = None
     share: Share | None = None
 
     @model_validator(mode="after")
@@ -66,9 +70,9 @@ class TopologySection(Section):
     name: Annotated[str, Field(min_length=1)] | None = None
     ranks: Annotated[int, Field(ge=1, le=MAX_RANKS)]
     ranks_per_node: Annotated[int, Field(ge=1, le=MAX_RANKS)]
-    memory_gib: Rate
-    reserve_gib: NotNegative = 0.0
-    memory_bandwidth_gb_per_s: Rate | None = None
+    memory_gib: Amount
+    reserve_gib: Cost = 0.0
+    memory_bandwidth_gb_per_s: Amount | None = None
     intra: LinkSection
     inter: LinkSection
     ops: OpsSection  # pyright: ignore[reportInvalidTypeForm] -- its fields are named above

@@ -186,6 +186,8 @@ def load_counts(path: str | Path, num_embeddings: int) -> Counts:
         raise ConfigError(f"{path}: counts must be one whole number a row, [{num_embeddings}] here, not {shape}")
     if counts.min() < 0 or counts.max() == 0:
         raise ConfigError(f"{path}: counts must not be negative, and some row must have been asked for")
+    if counts.sum(dtype=np.float64) > 1 << 53:
+        raise ConfigError(f"{path}: counts add up to {counts.sum(dtype=np.float64):.3g}, and at most 2^53 are counted exactly")
     return Counts(np.array(counts, np.int64))
 
 

@@ -34,7 +34,9 @@ def _number(value: Any) -> Any:
     return math.inf if value == "inf" else value  # YAML's own word for it is .inf
 
 
+# Beyond these a number is a slip, and what is computed from it no longer exact or finite.
 MAX_IDS = 1e9  # of a sample, in one feature
+Size = Annotated[int, Field(ge=1, le=1 << 50)]
 Length = Annotated[float, Field(gt=0, le=MAX_IDS, allow_inf_nan=False)]
 IdsPerSample = Annotated[tuple[Length, ...], BeforeValidator(_several), Field(min_length=1)]
 
@@ -71,8 +73,8 @@ class TableSection(_Traffic):
     """One table."""
 
     name: Annotated[str, Field(min_length=1)]
-    num_embeddings: Count
-    embedding_dim: Count
+    num_embeddings: Size
+    embedding_dim: Size
     ids_per_sample: IdsPerSample
     feature_names: tuple[str, ...] | None = None
     max_norm: NotNegative | None = None
@@ -93,8 +95,8 @@ class GroupSection(_Traffic):
 
     name: Annotated[str, Field(min_length=1)] | None = None
     count: Annotated[int, Field(ge=1, le=MAX_TABLES)]
-    num_embeddings: Count
-    embedding_dim: Count
+    num_embeddings: Size
+    embedding_dim: Size
     ids_per_sample: IdsPerSample
 
 
@@ -119,10 +121,10 @@ class WorkloadSection(_Traffic):
 class ReuseSection(Section):
     """One histogram."""
 
-    tables: Count
-    batch_size: Count
-    ids: Count
-    distinct_rows: Count
+    tables: Size
+    batch_size: Size
+    ids: Size
+    distinct_rows: Size
     upper_bounds: tuple[Annotated[float, Field(ge=1), BeforeValidator(_number)], ...]
     touched_rows: tuple[NotNegative, ...]
     accesses: tuple[NotNegative, ...]
@@ -134,6 +136,8 @@ class ReuseSection(Section):
             raise ValueError("upper_bounds, touched_rows and accesses must be lists of the same length")
         if list(bounds) != sorted(set(bounds)) or bounds[-1] != math.inf:
             raise ValueError("upper_bounds must ascend and end with inf")
+        if len(bounds) > 1 and bounds[-2] > 1 << 50:
+            raise ValueError("upper_bounds but the last must not be above 2^50")
         for name in ("touched_rows", "accesses"):
             total = sum(getattr(self, name))
             if abs(total - 1.0) > 0.02:

@@ -154,3 +154,30 @@ def nobody(rank: int, world_size: int) -> None:
 
 def test_without_a_policy_nan_goes_through() -> None:
     run_ranks(2, nobody)
+
+
+def name_tables(rank: int, world_size: int, packing: str, policy: str) -> tuple[str, ...]:
+    """Tables of one slab, of which one rank's gradient spoils the second; the calls that the step makes are counted."""
+    tables = [se.TableConfig(name, 20, 4, pooling="sum") for name in "abc"]
+    emb = se.EmbeddingCollection(tables, optimizer=optim.SGD(lr=0.5), plan={name: se.row_wise(packing=packing) for name in "abc"})
+    opt = se.Optimizer(emb, on_nonfinite=policy)
+    outputs = emb({name: torch.tensor([[0, 19, 7], [3, 4, 19]]) for name in "abc"})
+    if rank == world_size - 1:
+        outputs["b"].register_hook(lambda grad: grad.index_fill(1, torch.tensor(2), torch.nan))
+    torch.stack(list(outputs.values())).sum().backward()
+    se.Comm.of().tally.clear()
+    if policy == "skip":
+        opt.step()
+        where = opt.skipped_for
+    else:
+        with pytest.raises(NonFiniteGradientError) as caught:
+            opt.step()
+        where = caught.value.places
+    assert se.Comm.of().tally.operations().get("all_reduce", 0) == (2 if world_size > 1 else 0)
+    return where
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("packing", "policy"), [("unique", "raise"), ("bag", "skip")])
+def test_of_tables_that_lie_together_those_that_are_meant_are_named(world_size: int, packing: str, policy: str) -> None:
+    assert run_ranks(world_size, name_tables, packing, policy) == [("table(s) 'b'",)] * world_size

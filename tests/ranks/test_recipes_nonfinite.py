@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.checkpoint.format.manifest import read_manifest
+from shardembed.cli import main
 from shardembed.errors import NonFiniteError
 from shardembed.recipes import nonfinite, recorded, train
 from shardembed.recipes.build import Job
@@ -88,7 +90,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("ranks", "what"), [(1, "loss"), (1, "loss alone"), (1, "gradient"), (2, "loss"), (2, "loss alone")])
 def test_a_job_stops_before_the_step_on_all_ranks_and_goes_on_when_the_reason_is_gone(
-    tmp_path: Path, ranks: int, what: str
+    tmp_path: Path, ranks: int, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run_ranks(ranks, run, config(str(tmp_path), "stop"), what, (7,), ranks - 1)
     assert len({answer["error"] for answer in found}) == 1
@@ -104,6 +106,12 @@ def test_a_job_stops_before_the_step_on_all_ranks_and_goes_on_when_the_reason_is
     assert shown.curves.loss.lost
     assert shown.state.startswith(f"unfinished, at step 8 of {STEPS} (stopped: step 8 of {STEPS}: the loss or a gradient")
     assert [path.name for _, path in se.checkpoints(folder / "checkpoints")] == ["step-0000000006"]
+    assert main(["inspect", str(folder), "--json"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert (told["loss"], told["nonfinite_losses"], told["stopped"]) == (None, 1, last["stopped"])
+    assert re.search(r"training loss, last step +inf or nan", printed.err)
+    assert ">inf or nan<" in (folder / "run.html").read_text()
     again = run_ranks(ranks, run, config(str(tmp_path), "skip"))[0]  # the policy may change
     assert "at step 6 of 12" in again["said"]
     assert again["summary"]["steps"] == STEPS

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from rich.text import Text
@@ -23,7 +24,7 @@ from shardembed.console import CleanConsole, console_for
 from shardembed.errors import PlanError
 from shardembed.layout import MAX_RANKS, Layout, Shard
 from shardembed.plan import MAX_ELEMENTS, Plan, TablePlan
-from shardembed.planner import html
+from shardembed.planner import builtin, html
 from shardembed.recipes import curves, recorded, run_page, series
 from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, METRICS, OBSERVED, PAGE, PLAN, SUMMARY, publish
 from tests.unit.altered import limits
@@ -460,6 +461,60 @@ def test_a_number_of_many_digits_is_no_number_of_ranks(tmp_path: Path, capsys: p
     said(capsys, *asked, "--sweep", f"ranks={'9' * 5000}", code=2)
     said(capsys, *asked, "--ranks", str(10**9), code=2)
     said(capsys, *asked, "--pin", f"x=table_wise:{'9' * 5000}", code=2)
+
+
+TABLE = (
+    "global_batch_size: {batch}\ntables:\n- {{name: a, num_embeddings: {rows}, embedding_dim: 8, ids_per_sample: {ids}, {more}}}\n"
+)
+SET = "s: {{tables: 1, batch_size: {count}, ids: {count}, distinct_rows: 1, upper_bounds: [1, {bound}, .inf], "
+SET += "touched_rows: [0.3, 0.3, 0.4], accesses: [0.3, 0.3, 0.4]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"batch": 2**63 - 1}, 2),
+        ({"rows": 2**63 - 1}, 2),
+        ({"rows": 2**50, "more": "id_skew: 5e-324"}, 2),
+        ({"rows": 2**50, "more": "id_skew: 1e308"}, 2),
+        ({"more": "id_skew: 1e308"}, 0),
+        ({"ids": "1e308"}, 2),
+        ({"ids": "5e-324"}, 0),
+        ({"more": "reuse: {file: reuse.yaml, set: s}"}, 0),
+        ({"more": "reuse: {file: reuse.yaml, set: s}", "count": 2**63 - 1}, 2),
+        ({"more": "reuse: {file: reuse.yaml, set: s}", "bound": 1e308}, 2),
+        ({"more": "counts: counts.npy"}, 0),
+        ({"more": "counts: counts.npy", "counted": 2**62}, 2),
+        ({"more": "counts: counts.npy", "rows": 2**40}, 2),
+    ],
+)
+def test_extreme_numbers_of_a_workload(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], code: int
+) -> None:
+    values: dict[str, Any] = {"batch": 64, "rows": 100, "ids": 2, "more": "dtype: float32", "count": 50, "bound": 9, "counted": 7}
+    values |= change
+    path = tmp_path / "w.yaml"
+    path.write_text(TABLE.format(**values))
+    (tmp_path / "reuse.yaml").write_text(SET.format(**values))
+    np.save(tmp_path / "counts.npy", np.full(100, values["counted"]))
+    if values["rows"] == 2**40:  # its header says so, and the file is small
+        head = repr({"descr": "<i8", "fortran_order": False, "shape": (2**40,)}).ljust(117) + "\n"
+        (tmp_path / "counts.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode())
+    with limits():
+        said(capsys, "plan", str(path), "--topology", "h100x8", "--ranks", "2", "--seconds", "0.1", code=code)
+
+
+@pytest.mark.parametrize("value", ["1e308", "5e-324", "0", "9223372036854775807", ".nan"])
+def test_extreme_numbers_of_a_topology(tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    model, path = workload(tmp_path), tmp_path / "t.yaml"
+    text = builtin.locate("topologies", "h100x8").read_text()
+    numbers = list(re.finditer(r"(?<=: )[0-9.]+(?=[,}\n])", text))
+    assert len(numbers) > 20
+    for match in numbers[:: len(numbers) // 12]:
+        path.write_text(text[: match.start()] + value + text[match.end() :])
+        capsys.readouterr()
+        assert main(["plan", str(model), "--topology", str(path), "--ranks", "2", "--seconds", "0.1"]) in (0, 2), match
+        assert " nan" not in capsys.readouterr().out
 
 
 def test_a_reader_of_json_has_one_rule(tmp_path: Path) -> None:

@@ -9,10 +9,20 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from shardembed.kernels.numba.cache import kept_on_disk
+
 CACHE_LINE = 64  # bytes
 # nogil: the other threads of a rank (prefetch, heartbeat) go on. No fastmath: a kernel gives the reference's bits.
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
-compiled = numba.njit(**OPTIONS)
+OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+def compiled(kernel: Any) -> Any:
+    return kept_on_disk(numba.njit(**OPTIONS)(kernel))
+
+
+def reassociated(kernel: Any) -> Any:
+    """As `compiled`; sums may be made in another order than they are written in."""
+    return kept_on_disk(numba.njit(**OPTIONS, fastmath={"reassoc"})(kernel))
 
 
 def _fetch_type(typing_context: Any, flat: Any, index: Any) -> Any:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from shardembed.kernels.numba.tools import OPTIONS, compiled, fetch_row
+from shardembed.kernels.numba.tools import compiled, fetch_row, reassociated
 
 AHEAD = 16  # rows
 
 
-@numba.njit(**OPTIONS, fastmath={"reassoc"})
+@reassociated
 def _mean_square(grad_W: Any, factor: Any) -> Any:
     total = grad_W.dtype.type(0)
     for j in range(grad_W.size):
@@ -135,7 +134,7 @@ def square_sums(grads_UW: Any) -> Any:
     return found
 
 
-@numba.njit(**OPTIONS, fastmath={"reassoc"})
+@reassociated
 def _square_sum(grad_W: Any) -> Any:
     total = 0.0
     for j in range(grad_W.size):

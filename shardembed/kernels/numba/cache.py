@@ -1,0 +1,57 @@
+"""Compiled kernels on the disk, for the next process: of use where that works, and never needed.
+
+Numba lets whatever goes wrong there (a full disk, a folder that may not be written, a file that was cut short) end the call that
+wanted a kernel. Here it is said once, and kernels are compiled in each process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from typing import Any
+
+from numba.core.caching import FunctionCache
+
+log = logging.getLogger("shardembed")
+_told: set[int] = set()  # processes; a fork is one of its own
+
+
+class _Cache(FunctionCache):
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError as error:
+            _tell(error)
+        except Exception as error:  # a file that was cut short fails in many ways; what is saved next replaces it
+            log.info("compiled kernels that cannot be read are made anew: %s", error)
+            with suppress(OSError):
+                self.flush()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            self.disable()
+            _tell(error)
+
+
+def kept_on_disk(dispatcher: Any) -> Any:
+    """The kernel, cached where that is possible (Numba's `cache=True` but for what is said above)."""
+    try:
+        dispatcher._cache = _Cache(dispatcher.py_func)
+    except (OSError, RuntimeError) as error:  # the latter: no folder can be written
+        _tell(error)
+    return dispatcher
+
+
+def _tell(error: Exception) -> None:
+    """Once a process, and of the ranks of a machine by the first."""
+    if os.getpid() not in _told and os.environ.get("LOCAL_RANK", "0") == "0":
+        _told.add(os.getpid())
+        log.warning(
+            "compiled kernels cannot be kept on the disk (%s), so every process spends some seconds on compiling them: set "
+            "NUMBA_CACHE_DIR to a folder with room that may be written",
+            error,
+        )
