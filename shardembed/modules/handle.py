@@ -155,6 +155,15 @@ class TableHandle(torch.Tensor):
         return TableHandle.of(self.table, held, device)
 
     @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.autograd.grad:
+            inputs = (kwargs or {}).get("inputs", args[1] if len(args) > 1 else ())
+            for one in inputs if isinstance(inputs, list | tuple) else [inputs]:
+                if isinstance(one, TableHandle):
+                    one._refuse_grad("is no input of autograd", always=True)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handle: TableHandle = next(arg for arg in args if isinstance(arg, TableHandle))
         given = kwargs or {}

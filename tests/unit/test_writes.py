@@ -120,6 +120,8 @@ TOUCHING: dict[str, Callable[[torch.Tensor], object]] = {
     "assigning .grad": lambda weight: setattr(weight, "grad", NEW),
     "hook": lambda weight: weight.register_hook(print),
     "post hook": lambda weight: weight.register_post_accumulate_grad_hook(print),
+    "autograd.grad": lambda weight: torch.autograd.grad(torch.ones((), requires_grad=True) * 2, [weight]),
+    "autograd.grad by name": lambda weight: torch.autograd.grad(outputs=torch.ones((), requires_grad=True) * 2, inputs=weight),
     "optimizer": lambda weight: torch.optim.SGD([weight], lr=0.1),
 }
 
