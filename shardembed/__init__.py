@@ -17,18 +17,18 @@ from shardembed.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from shardembed.clipping import clip_grad_norm_
 from shardembed.collate import Collate, Collated
 from shardembed.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError
-from shardembed.exposed import ignored
 from shardembed.hashing import Hashing
 from shardembed.ids import IdBatch
 from shardembed.loaders import synced
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
 from shardembed.observe import memory, profile
-from shardembed.optimizer import Optimizer, clip_grad_norm_
+from shardembed.optimizer import Optimizer
 from shardembed.placement import (
     Placement,
     column_wise,
@@ -42,6 +42,7 @@ from shardembed.plan import Plan, TablePlan
 from shardembed.prefetch import prefetched
 from shardembed.tables import Constant, Normal, TableConfig, Uniform
 from shardembed.vocab import Vocabulary
+from shardembed.wrappers import ignored
 
 __all__ = [
     "Collate",

@@ -1,20 +1,50 @@
 """Where autograd leaves this rank and comes back: lookups as functions of a graph that has no weights in it.
 
-Both take an anchor, an empty tensor that requires grad so that autograd comes back at all, and what to call on the way there
-(`answer`) and back (`learn`).
+Both take an anchor, an empty tensor that requires grad so that autograd comes back for tables with an optimizer of ours, and what
+to call on the way there (`answer`) and back (`learn`). Shards without one (`optimizer=None`) are inputs, so that hooks,
+`backward(inputs=...)` and `torch.autograd.grad` work on them as on any Parameter. `learn` gives their gradients, and is told
+whether the others are wanted too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from shardembed.errors import UnsupportedError
 from shardembed.route import Route, combine
 
 Answer = Callable[[], list[torch.Tensor]]
+Gradient = torch.Tensor | None
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that a backward with create_graph=True gave: as they are, and no derivative of them is to be had."""
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Gradient) -> tuple[Gradient, ...]:
+        return tuple(None if grad is None else grad.clone() for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> NoReturn:
+        raise UnsupportedError(
+            "second derivatives: the gradient of a sharded table was differentiated again (create_graph=True), and it has crossed "
+            "the ranks outside of autograd. Differentiate with respect to the vectors that the lookup returned instead"
+        )
+
+
+def _wants_anchor(ctx: Any) -> bool:
+    """Whether this backward is for all that requires grad, and not for chosen inputs alone. `needs_input_grad` does not know."""
+    return ctx.needs_input_grad[0] and torch._C._will_engine_execute_node(ctx.next_functions[0][0])
+
+
+def _once(grads: Sequence[Gradient]) -> tuple[Gradient, ...]:
+    if not torch.is_grad_enabled() or all(grad is None for grad in grads):  # without create_graph there is nothing to guard
+        return tuple(grads)
+    return _Once.apply(*(None if grad is None else grad.detach().requires_grad_() for grad in grads))
 
 
 class Vectors(torch.autograd.Function):
@@ -22,7 +52,12 @@ class Vectors(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: torch.Tensor, answer: Answer, learn: Callable[[Sequence[torch.Tensor]], None], frozen: Sequence[bool]
+        ctx: Any,
+        anchor: torch.Tensor,
+        answer: Answer,
+        learn: Callable[[Sequence[torch.Tensor], bool], Sequence[Gradient]],
+        frozen: Sequence[bool],
+        *shards: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.learn = learn
         answers = tuple(answer())
@@ -30,16 +65,17 @@ class Vectors(torch.autograd.Function):
         return answers
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Gradient, ...]:
         with torch.no_grad():
-            ctx.learn(grads)
-        return None, None, None, None
+            of_shards = ctx.learn(grads, _wants_anchor(ctx))
+        return None, None, None, None, *_once(of_shards)
 
 
 class FixedOutputs(torch.autograd.Function):
     """Steps 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients.
 
-    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs.
+    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs. Behind the weights
+    of each feature come the shards.
     """
 
     @staticmethod
@@ -48,11 +84,11 @@ class FixedOutputs(torch.autograd.Function):
         anchor: torch.Tensor,
         route: Route,
         answer: Answer,
-        learn: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None],
+        learn: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], bool], Sequence[Gradient]],
         frozen: Sequence[bool],
-        *weights: torch.Tensor | None,
+        *weights_and_shards: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
-        vectors = answer()
+        vectors, weights = answer(), weights_and_shards[: len(frozen)]
         outputs = tuple(combine(vectors, route))
         ctx.route, ctx.learn, ctx.vectors, ctx.weights = route, learn, vectors, weights
         still = (
@@ -65,8 +101,8 @@ class FixedOutputs(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         of_weights = _weight_gradients(ctx.weights, ctx.vectors, ctx.route, grads)
         with torch.no_grad():
-            ctx.learn(ctx.vectors, grads)
-        return None, None, None, None, None, *of_weights
+            of_shards = ctx.learn(ctx.vectors, grads, _wants_anchor(ctx))
+        return None, None, None, None, None, *_once([*of_weights, *of_shards])
 
 
 def _weight_gradients(

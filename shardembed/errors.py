@@ -95,6 +95,14 @@ class UnusedBatchWarning(UserWarning):
     """The ids of batches were sent ahead, and the model was called with others."""
 
 
+class StaleReferenceWarning(UserWarning):
+    """Something still refers to a plain table that has been sharded."""
+
+
+class StillLearningWarning(UserWarning):
+    """All Parameters beside sharded tables have been frozen, one by one, and the tables learn on."""
+
+
 class MissedStepWarning(UserWarning):
     """Gradients of more backward passes than asked for are waiting for a step."""
 

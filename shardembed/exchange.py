@@ -17,6 +17,7 @@ import torch
 from shardembed import narrow
 from shardembed.comm import Comm
 from shardembed.errors import DisagreementError, rebuild, travels, weight
+from shardembed.freezing import COUNT_SHIFT
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
 from shardembed.trouble import SAME_CALLS, SAME_OUTPUTS
@@ -43,7 +44,7 @@ CALLS = {
 @dataclass(frozen=True)
 class Call:
     """What must be the same on all ranks that take part. steps, waiting: optimizer steps of the collection, and whether gradients
-    wait for the next. table, k: of topk.
+    wait for the next. table, k: of topk. frozen: which tables are (`Frozen.fingerprint`).
     """
 
     mode: Mode
@@ -51,6 +52,7 @@ class Call:
     waiting: bool
     table: int = 0
     k: int = 0
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ def open_call(
         return counts
     text = json.dumps(travels(problem)) if problem else ""
     width = HEADER + 2 * comm.slots
-    mine = [comm.forwards, call.mode, caller.number, call.steps, call.waiting, call.table, call.k, comm.history, len(text)]
+    state = [call.steps, call.waiting, call.table, call.k, call.frozen]
+    mine = [comm.forwards, call.mode, caller.number, *state, comm.history, len(text)]
     padded = [[*map(int, mine), *row, *[0] * (width - HEADER - len(row))] for row in counts]
     equal = [width] * comm.world_size
     sent = torch.tensor(padded, dtype=torch.int64, device=device).view(-1)
@@ -213,7 +216,7 @@ def _check_headers(headers: list[list[int]], comm: Comm) -> None:
 
 def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
     """The call of one rank, and of the rest what differs between ranks."""
-    number, mode, collection, steps, waiting, table, k, _, _ = header
+    number, mode, collection, steps, waiting, table, k, frozen, _, _ = header
     differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
     text = f"{CALLS[Mode(mode)]} of collection {collection} ({comm.collections[collection - 1]})"
     if not differs[1] and (differs[5] or differs[6]):
@@ -221,12 +224,16 @@ def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
     text += f", its call {number}" if differs[0] else ""
     if differs[3] or differs[4]:
         text += f", after {steps} optimizer step(s), {'with' if waiting else 'without'} gradients waiting for the next"
+    if not differs[2] and differs[7]:
+        text += f", with {frozen >> COUNT_SHIFT} table(s) frozen since they were made"
     return text
 
 
 def _advice(headers: list[list[int]]) -> str:
     differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
-    calls, modes, collections, steps, waiting, table, k, _, _ = differs
+    calls, modes, collections, steps, waiting, table, k, frozen, _, _ = differs
+    if frozen and not (calls or modes or collections):
+        return "Freeze and thaw tables (requires_grad_, requires_grad) on all ranks, at the same place of the program"
     if not (calls or modes or collections) and (steps or waiting):
         return "Every rank must take every step: Optimizer.step(), backward() and zero_grad() are for all ranks or for none"
     if not (calls or modes or collections or steps or waiting or table or k):

@@ -1,103 +1,227 @@
 """Tables without an optimizer of ours: this rank's shards as Parameters, for the user's own torch optimizer.
 
-A Parameter shares its memory with the slab, so what an optimizer does to it in place is what the next lookup reads. Its gradient
-is put there by each backward, merged over duplicates and over all ranks: dense, or sparse COO.
+A Parameter shares its memory with the slab, so what an optimizer does to it in place is what the next lookup reads. For autograd it
+is an input of the lookup (`autograd.py`), and each backward gives its gradient, merged over duplicates and over all ranks: dense or
+sparse COO. What else takes Parameters and their gradients (wrappers, clipping, GradScaler) is told of them in `wrappers` and
+`guarded`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
+from weakref import WeakMethod
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from shardembed.comm import Comm
+from shardembed.errors import UnsupportedError
+from shardembed.guarded import ShardGradient
 from shardembed.layout import Shard
 from shardembed.optim import External
 from shardembed.slab import LocalShard, Slab
 from shardembed.step import reduce_copies
 
+Freeze = Callable[[int, bool], None]
+# Properties of torch's that are overridden below. They are C descriptors, which type checkers take for plain attributes.
+_REQUIRES_GRAD: Any = torch.Tensor.requires_grad
+_DATA: Any = torch.Tensor.data
+_GRAD: Any = torch.Tensor.grad
+
 
 class ExposedShard(nn.Parameter):
-    """One shard's weights as a Parameter. `shard` says which part of which table; `copied`, whether every rank has it."""
+    """One shard's weights as a Parameter. `shard` says which part of which table; `copied`, whether every rank has it; `undivided`,
+    whether the table lies in one piece, here or on another rank; `comm`, who has the rest.
+
+    What torch does by putting other memory in a Parameter's place is done to the slab's memory, or refused.
+    """
+
+    # Not theirs: for mixed precision of DistributedDataParallel and torch.compile, and for FullyShardedDataParallel.
+    _ddp_ignored = True
+    _fsdp_flattened = True
 
     shard: LocalShard
     copied: bool
+    undivided: bool
+    comm: Comm
+    _number: int
+    _freeze: WeakMethod[Freeze]
 
     @staticmethod
-    def of(shard: LocalShard, copied: bool) -> ExposedShard:
+    def of(shard: LocalShard, copied: bool, undivided: bool, comm: Comm, number: int, freeze: WeakMethod[Freeze]) -> ExposedShard:
+        """`freeze` is told, with the table's `number`, when somebody sets `requires_grad`."""
         exposed = torch.Tensor._make_subclass(ExposedShard, shard.weights, True)
-        exposed.shard, exposed.copied = shard, copied
+        exposed.shard, exposed.copied, exposed.undivided, exposed.comm = shard, copied, undivided, comm
+        exposed._number, exposed._freeze = number, freeze
         return exposed
+
+    @property
+    def cut(self) -> bool:
+        """Ranks have different parts of the table, or it lies on one of them."""
+        return self.comm.world_size > 1 and not self.copied
+
+    @property
+    def whole(self) -> bool:
+        """It is all of the table, in a job of one rank."""
+        return self.undivided and self.comm.world_size == 1
+
+    @property
+    def grad(self) -> torch.Tensor | None:
+        """Of a table that is cut, one that knows it: see `guarded`."""
+        found = _GRAD.__get__(self)
+        if found is None or not self.cut or isinstance(found, ShardGradient):
+            return found
+        guarded = ShardGradient.of(found, self.shard.table, self.comm)
+        if not found.requires_grad:  # then it belongs to a graph, which goes on from the tensor that autograd has made
+            _GRAD.__set__(self, guarded)
+        return guarded
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _GRAD.__set__(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _GRAD.__delete__(self)
+
+    @property
+    def requires_grad(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _REQUIRES_GRAD.__get__(self)
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        freeze = self._freeze()
+        if freeze is None:  # the tables are gone, and this is all that is left of them
+            self.learn(value)
+        else:
+            freeze(self._number, not value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> ExposedShard:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.requires_grad = requires_grad
+        return self
+
+    def learn(self, learns: bool) -> None:
+        """What the table says: whether it is to have gradients."""
+        _REQUIRES_GRAD.__set__(self, learns)
+
+    @property
+    def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _DATA.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        mine = _DATA.__get__(self)
+        if value.shape != mine.shape or value.dtype != mine.dtype:
+            raise UnsupportedError(
+                f"{self._name}: .data is {list(mine.shape)} {mine.dtype} and stays so; it was assigned {list(value.shape)} "
+                f"{value.dtype}. {WRITE}"
+            )
+        mine.copy_(value)
+
+    def set_(self, *_: Any, **__: Any) -> NoReturn:
+        raise UnsupportedError(f"{self._name}: set_ would give it memory that no lookup reads. {WRITE}")
+
+    def _drawn(self, name: str, *arguments: Any, **options: Any) -> torch.Tensor:
+        if not self.whole:
+            raise UnsupportedError(
+                f"{self._name}: {name} would fill this rank's part alone, and copies differently. Fill the model before shard(), "
+                "call reset_parameters(), or write all rows with load_rows(table, source)"
+            )
+        return getattr(torch.Tensor, name)(self, *arguments, **options)
+
+    @property
+    def _name(self) -> str:
+        return f"the weight of table {self.shard.table!r}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        """A plain Parameter: a copy is no table's."""
+        if id(self) not in memo:
+            memo[id(self)] = nn.Parameter(self.detach().clone(), self.requires_grad)
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return nn.Parameter(self.detach(), self.requires_grad).__reduce_ex__(protocol)
+
+
+WRITE = "Write into it in place (copy_), or all rows with load_rows(table, source)"
+for _name in ("normal_", "uniform_", "log_normal_", "exponential_", "cauchy_", "geometric_", "bernoulli_", "random_"):
+    # What draws numbers: ranks with one seed would draw the same for different rows, others different ones for copies of a row.
+    setattr(ExposedShard, _name, lambda self, *args, _drawn=_name, **options: self._drawn(_drawn, *args, **options))
 
 
 class Exposed:
-    """The Parameters of one slab, in the order of its shards."""
+    """The Parameters of one slab, in the order of its tables."""
 
-    def __init__(self, slab: Slab) -> None:
+    def __init__(self, slab: Slab, freeze: WeakMethod[Freeze], comm: Comm) -> None:
         assert isinstance(slab.spec.optimizer, External)
-        self.slab, self.sparse = slab, slab.spec.optimizer.sparse
-        self.parameters = [ExposedShard.of(shard, slab.spec.copied) for shard in slab.shards()]
-        if slab.spec.policy.frozen:
-            for parameter in self.parameters:
-                parameter.requires_grad_(False)
+        self.slab, self.sparse, self._comm = slab, slab.spec.optimizer.sparse, comm
+        self._of_table: dict[int, list[ExposedShard]] = {}
+        for lane in slab.spec.lanes:
+            if lane.table not in self._of_table:
+                self._of_table[lane.table] = self._shards(lane.table, slab.table_of(lane), freeze)
+        self.parameters = [shard for shards in self._of_table.values() for shard in shards]
+        for parameter in self.parameters:
+            parameter.learn(not slab.spec.policy.frozen)
+
+    def _shards(self, number: int, table: str, freeze: WeakMethod[Freeze]) -> list[ExposedShard]:
+        """The shards of one table; an empty one where this rank holds none, so that all ranks have it in autograd's graph, and
+        a gradient for it.
+        """
+        lanes = [lane for lane in self.slab.spec.lanes if lane.table == number]
+        undivided = len(lanes) == len(lanes[0].blocks) == 1 and self.slab.is_all(lanes[0])
+        mine = [shard for shard in self.slab.shards() if shard.table == table]
+        if not mine:
+            nothing = LocalShard(table, Shard(range(0), lanes[0].columns, ()), 0, self.slab.weights[:0], {})
+            return [ExposedShard.of(nothing, False, undivided, self._comm, number, freeze)]
+        return [ExposedShard.of(shard, self.slab.spec.copied, undivided, self._comm, number, freeze) for shard in mine]
 
     def parameters_of(self, table: str) -> list[ExposedShard]:
-        """The shards of one table; an empty one where this rank holds none."""
-        lanes = [lane for lane in self.slab.spec.lanes if self.slab.table_of(lane) == table]
-        mine = [parameter for parameter in self.parameters if parameter.shard.table == table]
-        if lanes and not mine:
-            shard = Shard(range(0), lanes[0].columns, ())
-            mine = [ExposedShard.of(LocalShard(table, shard, 0, self.slab.weights[:0], {}), copied=False)]
-        return mine
+        """The shards of one table, an empty one where this rank holds none; nothing if it has none here on any rank."""
+        return [parameter for parameter in self.parameters if parameter.shard.table == table]
 
-    def deliver(self) -> None:
-        """Add the waiting gradients to the Parameters' `.grad`; they no longer wait then."""
+    def of_tables(self, numbers: Collection[int]) -> list[ExposedShard]:
+        """The shards of these tables of the collection."""
+        return [shard for table, shards in self._of_table.items() if table in numbers for shard in shards]
+
+    def freeze(self, table: int, still: bool) -> None:
+        """Let the shards of a table say whether it is frozen."""
+        for shard in self._of_table.get(table, ()):
+            shard.learn(not still)
+
+    def take(self, wanted: Sequence[ExposedShard]) -> dict[int, torch.Tensor]:
+        """The waiting gradients of those shards of `wanted` that are here, by their id(); nothing waits then."""
         rows_U, grads_UW = self.slab.merged()
         self.slab.drop()
-        for parameter in self.parameters:
-            first = parameter.shard.first_key
-            edges = torch.tensor([first, first + parameter.shape[0]], device=rows_U.device)
-            start, stop = torch.searchsorted(rows_U, edges).tolist()
-            if parameter.requires_grad:
-                self._add(parameter, rows_U[start:stop] - first, grads_UW[start:stop].to(parameter.dtype))
+        own, found = {id(parameter) for parameter in self.parameters}, {}
+        for shard in wanted:
+            if id(shard) in own and shard.requires_grad:
+                first = shard.shard.first_key
+                edges = torch.tensor([first, first + shard.shape[0]], device=rows_U.device)
+                start, stop = torch.searchsorted(rows_U, edges).tolist()
+                found[id(shard)] = self._gradient(shard, rows_U[start:stop] - first, grads_UW[start:stop].to(shard.dtype))
+        return found
 
-    def _add(self, parameter: ExposedShard, rows_U: torch.Tensor, grads_UW: torch.Tensor) -> None:
+    def _gradient(self, shard: ExposedShard, rows_U: torch.Tensor, grads_UW: torch.Tensor) -> torch.Tensor:
         if self.sparse:
-            grad = torch.sparse_coo_tensor(
-                rows_U.unsqueeze(0), grads_UW, parameter.shape, is_coalesced=True, check_invariants=False
-            )
-            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-            return
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.index_add_(0, rows_U, grads_UW)
+            return torch.sparse_coo_tensor(rows_U.unsqueeze(0), grads_UW, shard.shape, is_coalesced=True, check_invariants=False)
+        return torch.zeros_like(shard.detach()).index_add_(0, rows_U, grads_UW)
 
 
-def expose(slabs: Sequence[Slab]) -> list[Exposed]:
-    """The slabs whose tables have no optimizer of ours."""
-    return [Exposed(slab) for slab in slabs if isinstance(slab.spec.optimizer, External)]
+def expose(slabs: Sequence[Slab], freeze: WeakMethod[Freeze], comm: Comm) -> list[Exposed]:
+    """The slabs whose tables have no optimizer of ours. `freeze` is told the number of a table that is to be frozen, or not."""
+    return [Exposed(slab, freeze, comm) for slab in slabs if isinstance(slab.spec.optimizer, External)]
 
 
-def deliver(exposed: Sequence[Exposed], comm: Comm, collection: int, reduced: bool) -> None:
-    """Hand this backward's gradients to the Parameters. Collective where a table is copied to every rank, unless copies have been
-    `reduced`.
+def deliver(
+    exposed: Sequence[Exposed], shards: Sequence[ExposedShard], comm: Comm, collection: int, reduced: bool
+) -> list[torch.Tensor | None]:
+    """This backward's gradients of `shards`, None for those that are frozen. Collective where a table is copied to every rank,
+    unless copies have been `reduced`.
     """
     if not reduced:
         reduce_copies([one.slab for one in exposed], comm, collection)
+    found: dict[int, torch.Tensor] = {}
     for one in exposed:
-        if not one.slab.spec.policy.frozen:
-            one.deliver()
-
-
-def ignored(model: nn.Module) -> set[nn.Parameter]:
-    """The Parameters of `model` that are shards of tables (`optimizer=None`): each rank has its own, so nothing may average or
-    broadcast them.
-
-    Pass the result to `fully_shard(model, ignored_params=...)`. DistributedDataParallel is told by this call itself: make it before
-    `DistributedDataParallel(model)`, with the very module that is wrapped.
-    """
-    shards = {name: parameter for name, parameter in model.named_parameters() if isinstance(parameter, ExposedShard)}
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(shards))
-    return set(shards.values())
+        found.update(one.take(shards))
+    return [found.get(id(shard)) for shard in shards]

@@ -164,9 +164,15 @@ def quanta(found: list[list[Contributions]], scales: Sequence[float], vectors: S
 
 
 def gather(
-    sums: list[torch.Tensor], request: Request, slabs: Sequence[Slab], scales: Sequence[float], caller: Caller, comm: Comm
+    sums: list[torch.Tensor],
+    request: Request,
+    slabs: Sequence[Slab],
+    scales: Sequence[float],
+    caller: Caller,
+    comm: Comm,
+    still: frozenset[int],
 ) -> None:
-    """Bring the quanta to the owners, and let them wait there as gradients. Collective."""
+    """Bring the quanta to the owners, and let those of tables that are not `still` wait there as gradients. Collective."""
     arrived = send_fixed(sums, request, caller, comm)
     merged = [_merge(slab, part, sums_SW) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
     copied = [i for i, slab in enumerate(slabs) if slab.spec.copied and not slab.spec.policy.frozen]
@@ -184,7 +190,7 @@ def gather(
             count_U = torch.empty_like(rows_U)
             count_U[torch.searchsorted(rows_U, rows_E)] = frequencies(rows_E, part.multiplicities_E)
             grads_UW = grads_UW / count_U.unsqueeze(1)
-        slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)))
+        slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)), still=still)
 
 
 def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

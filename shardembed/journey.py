@@ -18,10 +18,10 @@ same code: its route leads to itself and `Comm` hands back what it was given.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from weakref import WeakMethod
 
 import torch
 
@@ -32,64 +32,23 @@ from shardembed.comm import Comm
 from shardembed.errors import MissedStepWarning, StepError
 from shardembed.exchange import Call, Caller, Mode, Request, open_call, send_back, send_grads, send_ids
 from shardembed.exposed import deliver, expose
+from shardembed.freezing import Beside, Frozen, without_grad
 from shardembed.ids import IdBatch
 from shardembed.kernels.reference import Gradients, frequencies
 from shardembed.optim import External, TableOptimizer
 from shardembed.placement import Packing
 from shardembed.plan import Plan, TablePlan
 from shardembed.renorm import renormalise
-from shardembed.route import Atlas, Route, combine, empty_route, make_route
+from shardembed.route import Atlas, combine, empty_route, make_route
 from shardembed.settings import AGREED, Settings, agreed_lines, names_of
 from shardembed.slab import Slab
 from shardembed.slabs import SlabSpec, build_slabs
 from shardembed.stages import Stage, unwatched
 from shardembed.step import mean_squares, reduce_copies
 from shardembed.tables import Feature, TableConfig
+from shardembed.ticket import Pass, Ticket
 from shardembed.twins import stretches_of
-
-if TYPE_CHECKING:  # since Triton may be absent
-    from shardembed.kernels.triton.order import Order
-
-
-@dataclass
-class Ticket:
-    """A batch whose ids have been sent: what steps 4 to 6 need. Good for one use.
-
-    as_they_are: leave rows longer than max_norm alone. orders: of the rows asked for, a slab each, where a backward may follow.
-    """
-
-    route: Route
-    request: Request
-    as_they_are: bool
-    used: bool = False
-    orders: Sequence[Order | None] = ()
-
-    def use(self) -> None:
-        """Raises StepError where somebody has."""
-        if self.used:
-            names = sorted({feature.name for feature in self.route.features})
-            raise StepError(
-                f"the ticket for {', '.join(names[:5])} has been used; a ticket is good for one call, so prefetch again"
-            )
-        self.used = True
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A pass of the autograd engine: its number, the tables whose gradients have come, and those that came again. `fresh` while
-    only one lookup has.
-    """
-
-    number: int = -1
-    tables: frozenset[int] = frozenset()
-    twice: frozenset[int] = frozenset()
-    fresh: bool = True
-
-    def joined(self, number: int, tables: set[int]) -> _Pass:
-        """This pass, or the next one, with one more lookup."""
-        if number != self.number or number < 0:
-            return _Pass(number, frozenset(tables))
-        return _Pass(number, self.tables | tables, self.tables & tables, fresh=False)
+from shardembed.wrappers import watch
 
 
 def _mode() -> Mode:
@@ -103,7 +62,8 @@ class Journey:
         plan, comm, slabs, settings: what it is made of. exposed: the Parameters of tables without an optimizer of ours.
         stage: what surrounds each step; see `stages`.
         rate: gives the current learning rate of an optimizer's tables; `se.Optimizer` puts its param groups behind it.
-        steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
+        frozen: which tables do not learn. beside: what may tell that more were to be frozen. missed: by table, the steps that it
+            was frozen in. steps: optimizer steps taken with gradients. micro_batches: backward passes a step is meant to take.
         factor: what all waiting gradients are to be multiplied with (unscaling, clipping), `[1]`, or None for 1.
         checked: all that waits has been looked at; factor is nan if any of it is not finite.
     """
@@ -133,22 +93,29 @@ class Journey:
         # In deterministic mode `fixed` has it in its contributions.
         share = 1.0 if settings.deterministic else self._share
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
+        self._stepped = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)]
         self.twins = stretches_of(specs)
-        self.exposed = expose(self.slabs)
+        self.frozen, self.beside = Frozen.of(tables, specs), Beside()
+        self.exposed = expose(self.slabs, WeakMethod(self.freeze), comm)
+        if self.exposed:
+            watch()
         self.stage: Stage = unwatched
         self.rate: Callable[[TableOptimizer], float] = lambda optimizer: optimizer.lr
         self._narrow = any(spec.compute_dtype != spec.dtype for spec in specs)
         self.steps = 0
+        self.missed: dict[int, int] = {}
         self.micro_batches = 1
         self.factor: torch.Tensor | None = None
         self.checked = False
         self._backwards = 0
-        self._pass = _Pass()
+        self._pass = Pass()
         self._looked_up = False
         self._reduced = False
-        # Outputs must require grad for autograd to come back here, though no weight is a leaf of its graph.
-        learns = not all(spec.policy.frozen for spec in specs)
-        self._anchor = torch.empty(0, device=device, requires_grad=learns)
+        # Outputs must require grad for autograd to come back here, though no weight of ours is a leaf of its graph.
+        self._own = frozenset(lane.table for spec in self.own_specs for lane in spec.lanes)
+        self._anchor = torch.empty(0, device=device, requires_grad=not self._own <= self.frozen.tables)
+        self._forgotten: frozenset[int] = frozenset()
+        self._stopped: frozenset[int] | None = None  # tables that were frozen in all backwards since the last step
 
     def _packing(self, table: TableConfig, planned: TablePlan) -> Packing:
         """As planned; but where nothing travels, nothing has to be deduplicated for it, unless the wire would round sums."""
@@ -165,10 +132,16 @@ class Journey:
         """The slabs whose tables have an optimizer of ours."""
         return [spec for spec in self.specs if not isinstance(spec.optimizer, External)]
 
-    @property
-    def updates(self) -> bool:
-        """There is something to step."""
-        return not all(spec.policy.frozen for spec in self.own_specs)
+    def freeze(self, number: int, still: bool) -> None:
+        """Freeze a table, or let it learn again, from the next lookup or backward on. Not collective, but for all ranks to do.
+
+        Raises:
+            UnsupportedError: it was made frozen.
+        """
+        self.frozen, self.beside = self.frozen.changed(self.tables, number, still, self.specs), Beside()
+        self._anchor.requires_grad_(not self._own <= self.frozen.tables)
+        for exposed in self.exposed:
+            exposed.freeze(number, still)
 
     def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> list[torch.Tensor]:
         """Steps 1 to 6: one output a feature, `[*shape, embedding_dim]`. Collective.
@@ -202,17 +175,22 @@ class Journey:
         return [output.to(self.tables[feature.table].dtype) for output, feature in pairs]
 
     def _combined(self, ticket: Ticket) -> Sequence[torch.Tensor]:
-        answer = partial(self.answer, ticket.request)
+        answer, frozen = partial(self.answer, ticket.request), self.frozen
+        ticket.still = frozen.tables
+        if self.exposed:
+            looked_up = {feature.table for feature in ticket.route.features}
+            ticket.shards = [shard for exposed in self.exposed for shard in exposed.of_tables(looked_up)]
         if not self.settings.deterministic:
-            frozen = [spec.policy.frozen for spec in self.specs]
-            vectors = Vectors.apply(self._anchor, answer, partial(self.learn, ticket), frozen)
+            vectors = Vectors.apply(self._anchor, answer, partial(self.learn, ticket), frozen.slabs, *ticket.shards)
             if torch.is_grad_enabled():
                 asked = zip(self.slabs, ticket.request, strict=True)
                 ticket.orders = [slab.order(slab.locate(part.keys_E), part.offsets) for slab, part in asked]
-            return combine(vectors, ticket.route)
+            outputs = combine(vectors, ticket.route)
+            return without_grad(outputs, vectors, ticket.route, frozen.tables) if frozen.mixed else outputs
         weights = [part.weights for part in ticket.route.ids.parts]
-        frozen = [self.tables[feature.table].frozen for feature in ticket.route.features]
-        return FixedOutputs.apply(self._anchor, ticket.route, answer, partial(self.learn_fixed, ticket), frozen, *weights)
+        still = [feature.table in frozen.tables for feature in ticket.route.features]
+        learn = partial(self.learn_fixed, ticket)
+        return FixedOutputs.apply(self._anchor, ticket.route, answer, learn, still, *weights, *ticket.shards)
 
     def send(
         self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False, ahead: Ahead | None = None
@@ -246,7 +224,7 @@ class Journey:
         ticket.request = replace(ticket.request, call=self.comm.forwards)
 
     def _call(self, mode: Mode, table: int = 0, k: int = 0) -> Call:
-        return Call(mode, self.steps, self.waiting, table, k)
+        return Call(mode, self.steps, self.waiting, table, k, self.frozen.fingerprint)
 
     def open_topk(self, table: int, k: int, queries: int, problem: Exception | None) -> list[int]:
         """Begin a retrieval: how many queries each rank has. Collective."""
@@ -261,37 +239,47 @@ class Journey:
         with self.stage("send back"):
             return send_back(answers, request, self._caller, self.comm)
 
-    def learn(self, ticket: Ticket, grads: Sequence[torch.Tensor]) -> None:
-        """Steps 8 and 9: gradients go to the rows' owners and wait there. Collective."""
-        self._begin_backward(ticket)
+    def learn(self, ticket: Ticket, grads: Sequence[torch.Tensor], own: bool) -> list[torch.Tensor | None]:
+        """Steps 8 and 9: gradients go to the rows' owners and wait there; those of the ticket's shards are returned. Collective.
+
+        Args:
+            own: tables with an optimizer of ours learn too; else autograd was asked for the shards alone.
+        """
+        still = self._begin_backward(ticket, own)
         with self.stage("send grads"):
             arrived = send_grads(grads, ticket.request, self._caller, self.comm)
         with self.stage("accumulate"):
-            self._accumulate(ticket, arrived)
-        self._end_backward()
+            self._accumulate(ticket, arrived, still)
+        return self._end_backward(ticket, still)
 
-    def _accumulate(self, ticket: Ticket, arrived: Sequence[torch.Tensor]) -> None:
+    def _accumulate(self, ticket: Ticket, arrived: Sequence[torch.Tensor], still: frozenset[int]) -> None:
         for slab, part, grads_SW, order in zip(self.slabs, ticket.request, arrived, ticket.orders, strict=True):
             rows_E = slab.locate(part.keys_E)
             if part.multiplicities_E is not None:  # then every segment is a single row
                 grads_SW = grads_SW / frequencies(rows_E, part.multiplicities_E).unsqueeze(1)  # they may be the user's own
-            slab.accumulate(Gradients(rows_E, part.offsets, grads_SW), order)
+            slab.accumulate(Gradients(rows_E, part.offsets, grads_SW), order, still)
 
-    def learn_fixed(self, ticket: Ticket, vectors: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
-        """Steps 7 to 9 in deterministic mode, from the gradients of the outputs. Collective."""
-        self._begin_backward(ticket)
+    def learn_fixed(
+        self, ticket: Ticket, vectors: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], own: bool
+    ) -> list[torch.Tensor | None]:
+        """Steps 7 to 9 in deterministic mode, from the gradients of the outputs; else as `learn`."""
+        still = self._begin_backward(ticket, own)
         with self.stage("send grads"):
             found = fixed.contributions(ticket.route, self.specs, grads, vectors, self._share)
             scales = fixed.exponents(found, ticket.route, self.tables, self.comm, self.device, ticket.request.call)
             sums = fixed.quanta(found, scales, vectors)
-            fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm)
-        self._end_backward()
+            fixed.gather(sums, ticket.request, self.slabs, scales, self._caller, self.comm, still)
+        return self._end_backward(ticket, still)
 
     @property
     def _share(self) -> float:
         return 1.0 / self.comm.world_size if self.settings.reduction == "mean" else 1.0
 
-    def _begin_backward(self, ticket: Ticket) -> None:
+    def _begin_backward(self, ticket: Ticket, own: bool) -> frozenset[int]:
+        """The tables that do not learn from this backward: frozen in the lookup or since, or not asked for."""
+        still = ticket.still | self.frozen.tables
+        if not own:
+            return still | self._own
         if self._reduced:
             raise StepError("a backward came between clip_grad_norm_ and Optimizer.step(); clip after the last backward of a step")
         if self.factor is not None and bool(self.factor != 1):  # nan too; on a GPU a host sync, after an early look only
@@ -308,12 +296,20 @@ class Journey:
                 f"table {self.tables[min(self._pass.twice)].name!r} was looked up twice in a forward: update='backward' would take "
                 "a step for each; use update='step', or one lookup with two features"
             )
+        return still
 
-    def _end_backward(self) -> None:
+    def _end_backward(self, ticket: Ticket, still: frozenset[int]) -> list[torch.Tensor | None]:
+        grads: list[torch.Tensor | None] = []
         if self.exposed:
-            deliver(self.exposed, self.comm, self._caller.number, reduced=self.settings.deterministic)
-        if not self.updates:
-            return
+            grads = deliver(self.exposed, ticket.shards, self.comm, self._caller.number, reduced=self.settings.deterministic)
+        if not self._own <= still:
+            self._forgotten &= still
+            self._stopped = still if self._stopped is None else self._stopped & still
+            self._count()
+        return grads
+
+    def _count(self) -> None:
+        """Note that a backward's gradients wait for a step, or take it."""
         if self.settings.update == "backward":
             self._backwards = 1
             self.step()
@@ -341,9 +337,8 @@ class Journey:
         """Bring the waiting gradients of copied tables together, once a step. Collective where there are any."""
         if not self._reduced and self.waiting:
             if not self.settings.deterministic:  # else done in the backward, in whole numbers
-                updated = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, External)]
                 with self.stage("reduce copies"):
-                    reduce_copies(updated, self.comm, self._caller.number)
+                    reduce_copies(self._stepped, self.comm, self._caller.number)
             self._reduced = True
 
     def step(self) -> None:
@@ -354,13 +349,38 @@ class Journey:
         with self.stage("share row squares"):
             squares = mean_squares(self.slabs, self.twins, self.comm, self.settings.deterministic, self._caller.number)
         # In update="backward", each lookup of a pass steps its own tables; together they are one step.
-        self.steps += self._pass.fresh or self.settings.update == "step"
+        if self._pass.fresh or self.settings.update == "step":
+            self.steps += 1
+            for number in self._own & (self._stopped or frozenset()):
+                self.missed[number] = self.missed.get(number, 0) + 1
         self.comm.step = max(self.comm.step, self.steps)
         factor = 1.0 if self.factor is None else float(self.factor)  # host sync on a GPU
         with self.stage("step"):
-            for slab in self.slabs:
-                slab.step(self.rate(slab.spec.optimizer), self.steps, factor, squares.get(slab.spec.index))
+            for slab in self._stepped:
+                slab.step(self.rate(slab.spec.optimizer), self.steps, factor, squares.get(slab.spec.index), self.missed)
         self.drop()
+
+    def steps_of(self, table: str) -> int:
+        """The steps that a table was not frozen in."""
+        number = [config.name for config in self.tables].index(table)
+        return self.steps - self.missed.get(number, 0)
+
+    def restore_steps(self, taken: Mapping[str, int]) -> None:
+        """Count on from what `steps_of` said of some tables; the others have missed none."""
+        if taken:
+            self.steps = max(taken.values())
+            missed = {number: self.steps - taken.get(table.name, self.steps) for number, table in enumerate(self.tables)}
+            self.missed = {number: count for number, count in missed.items() if count}
+            self.comm.step = max(self.comm.step, self.steps)
+
+    def forget(self, numbers: frozenset[int]) -> None:
+        """Forget the waiting gradients of these tables."""
+        self._forgotten |= numbers
+        if self._own <= self._forgotten:
+            self.drop()
+            return
+        for slab in self.slabs:
+            slab.forget(numbers)
 
     def drop(self) -> None:
         """Forget the waiting gradients."""
@@ -368,4 +388,5 @@ class Journey:
             slab.drop()
         self.factor, self.checked = None, False
         self._backwards = 0
+        self._stopped, self._forgotten = None, frozenset()
         self._reduced = False

@@ -1,4 +1,4 @@
-"""One real torch optimizer for tables and dense parameters, and clipping over both.
+"""One real torch optimizer for tables and dense parameters.
 
 Tables have no `.grad`: their gradients wait with the rows' owners. Towards torch they are represented by one parameter a
 collection, whose `.grad` is the single number that all its waiting gradients are to be multiplied with: 1 after a backward, nan
@@ -16,9 +16,10 @@ from torch import nn
 
 from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
-from shardembed.exposed import ExposedShard
+from shardembed.guarded import Factor
 from shardembed.journey import Journey
 from shardembed.optim import TableOptimizer
+from shardembed.wrappers import refuse_torch_checkpoint
 
 OnNonFinite = Literal["raise", "skip", "zero"]
 
@@ -55,9 +56,9 @@ class Waiting(nn.Parameter):
         if not journey.checked:
             bad = torch.tensor([float(not all(slab.finite() for slab in journey.slabs))], device=journey.device)
             journey.comm.all_reduce("step: agree that gradients are finite", bad, maximum=True)
-            journey.factor = torch.where(bad > 0, torch.nan, _factor(journey))
+            journey.factor = torch.where(bad > 0, torch.nan, factor_of(journey))
             journey.checked = True
-        return journey.factor
+        return None if journey.factor is None else journey.factor.as_subclass(Factor)
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -72,8 +73,8 @@ class Optimizer(torch.optim.Optimizer):
     Its param groups are the dense optimizer's own and one more for each of the tables' optimizers, whose `lr` counts from then
     on: schedulers work on it as on any optimizer. (Those that also cycle momentum refuse it: tables have none to cycle; pass
     `cycle_momentum=False`.) `step` applies and then drops the tables' gradients; gradients of several backward passes add up
-    exactly until then. `model.zero_grad()` knows nothing of them: use this optimizer's. Of several made over the same tables,
-    the last one steps them, and the others refuse to.
+    exactly until then. `zero_grad` drops what waits, and that of a module what waits for its tables. Of several made over the same
+    tables, the last one steps them, and the others refuse to.
 
     Args:
         model: the model, or a wrapper such as DistributedDataParallel around it.
@@ -130,6 +131,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def state(self) -> Any:
         """The dense optimizer's; the tables' lies with their rows."""
+        if self.journeys:
+            refuse_torch_checkpoint("se.Optimizer")
         return self.dense.state if self.dense else {}
 
     @state.setter
@@ -186,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
         )
         device = self.journeys[0].device if self.journeys else default_device()
         flags = torch.tensor(list(bad.values()), dtype=torch.float32, device=device)
-        for comm in _comms(self.journeys) or [Comm.of()]:
+        for comm in comms_of(self.journeys) or [Comm.of()]:
             comm.all_reduce("step: agree that gradients are finite", flags, maximum=True)
         if not flags.any():
             return True
@@ -271,7 +274,7 @@ def _table_groups(found: list[Journey]) -> dict[TableOptimizer, dict[str, Any]]:
     return groups
 
 
-def _factor(journey: Journey) -> torch.Tensor:
+def factor_of(journey: Journey) -> torch.Tensor:
     """What the waiting gradients are to be multiplied with, in float64, so that it costs float64 tables no digits."""
     return torch.ones(1, dtype=torch.float64, device=journey.device) if journey.factor is None else journey.factor
 
@@ -289,69 +292,6 @@ def _zero_nonfinite(journey: Journey) -> None:
         journey.factor = torch.nan_to_num(journey.factor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _comms(found: Iterable[Journey]) -> list[Comm]:
+def comms_of(found: Iterable[Journey]) -> list[Comm]:
+    """Those of several journeys, each once."""
     return list({id(journey.comm): journey.comm for journey in found}.values())
-
-
-@torch.no_grad()
-def clip_grad_norm_(model: nn.Module, max_norm: float, *, error_if_nonfinite: bool = False) -> torch.Tensor:
-    """Scale all gradients of `model` so that their common 2-norm is at most `max_norm`: dense parameters and sharded tables.
-
-    As `torch.nn.utils.clip_grad_norm_` over the unsharded model: duplicates of a row are summed first, every row and every
-    dense parameter counts once, and all ranks scale by the same number. Call it after the last backward of a step. Collective:
-    one scalar all-reduce, plus the one that copied tables make once a step anyway. Dense gradients must be the same on all
-    ranks, as DDP leaves them.
-
-    Returns:
-        The norm before clipping, a scalar tensor in float64.
-
-    Raises:
-        NonFiniteGradientError: on all ranks, with `error_if_nonfinite`, when the norm is inf or nan.
-        StepError: tables are updated in the backward already.
-    """
-    found = journeys(model)
-    if any(journey.settings.update == "backward" for journey in found):
-        raise StepError("update='backward' has applied the tables' gradients already; clipping needs update='step'")
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    dense = [p.grad for p in parameters if not isinstance(p, ExposedShard) and p.grad is not None]
-    shards = [p for p in parameters if isinstance(p, ExposedShard)]
-    device = found[0].device if found else (dense[0].device if dense else torch.device("cpu"))
-    square = torch.zeros((), dtype=torch.float64, device=device)
-    for comm in _comms(found):
-        mine = torch.zeros((), dtype=torch.float64, device=device)
-        for journey in (journey for journey in found if journey.comm is comm):
-            mine += _square(journey) + _square_exposed(journey, shards)
-        square += comm.all_reduce("clip_grad_norm_: sum norms", mine)
-    for grad in dense:
-        square += grad.detach().to(torch.float64).square().sum().to(device)
-    norm = square.sqrt()
-    if error_if_nonfinite and not torch.isfinite(norm):
-        raise NonFiniteGradientError(f"the gradient norm is {float(norm)}; it cannot be clipped")
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # 1e-6 as in torch.nn.utils.clip_grad_norm_
-    for grad in [*dense, *(p.grad for p in shards if p.grad is not None)]:
-        grad.mul_(factor.to(grad.device, grad.dtype))
-    for journey in found:
-        if journey.waiting:
-            journey.factor = _factor(journey) * factor
-    return norm
-
-
-def _square_exposed(journey: Journey, shards: list[ExposedShard]) -> torch.Tensor:
-    """As `_square`, of the gradients that Parameters of this collection (`optimizer=None`) have."""
-    own = {id(parameter) for exposed in journey.exposed for parameter in exposed.parameters}
-    total = torch.zeros((), dtype=torch.float64, device=journey.device)
-    for shard in shards:
-        if id(shard) in own and shard.grad is not None and (not shard.copied or journey.comm.rank == 0):
-            grad = shard.grad.coalesce().values() if shard.grad.is_sparse else shard.grad
-            total += grad.to(torch.float64).square().sum()
-    return total
-
-
-def _square(journey: Journey) -> torch.Tensor:
-    """This rank's share of the squared norm of a collection's waiting gradients; copied rows count on rank 0 alone."""
-    journey.reduce()
-    total = torch.zeros((), dtype=torch.float64, device=journey.device)
-    for slab in journey.slabs:
-        if not slab.spec.copied or journey.comm.rank == 0:
-            total += slab.merged()[1].to(torch.float64).square().sum()
-    return total if journey.factor is None else total * journey.factor.to(torch.float64).square().squeeze()

@@ -5,7 +5,7 @@ Legend: E entries, S segments, U distinct rows, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,9 @@ from shardembed.tables import Loaded, TableConfig
 if TYPE_CHECKING:  # since Triton may be absent
     from shardembed.kernels.triton.order import Order
     from shardembed.kernels.triton.table import Table
+
+
+NOBODY: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Slab:
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
         kernel: what updates it, "reference", "numba" or "triton".
         looked_up: rows read by all lookups so far.
+        tables: the numbers of those that have a lane here.
         share: what sums of gradients are multiplied with (1 / ranks, for a mean).
     """
 
@@ -64,6 +68,7 @@ class Slab:
         self.spec, self.share = spec, share
         self._tables, self._seed = tables, seed
         self.rank = rank
+        self.tables = frozenset(lane.table for lane in spec.lanes)
         rows = spec.rows[rank]
         self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, rows, device)
         self.weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
@@ -109,6 +114,10 @@ class Slab:
     def table_of(self, lane: Lane) -> str:
         """The name of a lane's table."""
         return self._tables[lane.table].name
+
+    def is_all(self, lane: Lane) -> bool:
+        """Whether a lane has all columns of its table."""
+        return len(lane.columns) == self._tables[lane.table].embedding_dim
 
     def _blocks(self) -> Iterator[tuple[Lane, Block]]:
         """What this rank holds."""
@@ -203,15 +212,17 @@ class Slab:
             rows_E, offsets = kept.rows_E, kept.offsets
         return self._triton.order(rows_E, offsets)
 
-    def accumulate(self, gradients: Gradients, order: Order | None = None) -> None:
+    def accumulate(self, gradients: Gradients, order: Order | None = None, still: frozenset[int] = NOBODY) -> None:
         """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
 
-        order: of their rows, by `order`.
+        order: of their rows, by `order`. still: tables that do not learn from this backward.
         """
-        if self.spec.policy.frozen:
+        if self.spec.policy.frozen or self.tables <= still:
             return
         if self._padding.numel():
             gradients = gradients.without(self._padding)
+        if not self.tables.isdisjoint(still):
+            gradients, order = gradients.only(self._learns(gradients.rows_E, still)), None
         assert not self._merged, "what is merged has its share taken, and what comes now has not"
         self._order = None if self._waiting else order
         self._waiting.append(gradients)
@@ -252,36 +263,80 @@ class Slab:
         for part in self._waiting:
             torch.nan_to_num_(part.grads_SW, nan=0.0, posinf=0.0, neginf=0.0)
 
+    def forget(self, still: frozenset[int]) -> None:
+        """Forget the waiting gradients of these tables."""
+        if self.tables <= still:
+            self.drop()
+        elif not self.tables.isdisjoint(still):
+            self._waiting = [part.only(self._learns(part.rows_E, still)) for part in self._waiting]
+            self._order = None
+
+    def _learns(self, rows_E: torch.Tensor, still: frozenset[int]) -> torch.Tensor:
+        return self._of_block(rows_E, lambda lane, block: int(lane.table not in still)) > 0
+
     def drop(self) -> None:
         """Forget the waiting gradients."""
         self._waiting = []
         self._merged, self._order = False, None
 
-    def step(self, lr: float, number: int, factor: float = 1.0, mean_square_U: torch.Tensor | None = None) -> None:
+    def step(
+        self,
+        lr: float,
+        number: int,
+        factor: float = 1.0,
+        mean_square_U: torch.Tensor | None = None,
+        missed: Mapping[int, int] | None = None,
+    ) -> None:
         """Apply the waiting gradients, times `factor`, to the rows they touch; then forget them.
 
         Args:
             number: steps taken, this one included.
             mean_square_U: mean of g^2 (without `factor`) over whole rows, for slabs that hold rows split over ranks.
+            missed: how many of the steps tables were frozen in, by their number; others have missed none.
         """
-        waiting, optimizer = self.waiting(), self.spec.optimizer
+        waiting = self.waiting()
         if waiting is not None:
             self.touch(waiting.rows_E)
-            if self._triton is not None:
-                square = None if mean_square_U is None else mean_square_U * factor**2
-                left = factor if self._merged else factor * self.share
-                self._triton.update(waiting, self._order, lr, number, left, square)
-            elif self.kernel == "numba" and mean_square_U is None and not self._merged:
-                cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
+            counts = {missed.get(table, 0) for table in self.tables} if missed else {0}
+            if len(counts) == 1:
+                self._update(waiting, lr, number - counts.pop(), factor, mean_square_U)
             else:
-                rows_U, grads_UW = self.merged()
-                square = None if mean_square_U is None else mean_square_U * factor**2
-                if self.kernel == "numba":
-                    cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, factor)
-                else:
-                    if factor != 1.0:
-                        grads_UW.mul_(factor)
-                    random = self.spec.policy.rounding == "stochastic"
-                    narrow = partial(self._round, self._origins(rows_U), number) if random else None
-                    reference.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, narrow)
+                self._update_apart(counts, missed or {}, lr, number, factor, mean_square_U)
         self.drop()
+
+    def _update_apart(
+        self,
+        counts: Collection[int],
+        missed: Mapping[int, int],
+        lr: float,
+        number: int,
+        factor: float,
+        mean_square_U: torch.Tensor | None,
+    ) -> None:
+        """Tables that have taken different numbers of steps, one number after the other."""
+        rows_U, grads_UW = self.merged()
+        missed_U = self._of_block(rows_U, lambda lane, block: missed.get(lane.table, 0))
+        for count in sorted(counts):
+            part = missed_U == count
+            self.replace(rows_U[part], grads_UW[part])
+            square = None if mean_square_U is None else mean_square_U[part]
+            self._update(self._waiting[0], lr, number - count, factor, square)
+
+    def _update(self, waiting: Gradients, lr: float, number: int, factor: float, mean_square_U: torch.Tensor | None) -> None:
+        optimizer = self.spec.optimizer
+        square = None if mean_square_U is None else mean_square_U * factor**2
+        if self._triton is not None:
+            left = factor if self._merged else factor * self.share
+            self._triton.update(waiting, self._order, lr, number, left, square)
+        elif self.kernel == "numba" and square is None and not self._merged:
+            cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
+        else:
+            rows_U, grads_UW = self.merged()
+            if self.kernel == "numba":
+                cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, factor)
+            else:
+                if factor != 1.0:
+                    grads_UW.mul_(factor)
+                random = self.spec.policy.rounding == "stochastic"
+                narrow = partial(self._round, self._origins(rows_U), number) if random else None
+                reference.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, narrow)

@@ -7,10 +7,9 @@ as rows x columns: its first dimension, and all the others. A region is a cut-ou
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from shardembed.modules.base import ShardedModule
 from shardembed.modules.handle import TableHandle
 from shardembed.optim import External
 from shardembed.slab import LocalShard, Slab
+from shardembed.wrappers import is_distributed
 
 if TYPE_CHECKING:  # importing it takes most of a second, and a model that has any has done so
     from torch.distributed.tensor import DTensor
@@ -152,12 +152,6 @@ def _cleaner(model: nn.Module) -> Any:
         return key
 
     return clean
-
-
-def is_distributed(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """The tensor is a DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -194,12 +194,8 @@ class _Loading:
         steps = self.small["steps"]
         for journey in {id(table.journey): table.journey for table in self.held.tables.values()}.values():
             journey.drop()  # gradients of other weights
-            known = {steps[key] for key, table in self.held.tables.items() if table.journey is journey and key in steps}
-            if len(known) > 1:
-                raise CheckpointError(f"tables that are stepped together now had taken different numbers of steps: {sorted(known)}")
-            if known:
-                journey.steps = known.pop()
-                journey.comm.step = max(journey.comm.step, journey.steps)
+            own = {key: table for key, table in self.held.tables.items() if table.journey is journey and key in steps}
+            journey.restore_steps({table.name: steps[key] for key, table in own.items()})
         self._restore_optimizer()
         for name, one in self.job.stateful().items():
             one.load_state_dict(decode(self.small["stateful"][name], name))

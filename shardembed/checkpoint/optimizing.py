@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint.codec import decode, encode
-from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, is_distributed, local
+from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, local
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError
 from shardembed.exposed import ExposedShard
 from shardembed.modules.base import ShardedModule
 from shardembed.optimizer import Optimizer
+from shardembed.wrappers import is_distributed
 
 OURS = ("params", "optimizer", "tables")  # of a param group, what is no setting
 

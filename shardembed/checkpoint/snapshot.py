@@ -99,7 +99,7 @@ class Job:
             "progress": encode(progress, "progress"),
             "optimizer": optimizing.describe(self.optimizer, owned, held),
             "has_optimizer": self.optimizer is not None,
-            "steps": {key: table.journey.steps for key, table in held.tables.items()},
+            "steps": {key: table.journey.steps_of(table.name) for key, table in held.tables.items()},
             "stateful": {name: encode(one.state_dict(), name) for name, one in self.stateful().items()},
             "model": {key: encode(value, key) for key, value in held.plain.items()},
         }

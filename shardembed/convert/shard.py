@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -19,8 +20,10 @@ from torch import nn
 from shardembed.ahead import Ahead
 from shardembed.comm import Comm, default_device
 from shardembed.convert.find import find_sites
+from shardembed.convert.left import Left
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
+from shardembed.freezing import Beside
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Ticket
 from shardembed.layout import Shard, meeting
@@ -70,6 +73,10 @@ def shard(
             `EmbeddingCollection`.
         verbose: print on rank 0 what became of each table.
 
+    Lists, tuples and dicts in attributes of the model that hold plain modules hold the sharded ones afterwards. Who else still
+    refers to a plain table or its weight (a list of Parameters, an optimizer made before, a function) is named in a
+    `StaleReferenceWarning`.
+
     Raises:
         ConfigError: there is no table to shard, the model is sharded or wrapped already, a table is more than torch's own module
             (a subclass with its own forward, a parametrization, hooks), or a weight is shared with what is no table.
@@ -84,6 +91,7 @@ def shard(
     journey = build_journey(configs, optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
     modules: dict[str, Lookup] = {}
+    left = Left.of(sites, tables)
     while sites:
         site = sites.pop(0)
         _load_from_rank_zero(journey, tables, site.path, exists)
@@ -93,6 +101,9 @@ def shard(
             modules[path] = module
             swap(model, path, module)
         del site  # lets go of the plain weights
+    left.settle(model, modules)
+    if len(journey.frozen.tables) < len(journey.tables) and not journey.exposed:
+        journey.beside = Beside([weakref.ref(parameter) for parameter in model.parameters() if parameter.requires_grad])
     if inputs is not None:
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
     if verbose and journey.comm.rank == 0:
@@ -151,7 +162,7 @@ class SharedLookup(Target):
                 raise problem
             if unknown is not None:
                 raise FeatureError(f"inputs= names {unknown!r}, which is not a sharded module here; they are {sorted(modules)}")
-            return IdBatch.join(tuple(part for path, given in calls for part in modules[path].read(*given)))
+            return IdBatch.join(tuple(part for path, given in calls for part in modules[path].checked(*given)))
 
         features = [feature for path, _ in calls if path in modules for feature in modules[path].features]
         return calls, self.journey.send(read, features, ahead=ahead)

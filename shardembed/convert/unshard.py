@@ -72,7 +72,8 @@ def _gathered(module: ShardedModule, table: TableConfig, wanted: bool) -> nn.Par
         piece = module.rows(table.name, torch.arange(first, last, device=module.journey.device))
         if wanted:
             weight[first:last] = piece
-    return nn.Parameter(weight, requires_grad=not table.frozen)
+    number = module.journey.tables.index(table)
+    return nn.Parameter(weight, requires_grad=number not in module.journey.frozen.tables)
 
 
 def _restored(module: ShardedModule, weights: Mapping[str, nn.Parameter]) -> nn.Module:

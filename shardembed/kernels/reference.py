@@ -45,7 +45,10 @@ class Gradients:
 
     def without(self, rows: torch.Tensor) -> Gradients:
         """The same without the few `rows`; a segment may become empty."""
-        kept_E = ~torch.isin(self.rows_E, rows)
+        return self.only(~torch.isin(self.rows_E, rows))
+
+    def only(self, kept_E: torch.Tensor) -> Gradients:
+        """Those entries alone that are to be kept; a segment may become empty."""
         if self.offsets is None:
             return Gradients(self.rows_E[kept_E], None, self.grads_SW[kept_E])
         before = torch.cat([kept_E.new_zeros(1, dtype=torch.int64), kept_E.cumsum(0)])

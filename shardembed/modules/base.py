@@ -13,18 +13,21 @@ from torch import nn
 
 from shardembed import comm as comms
 from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
+from shardembed.exposed import ExposedShard
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
 from shardembed.modules import retrieval
 from shardembed.modules.auto import settle
-from shardembed.modules.handle import Held, TableHandle
+from shardembed.modules.handle import Held, Live, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
+from shardembed.modules.whole import TableModule, watch
 from shardembed.optim import External, TableOptimizer
 from shardembed.placement import Cluster
 from shardembed.plan import Plan, PlanLike, resolve
 from shardembed.settings import AGREED, Settings
 from shardembed.slab import LocalShard
 from shardembed.tables import Feature, TableConfig, features_of
+from shardembed.wrappers import is_distributed
 
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -45,7 +48,7 @@ def eager(method: Method) -> Method:
     return cast(Method, call)
 
 
-class ShardedModule(nn.Module):
+class ShardedModule(TableModule):
     """Base of the sharded modules: `tables` of a journey, and what can be done with their rows.
 
     Attributes:
@@ -59,6 +62,7 @@ class ShardedModule(nn.Module):
         self.tables = tuple(tables)
         self.weight_keys = dict(weight_keys)
         self._register_shards()
+        watch()
 
     def _register_shards(self) -> None:
         """Tables without an optimizer of ours: their shards are Parameters, at least one a table so that optimizers can be built
@@ -67,14 +71,90 @@ class ShardedModule(nn.Module):
         for key, table in self.weight_keys.items():
             mine = [parameter for exposed in self.journey.exposed for parameter in exposed.parameters_of(table)]
             for number, parameter in enumerate(mine):
-                self.register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
+                super().register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
+        self._shards_here = tuple(self._parameters)
+        self._reserved = {*self._shards_here, *(key.replace(".", "_") for key in self.weight_keys)}
+        self._known = self._found()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> ShardedModule:
-        """`.to()`, `.half()` and their kin: fine where they change nothing, refused where the tables would have to follow.
+    def _found(self) -> list[int]:
+        """What stands under the names of its shards, and in which memory."""
+        shards: Any = [*map(self._parameters.get, self._shards_here)]
+        return [*map(id, shards), *(shard.data_ptr() for shard in shards if shard is not None)]
+
+    def check_shards(self) -> None:
+        """Refuse to look up what is not what the module's Parameters hold.
 
         Raises:
-            UnsupportedError: naming what to pass at construction instead.
+            UnsupportedError: something else was put in the place of one (by `torch.func.functional_call`, say).
         """
+        if self._known and self._found() != self._known:
+            raise self._replaced("a weight")
+
+    def _replaced(self, name: str) -> UnsupportedError:
+        names = [table.name for table in self.tables]
+        return UnsupportedError(
+            f"{name} of table(s) {names} cannot be replaced: lookups read the shards that lie on the ranks, not the tensor that "
+            "was to take their place. Write rows with load_rows(table, source); what computes weights anew in each call "
+            "(functional_call, parametrizations, pruning) needs a plain table: keep it with skip=, or get one from se.unshard()"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_reserved", ()) and value is not self._parameters.get(name, self):
+            if is_distributed(value):  # fully_shard asks for a module's own __setattr__
+                raise UnsupportedError(
+                    f"fully_shard was about to cut table(s) {[table.name for table in self.tables]}, which lie cut over the ranks "
+                    "already: call fully_shard(module, ignored_params=se.ignored(module)), with the rest as before. No row has "
+                    "changed"
+                )
+            raise self._replaced(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._reserved:
+            raise self._replaced(name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name in self._reserved or isinstance(param, ExposedShard | TableHandle):
+            raise self._replaced(name)
+        super().register_parameter(name, param)
+
+    @property
+    def _numbers(self) -> list[int]:
+        """The numbers of its tables in the journey."""
+        return [self._table(table.name) for table in self.tables]
+
+    def check_thaw(self) -> None:
+        for number in self._numbers:
+            self.journey.frozen.changed(self.journey.tables, number, False, self.journey.specs)
+
+    def freeze_tables(self, still: bool) -> None:
+        for number in self._numbers:
+            self.journey.freeze(number, still)
+
+    def freeze(self, table: str, frozen: bool = True) -> None:
+        """Let a table learn no more, or again: `requires_grad_` for one table of several. Not collective, but call it on every
+        rank. All modules that look up the table follow; its optimizer state stays, and steps without it do not count for it.
+
+        Raises:
+            FeatureError: there is no such table. UnsupportedError: it was made frozen, so it cannot learn.
+        """
+        self.journey.freeze(self._table(table), frozen)
+
+    def forget_gradients(self) -> None:
+        self.journey.forget(frozenset(self._numbers))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ShardedModule:
+        """`.to()`, `.half()` and their kin: fine where they change nothing.
+
+        Raises:
+            UnsupportedError: the tables would have to follow.
+        """
+        self.check_change(fn)
+        return self
+
+    def check_change(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Raises UnsupportedError where the tables would have to follow, naming what to pass at construction instead."""
         for table in self.tables:
             now = torch.empty(0, dtype=table.dtype, device=self.journey.device)
             then = fn(now)
@@ -83,11 +163,14 @@ class ShardedModule(nn.Module):
                     f"table {table.name!r} stays {now.dtype}: sharded tables do not change their dtype. Convert the model before "
                     f"shard(), or build the table with dtype={then.dtype}"
                 )
-            if then.device.type not in (now.device.type, "meta") or (now.device.index or 0) != (then.device.index or 0):
+            if then.device.type != now.device.type or (now.device.index or 0) != (then.device.index or 0):
                 raise UnsupportedError(
                     f"table {table.name!r} lies on {now.device} and does not move to {then.device}: pass device= where it is built"
                 )
-        return self
+            if then.device.type == "cpu" and then.is_shared():
+                raise UnsupportedError(
+                    f"table {table.name!r} does not move to shared memory: it lies cut over the ranks of this job"
+                )
 
     @property
     def plan(self) -> Plan:
@@ -193,10 +276,16 @@ class ShardedModule(nn.Module):
         for key, table in self.weight_keys.items():
             destination[prefix + key] = self._handle(table)
 
-    def _handle(self, table: str) -> TableHandle:
+    def _live_handle(self, table: str) -> TableHandle:
+        """What stands for a table's weight: it can be frozen through it."""
+        number = self._table(table)
+        live = Live(lambda: number not in self.journey.frozen.tables, lambda still: self.journey.freeze(number, still))
+        return self._handle(table, live)
+
+    def _handle(self, table: str, live: Live | None = None) -> TableHandle:
         shards = [local for local in self._shards() if local.table == table]
         held = [Held(local.shard, local.weights, local.shard.ranks[0] == self.journey.comm.rank) for local in shards]
-        return TableHandle.of(self.journey.tables[self._table(table)], held, self.journey.device, partial(self._touch, table))
+        return TableHandle.of(self.journey.tables[self._table(table)], held, self.journey.device, partial(self._touch, table), live)
 
     def _load_from_state_dict(
         self,

@@ -135,6 +135,7 @@ class EmbeddingCollection(ShardedModule, Target):
         return not self._unpooled
 
     def _read(self, batch: Any) -> IdBatch:
+        self.check_shards()
         given = split_keyed_jagged(batch) if is_keyed_jagged(batch) else batch
         if given is not batch and self._all_pooled:
             check_bags("the collection", batch, [feature.key for feature in self.features], given)

@@ -45,6 +45,18 @@ class _Box:
         return ChunkStorageMetadata(self.offsets, self.weights.shape)
 
 
+@dataclass(frozen=True)
+class Live:
+    """What can be done to a table through its module's `weight`."""
+
+    learns: Callable[[], bool]
+    freeze: Callable[[bool], None]
+
+
+_REQUIRES_GRAD: Any = torch.Tensor.requires_grad  # a C descriptor, which type checkers take for a plain attribute
+WRITE = "write its rows with load_rows(table, source)"
+
+
 class TableHandle(torch.Tensor):
     """A sharded table in a state dict, and as `weight` of its module. Copies (`clone`, `copy.deepcopy`) hold copies of this
     rank's shards.
@@ -53,14 +65,74 @@ class TableHandle(torch.Tensor):
     table: TableConfig
     held: tuple[Held, ...]
     touch: Callable[[], None]
+    live: Live | None  # None in a state dict, where a weight is detached from its module
 
     @staticmethod
-    def of(table: TableConfig, held: Sequence[Held], device: torch.device, touch: Callable[[], None] = lambda: None) -> TableHandle:
+    def of(
+        table: TableConfig,
+        held: Sequence[Held],
+        device: torch.device,
+        touch: Callable[[], None] = lambda: None,
+        live: Live | None = None,
+    ) -> TableHandle:
         """`touch` is called when somebody is about to write the weights that it stands for."""
         shape = (table.num_embeddings, table.embedding_dim)
         handle = torch.Tensor._make_wrapper_subclass(TableHandle, shape, dtype=table.dtype, device=device)
-        handle.table, handle.held, handle.touch = table, tuple(held), touch
+        handle.table, handle.held, handle.touch, handle.live = table, tuple(held), touch, live
+        handle._is_param = live is not None  # so that torch takes it for a Parameter, and what it would do with one is refused
         return handle
+
+    @property
+    def requires_grad(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.live.learns() if self.live else _REQUIRES_GRAD.__get__(self)
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.live:
+            self.live.freeze(not value)
+        else:
+            _REQUIRES_GRAD.__set__(self, value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> TableHandle:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise UnsupportedError(f"table {self.table.name!r}: .data cannot be assigned; {WRITE}")
+
+    @property
+    def grad(self) -> torch.Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._refuse_grad("has no .grad")
+        return None
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._refuse_grad("has no .grad that could be assigned")
+
+    @property
+    def is_leaf(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._refuse_grad("is no leaf of autograd, and no torch optimizer can step it")  # which ask for it first
+        return True
+
+    def register_hook(self, hook: Callable[..., Any]) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._refuse_grad("takes no hooks", always=True)
+        raise AssertionError
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[..., Any]) -> NoReturn:
+        self.register_hook(hook)
+
+    def _refuse_grad(self, what: str, always: bool = False) -> None:
+        if self.live or always:
+            raise UnsupportedError(
+                f"table {self.table.name!r} {what}: gradients of tables with an optimizer of ours wait with the rows' owners until "
+                "se.Optimizer.step(); clip them with se.clip_grad_norm_, drop them with zero_grad(), or leave out optimizer= to "
+                "have Parameters"
+            )
 
     def load(self, other: TableHandle) -> None:
         """Copy the weights of another handle of the same cut.

@@ -4,6 +4,7 @@ brought.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from shardembed.errors import StepError
+from shardembed.errors import StepError, StillLearningWarning
+from shardembed.freezing import Beside
 from shardembed.ids import FeatureIds, IdBatch
 from shardembed.jagged import is_keyed_jagged
 from shardembed.journey import Journey
@@ -70,7 +72,29 @@ class Lookup(ShardedModule):
     def look_up(self, *arguments: Any) -> list[torch.Tensor]:
         """One output a feature, from what was handed out for this call, or from a call of its own."""
         ready = self._handed_out(arguments)
-        return self.journey.forward(lambda: IdBatch.join(self.read(*arguments)), self.features) if ready is None else ready.outputs
+        if ready is None:
+            return self.journey.forward(lambda: IdBatch.join(self.checked(*arguments)), self.features)
+        self.check_shards()
+        return ready.outputs
+
+    def checked(self, *arguments: Any) -> tuple[FeatureIds, ...]:
+        """As `read`, for a call in which the weights are looked up: its errors reach all ranks."""
+        self.check_shards()
+        if self.journey.beside.parameters and torch.is_grad_enabled() and self.journey.beside.all_frozen():
+            self._warn_of_learning()
+        return self.read(*arguments)
+
+    def _warn_of_learning(self) -> None:
+        journey = self.journey
+        journey.beside = Beside()  # once
+        names = [table.name for number, table in enumerate(journey.tables) if number not in journey.frozen.tables]
+        warnings.warn(
+            f"all Parameters of the model have been frozen since shard(), and table(s) {names} learn on: with an optimizer of ours "
+            "they are not among model.parameters(). If they are to be frozen too, call model.requires_grad_(False), or "
+            "requires_grad_(False) of their modules",
+            StillLearningWarning,
+            stacklevel=2,
+        )
 
     def _handed_out(self, arguments: tuple[Any, ...]) -> Ready | None:
         if torch._C._current_graph_task_id() >= 0:

@@ -98,7 +98,7 @@ class _Single(Lookup):
         except AttributeError:
             # Not while it is being built: torch registers no parameter (optimizer=None) under a name that is taken.
             if name == "weight" and "feature" in self.__dict__:
-                return self._handle(self.tables[0].name)
+                return self._live_handle(self.tables[0].name)
             raise
 
 

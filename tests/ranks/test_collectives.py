@@ -123,6 +123,10 @@ def collection(plan: Any, optimizer: Any = ADAGRAD, **settings: Any) -> se.Embed
     return se.EmbeddingCollection(SMALL, plan=plan, optimizer=optimizer, **settings)
 
 
+def of_one_dtype(optimizer: Any) -> se.EmbeddingCollection:
+    return se.EmbeddingCollection(SMALL[1:], plan=ROWS, optimizer=optimizer)
+
+
 def renormalised() -> se.EmbeddingCollection:
     tables = [se.TableConfig(f"t{i}", 20, 4 + i, max_norm=1.0) for i in range(3)]
     return se.EmbeddingCollection(tables, plan=COLUMNS, optimizer=ADAGRAD)
@@ -154,6 +158,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Calls]]] = {
     "+ `deterministic=True` and replicated tables": lambda rank: count(rank, lambda: collection(MIXED, deterministic=True)),
     "+ `optimizer=None`": lambda rank: count(rank, lambda: collection(ROWS, None)),
     "+ `optimizer=None` and replicated tables": lambda rank: count(rank, lambda: collection(MIXED, None)),
+    "+ `optimizer=None` and `torch.amp.GradScaler`": lambda rank: count(rank, lambda: of_one_dtype(None), scale=True),
     "`rows(table, ids)`": lambda rank: count_call(rank, lambda emb: emb.rows("a", torch.arange(5))),
     "`topk(queries, k, table)`": lambda rank: count_call(rank, lambda emb: emb.topk(torch.rand(2 + rank, 6), 3, "b")),
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed._composable.replicate import replicate
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
@@ -14,6 +19,34 @@ from shardembed.exposed import ExposedShard
 from tests.harness import run_ranks
 from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
 from tests.ranks.test_compose import PLAN, STEPS, State, fsdp, whole_state
+
+
+class Outer(nn.Module):
+    """What is wrapped is not what was sharded."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.tied = body.user  # the same table under another name
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.body(user, item)
+
+
+def fsdp1(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by torch
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+# Nothing but FSDP2 is told which parameters are shards.
+WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DDP": DistributedDataParallel,
+    "DDP around a parent": lambda model: DistributedDataParallel(Outer(model)),
+    "replicate": replicate,
+    "FSDP1": fsdp1,
+    "FSDP2": fsdp,
+}
 
 CUTS: dict[str, dict[str, se.Placement]] = {
     "cut": PLAN,
@@ -58,9 +91,12 @@ def trained(rank: int, world_size: int, cut: str, name: str, wrap: str, clip: fl
     se.shard(model, plan=CUTS[cut], verbose=False)
     shards = [parameter for parameter in model.parameters() if isinstance(parameter, ExposedShard)]
     assert se.ignored(model) == set(shards), "ignored() names other parameters than the shards"
-    train(model, DistributedDataParallel(model) if wrap == "DDP" else fsdp(model), name, rank, world_size, clip)
+    wrapped = WRAPS[wrap](model)
+    train(model, wrapped, name, rank, world_size, clip)
     assert all(p.grad is None or p.grad.is_sparse == sparse for p in shards), "gradients of the wrong kind"
-    return whole_state(model)
+    whole = FullyShardedDataParallel.summon_full_params(wrapped) if wrap == "FSDP1" else nullcontext()
+    with whole:
+        return whole_state(model)
 
 
 def check(cut: str, name: str, wrap: str = "DDP", clip: float | None = None, frozen: bool = False) -> None:
@@ -76,8 +112,9 @@ def test_torch_optimizers_step_shards_as_they_step_whole_tables(cut: str, name: 
     check(cut, name)
 
 
-def test_shards_are_not_touched_by_fully_shard() -> None:
-    check("cut", "Adam", wrap="FSDP2")
+@pytest.mark.parametrize("wrap", [name for name in WRAPS if name != "DDP"])
+def test_shards_are_not_touched_by_any_wrapper(wrap: str) -> None:
+    check("cut", "Adam", wrap=wrap)
 
 
 def test_frozen_shards_stay() -> None:
@@ -89,6 +126,7 @@ def test_frozen_shards_stay() -> None:
 def test_clipping_counts_every_shard_of_every_rank_once(cut: str, name: str) -> None:
     if name == "SGD":  # torch's own clipping takes no sparse gradients
         check(cut, name, clip=0.05)
+        check(cut, name, wrap="FSDP2", clip=0.05)
     else:
         assert len(set(run_ranks(2, norm, cut))) == 1
 
@@ -99,7 +137,6 @@ def norm(rank: int, world_size: int, cut: str) -> float:
     for sparse in (False, True):
         model = build(sparse)
         se.shard(model, plan=CUTS[cut], verbose=False)
-        se.ignored(model)
         user, item, label = part(batches(1)[0], rank, world_size)
         wrapped = DistributedDataParallel(model)  # has to live until the backward
         nn.functional.mse_loss(wrapped(user, item), label).backward()

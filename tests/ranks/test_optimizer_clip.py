@@ -7,14 +7,14 @@ import torch
 
 import shardembed as se
 from shardembed import optim
-from shardembed.errors import NonFiniteGradientError, StepError
+from shardembed.errors import ConfigError, NonFiniteGradientError, StepError
 from tests.harness import run_ranks
 from tests.ranks.optimizing import NAMES, Pair, batch_of, held, loss_of, near, unchanged, weight_of
 
 SGD = dict.fromkeys(NAMES, optim.SGD(lr=0.5))
 
 
-def clip(rank: int, world_size: int, shared: bool, dense: bool, limits: list[float]) -> None:
+def clip(rank: int, world_size: int, shared: bool, dense: bool, limits: list[float], norm_type: float = 2.0) -> None:
     pair = Pair(world_size, shared=shared, dense=dense)
     opt = pair.optimizer(micro_batches=2)
     for step in range(2):
@@ -24,8 +24,8 @@ def clip(rank: int, world_size: int, shared: bool, dense: bool, limits: list[flo
                 loss_of(pair.wrapped, batch_of(rank, number)).backward()
             pair.backward_plain(number)
         for limit in limits:
-            norm = se.clip_grad_norm_(pair.wrapped, limit)
-            near(norm, torch.nn.utils.clip_grad_norm_(pair.plain.parameters(), limit), f"norm, limit {limit}")
+            norm = se.clip_grad_norm_(pair.wrapped, limit, norm_type)
+            near(norm, torch.nn.utils.clip_grad_norm_(pair.plain.parameters(), limit, norm_type), f"norm, limit {limit}")
             assert norm.shape == ()
         opt.step()
         opt.zero_grad()
@@ -39,6 +39,14 @@ def test_norm_and_weights_are_those_of_the_unsharded_model(world_size: int) -> N
         run_ranks(world_size, clip, shared, dense, [0.1])
     run_ranks(world_size, clip, True, True, [0.2, 0.2, 0.01])  # again: the norm is now what the first call left
     run_ranks(world_size, clip, True, True, [torch.inf, 1e6])
+    for norm_type in (1, 2.5, torch.inf):
+        run_ranks(world_size, clip, True, True, [0.1, 0.05], norm_type)
+
+
+@pytest.mark.parametrize("norm_type", [0, -torch.inf, torch.nan])
+def test_a_norm_that_is_none_is_refused(norm_type: float) -> None:
+    with pytest.raises(ConfigError, match=f"norm_type must be above 0, or inf, not {norm_type}"):
+        se.clip_grad_norm_(torch.nn.Linear(2, 2), 1.0, norm_type)
 
 
 def small_steps(rank: int, world_size: int) -> None:
@@ -77,7 +85,7 @@ def test_nothing_to_clip_is_a_norm_of_0() -> None:
         run_ranks(world_size, nothing)
 
 
-def ill(rank: int, world_size: int, value: float) -> None:
+def ill(rank: int, world_size: int, value: float, norm_type: float) -> None:
     """One rank's gradient of one element is not finite: with `error_if_nonfinite` all ranks raise and nothing has changed;
     without, all is scaled as torch does it.
     """
@@ -88,12 +96,13 @@ def ill(rank: int, world_size: int, value: float) -> None:
         pair.model.hooks["rows"] = lambda grad: grad.index_fill(1, torch.tensor(2), value)
     loss_of(pair.wrapped, batch_of(rank, 0)).backward()
     with pytest.raises(NonFiniteGradientError, match=f"the gradient norm is {value}"):
-        se.clip_grad_norm_(pair.wrapped, 1.0, error_if_nonfinite=True)
+        se.clip_grad_norm_(pair.wrapped, 1.0, norm_type, error_if_nonfinite=True)
     pair.backward_plain(0)
     weight = weight_of(pair.plain, "rows")
     assert weight.grad is not None
     weight.grad[batch_of(0, 0)["rows"].unique(), 2] = value
-    norm, expected = se.clip_grad_norm_(pair.wrapped, 1.0), torch.nn.utils.clip_grad_norm_(pair.plain.parameters(), 1.0)
+    norm = se.clip_grad_norm_(pair.wrapped, 1.0, norm_type)
+    expected = torch.nn.utils.clip_grad_norm_(pair.plain.parameters(), 1.0, norm_type)
     torch.testing.assert_close(norm, expected, equal_nan=True)
     opt.step()
     pair.step_plain(numbers)
@@ -106,9 +115,10 @@ def ill(rank: int, world_size: int, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_gradients_that_are_not_finite(value: float) -> None:
+@pytest.mark.parametrize("norm_type", [2.0, torch.inf])
+def test_gradients_that_are_not_finite(value: float, norm_type: float) -> None:
     for world_size in (1, 2):
-        run_ranks(world_size, ill, value)
+        run_ranks(world_size, ill, value, norm_type)
 
 
 def too_early(rank: int, world_size: int) -> None:

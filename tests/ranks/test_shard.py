@@ -314,7 +314,7 @@ def test_the_weight_of_a_sharded_table_is_described_and_not_computed_with() -> N
     assert (tuple(weight.shape), weight.dtype, weight.device) == ((USERS, COLUMNS), F64, torch.device("cpu"))
     with pytest.raises(UnsupportedError, match=r"'user' lies cut.*rows\(table, ids\).*se.unshard\(\)"):
         nn.init.normal_(weight)
-    with pytest.raises(TypeError, match="cannot assign"):
+    with pytest.raises(UnsupportedError, match=r"'user' was to become 'weight' of a Linear.*skip=\['user'\]"):
         nn.Linear(COLUMNS, USERS).weight = weight
 
 

@@ -21,8 +21,11 @@ LONGEST = 400  # lines a file; a longer one is two files
 FLOORS = {
     5: [FACADE, "__main__", "cli", "bench", "recipes"],
     4: ["modules", "convert", "checkpoint", "doctor", "embeddings", "observe", "testing", "vocab"],
-    3: ["journey", "prefetch", "loaders", "optimizer"],
-    2: ["ahead", "autograd", "exchange", "exposed", "fixed", "renorm", "route", "slab", "step", "twins"],
+    3: ["clipping", "journey", "prefetch", "loaders", "optimizer"],
+    2: [
+        *("ahead", "autograd", "exchange", "exposed", "fixed", "freezing", "guarded"),
+        *("renorm", "route", "slab", "step", "ticket", "twins", "wrappers"),
+    ],
     1: ["beside", "comm", "heartbeat", "kernels", "meeting", "stages", "trouble"],
     0: [
         *(
