@@ -70,8 +70,9 @@ def main(folder: str) -> None:
     config, training, valid, test = prepared = prepare()
     model = build(prepared)
     trainer = Trainer(config, model)
+    trainer.optimizer = None  # it has the plain weights
     model = se.shard(model, optimizer=se.optim.SGD(lr=TABLES_LR), plan=se.row_wise())
-    trainer.optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=DENSE_LR))  # config's is of before
+    trainer.optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=DENSE_LR))
     fit(trainer, training, valid).evaluate(test, load_best_model=False)
     se.save_checkpoint(folder, model, optimizer=trainer.optimizer)
 
