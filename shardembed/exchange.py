@@ -17,7 +17,7 @@ import torch
 from shardembed import narrow
 from shardembed.comm import Comm
 from shardembed.errors import DisagreementError, rebuild, travels, weight
-from shardembed.freezing import COUNT_SHIFT
+from shardembed.freezing import described
 from shardembed.route import Route
 from shardembed.slabs import SlabSpec
 from shardembed.trouble import SAME_CALLS, SAME_OUTPUTS
@@ -225,7 +225,7 @@ def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
     if differs[3] or differs[4]:
         text += f", after {steps} optimizer step(s), {'with' if waiting else 'without'} gradients waiting for the next"
     if not differs[2] and differs[7]:
-        text += f", with {frozen >> COUNT_SHIFT} table(s) frozen since they were made"
+        text += f", with {described(frozen)}"
     return text
 
 

@@ -23,7 +23,7 @@ from shardembed.optim import External
 from shardembed.slab import LocalShard, Slab
 from shardembed.step import reduce_copies
 
-Freeze = Callable[[int, bool], None]
+Freeze = Callable[[frozenset[int], bool], None]
 # Properties of torch's that are overridden below. They are C descriptors, which type checkers take for plain attributes.
 _REQUIRES_GRAD: Any = torch.Tensor.requires_grad
 _DATA: Any = torch.Tensor.data
@@ -95,7 +95,7 @@ class ExposedShard(nn.Parameter):
         if freeze is None:  # the tables are gone, and this is all that is left of them
             self.learn(value)
         else:
-            freeze(self._number, not value)
+            freeze(frozenset({self._number}), not value)
 
     def requires_grad_(self, requires_grad: bool = True) -> ExposedShard:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.requires_grad = requires_grad
@@ -184,9 +184,9 @@ class Exposed:
         """The shards of these tables of the collection."""
         return [shard for table, shards in self._of_table.items() if table in numbers for shard in shards]
 
-    def freeze(self, table: int, still: bool) -> None:
-        """Let the shards of a table say whether it is frozen."""
-        for shard in self._of_table.get(table, ()):
+    def freeze(self, numbers: Collection[int], still: bool) -> None:
+        """Let the shards of these tables say whether they are frozen."""
+        for shard in self.of_tables(numbers):
             shard.learn(not still)
 
     def take(self, wanted: Sequence[ExposedShard]) -> dict[int, torch.Tensor]:

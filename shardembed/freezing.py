@@ -19,7 +19,7 @@ from shardembed.route import Route, combine
 from shardembed.slabs import SlabSpec
 from shardembed.tables import TableConfig
 
-COUNT_SHIFT = 32  # of a fingerprint: a checksum below, the number of tables frozen later above
+MASKED = 62  # tables of a collection up to which a fingerprint has a bit for each
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,28 @@ class Frozen:
         made = frozenset(number for number, table in enumerate(tables) if table.frozen)
         return _settled(made, made, specs)
 
-    def changed(self, tables: Sequence[TableConfig], number: int, still: bool, specs: Sequence[SlabSpec]) -> Frozen:
-        """The same with one table frozen, or thawed.
+    def changed(self, tables: Sequence[TableConfig], numbers: frozenset[int], still: bool, specs: Sequence[SlabSpec]) -> Frozen:
+        """The same with some tables frozen, or thawed.
 
         Raises:
-            UnsupportedError: the table was made frozen.
+            UnsupportedError: one of them was made frozen.
         """
-        if not still and number in self.made:
+        if not still and (never := numbers & self.made):
             raise UnsupportedError(
-                f"table {tables[number].name!r} was frozen when it was made, so it has no optimizer state and cannot learn now; "
-                "make it unfrozen (weight.requires_grad = True before shard(), freeze=False, frozen=False), and freeze it "
+                f"table {tables[min(never)].name!r} was frozen when it was made, so it has no optimizer state and cannot learn "
+                "now; make it unfrozen (weight.requires_grad = True before shard(), freeze=False, frozen=False), and freeze it "
                 "afterwards with requires_grad_(False), which can be taken back"
             )
-        now = self.tables | {number} if still else self.tables - {number}
+        now = self.tables | numbers if still else self.tables - numbers
         return _settled(self.made, now, specs)
 
     @property
     def fingerprint(self) -> int:
-        """What ranks compare; 0 where the tables are as they were made."""
-        if self.tables == self.made:
-            return 0
-        return len(self.tables - self.made) << COUNT_SHIFT | zlib.crc32(repr(sorted(self.tables)).encode())
+        """What ranks compare, below 2^63; 0 where the tables are as they were made."""
+        later = self.tables - self.made
+        if max(later, default=0) < MASKED:
+            return sum(1 << number for number in later)
+        return 1 << MASKED | zlib.crc32(repr(sorted(later)).encode())
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ class Beside:
                 if parameter.requires_grad:
                     return False
         return left
+
+
+def described(fingerprint: int) -> str:
+    """What a fingerprint says of the tables, by number."""
+    if fingerprint >> MASKED:
+        return "others of these frozen since they were made"
+    later = [str(number) for number in range(MASKED) if fingerprint >> number & 1]
+    return f"table number {', '.join(later)} of these frozen since they were made" if later else "none of these frozen since"
 
 
 def _settled(made: frozenset[int], tables: frozenset[int], specs: Sequence[SlabSpec]) -> Frozen:

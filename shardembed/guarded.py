@@ -42,7 +42,7 @@ class Guarded(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
+        return self.detach().__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
 
     def __deepcopy__(self, memo: object) -> torch.Tensor:
         return self.detach().clone()

@@ -132,16 +132,16 @@ class Journey:
         """The slabs whose tables have an optimizer of ours."""
         return [spec for spec in self.specs if not isinstance(spec.optimizer, External)]
 
-    def freeze(self, number: int, still: bool) -> None:
-        """Freeze a table, or let it learn again, from the next lookup or backward on. Not collective, but for all ranks to do.
+    def freeze(self, numbers: frozenset[int], still: bool) -> None:
+        """Freeze tables, or let them learn again, from the next lookup or backward on. Not collective, but for all ranks to do.
 
         Raises:
-            UnsupportedError: it was made frozen.
+            UnsupportedError: one of them was made frozen.
         """
-        self.frozen, self.beside = self.frozen.changed(self.tables, number, still, self.specs), Beside()
+        self.frozen, self.beside = self.frozen.changed(self.tables, numbers, still, self.specs), Beside()
         self._anchor.requires_grad_(not self._own <= self.frozen.tables)
         for exposed in self.exposed:
-            exposed.freeze(number, still)
+            exposed.freeze(numbers, still)
 
     def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> list[torch.Tensor]:
         """Steps 1 to 6: one output a feature, `[*shape, embedding_dim]`. Collective.
@@ -375,6 +375,8 @@ class Journey:
 
     def forget(self, numbers: frozenset[int]) -> None:
         """Forget the waiting gradients of these tables."""
+        if not self.waiting:
+            return
         self._forgotten |= numbers
         if self._own <= self._forgotten:
             self.drop()

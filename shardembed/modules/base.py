@@ -60,6 +60,8 @@ class ShardedModule(TableModule):
         super().__init__()
         self.journey = journey
         self.tables = tuple(tables)
+        own = {table.name for table in tables}
+        self._numbers = frozenset(number for number, table in enumerate(journey.tables) if table.name in own)
         self.weight_keys = dict(weight_keys)
         self._register_shards()
         watch()
@@ -119,18 +121,11 @@ class ShardedModule(TableModule):
             raise self._replaced(name)
         super().register_parameter(name, param)
 
-    @property
-    def _numbers(self) -> list[int]:
-        """The numbers of its tables in the journey."""
-        return [self._table(table.name) for table in self.tables]
-
     def check_thaw(self) -> None:
-        for number in self._numbers:
-            self.journey.frozen.changed(self.journey.tables, number, False, self.journey.specs)
+        self.journey.frozen.changed(self.journey.tables, self._numbers, False, self.journey.specs)
 
     def freeze_tables(self, still: bool) -> None:
-        for number in self._numbers:
-            self.journey.freeze(number, still)
+        self.journey.freeze(self._numbers, still)
 
     def freeze(self, table: str, frozen: bool = True) -> None:
         """Let a table learn no more, or again: `requires_grad_` for one table of several. Not collective, but call it on every
@@ -139,10 +134,10 @@ class ShardedModule(TableModule):
         Raises:
             FeatureError: there is no such table. UnsupportedError: it was made frozen, so it cannot learn.
         """
-        self.journey.freeze(self._table(table), frozen)
+        self.journey.freeze(frozenset({self._table(table)}), frozen)
 
     def forget_gradients(self) -> None:
-        self.journey.forget(frozenset(self._numbers))
+        self.journey.forget(self._numbers)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ShardedModule:
         """`.to()`, `.half()` and their kin: fine where they change nothing.
@@ -279,7 +274,7 @@ class ShardedModule(TableModule):
     def _live_handle(self, table: str) -> TableHandle:
         """What stands for a table's weight: it can be frozen through it."""
         number = self._table(table)
-        live = Live(lambda: number not in self.journey.frozen.tables, lambda still: self.journey.freeze(number, still))
+        live = Live(lambda: number not in self.journey.frozen.tables, lambda still: self.journey.freeze(frozenset({number}), still))
         return self._handle(table, live)
 
     def _handle(self, table: str, live: Live | None = None) -> TableHandle:

@@ -113,9 +113,15 @@ def _update_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
     return update_parameters
 
 
+# torch.compile holds what it has met, the parameters of an optimizer that steps too, in modules of its own.
+COMPILERS = ("torch._dynamo.", "torch.fx.")
+
+
 def _check_registration(module: nn.Module, name: str, parameter: Any) -> None:
     """A table's weight as another module's too: an output layer that is tied to it, say."""
     if isinstance(module, TableModule | nn.ParameterList | nn.ParameterDict):
+        return
+    if type(module).__module__.startswith(COMPILERS):
         return
     if isinstance(parameter, TableHandle):
         table = parameter.table.name

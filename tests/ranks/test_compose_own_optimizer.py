@@ -146,3 +146,28 @@ def norm(rank: int, world_size: int, cut: str) -> float:
         assert abs(again - 0.05) < 1e-6, "the gradients were not scaled"
     assert abs(found[0] - found[1]) < 1e-12, f"the norm of sparse gradients is {found[1]}, not {found[0]}"
     return found[0]
+
+
+def compiled(rank: int, world_size: int) -> State:
+    """The step of the optimizer compiled, as torch's tutorials have it."""
+    model = se.shard(build(sparse=False), plan=CUTS["cut"], verbose=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    step = torch.compile(optimizer.step, backend="eager")
+    wrapped = DistributedDataParallel(model)
+    for batch in batches(STEPS):
+        user, item, label = part(batch, rank, world_size)
+        nn.functional.mse_loss(wrapped(user, item), label).backward()
+        step()
+        optimizer.zero_grad()
+    return whole_state(model)
+
+
+def test_a_compiled_optimizer_steps_shards() -> None:
+    plain = build(sparse=False)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.3)
+    for user, item, label in batches(STEPS):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(plain(user, item), label).backward()
+        optimizer.step()
+    for found in run_ranks(2, compiled):
+        assert differences(found, weights_of(plain)) == []

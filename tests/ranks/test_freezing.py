@@ -12,8 +12,9 @@ from torch import nn
 
 import shardembed as se
 from shardembed.errors import DisagreementError, StillLearningWarning, UnsupportedError
+from shardembed.freezing import Frozen
 from tests.harness import run_ranks
-from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, batches, part, seeded
+from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, Towers, batches, part, seeded
 
 WORLD_SIZES = (1, 2)
 PLANS: dict[str, Callable[[int], Any]] = {
@@ -156,8 +157,20 @@ def test_a_rank_that_freezes_alone_is_found_out(own: bool) -> None:
     said = run_ranks(2, freezes_alone, own)
     assert said[0] == said[1]
     assert "rank 0 makes a forward in training mode of collection" in said[0]
-    assert "with 0 table(s) frozen since they were made; rank 1" in said[0]
-    assert "with 1 table(s) frozen since they were made. Freeze and thaw tables" in said[0]
+    assert "), with none of these frozen since; rank 1 makes" in said[0], said[0]
+    assert "with table number 1 of these frozen since they were made. Freeze and thaw tables" in said[0], said[0]
+
+
+def test_a_fingerprint_tells_tables_apart() -> None:
+    """What ranks compare: another number for other tables, in 63 bits, however many tables there are."""
+    tables = [se.TableConfig(f"t{number}", 2, 2, frozen=number == 3) for number in range(100)]
+    made = Frozen.of(tables, ())
+    sets = [{0}, {1}, {0, 1}, {61}, {62}, {63}, {0, 63}, {99}, set(range(100))]
+    found = [made.changed(tables, frozenset(numbers), True, ()).fingerprint for numbers in sets]
+    assert made.fingerprint == 0
+    assert made.changed(tables, frozenset({3}), True, ()).fingerprint == 0
+    assert len({*found, 0}) == len(sets) + 1
+    assert max(found) < 2**63
 
 
 def all_frozen(rank: int, world_size: int, own: bool) -> tuple[bool, bool, bool]:
@@ -228,6 +241,59 @@ def test_a_loop_over_parameters_freezes_tables_or_says_that_it_does_not(own: boo
         model.requires_grad_(False)
         model.user.requires_grad_(True)
         model(user, item)
+
+
+def in_a_prefetched_loop(rank: int, world_size: int) -> list[list[torch.Tensor]]:
+    """Frozen and thawed while ids are ahead; beside the same in a plain loop."""
+    found = []
+    for ahead in (False, True):
+        model = seeded(Towers)
+        settings: dict[str, Any] = {"plan": se.row_wise(), "inputs": looked_up, "verbose": False}
+        se.shard(model, optimizer=se.optim.Adam(lr=0.1), **settings)
+        optimizer = se.Optimizer(model)
+        data = [part(batch, rank, world_size)[:2] for batch in batches(8)]
+        changes = {2: (model.user, False), 4: (model, False), 5: (model, True), 6: (model.towers, False)}
+        for number, batch in enumerate(se.prefetched(data, model, depth=2, arguments=tuple) if ahead else se.synced(data)):
+            if number in changes:
+                changed, learns = changes[number]
+                changed.requires_grad_(learns)
+            loss = model(*batch).square().mean()
+            if loss.requires_grad:
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        items = model.towers["item"].rows("towers.item", torch.arange(ITEMS))
+        found.append([model.user.rows("user", torch.arange(USERS)), items])
+    return found
+
+
+def looked_up(user: torch.Tensor, item: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"user": user, "towers.item": item}
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_tables_are_frozen_in_a_prefetched_loop_as_in_a_plain_one(world_size: int) -> None:
+    for plain, ahead in run_ranks(world_size, in_a_prefetched_loop):
+        assert all(torch.equal(one, other) for one, other in zip(plain, ahead, strict=True))
+
+
+def one_of_a_collection(rank: int, world_size: int, update: Any) -> list[bool]:
+    tables = [se.TableConfig("a", 10, 4), se.TableConfig("b", 10, 4)]
+    emb = se.EmbeddingCollection(tables, optimizer=se.optim.SGD(lr=1.0), update=update)
+    optimizer = se.Optimizer(emb)
+    emb.freeze("a")
+    before = {name: emb.rows(name, torch.arange(10)) for name in "ab"}
+    out = emb({name: torch.tensor([[1, 2]]) for name in "ab"})
+    (out["a"] * out["b"]).sum().backward()
+    optimizer.step()
+    moved = [not torch.equal(emb.rows(name, torch.arange(10)), rows) for name, rows in before.items()]
+    return [out["a"].requires_grad, out["b"].requires_grad, *moved]
+
+
+@pytest.mark.parametrize("update", ["step", "backward"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_collection_freezes_one_table(world_size: int, update: str) -> None:
+    assert run_ranks(world_size, one_of_a_collection, update) == [[False, True, False, True]] * world_size
 
 
 def saved_and_restored(rank: int, world_size: int, folder: str) -> list[torch.Tensor]:

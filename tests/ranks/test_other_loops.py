@@ -6,16 +6,22 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
+from shardembed.errors import StepError
 from tests.harness import run_ranks
+from tests.ranks.models import Batch, Towers, batches, differences, part, seeded, weights_of
+from tests.ranks.test_compose import whole_state
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -42,6 +48,37 @@ def train(
     others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test"}
     with importable(dtype), mock.patch.dict(os.environ, {**{name: str(value) for name, value in said.items()}, **others}):
         getattr(importlib.import_module(example), function)(folder)
+
+
+def accelerated(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Tables with torch's optimizer, prepared by Accelerate, which is told nothing."""
+    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    with mock.patch.dict(os.environ, {name: str(value) for name, value in said.items()}):
+        accelerator = importlib.import_module("accelerate").Accelerator(cpu=True)
+        model = se.shard(seeded(Towers), plan=se.row_wise(), verbose=False)
+        wrapped, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=0.05))
+    assert isinstance(wrapped, DistributedDataParallel), "Accelerate has wrapped nothing"
+    steps = [part(batch, rank, world_size) for batch in batches(3)]
+    trained_by(wrapped, optimizer, accelerator.backward, steps)
+    nn.functional.mse_loss(wrapped(*steps[0][:2]), steps[0][2]).backward()
+    with pytest.raises(StepError, match=r"Use se\.clip_grad_norm_"):
+        accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
+    return whole_state(model)
+
+
+def trained_by(model: nn.Module, optimizer: Any, backward: Callable[[torch.Tensor], None], steps: list[Batch]) -> None:
+    for user, item, label in steps:
+        backward(nn.functional.mse_loss(model(user, item), label))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_accelerate_leaves_shards_alone() -> None:
+    pytest.importorskip("accelerate")
+    plain = seeded(Towers)
+    trained_by(plain, torch.optim.Adam(plain.parameters(), lr=0.05), torch.Tensor.backward, batches(3))
+    for found in run_ranks(2, accelerated, timeout=180.0, fresh_ranks=True):
+        assert differences(found, weights_of(plain)) == []
 
 
 @pytest.mark.parametrize("example", NEEDS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.errors import CheckpointError, ConfigError, StepError, UnsupportedError
+from shardembed.guarded import ShardGradient
 from tests.harness import run_ranks
 from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
 from tests.ranks.test_compose import State, fsdp, whole_state
-from tests.ranks.test_compose_own_optimizer import CUTS
+from tests.ranks.test_compose_own_optimizer import CUTS, WRAPS
 
 ON_ONE = {"user": se.table_wise(0), "towers.item": se.table_wise(0)}  # rank 1 has no rows at all
 
@@ -89,6 +93,19 @@ def norms(rank: int, world_size: int, plan: Any) -> None:
 @pytest.mark.parametrize("plan", [CUTS["cut"], CUTS["copies"], ON_ONE], ids=["cut", "copies", "on one"])
 def test_a_norm_of_one_ranks_rows_is_refused_on_all_ranks(plan: Any) -> None:
     run_ranks(2, norms, plan)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_copies_of_a_shards_gradient_are_ordinary_tensors(sparse: bool) -> None:
+    plain = torch.eye(3).to_sparse() if sparse else torch.eye(3)
+    gradient = ShardGradient.of(plain, "user", se.Comm.of())
+    file = io.BytesIO()
+    torch.save(gradient, file)
+    file.seek(0)
+    copies = [copy.deepcopy(gradient), pickle.loads(pickle.dumps(gradient)), torch.load(file), gradient.clone(), 1.0 * gradient]
+    for one in copies:
+        assert type(one) is torch.Tensor
+        torch.testing.assert_close(one, plain)
 
 
 def clipped_by_torch(rank: int, world_size: int, plan: Any, by: str) -> State:
@@ -243,9 +260,9 @@ def scaled(model: nn.Module, wrapped: nn.Module, name: str, rank: int, world_siz
     return scales
 
 
-def scaled_on_ranks(rank: int, world_size: int, name: str, plan: Any) -> tuple[list[float], State]:
+def scaled_on_ranks(rank: int, world_size: int, name: str, plan: Any, wrap: str) -> tuple[list[float], State]:
     model = se.shard(seeded(lambda: Towers(sparse=name == "sparse")), plan=plan, verbose=False)
-    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    wrapped = WRAPS[wrap](model) if world_size > 1 else model
     return scaled(model, wrapped, name, rank, world_size), whole_state(model)
 
 
@@ -255,8 +272,8 @@ def test_a_scaler_finds_on_every_rank_what_it_finds_on_any(name: str, plan: Any)
     plain = seeded(lambda: Towers(sparse=name == "sparse"))
     scales = scaled(plain, plain, name, 0, 1)
     assert scales == [64.0, 32.0, 32.0], "nothing has overflown"
-    for world_size in (1, 2):
-        for found, state in run_ranks(world_size, scaled_on_ranks, name, plan):
+    for world_size, wrap in [(1, "DDP"), (2, "DDP"), *([(2, "FSDP2")] if name == "one for all" else [])]:
+        for found, state in run_ranks(world_size, scaled_on_ranks, name, plan, wrap):
             assert found == scales
             assert differences(state, weights_of(plain), tolerance=1e-9) == []
 
@@ -293,6 +310,7 @@ def asked_for_state(rank: int, world_size: int, ours: bool, stepped: bool) -> No
             ask(model, optimizer)
     weights = state_dict.get_model_state_dict(model)
     assert list(weights) == list(Towers().state_dict())
+    state_dict.set_model_state_dict(model, weights)
     own = optimizer.state_dict()  # for who keeps it by rank
     optimizer.load_state_dict(own)
 
