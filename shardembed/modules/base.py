@@ -325,6 +325,14 @@ class ShardedModule(TableModule):
             "cut over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
         )
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        # Several threads of one process would make the ranks' calls at once.
+        raise UnsupportedError(
+            f"nn.DataParallel was about to copy table(s) {[table.name for table in self.tables]} into threads of one process, and "
+            "they lie cut over the ranks of the job. Start a process a GPU with torchrun, and wrap the model in "
+            "DistributedDataParallel"
+        )
+
     def extra_repr(self) -> str:
         own = {table.name for table in self.tables}
         return "\n".join(

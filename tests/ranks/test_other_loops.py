@@ -29,9 +29,9 @@ NEEDS = {"ddp_loop": None, "lightning_loop": "lightning", "accelerate_loop": "ac
 
 
 @contextmanager
-def importable() -> Iterator[None]:
+def importable(dtype: torch.dtype = torch.float64) -> Iterator[None]:
     """The examples import each other as scripts do. In float64, so that an order of summation explains nothing."""
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     sys.path.insert(0, str(EXAMPLES))
     try:
         yield
@@ -40,12 +40,14 @@ def importable() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def train(rank: int, world_size: int, example: str, folder: str) -> None:
+def train(
+    rank: int, world_size: int, example: str, folder: str, function: str = "main", dtype: torch.dtype = torch.float64
+) -> None:
     # What torchrun says; the process group is there already.
     said = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test"}
-    with importable(), mock.patch.dict(os.environ, {**{name: str(value) for name, value in said.items()}, **others}):
-        importlib.import_module(example).main(folder)
+    with importable(dtype), mock.patch.dict(os.environ, {**{name: str(value) for name, value in said.items()}, **others}):
+        getattr(importlib.import_module(example), function)(folder)
 
 
 def accelerated(rank: int, world_size: int) -> dict[str, torch.Tensor]:

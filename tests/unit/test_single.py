@@ -512,6 +512,13 @@ def test_a_module_stays_where_and_what_it_was_made(kind: str) -> None:
             module.double()
 
 
+def test_data_parallel_threads_are_refused() -> None:
+    """torch makes its copies through this method of every module, on two GPUs or more."""
+    module = se.Embedding(6, 3, optimizer=OURS, feature="item")
+    with pytest.raises(UnsupportedError, match=r"nn.DataParallel was about to copy table\(s\) \['item'\].*DistributedDataParallel"):
+        module._replicate_for_data_parallel()
+
+
 def test_weights_may_have_another_dtype() -> None:
     ids, weights = ALL.view(2, 3), torch.rand(2, 3, dtype=torch.float64)
     given = torch.randn(6, 3)
