@@ -59,7 +59,7 @@ class LoaderError(DataError):
 
 
 class WorkerError(ShardEmbedError, RuntimeError):
-    """A worker process that reads data ended before its time."""
+    """A worker process that reads data ended before its time, or cannot hand over what it read."""
 
 
 class EndOfData(ShardEmbedError):
@@ -121,7 +121,7 @@ _TRAVELLING = {
     cls.__name__: cls
     for cls in (
         *(InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError, DataError, CheckpointError),
-        *(LoaderError, EndOfData),
+        *(LoaderError, EndOfData, WorkerError),
     )
 }
 # A rank that has no batch to give is heard before one whose batch nobody will look at.

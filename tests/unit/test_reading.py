@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,48 @@ def test_a_run_whose_worker_was_killed_says_so_and_goes_on_where_it_was_saved(
     for name in ("losses", "auc", "log_loss"):
         assert found[name] == wanted[name], name
     assert resumed.tables() == whole.tables()
+
+
+@dataclass(frozen=True)
+class Sent(Part):
+    values: torch.Tensor
+    more: Any
+
+
+def unlimited(epoch: int) -> Iterator[Any]:
+    yield from range(6)
+
+
+def no_room_left(epoch: int) -> Iterator[Any]:
+    """As on a full /dev/shm: no file may grow beyond a page, from the fourth batch on."""
+    for number in range(6):
+        if number == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        yield number
+
+
+def sent(number: int, rank: int, world_size: int, spoiled: int) -> Part:
+    return Sent(torch.full((5000,), number), (lambda: number) if number == spoiled else None, global_size=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is shared in other ways")
+@pytest.mark.parametrize(
+    ("epoch", "spoiled", "expected"),
+    [
+        (no_room_left, -1, r"rank 2: a worker that reads data cannot hand over a batch of 40,000 bytes: .*Give shared memory"),
+        (unlimited, 3, r"rank 2: a worker that reads data ended with exit code 1; look above"),
+    ],
+    ids=["no shared memory left", "what cannot be sent"],
+)
+def test_a_part_that_a_worker_cannot_hand_over_ends_the_job_and_not_in_silence(
+    epoch: Callable[[int], Iterator[Any]], spoiled: int, expected: str
+) -> None:
+    stream = Stream(epoch, partial(sent, spoiled=spoiled), 6, 2, 3)
+    came = []
+    with closing(reading.read(stream, range(6), 1, CPU)) as parts, pytest.raises(WorkerError, match=expected):
+        came.extend(contents(part)[1][0] for part in parts)
+    assert came == [0, 1, 2][: len(came)]  # a worker that dies may take with it what was on its way
+    assert epoch is unlimited or len(came) == 3
 
 
 def test_a_worker_that_is_still_dying_when_its_connection_breaks_is_waited_for() -> None:

@@ -17,9 +17,22 @@ class Part:
 
     global_size: int = field(kw_only=True)
 
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, torch.Tensor))
+
     def pin_memory(self) -> Self:
         """The same part in pinned host memory; a DataLoader with `pin_memory=True` asks for it."""
         return self._each(torch.Tensor.pin_memory)
+
+    def share_memory(self) -> Self:
+        """The same part in shared memory, through which another process gets it.
+
+        Raises:
+            RuntimeError: there is no room for it.
+        """
+        return self._each(torch.Tensor.share_memory_)
 
     def to(self, device: torch.device) -> Self:
         """The same part on a device. Copies from pinned memory do not wait."""

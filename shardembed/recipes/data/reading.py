@@ -15,12 +15,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import resource_tracker
+from multiprocessing import queues, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -38,6 +39,10 @@ from shardembed.recipes.data.part import Part
 # would not end them with us; and all are started once a job, so it would save nothing.
 START = "spawn"
 DYING_SECONDS = 5.0
+MORE_ROOM = (
+    "Give shared memory (/dev/shm) more room, for example by docker run --shm-size=1g, or set data.workers: 0, by which ranks read "
+    "between steps"
+)
 NO_LEAKS = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
@@ -71,7 +76,8 @@ def read(stream: Stream, steps: range, workers: int, device: torch.device) -> Ge
     """The parts of `steps`, on the CPU, pinned where `device` is a GPU. Close it to end the workers.
 
     Raises:
-        WorkerError: a worker was killed. What a worker itself raises is raised here, in its place in the order.
+        WorkerError: a worker was killed, or cannot hand over what it made. What a worker itself raises is raised here, in its place
+            in the order.
     """
     loader = DataLoader(
         _Parts(stream, steps),
@@ -86,8 +92,13 @@ def read(stream: Stream, steps: range, workers: int, device: torch.device) -> Ge
     others = set(multiprocessing.active_children())
     processes: list[BaseProcess] = []
     try:
-        with _starting() if workers else nullcontext():
-            made = iter(loader)
+        try:
+            with _starting() if workers else nullcontext():
+                made = iter(loader)
+        except OSError as error:
+            raise WorkerError(
+                f"rank {stream.rank}: cannot start {workers} processes that read data: {error}. {MORE_ROOM}"
+            ) from error
         processes = [process for process in multiprocessing.active_children() if process not in others]
         while True:
             try:
@@ -126,15 +137,36 @@ class _Parts(IterableDataset):
             yield from self._stream.parts(self._steps)
             return
         try:
-            yield from self._stream.parts(self._steps, worker.id, worker.num_workers)
+            for part in self._stream.parts(self._steps, worker.id, worker.num_workers):
+                yield self._handed_over(part)
         except ShardEmbedError as error:
             yield _Failure(*travels(error))
+
+    def _handed_over(self, part: Part) -> Part:
+        """In shared memory already: torch would put it there in a thread, where an error is printed, the part lost, and the rank
+        would wait for it for ever.
+        """
+        try:
+            return part.share_memory()
+        except RuntimeError as error:
+            raise WorkerError(
+                f"rank {self._stream.rank}: a worker that reads data cannot hand over a batch of {part.nbytes:,} bytes: {error}. "
+                f"{MORE_ROOM}"
+            ) from error
 
 
 def _begin_worker(parent: int, number: int) -> None:
     # A rank that is killed can end nobody, and torch's workers look for their parent only now and then.
     lifeline.end_with(parent)
+    # What cannot be sent is lost, and the rank waits for it: better to be seen dying.
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # pyright: ignore[reportAttributeAccessIssue]
     keep_freed_memory()  # as ranks do: reading takes nearly twice the time without
+
+
+def _end_worker(error: Exception, part: object) -> None:
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @contextmanager
@@ -179,7 +211,10 @@ def _explain(rank: int, processes: list[BaseProcess], error: Exception) -> None:
         WorkerError: a worker is dead.
     """
     if isinstance(error, OSError | EOFError):  # a worker closes its connections a moment before it is dead
-        wait([process.sentinel for process in processes], DYING_SECONDS)
+        ended = wait([process.sentinel for process in processes], DYING_SECONDS)
+        for process in processes:
+            if process.sentinel in ended:
+                process.join(DYING_SECONDS)  # its exit code is there a moment later
     code = next((process.exitcode for process in processes if process.exitcode), None)
     if code is None:
         return
