@@ -18,6 +18,7 @@ from shardembed.recipes import metrics, report
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.data.stream import hash_rows
 from shardembed.recipes.metrics import History, Score
+from shardembed.recipes.together import on_all
 
 BATCH_ENTRIES = 1 << 22  # list entries of all ranks together, which bounds memory where histories are long
 NO_HISTORY = History(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -94,11 +95,15 @@ def evaluate(
     Args:
         seed: which users are taken when `config.users` asks for only some.
         repeats: rank training items of the user too; else they are left out.
+
+    Raises:
+        DataError: on all ranks: the data are not what they were when they were scanned.
     """
     comm, device = Comm.of(), default_device()
     everyone = chosen_users(data, config.users, seed)
     mine = everyone[comm.rank :: comm.world_size]
-    held, history = data.held_item[mine], NO_HISTORY if repeats else data.histories(mine)
+    held = data.held_item[mine]
+    history = NO_HISTORY if repeats else on_all(comm, "read the histories", lambda: data.histories(mine))
     lengths = np.minimum(data.user_counts[everyone] * (not repeats) + config.k, data.items)
     total = Score()
     for batch in _batches(lengths, ranker.most_users, comm.world_size):

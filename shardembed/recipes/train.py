@@ -103,8 +103,8 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
         scalars = around.enter_context(Scalars(run.path if run.folder is not None and config.log.tensorboard else None, begun.step))
-        parts = around.enter_context(closing(task.parts(begun.step)))
-        for step, part in zip(range(begun.step, steps), parts, strict=False):
+        parts = around.enter_context(closing(task.parts(range(begun.step, steps))))
+        for step, part in zip(range(begun.step, steps), job.given(parts), strict=True):
             epoch = step // task.steps_per_epoch
             rates.set(step)
             with watch.step(step):

@@ -19,7 +19,7 @@ from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, scan
-from shardembed.recipes.data.source import Chunk, concatenate
+from shardembed.recipes.data.source import Chunk, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_slice
 
 SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=3)
@@ -28,12 +28,12 @@ SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=
 class Listed:
     """A source of given interactions in chunks of a given size."""
 
-    name = "listed"
+    name, parts = "listed", ("listed",)
 
     def __init__(self, users: np.ndarray, items: np.ndarray, size: int = 100) -> None:
         self.all, self.size = Chunk(users, items), size
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         for start in range(0, len(self.all), self.size):
             yield self.all[start : start + self.size]
 
@@ -85,7 +85,7 @@ def test_files_give_what_was_written(tmp_path: Path, suffix: str, monkeypatch: p
         lines += [sign.join(("x", str(user), str(item))) for user, item in pairs(chunk)]
         path.write_text("\n".join(lines) + "\n")
     source = open_source(DataConfig(path=str(path), user="who", item="what"))
-    chunks = list(source.chunks())
+    chunks = list(all_chunks(source))
     assert len(chunks) > 1 or suffix == ".parquet"
     np.testing.assert_array_equal(pairs(concatenate(chunks)), pairs(chunk))
 
@@ -98,7 +98,7 @@ def test_several_files_are_read_one_after_the_other_also_compressed_ones(tmp_pat
     (tmp_path / "day_1.csv.gz").write_bytes(gzip.compress(text.encode()))
     source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what"))
     assert source.name == f"{tmp_path}/day_* (2 files)"
-    np.testing.assert_array_equal(pairs(concatenate(list(source.chunks()))), rows)
+    np.testing.assert_array_equal(pairs(concatenate(list(all_chunks(source)))), rows)
     found = scan(source, seed=0)
     np.testing.assert_array_equal(found.held_row, scan(generated(), seed=0).held_row)
 

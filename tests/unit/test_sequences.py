@@ -29,7 +29,7 @@ from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.kinds import CLOCK_TIME, WHOLE_TIME, times_like
 from shardembed.recipes.data.sequences import Sequences, scan
-from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.data.source import Chunk, all_chunks
 from shardembed.recipes.evaluate import evaluate
 from shardembed.recipes.metrics import History
 from shardembed.recipes.models.masks import Dropout
@@ -57,12 +57,12 @@ def config(**sections: Any) -> SequenceConfig:
 class Listed:
     """Interactions in the order given, `size` at a time."""
 
-    name = "listed"
+    name, parts = "listed", ("listed",)
 
     def __init__(self, rows: list[tuple[int, int, int]], size: int = 3) -> None:
         self._rows, self._size = np.array(rows, np.int64).reshape(-1, 3), size
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, part: int) -> Iterator[Chunk]:
         for start in range(0, len(self._rows), self._size):
             users, items, times = self._rows[start : start + self._size].T
             yield Chunk(users, items, times=times)
@@ -190,7 +190,7 @@ def test_users_of_sequences_may_be_any_int64(tmp_path: Path, suffix: str, slow: 
         parquet.write_table(pa.table({"user_id": pa.array(users + nulls, pa.int64()), "item_id": items}), path)
     settings = config(data={"path": str(path), "user": "user_id", "item": "item_id", "time": None, "on_bad_row": "skip"})
     source = open_source(settings.data)
-    assert [user for chunk in source.chunks() for user in chunk.users.tolist()] == users
+    assert [user for chunk in all_chunks(source) for user in chunk.users.tolist()] == users
     data = scan(source)
     assert (data.users, data.taken.tolist()) == (5, [0, 1, 2] * 5)
     assert len(data.dropped) == slow

@@ -43,7 +43,11 @@ class PlantedSequences:
         c = self._config
         return f"generator ({c.users:,} users, {c.items:,} items, {self.successors} successors, {c.noise:.0%} noise, seed {c.seed})"
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def parts(self) -> tuple[str]:
+        return (self.name,)
+
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         yield self._all
 
     @cached_property

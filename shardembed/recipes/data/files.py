@@ -80,7 +80,11 @@ class FileInteractions:
     def name(self) -> str:
         return str(self._path)
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def parts(self) -> tuple[str]:
+        return (self.name,)
+
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         for (users, items, *times), problems in self._text_rows() if self._text is not None else self._parquet_rows():
             if problems and not self._skip:
                 raise DataError(problems[0].text)
@@ -178,9 +182,12 @@ class SeveralFiles:
     def name(self) -> str:
         return named(self._patterns, len(self._files))
 
-    def chunks(self) -> Iterator[Chunk]:
-        for file in self._files:
-            yield from file.chunks()
+    @property
+    def parts(self) -> list[str]:
+        return [file.name for file in self._files]
+
+    def chunks(self, part: int) -> Iterator[Chunk]:
+        return self._files[part].chunks()
 
 
 def _ids(column: pa.Array, kind: Kind) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """From a stream of interactions to what training needs: a hold-out, counts, and global batches dealt to ranks.
 
     scan      one pass: users, items, the interaction held out of each user, counts of the rest
-    batches   one pass an epoch: held-out rows dropped, shuffled through a buffer, cut into global batches
+    batches   one pass an epoch, held to the first: held-out rows dropped, shuffled through a buffer, cut into global batches
 
 Every rank reads the whole stream and keeps its part of each batch, so what a global batch holds depends on the data and the seed
 alone, never on the number of ranks. Memory is O(users + items + shuffle buffer).
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.source import Chunk, Source, concatenate
 from shardembed.recipes.data.stream import hash_rows, rank_slice, rechunked, shuffled, shuffler
@@ -26,7 +28,6 @@ from shardembed.recipes.metrics import History
 
 NO_ROW = -1
 ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
-CHUNK_ROWS = 1 << 16  # sources chunk as they like; batches must not depend on it
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Interactions:
 
     Attributes:
         users, items: largest id + 1.
-        rows: all interactions, held-out ones included, dropped ones not.
+        seen: of each part of the source, what later passes are held to.
         dropped: what the source left out.
         held_row, held_item: int64 `[users]`: the row number and item held out of each user, NO_ROW where nothing is.
         user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
@@ -44,12 +45,21 @@ class Interactions:
     source: Source
     users: int
     items: int
-    rows: int
+    seen: tuple[Seen, ...]
     held_row: np.ndarray
     held_item: np.ndarray
     user_counts: np.ndarray
     item_counts: np.ndarray
     dropped: Dropped = NONE
+
+    @property
+    def rows(self) -> int:
+        """All interactions, held-out ones included, dropped ones not."""
+        return sum(one.rows for one in self.seen)
+
+    def describe(self) -> str:
+        """What the data are known by: hardly any other data have the same."""
+        return f"{self.rows} interactions of {self.users} users and {self.items} items, in the order {fingerprint_of(self.seen)}"
 
     @property
     def held_users(self) -> np.ndarray:
@@ -61,12 +71,17 @@ class Interactions:
         return int(self.user_counts.sum())
 
     def training(self) -> Iterator[Chunk]:
-        """The interactions that are not held out, in the order of the source, in chunks of at most CHUNK_ROWS."""
+        """The interactions that are not held out, in the order of the source.
+
+        Raises:
+            DataError: the data are not what they were when they were scanned.
+        """
         row = 0
-        for chunk in rechunked(self.source.chunks(), CHUNK_ROWS, concatenate):
-            kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
-            row += len(chunk)
-            yield chunk[kept]
+        for part, (seen, name) in enumerate(zip(self.seen, self.source.parts, strict=True)):
+            for chunk in held_to(seen, partial(self.source.chunks, part), name, concatenate):
+                kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
+                row += len(chunk)
+                yield chunk[kept]
 
     def to_read(self) -> Interactions:
         """What reading needs of this, for worker processes, each of which gets a copy."""
@@ -95,7 +110,9 @@ def scan(source: Source, seed: int) -> Interactions:
     held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
     row = 0
     dropped = NONE
-    for chunk in source.chunks():
+    passes = [FirstPass() for _ in source.parts]
+    for part, chunk in _chunks(source):
+        passes[part].see(chunk)
         dropped += chunk.dropped
         if len(dropped) > ENOUGH_DROPPED:
             refuse_wrong_file(source, row + len(chunk), dropped)
@@ -118,7 +135,12 @@ def scan(source: Source, seed: int) -> Interactions:
     taken = held_item[~single]
     user_counts = user_counts[:users] - ~single
     item_counts = item_counts[:items] - np.bincount(taken, minlength=items)
-    return Interactions(source, users, items, row, held_row, held_item, user_counts, item_counts, dropped)
+    seen = tuple(one.seen for one in passes)
+    return Interactions(source, users, items, seen, held_row, held_item, user_counts, item_counts, dropped)
+
+
+def _chunks(source: Source) -> Iterator[tuple[int, Chunk]]:
+    return ((part, chunk) for part in range(len(source.parts)) for chunk in source.chunks(part))
 
 
 def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: int, epoch: int) -> Iterator[Chunk]:

@@ -22,7 +22,7 @@ from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
 from shardembed.recipes.data.part import Part
-from shardembed.recipes.data.source import Source, concatenate
+from shardembed.recipes.data.source import Source, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_start, shuffler
 from shardembed.recipes.metrics import History
 
@@ -119,7 +119,7 @@ def scan(source: Source) -> Sequences:
         DataError: there are none, or none to train on, or the source had to leave out more than it gave.
     """
     chunks, dropped, rows = [], NONE, 0
-    for chunk in source.chunks():
+    for chunk in all_chunks(source):
         dropped += chunk.dropped
         rows += len(chunk)
         if len(dropped) > ENOUGH_DROPPED:

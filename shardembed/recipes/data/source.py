@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,9 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.users)
 
+    def columns(self) -> list[np.ndarray]:
+        return [self.users, self.items, *([] if self.times is None else [self.times])]
+
     def __getitem__(self, rows: slice | np.ndarray) -> Chunk:
         return Chunk(self.users[rows], self.items[rows], times=None if self.times is None else self.times[rows])
 
@@ -44,13 +47,23 @@ def concatenate(chunks: list[Chunk]) -> Chunk:
 
 
 class Source(Protocol):
-    """Interactions in an order that is the same each time they are read."""
+    """Interactions in an order that is the same each time they are read, in one or more parts."""
 
     @property
     def name(self) -> str:
         """For messages: a path, or what stands in for one."""
         ...
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All interactions from the first on, in chunks of any size."""
+    @property
+    def parts(self) -> Sequence[str]:
+        """Their names, for messages: of files the paths."""
         ...
+
+    def chunks(self, part: int) -> Iterator[Chunk]:
+        """All interactions of a part from the first on, in chunks of any size."""
+        ...
+
+
+def all_chunks(source: Source) -> Iterator[Chunk]:
+    """Those of all parts."""
+    return (chunk for part in range(len(source.parts)) for chunk in source.chunks(part))
