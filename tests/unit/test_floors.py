@@ -27,6 +27,7 @@ FLOORS = {
     0: [
         *(
             "_version",
+            "arrow_types",
             "collate",
             "errors",
             "explain",

@@ -164,7 +164,12 @@ def test_a_bad_line_far_into_a_file_is_placed(tmp_path: Path, monkeypatch: pytes
     [
         (pa.array([1, None]), r"row 1 \(from 0\), column 'item': the value is missing"),
         (pa.array([1, -5]), r"row 1 \(from 0\), column 'item': -5 is negative"),
-        (pa.array([1.0, 2.0]), r"column 'item' holds double; ids must be integers"),
+        (pa.array([1.0, 2.5]), r"row 1 \(from 0\), column 'item': '2.5' is not an integer"),
+        (pa.array([1.0, float("inf")]), r"row 1 \(from 0\), column 'item': 'inf' is not an integer"),
+        (pa.array([1.0, float("nan")]), r"row 1 \(from 0\), column 'item': the value is missing"),
+        (pa.array([True, False]), r"column 'item' holds bool; ids must be whole numbers, or texts of their digits"),
+        (pa.array([[1], [2]]), r"column 'item' holds list<.*>; ids must be whole numbers"),
+        (pa.nulls(2), r"row 0 \(from 0\), column 'item': the value is missing"),
         (pa.array([1, 2**64 - 1], pa.uint64()), r"row 1 \(from 0\), column 'item': \d+ is larger than"),
     ],
 )

@@ -131,7 +131,8 @@ def scan(source: Source) -> Sequences:
     whole = concatenate(chunks)
     chunks.clear()
     users = np.unique(whole.users, return_inverse=True)[1].reshape(-1)
-    order = np.argsort(users, kind="stable") if whole.times is None else np.lexsort((whole.times, users))
+    keys = [one for one in (whole.nanoseconds, whole.times) if one is not None]
+    order = np.lexsort((*keys, users))  # stable
     starts = np.append(0, np.cumsum(np.bincount(users)))
     data = Sequences.of(source, whole.items[order], starts, dropped)
     if not len(data.training_users):

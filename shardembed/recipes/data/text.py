@@ -34,7 +34,10 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of delimited text with a header line; the columns of it that are read, and what they hold."""
+    """A file of delimited text with a header line; the columns of it that are read, and what they hold.
+
+    clock: the third column has dates; None where there is none, or no first row says.
+    """
 
     path: Path
     delimiter: str
@@ -42,6 +45,7 @@ class TextFile:
     header: list[str]
     header_lines: int
     kinds: tuple[Kind, ...] = (ID, ID)
+    clock: bool | None = None
 
     @staticmethod
     def open(path: Path, delimiter: str, names: tuple[str, ...], user: Kind = ID) -> TextFile:
@@ -57,10 +61,12 @@ class TextFile:
             except csv.Error as error:
                 raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
             lines = rows.line_num
-            return TextFile(path, delimiter, names, header, lines, (user, ID, *_kinds(rows, header, names[2:])))
+            first = _first_times(rows, header, names[2:])
+            clock = None if not any(first) else times_like(first[0]).clock
+            return TextFile(path, delimiter, names, header, lines, (user, ID, *map(times_like, first)), clock)
 
     def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-        """Block by block: the values of the good rows, int64 `[columns, n]`, and what is wrong with the others."""
+        """Block by block: the values of the good rows, int64 `[numbers, n]` (of dates two), and what is wrong with the others."""
         for first_line, data in self._blocks():
             yield from self._parsed(data, first_line)
 
@@ -106,7 +112,7 @@ class TextFile:
                 data = data[whole:]
 
     def _fast(self, data: bytes) -> np.ndarray | None:
-        """The values int64 `[columns, n]` when every row is good, else None."""
+        """The values int64 `[numbers, n]` when every row is good, else None."""
         places = [str(self.header.index(name)) for name in self.names]
         wrong: list[object] = []
 
@@ -140,7 +146,7 @@ class TextFile:
             if values is None:
                 return None
             found.append(values)
-        return np.stack(found)
+        return np.concatenate(found)
 
     def _slow(self, data: bytes, first_line: int) -> tuple[np.ndarray, list[Problem]]:
         good: list[list[int]] = []
@@ -150,8 +156,9 @@ class TextFile:
             if problem is not None:
                 problems.append(problem)
             elif row is not None:
-                good.append([kind.value(row[self.header.index(name)]) for name, kind in zip(self.names, self.kinds, strict=True)])
-        return np.array(good, np.int64).reshape(-1, len(self.names)).T, problems
+                values = (kind.value(row[self.header.index(name)]) for name, kind in zip(self.names, self.kinds, strict=True))
+                good.append([number for value in values for number in value])
+        return np.array(good, np.int64).reshape(-1, sum(kind.numbers for kind in self.kinds)).T, problems
 
     def _judge(self, row: list[str] | None, where: str) -> Problem | None:
         if row is None:
@@ -195,13 +202,13 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     return rows.line_num, row
 
 
-def _kinds(rows: Any, header: list[str], times: tuple[str, ...]) -> list[Kind]:
-    """How the columns `times` are written, going by the next row; whatever is wrong with it is found when it is read."""
+def _first_times(rows: Any, header: list[str], times: tuple[str, ...]) -> list[str]:
+    """What the next row has in the columns `times`; whatever is wrong with it is found when it is read."""
     try:
-        first = next(rows, [])
+        first = next(filter(None, rows), [])
     except csv.Error:
         first = []
-    return [times_like(dict(zip(header, first, strict=False)).get(name, "")) for name in times]
+    return [dict(zip(header, first, strict=False)).get(name, "") for name in times]
 
 
 def _whole_lines(data: bytes) -> int:
