@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from shardembed.errors import DataError
 from shardembed.recipes import train
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.config import (
@@ -51,3 +52,17 @@ def test_losses_and_metrics_do_not_depend_on_the_number_of_ranks(
             assert summary["losses"] == pytest.approx(alone["losses"], rel=1e-4)
             for name in ("recall@5", "ndcg@5", "popularity_recall@5", "popularity_ndcg@5", "evaluated_users", "steps"):
                 assert summary[name] == pytest.approx(alone[name], rel=2e-2), name
+
+
+def refused(rank: int, world_size: int, settings: Config) -> str:
+    with pytest.raises(DataError) as caught:
+        train.run(settings, Console(file=io.StringIO()))
+    return str(caught.value)
+
+
+def test_ids_that_no_memory_is_taken_for_end_all_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_text("user_id,item_id\n2147483648,0\n2147483649,1\n")
+    settings = Config(data=DataConfig(path=(str(path),)), run_dir=str(tmp_path))
+    assert len(set(told := run_ranks(2, refused, settings))) == 1
+    assert told[0].startswith(f"{path}:3: column 'user_id': id 2,147,483,649 is the largest of only 2 rows")

@@ -62,6 +62,9 @@ class Listed:
     def __init__(self, rows: list[tuple[int, int, int]], size: int = 3) -> None:
         self._rows, self._size = np.array(rows, np.int64).reshape(-1, 3), size
 
+    def place(self, column: int, value: int) -> str:
+        return self.name
+
     def chunks(self, part: int) -> Iterator[Chunk]:
         for start in range(0, len(self._rows), self._size):
             users, items, times = self._rows[start : start + self._size].T

@@ -100,6 +100,22 @@ class FileInteractions:
             fine = times[1] if len(times) > 1 and times[1].any() else None
             yield Chunk(users, items, Dropped.of(problems), times[0] if times else None, fine)
 
+    def place(self, column: int, value: int) -> str:
+        """Where the first row with that user (column 0) or item (1) is: file and line, or row. Reads the file."""
+        return next(self._places(column, value), self.name)
+
+    def _places(self, column: int, value: int) -> Iterator[str]:
+        said = f"column {self._columns[column]!r}"
+        if self._text is not None:
+            yield from (f"{self._path}:{line}: {said}" for line in self._text.lines_with(column, value))
+            return
+        row = 0
+        with parquet.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[self._columns[column]]):
+                found = np.flatnonzero(values_of(batch.column(0), self._kinds[column])[0][0] == value)
+                yield from (f"{self._path}: row {row + one} (from 0), {said}" for one in found.tolist())
+                row += batch.num_rows
+
     def _check_columns(self, names: list[str]) -> None:
         for setting, column in zip(SETTINGS, self._columns, strict=False):
             if column not in names:
@@ -201,3 +217,7 @@ class SeveralFiles:
 
     def chunks(self, part: int) -> Iterator[Chunk]:
         return self._files[part].chunks()
+
+    def place(self, column: int, value: int) -> str:
+        places = (place for file in self._files for place in file._places(column, value))
+        return next(places, self.name)

@@ -22,11 +22,13 @@ from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.part import Part
+from shardembed.recipes.data.plausible import Plausible
 from shardembed.recipes.data.source import Chunk, Source, concatenate
 from shardembed.recipes.data.stream import hash_rows, rank_slice, rechunked, shuffled, shuffler
 from shardembed.recipes.metrics import History
 
 NO_ROW = -1
+NARROW = 16  # places for each id that are cheaper to go through than sorting is
 ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
 
 
@@ -104,13 +106,14 @@ def scan(source: Source, seed: int) -> Interactions:
     Each row gets a hash of (seed, row number); a user's row with the largest hash is held out. One pass, O(users + items) memory.
 
     Raises:
-        DataError: there are no interactions, or the source had to leave out more than it gave.
+        DataError: there are no interactions, the source had to leave out more than it gave, or ids are not numbered from 0.
     """
     best = np.empty(0, np.uint64)
     held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
     row = 0
     dropped = NONE
     passes = [FirstPass() for _ in source.parts]
+    plausible = Plausible(source)
     for part, chunk in _chunks(source):
         passes[part].see(chunk)
         dropped += chunk.dropped
@@ -119,12 +122,13 @@ def scan(source: Source, seed: int) -> Interactions:
         if not len(chunk):
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
+        plausible.check((users - 1, items - 1), row + len(chunk))
         best, user_counts = _grown(best, users, 0), _grown(user_counts, users, 0)
         held_row, held_item = _grown(held_row, users, NO_ROW), _grown(held_item, users, NO_ROW)
         item_counts = _grown(item_counts, items, 0)
         _hold_out(chunk, row, hash_rows(seed, row, len(chunk)), best, held_row, held_item)
-        user_counts[:users] += np.bincount(chunk.users)
-        item_counts[:items] += np.bincount(chunk.items)
+        _count(user_counts, chunk.users)
+        _count(item_counts, chunk.items)
         row += len(chunk)
     refuse_wrong_file(source, row, dropped)
     if row == 0:
@@ -183,6 +187,16 @@ def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, he
     winners = winners[hashes[winners] > best[chunk.users[winners]]]
     users = chunk.users[winners]
     best[users], held_row[users], held_item[users] = hashes[winners], first + winners, chunk.items[winners]
+
+
+def _count(counts: np.ndarray, ids: np.ndarray) -> None:
+    """Add how often each of `ids` occurs. What that takes goes by their number, not by how large they are."""
+    if ids.max() < NARROW * len(ids):  # many times faster
+        found = np.bincount(ids)
+        counts[: len(found)] += found
+        return
+    found, times = np.unique(ids, return_counts=True)
+    counts[found] += times
 
 
 def _grown(array: np.ndarray, size: int, fill: int) -> np.ndarray:

@@ -68,6 +68,10 @@ class Source(Protocol):
         """All interactions of a part from the first on, in chunks of any size."""
         ...
 
+    def place(self, column: int, value: int) -> str:
+        """Where the first row with that user (column 0) or item (1) is, for messages."""
+        ...
+
 
 def all_chunks(source: Source) -> Iterator[Chunk]:
     """Those of all parts."""

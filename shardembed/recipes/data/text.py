@@ -70,6 +70,16 @@ class TextFile:
         for first_line, data in self._blocks():
             yield from self._parsed(data, first_line)
 
+    def lines_with(self, column: int, value: int) -> Iterator[int]:
+        """The lines of good rows that have `value` in a column, by its place among `names`."""
+        kind, place = self.kinds[column], self.header.index(self.names[column])
+        for first_line, data in self._blocks():
+            if not any((values[column] == value).any() for values, _ in self._parsed(data, first_line)):
+                continue
+            for line, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
+                if row is not None and self._judge(row, "") is None and kind.value(row[place]) == (value,):
+                    yield first_line + line
+
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """(number of the first line, whole lines), the header left out."""
         line, rest, skip = 1, b"", self.header_lines
