@@ -14,6 +14,7 @@ import torch
 
 from shardembed.errors import PlanError
 from shardembed.layout import Layout, Shard
+from shardembed.paths import local
 from shardembed.placement import PACKINGS, Cluster, Packing, Placement, replicated, row_wise
 from shardembed.tables import TableConfig
 
@@ -118,7 +119,7 @@ class Plan:
         data = self.to_json()
         tables = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table)}" for name, table in data.pop("tables").items())
         head = json.dumps(data)[:-1]
-        Path(path).write_text(f'{head}, "tables": {{\n{tables}\n}}}}\n')
+        local(path, PlanError).write_text(f'{head}, "tables": {{\n{tables}\n}}}}\n')
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -127,8 +128,9 @@ class Plan:
         Raises:
             PlanError: the file is not a valid plan; the message names the file.
         """
+        file = local(path, PlanError)
         try:
-            return Plan.from_json(json.loads(Path(path).read_text()))
+            return Plan.from_json(json.loads(file.read_text()))
         except (json.JSONDecodeError, UnicodeDecodeError, PlanError) as error:
             raise PlanError(f"{path}: {error}") from error
 

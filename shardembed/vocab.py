@@ -26,6 +26,7 @@ from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
 from shardembed.explain import nearest
 from shardembed.hashing import Raw
+from shardembed.paths import local
 
 OTHER = 0  # the row of values that are not in the vocabulary
 OTHER_LINE = "\\other"
@@ -129,14 +130,14 @@ class Vocabulary:
         with comm.preparing("vocabulary", default_device()):
             counts = Counts()
             for path in listed[comm.rank :: comm.world_size]:
-                for values in _column(Path(path), column):
+                for values in _column(local(path, DataError), column):
                     counts.add(values)
         comm.agree("vocabulary", [], default_device())
         return counts.merged(comm).vocabulary(min_count, max_size)
 
     def save(self, path: str | Path) -> None:
         """Write the file that the top of the module describes, whole or not at all. Not collective: one rank does it."""
-        path = Path(path)
+        path = local(path, DataError)
         lines = [f"{OTHER_LINE}\t{self.other_count}\t{self.kind}"]
         lines += [f"{_escaped(str(value))}\t{count}" for value, count in zip(self.values, self.counts, strict=True)]
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -154,7 +155,7 @@ class Vocabulary:
             DataError: it cannot be read, or a line is not as `save` writes it; says which.
         """
         try:
-            with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+            with open(local(path, DataError), encoding="utf-8", errors="surrogatepass", newline="\n") as file:
                 head = file.readline().rstrip("\n").split("\t")
                 if len(head) != 3 or head[0] != OTHER_LINE or not head[1].isdecimal() or head[2] not in KINDS:
                     raise DataError(

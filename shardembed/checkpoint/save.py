@@ -17,6 +17,7 @@ from shardembed.checkpoint.together import together
 from shardembed.checkpoint.writing import write
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError, ShardEmbedError
+from shardembed.paths import local
 
 
 class PendingSave:
@@ -159,6 +160,7 @@ def _work(
     bases: list[Base | None] = []
 
     def prepare() -> str:
+        local(root, CheckpointError)
         if keep is not None and keep < 1:
             raise CheckpointError(f"keep must be at least 1, not {keep}: the newest checkpoint is always kept")
         bases.append(tracking.base_of(held, root) if incremental else None)

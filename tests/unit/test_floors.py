@@ -40,6 +40,7 @@ FLOORS = {
             "narrow",
             "optim",
             "optional",
+            "paths",
             "placement",
         ),
         *("plan", "planner", "sections", "settings", "slabs", "tables", "wire"),

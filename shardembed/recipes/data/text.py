@@ -61,6 +61,9 @@ class TextFile:
             except csv.Error as error:
                 raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
             lines = rows.line_num
+            if not any(name.strip() for name in header):
+                what = "the first line is empty" if lines else "the file is empty"
+                raise DataError(f"{path}:1: {what}; the first line of a text file must have the names of its columns")
             first = _first_times(rows, header, names[2:])
             clock = None if not any(first) else times_like(first[0]).clock
             return TextFile(path, delimiter, names, header, lines, (user, ID, *map(times_like, first)), clock)
