@@ -8,6 +8,7 @@ import io
 import lzma
 import random
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,28 @@ def test_a_bad_row_of_a_parquet_file_is_named_or_skipped(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.integers, np.array([[1, 1], [3, np.nan]], np.float32))
     assert found.categories.tolist() == [[10, 1, 10], [MISSING, MISSING, 11]]
     assert found.dropped.kinds == {"no label": 1, "no category": 1}
+
+
+TEXTS = ["0a", "", "ffffffff", "0a"]
+TYPES = {
+    "large_string": pa.array(TEXTS, pa.large_string()),
+    "string_view": pa.array(TEXTS, pa.string_view()),
+    "binary": pa.array([text.encode() for text in TEXTS]),
+    "dictionary": pa.array(TEXTS).dictionary_encode(),
+    "dictionary of large strings": pa.array(TEXTS, pa.large_string()).dictionary_encode(),
+    "integers": pa.array([10, None, 0xFFFFFFFF, 10], pa.uint32()),
+    "dictionary of integers": pa.array([10, None, 0xFFFFFFFF, 10]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_categories_are_read_from_every_type_of_arrow(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.parquet"
+    numbers = pa.array([Decimal(1), None, Decimal(3), Decimal(4)], pa.decimal128(9, 1))
+    parquet.write_table(pa.table({"label": [1, 0, 1, 0], "I1": numbers, "C1": TYPES[kind]}), path)
+    found = read(path, schema=Schema("label", ("I1",), ("C1",)))
+    assert found.categories[:, 0].tolist() == [10, MISSING, 0xFFFFFFFF, 10]
+    np.testing.assert_array_equal(found.integers[:, 0], np.array([1, np.nan, 3, 4], np.float32))
 
 
 def packed_tar() -> bytes:
