@@ -15,6 +15,7 @@ import torch
 from shardembed import plain_json
 from shardembed.errors import PlanError
 from shardembed.layout import MAX_RANKS, Layout, Shard, whole
+from shardembed.paths import local
 from shardembed.placement import PACKINGS, Cluster, Packing, Placement, replicated, row_wise
 from shardembed.tables import TableConfig
 
@@ -123,7 +124,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, a table a line."""
-        Path(path).write_text(self.to_text())
+        local(path, PlanError).write_text(self.to_text())
 
     def to_text(self) -> str:
         """What `save` writes."""
@@ -139,8 +140,9 @@ class Plan:
         Raises:
             PlanError: the file is not a valid plan; the message names the file.
         """
+        file = local(path, PlanError)
         try:
-            return Plan.from_json(plain_json.read(path, named=True, most=FILE_BYTES, values=VALUES))
+            return Plan.from_json(plain_json.read(file, named=True, most=FILE_BYTES, values=VALUES))
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
         except ValueError as error:

@@ -26,6 +26,7 @@ from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
 from shardembed.explain import nearest
 from shardembed.hashing import Raw
+from shardembed.paths import local
 
 OTHER = 0  # the row of values that are not in the vocabulary
 OTHER_LINE = "\\other"
@@ -129,14 +130,14 @@ class Vocabulary:
         with comm.preparing("vocabulary", default_device()):
             counts = Counts()
             for path in listed[comm.rank :: comm.world_size]:
-                for values in _column(Path(path), column):
+                for values in _column(local(path, DataError), column):
                     counts.add(values)
         comm.agree("vocabulary", [], default_device())
         return counts.merged(comm).vocabulary(min_count, max_size)
 
     def save(self, path: str | Path) -> None:
         """Write the file that the top of the module describes, whole or not at all. Not collective: one rank does it."""
-        path = Path(path)
+        path = local(path, DataError)
         lines = [f"{OTHER_LINE}\t{self.other_count}\t{self.kind}"]
         lines += [f"{_escaped(str(value))}\t{count}" for value, count in zip(self.values, self.counts, strict=True)]
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -158,7 +159,7 @@ class Vocabulary:
             DataError: it cannot be read, or a line is not as `save` writes it; says which.
         """
         try:
-            with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+            with open(local(path, DataError), encoding="utf-8", errors="surrogatepass", newline="\n") as file:
                 head = file.readline().rstrip("\n").split("\t")
                 if len(head) != 3 or head[0] != OTHER_LINE or not head[1].isdecimal() or head[2] not in KINDS:
                     raise DataError(
@@ -281,14 +282,15 @@ def _read_lines(lines: Iterable[str], path: str | Path, integers: bool) -> dict[
 def _column(path: Path, column: str) -> Iterator[Any]:
     """The values of one column that are not missing, in blocks."""
     try:
-        from pyarrow import ArrowInvalid, csv, parquet, string
+        from pyarrow import ArrowException, csv, parquet, string
     except ImportError as error:
         raise DataError("reading data files needs pyarrow: pip install 'shardembed[train]'") from error
     try:
         if path.suffix.lower() in PARQUET:
             with parquet.ParquetFile(path) as file:
                 _check_column(path, column, list(file.schema_arrow.names))
-                yield from (part.column(0).drop_null() for part in file.iter_batches(BLOCK_ROWS, columns=[column]))
+                parts = (part.column(0).drop_null() for part in file.iter_batches(BLOCK_ROWS, columns=[column]))
+                yield from (_values(part, path, column) for part in parts)
             return
         kind = next((suffix.lower() for suffix in path.suffixes[::-1] if suffix.lower() != ".gz"), "")
         if kind not in (".csv", ".tsv"):
@@ -299,8 +301,26 @@ def _column(path: Path, column: str) -> Iterator[Any]:
         with csv.open_csv(path, csv.ReadOptions(use_threads=False), parse, convert) as reader:
             _check_column(path, column, reader.schema.names)
             yield from (part.column(column).drop_null() for part in reader)
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, ArrowException) as error:
         raise DataError(f"{path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _values(column: Any, path: Path, name: str) -> Any:
+    """Of a column without nulls of a Parquet file: its whole numbers as integers, or its texts."""
+    from pyarrow import types
+
+    from shardembed.arrow_types import is_number, plain, whole_numbers
+
+    column = plain(column)
+    if types.is_string(column.type) or types.is_null(column.type):
+        return column
+    whole = whole_numbers(column) if is_number(column.type) else None
+    if whole is None:
+        raise DataError(
+            f"{path}: column {name!r} holds {column.type}, and values that are neither texts nor whole numbers (of floats: below "
+            "2^53); convert them to one of these"
+        )
+    return whole
 
 
 def _check_column(path: Path, column: str, names: list[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from shardembed.checkpoint.format.checks import STEP_FOLDER
 from shardembed.errors import CheckpointError
+from shardembed.paths import local
 
 SAVING, REMOVED = ".saving-", ".removed-"
 MANIFEST = "manifest.json"
@@ -71,7 +72,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     Raises:
         CheckpointError: the folder cannot be read.
     """
-    return newest(Path(folder))
+    return newest(local(folder, CheckpointError))
 
 
 def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
@@ -80,7 +81,7 @@ def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     Raises:
         CheckpointError: the folder cannot be read.
     """
-    return [(name.step, Path(folder) / str(name)) for name in listed(Path(folder))]
+    return [(name.step, Path(folder) / str(name)) for name in listed(local(folder, CheckpointError))]
 
 
 def chosen(folder: str | Path, step: int | None) -> Path:
@@ -90,7 +91,7 @@ def chosen(folder: str | Path, step: int | None) -> Path:
     Raises:
         CheckpointError: there is none; says what there is instead.
     """
-    root = Path(folder)
+    root = local(folder, CheckpointError)
     if not root.name.startswith((SAVING, REMOVED)) and (root / MANIFEST).exists():
         return root
     found = newest(root, step)

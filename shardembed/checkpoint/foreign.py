@@ -27,6 +27,7 @@ from shardembed.checkpoint.format.manifest import STATE, Manifest
 from shardembed.checkpoint.format.pieces import Part, write_file, write_state
 from shardembed.checkpoint.matching import fits
 from shardembed.errors import CheckpointError
+from shardembed.paths import local
 
 METADATA = ".metadata"  # of torch.distributed.checkpoint
 TABLE = re.compile(r"(?:.*\.)?(?:embedding_bags|embeddings)\.[^.]+\.weight")
@@ -82,7 +83,7 @@ def convert_checkpoint(
     Raises:
         CheckpointError: `trusted` is not true, the source is no such checkpoint, or the checkpoint cannot be written.
     """
-    source, root = Path(source), Path(folder)
+    source, root = local(source, CheckpointError), local(folder, CheckpointError)
     if not trusted:
         raise CheckpointError(f"{source}: {RISK}")
     found, left_out = _of_folder(source) if source.is_dir() else _of_file(source)

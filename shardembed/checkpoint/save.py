@@ -17,6 +17,7 @@ from shardembed.checkpoint.together import together
 from shardembed.checkpoint.writing import Terms, write
 from shardembed.comm import Comm
 from shardembed.errors import CheckpointError, ShardEmbedError
+from shardembed.paths import local
 from shardembed.scalars import integer
 
 OnNonFinite = Literal["keep", "raise"]
@@ -170,6 +171,7 @@ def _work(
     bases: list[Base | None] = []
 
     def prepare() -> str:
+        local(root, CheckpointError)
         if keep is not None and (integer(keep) or 0) < 1:
             raise CheckpointError(f"keep must be at least 1, not {keep!r}: the newest checkpoint is always kept")
         if on_nonfinite not in ("keep", "raise"):

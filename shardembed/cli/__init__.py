@@ -10,12 +10,14 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import NoReturn
 
 from shardembed._version import __version__
 from shardembed.cli import failures
 from shardembed.errors import ShardEmbedError
+from shardembed.paths import elsewhere
 from shardembed.shown import printable
 
 COMMANDS = {  # name (also of the module) -> what it does
@@ -41,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         return _unknown(words[0])
     arguments = _parser(words).parse_args(words)
+    for value in _values(arguments):
+        if said := elsewhere(value):
+            failures.say(said)
+            return failures.WRONG
     module = importlib.import_module(f"shardembed.cli.{arguments.command}")
     try:
         with failures.interrupts_arrive():
@@ -55,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not failures.in_launched_rank():
             raise
         return failures.report(error)
+
+
+def _values(arguments: argparse.Namespace) -> Iterator[str | PurePath]:
+    """What was given to options and in their place, each alone."""
+    for value in vars(arguments).values():
+        yield from (one for one in (value if isinstance(value, list | tuple) else (value,)) if isinstance(one, str | PurePath))
 
 
 def _unknown(word: str) -> int:

@@ -17,8 +17,9 @@ from shardembed.embeddings.components import Flat, flatten
 from shardembed.embeddings.names import names_of
 from shardembed.embeddings.publish import new_file
 from shardembed.embeddings.stored import BLOCK_BYTES, StoredTables
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, ExportError
 from shardembed.optional import needed
+from shardembed.paths import local
 from shardembed.shown import beginning, drawable
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def table_map(
         CheckpointError: the checkpoint is missing or damaged.
         ExportError: the picture cannot be written. UnsupportedError: matplotlib is not there.
     """
-    out = Path(out)
+    out = local(out, ExportError)
     if out.suffix not in FORMATS:
         raise ConfigError(f"{out}: a picture's name must end in one of {', '.join(FORMATS)}")
     if sample < 1 or labels < 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shardembed.checkpoint.folders import sync_folder
 from shardembed.errors import ExportError
+from shardembed.paths import local
 
 WRITING = ".exporting-"
 
@@ -22,7 +23,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
     Raises:
         ExportError: `target` exists, the disk lacks room for `needed` bytes, or something cannot be written.
     """
-    parent = target.absolute().parent
+    parent = local(target, ExportError).absolute().parent
     if target.exists() or target.is_symlink():
         raise ExportError(f"{target} exists, and is not written over: remove it, or name another folder")
     if not parent.is_dir():

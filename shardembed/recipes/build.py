@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict, TypeVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.comm import Comm, default_device
+from shardembed.errors import DataError
 from shardembed.recipes.common import EVERY, DenseOptimizerConfig, JobConfig, PlacementConfig
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
@@ -23,6 +25,8 @@ from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.sasrec import Sasrec, SequenceBatch, dropout_of
 from shardembed.recipes.models.two_tower import Batch, TwoTower
 from shardembed.recipes.sequence_config import SEQUENCE_TABLES, SequenceConfig
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,26 @@ class TrainingJob:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
+
+    def given(self, read: Iterator[Read]) -> Iterator[Read]:
+        """What `read` gives, each of which the model is called with next, on all ranks. A DataError of one rank goes to all of
+        them, in the place of its call.
+        """
+        while True:
+            try:
+                found = next(read)
+            except StopIteration:
+                return
+            except DataError as error:
+                self._refuse(error)
+            yield found
+
+    def _refuse(self, error: DataError) -> NoReturn:
+        def nothing() -> NoReturn:
+            raise error
+
+        self.model.tables.journey.forward(nothing, ())
+        raise AssertionError("a call without a batch goes on")
 
     def _batch(self, part: Any, step: int) -> Any:
         """The part as the model takes it."""

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from shardembed.explain import nearest
+from shardembed.paths import elsewhere
 from shardembed.sections import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
 KINDS = {  # kind -> the settings it takes beside `packing`
@@ -34,8 +35,17 @@ EVERY = "*"  # in a plan: all tables that it does not name
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Workers = Annotated[int, Field(ge=0, le=64)]  # processes of each rank
+
+
+def _of_this_machine(value: str) -> str:
+    if said := elsewhere(value):
+        raise ValueError(said)
+    return value
+
+
+LocalPath = Annotated[str, AfterValidator(_of_this_machine)]
 Paths = Annotated[  # of files: one, a pattern, or a list of these
-    tuple[str, ...] | None,
+    tuple[LocalPath, ...] | None,
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     PlainSerializer(lambda value: value[0] if value and len(value) == 1 else value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
@@ -198,7 +208,7 @@ class JobConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: Any = None
     log: LogConfig = LogConfig()
-    run_dir: str = "runs"
+    run_dir: LocalPath = "runs"
 
 
 def or_text(schema: dict[str, Any], texts: list[str]) -> dict[str, Any]:

@@ -69,8 +69,12 @@ def evaluate(job: CtrJob, data: ClickData, batch_size: int) -> ClickEvaluation:
 
 @torch.no_grad()
 def predicted(job: CtrJob, data: ClickData, batch_size: int) -> Iterator[tuple[Clicks, np.ndarray]]:
-    """This rank's part of each batch of rows for validation, with its log-odds float32 `[b]`. Collective."""
+    """This rank's part of each batch of rows for validation, with its log-odds float32 `[b]`. Collective.
+
+    Raises:
+        DataError: on all ranks: the data are not what they were when they were scanned.
+    """
     device = default_device()
-    for chunk in data.validation_batches(batch_size):
+    for chunk in job.given(data.validation_batches(batch_size)):
         mine = rank_slice(chunk, se.rank(), se.world_size())
         yield mine, job.model.logits(job.encoder(mine, len(chunk)).to(device)).cpu().numpy()

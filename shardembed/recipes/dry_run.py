@@ -5,9 +5,7 @@ is trained, no rank started and no file written.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +22,11 @@ from shardembed.planner.cost import Estimate
 from shardembed.recipes import report
 from shardembed.recipes.build import placements
 from shardembed.recipes.common import JobConfig
+from shardembed.recipes.data.plausible import free_memory
 from shardembed.recipes.tasks import Task, prepare
 from shardembed.settings import Settings
 
 CPU = torch.device("cpu")
-MEMORY = Path("/proc/meminfo")
 
 
 def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
@@ -66,16 +64,6 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
         "fullest_rank": {"rank": fullest, "bytes": total, **parts},
         "tables": {table.name: {"rows": table.num_embeddings, "cut": table.kind} for table in plan.tables},
     }
-
-
-def free_memory() -> float:
-    """Bytes that this machine can give to processes; all that it has where the system does not say."""
-    try:
-        lines = MEMORY.read_text().splitlines()
-    except OSError:
-        lines = []
-    free = next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return free if free is not None else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def planned(task: Task, ranks: int) -> tuple[Plan, Estimate]:

@@ -18,6 +18,7 @@ from shardembed.recipes import metrics, report
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.data.stream import hash_rows
 from shardembed.recipes.metrics import History, Score
+from shardembed.recipes.together import on_all
 
 BATCH_ENTRIES = 1 << 22  # list entries of all ranks together, which bounds memory where histories are long
 NO_HISTORY = History(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -96,11 +97,16 @@ def evaluate(ranker: Ranker, data: HeldOut, config: RankingConfig, seed: int, or
 
     Args:
         seed: which users are taken when `config.users` asks for only some.
+
+    Raises:
+        DataError: on all ranks: the data are not what they were when they were scanned.
     """
     comm, device = Comm.of(), default_device()
     everyone = chosen_users(data, config.users, seed)
     places = np.arange(comm.rank, len(everyone), comm.world_size)
-    history = NO_HISTORY if config.repeats else data.histories(everyone[places])
+    history = NO_HISTORY
+    if not config.repeats:
+        history = on_all(comm, "read the histories", lambda: data.histories(everyone[places]))
     asked = metrics.unmet(data.held_item[everyone[places]], history, data.items)
     repeats, places, history = float((~asked).sum()), places[asked], history.only(asked)
     mine, held = everyone[places], data.held_item[everyone[places]]

@@ -26,6 +26,10 @@ from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, LOCK, RunFo
 # What a run may change and still compute the same, up to the order of sums.
 FREE = ("name", "plan", "checkpoint", "eval", "log", "run_dir")
 
+# What data are known by ends with their fingerprint, and ended otherwise before there was one.
+ORDER = re.compile(r", in the order [0-9a-f]{16}")
+OF_OLD_RUNS = re.compile(r", held-out rows \d+, counts [0-9a-f]{8}|, checksum [0-9a-f]{16}")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -141,11 +145,12 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
             folder.close()
             continue
         try:
-            _check_data(path, counted)
+            note = _check_data(path, counted)
         except DataError:
             folder.close()
             raise
-        return Run(path, folder, resumes=True)
+        folder.write(DATA, json.dumps({"counted": counted}))
+        return Run(path, folder, resumes=True, notes=(note,) * bool(note))
     folder = RunFolder.make(root, name, token)
     # Not the time: clocks are set back, and differ between machines.
     number = 1 + max((run.number for run in _runs(root, name)), default=0)
@@ -243,13 +248,21 @@ def _difference(then: Any, now: Any, path: str) -> str:
     return "" if then == now else f"{path} was {json.dumps(then)} there and is {json.dumps(now)} here"
 
 
-def _check_data(path: Path, counted: str) -> None:
+def _check_data(path: Path, counted: str) -> str:
+    """Check that the run at `path` was begun on these data; returns what is to be said of it.
+
+    Raises:
+        DataError: it was not, or nobody knows.
+    """
     try:
         then = plain_json.read(path / DATA)["counted"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / DATA}: cannot be read, so nobody knows whether the data are the same; use --fresh") from error
+    if OF_OLD_RUNS.search(then) and OF_OLD_RUNS.sub("", then) == ORDER.sub("", counted):
+        return f"{path} was begun by a version that noted no order of rows: only their number could be compared"
     if then != counted:
         raise DataError(
             f"{path} cannot be resumed, because the data have changed since. Then: {then}. Now: {counted}. Bring the old data "
             "back, or begin a new run with --fresh"
         )
+    return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -36,6 +35,7 @@ from shardembed.recipes.models import ctr, sasrec, two_tower
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
+from shardembed.recipes.together import on_all
 from shardembed.tables import TableConfig
 from shardembed.vocab import Vocabulary
 
@@ -83,13 +83,13 @@ class Task:
         """Processes of each rank that read its data; with none, it does so itself."""
         return 0
 
-    def parts(self, first: int = 0) -> Generator[Part, None, None]:
-        """This rank's parts of the global batches from step `first` on. Close it to end its workers.
+    def parts(self, steps: range) -> Generator[Part, None, None]:
+        """This rank's parts of the global batches of `steps`. Close it to end its workers.
 
         What a batch holds depends on data, seed and epoch alone, so the number of steps taken is all there is to know of the
         position.
         """
-        return reading.read(self.stream(), range(first, self.steps), self.workers, default_device())
+        return reading.read(self.stream(), steps, self.workers, default_device())
 
     def stream(self) -> Stream:
         """Where this rank's parts come from."""
@@ -163,12 +163,7 @@ class TwoTowerTask(Task):
         return self._stream(epoch, pairs_of, self._burst(2 * 8))
 
     def counted(self) -> str:
-        data = self.data
-        counts = zlib.crc32(data.item_counts.tobytes(), zlib.crc32(data.user_counts.tobytes()))
-        return (
-            f"{data.rows} interactions of {data.users} users and {data.items} items, held-out rows {int(data.held_row.sum())}, "
-            f"counts {counts:08x}"
-        )
+        return self.data.describe()
 
     def described(self) -> list[str]:
         data = self.data
@@ -310,10 +305,14 @@ def _users(held: int, limit: int | None) -> str:
 
 
 def prepare(config: JobConfig, comm: Comm) -> Task:
-    """Scan the data of a job. Collective."""
+    """Scan the data of a job. Collective.
+
+    Raises:
+        DataError: on all ranks, where the data of one of them are unusable.
+    """
     if isinstance(config, CtrConfig):
         return CtrTask(config, clicks.scan(config.data, comm, default_device()))
     if isinstance(config, SequenceConfig):
-        return SequenceTask(config, sequences.scan(open_source(config.data)))
+        return SequenceTask(config, on_all(comm, "scan the data", lambda: sequences.scan(open_source(config.data))))
     assert isinstance(config, Config)
-    return TwoTowerTask(config, scan(open_source(config.data), config.data.holdout_seed))
+    return TwoTowerTask(config, on_all(comm, "scan the data", lambda: scan(open_source(config.data), config.data.holdout_seed)))

@@ -106,10 +106,10 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
         watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
         curves = run.path if run.folder is not None and config.log.tensorboard else None
         scalars = around.enter_context(Scalars(curves, begun.step, shown.note))
-        parts = around.enter_context(closing(task.parts(begun.step)))
+        parts = around.enter_context(closing(task.parts(range(begun.step, steps))))
         skipped = nonfinite.Skipped(job, shown)
         around.enter_context(log.stopping(lambda: progress, steps))
-        for step, part in zip(range(begun.step, steps), parts, strict=False):
+        for step, part in zip(range(begun.step, steps), job.given(parts), strict=True):
             epoch = step // task.steps_per_epoch
             rates.set(step)
             with watch.step(step):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,13 +15,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, DataError
 from shardembed.recipes import runs, tasks, train
 from shardembed.recipes.build import Job
 from shardembed.recipes.common import CheckpointConfig, RankingConfig
 from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
+from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data.criteo.text import ClickText
 from shardembed.recipes.data.interactions import Pairs, pairs_of
 from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.data.text import TextFile
 from tests.harness import run_ranks
 
 STEPS = 34  # 14 an epoch, and a checkpoint every 5
@@ -156,3 +160,42 @@ def test_ranks_that_do_not_see_the_run_folder_are_named_on_all(tmp_path: Path) -
     for message in run_ranks(2, blind, str(tmp_path)):
         assert message.startswith(f"run_dir: rank(s) 1 do not see {tmp_path}/test-")
         assert "all ranks need one file system" in message
+
+
+def changing(rank: int, world_size: int, settings: Config | CtrConfig, when: int) -> str:
+    """Train where rank 1 reads other rows from the file from its pass number `when` on (the scan is the first)."""
+    passes = [0]
+    kind = ClickText if isinstance(settings, CtrConfig) else TextFile
+    made = kind._blocks
+
+    def blocks(self: Any) -> Iterator[tuple[int, bytes]]:
+        passes[0] += 1
+        for line, data in made(self):
+            yield line, data[: len(data) // 2] if rank == 1 and passes[0] >= when else data
+
+    with mock.patch.object(kind, "_blocks", blocks), pytest.raises(DataError) as caught:
+        train.run(settings, Console(file=io.StringIO()))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "when"), [("pairs", 3), ("pairs", 5), ("clicks", 2), ("clicks", 4)])
+def test_data_that_changed_on_one_rank_end_all_of_them(tmp_path: Path, kind: str, when: int) -> None:
+    """In a later epoch, and in the evaluation at the end."""
+    data = tmp_path / "data.csv"
+    settings: Config | CtrConfig
+    if kind == "pairs":
+        data.write_text("user_id,item_id\n" + "".join(f"{row % 30},{row % 17}\n" for row in range(300)))
+        settings = config(str(tmp_path / "runs"))
+        settings = settings.model_copy(update={"data": DataConfig(path=(str(data),)), "train": TrainConfig(epochs=3)})
+    else:
+        data.write_text("".join(f"{row % 2}\t{row}\t{row % 17:x}\n" for row in range(300)))
+        settings = CtrConfig.model_validate(
+            {
+                "data": {"path": (str(data),), "integers": ("I1",), "categories": ("C1",)},
+                "model": {"embedding_dim": 4},
+                "train": {"epochs": 3},
+                "run_dir": str(tmp_path / "runs"),
+            }
+        )
+    told = run_ranks(2, changing, settings, when)
+    assert all(f"{data}" in message and "the data have changed under the run" in message for message in told)

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 import shardembed as se
+from shardembed.errors import DataError
 from shardembed.recipes import train
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.config import (
@@ -96,9 +97,13 @@ class Repeating:
     """A source with repeats."""
 
     name = "repeating"
+    parts = ("repeating",)
 
-    def chunks(self) -> Any:
+    def chunks(self, part: int) -> Any:
         yield Chunk(*REPEATING.T)
+
+    def place(self, column: int, value: int) -> str:
+        raise NotImplementedError
 
 
 class Scores:
@@ -150,3 +155,17 @@ def test_what_a_user_had_is_a_candidate_and_a_question_or_neither(kind: str, rep
     some = run_ranks(1, evaluated, kind, repeats, 20)[0][0]
     assert some.model.users + some.repeats == 20
     assert run_ranks(2, evaluated, kind, repeats, 20)[1][0].to_json() == pytest.approx(some.to_json())
+
+
+def refused(rank: int, world_size: int, settings: Config) -> str:
+    with pytest.raises(DataError) as caught:
+        train.run(settings, Console(file=io.StringIO()))
+    return str(caught.value)
+
+
+def test_ids_that_no_memory_is_taken_for_end_all_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_text("user_id,item_id\n2147483648,0\n2147483649,1\n")
+    settings = Config(data=DataConfig(path=(str(path),)), run_dir=str(tmp_path))
+    assert len(set(told := run_ranks(2, refused, settings))) == 1
+    assert told[0].startswith(f"{path}:3: column 'user_id': id 2,147,483,649 is the largest of only 2 rows")

@@ -8,6 +8,7 @@ import io
 import lzma
 import random
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from shardembed.recipes.data.criteo.clicks import ClickData, Counted
 from shardembed.recipes.data.criteo.files import ClickFiles
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema, concatenate
+from shardembed.recipes.data.fingerprint import FirstPass, Seen
 from shardembed.recipes.data.stream import rank_slice
 
 SCHEMA = Schema("label", ("I1", "I2"), ("C1", "C2", "C3"))
@@ -43,7 +45,7 @@ BAD = {
 
 def read(*paths: Path | str, skip: bool = False, schema: Schema = SCHEMA) -> Clicks:
     files = ClickFiles([str(path) for path in paths], schema, skip)
-    chunks = [clicks for part in range(files.parts) for clicks in files.chunks(part)]
+    chunks = [clicks for part in range(len(files.parts)) for clicks in files.chunks(part)]
     dropped = sum((clicks.dropped for clicks in chunks[1:]), chunks[0].dropped)
     found = concatenate(chunks)
     return Clicks(found.labels, found.integers, found.categories, dropped)
@@ -62,7 +64,7 @@ def same(found: Clicks, expected: Clicks) -> None:
 def planted(rows: int) -> tuple[Clicks, Schema]:
     schema = Schema.of(CtrDataConfig())
     source = PlantedClicks(PlantedConfig(rows=rows, max_cardinality=50), schema)
-    return concatenate([clicks for part in range(source.parts) for clicks in source.chunks(part)]), schema
+    return concatenate([clicks for part in range(len(source.parts)) for clicks in source.chunks(part)]), schema
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".txt.gz", ".parquet"])
@@ -130,6 +132,28 @@ def test_a_bad_row_of_a_parquet_file_is_named_or_skipped(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.integers, np.array([[1, 1], [3, np.nan]], np.float32))
     assert found.categories.tolist() == [[10, 1, 10], [MISSING, MISSING, 11]]
     assert found.dropped.kinds == {"no label": 1, "no category": 1}
+
+
+TEXTS = ["0a", "", "ffffffff", "0a"]
+TYPES = {
+    "large_string": pa.array(TEXTS, pa.large_string()),
+    "string_view": pa.array(TEXTS, pa.string_view()),
+    "binary": pa.array([text.encode() for text in TEXTS]),
+    "dictionary": pa.array(TEXTS).dictionary_encode(),
+    "dictionary of large strings": pa.array(TEXTS, pa.large_string()).dictionary_encode(),
+    "integers": pa.array([10, None, 0xFFFFFFFF, 10], pa.uint32()),
+    "dictionary of integers": pa.array([10, None, 0xFFFFFFFF, 10]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_categories_are_read_from_every_type_of_arrow(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.parquet"
+    numbers = pa.array([Decimal(1), None, Decimal(3), Decimal(4)], pa.decimal128(9, 1))
+    parquet.write_table(pa.table({"label": [1, 0, 1, 0], "I1": numbers, "C1": TYPES[kind]}), path)
+    found = read(path, schema=Schema("label", ("I1",), ("C1",)))
+    assert found.categories[:, 0].tolist() == [10, MISSING, 0xFFFFFFFF, 10]
+    np.testing.assert_array_equal(found.integers[:, 0], np.array([1, np.nan, 3, 4], np.float32))
 
 
 def packed_tar() -> bytes:
@@ -206,7 +230,14 @@ class Numbered:
     """A source whose rows carry their number."""
 
     name = "numbered"
-    parts = 3
+    parts = ("a", "b", "c")
+
+    def seen(self) -> tuple[Seen, ...]:
+        passes = [FirstPass() for _ in self.parts]
+        for part, one in enumerate(passes):
+            for clicks in self.chunks(part):
+                one.see(clicks)
+        return tuple(one.seen for one in passes)
 
     def chunks(self, part: int) -> list[Clicks]:
         numbers = [np.arange(*edges) for edges in ((0, 40), (40, 41), (41, 500))]
@@ -225,7 +256,7 @@ def numbers_of(batches: list[Clicks]) -> list[int]:
 @pytest.mark.parametrize("buffer", [0, 64])
 def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> None:
     config = CtrDataConfig.model_validate({"split": {"kind": kind, "fraction": 0.2, "seed": 3}})
-    data = ClickData(Numbered(), None, config.split, Counted((40, 1, 459), 250, 0), None)  # type: ignore[arg-type]
+    data = ClickData(Numbered(), None, config.split, Counted(Numbered().seen(), 250), None)
     held = numbers_of(list(data.validation_batches(32)))
     assert held == sorted(held)
     assert [numbers.tolist() for numbers in data.validation_numbers(32)] == [

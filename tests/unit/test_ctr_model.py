@@ -131,8 +131,8 @@ def test_training_stops_after_evaluations_that_are_no_better() -> None:
 def test_planted_clicks_follow_their_model() -> None:
     schema = Schema.of(CtrDataConfig())
     source = PlantedClicks(PlantedConfig(rows=70_000, max_cardinality=100), schema)
-    assert source.parts == 2
-    clicks = concatenate([chunk for part in range(source.parts) for chunk in source.chunks(part)])
+    assert len(source.parts) == 2
+    clicks = concatenate([chunk for part in range(len(source.parts)) for chunk in source.chunks(part)])
     assert len(clicks) == 70_000
     known = source.probabilities(clicks)
     # Among rows of about the same probability, so many are clicks.

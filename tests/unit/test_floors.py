@@ -30,6 +30,7 @@ FLOORS = {
     0: [
         *(
             "_version",
+            "arrow_types",
             "collate",
             "console",
             "errors",
@@ -43,6 +44,7 @@ FLOORS = {
             "narrow",
             "optim",
             "optional",
+            "paths",
             "placement",
             "plain_json",
         ),

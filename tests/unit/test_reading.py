@@ -97,7 +97,7 @@ def two_epochs(first: Callable[[int], Iterator[Any]], second: Callable[[int], It
 
 
 def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None:
-    """Two of them, from the middle of an epoch on, until a bad row in the next one."""
+    """Two of them, from the middle of an epoch on, until a bad row in the next one; and where a file has changed since the scan."""
     task = prepare(config.load(job), Comm.of())
     stream = replace(task.stream(), rank=1, world_size=3)
     made, schema = clicks_of(job)
@@ -116,6 +116,13 @@ def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None
     assert said.startswith(f"{bad}:334: 2 field(s), but a row has 5")
     assert multiprocessing.active_children() == before
     assert torch.equal(torch.get_rng_state(), random)
+
+    day = job.parent / "day_0"
+    day.write_bytes(day.read_bytes()[:-1000])
+    found, said = taken(task.stream(), range(40), 1)
+    assert not found
+    assert said.startswith(f"{day}:")
+    assert "the data have changed under the run. Bring them back" in said
 
 
 class Watched:

@@ -19,7 +19,7 @@ from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, scan
-from shardembed.recipes.data.source import Chunk, concatenate
+from shardembed.recipes.data.source import Chunk, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_slice
 
 SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=3)
@@ -28,12 +28,15 @@ SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=
 class Listed:
     """A source of given interactions in chunks of a given size."""
 
-    name = "listed"
+    name, parts = "listed", ("listed",)
 
     def __init__(self, users: np.ndarray, items: np.ndarray, size: int = 100) -> None:
         self.all, self.size = Chunk(users, items), size
 
-    def chunks(self) -> Iterator[Chunk]:
+    def place(self, column: int, value: int) -> str:
+        return self.name
+
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         for start in range(0, len(self.all), self.size):
             yield self.all[start : start + self.size]
 
@@ -85,7 +88,7 @@ def test_files_give_what_was_written(tmp_path: Path, suffix: str, monkeypatch: p
         lines += [sign.join(("x", str(user), str(item))) for user, item in pairs(chunk)]
         path.write_text("\n".join(lines) + "\n")
     source = open_source(DataConfig(path=str(path), user="who", item="what"))
-    chunks = list(source.chunks())
+    chunks = list(all_chunks(source))
     assert len(chunks) > 1 or suffix == ".parquet"
     np.testing.assert_array_equal(pairs(concatenate(chunks)), pairs(chunk))
 
@@ -98,7 +101,7 @@ def test_several_files_are_read_one_after_the_other_also_compressed_ones(tmp_pat
     (tmp_path / "day_1.csv.gz").write_bytes(gzip.compress(text.encode()))
     source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what"))
     assert source.name == f"{tmp_path}/day_* (2 files)"
-    np.testing.assert_array_equal(pairs(concatenate(list(source.chunks()))), rows)
+    np.testing.assert_array_equal(pairs(concatenate(list(all_chunks(source)))), rows)
     found = scan(source, seed=0)
     np.testing.assert_array_equal(found.held_row, scan(generated(), seed=0).held_row)
 
@@ -137,7 +140,9 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
         ("user,item\n1,2\n99999999999,1\n", r"f.csv:3: column 'user': 99999999999 is larger than"),
         ("user,item\n1,2\n3,4,5\n", r"f.csv:3: 3 field\(s\), but the header line has 2"),
         ("usr,item\n1,2\n", r"no column 'user' \(data.user\); did you mean 'usr'\? The columns are: usr, item"),
-        ("", r"no column 'user' \(data.user\)\. The columns are: \(none\)"),
+        ("", r"f.csv:1: the file is empty; the first line of a text file must have the names of its columns"),
+        ("\nuser,item\n1,2\n", r"f.csv:1: the first line is empty; the first line of a text file must have the names of its"),
+        ("\ufeff \r\nuser,item\n1,2\n", r"f.csv:1: the first line is empty; "),
         ("user;item\n1;2\n", r"The columns are: user;item; this header has semicolons in it, but .* a comma in a .csv file"),
         ("user\titem\n1\t2\n", r"this header has tabs in it, but .*, or name the file by what it holds"),
         ("user,itm\n1,2\n", r"The columns are: user, itm$"),
@@ -164,7 +169,12 @@ def test_a_bad_line_far_into_a_file_is_placed(tmp_path: Path, monkeypatch: pytes
     [
         (pa.array([1, None]), r"row 1 \(from 0\), column 'item': the value is missing"),
         (pa.array([1, -5]), r"row 1 \(from 0\), column 'item': -5 is negative"),
-        (pa.array([1.0, 2.0]), r"column 'item' holds double; ids must be integers"),
+        (pa.array([1.0, 2.5]), r"row 1 \(from 0\), column 'item': '2.5' is not an integer"),
+        (pa.array([1.0, float("inf")]), r"row 1 \(from 0\), column 'item': 'inf' is not an integer"),
+        (pa.array([1.0, float("nan")]), r"row 1 \(from 0\), column 'item': the value is missing"),
+        (pa.array([True, False]), r"column 'item' holds bool; ids must be whole numbers, or texts of their digits"),
+        (pa.array([[1], [2]]), r"column 'item' holds list<.*>; ids must be whole numbers"),
+        (pa.nulls(2), r"row 0 \(from 0\), column 'item': the value is missing"),
         (pa.array([1, 2**64 - 1], pa.uint64()), r"row 1 \(from 0\), column 'item': \d+ is larger than"),
     ],
 )

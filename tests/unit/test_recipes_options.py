@@ -17,6 +17,7 @@ import shardembed as se
 from shardembed.cli import failures, main
 from shardembed.recipes import config, dry_run
 from shardembed.recipes.build import CtrJob
+from shardembed.recipes.data import plausible
 from shardembed.recipes.tasks import SequenceTask, TwoTowerTask
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
@@ -151,7 +152,7 @@ def test_a_dry_run_says_when_a_job_does_not_fit_the_memory_that_is_free(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listing = job.with_name("meminfo")
-    monkeypatch.setattr(dry_run, "MEMORY", listing)
+    monkeypatch.setattr(plausible, "MEMORY", listing)
     monkeypatch.setattr(dry_run, "default_device", lambda: dry_run.CPU)
     for free, told in ((1, True), (1 << 40, False)):
         listing.write_text(f"MemTotal: 9 kB\nMemAvailable: {free} kB\n")

@@ -212,7 +212,58 @@ def test_a_run_on_other_data_is_not_resumed(job: Path, capsys: pytest.CaptureFix
     assert "Now: 100 interactions of 20 users and 6 items" in said
     assert len(runs_of(job)) == 1
     write_data(job.parent / "taken.csv", 7)
+    lines = (job.parent / "taken.csv").read_text().splitlines()
+    swapped = [*lines[:3], lines[4], lines[3], *lines[5:]]
+    (job.parent / "taken.csv").write_text("\n".join(swapped))
+    assert main(["train", str(job)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be resumed, because the data have changed since" in said
+    (job.parent / "taken.csv").write_text("\r\n".join(lines))  # the same rows
     assert finished(job, capsys)[0] == folder
+
+
+@pytest.mark.parametrize("users", [20, 19])
+def test_a_run_of_a_version_that_noted_no_order_goes_on_where_the_numbers_are_the_same(
+    job: Path, users: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted(job)
+    old = f"100 interactions of {users} users and 7 items, held-out rows 1234, counts 0123abcd"
+    now = json.loads((folder / "data.json").read_text())["counted"]
+    (folder / "data.json").write_text(json.dumps({"counted": old}))
+    capsys.readouterr()
+    code = main(["train", str(job)])
+    said = "".join(capsys.readouterr())
+    if users == 20:
+        assert code == 0
+        assert f"{folder} was begun by a version that noted no order of rows: only their number could be compared" in said
+        assert json.loads((folder / "data.json").read_text())["counted"] == now
+    else:
+        assert code == 2
+        assert f"Then: {old}. Now: {now}" in said
+
+
+def test_data_that_change_while_they_are_trained_on_end_the_run_which_can_be_resumed(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no process but ours has to read them again to notice."""
+    data = job.parent / "taken.csv"
+    made, whole = Job._batch, data.read_bytes()
+
+    def batch(self: Job, part: Pairs, number: int) -> Batch:
+        if number == 2:
+            data.write_bytes(whole[: len(whole) // 2])
+        return made(self, part, number)
+
+    with mock.patch.object(Job, "_batch", batch):
+        assert main(["train", str(job)]) == 2
+    (folder,) = runs_of(job)
+    said = capsys.readouterr().err
+    assert f"{data}: there are only " in said
+    assert not (folder / "summary.json").exists()
+    data.write_bytes(whole)
+    again, said = finished(job, capsys)
+    assert again == folder
+    assert "at step 4 of 12" in said
 
 
 def test_no_checkpoints_where_none_are_asked_for(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

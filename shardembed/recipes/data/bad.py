@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 MAX_ID = (1 << 32) - 1  # tables and counts have a row for every id up to the largest
 MIN_USER, MAX_USER = -1 << 63, (1 << 63) - 1  # of sequences, which have no table of users
 DIGITS = 18  # as many fit an int64 whatever they are
+FLOATS_END = 1 << 53  # from here on floats leave integers out
+WHOLE = re.compile(r"(-?[0-9]+)\.0*")
 PLACES_KEPT = 5
 SHOWN = 40  # characters of a value in a message
 FIELDS = "wrong number of fields"
@@ -50,10 +53,41 @@ class Dropped:
 NONE = Dropped()
 
 
+def text_of(value: object) -> str:
+    """A value as text: of a whole number its digits, however it is written (37.0 is 37); empty where there is none."""
+    if value is None or value != value:  # not a number
+        return ""
+    if isinstance(value, float | Decimal) and Decimal(value).is_finite() and value == int(value):
+        return str(int(value))
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    found = WHOLE.fullmatch(text)
+    return found[1] if found else text
+
+
+def whole(value: object) -> int:
+    """The integer that a value without a problem is."""
+    return int(text_of(value))
+
+
+def int64_problem(value: object, said: str) -> tuple[str, str] | None:
+    """(kind, sentence) of what is wrong with one value that must be a whole number of 64 bits with a sign; None where nothing is.
+
+    said: what to do about others.
+    """
+    text = text_of(value)
+    if (problem := _no_integer(text, said)) is not None:
+        return problem
+    if isinstance(value, float) and abs(value) >= FLOATS_END:
+        return "too large", f"{short(text)} is a float beyond 2^53, where floats leave integers out; store integers"
+    if len(text) > SHOWN or not MIN_USER <= int(text) <= MAX_USER:
+        return "too large", f"{short(text)} does not fit 64 bits with a sign; {said}"
+    return None
+
+
 def problem_of(value: object) -> tuple[str, str] | None:
     """(kind, sentence) of what is wrong with one value; None where it is a usable id."""
-    text = _text(value)
-    if (problem := _no_integer(text, "users and items from 0")) is not None:
+    text = text_of(value)
+    if (problem := _no_integer(text, "number users and items from 0")) is not None:
         return problem
     digits = text.lstrip("-").lstrip("0")
     if text[0] == "-" and digits:
@@ -69,23 +103,14 @@ def problem_of(value: object) -> tuple[str, str] | None:
 
 def problem_of_user(value: object) -> tuple[str, str] | None:
     """As `problem_of`, for users that have no row anywhere: they are only told apart."""
-    text = _text(value)
-    if (problem := _no_integer(text, "the users")) is not None:
-        return problem
-    if len(text) > SHOWN or not MIN_USER <= int(text) <= MAX_USER:
-        return "too large", f"{short(text)} does not fit 64 bits with a sign; number the users"
-    return None
+    return int64_problem(value, "number the users")
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _no_integer(text: str, numbered: str) -> tuple[str, str] | None:
+def _no_integer(text: str, said: str) -> tuple[str, str] | None:
     if not text:
         return "missing", "the value is missing; remove the row or fill it in"
     if not re.fullmatch(r"-?[0-9]+", text):
-        return "not an integer", f"{short(text)!r} is not an integer; number {numbered}"
+        return "not an integer", f"{short(text)!r} is not an integer; {said}"
     return None
 
 

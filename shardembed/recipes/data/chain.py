@@ -43,8 +43,15 @@ class PlantedSequences:
         c = self._config
         return f"generator ({c.users:,} users, {c.items:,} items, {self.successors} successors, {c.noise:.0%} noise, seed {c.seed})"
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def parts(self) -> tuple[str]:
+        return (self.name,)
+
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         yield self._all
+
+    def place(self, column: int, value: int) -> str:
+        return self.name
 
     @cached_property
     def _all(self) -> Chunk:

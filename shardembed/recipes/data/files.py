@@ -18,9 +18,10 @@ from shardembed.recipes.data.source import Chunk
 
 try:
     import pyarrow as pa
-    from pyarrow import compute, parquet
+    from pyarrow import parquet
 
-    from shardembed.recipes.data.kinds import ID, USER, Kind
+    from shardembed.recipes.data.columns import holds_ids, holds_times, kind_of_times, values_of
+    from shardembed.recipes.data.kinds import ID, USER, WHOLE_TIME, Kind
     from shardembed.recipes.data.text import TextFile
 except ImportError as error:
     raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
@@ -37,7 +38,8 @@ class FileInteractions:
     gzip, and then has .gz behind the suffix.
 
     Args:
-        time: whole numbers, or dates with or without a time of day; None where times are of no interest.
+        time: whole numbers, or dates with or without a time of day; None where times are of no interest. The attribute `clock`
+            says whether they are dates, and is None where there are none.
         any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
         on_bad_row: "raise", or "skip" to leave out rows that hold no two ids; the chunks say which ones were.
 
@@ -56,7 +58,8 @@ class FileInteractions:
     ) -> None:
         self._path = Path(path)
         self._columns = (user, item) if time is None else (user, item, time)
-        self._kinds = (USER if any_user else ID, ID)
+        self._kinds: tuple[Kind, ...] = (USER if any_user else ID, ID)
+        self.clock: bool | None = None
         self._skip = on_bad_row == "skip"
         suffix = Path(self._path.stem if self._path.suffix.lower() == ".gz" else self._path.name).suffix.lower()
         if suffix not in (*DELIMITERS, *PARQUET_SUFFIXES):
@@ -69,22 +72,49 @@ class FileInteractions:
         try:
             if suffix in DELIMITERS:
                 self._text = TextFile.open(self._path, DELIMITERS[suffix], self._columns, self._kinds[0])
-                names = self._text.header
+                self._check_columns(self._text.header)
+                self.clock = self._text.clock
             else:
-                names = list(parquet.read_schema(self._path).names)
-        except (*UNREADABLE, pa.ArrowInvalid) as error:
+                schema = parquet.read_schema(self._path)
+                self._check_columns(list(schema.names))
+                self._check_types(schema)
+                if time is not None:
+                    kind = self._first_times()
+                    self._kinds += (kind or WHOLE_TIME,)
+                    self.clock = kind.clock if kind is not None else None
+        except (*UNREADABLE, pa.ArrowException) as error:
             raise DataError(f"{self._path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
-        self._check_columns(names)
 
     @property
     def name(self) -> str:
         return str(self._path)
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def parts(self) -> tuple[str]:
+        return (self.name,)
+
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         for (users, items, *times), problems in self._text_rows() if self._text is not None else self._parquet_rows():
             if problems and not self._skip:
                 raise DataError(problems[0].text)
-            yield Chunk(users, items, Dropped.of(problems), times[0] if times else None)
+            fine = times[1] if len(times) > 1 and times[1].any() else None
+            yield Chunk(users, items, Dropped.of(problems), times[0] if times else None, fine)
+
+    def place(self, column: int, value: int) -> str:
+        """Where the first row with that user (column 0) or item (1) is: file and line, or row. Reads the file."""
+        return next(self._places(column, value), self.name)
+
+    def _places(self, column: int, value: int) -> Iterator[str]:
+        said = f"column {self._columns[column]!r}"
+        if self._text is not None:
+            yield from (f"{self._path}:{line}: {said}" for line in self._text.lines_with(column, value))
+            return
+        row = 0
+        with parquet.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[self._columns[column]]):
+                found = np.flatnonzero(values_of(batch.column(0), self._kinds[column])[0][0] == value)
+                yield from (f"{self._path}: row {row + one} (from 0), {said}" for one in found.tolist())
+                row += batch.num_rows
 
     def _check_columns(self, names: list[str]) -> None:
         for setting, column in zip(SETTINGS, self._columns, strict=False):
@@ -119,92 +149,75 @@ class FileInteractions:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(self._columns)):
                     yield self._judged(batch, row)
                     row += batch.num_rows
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self._path}: {error}") from error
 
     def _judged(self, batch: pa.RecordBatch, first_row: int) -> tuple[np.ndarray, list[Problem]]:
-        """The values of the batch's good rows, int64 `[columns, n]`, and what is wrong with the others."""
+        """The values of the batch's good rows, int64 `[numbers, n]` (of dates two), and what is wrong with the others."""
         kept = np.ones(batch.num_rows, bool)
         problems: dict[int, Problem] = {}
         values = []
-        for name, usable in zip(self._columns[:2], self._kinds, strict=True):
-            column = batch.column(name)
-            if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
-                raise DataError(f"{self._path}: column {name!r} holds {column.type}; ids must be integers")
-            found = _ids(column, usable)
-            if found is None:
-                found, wrong = _slow_ids(column, usable)
-                for row, (kind, text) in wrong.items():
-                    where = f"{self._path}: row {first_row + row} (from 0), column {name!r}"
-                    problems.setdefault(row, Problem(kind, f"{where}: {text}"))
-                    kept[row] = False
-            values.append(found)
-        for name in self._columns[2:]:
-            times, absent = self._times(batch.column(name), name)
-            for row in np.flatnonzero(absent).tolist():
+        for name, kind in zip(self._columns, self._kinds, strict=True):
+            found, wrong = values_of(batch.column(name), kind)
+            for row, (what, text) in wrong.items():
                 where = f"{self._path}: row {first_row + row} (from 0), column {name!r}"
-                problems.setdefault(row, Problem("missing", f"{where}: the value is missing; remove the row or fill it in"))
-            kept &= ~absent
-            values.append(times)
-        return np.stack(values)[:, kept], [problems[row] for row in sorted(problems)]
+                problems.setdefault(row, Problem(what, f"{where}: {text}"))
+                kept[row] = False
+            values.append(found)
+        return np.concatenate(values)[:, kept], [problems[row] for row in sorted(problems)]
 
-    def _times(self, column: pa.Array, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """int64 `[n]`, and where there is none bool `[n]`."""
-        types = pa.types
-        if types.is_timestamp(column.type) or types.is_date(column.type):
-            column = compute.cast(column, pa.timestamp("us"), safe=False)  # nanoseconds are cut off
-        elif not types.is_integer(column.type):
-            raise DataError(
-                f"{self._path}: column {name!r} (data.time) holds {column.type}; times must be timestamps, dates or integers"
-            )
-        try:
-            whole = compute.cast(column, pa.int64())
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{self._path}: column {name!r} (data.time): {error}; times must fit int64") from error
-        absent = column.is_null().to_numpy(zero_copy_only=False)
-        return compute.fill_null(whole, 0).to_numpy(zero_copy_only=False), absent
+    def _check_types(self, schema: pa.Schema) -> None:
+        """Of a Parquet file."""
+        for name in self._columns[:2]:
+            kind = schema.field(name).type
+            if not holds_ids(kind):
+                raise DataError(f"{self._path}: column {name!r} holds {kind}; ids must be whole numbers, or texts of their digits")
+        for name in self._columns[2:]:
+            kind = schema.field(name).type
+            if not holds_times(kind):
+                raise DataError(
+                    f"{self._path}: column {name!r} (data.time) holds {kind}; times must be timestamps, dates, whole numbers, or "
+                    "texts of these"
+                )
+
+    def _first_times(self) -> Kind | None:
+        """How the times of a Parquet file are written; None where there are none."""
+        name = self._columns[-1]
+        with parquet.ParquetFile(self._path) as file:
+            found = (kind_of_times(batch.column(0)) for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name]))
+            return next((kind for kind in found if kind is not None), None)
 
 
 class SeveralFiles:
     """The interactions of several files, one file after the other.
 
     patterns: what named them.
+
+    Raises:
+        DataError: on construction, where some have dates and others whole numbers for times.
     """
 
     def __init__(self, files: Sequence[FileInteractions], patterns: Sequence[str]) -> None:
         self._files, self._patterns = files, patterns
+        dates = next((file for file in files if file.clock), None)
+        numbers = next((file for file in files if file.clock is False), None)
+        if dates is not None and numbers is not None:
+            raise DataError(
+                f"data.time: {dates.name} has dates, but {numbers.name} has whole numbers, which have no order among each other; "
+                "write both alike"
+            )
 
     @property
     def name(self) -> str:
         return named(self._patterns, len(self._files))
 
-    def chunks(self) -> Iterator[Chunk]:
-        for file in self._files:
-            yield from file.chunks()
+    @property
+    def parts(self) -> list[str]:
+        return [file.name for file in self._files]
 
+    def chunks(self, part: int) -> Iterator[Chunk]:
+        return self._files[part].chunks()
 
-def _ids(column: pa.Array, kind: Kind) -> np.ndarray | None:
-    """The ids int64 `[n]` of one column; None where one is unusable or might be."""
-    if column.null_count:
-        return None
-    if pa.types.is_string(column.type):
-        return kind.fast(column)
-    extremes = compute.call_function("min_max", [column]).as_py()
-    if len(column) and (extremes["min"] < kind.lowest or extremes["max"] > kind.highest):
-        return None
-    return compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
-
-
-def _slow_ids(column: pa.Array, kind: Kind) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
-    """The ids, 0 in place of those that are none, and what is wrong with these by row."""
-    ids = np.zeros(len(column), np.int64)
-    wrong = {}
-    is_text = pa.types.is_string(column.type)
-    for row, held in enumerate((column.view(pa.binary()) if is_text else column).to_pylist()):
-        value = held.decode("utf-8", "replace") if isinstance(held, bytes) else held
-        problem = kind.problem(value)
-        if problem is not None:
-            wrong[row] = problem
-        else:
-            ids[row] = int(value)
-    return ids, wrong
+    def place(self, column: int, value: int) -> str:
+        places = (place for file in self._files for place in file._places(column, value))
+        return next(places, self.name)

@@ -33,8 +33,15 @@ class GeneratedInteractions:
         c = self._config
         return f"generator ({c.users:,} users, {c.items:,} items, {c.tastes} tastes, Zipf {c.zipf:g}, seed {c.seed})"
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def parts(self) -> tuple[str]:
+        return (self.name,)
+
+    def chunks(self, part: int = 0) -> Iterator[Chunk]:
         yield self._all
+
+    def place(self, column: int, value: int) -> str:
+        return self.name
 
     @cached_property
     def _all(self) -> Chunk:

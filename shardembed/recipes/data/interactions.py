@@ -1,7 +1,7 @@
 """From a stream of interactions to what training needs: a hold-out, counts, and global batches dealt to ranks.
 
     scan      one pass: users, items, the interaction held out of each user, counts of the rest
-    batches   one pass an epoch: held-out rows dropped, shuffled through a buffer, cut into global batches
+    batches   one pass an epoch, held to the first: held-out rows dropped, shuffled through a buffer, cut into global batches
 
 Every rank reads the whole stream and keeps its part of each batch, so what a global batch holds depends on the data and the seed
 alone, never on the number of ranks. Memory is O(users + items + shuffle buffer).
@@ -13,20 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.part import Part
+from shardembed.recipes.data.plausible import Plausible
 from shardembed.recipes.data.source import Chunk, Source, concatenate
 from shardembed.recipes.data.stream import hash_rows, rank_slice, rechunked, shuffled, shuffler
 from shardembed.recipes.metrics import History
 
 NO_ROW = -1
+NARROW = 16  # places for each id that are cheaper to go through than sorting is
 ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
-CHUNK_ROWS = 1 << 16  # sources chunk as they like; batches must not depend on it
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Interactions:
 
     Attributes:
         users, items: largest id + 1.
-        rows: all interactions, held-out ones included, dropped ones not.
+        seen: of each part of the source, what later passes are held to.
         dropped: what the source left out.
         held_row, held_item: int64 `[users]`: the row number and item held out of each user, NO_ROW where nothing is.
         user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
@@ -44,12 +47,21 @@ class Interactions:
     source: Source
     users: int
     items: int
-    rows: int
+    seen: tuple[Seen, ...]
     held_row: np.ndarray
     held_item: np.ndarray
     user_counts: np.ndarray
     item_counts: np.ndarray
     dropped: Dropped = NONE
+
+    @property
+    def rows(self) -> int:
+        """All interactions, held-out ones included, dropped ones not."""
+        return sum(one.rows for one in self.seen)
+
+    def describe(self) -> str:
+        """What the data are known by: hardly any other data have the same."""
+        return f"{self.rows} interactions of {self.users} users and {self.items} items, in the order {fingerprint_of(self.seen)}"
 
     @property
     def held_users(self) -> np.ndarray:
@@ -61,12 +73,17 @@ class Interactions:
         return int(self.user_counts.sum())
 
     def training(self) -> Iterator[Chunk]:
-        """The interactions that are not held out, in the order of the source, in chunks of at most CHUNK_ROWS."""
+        """The interactions that are not held out, in the order of the source.
+
+        Raises:
+            DataError: the data are not what they were when they were scanned.
+        """
         row = 0
-        for chunk in rechunked(self.source.chunks(), CHUNK_ROWS, concatenate):
-            kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
-            row += len(chunk)
-            yield chunk[kept]
+        for part, (seen, name) in enumerate(zip(self.seen, self.source.parts, strict=True)):
+            for chunk in held_to(seen, partial(self.source.chunks, part), name, concatenate):
+                kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
+                row += len(chunk)
+                yield chunk[kept]
 
     def to_read(self) -> Interactions:
         """What reading needs of this, for worker processes, each of which gets a copy."""
@@ -89,25 +106,29 @@ def scan(source: Source, seed: int) -> Interactions:
     Each row gets a hash of (seed, row number); a user's row with the largest hash is held out. One pass, O(users + items) memory.
 
     Raises:
-        DataError: there are no interactions, or the source had to leave out more than it gave.
+        DataError: there are no interactions, the source had to leave out more than it gave, or ids are not numbered from 0.
     """
     best = np.empty(0, np.uint64)
     held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
     row = 0
     dropped = NONE
-    for chunk in source.chunks():
+    passes = [FirstPass() for _ in source.parts]
+    plausible = Plausible(source)
+    for part, chunk in _chunks(source):
+        passes[part].see(chunk)
         dropped += chunk.dropped
         if len(dropped) > ENOUGH_DROPPED:
             refuse_wrong_file(source, row + len(chunk), dropped)
         if not len(chunk):
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
+        plausible.check((users - 1, items - 1), row + len(chunk))
         best, user_counts = _grown(best, users, 0), _grown(user_counts, users, 0)
         held_row, held_item = _grown(held_row, users, NO_ROW), _grown(held_item, users, NO_ROW)
         item_counts = _grown(item_counts, items, 0)
         _hold_out(chunk, row, hash_rows(seed, row, len(chunk)), best, held_row, held_item)
-        user_counts[:users] += np.bincount(chunk.users)
-        item_counts[:items] += np.bincount(chunk.items)
+        _count(user_counts, chunk.users)
+        _count(item_counts, chunk.items)
         row += len(chunk)
     refuse_wrong_file(source, row, dropped)
     if row == 0:
@@ -118,7 +139,12 @@ def scan(source: Source, seed: int) -> Interactions:
     taken = held_item[~single]
     user_counts = user_counts[:users] - ~single
     item_counts = item_counts[:items] - np.bincount(taken, minlength=items)
-    return Interactions(source, users, items, row, held_row, held_item, user_counts, item_counts, dropped)
+    seen = tuple(one.seen for one in passes)
+    return Interactions(source, users, items, seen, held_row, held_item, user_counts, item_counts, dropped)
+
+
+def _chunks(source: Source) -> Iterator[tuple[int, Chunk]]:
+    return ((part, chunk) for part in range(len(source.parts)) for chunk in source.chunks(part))
 
 
 def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: int, epoch: int) -> Iterator[Chunk]:
@@ -161,6 +187,16 @@ def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, he
     winners = winners[hashes[winners] > best[chunk.users[winners]]]
     users = chunk.users[winners]
     best[users], held_row[users], held_item[users] = hashes[winners], first + winners, chunk.items[winners]
+
+
+def _count(counts: np.ndarray, ids: np.ndarray) -> None:
+    """Add how often each of `ids` occurs. What that takes goes by their number, not by how large they are."""
+    if ids.max() < NARROW * len(ids):  # many times faster
+        found = np.bincount(ids)
+        counts[: len(found)] += found
+        return
+    found, times = np.unique(ids, return_counts=True)
+    counts[found] += times
 
 
 def _grown(array: np.ndarray, size: int, fill: int) -> np.ndarray:

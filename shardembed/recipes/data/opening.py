@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from shardembed.errors import DataError
+from shardembed.paths import local
 
 GZIP = b"\x1f\x8b"
 OTHERS = {  # how files begin that are taken for text
@@ -62,7 +63,7 @@ def named(patterns: Sequence[str], files: int) -> str:
 
 
 def _of_pattern(pattern: str, setting: str) -> list[Path]:
-    path = Path(pattern)
+    path = local(pattern, DataError)
     if path.is_dir():
         raise DataError(f"{setting}: {pattern} is a folder; name the files in it, as in {path / '*.gz'}")
     if path.exists() or not glob.has_magic(pattern):

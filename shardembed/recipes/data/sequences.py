@@ -22,7 +22,8 @@ from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
 from shardembed.recipes.data.part import Part
-from shardembed.recipes.data.source import Source, concatenate
+from shardembed.recipes.data.plausible import Plausible
+from shardembed.recipes.data.source import Source, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_start, shuffler
 from shardembed.recipes.metrics import History
 
@@ -116,10 +117,11 @@ def scan(source: Source) -> Sequences:
     """Read all interactions and sort them.
 
     Raises:
-        DataError: there are none, or none to train on, or the source had to leave out more than it gave.
+        DataError: there are none, or none to train on, the source had to leave out more than it gave, or items are not numbered
+            from 0.
     """
     chunks, dropped, rows = [], NONE, 0
-    for chunk in source.chunks():
+    for chunk in all_chunks(source):
         dropped += chunk.dropped
         rows += len(chunk)
         if len(dropped) > ENOUGH_DROPPED:
@@ -128,10 +130,13 @@ def scan(source: Source) -> Sequences:
     refuse_wrong_file(source, rows, dropped)
     if not rows:
         raise DataError(f"{source.name}: there are no interactions in it")
+    largest = max(int(chunk.items.max()) for chunk in chunks if len(chunk))
+    Plausible(source, (1,)).check((largest,), rows, whole=True)
     whole = concatenate(chunks)
     chunks.clear()
     users = np.unique(whole.users, return_inverse=True)[1].reshape(-1)
-    order = np.argsort(users, kind="stable") if whole.times is None else np.lexsort((whole.times, users))
+    keys = [one for one in (whole.nanoseconds, whole.times) if one is not None]
+    order = np.lexsort((*keys, users))  # stable
     starts = np.append(0, np.cumsum(np.bincount(users)))
     data = Sequences.of(source, whole.items[order], starts, dropped)
     if not len(data.training_users):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,8 @@ from shardembed.recipes.data.bad import NONE, Dropped
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0; `times` int64 `[n]`, where they were asked for.
+    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0; `times` int64 `[n]`, where they were asked for;
+    `nanoseconds` int64 `[n]` beyond times that are microseconds, where any is not 0.
 
     `dropped` are rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
     """
@@ -22,12 +23,17 @@ class Chunk:
     items: np.ndarray
     dropped: Dropped = NONE
     times: np.ndarray | None = None
+    nanoseconds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
+    def columns(self) -> list[np.ndarray]:
+        return [self.users, self.items, *(one for one in (self.times, self.nanoseconds) if one is not None)]
+
     def __getitem__(self, rows: slice | np.ndarray) -> Chunk:
-        return Chunk(self.users[rows], self.items[rows], times=None if self.times is None else self.times[rows])
+        times, nanoseconds = (None if one is None else one[rows] for one in (self.times, self.nanoseconds))
+        return Chunk(self.users[rows], self.items[rows], times=times, nanoseconds=nanoseconds)
 
 
 EMPTY = Chunk(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -40,17 +46,33 @@ def concatenate(chunks: list[Chunk]) -> Chunk:
         return EMPTY
     times = [c.times for c in chunks if c.times is not None]
     users, items = np.concatenate([c.users for c in chunks]), np.concatenate([c.items for c in chunks])
-    return Chunk(users, items, times=np.concatenate(times) if times else None)
+    fine = [np.zeros(len(c), np.int64) if c.nanoseconds is None else c.nanoseconds for c in chunks]
+    some = any(c.nanoseconds is not None for c in chunks)
+    return Chunk(users, items, times=np.concatenate(times) if times else None, nanoseconds=np.concatenate(fine) if some else None)
 
 
 class Source(Protocol):
-    """Interactions in an order that is the same each time they are read."""
+    """Interactions in an order that is the same each time they are read, in one or more parts."""
 
     @property
     def name(self) -> str:
         """For messages: a path, or what stands in for one."""
         ...
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All interactions from the first on, in chunks of any size."""
+    @property
+    def parts(self) -> Sequence[str]:
+        """Their names, for messages: of files the paths."""
         ...
+
+    def chunks(self, part: int) -> Iterator[Chunk]:
+        """All interactions of a part from the first on, in chunks of any size."""
+        ...
+
+    def place(self, column: int, value: int) -> str:
+        """Where the first row with that user (column 0) or item (1) is, for messages."""
+        ...
+
+
+def all_chunks(source: Source) -> Iterator[Chunk]:
+    """Those of all parts."""
+    return (chunk for part in range(len(source.parts)) for chunk in source.chunks(part))

@@ -34,7 +34,10 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of delimited text with a header line; the columns of it that are read, and what they hold."""
+    """A file of delimited text with a header line; the columns of it that are read, and what they hold.
+
+    clock: the third column has dates; None where there is none, or no first row says.
+    """
 
     path: Path
     delimiter: str
@@ -42,6 +45,7 @@ class TextFile:
     header: list[str]
     header_lines: int
     kinds: tuple[Kind, ...] = (ID, ID)
+    clock: bool | None = None
 
     @staticmethod
     def open(path: Path, delimiter: str, names: tuple[str, ...], user: Kind = ID) -> TextFile:
@@ -57,12 +61,27 @@ class TextFile:
             except csv.Error as error:
                 raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
             lines = rows.line_num
-            return TextFile(path, delimiter, names, header, lines, (user, ID, *_kinds(rows, header, names[2:])))
+            if not any(name.strip() for name in header):
+                what = "the first line is empty" if lines else "the file is empty"
+                raise DataError(f"{path}:1: {what}; the first line of a text file must have the names of its columns")
+            first = _first_times(rows, header, names[2:])
+            clock = None if not any(first) else times_like(first[0]).clock
+            return TextFile(path, delimiter, names, header, lines, (user, ID, *map(times_like, first)), clock)
 
     def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-        """Block by block: the values of the good rows, int64 `[columns, n]`, and what is wrong with the others."""
+        """Block by block: the values of the good rows, int64 `[numbers, n]` (of dates two), and what is wrong with the others."""
         for first_line, data in self._blocks():
             yield from self._parsed(data, first_line)
+
+    def lines_with(self, column: int, value: int) -> Iterator[int]:
+        """The lines of good rows that have `value` in a column, by its place among `names`."""
+        kind, place = self.kinds[column], self.header.index(self.names[column])
+        for first_line, data in self._blocks():
+            if not any((values[column] == value).any() for values, _ in self._parsed(data, first_line)):
+                continue
+            for line, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
+                if row is not None and self._judge(row, "") is None and kind.value(row[place]) == (value,):
+                    yield first_line + line
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """(number of the first line, whole lines), the header left out."""
@@ -106,7 +125,7 @@ class TextFile:
                 data = data[whole:]
 
     def _fast(self, data: bytes) -> np.ndarray | None:
-        """The values int64 `[columns, n]` when every row is good, else None."""
+        """The values int64 `[numbers, n]` when every row is good, else None."""
         places = [str(self.header.index(name)) for name in self.names]
         wrong: list[object] = []
 
@@ -140,7 +159,7 @@ class TextFile:
             if values is None:
                 return None
             found.append(values)
-        return np.stack(found)
+        return np.concatenate(found)
 
     def _slow(self, data: bytes, first_line: int) -> tuple[np.ndarray, list[Problem]]:
         good: list[list[int]] = []
@@ -150,8 +169,9 @@ class TextFile:
             if problem is not None:
                 problems.append(problem)
             elif row is not None:
-                good.append([kind.value(row[self.header.index(name)]) for name, kind in zip(self.names, self.kinds, strict=True)])
-        return np.array(good, np.int64).reshape(-1, len(self.names)).T, problems
+                values = (kind.value(row[self.header.index(name)]) for name, kind in zip(self.names, self.kinds, strict=True))
+                good.append([number for value in values for number in value])
+        return np.array(good, np.int64).reshape(-1, sum(kind.numbers for kind in self.kinds)).T, problems
 
     def _judge(self, row: list[str] | None, where: str) -> Problem | None:
         if row is None:
@@ -195,13 +215,13 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     return rows.line_num, row
 
 
-def _kinds(rows: Any, header: list[str], times: tuple[str, ...]) -> list[Kind]:
-    """How the columns `times` are written, going by the next row; whatever is wrong with it is found when it is read."""
+def _first_times(rows: Any, header: list[str], times: tuple[str, ...]) -> list[str]:
+    """What the next row has in the columns `times`; whatever is wrong with it is found when it is read."""
     try:
-        first = next(rows, [])
+        first = next(filter(None, rows), [])
     except csv.Error:
         first = []
-    return [times_like(dict(zip(header, first, strict=False)).get(name, "")) for name in times]
+    return [dict(zip(header, first, strict=False)).get(name, "") for name in times]
 
 
 def _whole_lines(data: bytes) -> int:

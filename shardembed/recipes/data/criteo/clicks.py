@@ -1,7 +1,7 @@
 """From sources of clicks to what training and evaluation need: counts, vocabularies, a split, and global batches.
 
-    scan         one pass that the ranks share: rows of each part, a checksum, the distinct categories
-    training     the rows to train on, as they come
+    scan         one pass that the ranks share: rows of each part and their fingerprints, the distinct categories
+    training     the rows to train on, as they come; like all later passes held to what the scan saw
     validation   the others
 
 Which rows a global batch holds depends on the data and the seed alone. Every rank reads the whole stream of an epoch and keeps its
@@ -13,36 +13,36 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from shardembed.comm import Comm
 from shardembed.errors import DataError, ShardEmbedError, rebuild, travels
-from shardembed.hashing import hash_integers
 from shardembed.recipes.ctr_config import CtrDataConfig, SplitConfig
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.criteo.planted import PlantedClicks
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, ClickSource, Schema, concatenate
+from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.stream import hash_rows, rechunked, shuffled, shuffler
 from shardembed.vocab import Counts, Vocabulary
 
-CHUNK_ROWS = 1 << 15  # sources chunk as they like; batches must not depend on it
+CHUNK_ROWS = 1 << 15  # whose split is worked out at once
 ENOUGH_DROPPED = 100_000
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What a scan found in one source: rows of each part, clicks among them, a checksum, and what was left out."""
+    """What a scan found in one source: what was seen of each part, clicks in all of them, and what was left out."""
 
-    rows: tuple[int, ...]
+    seen: tuple[Seen, ...]
     positives: int
-    checksum: int
     dropped: Dropped = NONE
 
     @property
     def total(self) -> int:
-        return sum(self.rows)
+        return sum(one.rows for one in self.seen)
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,23 @@ class ClickData:
         return (hash_rows(self.split.seed, first, count) >> np.uint64(11)).astype(np.float64) < self.split.fraction * 2.0**53
 
     def training(self) -> Iterator[Clicks]:
-        """The rows to train on, in the order of the source."""
-        return _all(self.source) if self.validation is not None else self._part(held=False)
+        """The rows to train on, in the order of the source.
+
+        Raises:
+            DataError: the data are not what they were when they were scanned.
+        """
+        return _all(self.source, self.counted) if self.validation is not None else self._part(held=False)
 
     def held_out(self) -> Iterator[Clicks]:
-        """The rows for validation, in the order of the source."""
-        return _all(self.validation) if self.validation is not None else self._part(held=True)
+        """The rows for validation, in the order of the source; raises as `training`."""
+        if self.validation is None:
+            return self._part(held=True)
+        assert self.counted_validation is not None
+        return _all(self.validation, self.counted_validation)
 
     def _part(self, held: bool) -> Iterator[Clicks]:
         row = 0
-        for clicks in _all(self.source):
+        for clicks in _all(self.source, self.counted):
             yield clicks[self._held(row, len(clicks)) == held]
             row += len(clicks)
 
@@ -133,7 +140,9 @@ class ClickData:
     def describe(self) -> str:
         """What the data are known by: hardly any other data have the same."""
         parts = [self.counted, *([self.counted_validation] if self.counted_validation else [])]
-        return "; ".join(f"{one.total} rows, {one.positives} of them clicks, checksum {one.checksum:016x}" for one in parts)
+        return "; ".join(
+            f"{one.total} rows, {one.positives} of them clicks, in the order {fingerprint_of(one.seen)}" for one in parts
+        )
 
 
 def open_sources(config: CtrDataConfig) -> tuple[ClickSource, ClickSource | None]:
@@ -186,40 +195,28 @@ def scan(config: CtrDataConfig, comm: Comm, device: torch.device) -> ClickData:
 
 
 def _scan_parts(source: ClickSource, comm: Comm, values: list[Counts]) -> dict[str, object]:
-    rows: dict[int, int] = {}
-    positives, checksum, dropped = 0, 0, NONE
-    for part in range(comm.rank, source.parts, comm.world_size):
-        rows[part] = 0
+    seen: list[tuple[int, int, str]] = []  # a part, and what was seen of it
+    rows, positives, dropped = 0, 0, NONE
+    for part in range(comm.rank, len(source.parts), comm.world_size):
+        first = FirstPass()
         for clicks in source.chunks(part):
-            rows[part] += len(clicks)
+            first.see(clicks)
+            rows += len(clicks)
             dropped += clicks.dropped
-            if len(dropped) > max(ENOUGH_DROPPED, sum(rows.values())):
+            if len(dropped) > max(ENOUGH_DROPPED, rows):
                 break  # the wrong file: `_refuse_wrong_file` says so
             positives += int(clicks.labels.sum())
-            checksum = (checksum + _checksum(clicks)) & (1 << 64) - 1
             for place, counts in enumerate(values):
                 column = clicks.categories[:, place]
                 counts.add(column[column != MISSING])
-    told = {"rows": list(rows.items()), "positives": positives, "checksum": checksum}
-    return {**told, "kinds": dropped.kinds, "places": dropped.places}
-
-
-def _checksum(clicks: Clicks) -> int:
-    """A sum over rows, which does not depend on how they are cut."""
-    total = hash_integers(clicks.labels.astype(np.uint64), 1)
-    for place in range(clicks.categories.shape[1]):
-        total = hash_integers(total ^ clicks.categories[:, place].astype(np.uint64), place)
-    if clicks.integers.shape[1]:
-        bits = np.nan_to_num(clicks.integers, nan=-7.0).view(np.uint32).astype(np.uint64)
-        total += (bits * np.arange(1, bits.shape[1] + 1, dtype=np.uint64)).sum(axis=1)
-    return int(total.sum(dtype=np.uint64))
+        seen.append((part, *first.seen.to_json()))
+    return {"seen": seen, "positives": positives, "kinds": dropped.kinds, "places": dropped.places}
 
 
 def _joined(told: list[dict]) -> Counted:
-    rows = dict(pair for one in told for pair in one["rows"])
+    seen = {part: Seen.from_json(rest) for one in told for part, *rest in one["seen"]}
     dropped = sum((Dropped(one["kinds"], tuple(one["places"])) for one in told), NONE)
-    checksum = sum(one["checksum"] for one in told) & (1 << 64) - 1
-    return Counted(tuple(rows[part] for part in sorted(rows)), sum(one["positives"] for one in told), checksum, dropped)
+    return Counted(tuple(seen[part] for part in sorted(seen)), sum(one["positives"] for one in told), dropped)
 
 
 def _refuse_wrong_file(source: ClickSource, counted: Counted) -> None:
@@ -233,7 +230,6 @@ def _refuse_wrong_file(source: ClickSource, counted: Counted) -> None:
         raise DataError(f"{source.name}: there are no rows in it")
 
 
-def _all(source: ClickSource | None) -> Iterator[Clicks]:
-    assert source is not None
-    chunks = (clicks for part in range(source.parts) for clicks in source.chunks(part))
-    return rechunked(chunks, CHUNK_ROWS, concatenate)
+def _all(source: ClickSource, counted: Counted) -> Iterator[Clicks]:
+    for part, (seen, name) in enumerate(zip(counted.seen, source.parts, strict=True)):
+        yield from held_to(seen, partial(source.chunks, part), name, concatenate)

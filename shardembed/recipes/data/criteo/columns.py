@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
+from shardembed.arrow_types import plain, plain_type
 from shardembed.errors import DataError
 from shardembed.explain import nearest
 from shardembed.recipes.data.bad import Dropped, Problem
@@ -34,7 +35,7 @@ class ClickColumns:
         """
         try:
             found = parquet.read_schema(self.path)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
         settings = (
             "data.label",
@@ -53,13 +54,13 @@ class ClickColumns:
 
     def _check_type(self, name: str, kind: pa.DataType, setting: str) -> None:
         types = pa.types
-        value = kind.value_type if types.is_dictionary(kind) else kind
+        value = plain_type(kind)
         fits = types.is_integer(value) or (types.is_boolean(value) and setting == "data.label")
         if setting != "data.label" and types.is_null(value):  # none of this file's rows has one
             return
         if setting == "data.categories":
-            fits = fits or types.is_string(value) or types.is_large_string(value)
-        elif types.is_floating(value):  # as many writers make of integers where some are missing
+            fits = fits or types.is_string(value)
+        elif types.is_floating(value) or types.is_decimal(value):  # as many writers make of integers where some are missing
             fits = True
         if not fits:
             raise DataError(f"{self.path}: column {name!r} ({setting}) holds {kind}, of which no {setting[5:]} can be made")
@@ -76,7 +77,7 @@ class ClickColumns:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(self.schema.names)):
                     yield self._judged(batch, row, skip)
                     row += batch.num_rows
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot read on after row {row}: {error}") from error
 
     def _judged(self, batch: pa.RecordBatch, first_row: int, skip: bool) -> Clicks:
@@ -109,23 +110,24 @@ class ClickColumns:
 
 
 def _floats(column: pa.Array) -> np.ndarray:
-    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    if pa.types.is_boolean(plain.type):
-        plain = compute.cast(plain, pa.int8())
-    return compute.cast(plain, pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # NaN for null
+    values = plain(column)
+    if pa.types.is_boolean(values.type):
+        values = compute.cast(values, pa.int8())
+    return compute.cast(values, pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # NaN for null
 
 
 def _categories(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """int64 `[n]`, and where there is no usable value bool `[n]`."""
-    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    count = len(coded.dictionary)
+    coded = column if pa.types.is_dictionary(column.type) else plain(column).dictionary_encode()
+    values = plain(coded.dictionary)
+    count = len(values)
     wrong = np.zeros(count + 1, bool)
-    if pa.types.is_integer(coded.dictionary.type):
-        listed = coded.dictionary.to_pylist()
+    if pa.types.is_integer(values.type):
+        listed = values.to_pylist()
         wrong[:count] = [value > np.iinfo(np.int64).max or value == MISSING for value in listed]
         distinct = np.array([0 if bad else value for value, bad in zip(listed, wrong.tolist(), strict=False)], np.int64)
     else:
-        listed = ["" if text is None else text for text in coded.dictionary.to_pylist()]
+        listed = ["" if text is None else text for text in values.to_pylist()]
         wrong[:count] = [not CATEGORY.fullmatch(text) and text != "" for text in listed]
         usable = [text if text and not bad else "0" for text, bad in zip(listed, wrong.tolist(), strict=False)]
         found = categories_of(usable)

@@ -43,8 +43,8 @@ class ClickFiles:
         return named(self._patterns, len(self.files))
 
     @property
-    def parts(self) -> int:
-        return len(self.files)
+    def parts(self) -> list[str]:
+        return [str(file.path) for file in self.files]
 
     def chunks(self, part: int) -> Iterator[Clicks]:
         return self.files[part].chunks(self._skip)

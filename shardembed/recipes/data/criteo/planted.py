@@ -41,8 +41,8 @@ class PlantedClicks:
         return f"generator ({c.rows:,} rows, up to {c.max_cardinality:,} categories a column, Zipf {c.zipf:g}, seed {c.seed})"
 
     @property
-    def parts(self) -> int:
-        return max(1, -(-self._config.rows // (BLOCK_ROWS * BLOCKS_A_PART)))
+    def parts(self) -> list[str]:
+        return [self.name] * max(1, -(-self._config.rows // (BLOCK_ROWS * BLOCKS_A_PART)))
 
     def chunks(self, part: int) -> Iterator[Clicks]:
         first = part * BLOCKS_A_PART

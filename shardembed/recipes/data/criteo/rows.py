@@ -5,7 +5,7 @@ Legend: n rows, I integer columns, C categories.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,9 @@ class Clicks:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def columns(self) -> list[np.ndarray]:
+        return [self.labels, self.integers, self.categories]
+
     def __getitem__(self, rows: slice | np.ndarray) -> Clicks:
         return Clicks(self.labels[rows], self.integers[rows], self.categories[rows])
 
@@ -75,7 +78,9 @@ class ClickSource(Protocol):
         ...
 
     @property
-    def parts(self) -> int: ...
+    def parts(self) -> Sequence[str]:
+        """Their names, for messages: of files the paths."""
+        ...
 
     def chunks(self, part: int) -> Iterator[Clicks]:
         """All rows of a part, in chunks of any size."""
