@@ -65,15 +65,17 @@ def save(root: Path, step: int, layout: Layout, ranks: int, tensors: Any, touche
     for rank in range(ranks):
         items = items_of(layout, *tensors, rank, touched)
         parts = parts_of(items.values(), rank, incremental=base is not None)
-        snapshots.append(Snapshot(step, items, parts, SMALL, {}, chance.capture(), []))
+        snapshots.append(Snapshot(step, items, parts, SMALL, {}, chance.capture(), [], frozenset()))
         report: dict[str, Any] = {"parts": [], "bytes": 0, "scalars": {}, "random": snapshots[-1].random}
         if parts:
             file = saving / f"rank-{rank:05d}.safetensors"
-            report["parts"] = writing._write_parts(file, parts)
+            report["parts"] = writing._write_parts(file, parts, ())
             report["file"], report["bytes"] = file.name, file.stat().st_size
         reports.append(report)
-    said = writing._publish(root, saving, snapshots[0], reports, ranks, base)
-    name, checksum = json.loads(said)
+    said = writing._publish(
+        root, saving, snapshots[0], reports, ranks, writing.Terms(keep=None, base=base, previous=None, finite=False)
+    )
+    name, checksum, _ = json.loads(said)
     return Base(name, checksum)
 
 
