@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
-from weakref import WeakMethod
+from weakref import ReferenceType, WeakMethod, ref
 
 import torch
 from torch import nn
@@ -47,6 +47,7 @@ class ExposedShard(nn.Parameter):
     comm: Comm
     _number: int
     _freeze: WeakMethod[Freeze]
+    _lent: Sequence[ReferenceType[torch.Tensor]] = ()  # what `.data` gave
 
     @staticmethod
     def of(shard: LocalShard, copied: bool, undivided: bool, comm: Comm, number: int, freeze: WeakMethod[Freeze]) -> ExposedShard:
@@ -107,7 +108,9 @@ class ExposedShard(nn.Parameter):
 
     @property
     def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return _DATA.__get__(self)
+        found = _DATA.__get__(self)
+        self._lent = [*(lent for lent in self._lent if lent() is not None), ref(found)]
+        return found
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,7 +120,17 @@ class ExposedShard(nn.Parameter):
                 f"{self._name}: .data is {list(mine.shape)} {mine.dtype} and stays so; it was assigned {list(value.shape)} "
                 f"{value.dtype}. {WRITE}"
             )
-        mine.copy_(value)
+        if value.data_ptr() == mine.data_ptr() and value.stride() == mine.stride():
+            return
+        # In torch the memory of before stays as it is, and is put back by who kept it (averages of weights do).
+        before = mine.clone()
+        new = value.clone() if value.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr() else value
+        for lent in self._lent:
+            kept = lent()
+            if kept is not None and kept.data_ptr() == mine.data_ptr():
+                kept.set_(before)  # pyright: ignore[reportArgumentType]
+        self._lent = ()
+        mine.copy_(new)
 
     def set_(self, *_: Any, **__: Any) -> NoReturn:
         raise UnsupportedError(f"{self._name}: set_ would give it memory that no lookup reads. {WRITE}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -196,6 +197,54 @@ def test_memory_that_is_put_in_a_shards_place_is_copied_or_refused() -> None:
     with pytest.raises(UnsupportedError, match="set_ would give it memory that no lookup reads"):
         model.user.weight.set_(new)
     assert not model.user(torch.arange(USERS)).any()
+
+
+def averaged(model: Any) -> list[torch.Tensor]:
+    """An average of weights as many programs have it: put in the weights' place and taken back without a copy."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    average = {name: weight.data.clone() for name, weight in model.named_parameters()}
+    found = []
+    for user, item, _ in batches(3):
+        model(user, item).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        kept = {}
+        for name, weight in model.named_parameters():
+            average[name] = 0.5 * average[name] + 0.5 * weight.data
+            kept[name] = weight.data
+            weight.data = average[name]
+        found.append(model.user(torch.arange(USERS)).detach())
+        for name, weight in model.named_parameters():
+            weight.data = kept[name]
+        found.append(model.user(torch.arange(USERS)).detach())
+    return found
+
+
+def swapped(model: Any) -> list[torch.Tensor]:
+    weight, other = model.user.weight, nn.Parameter(torch.zeros(USERS, COLUMNS, dtype=F64))
+    weight.data, other.data = other.data, weight.data
+    weight.data = weight.data + 1
+    weight.data *= 3
+    weight.data = weight.data.flatten().view(COLUMNS, USERS).t()  # its own memory in another order
+    return [model.user(torch.arange(USERS)).detach(), other.detach()]
+
+
+@pytest.mark.parametrize("program", [averaged, swapped])
+def test_memory_that_a_shard_had_before_keeps_its_numbers(program: Callable[[Any], list[torch.Tensor]]) -> None:
+    for one, other in zip(program(se.shard(seeded(Pair), verbose=False)), program(seeded(Pair)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def averaged_on(rank: int, world_size: int, plan: str) -> list[torch.Tensor]:
+    return averaged(se.shard(seeded(Pair), plan=PLANS[plan], gradient_reduction="mean", verbose=False))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_average_by_hand_is_taken_back_on_every_rank(plan: str) -> None:
+    expected = averaged(seeded(Pair))
+    for found in run_ranks(2, averaged_on, plan):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_a_copy_of_a_shard_is_a_plain_parameter() -> None:
