@@ -16,7 +16,12 @@ import torch.distributed as dist
 from shardembed.comm import Comm
 from shardembed.errors import StepError
 
-NORMS = (torch.linalg.vector_norm, torch._foreach_norm)  # what `torch.nn.utils.clip_grad_norm_` and `get_total_norm` call
+NORMS = (
+    *(torch.linalg.vector_norm, torch._foreach_norm),  # what `torch.nn.utils.clip_grad_norm_` and `get_total_norm` call
+    *(torch.norm, torch.Tensor.norm, torch.linalg.norm, torch.linalg.matrix_norm),  # what clips by hand, and LARS and LAMB
+)
+_DATA: Any = torch.Tensor.data  # a C descriptor, which type checkers take for a plain attribute
+ALIASES = (_DATA.__get__, torch.Tensor.detach, torch.detach)  # the same tensor by another name
 CLAMPS = (
     *(torch.Tensor.clamp_, torch._foreach_clamp_min_, torch._foreach_clamp_max_),  # `torch.nn.utils.clip_grad_value_`
     *(torch.clamp_, torch.Tensor.clip_, torch.clip_),
@@ -35,17 +40,21 @@ class Guarded(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is UNSCALE:
             return _unscale(*args)
-        if func in cls.refused:
+        if func in cls.refused and not (func in NORMS and _by_dimension(args, kwargs or {})):
             found = next(guarded_in([args, list((kwargs or {}).values())]))
             raise StepError(cls.refused[func].format(whose=found.whose))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        return self.detach().__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
+        return self._plain().__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
 
     def __deepcopy__(self, memo: object) -> torch.Tensor:
-        return self.detach().clone()
+        return self._plain().clone()
+
+    def _plain(self) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.detach()
 
 
 class ShardGradient(Guarded):
@@ -79,7 +88,7 @@ class ShardGradient(Guarded):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
-        if func is torch.Tensor._values:  # which GradScaler looks at
+        if func is torch.Tensor._values or func in ALIASES:  # the former is what GradScaler looks at
             return ShardGradient.of(result, args[0].whose, args[0].comm)
         return result
 
@@ -100,6 +109,11 @@ class Factor(Guarded):
             "model.parameters(), for the dense part alone, or clip all by norm with se.clip_grad_norm_(model, max_norm)",
         ),
     }
+
+
+def _by_dimension(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Norms of rows, say, as Adafactor takes them of whole tables: more than one number."""
+    return (args[2] if len(args) > 2 else kwargs.get("dim")) is not None
 
 
 def guarded_in(arguments: object) -> Iterator[Guarded]:
