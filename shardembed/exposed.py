@@ -17,7 +17,7 @@ from torch import nn
 
 from shardembed.comm import Comm
 from shardembed.errors import UnsupportedError
-from shardembed.guarded import ShardGradient
+from shardembed.guarded import DRAWS, NORM, PART, CopiedData, CutData, ShardGradient
 from shardembed.layout import Shard
 from shardembed.optim import External
 from shardembed.slab import LocalShard, Slab
@@ -109,6 +109,8 @@ class ExposedShard(nn.Parameter):
     @property
     def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         found = _DATA.__get__(self)
+        if not self.whole:
+            found = (CopiedData if self.copied or self.undivided else CutData).of(found, self.shard.table)
         self._lent = [*(lent for lent in self._lent if lent() is not None), ref(found)]
         return found
 
@@ -137,11 +139,14 @@ class ExposedShard(nn.Parameter):
 
     def _drawn(self, name: str, *arguments: Any, **options: Any) -> torch.Tensor:
         if not self.whole:
-            raise UnsupportedError(
-                f"{self._name}: {name} would fill this rank's part alone, and copies differently. Fill the model before shard(), "
-                "call reset_parameters(), or write all rows with load_rows(table, source)"
-            )
+            raise UnsupportedError(f"{self._name}: {PART}")
         return getattr(torch.Tensor, name)(self, *arguments, **options)
+
+    def norm(self, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As torch's. Raises UnsupportedError where it would be that of a part."""
+        if self.cut and not self.undivided and dim is None:
+            raise UnsupportedError(f"{self._name}: {NORM}")
+        return torch.norm(self, p, dim, keepdim, dtype=dtype)
 
     @property
     def _name(self) -> str:
@@ -158,7 +163,7 @@ class ExposedShard(nn.Parameter):
 
 
 WRITE = "Write into it in place (copy_), or all rows with load_rows(table, source)"
-for _name in ("normal_", "uniform_", "log_normal_", "exponential_", "cauchy_", "geometric_", "bernoulli_", "random_"):
+for _name in DRAWS:
     # What draws numbers: ranks with one seed would draw the same for different rows, others different ones for copies of a row.
     setattr(ExposedShard, _name, lambda self, *args, _drawn=_name, **options: self._drawn(_drawn, *args, **options))
 

@@ -151,6 +151,12 @@ def drawn(rank: int, world_size: int, plan: str) -> list[str]:
             said.append("")
         except UnsupportedError as error:
             said.append(str(error))
+    for draw in (lambda data: data.normal_(0, 0.02), nn.init.uniform_, nn.init.xavier_normal_):
+        try:
+            draw(model.user.weight.data)
+            said.append("")
+        except UnsupportedError as error:
+            said.append(str(error))
     try:
         nn.Linear(COLUMNS, USERS).weight = model.user.weight
         said.append("")
@@ -161,11 +167,32 @@ def drawn(rank: int, world_size: int, plan: str) -> list[str]:
 
 def test_what_a_part_of_a_table_cannot_stand_for_is_refused() -> None:
     """One rank has all of a table, and then torch's own number generators may fill it, and another layer may share it."""
-    assert run_ranks(1, drawn, "rows") == [[""] * 4]
+    assert run_ranks(1, drawn, "rows") == [[""] * 7]
     for plan in PLANS:
         for said in run_ranks(2, drawn, plan):
-            assert all("would fill this rank's part alone" in one for one in said[:3]), said
-            assert said[3].startswith("the weight of table 'user' was to become 'weight' of a Linear"), said
+            assert all("would fill this rank's part alone" in one for one in said[:6]), said
+            assert said[6].startswith("the weight of table 'user' was to become 'weight' of a Linear"), said
+
+
+def norms_of_weights(rank: int, world_size: int, plan: str) -> list[str]:
+    weight, said = se.shard(seeded(Pair), plan=PLANS[plan], verbose=False).user.weight, []
+    calls: list[Callable[[], torch.Tensor]] = [lambda: weight.norm(), lambda: weight.data.norm(2), lambda: torch.norm(weight.data)]
+    for call in calls:
+        try:
+            said.append(f"{call():.6f}")
+        except UnsupportedError as error:
+            said.append(str(error))
+    assert weight.norm(dim=1).shape == weight.data.norm(dim=1).shape == weight.shape[:1]
+    return said
+
+
+def test_a_norm_of_a_part_of_the_rows_is_refused() -> None:
+    whole = [f"{seeded(Pair).user.weight.norm():.6f}"] * 3
+    assert run_ranks(1, norms_of_weights, "rows") == [whole]
+    assert run_ranks(2, norms_of_weights, "copies") == [whole, whole]
+    assert run_ranks(2, norms_of_weights, "table")[0] == whole
+    for said in run_ranks(2, norms_of_weights, "rows"):
+        assert all(one.startswith("the weight of table 'user': the norm was asked of what is cut") for one in said), said
 
 
 def tied(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
