@@ -25,6 +25,7 @@ from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, LOCK, RunFo
 
 # What a run may change and still compute the same, up to the order of sums.
 FREE = ("name", "plan", "checkpoint", "eval", "log", "run_dir")
+MOST_RUNS = 1 << 53  # a number beyond counted no runs
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,12 @@ def _runs(root: Path, name: str) -> list[_Begun]:
 
 
 def _number_of(path: Path) -> int:
+    """What the folder's data.json says, which need not be ours: a pipe never answers, and the next number must fit its file."""
     try:
-        number = json.loads((path / DATA).read_text(encoding="utf-8"))["number"]
+        number = plain_json.read(path / DATA)["number"]
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-    return number if isinstance(number, int) else 0
+    return number if type(number) is int and 0 < number <= MOST_RUNS else 0
 
 
 def _interrupted(root: Path, name: str) -> list[Path]:

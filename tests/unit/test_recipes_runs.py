@@ -153,6 +153,20 @@ def test_the_newest_run_is_the_one_begun_last_whatever_the_clock_says(
         time.tzset()
 
 
+@pytest.mark.parametrize("trap", ["pipe", "[" * 200_000, '{"number": %s}' % ("9" * 19), '{"number": true}', '{"number": -5}'])
+def test_the_number_of_a_run_that_came_from_elsewhere_is_believed_nothing(
+    job: Path, capsys: pytest.CaptureFixture[str], trap: str
+) -> None:
+    stranger = job.parent / "runs" / "tiny-20990101-000000"
+    stranger.mkdir(parents=True)
+    if trap == "pipe":
+        os.mkfifo(stranger / "data.json")
+    else:
+        (stranger / "data.json").write_text(trap)
+    mine, _ = finished(job, capsys)
+    assert json.loads((mine / "data.json").read_text())["number"] == 1
+
+
 def test_runs_of_older_versions_go_by_their_names_and_are_older_than_all_others(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
