@@ -262,7 +262,7 @@ def test_a_full_disk_ends_no_training_and_what_was_not_written_comes_later(job: 
     with small_files(100):  # the lock has less
         assert main(["train", str(job), "--set", "eval.k=3"]) == 2  # not to be tried again by a launcher
     printed = capsys.readouterr()
-    for name in ("config.yaml", "plan.json", "metrics.jsonl"):
+    for name in ("config.yaml", "plan.json", "metrics.jsonl", "observed.json"):
         assert printed.out.count(f"{folder / name} cannot be written: File too large; training goes on, and tries it again") == 1
     assert "at step 4 of 12" in printed.out
     assert printed.out.count("no checkpoint was saved") == 4
