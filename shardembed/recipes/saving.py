@@ -42,8 +42,8 @@ class Progress:
 
     def with_score(self, score: float, config: EvaluationConfig) -> Progress:
         """After another evaluation during training; larger scores are better, and any is better than none (nan)."""
-        first = self.best is None or (math.isnan(self.best) and not math.isnan(score))
-        if first or score > self.best + config.min_gain:
+        best = self.best
+        if best is None or (math.isnan(best) and not math.isnan(score)) or score > best + config.min_gain:
             return replace(self, best=score, waited=0)
         waited = self.waited + 1
         return replace(self, waited=waited, stopped=config.patience is not None and waited >= config.patience)
