@@ -218,7 +218,7 @@ def _interrupted(root: Path, name: str) -> list[Path]:
 def _obstacle(path: Path, config: JobConfig) -> str:
     """Why this job does not go on with the run at `path`; empty where it can."""
     try:
-        then = settings.load(path / CONFIG)
+        then = settings.load(path / CONFIG, named=False)
     except ConfigError as error:
         return f"its settings cannot be read ({str(error).splitlines()[0]})"
     return _difference(_deciding(then), _deciding(config), "")

@@ -167,6 +167,16 @@ def test_the_number_of_a_run_that_came_from_elsewhere_is_believed_nothing(
     assert json.loads((mine / "data.json").read_text())["number"] == 1
 
 
+def test_settings_of_a_run_that_are_a_pipe_or_a_link_are_not_waited_for(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for trap in (os.mkfifo, lambda path: os.symlink(job, path)):
+        stranger = interrupted(job, "--fresh")
+        (stranger / "config.yaml").unlink()
+        trap(stranger / "config.yaml")
+        mine, said = finished(job, capsys)
+        assert mine != stranger
+        assert "its settings cannot be read" in said
+
+
 def test_runs_of_older_versions_go_by_their_names_and_are_older_than_all_others(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
