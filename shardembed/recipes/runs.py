@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
         except DataError:
             folder.close()
             raise
-        folder.write(DATA, json.dumps({"counted": counted}))
+        if note:
+            folder.attempt(DATA, partial(folder.write, DATA, json.dumps({"counted": counted})))  # such a version gave no number
         return Run(path, folder, resumes=True, notes=(note,) * bool(note))
     folder = RunFolder.make(root, name, token)
     # Not the time: clocks are set back, and differ between machines.

@@ -134,6 +134,17 @@ def test_the_newest_run_that_fits_is_resumed(job: Path, capsys: pytest.CaptureFi
     assert "starting a new run" not in said
 
 
+def test_a_run_that_was_resumed_keeps_its_place_among_others(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(job)
+    second = interrupted(job, "--fresh")
+    known = (second / "data.json").read_text()
+    assert json.loads(known)["number"] == 2
+    interrupted(job, step=9)  # goes on with it
+    assert (second / "data.json").read_text() == known
+    again, _ = finished(job, capsys)
+    assert again == second
+
+
 def test_the_newest_run_is_the_one_begun_last_whatever_the_clock_says(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
