@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
-from weakref import WeakMethod
+from weakref import ReferenceType, WeakMethod, ref
 
 import torch
 from torch import nn
 
 from shardembed.comm import Comm
 from shardembed.errors import UnsupportedError
-from shardembed.guarded import ShardGradient
+from shardembed.guarded import DRAWS, NORM, PART, CopiedData, CutData, ShardGradient
 from shardembed.layout import Shard
 from shardembed.optim import External
 from shardembed.slab import LocalShard, Slab
@@ -47,6 +47,7 @@ class ExposedShard(nn.Parameter):
     comm: Comm
     _number: int
     _freeze: WeakMethod[Freeze]
+    _lent: Sequence[ReferenceType[torch.Tensor]] = ()  # what `.data` gave
 
     @staticmethod
     def of(shard: LocalShard, copied: bool, undivided: bool, comm: Comm, number: int, freeze: WeakMethod[Freeze]) -> ExposedShard:
@@ -107,7 +108,11 @@ class ExposedShard(nn.Parameter):
 
     @property
     def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return _DATA.__get__(self)
+        found = _DATA.__get__(self)
+        if not self.whole:
+            found = (CopiedData if self.copied or self.undivided else CutData).of(found, self.shard.table)
+        self._lent = [*(lent for lent in self._lent if lent() is not None), ref(found)]
+        return found
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,18 +122,31 @@ class ExposedShard(nn.Parameter):
                 f"{self._name}: .data is {list(mine.shape)} {mine.dtype} and stays so; it was assigned {list(value.shape)} "
                 f"{value.dtype}. {WRITE}"
             )
-        mine.copy_(value)
+        if value.data_ptr() == mine.data_ptr() and value.stride() == mine.stride():
+            return
+        # In torch the memory of before stays as it is, and is put back by who kept it (averages of weights do).
+        before = mine.clone()
+        new = value.clone() if value.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr() else value
+        for lent in self._lent:
+            kept = lent()
+            if kept is not None and kept.data_ptr() == mine.data_ptr():
+                kept.set_(before)  # pyright: ignore[reportArgumentType]
+        self._lent = ()
+        mine.copy_(new)
 
     def set_(self, *_: Any, **__: Any) -> NoReturn:
         raise UnsupportedError(f"{self._name}: set_ would give it memory that no lookup reads. {WRITE}")
 
     def _drawn(self, name: str, *arguments: Any, **options: Any) -> torch.Tensor:
         if not self.whole:
-            raise UnsupportedError(
-                f"{self._name}: {name} would fill this rank's part alone, and copies differently. Fill the model before shard(), "
-                "call reset_parameters(), or write all rows with load_rows(table, source)"
-            )
+            raise UnsupportedError(f"{self._name}: {PART}")
         return getattr(torch.Tensor, name)(self, *arguments, **options)
+
+    def norm(self, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As torch's. Raises UnsupportedError where it would be that of a part."""
+        if self.cut and not self.undivided and dim is None:
+            raise UnsupportedError(f"{self._name}: {NORM}")
+        return torch.norm(self, p, dim, keepdim, dtype=dtype)
 
     @property
     def _name(self) -> str:
@@ -145,7 +163,7 @@ class ExposedShard(nn.Parameter):
 
 
 WRITE = "Write into it in place (copy_), or all rows with load_rows(table, source)"
-for _name in ("normal_", "uniform_", "log_normal_", "exponential_", "cauchy_", "geometric_", "bernoulli_", "random_"):
+for _name in DRAWS:
     # What draws numbers: ranks with one seed would draw the same for different rows, others different ones for copies of a row.
     setattr(ExposedShard, _name, lambda self, *args, _drawn=_name, **options: self._drawn(_drawn, *args, **options))
 

@@ -12,14 +12,30 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from typing_extensions import Self
 
 from shardembed.comm import Comm
-from shardembed.errors import StepError
+from shardembed.errors import ShardEmbedError, StepError, UnsupportedError
 
-NORMS = (torch.linalg.vector_norm, torch._foreach_norm)  # what `torch.nn.utils.clip_grad_norm_` and `get_total_norm` call
+NORMS = (
+    *(torch.linalg.vector_norm, torch._foreach_norm),  # what `torch.nn.utils.clip_grad_norm_` and `get_total_norm` call
+    *(torch.norm, torch.Tensor.norm, torch.linalg.norm, torch.linalg.matrix_norm),  # what clips by hand, and LARS and LAMB
+)
+_DATA: Any = torch.Tensor.data  # a C descriptor, which type checkers take for a plain attribute
+ALIASES = (_DATA.__get__, torch.Tensor.detach, torch.detach)  # the same tensor by another name
 CLAMPS = (
     *(torch.Tensor.clamp_, torch._foreach_clamp_min_, torch._foreach_clamp_max_),  # `torch.nn.utils.clip_grad_value_`
     *(torch.clamp_, torch.Tensor.clip_, torch.clip_),
+)
+DRAWS = ("normal_", "uniform_", "log_normal_", "exponential_", "cauchy_", "geometric_", "bernoulli_", "random_")
+PART = (
+    "drawing numbers would fill this rank's part alone, and copies differently. Fill the model before shard(), call "
+    "reset_parameters(), or write all rows with load_rows(table, source)"
+)
+NORM = (
+    "the norm was asked of what is cut over the ranks, and every rank would get that of its own part. Optimizers that scale by it "
+    "need the table copied to every rank, with replicated(); a sum of squares, and its gradient, can be had part by part"
 )
 MIXES = (dist.all_reduce, dist.all_reduce_coalesced, dist.reduce, dist.broadcast)
 UNSCALE = torch._amp_foreach_non_finite_check_and_unscale_
@@ -29,23 +45,28 @@ class Guarded(torch.Tensor):
     """A tensor that knows what not to be used for. What is made from it is an ordinary one."""
 
     refused: ClassVar[dict[Callable[..., Any], str]] = {}
+    error: ClassVar[type[ShardEmbedError]] = StepError
     whose: str
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is UNSCALE:
             return _unscale(*args)
-        if func in cls.refused:
+        if func in cls.refused and not (func in NORMS and _by_dimension(args, kwargs or {})):
             found = next(guarded_in([args, list((kwargs or {}).values())]))
-            raise StepError(cls.refused[func].format(whose=found.whose))
+            raise cls.error(cls.refused[func].format(whose=found.whose))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        return self.detach().__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
+        return self._plain().__reduce_ex__(protocol)  # pyright: ignore[reportArgumentType]
 
     def __deepcopy__(self, memo: object) -> torch.Tensor:
-        return self.detach().clone()
+        return self._plain().clone()
+
+    def _plain(self) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.detach()
 
 
 class ShardGradient(Guarded):
@@ -79,9 +100,34 @@ class ShardGradient(Guarded):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
-        if func is torch.Tensor._values:  # which GradScaler looks at
+        if func is torch.Tensor._values or func in ALIASES:  # the former is what GradScaler looks at
             return ShardGradient.of(result, args[0].whose, args[0].comm)
         return result
+
+
+class CopiedData(Guarded):
+    """What `.data` gives of a shard that is not all of its table: what draws numbers is refused."""
+
+    error = UnsupportedError
+    refused: ClassVar[dict[Callable[..., Any], str]] = dict.fromkeys(
+        (*(getattr(torch.Tensor, name) for name in DRAWS), nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_),
+        "the weight of table {whose!r}: " + PART,
+    )
+
+    @classmethod
+    def of(cls, data: torch.Tensor, table: str) -> Self:
+        lent = torch.Tensor._make_subclass(cls, data)
+        lent.whose = table
+        return lent
+
+
+class CutData(CopiedData):
+    """The same where other ranks have more of it: norms too."""
+
+    refused: ClassVar[dict[Callable[..., Any], str]] = {
+        **CopiedData.refused,
+        **dict.fromkeys(NORMS, "the weight of table {whose!r}: " + NORM),
+    }
 
 
 class Factor(Guarded):
@@ -100,6 +146,11 @@ class Factor(Guarded):
             "model.parameters(), for the dense part alone, or clip all by norm with se.clip_grad_norm_(model, max_norm)",
         ),
     }
+
+
+def _by_dimension(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Norms of rows, say, as Adafactor takes them of whole tables: more than one number."""
+    return (args[2] if len(args) > 2 else kwargs.get("dim")) is not None
 
 
 def guarded_in(arguments: object) -> Iterator[Guarded]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from shardembed import plain_json
 from shardembed.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -82,17 +83,20 @@ class Located:
         self.places.update({(*keys, *path): place for path, place in places.items()})
 
 
-def load(path: str | Path) -> Located:
+def load(path: str | Path, named: bool = True) -> Located:
     """Read a YAML file whose top level is a mapping.
+
+    Args:
+        named: by the user, who may mean a pipe, or a link; one that was found in a folder must be a regular file there.
 
     Raises:
         ConfigError: the file cannot be read, is larger than 1 MiB, or is not YAML of the plain kind (see the top of the module).
     """
     try:
-        with open(path, "rb") as file:
+        with plain_json.opened(path, named) as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{path}: a configuration of more than {MAX_BYTES} bytes is not read; is this the right file?")
     try:

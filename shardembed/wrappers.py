@@ -96,6 +96,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     hooks = (optimizer._optimizer_state_dict_post_hooks, optimizer._optimizer_load_state_dict_pre_hooks)
     if all(_refuse_torch_checkpoint in hooks_of.values() for hooks_of in hooks):
         return
+    if not any(ExposedShard in map(type, group["params"]) for group in optimizer.param_groups):  # fast: it may have thousands
+        return
     if next(_cut(optimizer), None) is not None:
         optimizer.register_state_dict_post_hook(_refuse_torch_checkpoint)
         optimizer.register_load_state_dict_pre_hook(_refuse_torch_checkpoint)

@@ -64,7 +64,7 @@ _pending: list[PendingSave] = []
 
 
 def finish_pending() -> None:
-    """Wait for the background save of an earlier call; raises its error, if nobody has seen it."""
+    """Wait for the background save of an earlier call; raises its error, also where this rank has seen it: others may not have."""
     while _pending:
         _pending.pop().wait()
 

@@ -97,14 +97,14 @@ class Config(JobConfig):
     eval: RankingConfig = RankingConfig()
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
+def load(path: str | Path, overrides: Sequence[str] = (), named: bool = True) -> AnyConfig:
     """Read a configuration file and apply `--set` overrides (`"train.epochs=3"`), in order. `model.kind` says which kind of job it
-    is.
+    is. `named` by the user, or else found in a folder, where it must be a regular file.
 
     Raises:
         ConfigError: something in the file or in an override is wrong; all mistakes are listed, each with its place.
     """
-    document = located.load(path)
+    document = located.load(path, named)
     for option in overrides:
         document.override(option)
     if document.values.get("name") is None:

@@ -90,7 +90,7 @@ def _run_of(checkpoint: Path) -> Path | None:
 def _seen_in_training(config: JobConfig, run_folder: Path) -> str:
     """Why rows that the run was trained on may be among those that are evaluated; empty where nothing says so."""
     try:
-        then = settings.load(run_folder / CONFIG).data.model_dump(mode="json")
+        then = settings.load(run_folder / CONFIG, named=False).data.model_dump(mode="json")
     except ConfigError:
         return ""
     now = config.data.model_dump(mode="json")

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, LOCK, RunFo
 
 # What a run may change and still compute the same, up to the order of sums.
 FREE = ("name", "plan", "checkpoint", "eval", "log", "run_dir")
+MOST_RUNS = 1 << 53  # a number beyond counted no runs
 
 # What data are known by ends with their fingerprint, and ended otherwise before there was one.
 ORDER = re.compile(r", in the order [0-9a-f]{16}")
@@ -149,7 +151,8 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
         except DataError:
             folder.close()
             raise
-        folder.write(DATA, json.dumps({"counted": counted}))
+        if note:
+            folder.attempt(DATA, partial(folder.write, DATA, json.dumps({"counted": counted})))  # such a version gave no number
         return Run(path, folder, resumes=True, notes=(note,) * bool(note))
     folder = RunFolder.make(root, name, token)
     # Not the time: clocks are set back, and differ between machines.
@@ -205,11 +208,12 @@ def _runs(root: Path, name: str) -> list[_Begun]:
 
 
 def _number_of(path: Path) -> int:
+    """What the folder's data.json says, which need not be ours: a pipe never answers, and the next number must fit its file."""
     try:
-        number = json.loads((path / DATA).read_text(encoding="utf-8"))["number"]
+        number = plain_json.read(path / DATA)["number"]
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-    return number if isinstance(number, int) else 0
+    return number if type(number) is int and 0 < number <= MOST_RUNS else 0
 
 
 def _interrupted(root: Path, name: str) -> list[Path]:
@@ -221,7 +225,7 @@ def _interrupted(root: Path, name: str) -> list[Path]:
 def _obstacle(path: Path, config: JobConfig) -> str:
     """Why this job does not go on with the run at `path`; empty where it can."""
     try:
-        then = settings.load(path / CONFIG)
+        then = settings.load(path / CONFIG, named=False)
     except ConfigError as error:
         return f"its settings cannot be read ({str(error).splitlines()[0]})"
     return _difference(_deciding(then), _deciding(config), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
@@ -40,8 +41,9 @@ class Progress:
         return replace(self, losses=(*self.losses, *losses)[:LOSSES_KEPT])
 
     def with_score(self, score: float, config: EvaluationConfig) -> Progress:
-        """After another evaluation during training; larger scores are better."""
-        if self.best is None or score > self.best + config.min_gain:
+        """After another evaluation during training; larger scores are better, and any is better than none (nan)."""
+        best = self.best
+        if best is None or (math.isnan(best) and not math.isnan(score)) or score > best + config.min_gain:
             return replace(self, best=score, waited=0)
         waited = self.waited + 1
         return replace(self, waited=waited, stopped=config.patience is not None and waited >= config.patience)

@@ -103,7 +103,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
     began = time.monotonic()
     with ExitStack() as around:
         shown = around.enter_context(report.ProgressReport(console, steps))
-        watch = around.enter_context(Watch(task, job, run.folder, begun.step, shown.note))
+        watch = around.enter_context(Watch(task, job, run.folder, begun.step))
         curves = run.path if run.folder is not None and config.log.tensorboard else None
         scalars = around.enter_context(Scalars(curves, begun.step, shown.note))
         parts = around.enter_context(closing(task.parts(range(begun.step, steps))))

@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from shardembed.observe import Profile
 from shardembed.recipes import observed, report
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.id_sample import IdSample
-from shardembed.recipes.run_folder import OBSERVED, PAGE, RunFolder
+from shardembed.recipes.run_folder import OBSERVED, RunFolder
 from shardembed.recipes.tasks import Task
 
 STEPS = 8  # that a look goes back, at most
@@ -42,8 +42,8 @@ STARTS = 50
 class Watch:
     """Watches the steps of one start of a run; use it as a context."""
 
-    def __init__(self, task: Task, job: TrainingJob, folder: RunFolder | None, begun: int, note: Callable[[str], None]) -> None:
-        config, self._note = task.config, note
+    def __init__(self, task: Task, job: TrainingJob, folder: RunFolder | None, begun: int) -> None:
+        config = task.config
         self._job, self._folder, self._begun = job, folder, begun
         self._samples = max(1, config.train.global_batch_size // se.world_size())
         self._evaluates, self._saves, self._last = config.eval.every_steps, config.checkpoint.every_steps, task.steps
@@ -116,10 +116,8 @@ class Watch:
 
     def _write(self) -> None:
         assert self._folder is not None
-        try:
-            self._folder.write(OBSERVED, json.dumps(self._found))
-        except OSError as error:  # as on a full disk: no reason to end the training
-            self._note(f"{OBSERVED}, from which {PAGE} is made, cannot be written: {error.strerror or error}")
+        folder = self._folder
+        folder.attempt(OBSERVED, lambda: folder.write(OBSERVED, json.dumps(self._found)))
 
 
 class _Between:

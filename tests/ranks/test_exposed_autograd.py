@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -150,6 +151,12 @@ def drawn(rank: int, world_size: int, plan: str) -> list[str]:
             said.append("")
         except UnsupportedError as error:
             said.append(str(error))
+    for draw in (lambda data: data.normal_(0, 0.02), nn.init.uniform_, nn.init.xavier_normal_):
+        try:
+            draw(model.user.weight.data)
+            said.append("")
+        except UnsupportedError as error:
+            said.append(str(error))
     try:
         nn.Linear(COLUMNS, USERS).weight = model.user.weight
         said.append("")
@@ -160,11 +167,32 @@ def drawn(rank: int, world_size: int, plan: str) -> list[str]:
 
 def test_what_a_part_of_a_table_cannot_stand_for_is_refused() -> None:
     """One rank has all of a table, and then torch's own number generators may fill it, and another layer may share it."""
-    assert run_ranks(1, drawn, "rows") == [[""] * 4]
+    assert run_ranks(1, drawn, "rows") == [[""] * 7]
     for plan in PLANS:
         for said in run_ranks(2, drawn, plan):
-            assert all("would fill this rank's part alone" in one for one in said[:3]), said
-            assert said[3].startswith("the weight of table 'user' was to become 'weight' of a Linear"), said
+            assert all("would fill this rank's part alone" in one for one in said[:6]), said
+            assert said[6].startswith("the weight of table 'user' was to become 'weight' of a Linear"), said
+
+
+def norms_of_weights(rank: int, world_size: int, plan: str) -> list[str]:
+    weight, said = se.shard(seeded(Pair), plan=PLANS[plan], verbose=False).user.weight, []
+    calls: list[Callable[[], torch.Tensor]] = [lambda: weight.norm(), lambda: weight.data.norm(2), lambda: torch.norm(weight.data)]
+    for call in calls:
+        try:
+            said.append(f"{call():.6f}")
+        except UnsupportedError as error:
+            said.append(str(error))
+    assert weight.norm(dim=1).shape == weight.data.norm(dim=1).shape == weight.shape[:1]
+    return said
+
+
+def test_a_norm_of_a_part_of_the_rows_is_refused() -> None:
+    whole = [f"{seeded(Pair).user.weight.norm():.6f}"] * 3
+    assert run_ranks(1, norms_of_weights, "rows") == [whole]
+    assert run_ranks(2, norms_of_weights, "copies") == [whole, whole]
+    assert run_ranks(2, norms_of_weights, "table")[0] == whole
+    for said in run_ranks(2, norms_of_weights, "rows"):
+        assert all(one.startswith("the weight of table 'user': the norm was asked of what is cut") for one in said), said
 
 
 def tied(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,6 +224,54 @@ def test_memory_that_is_put_in_a_shards_place_is_copied_or_refused() -> None:
     with pytest.raises(UnsupportedError, match="set_ would give it memory that no lookup reads"):
         model.user.weight.set_(new)
     assert not model.user(torch.arange(USERS)).any()
+
+
+def averaged(model: Any) -> list[torch.Tensor]:
+    """An average of weights as many programs have it: put in the weights' place and taken back without a copy."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    average = {name: weight.data.clone() for name, weight in model.named_parameters()}
+    found = []
+    for user, item, _ in batches(3):
+        model(user, item).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        kept = {}
+        for name, weight in model.named_parameters():
+            average[name] = 0.5 * average[name] + 0.5 * weight.data
+            kept[name] = weight.data
+            weight.data = average[name]
+        found.append(model.user(torch.arange(USERS)).detach())
+        for name, weight in model.named_parameters():
+            weight.data = kept[name]
+        found.append(model.user(torch.arange(USERS)).detach())
+    return found
+
+
+def swapped(model: Any) -> list[torch.Tensor]:
+    weight, other = model.user.weight, nn.Parameter(torch.zeros(USERS, COLUMNS, dtype=F64))
+    weight.data, other.data = other.data, weight.data
+    weight.data = weight.data + 1
+    weight.data *= 3
+    weight.data = weight.data.flatten().view(COLUMNS, USERS).t()  # its own memory in another order
+    return [model.user(torch.arange(USERS)).detach(), other.detach()]
+
+
+@pytest.mark.parametrize("program", [averaged, swapped])
+def test_memory_that_a_shard_had_before_keeps_its_numbers(program: Callable[[Any], list[torch.Tensor]]) -> None:
+    for one, other in zip(program(se.shard(seeded(Pair), verbose=False)), program(seeded(Pair)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def averaged_on(rank: int, world_size: int, plan: str) -> list[torch.Tensor]:
+    return averaged(se.shard(seeded(Pair), plan=PLANS[plan], gradient_reduction="mean", verbose=False))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_average_by_hand_is_taken_back_on_every_rank(plan: str) -> None:
+    expected = averaged(seeded(Pair))
+    for found in run_ranks(2, averaged_on, plan):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_a_copy_of_a_shard_is_a_plain_parameter() -> None:

@@ -77,6 +77,9 @@ def norms(rank: int, world_size: int, plan: Any) -> None:
         lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.1),
         lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.1, foreach=True),
         lambda: nn.utils.get_total_norm(grads, norm_type=torch.inf),
+        lambda: sum(grad.data.norm(2) ** 2 for grad in grads),  # by hand
+        lambda: [torch.norm(grad) for grad in grads],
+        lambda: [torch.linalg.norm(grad.detach()) for grad in grads],
     ]
     for call in calls:
         with pytest.raises(StepError, match=r"of table '(user|towers.item)'.*Use se.clip_grad_norm_\(model, max_norm\)"):

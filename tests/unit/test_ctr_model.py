@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from math import nan
 
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def test_training_stops_after_evaluations_that_are_no_better() -> None:
         progress = progress.with_score(score, config)
         seen.append((progress.best, progress.waited, progress.stopped))
     assert seen == [(0.5, 0, False), (0.5, 1, False), (0.7, 0, False), (0.7, 1, False), (0.7, 2, True)]
+
+
+def test_any_evaluation_is_better_than_one_without_a_result() -> None:
+    config = EvaluationConfig(every_steps=1, patience=2)
+    progress = Progress()
+    for score, waited in ((nan, 0), (nan, 1), (0.5, 0), (nan, 1), (0.6, 0)):
+        progress = progress.with_score(score, config)
+        assert progress.waited == waited
+    assert progress.best == 0.6
 
 
 def test_planted_clicks_follow_their_model() -> None:

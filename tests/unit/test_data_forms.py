@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -92,8 +92,10 @@ def test_a_vocabulary_is_counted_from_every_type_of_arrow(tmp_path: Path, form: 
     assert found.kind == ("texts" if isinstance(values[0], str) else "integers")
 
 
-def sequence(*paths: Path) -> list[int]:
-    settings = SequenceDataConfig(path=tuple(map(str, paths)), user="user_id", item="item_id", time="timestamp")
+def sequence(*paths: Path, on_bad_row: Literal["raise", "skip"] = "raise") -> list[int]:
+    settings = SequenceDataConfig(
+        path=tuple(map(str, paths)), user="user_id", item="item_id", time="timestamp", on_bad_row=on_bad_row
+    )
     return scan(open_source(settings)).taken.tolist()
 
 
@@ -168,3 +170,32 @@ def test_units_and_formats_of_times_may_differ_from_file_to_file(tmp_path: Path)
     (tmp_path / "6.csv").write_text("user_id,item_id,timestamp\n0,1,1700000000\n")
     with pytest.raises(DataError, match=rf"data.time: {paths[0]} has dates, but {tmp_path / '6.csv'} has whole numbers"):
         sequence(paths[0], tmp_path / "6.csv")
+
+
+@pytest.mark.parametrize("first", ["0,5,", "0,5", '"0,5,7', "0,5,,"])
+def test_the_first_row_with_a_time_says_how_times_are_written(tmp_path: Path, first: str) -> None:
+    """Else such a file would be taken for one of whole numbers, or of neither, and mixed with files of the other."""
+    numbers, dates = tmp_path / "0.csv", tmp_path / "1.csv"
+    numbers.write_text(f"user_id,item_id,timestamp\n{first}\n0,6,1900000000\n0,7,1900000002\n0,8,1900000001\n")
+    dates.write_text(f"user_id,item_id,timestamp\n{first}\n0,6,2024-01-02\n0,7,2024-01-03\n0,8,2024-01-01\n")
+    assert sequence(numbers, on_bad_row="skip") == [6, 8, 7]
+    assert sequence(dates, on_bad_row="skip") == [8, 6, 7]
+    with pytest.raises(DataError, match=f"data.time: {dates} has dates, but {numbers} has whole numbers"):
+        sequence(numbers, dates, on_bad_row="skip")
+    with pytest.raises(DataError, match=f"{numbers}:2: "):
+        sequence(numbers)
+
+
+def test_an_empty_text_of_parquet_does_not_say_how_times_are_written(tmp_path: Path) -> None:
+    times = pa.array([None, "", "2024-01-02", "2024-01-03", "2024-01-01"])
+    parquet.write_table(pa.table({"user_id": [0] * 5, "item_id": list(range(5)), "timestamp": times}), tmp_path / "log.parquet")
+    assert sequence(tmp_path / "log.parquet", on_bad_row="skip") == [4, 2, 3]
+
+
+def test_a_year_0_is_no_time_whatever_stands_beside_it(tmp_path: Path) -> None:
+    """pyarrow has one, and Python has none: which of the two reads a row must not decide."""
+    path = tmp_path / "log.csv"
+    for beside in ("2024-01-01", "2024-01-01T00:00+01:00"):
+        path.write_text(f"user_id,item_id,timestamp\n0,6,2024-01-03\n0,7,{beside}\n0,8,2024-01-02\n0,9,0000-01-01\n")
+        with pytest.raises(DataError, match=r"log.csv:5: column 'timestamp': '0000-01-01' is no time"):
+            sequence(path)

@@ -221,6 +221,21 @@ def test_an_epoch_over_a_file_that_was_changed_raises(
     assert len(list(again())) == len(before)
 
 
+@pytest.mark.parametrize("kind", ["pairs", "clicks"])
+def test_a_parquet_file_that_has_other_columns_now_is_told_with_what_it_was(tmp_path: Path, kind: str) -> None:
+    names, template = (["user_id", "item_id"], PAIRS) if kind == "pairs" else (["label", "I1", "C1"], CLICKS)
+    data = tmp_path / "data.parquet"
+    table = pa.table({name: [row % (2 + place) for row in range(ROWS)] for place, name in enumerate(names)})
+    parquet.write_table(table, data)
+    (tmp_path / "job.yaml").write_text(template.replace("PATH", str(data)).replace("BUFFER", "0"))
+    task = prepare(config.load(tmp_path / "job.yaml"), Comm.of())
+    twice = pa.Table.from_arrays([*table.columns, table.columns[-1]], names=[*names, names[-1]])
+    for other in (table.drop_columns(names[-1:]), twice, table.set_column(0, names[0], [[[1]] * ROWS])):
+        parquet.write_table(other, data)
+        with pytest.raises(DataError, match=rf"{data}: .*\. The first pass could read all of it: the data have changed"):
+            list(task.stream().parts(range(task.steps_per_epoch)))
+
+
 def test_what_data_are_known_by_is_their_rows_whatever_holds_them(tmp_path: Path) -> None:
     users, items = [row % 29 for row in range(ROWS)], [row % 37 for row in range(ROWS)]
 

@@ -134,6 +134,17 @@ def test_the_newest_run_that_fits_is_resumed(job: Path, capsys: pytest.CaptureFi
     assert "starting a new run" not in said
 
 
+def test_a_run_that_was_resumed_keeps_its_place_among_others(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(job)
+    second = interrupted(job, "--fresh")
+    known = (second / "data.json").read_text()
+    assert json.loads(known)["number"] == 2
+    interrupted(job, step=9)  # goes on with it
+    assert (second / "data.json").read_text() == known
+    again, _ = finished(job, capsys)
+    assert again == second
+
+
 def test_the_newest_run_is_the_one_begun_last_whatever_the_clock_says(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +162,30 @@ def test_the_newest_run_is_the_one_begun_last_whatever_the_clock_says(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("trap", ["pipe", "[" * 200_000, '{"number": %s}' % ("9" * 19), '{"number": true}', '{"number": -5}'])
+def test_the_number_of_a_run_that_came_from_elsewhere_is_believed_nothing(
+    job: Path, capsys: pytest.CaptureFixture[str], trap: str
+) -> None:
+    stranger = job.parent / "runs" / "tiny-20990101-000000"
+    stranger.mkdir(parents=True)
+    if trap == "pipe":
+        os.mkfifo(stranger / "data.json")
+    else:
+        (stranger / "data.json").write_text(trap)
+    mine, _ = finished(job, capsys)
+    assert json.loads((mine / "data.json").read_text())["number"] == 1
+
+
+def test_settings_of_a_run_that_are_a_pipe_or_a_link_are_not_waited_for(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for trap in (os.mkfifo, lambda path: os.symlink(job, path)):
+        stranger = interrupted(job, "--fresh")
+        (stranger / "config.yaml").unlink()
+        trap(stranger / "config.yaml")
+        mine, said = finished(job, capsys)
+        assert mine != stranger
+        assert "its settings cannot be read" in said
 
 
 def test_runs_of_older_versions_go_by_their_names_and_are_older_than_all_others(
@@ -299,7 +334,7 @@ def test_a_full_disk_ends_no_training_and_what_was_not_written_comes_later(job: 
     with small_files(100):  # the lock has less
         assert main(["train", str(job), "--set", "eval.k=3"]) == 2  # not to be tried again by a launcher
     printed = capsys.readouterr()
-    for name in ("config.yaml", "plan.json", "metrics.jsonl"):
+    for name in ("config.yaml", "plan.json", "metrics.jsonl", "observed.json"):
         assert printed.out.count(f"{folder / name} cannot be written: File too large; training goes on, and tries it again") == 1
     assert "at step 4 of 12" in printed.out
     assert printed.out.count("no checkpoint was saved") == 4

@@ -28,7 +28,7 @@ def kind_of_times(column: pa.ChunkedArray | pa.Array) -> Kind | None:
         return CLOCK_TIME
     if not pa.types.is_string(value):
         return None if pa.types.is_null(value) else WHOLE_TIME
-    first = next((each for each in column.drop_null().slice(0, 1).to_pylist()), None)
+    first = next(filter(None, (each.as_py() for each in column.drop_null())), None)
     return None if first is None else times_like(first.decode("utf-8", "replace") if isinstance(first, bytes) else first)
 
 

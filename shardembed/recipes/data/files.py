@@ -75,9 +75,7 @@ class FileInteractions:
                 self._check_columns(self._text.header)
                 self.clock = self._text.clock
             else:
-                schema = parquet.read_schema(self._path)
-                self._check_columns(list(schema.names))
-                self._check_types(schema)
+                self._check_schema(parquet.read_schema(self._path))
                 if time is not None:
                     kind = self._first_times()
                     self._kinds += (kind or WHOLE_TIME,)
@@ -146,6 +144,7 @@ class FileInteractions:
         row = 0
         try:
             with parquet.ParquetFile(self._path) as file:
+                self._check_schema(file.schema_arrow)  # it may be another file than on construction
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(self._columns)):
                     yield self._judged(batch, row)
                     row += batch.num_rows
@@ -166,8 +165,9 @@ class FileInteractions:
             values.append(found)
         return np.concatenate(values)[:, kept], [problems[row] for row in sorted(problems)]
 
-    def _check_types(self, schema: pa.Schema) -> None:
+    def _check_schema(self, schema: pa.Schema) -> None:
         """Of a Parquet file."""
+        self._check_columns(list(schema.names))
         for name in self._columns[:2]:
             kind = schema.field(name).type
             if not holds_ids(kind):

@@ -35,6 +35,7 @@ CLOCK = re.compile(
 )
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 NANOSECONDS = 1000  # a microsecond
+YEAR_ONE = -62_135_596_800_000_000  # microseconds since 1970
 INT64 = "^-?[0-9]{1,19}$"
 
 
@@ -128,7 +129,8 @@ def _clock_times(column: pa.Array) -> np.ndarray | None:
     for unit in ("us", "ns"):  # the coarser one has all years
         for zone in (None, "UTC"):  # pyarrow takes times with a zone, or times without, but not both
             try:
-                return clock_numbers(compute.cast(column, pa.timestamp(unit, zone)))[0]
+                found = clock_numbers(compute.cast(column, pa.timestamp(unit, zone)))[0]
+                return None if len(column) and found[0].min() < YEAR_ONE else found  # pyarrow knows a year 0
             except pa.ArrowInvalid:
                 continue
     return None

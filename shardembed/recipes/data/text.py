@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ BOM = b"\xef\xbb\xbf"
 class TextFile:
     """A file of delimited text with a header line; the columns of it that are read, and what they hold.
 
-    clock: the third column has dates; None where there is none, or no first row says.
+    clock: the third column has dates; None where there is none, or no row has a time.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class TextFile:
 
     @staticmethod
     def open(path: Path, delimiter: str, names: tuple[str, ...], user: Kind = ID) -> TextFile:
-        """Read the header, and the first row: it says how times are written, which a third column holds.
+        """Read the header, and the first row with a time: it says how times are written, which a third column holds.
 
         Raises:
             DataError, or any of opening.UNREADABLE: the file or its first line cannot be read.
@@ -64,9 +64,12 @@ class TextFile:
             if not any(name.strip() for name in header):
                 what = "the first line is empty" if lines else "the file is empty"
                 raise DataError(f"{path}:1: {what}; the first line of a text file must have the names of its columns")
-            first = _first_times(rows, header, names[2:])
-            clock = None if not any(first) else times_like(first[0]).clock
-            return TextFile(path, delimiter, names, header, lines, (user, ID, *map(times_like, first)), clock)
+        found = TextFile(path, delimiter, names, header, lines, (user, ID))
+        if len(names) == 2 or names[2] not in header:
+            return found
+        first = found._first(header.index(names[2]))
+        kind = times_like(first)
+        return replace(found, kinds=(user, ID, kind), clock=kind.clock if first else None)
 
     def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
         """Block by block: the values of the good rows, int64 `[numbers, n]` (of dates two), and what is wrong with the others."""
@@ -200,6 +203,14 @@ class TextFile:
                 if alone != []:
                     yield line, alone if used == 1 else None
 
+    def _first(self, place: int) -> str:
+        """The first value in a column, of rows that have one; empty where none has."""
+        for _, data in self._blocks():
+            for _, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
+                if row is not None and len(row) == len(self.header) and row[place]:
+                    return row[place]
+        return ""
+
     @property
     def _end(self) -> str:
         """A row to come after the others: it is not seen where a quote is still open."""
@@ -213,15 +224,6 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     except csv.Error:
         row = None
     return rows.line_num, row
-
-
-def _first_times(rows: Any, header: list[str], times: tuple[str, ...]) -> list[str]:
-    """What the next row has in the columns `times`; whatever is wrong with it is found when it is read."""
-    try:
-        first = next(filter(None, rows), [])
-    except csv.Error:
-        first = []
-    return [dict(zip(header, first, strict=False)).get(name, "") for name in times]
 
 
 def _whole_lines(data: bytes) -> int:

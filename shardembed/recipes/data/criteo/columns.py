@@ -37,6 +37,9 @@ class ClickColumns:
             found = parquet.read_schema(self.path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
+        self._check_schema(found)
+
+    def _check_schema(self, found: pa.Schema) -> None:
         settings = (
             "data.label",
             *["data.integers"] * len(self.schema.integers),
@@ -74,6 +77,7 @@ class ClickColumns:
         row = 0
         try:
             with parquet.ParquetFile(self.path) as file:
+                self._check_schema(file.schema_arrow)  # it may be another file than when it was checked
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(self.schema.names)):
                     yield self._judged(batch, row, skip)
                     row += batch.num_rows
