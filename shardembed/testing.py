@@ -21,7 +21,8 @@ from shardembed.convert import shard
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import Table, tables_of
 from shardembed.errors import ConfigError
-from shardembed.modules.base import ShardedModule, TableOptimizers, optimizer_of
+from shardembed.modules.base import ShardedModule
+from shardembed.modules.build import TableOptimizers, optimizer_of
 from shardembed.optim import SGD, Adagrad, Adam
 from shardembed.optimizer import Optimizer
 from shardembed.plan import PlanLike

@@ -28,7 +28,8 @@ from shardembed.freezing import Beside
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey, Ticket
 from shardembed.layout import Shard, meeting
-from shardembed.modules.base import TableOptimizers, build_journey, eager
+from shardembed.modules.base import eager
+from shardembed.modules.build import TableOptimizers, build_journey
 from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
 from shardembed.plan import Plan, PlanLike

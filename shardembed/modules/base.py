@@ -4,33 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial, wraps
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from shardembed import comm as comms
 from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
 from shardembed.exposed import ExposedShard
 from shardembed.ids import IdBatch
 from shardembed.journey import Journey
 from shardembed.modules import retrieval
-from shardembed.modules.auto import settle
 from shardembed.modules.handle import Held, Live, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
 from shardembed.modules.whole import TableModule, watch
-from shardembed.optim import External, TableOptimizer, refused
-from shardembed.placement import Cluster
-from shardembed.plan import Plan, PlanLike, resolve
-from shardembed.settings import AGREED, Settings
+from shardembed.plan import Plan
 from shardembed.slab import LocalShard
-from shardembed.tables import Feature, TableConfig, features_of
+from shardembed.tables import Feature, TableConfig
 from shardembed.wrappers import is_distributed
 
-TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -345,57 +337,3 @@ class ShardedModule(TableModule):
 def _name_and(table: Any, value: Any) -> tuple[str | None, Any]:
     """Of a call with a table's name and a value, or with the value alone."""
     return (None, table) if value is None and not isinstance(table, str) else (table, value)
-
-
-def build_journey(
-    tables: Sequence[TableConfig | Any],
-    optimizer: TableOptimizers | None,
-    plan: PlanLike,
-    device: torch.device | str | None,
-    process_group: dist.ProcessGroup | None,
-    settings: Settings,
-) -> Journey:
-    """Settle every default and build the shards of this rank. Collective: ranks check that they were given the same.
-
-    Raises:
-        ConfigError, PlanError: settings that do not fit. DisagreementError: on all ranks, when they differ between ranks.
-    """
-    comm = comms.Comm.of(process_group)
-    cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
-    where = torch.device(device) if device is not None else comms.default_device()
-    with comm.preparing(AGREED, where):
-        configs = tuple(TableConfig.of(table) for table in tables)
-        features_of(configs)
-        optimizers = _per_table(configs, optimizer)
-        default = resolve(configs, plan, cluster)
-    settled = settle(configs, plan, default, optimizers, settings, cluster, comm, where)
-    return Journey(configs, settled, optimizers, settings, comm, where)
-
-
-def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None) -> list[TableOptimizer]:
-    """One optimizer a table: one for all, or a mapping by table name or pattern."""
-    chosen: list[TableOptimizer] = []
-    names = [table.name for table in tables]
-    for pattern in optimizer if isinstance(optimizer, Mapping) else ():
-        if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"an optimizer is given for {pattern!r}, which matches no table; the tables are {names}")
-    for table in tables:
-        one = optimizer_of(table.name, optimizer)
-        if one is not None and (problem := refused(one)):
-            raise ConfigError(f"table {table.name!r}: {problem}")
-        chosen.append(External(sparse=table.sparse) if one is None else one)
-    return chosen
-
-
-def optimizer_of(name: str, wanted: TableOptimizers | None) -> TableOptimizer | None:
-    """What `wanted` says about one table: its own name in a mapping comes before patterns, and those go in their order.
-
-    Raises:
-        ConfigError: a mapping says nothing about the table.
-    """
-    if not isinstance(wanted, Mapping):
-        return wanted
-    for pattern in [name, *wanted]:
-        if pattern in wanted and (pattern == name or fnmatchcase(name, pattern)):
-            return wanted[pattern]
-    raise ConfigError(f"table {name!r}: no optimizer is given for it; add its name, or '*' for all others, to {sorted(wanted)}")

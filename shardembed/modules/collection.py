@@ -14,7 +14,8 @@ from shardembed.ids import IdBatch
 from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.journey import Ticket
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor, nested_like
-from shardembed.modules.base import ShardedModule, TableOptimizers, build_journey, eager
+from shardembed.modules.base import ShardedModule, eager
+from shardembed.modules.build import TableOptimizers, build_journey
 from shardembed.plan import PlanLike
 from shardembed.prefetch import Announced, Sent, Target
 from shardembed.settings import Settings

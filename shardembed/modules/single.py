@@ -12,7 +12,8 @@ from shardembed.errors import ConfigError
 from shardembed.ids import FeatureIds, IdBatch, read_features
 from shardembed.journey import Journey
 from shardembed.modules.answers import nested_like
-from shardembed.modules.base import build_journey, eager
+from shardembed.modules.base import eager
+from shardembed.modules.build import build_journey
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
 from shardembed.plan import PlanLike
