@@ -92,15 +92,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)
     _check(arguments)
-    if arguments.diff is not None:
-        found = _diff(arguments, console)
-    elif arguments.sweep is not None:
-        found = _sweep(arguments, console)
-    else:
-        found = _plan(arguments, console)
+    try:
+        found = _answer(arguments, console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped before there was a plan to show; nothing was written") from None
     if arguments.json:
         print(json.dumps(found), flush=True)
     return EXIT_INTERRUPTED if found.get("stopped") == INTERRUPTED else 0
+
+
+def _answer(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    if arguments.diff is not None:
+        return _diff(arguments, console)
+    return _plan(arguments, console) if arguments.sweep is None else _sweep(arguments, console)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -93,8 +93,8 @@ def why(error: NonFiniteError, taken: int, steps: int) -> str:
 def advice(error: NonFiniteError) -> str:
     if isinstance(error, NonFiniteGradientError):
         return (
-            "lower the learning rates, or look at the data of this step; train.on_nonfinite=skip leaves such steps out, and goes "
-            "on from the last checkpoint"
+            "lower the learning rates, or look at the data of this step and at the update before it; train.on_nonfinite=skip "
+            "leaves such steps out, which helps where the data are to blame (docs/runs.md, Inf and nan)"
         )
     return "lower the learning rates"
 

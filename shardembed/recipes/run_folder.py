@@ -151,7 +151,7 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(
                 f"run_dir: {self.path / SUMMARY} cannot be written: {error.strerror or error}, so the run does not count as "
-                "finished. Make room, and give the same command again: it goes on from the last checkpoint, and evaluates once more"
+                "finished. Make room, and give the same command again: it goes on from the newest checkpoint, if there is one"
             ) from error
 
 

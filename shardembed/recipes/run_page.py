@@ -88,7 +88,7 @@ def _curves(run: Recorded) -> html.Markup:
     if each > 1:
         about += f" A point is the mean of {each} steps; the band goes from the smallest loss to the largest."
     if loss.strange:
-        about += f" {loss.strange:,} loss{'es' * (loss.strange > 1)} that were not finite are left out."
+        about += f" {loss.strange:,} {'losses that were' if loss.strange > 1 else 'loss that was'} not finite: left out."
     if run.curves.skipped:
         about += f" {words.plural(run.curves.skipped, 'step')} were skipped, because their loss or a gradient was inf or nan."
     drawn = [_figure("training loss", [Line("", loss.points, band=each > 1)])]
