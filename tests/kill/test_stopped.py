@@ -69,7 +69,11 @@ def save_in_background(rank: int, world_size: int, folder: Path) -> str:
 
 @pytest.mark.matrix
 def test_a_background_save_names_it_too(tmp_path: Path) -> None:
-    (text,) = errors(run_forked(2, save_in_background, tmp_path, stopped=(0,), group_timeout=TIMEOUT), 0)
+    for attempt in range(5):
+        ended = run_forked(2, save_in_background, tmp_path / str(attempt), stopped=(0,), group_timeout=TIMEOUT)
+        if isinstance(ended[1].error, CollectiveError):
+            break  # else rank 1 stood in an all-reduce of DistributedDataParallel, which is torch's to tell of
+    (text,) = errors(ended, 0)
     assert SILENT in text
 
 
