@@ -1,10 +1,16 @@
-"""Paths that lead elsewhere, such as s3://bucket/name, are refused: as paths of this machine they would make folders here."""
+"""Paths of this machine: those that lead elsewhere, such as s3://bucket/name, are refused, since they would make folders here. And
+files that are there whole or not at all.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import IO, Any
 
 from shardembed.errors import ConfigError, ShardEmbedError
 
@@ -34,3 +40,25 @@ def local(path: str | PathLike[str], error: type[ShardEmbedError] = ConfigError)
     if said := elsewhere(path):
         raise error(said)
     return Path(path)
+
+
+@contextmanager
+def whole_file(path: Path, beside: str, **how: Any) -> Iterator[IO[str]]:
+    """Write a text file so that it is there whole or not at all. Its name in the folder is not on the disk yet then.
+
+    Args:
+        beside: ends its name until it is whole.
+        how: as for `open`.
+    """
+    new = path.with_name(f".{path.name}.{beside}")
+    new.unlink(missing_ok=True)  # never through a link that a stranger's folder has there
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "w", encoding="utf-8", **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)  # half of it would take room that there is not
+        raise

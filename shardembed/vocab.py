@@ -26,7 +26,7 @@ from shardembed.comm import Comm, default_device
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
 from shardembed.explain import nearest
 from shardembed.hashing import Raw
-from shardembed.paths import local
+from shardembed.paths import local, whole_file
 
 OTHER = 0  # the row of values that are not in the vocabulary
 OTHER_LINE = "\\other"
@@ -140,16 +140,8 @@ class Vocabulary:
         path = local(path, DataError)
         lines = [f"{OTHER_LINE}\t{self.other_count}\t{self.kind}"]
         lines += [f"{_escaped(str(value))}\t{count}" for value, count in zip(self.values, self.counts, strict=True)]
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            with open(new, "w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        except OSError:
-            new.unlink(missing_ok=True)  # half of it would take room that there is not
-            raise
+        with whole_file(path, f"{os.getpid()}.new", errors="surrogatepass", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     @staticmethod
     def load(path: str | Path) -> Vocabulary:

@@ -21,6 +21,7 @@ from typing import Any
 from shardembed import plain_json
 from shardembed.checkpoint.folders import sync_folder
 from shardembed.errors import ConfigError
+from shardembed.paths import whole_file
 
 CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES = "checkpoints", "lock", "metrics.jsonl", "summary.json", "vocabularies"
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
@@ -157,18 +158,8 @@ class RunFolder:
 
 def publish(path: Path, text: str, beside: str = "new") -> None:
     """Write a file so that it is there whole or not at all. beside: ends its name until then."""
-    new = path.with_name(f".{path.name}.{beside}")
-    new.unlink(missing_ok=True)  # never through a link that a stranger's folder has there
-    try:
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n" * bool(text))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except OSError:
-        new.unlink(missing_ok=True)  # half of it would take room that there is not
-        raise
+    with whole_file(path, beside) as file:
+        file.write(text.rstrip() + "\n" * bool(text))
     sync_folder(path.parent)
 
 
