@@ -11,9 +11,9 @@ import torch
 import shardembed as se
 from benchmarks.formulas import cheaper_packing
 from benchmarks.tasks import Batch, Task
-from shardembed.calibrate.stages import Case, Runner
-from shardembed.placement import Cluster, Packing, Placement
-from shardembed.plan import Plan, resolve
+from shardembed.planner.calibrate.stages import Case, Runner
+from shardembed.tables.placement import Cluster, Packing, Placement
+from shardembed.tables.plan import Plan, resolve
 
 OURS = "shardembed"  # the contender that the others are compared with
 KINDS = ("row_wise", "table_wise", "column_wise", "mixed")

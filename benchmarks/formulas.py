@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shardembed.plan import Plan, TablePlan
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.traffic import Traffic
 from shardembed.planner.workload import TableLoad, Workload
-from shardembed.wire import COUNTS_OF_SLAB, HEADER
+from shardembed.tables.plan import Plan, TablePlan
+from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
 
 INT64 = 8
 PACKINGS = ("unique", "bag")

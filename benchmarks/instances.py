@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shardembed.optim import TableOptimizer
-from shardembed.plan import Plan
 from shardembed.planner.result import Array, Estimate
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload, Zipf
-from shardembed.tables import TableConfig
+from shardembed.tables.plan import Plan
+from shardembed.tables.table_config import TableConfig
 
 WORKLOADS = ("dlrm-dcnv2", "synthetic-tiny", "synthetic-small", "synthetic-medium")  # those that pages are about
 TIGHT = 1.15  # the share of the tables' bytes by rank that a tight limit leaves for them

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import shardembed as se
-from shardembed.calibrate.stages import barrier, gathered
 from shardembed.kernels.numba.tools import compiled, fetch_row
+from shardembed.planner.calibrate.stages import barrier, gathered
 
 COPIED = 64 << 20  # bytes of a copy: beyond the caches
 GATHERED = 128 << 20  # bytes of the table that rows are gathered from

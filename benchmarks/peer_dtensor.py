@@ -11,7 +11,7 @@ import shardembed as se
 from benchmarks.contenders import Contender
 from benchmarks.peers import LR
 from benchmarks.tasks import Batch, Task
-from shardembed.calibrate.stages import Backward
+from shardembed.planner.calibrate.stages import Backward
 
 EVERY = 5  # rounds between its turns: its gradients and its optimizer step are dense
 

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.contenders import KINDS, Contender
 from benchmarks.peers import LR
 from benchmarks.tasks import Batch, Flat, Task
-from shardembed.calibrate.stages import Backward
+from shardembed.planner.calibrate.stages import Backward
 
 NAME = "TorchRec"
 

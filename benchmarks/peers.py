@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.contenders import Contender
 from benchmarks.tasks import Batch, Flat, Task
-from shardembed.calibrate.stages import Backward
+from shardembed.planner.calibrate.stages import Backward
 
 LR = 0.01
 

@@ -25,14 +25,14 @@ from scipy.stats import rankdata
 
 import shardembed as se
 from benchmarks.unseen import WORKLOADS, Trial, trials
-from shardembed import comm as comms
-from shardembed.calibrate import processor
-from shardembed.calibrate.stages import Runner, in_turns
-from shardembed.placement import Cluster
-from shardembed.plan import Plan, TablePlan
+from shardembed.comm import comm as comms
 from shardembed.planner import topology as topologies
+from shardembed.planner.calibrate import processor
+from shardembed.planner.calibrate.stages import Runner, in_turns
 from shardembed.planner.cost import estimate
 from shardembed.planner.cost_phases import PHASES
+from shardembed.tables.placement import Cluster
+from shardembed.tables.plan import Plan, TablePlan
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from benchmarks import peer_dtensor, peer_torchrec, peers
 from benchmarks.contenders import OURS, Contender, ours, plan_of, prefetching
 from benchmarks.tasks import Batch, Task
 from shardembed import optim
-from shardembed.calibrate.stages import gathered
-from shardembed.placement import Packing
+from shardembed.planner.calibrate.stages import gathered
+from shardembed.tables.placement import Packing
 
 ONE_RANK = "one rank"
 MEMORY = 0.5  # of what is free, that tables and their state may fill

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.contenders import Contender
-from shardembed.calibrate.stages import barrier
+from shardembed.planner.calibrate.stages import barrier
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> dict[str, list[float | None]]:

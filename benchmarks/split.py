@@ -19,7 +19,7 @@ import torch
 import shardembed as se
 from benchmarks import limits
 from benchmarks.limits import Limits
-from shardembed.calibrate.stages import Runner, barrier, gathered, phases_of
+from shardembed.planner.calibrate.stages import Runner, barrier, gathered, phases_of
 from shardembed.planner.cost_phases import BACK, COMBINE, COPIES, GRADS, IDS, LOOKUP, PHASES, UPDATE
 
 BY_STAGE = {  # the beginning of a collective's stage, and the phase that it belongs to

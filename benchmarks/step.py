@@ -12,7 +12,7 @@ from benchmarks.options import Options
 from benchmarks.roster import ONE_RANK, roster_of
 from benchmarks.step_page import ABOUT, TITLE, page
 from benchmarks.tasks import Task
-from shardembed.calibrate.stages import Runner
+from shardembed.planner.calibrate.stages import Runner
 
 BATCHES = 4
 __all__ = ["ABOUT", "TITLE", "measure", "page"]

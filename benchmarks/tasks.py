@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardembed.calibrate import stages
 from shardembed.optim import RowwiseAdagrad, TableOptimizer
 from shardembed.planner import workload as workloads
+from shardembed.planner.calibrate import stages
 from shardembed.planner.workload import Counts, TableLoad, Workload, Zipf
-from shardembed.tables import Constant, Pooling, TableConfig
+from shardembed.tables.table_config import Constant, Pooling, TableConfig
 
 START = Constant(0.01)  # tables are made anew for every contender, and their first weights do not matter
 Batch = dict[str, Any]  # by feature: ids `[samples, L]`, or (ids, offsets) where L varies

@@ -23,7 +23,6 @@ from benchmarks.pages import geometric_mean, heading, paragraph, table
 from benchmarks.torchrec_child import GRACE, Found, default_plan, remembered
 from benchmarks.torchrec_space import GIB, Assigned, Space, least_capacity, memory_for, quiet
 from shardembed.errors import PlanError
-from shardembed.placement import PACKINGS, Packing
 from shardembed.planner import plan
 from shardembed.planner.cost import estimate
 from shardembed.planner.cost_model import CostModel
@@ -34,6 +33,7 @@ from shardembed.planner.topology import Topology
 from shardembed.planner.topology import load as load_topology
 from shardembed.planner.workload import Workload
 from shardembed.planner.workload import load as load_workload
+from shardembed.tables.placement import PACKINGS, Packing
 
 MEMORY = 80_000_000_000  # of an H100, before TorchRec's reservation
 RANKS = ((2, "loose"), (8, "loose"), (8, "tight"), (16, "tight"), (64, "loose"), (64, "tight"))

@@ -21,11 +21,11 @@ import numpy as np
 
 from shardembed import optim
 from shardembed.errors import UnsupportedError
-from shardembed.layout import Layout, Shard
-from shardembed.placement import Packing
-from shardembed.plan import Plan, TablePlan
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem
 from shardembed.planner.workload import TableLoad, Workload
+from shardembed.tables.layout import Layout, Shard
+from shardembed.tables.placement import Packing
+from shardembed.tables.plan import Plan, TablePlan
 
 KINDS = ("data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard")  # those that both sides have
 KERNELS = ("fused", "dense")  # rows in device memory; "dense" is what TorchRec copies use

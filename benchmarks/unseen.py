@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from shardembed import optim, tables
-from shardembed.calibrate import drawn
-from shardembed.calibrate.stages import Case, batch_of
-from shardembed.placement import Cluster
+from shardembed import optim
 from shardembed.planner import workload as workloads
+from shardembed.planner.calibrate import drawn
+from shardembed.planner.calibrate.stages import Case, batch_of
 from shardembed.planner.workload import Counts, TableLoad, Uniform, Workload, Zipf
-from shardembed.tables import TableConfig
+from shardembed.tables import table_config
+from shardembed.tables.placement import Cluster
+from shardembed.tables.table_config import TableConfig
 
 SEED = 2026
-START = tables.Constant(0.01)
+START = table_config.Constant(0.01)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from benchmarks.jobs import Result, say
 from benchmarks.options import Options
 from benchmarks.roster import Entry, Roster
 from benchmarks.tasks import Task
-from shardembed.calibrate.stages import barrier, gathered
 from shardembed.errors import ConfigError
+from shardembed.planner.calibrate.stages import barrier, gathered
 
 TITLE = "Bytes of a step on the wire"
 ABOUT = (

@@ -17,19 +17,22 @@ from shardembed.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from shardembed.clipping import clip_grad_norm_
-from shardembed.collate import Collate, Collated
-from shardembed.comm import Comm, init
+from shardembed.comm.comm import Comm, init
 from shardembed.convert import shard, unshard
 from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError
-from shardembed.hashing import Hashing
-from shardembed.ids import IdBatch
-from shardembed.loaders import synced
+from shardembed.inputs.collate import Collate, Collated
+from shardembed.inputs.hashing import Hashing
+from shardembed.inputs.ids import IdBatch
+from shardembed.inputs.vocab import Vocabulary
+from shardembed.journey.clipping import clip_grad_norm_
+from shardembed.journey.loaders import synced
+from shardembed.journey.prefetch import prefetched
 from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
 from shardembed.observe import memory, profile
 from shardembed.optimizer import Optimizer
-from shardembed.placement import (
+from shardembed.store.wrappers import ignored
+from shardembed.tables.placement import (
     Placement,
     column_wise,
     grid,
@@ -38,11 +41,8 @@ from shardembed.placement import (
     table_row_wise,
     table_wise,
 )
-from shardembed.plan import Plan, TablePlan
-from shardembed.prefetch import prefetched
-from shardembed.tables import Constant, Normal, TableConfig, Uniform
-from shardembed.vocab import Vocabulary
-from shardembed.wrappers import ignored
+from shardembed.tables.plan import Plan, TablePlan
+from shardembed.tables.table_config import Constant, Normal, TableConfig, Uniform
 
 __all__ = [
     "Collate",

@@ -125,7 +125,7 @@ _TRAVELLING = {
     )
 }
 # A rank that has no batch to give is heard before one whose batch nobody will look at.
-_WEIGHTS = {LoaderError.__name__: 0, EndOfData.__name__: 1}
+_PRECEDENCE = {LoaderError.__name__: 0, EndOfData.__name__: 1}
 
 
 def travels(error: Exception) -> tuple[str, str]:
@@ -139,6 +139,6 @@ def rebuild(name: str, text: str) -> ShardEmbedError:
     return _TRAVELLING.get(name, InputError)(text)
 
 
-def weight(name: str) -> int:
-    """Of the errors that several ranks tell at once, the one whose class weighs least is raised."""
-    return _WEIGHTS.get(name, len(_WEIGHTS))
+def precedence(name: str) -> int:
+    """Of the errors that several ranks tell at once, the one whose class comes first is raised."""
+    return _PRECEDENCE.get(name, len(_PRECEDENCE))

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from shardembed.config.scalars import real
 from shardembed.errors import ConfigError
-from shardembed.scalars import real
 
 StateShape = Literal["row", "element"]
 
@@ -138,7 +138,7 @@ class FTRL(TableOptimizer):
 
 
 @dataclass(frozen=True)
-class External(TableOptimizer):
+class NoOptimizer(TableOptimizer):
     """No optimizer of ours (`optimizer=None`): shards are Parameters, with dense or sparse COO gradients, for the user's own."""
 
     lr: float = 0.0

@@ -14,14 +14,14 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import nn
 
-from shardembed.comm import Comm, default_device
+from shardembed.comm.comm import Comm, default_device
+from shardembed.config.scalars import integer
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
-from shardembed.guarded import Factor
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.kernels.reference import is_finite
 from shardembed.optim import TableOptimizer
-from shardembed.scalars import integer
-from shardembed.wrappers import refuse_torch_checkpoint
+from shardembed.store.guarded import Factor
+from shardembed.store.wrappers import refuse_torch_checkpoint
 
 OnNonFinite = Literal["raise", "skip", "zero"]
 
@@ -32,7 +32,7 @@ def journeys(model: nn.Module) -> list[Journey]:
     return list(found.values())
 
 
-class Waiting(nn.Parameter):
+class GradientProxy(nn.Parameter):
     """Stands for a collection's waiting gradients in a torch optimizer. Reading `.grad` after a backward is collective (one
     scalar).
     """
@@ -40,8 +40,8 @@ class Waiting(nn.Parameter):
     journey: Journey
 
     @staticmethod
-    def of(journey: Journey) -> Waiting:
-        waiting = torch.Tensor._make_subclass(Waiting, torch.zeros(1, device=journey.device), True)
+    def of(journey: Journey) -> GradientProxy:
+        waiting = torch.Tensor._make_subclass(GradientProxy, torch.zeros(1, device=journey.device), True)
         waiting.journey = journey
         return waiting
 
@@ -279,7 +279,7 @@ def _table_groups(found: list[Journey]) -> dict[TableOptimizer, dict[str, Any]]:
     for group in groups.values():
         group["tables"].sort()  # slabs, and so their order, depend on the plan
     if groups:
-        next(iter(groups.values()))["params"] = [Waiting.of(journey) for journey in found]
+        next(iter(groups.values()))["params"] = [GradientProxy.of(journey) for journey in found]
     return groups
 
 

@@ -25,9 +25,9 @@ from shardembed.modules.base import ShardedModule
 from shardembed.modules.build import TableOptimizers, optimizer_of
 from shardembed.optim import SGD, Adagrad, Adam
 from shardembed.optimizer import Optimizer
-from shardembed.plan import PlanLike
-from shardembed.slab import Slab
-from shardembed.tables import TableConfig
+from shardembed.store.slab import Slab
+from shardembed.tables.plan import PlanLike
+from shardembed.tables.table_config import TableConfig
 
 Loss = Callable[[Any, Any], torch.Tensor]
 DEFAULT = SGD(lr=0.1)

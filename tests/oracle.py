@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from shardembed import optim
-from shardembed.placement import Placement
-from shardembed.plan import Plan
-from shardembed.tables import Feature, TableConfig, features_of
+from shardembed.tables.placement import Placement
+from shardembed.tables.plan import Plan
+from shardembed.tables.table_config import Feature, TableConfig, features_of
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,14 @@ def contents(folder: Path) -> None:
     shared = {Path(name).relative_to(Path(name).parts[0]) for name in names if ".data/" in name}
     configs = {Path("data/share/shardembed") / path.relative_to(root / "configs") for path in (root / "configs").rglob("*.yaml")}
     assert shared == configs, f"shared data: {sorted(map(str, shared ^ configs))}"
-    for name in ("tests/conftest.py", "tests/unit/test_plan.py", "docs/runs.md", "requirements/base.txt", ".ci/setup", "Makefile"):
+    for name in (
+        "tests/conftest.py",
+        "tests/unit/tables/test_plan.py",
+        "docs/runs.md",
+        "requirements/base.txt",
+        ".ci/setup",
+        "Makefile",
+    ):
         assert name in sources, f"{name} is not in the archive"
     assert not [name for name in sources if "__pycache__" in name or name.startswith(("runs/", ".venv"))]
     print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size:,} bytes")

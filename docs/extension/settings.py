@@ -13,7 +13,7 @@ from shardembed.planner.workload_sections import ReuseFile, WorkloadSection
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.sequence_config import SequenceConfig
-from shardembed.sections import Section
+from shardembed.tables.optimizer_section import Section
 
 ROOTS: dict[str, type[BaseModel]] = {
     "two_tower": Config,

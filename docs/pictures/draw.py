@@ -9,8 +9,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 import shardembed as se  # noqa: E402
-from shardembed.layout import Layout  # noqa: E402
-from shardembed.placement import Cluster, Placement  # noqa: E402
+from shardembed.tables.layout import Layout  # noqa: E402
+from shardembed.tables.placement import Cluster, Placement  # noqa: E402
 
 ROWS, COLUMNS, RANKS, A_NODE = 16, 8, 4, 2
 # Paul Tol's "light" scheme: dark text is read on all, and in print they differ in shade. Ranks are numbered too.

@@ -8,7 +8,7 @@
 from shardembed import planner
 from shardembed.errors import PlanError
 from shardembed.planner import charts, topology, workload
-from shardembed.tables import TableConfig
+from shardembed.tables.table_config import TableConfig
 
 # %% [markdown]
 # ## The model

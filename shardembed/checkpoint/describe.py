@@ -12,7 +12,7 @@ from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.format.checks import blocks_of
 from shardembed.checkpoint.format.manifest import Manifest
 from shardembed.errors import PlanError
-from shardembed.plan import Plan
+from shardembed.tables.plan import Plan
 
 
 @dataclass(frozen=True)

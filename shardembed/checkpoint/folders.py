@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardembed.checkpoint.format.checks import STEP_FOLDER
+from shardembed.config.paths import local
 from shardembed.errors import CheckpointError
-from shardembed.paths import local
 
 SAVING, REMOVED = ".saving-", ".removed-"
 MANIFEST = "manifest.json"

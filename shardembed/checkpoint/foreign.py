@@ -26,8 +26,8 @@ from shardembed.checkpoint.format.blocks import CODES, Block, Chunk, Entry, File
 from shardembed.checkpoint.format.manifest import STATE, Manifest
 from shardembed.checkpoint.format.pieces import Part, write_file, write_state
 from shardembed.checkpoint.matching import fits
+from shardembed.config.paths import local
 from shardembed.errors import CheckpointError
-from shardembed.paths import local
 
 METADATA = ".metadata"  # of torch.distributed.checkpoint
 TABLE = re.compile(r"(?:.*\.)?(?:embedding_bags|embeddings)\.[^.]+\.weight")

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from shardembed.errors import UnsupportedError
-from shardembed.journey import Journey
-from shardembed.layout import Shard
+from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.handle import TableHandle
-from shardembed.optim import External
-from shardembed.slab import LocalShard, Slab
-from shardembed.wrappers import is_distributed
+from shardembed.optim import NoOptimizer
+from shardembed.store.slab import LocalShard, Slab
+from shardembed.store.wrappers import is_distributed
+from shardembed.tables.layout import Shard
 
 if TYPE_CHECKING:  # importing it takes most of a second, and a model that has any has done so
     from torch.distributed.tensor import DTensor
@@ -221,7 +221,7 @@ def _table_items(table: Table) -> Iterator[Item]:
 def _region(slab: Slab, held: LocalShard, data: torch.Tensor) -> Region:
     shard: Shard = held.shard
     touched = None
-    if slab.touched is not None and not isinstance(slab.spec.optimizer, External):
+    if slab.touched is not None and not isinstance(slab.spec.optimizer, NoOptimizer):
         touched = slab.touched[held.first_key : held.first_key + len(shard.rows)]
     return Region(shard.rows, shard.columns, data, shard.ranks, touched=touched)
 

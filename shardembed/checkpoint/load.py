@@ -21,7 +21,7 @@ from shardembed.checkpoint.retention import warn_of
 from shardembed.checkpoint.save import finish_pending
 from shardembed.checkpoint.snapshot import Job
 from shardembed.checkpoint.together import on_first, together
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 from shardembed.errors import CheckpointError
 
 LEFT_OUT = "weights_only=True loads tables, parameters and buffers, and leaves optimizers, schedulers and counters as they are"

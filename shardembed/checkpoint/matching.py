@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 
 from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.inventory import Item
+from shardembed.config.explain import nearest
 from shardembed.errors import CheckpointError
-from shardembed.explain import nearest
 
 SHOWN = 20
 

@@ -16,12 +16,12 @@ from torch import nn
 from shardembed.checkpoint.codec import decode, encode
 from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.inventory import Inventory, Item, Region, dense_item, local
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 from shardembed.errors import CheckpointError
-from shardembed.exposed import ExposedShard
 from shardembed.modules.base import ShardedModule
 from shardembed.optimizer import Optimizer
-from shardembed.wrappers import is_distributed
+from shardembed.store.own_parameters import ShardParameter
+from shardembed.store.wrappers import is_distributed
 
 OURS = ("params", "optimizer", "tables")  # of a param group, what is no setting
 # The state that torch's fused kernels walk through without comparing its size: they read and write past the end of a shorter one.
@@ -37,8 +37,8 @@ class Owner:
     parameter: nn.Parameter
 
     @property
-    def shard(self) -> ExposedShard | None:
-        return self.parameter if isinstance(self.parameter, ExposedShard) else None
+    def shard(self) -> ShardParameter | None:
+        return self.parameter if isinstance(self.parameter, ShardParameter) else None
 
     def is_cut(self, tensor: torch.Tensor) -> bool:
         """Part of a tensor as large as the table."""
@@ -60,7 +60,7 @@ def owners(model: nn.Module, held: Inventory, dense: torch.optim.Optimizer) -> l
     for module in model.modules():
         if isinstance(module, ShardedModule):
             for parameter in module._parameters.values():
-                if isinstance(parameter, ExposedShard):
+                if isinstance(parameter, ShardParameter):
                     names[id(parameter)] = tables[id(module.journey), parameter.shard.table]
     strange = sum(id(parameter) not in names for group in dense.param_groups for parameter in group["params"])
     if strange:

@@ -15,10 +15,10 @@ from shardembed.checkpoint.inventory import Inventory, take
 from shardembed.checkpoint.snapshot import Job, Snapshot, step_of
 from shardembed.checkpoint.together import together
 from shardembed.checkpoint.writing import Terms, write
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
+from shardembed.config.paths import local
+from shardembed.config.scalars import integer
 from shardembed.errors import CheckpointError, ShardEmbedError
-from shardembed.paths import local
-from shardembed.scalars import integer
 
 OnNonFinite = Literal["keep", "raise"]
 

@@ -13,10 +13,10 @@ from shardembed.checkpoint import chance, optimizing
 from shardembed.checkpoint.codec import encode
 from shardembed.checkpoint.inventory import Inventory, Item, unwrapped
 from shardembed.checkpoint.sharing import Saved, parts_of
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
+from shardembed.config.scalars import within
 from shardembed.errors import CheckpointError, UnsupportedError
 from shardembed.modules.base import ShardedModule
-from shardembed.scalars import within
 
 
 @dataclass(frozen=True)

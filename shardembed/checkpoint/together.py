@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 from shardembed.errors import CheckpointError, ShardEmbedError
 
 CPU = torch.device("cpu")

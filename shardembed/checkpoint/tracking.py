@@ -17,8 +17,8 @@ from torch import nn
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.inventory import Inventory
-from shardembed.journey import Journey
-from shardembed.slab import Slab
+from shardembed.journey.journey import Journey
+from shardembed.store.slab import Slab
 
 
 @dataclass(frozen=True)

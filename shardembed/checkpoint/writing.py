@@ -33,7 +33,7 @@ from shardembed.checkpoint.format.pieces import Part, write_file, write_state
 from shardembed.checkpoint.sharing import Saved
 from shardembed.checkpoint.snapshot import Snapshot
 from shardembed.checkpoint.together import CPU, on_first, together
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 from shardembed.errors import CheckpointError, NonFiniteError
 
 LOCK = ".lock"

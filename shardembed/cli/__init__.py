@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from shardembed._version import __version__
 from shardembed.cli import failures
+from shardembed.config.paths import elsewhere
+from shardembed.config.shown import printable
 from shardembed.errors import ShardEmbedError
-from shardembed.paths import elsewhere
-from shardembed.shown import printable
 
 COMMANDS = {  # name (also of the module) -> what it does
     "plan": "cut the tables of a model over the ranks of a cluster, with a proof of how good the plan is",
@@ -70,7 +70,7 @@ def _values(arguments: argparse.Namespace) -> Iterator[str | PurePath]:
 
 
 def _unknown(word: str) -> int:
-    from shardembed.explain import nearest  # with what reads configurations, which takes a moment to import
+    from shardembed.config.explain import nearest  # with what reads configurations, which takes a moment to import
 
     failures.say(f"{word!r} is not a command{nearest(word, COMMANDS)} (commands: {', '.join(COMMANDS)})")
     return failures.WRONG

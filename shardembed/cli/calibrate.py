@@ -56,8 +56,8 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     import shardembed as se
-    from shardembed import calibrate
-    from shardembed.console import CleanConsole
+    from shardembed.config.console import CleanConsole
+    from shardembed.planner import calibrate
     from shardembed.planner.topology import to_yaml
 
     logging.getLogger("shardembed").setLevel(logging.WARNING)  # else it names the kernel of every slab

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert; returns the exit code."""
     from shardembed.checkpoint.foreign import convert_checkpoint
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
     from shardembed.planner import words
 
     done = convert_checkpoint(

@@ -135,7 +135,7 @@ def _parity(compared: Sequence[dict[str, str]], ranks: int) -> list[Finding]:
 
 
 def _tell(findings: Sequence[Finding], as_json: bool) -> int:
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
 
     problems = [each for each in findings if each.status == "problem"]
     if as_json:

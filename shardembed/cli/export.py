@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardembed.cli.ids import ids_of
+from shardembed.config.shown import ending
 from shardembed.errors import ConfigError
-from shardembed.shown import ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from shardembed.cli.progress import bar
     from shardembed.cli.tables import folded
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
     from shardembed.embeddings import export_tables
     from shardembed.embeddings.stored import StoredTables
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from shardembed.config.shown import printable
 from shardembed.errors import ConfigError, DataError, InputError, NonFiniteError, PlanError, ShardEmbedError
-from shardembed.shown import printable
 
 # Losses that are not finite come of the settings or the data, and would come again.
 WRONG_INPUT = (ConfigError, DataError, InputError, NonFiniteError, PlanError)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from shardembed.cli import inspect_run
 from shardembed.cli.progress import bar
 from shardembed.cli.tables import plain_table
+from shardembed.config.shown import ending, one_line
 from shardembed.errors import CheckpointError
-from shardembed.shown import ending, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardembed.checkpoint.describe import Contents
     from shardembed.checkpoint.format.manifest import Manifest
     from shardembed.checkpoint.format.verify import Problem
-    from shardembed.plan import Plan
+    from shardembed.tables.plan import Plan
 
 MOST = 40  # tables that are listed
 NAME = 40  # characters of a name in a table
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from shardembed.checkpoint import folders
     from shardembed.checkpoint.describe import contents
     from shardembed.checkpoint.format.manifest import read_manifest, resolve
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
     from shardembed.recipes.run_folder import CHECKPOINTS, is_run
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)

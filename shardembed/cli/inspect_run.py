@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardembed.cli.tables import plain_table
+from shardembed.config.shown import one_line
 from shardembed.errors import ConfigError
-from shardembed.shown import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,9 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 
-from shardembed import lifeline
 from shardembed.cli import failures
 from shardembed.cli.failures import Told
+from shardembed.comm import lifeline
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw; returns the exit code."""
     from shardembed.cli.tables import folded
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
     from shardembed.embeddings import table_map
     from shardembed.planner import words
 

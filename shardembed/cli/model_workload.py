@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from shardembed import located
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
+from shardembed.config import located
+from shardembed.config.explain import nearest
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import tables_of
 from shardembed.errors import ConfigError, ShardEmbedError
-from shardembed.explain import nearest
 from shardembed.modules.base import ShardedModule
 from shardembed.planner import builtin, workload
 from shardembed.planner.workload import Counts, TableLoad, Workload, workload_of
-from shardembed.tables import TableConfig
+from shardembed.tables.table_config import TableConfig
 
 if TYPE_CHECKING:
     from shardembed.recipes.config import Config

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardembed.shown import beginning
+from shardembed.config.shown import beginning
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Find them; returns the exit code."""
     from shardembed.cli.tables import folded
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
     from shardembed.embeddings import neighbors
     from shardembed.embeddings.names import names_of
     from shardembed.embeddings.nearest import metric_of

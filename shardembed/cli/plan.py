@@ -17,7 +17,6 @@ from shardembed.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from shardembed.plan import Plan
     from shardembed.planner.constraints import Constraints
     from shardembed.planner.highs import Effort
     from shardembed.planner.result import Estimate, Planned
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from shardembed.planner.topology import Topology
     from shardembed.planner.why import Alternative
     from shardembed.planner.workload import Workload
+    from shardembed.tables.plan import Plan
 
 AROUND = (-2, 2)  # the page's own sweep: powers of two below and above the plan's rank count
 GIB = 1 << 30
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, sweep or compare; returns the exit code."""
-    from shardembed.console import console_for
+    from shardembed.config.console import console_for
     from shardembed.planner.result import INTERRUPTED
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)
@@ -181,8 +181,8 @@ def _with_memory(topology: Topology, gib: float) -> Topology:
 def _workload(arguments: argparse.Namespace, ranks: int) -> Workload:
     from shardembed import optim
     from shardembed.cli import model_workload
-    from shardembed.explain import nearest
-    from shardembed.sections import OPTIMIZERS
+    from shardembed.config.explain import nearest
+    from shardembed.tables.optimizer_section import OPTIMIZERS
 
     name = arguments.optimizer
     if name is not None and name not in OPTIMIZERS:
@@ -304,8 +304,8 @@ def _swept(question: Question, counts: tuple[int, ...], plan: Callable[[int], Pl
 
 
 def _diff(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from shardembed.plan import Plan
     from shardembed.planner import diff
+    from shardembed.tables.plan import Plan
 
     old, new = (_loaded(path, Plan.load) for path in arguments.diff)
     tables = _workload(arguments, new.world_size).tables if arguments.workload is not None else ()
@@ -337,7 +337,7 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from shardembed.console import CleanConsole
+    from shardembed.config.console import CleanConsole
     from shardembed.planner import words
     from shardembed.planner.result import gap_of
 

@@ -12,7 +12,7 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to tell how many bytes more are done."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from shardembed.console import CleanConsole
+    from shardembed.config.console import CleanConsole
 
     console = CleanConsole(file=sys.stderr)
     if not console.is_terminal:

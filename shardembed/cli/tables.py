@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shardembed.shown import one_line
+from shardembed.config.shown import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table

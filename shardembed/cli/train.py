@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shardembed.cli import launch
+from shardembed.config.shown import printable
 from shardembed.errors import ConfigError, ShardEmbedError
-from shardembed.shown import printable
 
 if TYPE_CHECKING:
     from shardembed.recipes.common import JobConfig
@@ -135,7 +135,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(settings: JobConfig, ranks: int, as_json: bool) -> int:
-    from shardembed.console import CleanConsole
+    from shardembed.config.console import CleanConsole
     from shardembed.recipes import dry_run
 
     found = dry_run.run(settings, CleanConsole(stderr=as_json), ranks)
@@ -148,7 +148,7 @@ def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
     """Train or evaluate, as one rank."""
     import torch.distributed as dist
 
-    from shardembed.console import CleanConsole
+    from shardembed.config.console import CleanConsole
     from shardembed.recipes import evaluation, train
 
     launch.end_with_launcher()

@@ -19,11 +19,11 @@ from typing_extensions import Self
 from shardembed.convert.plain import check_hooks, check_plain
 from shardembed.convert.sites import Plain, Site, Use, pooling_of
 from shardembed.errors import UnsupportedError
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.keyed import ShardedEmbeddingBagCollection, ShardedEmbeddingCollection
 from shardembed.modules.lookup import Lookup
-from shardembed.tables import Feature, Init, Pooling, TableConfig
+from shardembed.tables.table_config import Feature, Init, Pooling, TableConfig
 
 
 def _torchrec() -> Any:

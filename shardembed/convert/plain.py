@@ -10,11 +10,11 @@ from typing_extensions import Self
 
 from shardembed.convert.sites import Plain, Site, Use, pooling_of
 from shardembed.errors import ConfigError
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.lookup import Lookup
 from shardembed.modules.single import Embedding, EmbeddingBag
-from shardembed.tables import Feature, Normal
+from shardembed.tables.table_config import Feature, Normal
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

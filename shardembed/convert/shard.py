@@ -17,26 +17,26 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from shardembed.ahead import Ahead
-from shardembed.comm import Comm, default_device
+from shardembed.comm.comm import Comm, default_device
+from shardembed.config.shown import printable
 from shardembed.convert.find import find_sites
 from shardembed.convert.left import Left
 from shardembed.convert.resizing import explain_resizing
 from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
-from shardembed.freezing import Beside
-from shardembed.ids import IdBatch
-from shardembed.journey import Journey, Ticket
-from shardembed.layout import Shard, meeting
+from shardembed.inputs.ids import IdBatch
+from shardembed.journey.ahead import Ahead
+from shardembed.journey.freezing import Beside
+from shardembed.journey.journey import Journey, Ticket
+from shardembed.journey.prefetch import Sent, SentBatches, Target
 from shardembed.modules.base import eager
 from shardembed.modules.build import TableOptimizers, build_journey
 from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
-from shardembed.plan import Plan, PlanLike
-from shardembed.prefetch import Announced, Sent, Target
-from shardembed.settings import Settings
-from shardembed.shown import printable
-from shardembed.tables import features_of
+from shardembed.tables.layout import Shard, meeting
+from shardembed.tables.plan import Plan, PlanLike
+from shardembed.tables.settings import Settings
+from shardembed.tables.table_config import features_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -105,7 +105,7 @@ def shard(
             swap(model, path, module)
         del site  # lets go of the plain weights
     left.settle(model, modules)
-    if len(journey.frozen.tables) < len(journey.tables) and not journey.exposed:
+    if len(journey.frozen.tables) < len(journey.tables) and not journey.own_parameters:
         journey.beside = Beside([weakref.ref(parameter) for parameter in model.parameters() if parameter.requires_grad])
     if inputs is not None:
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
@@ -137,11 +137,11 @@ class SharedLookup(Target):
 
     def __init__(self, journey: Journey, modules: Mapping[str, Lookup], inputs: Callable[..., Mapping[str, Any]]) -> None:
         self.journey, self._modules, self._inputs = journey, modules, inputs
-        self.announced = Announced()
+        self.sent_batches = SentBatches()
 
     @eager
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls, ticket = self.announced.take(arguments, named) or self._send(arguments, named)
+        calls, ticket = self.sent_batches.take(arguments, named) or self._send(arguments, named)
         for module in self._modules.values():
             module.forget()
         outputs = iter(self.journey.outputs(ticket))

@@ -14,10 +14,10 @@ from torch import nn
 from typing_extensions import Self
 
 from shardembed.errors import ConfigError
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.lookup import Lookup
-from shardembed.tables import Feature, Init, Loaded, Pooling, TableConfig
+from shardembed.tables.table_config import Feature, Init, Loaded, Pooling, TableConfig
 
 Plain = nn.Embedding | nn.EmbeddingBag
 

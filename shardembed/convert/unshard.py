@@ -15,7 +15,7 @@ from shardembed.errors import ConfigError, UnsupportedError
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
-from shardembed.tables import TableConfig
+from shardembed.tables.table_config import TableConfig
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from shardembed.comm import Comm, default_device, ranks_per_node
+from shardembed.comm.comm import Comm, default_device, ranks_per_node
 from shardembed.modules import EmbeddingCollection
 from shardembed.optim import SGD, Adagrad
 from shardembed.optimizer import Optimizer
-from shardembed.placement import (
+from shardembed.tables.placement import (
     PACKINGS,
     Placement,
     column_wise,
@@ -28,7 +28,7 @@ from shardembed.placement import (
     table_row_wise,
     table_wise,
 )
-from shardembed.tables import Pooling, TableConfig
+from shardembed.tables.table_config import Pooling, TableConfig
 
 ROWS, COLUMNS, BAGS, IDS_A_BAG = 96, 8, 24, 4
 BOUND = 1e-6

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardembed.checkpoint.plain import load_plain
+from shardembed.config.explain import nearest
 from shardembed.errors import CheckpointError, ConfigError
-from shardembed.explain import nearest
 
 Metric = Literal["cosine", "dot"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

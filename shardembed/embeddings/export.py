@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from shardembed._version import __version__
+from shardembed.config.explain import nearest
 from shardembed.embeddings.compared import Metric, Which
 from shardembed.embeddings.formats import FORMATS, IDS, SCALE, Format, Shape, holds, writer_of
 from shardembed.embeddings.narrowing import CHOICES, As, narrowed, written_dtype
 from shardembed.embeddings.publish import new_folder, sync_file
 from shardembed.embeddings.stored import BLOCK_BYTES, StoredTable, StoredTables
 from shardembed.errors import ConfigError
-from shardembed.explain import nearest
 
 INDEX = "export.json"
 INDEX_FORMAT = 1

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from shardembed.checkpoint.format import header
+from shardembed.config.optional import needed
 from shardembed.embeddings.narrowing import Narrowed
 from shardembed.embeddings.publish import sync_file
-from shardembed.optional import needed
 
 Format = Literal["safetensors", "npy", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)

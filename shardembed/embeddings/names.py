@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from shardembed.errors import DataError
-from shardembed.vocab import OTHER_LINE, unescaped
+from shardembed.inputs.vocab import OTHER_LINE, unescaped
 
 
 def names_of(path: Path, ids: Iterable[int]) -> dict[int, str]:

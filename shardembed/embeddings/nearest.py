@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from shardembed.config.explain import nearest
 from shardembed.embeddings.compared import METRICS, Metric, Which
 from shardembed.embeddings.stored import BLOCK_BYTES, Block, StoredTable, StoredTables
 from shardembed.errors import ConfigError
-from shardembed.explain import nearest
 
 AT_A_TIME = 1 << 19  # numbers in float64 that are worked on: as much as a cache holds
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardembed.config.optional import needed
+from shardembed.config.paths import local
+from shardembed.config.shown import beginning, drawable
 from shardembed.embeddings.compared import Which
 from shardembed.embeddings.components import Flat, flatten
 from shardembed.embeddings.names import names_of
 from shardembed.embeddings.publish import new_file
 from shardembed.embeddings.stored import BLOCK_BYTES, StoredTables
 from shardembed.errors import ConfigError, ExportError
-from shardembed.optional import needed
-from shardembed.paths import local
-from shardembed.shown import beginning, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

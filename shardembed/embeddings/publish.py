@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardembed.checkpoint.folders import sync_folder
+from shardembed.config.paths import local
 from shardembed.errors import ExportError
-from shardembed.paths import local
 
 WRITING = ".exporting-"
 

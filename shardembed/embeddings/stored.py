@@ -20,9 +20,9 @@ from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifes
 from shardembed.checkpoint.format.pieces import Files, read_state
 from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.selection import IdMap, Selection
+from shardembed.config.explain import nearest
 from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, read_noted, tower_of
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
-from shardembed.explain import nearest
 
 BLOCK_BYTES = ROW_BYTES = 64 << 20
 IN_RUN = "checkpoints"  # where a run of `shardembed train` keeps them

@@ -9,7 +9,7 @@ import torch
 
 from shardembed.errors import ConfigError
 from shardembed.kernels import cpu, triton
-from shardembed.optim import External, TableOptimizer
+from shardembed.optim import NoOptimizer, TableOptimizer
 
 Kernel = Literal["reference", "numba", "triton"]
 KERNELS: tuple[str, ...] = ("auto", "reference", "numba", "triton")
@@ -25,7 +25,7 @@ def choose(wanted: str, optimizer: TableOptimizer, dtype: torch.dtype, width: in
     if wanted not in KERNELS:
         raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, not {wanted!r}")
     kernel: Kernel = "triton" if wanted == "triton" or (wanted == "auto" and device.type == "cuda") else "numba"
-    if isinstance(optimizer, External) and kernel == "numba":
+    if isinstance(optimizer, NoOptimizer) and kernel == "numba":
         return "reference"  # which only looks up and merges: others make the update
     why_not = triton.cannot(dtype, width, device) if kernel == "triton" else cpu.cannot(dtype, device)
     if wanted == kernel and why_not:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from shardembed.errors import FeatureError, InputError
-from shardembed.ids import jagged_offsets
-from shardembed.jagged import Jagged
-from shardembed.tables import Feature
+from shardembed.inputs.ids import jagged_offsets
+from shardembed.inputs.jagged import Jagged
+from shardembed.tables.table_config import Feature
 
 
 def nested_like(ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

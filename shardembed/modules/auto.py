@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 from shardembed.errors import PlanError, ShardEmbedError
-from shardembed.optim import SGD, External, TableOptimizer
-from shardembed.placement import Cluster
-from shardembed.plan import Plan, PlanLike
-from shardembed.settings import AGREED, Settings, agreed_lines
-from shardembed.tables import TableConfig
+from shardembed.optim import SGD, NoOptimizer, TableOptimizer
+from shardembed.tables.placement import Cluster
+from shardembed.tables.plan import Plan, PlanLike
+from shardembed.tables.settings import AGREED, Settings, agreed_lines
+from shardembed.tables.table_config import TableConfig
 
 if TYPE_CHECKING:  # the planner's libraries take a second to import, and most collections need no plan
     from shardembed.planner.topology import Topology
@@ -81,7 +81,7 @@ def workload_of(tables: Sequence[TableConfig], optimizers: Sequence[TableOptimiz
     loads = []
     for table, optimizer in zip(tables, optimizers, strict=True):
         ids = tuple(IDS_A_LOOKUP if table.pooling_of(name) is None else IDS_A_BAG for name in table.feature_names or ())
-        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=SGD() if isinstance(optimizer, External) else optimizer))
+        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=SGD() if isinstance(optimizer, NoOptimizer) else optimizer))
     return Workload("this collection", BATCH * ranks, tuple(loads), settings.wire_dtype)
 
 

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
-from shardembed.exposed import ExposedShard
-from shardembed.ids import IdBatch
-from shardembed.journey import Journey
+from shardembed.inputs.ids import IdBatch
+from shardembed.journey.journey import Journey
 from shardembed.modules import retrieval
 from shardembed.modules.handle import Held, Live, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
 from shardembed.modules.whole import TableModule, watch
-from shardembed.plan import Plan
-from shardembed.slab import LocalShard
-from shardembed.tables import Feature, TableConfig
-from shardembed.wrappers import is_distributed
+from shardembed.store.own_parameters import ShardParameter
+from shardembed.store.slab import LocalShard
+from shardembed.store.wrappers import is_distributed
+from shardembed.tables.plan import Plan
+from shardembed.tables.table_config import Feature, TableConfig
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -64,7 +64,7 @@ class ShardedModule(TableModule):
         on every rank.
         """
         for key, table in self.weight_keys.items():
-            mine = [parameter for exposed in self.journey.exposed for parameter in exposed.parameters_of(table)]
+            mine = [parameter for exposed in self.journey.own_parameters for parameter in exposed.parameters_of(table)]
             for number, parameter in enumerate(mine):
                 super().register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
         self._shards_here = tuple(self._parameters)
@@ -110,7 +110,7 @@ class ShardedModule(TableModule):
         super().__delattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        if name in self._reserved or isinstance(param, ExposedShard | TableHandle):
+        if name in self._reserved or isinstance(param, ShardParameter | TableHandle):
             raise self._replaced(name)
         super().register_parameter(name, param)
 

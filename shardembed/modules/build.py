@@ -9,15 +9,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shardembed import comm as comms
+from shardembed.comm import comm as comms
 from shardembed.errors import ConfigError
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.modules.auto import settle
-from shardembed.optim import External, TableOptimizer, refused
-from shardembed.placement import Cluster
-from shardembed.plan import PlanLike, resolve
-from shardembed.settings import AGREED, Settings
-from shardembed.tables import TableConfig, features_of
+from shardembed.optim import NoOptimizer, TableOptimizer, refused
+from shardembed.tables.placement import Cluster
+from shardembed.tables.plan import PlanLike, resolve
+from shardembed.tables.settings import AGREED, Settings
+from shardembed.tables.table_config import TableConfig, features_of
 
 TableOptimizers = TableOptimizer | Mapping[str, TableOptimizer | None]
 
@@ -58,7 +58,7 @@ def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None)
         one = optimizer_of(table.name, optimizer)
         if one is not None and (problem := refused(one)):
             raise ConfigError(f"table {table.name!r}: {problem}")
-        chosen.append(External(sparse=table.sparse) if one is None else one)
+        chosen.append(NoOptimizer(sparse=table.sparse) if one is None else one)
     return chosen
 
 

@@ -9,17 +9,17 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from shardembed.ahead import Ahead
-from shardembed.ids import IdBatch
-from shardembed.jagged import is_keyed_jagged, split_keyed_jagged
-from shardembed.journey import Ticket
+from shardembed.inputs.ids import IdBatch
+from shardembed.inputs.jagged import is_keyed_jagged, split_keyed_jagged
+from shardembed.journey.ahead import Ahead
+from shardembed.journey.journey import Ticket
+from shardembed.journey.prefetch import Sent, SentBatches, Target
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor, nested_like
 from shardembed.modules.base import ShardedModule, eager
 from shardembed.modules.build import TableOptimizers, build_journey
-from shardembed.plan import PlanLike
-from shardembed.prefetch import Announced, Sent, Target
-from shardembed.settings import Settings
-from shardembed.tables import TableConfig, features_of
+from shardembed.tables.plan import PlanLike
+from shardembed.tables.settings import Settings
+from shardembed.tables.table_config import TableConfig, features_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class EmbeddingCollection(ShardedModule, Target):
         self.features = features_of(self.tables)
         self._names = [feature.name for feature in self.features]
         self._unpooled = [feature for feature in self.features if feature.pooling is None]
-        self.announced = Announced()
+        self.sent_batches = SentBatches()
 
     @eager
     def forward(self, batch: Mapping[str, Any] | IdBatch | Any) -> Any:
@@ -99,7 +99,7 @@ class EmbeddingCollection(ShardedModule, Target):
             InputError: on every rank, when the batch of any is malformed or an id is out of range. The tables are unchanged.
             StepError: a prefetched batch comes again.
         """
-        ahead = batch if isinstance(batch, Prefetched) else self.announced.take((batch,)) or self.prefetch(batch)
+        ahead = batch if isinstance(batch, Prefetched) else self.sent_batches.take((batch,)) or self.prefetch(batch)
         given, outputs = ahead.batch, self.journey.outputs(ahead.ticket)
         named = dict(zip(self._names, outputs, strict=True))
         if is_keyed_jagged(given):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from shardembed.errors import PickleError, UnsupportedError
-from shardembed.layout import Shard
-from shardembed.tables import TableConfig
+from shardembed.tables.layout import Shard
+from shardembed.tables.table_config import TableConfig
 
 if TYPE_CHECKING:  # importing them takes most of a second, and whoever calls for them has done so
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex

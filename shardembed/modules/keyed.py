@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from shardembed.errors import DtypeError, FeatureError, InputError
-from shardembed.ids import FeatureIds, read_features
-from shardembed.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
-from shardembed.journey import Journey
+from shardembed.inputs.ids import FeatureIds, read_features
+from shardembed.inputs.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
+from shardembed.journey.journey import Journey
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor
 from shardembed.modules.base import eager
 from shardembed.modules.lookup import Lookup
-from shardembed.tables import Feature
+from shardembed.tables.table_config import Feature
 
 
 class _Keyed(Lookup):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardembed.layout import Shard
+from shardembed.tables.layout import Shard
 
 CHUNK_BYTES = 64 * 1024 * 1024
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from shardembed.errors import StepError, StillLearningWarning
-from shardembed.freezing import Beside
-from shardembed.ids import FeatureIds, IdBatch
-from shardembed.jagged import is_keyed_jagged
-from shardembed.journey import Journey
+from shardembed.inputs.ids import FeatureIds, IdBatch
+from shardembed.inputs.jagged import is_keyed_jagged
+from shardembed.journey.freezing import Beside
+from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
-from shardembed.tables import Feature
+from shardembed.tables.table_config import Feature
 
 
 @dataclass(frozen=True)

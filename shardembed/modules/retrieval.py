@@ -13,12 +13,12 @@ import operator
 
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
+from shardembed.config.scalars import within
 from shardembed.errors import ConfigError, ShardEmbedError
-from shardembed.ids import IdBatch
-from shardembed.journey import Journey
-from shardembed.scalars import within
-from shardembed.tables import Feature, TableConfig
+from shardembed.inputs.ids import IdBatch
+from shardembed.journey.journey import Journey
+from shardembed.tables.table_config import Feature, TableConfig
 
 CHUNK_ROWS = 65_536
 # Elements of a block of scores. On the CPU 16 MiB in float32: larger blocks are given back to the system after each use, and their

@@ -9,16 +9,16 @@ import torch.distributed as dist
 from typing_extensions import Self, Unpack
 
 from shardembed.errors import ConfigError
-from shardembed.ids import FeatureIds, IdBatch, read_features
-from shardembed.journey import Journey
+from shardembed.inputs.ids import FeatureIds, IdBatch, read_features
+from shardembed.journey.journey import Journey
 from shardembed.modules.answers import nested_like
 from shardembed.modules.base import eager
 from shardembed.modules.build import build_journey
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
-from shardembed.plan import PlanLike
-from shardembed.settings import Settings
-from shardembed.tables import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
+from shardembed.tables.plan import PlanLike
+from shardembed.tables.settings import Settings
+from shardembed.tables.table_config import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
 
 NORM_TYPE = 2.0
 Mode = Literal["sum", "mean", "max"]

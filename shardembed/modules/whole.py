@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.swa_utils import AveragedModel
 
 from shardembed.errors import UnsupportedError
-from shardembed.exposed import ExposedShard
 from shardembed.modules.handle import TableHandle
+from shardembed.store.own_parameters import ShardParameter
 
 
 class TableModule(nn.Module):
@@ -103,7 +103,7 @@ def _update_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def update_parameters(self: AveragedModel, model: nn.Module) -> None:
         for module in _below(model):
-            if not module._parameters or not all(isinstance(p, ExposedShard) and p.whole for p in module._parameters.values()):
+            if not module._parameters or not all(isinstance(p, ShardParameter) and p.whole for p in module._parameters.values()):
                 raise UnsupportedError(
                     f"AveragedModel pairs Parameters by their place, and the weights of {module} are not among them, or in part "
                     "only, so it would average others. Average the dense part alone: AveragedModel(a module without tables)"
@@ -125,7 +125,7 @@ def _check_registration(module: nn.Module, name: str, parameter: Any) -> None:
         return
     if isinstance(parameter, TableHandle):
         table = parameter.table.name
-    elif isinstance(parameter, ExposedShard) and not parameter.whole:
+    elif isinstance(parameter, ShardParameter) and not parameter.whole:
         table = parameter.shard.table
     else:
         return

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.modules.auto import BATCH, topology_of, workload_of
 from shardembed.observe.tables import bytes_text, journeys_of, rendered
 from shardembed.optim import TableOptimizer
-from shardembed.placement import Cluster
-from shardembed.slab import Slab
+from shardembed.store.slab import Slab
+from shardembed.tables.placement import Cluster
 
 WEIGHTS, STATE, WAITING = "weights", "optimizer state", "waiting gradients"
 BUFFERS, PREFETCH = "exchange buffers", "prefetch"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from shardembed.comm import Comm
-from shardembed.stages import Name, Stage
+from shardembed.comm.comm import Comm
+from shardembed.comm.stages import Name, Stage
 
 KEPT = 256  # calls of each stage of which the time is kept one by one, the latest
 PENDING = 512  # stages on a GPU whose events are not read yet

@@ -9,10 +9,10 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from shardembed.comm import Comm
-from shardembed.console import CleanConsole
+from shardembed.comm.comm import Comm
+from shardembed.config.console import CleanConsole
 from shardembed.errors import ConfigError
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.optimizer import journeys
 
 WIDTH = 120

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from shardembed.comm.stages import STAGES, unwatched
 from shardembed.errors import StepError
-from shardembed.journey import Journey
+from shardembed.journey.journey import Journey
 from shardembed.observe.spans import Recorder, Stretch
 from shardembed.observe.tables import bytes_text, journeys_of, rendered
-from shardembed.stages import STAGES, unwatched
 
 
 class Profile:
@@ -72,10 +72,10 @@ def profile(model: nn.Module) -> Iterator[Profile]:
             for batch in loader: ...
         print(p.table())
 
-    Stages are named as in `shardembed/journey.py`, and are also ranges of `torch.profiler` ("shardembed: lookup"). What autograd
-    does between "combine" and "send grads" is part of "elsewhere", as are the dense part, the loader, and all that is the user's.
-    "wait for ids" is what `se.prefetched` could not hide. In deterministic mode "send grads" includes rounding and "accumulate". On
-    a GPU times are those of its stream, by events.
+    Stages are named as in `shardembed/journey/journey.py`, and are also ranges of `torch.profiler` ("shardembed: lookup"). What
+    autograd does between "combine" and "send grads" is part of "elsewhere", as are the dense part, the loader, and all that is
+    the user's. "wait for ids" is what `se.prefetched` could not hide. In deterministic mode "send grads" includes rounding and
+    "accumulate". On a GPU times are those of its stream, by events.
 
     Raises:
         ConfigError: the model has no sharded tables, or they lie on several process groups.

@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 
 from shardembed.errors import PlanError
-from shardembed.plan import Plan
 from shardembed.planner.bound import lower_bound
 from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost import estimate
@@ -20,6 +19,7 @@ from shardembed.planner.search import Progress, Solution, solve
 from shardembed.planner.space import Space
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload
+from shardembed.tables.plan import Plan
 
 TRIES = 3  # at a plan that fits when counted from its shards
 SLACK = 1e-6  # relative; a bound that lies further above a plan is none

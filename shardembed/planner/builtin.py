@@ -6,8 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from shardembed.config.explain import nearest
 from shardembed.errors import ConfigError
-from shardembed.explain import nearest
 
 Kind = Literal["topologies", "workloads", "train"]
 WHAT = {"topologies": "topologies", "workloads": "workloads", "train": "jobs"}

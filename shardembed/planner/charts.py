@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardembed.config.optional import needed
+from shardembed.config.shown import drawable
 from shardembed.errors import ConfigError
-from shardembed.optional import needed
 from shardembed.planner import report, words
 from shardembed.planner.html import Markup
 from shardembed.planner.result import Array, Planned
 from shardembed.planner.sweep import Sweep
-from shardembed.shown import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

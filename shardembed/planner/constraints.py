@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
+from shardembed.config.explain import nearest
 from shardembed.errors import PlanError
-from shardembed.explain import nearest
-from shardembed.placement import KINDS, PACKINGS, Packing
-from shardembed.plan import TablePlan
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload
+from shardembed.tables.placement import KINDS, PACKINGS, Packing
+from shardembed.tables.plan import TablePlan
 
 CUT_KINDS = ("row_wise", "column_wise", "table_row_wise", "grid")
 WISHES = "a kind (row_wise), row_wise:4, row_wise@0,1, table_wise:3, cuts:4, ranks:0,1 or packing:bag"
@@ -243,7 +243,7 @@ def _check_table(pin: Pin, load: TableLoad, ranks: int) -> None:
 
 
 def _why_by_id(load: TableLoad) -> str | None:
-    """Why no feature of a table can be read by bag, if so (see `route.segments`)."""
+    """Why no feature of a table can be read by bag, if so (see `journey.route.segments`)."""
     config = load.table
     if config.max_norm is not None:
         return "max_norm looks at each row of a batch once"

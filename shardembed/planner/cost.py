@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.errors import PlanError
-from shardembed.plan import Plan, TablePlan
 from shardembed.planner.cost_model import COUNT_BYTES, TAG_BYTES, CostModel
 from shardembed.planner.cost_phases import BACK, CATEGORIES, COPIES, GRADS, IDS, PHASES, STATE, UPDATE, WEIGHTS
 from shardembed.planner.result import Estimate
 from shardembed.planner.topology import Topology
 from shardembed.planner.traffic import Asked
 from shardembed.planner.workload import Workload
-from shardembed.wire import COUNTS_OF_SLAB, HEADER
+from shardembed.tables.plan import Plan, TablePlan
+from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
 
 Array = NDArray[np.float64]
 

@@ -1,4 +1,5 @@
-"""What one rank's batch asks of shards, and the bytes of it: the planner's mirror of `route.segments`, `exchange` and `wire`.
+"""What one rank's batch asks of shards, and the bytes of it: the planner's mirror of
+`journey.route.segments`, `journey.messages` and `wire.layout`.
 
 Legend: N ids, E entries (keys sent), S segments (vectors sent back), B bags, L ids a bag, p a block's share of the ids, n blocks.
 """
@@ -13,16 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardembed.narrow import SCALE_BYTES
 from shardembed.optim import TableOptimizer
-from shardembed.placement import Packing
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
-from shardembed.wire import ALIGNMENT
+from shardembed.tables.placement import Packing
+from shardembed.wire.layout import ALIGNMENT
+from shardembed.wire.narrow import SCALE_BYTES
 
 Array = NDArray[np.float64]
 INT32_MAX = 2**31 - 1
-LENGTH_BYTES = 4  # int32, as `exchange` sends lengths and multiplicities
+LENGTH_BYTES = 4  # int32, as `journey.messages` sends lengths and multiplicities
 ID_BYTES = 8  # int64, off the wire
 
 
@@ -104,7 +105,7 @@ class Table:
         return self.traffic.bags[feature] * self.traffic.lengths[feature]
 
     def read_by_bag(self, packing: Packing | str) -> tuple[bool, ...]:
-        """By feature; as `route.segments` decides, for input without per-sample weights."""
+        """By feature; as `journey.route.segments` decides, for input without per-sample weights."""
         table = self.load.table
         by_id = packing != "bag" or table.max_norm is not None or table.policy.scale_grad_by_freq
         return tuple(not by_id and pooling in ("sum", "mean") for pooling in self.poolings)

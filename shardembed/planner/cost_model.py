@@ -33,7 +33,6 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from shardembed.placement import Packing
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.cost_demand import Demand, Table
 from shardembed.planner.cost_ops import all_reduce, all_to_all, op_of
@@ -60,7 +59,8 @@ from shardembed.planner.cost_phases import (
 from shardembed.planner.topology import Op, Topology
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
-from shardembed.wire import COUNTS_OF_SLAB, HEADER
+from shardembed.tables.placement import Packing
+from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
 
 Array = NDArray[np.float64]
 COUNT_BYTES = 8  # int64

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from shardembed.layout import Shard
-from shardembed.placement import Packing
 from shardembed.planner.workload import Counts, TableLoad, Uniform
+from shardembed.tables.layout import Shard
+from shardembed.tables.placement import Packing
 
 
 @dataclass(frozen=True)

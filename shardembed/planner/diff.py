@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from shardembed.layout import Layout
-from shardembed.plan import Plan, TablePlan
+from shardembed.config.shown import one_line
 from shardembed.planner import report, words
-from shardembed.shown import one_line
+from shardembed.tables.layout import Layout
+from shardembed.tables.plan import Plan, TablePlan
 
 FLOAT32 = 4
 SHOWN = 20  # tables; the ones that move most

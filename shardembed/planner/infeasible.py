@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardembed.plan import TablePlan
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut
@@ -17,6 +16,7 @@ from shardembed.planner.packed import packed
 from shardembed.planner.problem import Option, Problem
 from shardembed.planner.remedies import SHOWN, Trials, gib, wish
 from shardembed.planner.space import Space
+from shardembed.tables.plan import TablePlan
 
 
 def explain(model: CostModel, space: Space, problem: Problem) -> str:

@@ -15,7 +15,6 @@ import torch
 
 from shardembed.errors import PlanError
 from shardembed.optim import SGD, RowwiseAdagrad, TableOptimizer
-from shardembed.plan import TablePlan
 from shardembed.planner.constraints import Constraints, Pin
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut
@@ -27,6 +26,7 @@ from shardembed.planner.search import solve
 from shardembed.planner.space import Space
 from shardembed.planner.topology import GIB, Topology
 from shardembed.planner.workload import Counts, TableLoad, Workload
+from shardembed.tables.plan import TablePlan
 
 MOST_OPTIONS = 100_000  # of all trials together; what is not tried by then is not named
 DOUBLINGS = 10  # of the number of ranks

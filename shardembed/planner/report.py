@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from shardembed.config.shown import one_line
 from shardembed.planner import words
 from shardembed.planner.result import Planned
-from shardembed.shown import one_line
 
 WIDTH = 100
 ALL_RANKS = 16  # up to here each rank has its line; beyond, the ends and the middle stand for all

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shardembed.plan import Plan
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import Workload
+from shardembed.tables.plan import Plan
 
 Array = NDArray[np.float64]
 INTERRUPTED, OUT_OF_TIME = "interrupted", "out of time"  # why a search ended early

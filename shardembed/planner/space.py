@@ -22,9 +22,6 @@ from dataclasses import replace
 import numpy as np
 
 from shardembed.errors import PlanError
-from shardembed.layout import Layout, Shard
-from shardembed.placement import KINDS, PACKINGS, Packing
-from shardembed.plan import Plan, TablePlan
 from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost_demand import INT32_MAX
 from shardembed.planner.cost_model import CostModel
@@ -33,6 +30,9 @@ from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sha
 from shardembed.planner.relax import figures, undominated
 from shardembed.planner.traffic import Asked
 from shardembed.planner.workload import TableLoad, Uniform
+from shardembed.tables.layout import Layout, Shard
+from shardembed.tables.placement import KINDS, PACKINGS, Packing
+from shardembed.tables.plan import Plan, TablePlan
 
 PARTS = 1 << 16  # of rows, where a table's shares are contiguous
 RESIDUES = 64  # a rank, where they are strided: each is a shard

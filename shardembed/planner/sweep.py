@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from shardembed.config.shown import one_line
 from shardembed.errors import ConfigError, PlanError
-from shardembed.layout import MAX_RANKS
 from shardembed.planner import report, words
 from shardembed.planner.result import INTERRUPTED, Planned
-from shardembed.shown import one_line
+from shardembed.tables.layout import MAX_RANKS
 
 NEAR = 0.1
 WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from shardembed import located
+from shardembed.config import located
+from shardembed.config.explain import explain
+from shardembed.config.located import Located
 from shardembed.errors import ConfigError
-from shardembed.explain import explain
-from shardembed.layout import MAX_RANKS
-from shardembed.located import Located
 from shardembed.planner import builtin
 from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS, LinkSection, OpSection, TopologySection
+from shardembed.tables.layout import MAX_RANKS
 
 GIB, GB = 2**30, 1e9
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model, model_validator
 
-from shardembed.layout import MAX_RANKS
-from shardembed.sections import Section
+from shardembed.tables.layout import MAX_RANKS
+from shardembed.tables.optimizer_section import Section
 
 REQUIRED_OPS = (
     *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),

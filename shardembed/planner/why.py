@@ -10,9 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from shardembed.config.explain import nearest
+from shardembed.config.shown import one_line
 from shardembed.errors import ConfigError, PlanError
-from shardembed.explain import nearest
-from shardembed.placement import (
+from shardembed.planner import report, words
+from shardembed.planner.result import Array, Estimate, Planned
+from shardembed.planner.traffic import Traffic
+from shardembed.planner.workload import Workload
+from shardembed.tables.placement import (
     PACKINGS,
     Cluster,
     Packing,
@@ -24,13 +29,8 @@ from shardembed.placement import (
     table_row_wise,
     table_wise,
 )
-from shardembed.plan import Plan, TablePlan, packing_of
-from shardembed.planner import report, words
-from shardembed.planner.result import Array, Estimate, Planned
-from shardembed.planner.traffic import Traffic
-from shardembed.planner.workload import Workload
-from shardembed.shown import one_line
-from shardembed.tables import TableConfig
+from shardembed.tables.plan import Plan, TablePlan, packing_of
+from shardembed.tables.table_config import TableConfig
 
 Count = Callable[[Plan], Estimate]
 SHARDS = 12  # lines; more are summed up

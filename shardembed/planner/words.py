@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from shardembed.plan import TablePlan
-from shardembed.shown import ending
+from shardembed.config.shown import ending
+from shardembed.tables.plan import TablePlan
 
 NOT_PROVED = "none proved"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from shardembed import located
+from shardembed.config import located
+from shardembed.config.explain import explain, nearest
+from shardembed.config.located import Located
 from shardembed.errors import ConfigError
-from shardembed.explain import explain, nearest
-from shardembed.located import Located
 from shardembed.optim import RowwiseAdagrad, TableOptimizer, refused
 from shardembed.planner import builtin
 from shardembed.planner.workload_sections import GroupSection, ReuseFile, TableSection, WorkloadSection
-from shardembed.tables import TableConfig
+from shardembed.tables.table_config import TableConfig
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, RootModel, field_validator, model_validator
 
-from shardembed.sections import Count, Float, NotNegative, OptimizerSection, Section
-from shardembed.tables import POOLINGS
+from shardembed.tables.optimizer_section import Count, Float, NotNegative, OptimizerSection, Section
+from shardembed.tables.table_config import POOLINGS
 
 MAX_TABLES = 100_000
 POOLING_NAMES = "sum, mean, max, null (one vector an id)"

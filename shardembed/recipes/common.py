@@ -18,9 +18,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from shardembed.explain import nearest
-from shardembed.paths import elsewhere
-from shardembed.sections import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
+from shardembed.config.explain import nearest
+from shardembed.config.paths import elsewhere
+from shardembed.tables.optimizer_section import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
 KINDS = {  # kind -> the settings it takes beside `packing`
     "auto": (),

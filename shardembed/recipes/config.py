@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import CoreSchema
 
-from shardembed import located
+from shardembed.config import located
+from shardembed.config.explain import explain, nearest
 from shardembed.errors import ConfigError
-from shardembed.explain import explain, nearest
 from shardembed.recipes.common import JobConfig, Paths, PlacementConfig, RankingConfig, Seed, TrainConfig, Workers, or_text
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
 from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
-from shardembed.sections import Count, Float, NotNegative, Rate, Section
+from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 TABLES = ("user", "item")
 MODELS = ("two_tower", *CTR_MODELS, *SEQUENCE_MODELS)

@@ -27,7 +27,7 @@ from shardembed.recipes.common import (
     Workers,
     check_tables,
 )
-from shardembed.sections import Count, Float, NotNegative, Section, check_belongs
+from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section, check_belongs
 
 CTR_MODELS = ("dlrm", "dcnv2")
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 
 BUCKETS = 1 << 16  # of scores, by the upper half of their bits
 

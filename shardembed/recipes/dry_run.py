@@ -12,19 +12,19 @@ import torch
 from rich.console import Console
 
 from shardembed import planner
-from shardembed.comm import Comm, default_device
+from shardembed.comm.comm import Comm, default_device
 from shardembed.errors import PlanError
 from shardembed.modules.auto import ask_planner, topology_of, wants_planning, workload_of
 from shardembed.observe.tables import bytes_text
-from shardembed.placement import Cluster
-from shardembed.plan import Plan, resolve
 from shardembed.planner.cost import Estimate
 from shardembed.recipes import report
 from shardembed.recipes.build import placements
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.plausible import free_memory
 from shardembed.recipes.tasks import Task, prepare
-from shardembed.settings import Settings
+from shardembed.tables.placement import Cluster
+from shardembed.tables.plan import Plan, resolve
+from shardembed.tables.settings import Settings
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 
 import shardembed as se
-from shardembed.comm import default_device
+from shardembed.comm.comm import default_device
+from shardembed.config.shown import printable
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError, ShardEmbedError
 from shardembed.recipes import config as settings
@@ -23,7 +24,6 @@ from shardembed.recipes.data.stream import rank_start
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_run
 from shardembed.recipes.tasks import CtrTask, Task, prepare
-from shardembed.shown import printable
 
 SPLITS = ("validation_path", "split", "holdout_seed")  # settings of data that decide which rows are held out
 

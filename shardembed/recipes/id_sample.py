@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from shardembed.ids import IdBatch
-from shardembed.tables import Feature
+from shardembed.inputs.ids import IdBatch
+from shardembed.tables.table_config import Feature
 
 BATCHES, IDS = 64, 1024
 TOP = (1, 10, 100, 1000)  # most frequent rows whose share of the lookups is given

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shardembed import plain_json
+from shardembed.config import plain_json
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Number = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shardembed import plain_json
 from shardembed.checkpoint.folders import newest_checkpoint
+from shardembed.config import plain_json
+from shardembed.config.located import MAX_BYTES
 from shardembed.errors import ShardEmbedError
-from shardembed.located import MAX_BYTES
-from shardembed.plan import FILE_BYTES, VALUES, Plan
 from shardembed.recipes import observed, series
 from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, METRICS, OBSERVED, PLAN, SUMMARY
+from shardembed.tables.plan import FILE_BYTES, VALUES, Plan
 
 Found = TypeVar("Found")
 

@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 import shardembed as se
-from shardembed.plan import TablePlan
+from shardembed.config.shown import ending
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.shown import ending
+from shardembed.tables.plan import TablePlan
 
 MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "sasrec": "SASRec model"}
 MAX_RANKS_SHOWN = 8

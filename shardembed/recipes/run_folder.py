@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shardembed import plain_json
 from shardembed.checkpoint.folders import sync_folder
+from shardembed.config import plain_json
+from shardembed.config.paths import whole_file
 from shardembed.errors import ConfigError
-from shardembed.paths import whole_file
 
 CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES = "checkpoints", "lock", "metrics.jsonl", "summary.json", "vocabularies"
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"

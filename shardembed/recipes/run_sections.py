@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shardembed._version import __version__
-from shardembed.plan import Plan
 from shardembed.planner import html, words
 from shardembed.recipes.curves import bars
 from shardembed.recipes.recorded import Recorded
+from shardembed.tables.plan import Plan
 
 OPEN = 40  # rows of a table that show at once; the others unfold
 MAX_RANKS = 32  # with a line each

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shardembed import plain_json
 from shardembed.checkpoint import newest_checkpoint
-from shardembed.comm import Comm, default_device
+from shardembed.comm.comm import Comm, default_device
+from shardembed.config import plain_json
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
 from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from shardembed.config.optional import needed
 from shardembed.optimizer import Optimizer
-from shardembed.optional import needed
 from shardembed.recipes.run_folder import SCALARS
 
 if TYPE_CHECKING:

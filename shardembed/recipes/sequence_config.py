@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
-from shardembed.sections import Count, Float, NotNegative, Rate, Section
+from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 SEQUENCE_MODELS = ("sasrec",)
 SEQUENCE_TABLES = ("item",)

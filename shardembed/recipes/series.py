@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardembed import plain_json
+from shardembed.config import plain_json
 
 POINTS = 400  # of a curve, at most twice as many
 MOST = 1e100  # of a value that is drawn; sums and distances of such are finite

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import numpy as np
 from rich.console import Console
 
-from shardembed.comm import Comm, default_device
+from shardembed.comm.comm import Comm, default_device
+from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import ctr_evaluate, evaluate, report
 from shardembed.recipes.build import CtrJob, Job, SequenceJob, TrainingJob, build, build_ctr, build_sequence
 from shardembed.recipes.common import JobConfig
@@ -36,8 +37,7 @@ from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.together import on_all
-from shardembed.tables import TableConfig
-from shardembed.vocab import Vocabulary
+from shardembed.tables.table_config import TableConfig
 
 MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 

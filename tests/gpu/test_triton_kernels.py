@@ -16,7 +16,7 @@ from shardembed.kernels.triton.noise import Blocks, Origin
 from shardembed.kernels.triton.order import order
 from shardembed.kernels.triton.update import update
 from shardembed.optim import SGD, RowwiseAdagrad, TableOptimizer
-from tests.unit.triton_cases import DTYPES, OPTIMIZERS, compute_dtype, state_of
+from tests.unit.kernels.triton_cases import DTYPES, OPTIMIZERS, compute_dtype, state_of
 
 ROWS, BAGS = 200_000, 4096
 SIZES = pytest.mark.parametrize(("width", "ids"), [(8, 100), (33, 30), (128, 10), (1000, 3)])

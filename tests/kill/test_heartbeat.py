@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import shardembed as se
-from shardembed import comm as comms
-from shardembed.heartbeat import Watch
-from shardembed.trouble import Place
+from shardembed.comm import comm as comms
+from shardembed.comm.diagnosis import Place
+from shardembed.comm.heartbeat import Watch
 from tests.kill.nursery import Ended, run_forked
 
 LIMIT = 1.6
@@ -174,7 +174,7 @@ def test_a_watch_tells_the_oldest_call_that_is_not_done() -> None:
 
 def test_a_call_that_was_queued_does_not_wait_before_its_turn() -> None:
     done = {"a": False, "b": False}
-    with mock.patch("shardembed.heartbeat.time.monotonic", return_value=100.0) as clock:
+    with mock.patch("shardembed.comm.heartbeat.time.monotonic", return_value=100.0) as clock:
         watch = Watch()
         for name in done:
             watch.leave(watch.enter(place(name)), lambda name=name: done[name])

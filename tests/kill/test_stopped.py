@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import shardembed as se
-from shardembed import comm as comms
+from shardembed.comm import comm as comms
 from shardembed.errors import CollectiveError
 from tests.kill.nursery import Ended, run_forked, values
 from tests.kill.trainer import Run, train

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
-from shardembed import trouble
 from shardembed.checkpoint.save import finish_pending
+from shardembed.comm import diagnosis
 from tests.kill.trap import Point, Trap
 
 SAMPLES, IDS, WIDTH = 12, 3, 8  # of a global batch; ids a bag
@@ -106,7 +106,7 @@ def train_exactly(model: Net, batch: dict[str, torch.Tensor]) -> None:
 
 def train(rank: int, world_size: int, run: Run, point: Point | None) -> Finished:
     """Train to the end from wherever the newest checkpoint is, unless the point is met before."""
-    trouble.REPORT_SECONDS, trouble.STORE_SECONDS = 0.3, 0.7  # the rank that is killed will not report
+    diagnosis.REPORT_SECONDS, diagnosis.STORE_SECONDS = 0.3, 0.7  # the rank that is killed will not report
     with Trap(rank, run.folder, point).set() as trap:
         return _train(rank, world_size, run, trap)
 
@@ -209,6 +209,6 @@ def warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for mode in ("full", "incremental"):
             train(0, 1, Run(Path(folder), mode, exact=mode == "full", batches=4), None)
-    from shardembed import comm
+    from shardembed.comm import comm
 
     comm._known.clear()

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from shardembed.comm import Comm
-from shardembed.slab import Slab
+from shardembed.comm.comm import Comm
+from shardembed.store.slab import Slab
 
 SLAB = ("lookup", "accumulate", "step")
 ON_PATHS = ("open", "mkdir", "rename", "unlink", "rmdir", "scandir")

@@ -12,8 +12,8 @@ import torch
 
 import shardembed as se
 from shardembed import optim
-from shardembed.layout import Layout
-from shardembed.placement import PACKINGS, Cluster, Packing, Placement
+from shardembed.tables.layout import Layout
+from shardembed.tables.placement import PACKINGS, Cluster, Packing, Placement
 from tests.oracle import Batch, Case, make_bags
 
 ROWS = 23

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import shardembed as se
-from shardembed.optim import External, TableOptimizer
+from shardembed.optim import NoOptimizer, TableOptimizer
 from tests.harness import run_ranks
 from tests.oracle import LEARNERS, Case, Ftrl
 from tests.ranks.sharded import Piece, close, pieces, whole, written
@@ -129,7 +129,7 @@ class Drawn:
 
     def as_case(self) -> Case:
         """What `sharded.whole` reads of a case."""
-        ours = External() if isinstance(self.optimizer, str) or self.freeze else self.optimizer
+        ours = NoOptimizer() if isinstance(self.optimizer, str) or self.freeze else self.optimizer
         return Case((se.TableConfig(NAME, self.table.rows, self.table.columns),), {NAME: ours}, {}, [[[{}] * self.world_size]])
 
 

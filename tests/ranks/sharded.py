@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import shardembed as se
-from shardembed.layout import Shard
+from shardembed.tables.layout import Shard
 from tests.harness import run_ranks
 from tests.oracle import Case, Truth, loss_of, truth
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from shardembed.layout import Layout, Shard
 from shardembed.optim import SGD, Adagrad, TableOptimizer
-from shardembed.plan import Plan, TablePlan
-from shardembed.tables import TableConfig
+from shardembed.tables.layout import Layout, Shard
+from shardembed.tables.plan import Plan, TablePlan
+from shardembed.tables.table_config import TableConfig
 
 POOLINGS = ("sum", "mean", "max", None)
 

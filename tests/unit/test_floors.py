@@ -18,49 +18,29 @@ PACKAGE = "shardembed"
 FACADE = "(facade)"
 LONGEST = 400  # lines a file; a longer one is two files
 
+# A room is a folder of the package, or a public module beside them; a folder in a folder may have a floor of its own.
 FLOORS = {
-    5: [FACADE, "__main__", "cli", "calibrate", "recipes"],
-    4: ["modules", "convert", "checkpoint", "doctor", "embeddings", "observe", "testing", "vocab"],
-    3: ["clipping", "journey", "prefetch", "loaders", "optimizer"],
-    2: [
-        *("ahead", "autograd", "exchange", "exposed", "fixed", "freezing", "guarded"),
-        *("renorm", "route", "slab", "step", "ticket", "tracing", "twins", "wrappers"),
-    ],
-    1: ["beside", "comm", "heartbeat", "kernels", "lifeline", "meeting", "stages", "trouble"],
-    0: [
-        *(
-            "_version",
-            "arrow_types",
-            "collate",
-            "console",
-            "errors",
-            "explain",
-            "hashing",
-            "ids",
-            "initial",
-            "jagged",
-            "layout",
-            "located",
-            "narrow",
-            "optim",
-            "optional",
-            "paths",
-            "placement",
-            "plain_json",
-        ),
-        *("plan", "planner", "scalars", "sections", "settings", "shown", "slabs", "tables", "wire"),
-    ],
+    7: [FACADE, "__main__", "cli", "planner/calibrate", "recipes"],
+    6: ["checkpoint", "convert", "doctor", "embeddings", "modules", "observe", "testing"],
+    5: ["journey", "optimizer"],
+    4: ["store"],
+    3: ["inputs"],
+    2: ["comm", "kernels", "planner"],
+    1: ["optim", "tables", "wire"],
+    0: ["_version", "config", "errors"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+ENTRIES = 26  # at most, at the top of the package: more is a pile
 
 GROUP = "torch.distributed"
 IMPORTERS = ("importlib.import_module", "import_module")
 # Beyond the floors: the planner serves thousands of ranks without a job, kernels never see a process group,
 # and communication never sees a table.
-FORBIDDEN = {name: {GROUP} for name in FLOORS[0]}
+FORBIDDEN = {name: {GROUP} for floor in (0, 1) for name in FLOORS[floor]}
+FORBIDDEN["inputs"] = {GROUP}
+FORBIDDEN["planner"] = {GROUP, f"{PACKAGE}.comm"}
 FORBIDDEN["kernels"] = {GROUP, f"{PACKAGE}.comm"}
-for room in ("comm", "heartbeat", "meeting", "stages", "trouble"):
-    FORBIDDEN[room] = {f"{PACKAGE}.{name}" for name in ("tables", "plan", "layout", "slabs", "ids")}
+FORBIDDEN["comm"] = {f"{PACKAGE}.{name}" for name in ("tables", "wire", "planner")}
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -105,8 +85,10 @@ def imports_of(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, st
 
 
 def room_of(module: str) -> str:
-    """The name that has a floor: what follows `shardembed.`, or the facade."""
-    return module.split(".")[1] if "." in module else FACADE
+    """The name that has a floor: what follows `shardembed.`, as deep as floors are given, or the facade."""
+    parts = module.split(".")[1:]
+    names = ("/".join(parts[:depth]) for depth in range(len(parts), 1, -1))
+    return next((name for name in names if name in FLOOR_OF), parts[0] if parts else FACADE)
 
 
 def within(module: str, package: str) -> bool:
@@ -119,7 +101,7 @@ def complaints(root: Path) -> list[str]:
     modules = modules_of(root)
     graph: dict[str, set[str]] = {name: set() for name in modules}
     homeless = sorted({room_of(name) for name in modules} - set(FLOOR_OF))
-    found += [f"{PACKAGE}/{room}: unknown module, give it a floor in {Path(__file__).name}" for room in homeless]
+    found += [f"{PACKAGE}/{room}: unknown room, give it a floor in {Path(__file__).name}" for room in homeless]
     for name, path in modules.items():
         room = room_of(name)
         for line, target in imports_of(name, path, set(modules)):
@@ -159,12 +141,35 @@ def test_every_module_imports_downward() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_the_architecture_page_has_every_module_on_its_floor() -> None:
+def test_the_architecture_page_has_every_room_on_its_floor() -> None:
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| (\d) \| (.*) \|$", page, flags=re.MULTILINE)
-    listed = {int(floor): set(re.findall(r"`(\w+)`", modules)) for floor, modules in rows}
+    listed = {int(floor): set(re.findall(r"`([\w/]+)`", rooms)) for floor, rooms in rows}
     unlisted = {FACADE, "__main__", "_version"}
     assert listed == {floor: set(names) - unlisted for floor, names in FLOORS.items()}
+
+
+def test_the_package_has_few_entries() -> None:
+    entries = sorted(path.name for path in (REPOSITORY / PACKAGE).iterdir() if path.name != "__pycache__")
+    assert len(entries) <= ENTRIES, f"{len(entries)} entries at the top of the package: {entries}"
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    """A README in each folder: what lives here, what may be imported, where to add a thing."""
+    folders = {path.parent for path in modules_of(REPOSITORY).values()}
+    silent = [str(folder.relative_to(REPOSITORY)) for folder in sorted(folders) if not (folder / "README.md").is_file()]
+    assert not silent, f"folders without a README.md: {silent}"
+
+
+def test_every_readme_names_the_files_that_lie_beside_it() -> None:
+    for readme in sorted((REPOSITORY / PACKAGE).rglob("README.md")):
+        named = set(re.findall(r"`([\w/]+(?:\.py|/))`", readme.read_text()))
+        here = {path.name for path in readme.parent.glob("*.py") if path.stem not in ("__init__", "__main__", "_version")}
+        here |= {f"{path.parent.name}/" for path in readme.parent.glob("*/__init__.py")}
+        where = readme.relative_to(REPOSITORY)
+        assert here <= named, f"{where} does not say what {sorted(here - named)} is for"
+        gone = sorted(name for name in named if "/" not in name.rstrip("/") and name not in here)
+        assert not gone, f"{where} names {gone}, which is not there"
 
 
 def test_no_file_is_too_long() -> None:
@@ -181,85 +186,67 @@ def write_package(root: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "complaint"),
-    [
-        (
-            "slab.py",
-            "from .journey import x",
-            "slab.py:1: shardembed.slab (floor 2) imports shardembed.journey (floor 3)",
-        ),
-        (
-            "slab.py",
-            "def f():\n    from shardembed import journey",
-            "slab.py:2: shardembed.slab (floor 2) imports",
-        ),
-        (
-            "route/own.py",
-            "from ..journey import x",
-            "shardembed.route.own (floor 2) imports shardembed.journey",
-        ),
-        (
-            "route/__init__.py",
-            "from .. import journey",
-            "shardembed.route (floor 2) imports shardembed.journey",
-        ),
-        ("slab.py", "import importlib\nimportlib.import_module('shardembed.journey')", "slab.py:2:"),
-        (
-            "journey.py",
-            "import shardembed as se",
-            "shardembed.journey (floor 3) imports shardembed (floor 5)",
-        ),
-        ("journey.py", "from shardembed import Embedding", "(floor 3) imports shardembed (floor 5)"),
-        ("plan.py", "import torch.distributed as dist", "must not import torch.distributed"),
-        ("plan.py", "from torch import distributed", "must not import torch.distributed"),
-        (
-            "planner/cost.py",
-            "from torch.distributed.device_mesh import x",
-            "must not import torch.distributed",
-        ),
-        (
-            "planner/cost.py",
-            "import torch\nn = torch.distributed.get_rank()",
-            "cost.py:2: shardembed.planner.cost must",
-        ),
-        ("kernels/fast.py", "from ..comm import Comm", "must not import shardembed.comm"),
-        ("comm.py", "from .plan import Plan", "must not import shardembed.plan"),
-        ("helpers.py", "", "shardembed/helpers: unknown module, give it a floor"),
-        (
-            "comm.py",
-            "from . import kernels",
-            "import cycle: shardembed.comm -> shardembed.kernels -> shardembed.comm",
-        ),
-    ],
-)
+HOUSE = {
+    "__init__.py": "from .journey.journey import x",
+    "journey/__init__.py": "",
+    "journey/journey.py": "",
+    "store/__init__.py": "",
+    "store/slab.py": "",
+    "comm/__init__.py": "",
+    "comm/comm.py": "",
+    "kernels/__init__.py": "",
+    "tables/__init__.py": "",
+    "tables/plan.py": "",
+    "planner/__init__.py": "",
+}
+VIOLATIONS = [
+    (
+        "store/slab.py",
+        "from ..journey.journey import x",
+        "store/slab.py:1: shardembed.store.slab (floor 4) imports shardembed.journey.journey (floor 5)",
+    ),
+    ("store/slab.py", "def f():\n    from shardembed import journey", "store/slab.py:2: shardembed.store.slab (floor 4) imports"),
+    ("store/in/own.py", "from ...journey import x", "shardembed.store.in.own (floor 4) imports shardembed.journey"),
+    ("store/__init__.py", "from .. import journey", "shardembed.store (floor 4) imports shardembed.journey"),
+    ("store/slab.py", "import importlib\nimportlib.import_module('shardembed.journey')", "store/slab.py:2:"),
+    ("journey/journey.py", "import shardembed as se", "shardembed.journey.journey (floor 5) imports shardembed (floor 7)"),
+    ("journey/journey.py", "from shardembed import Embedding", "(floor 5) imports shardembed (floor 7)"),
+    ("tables/plan.py", "import torch.distributed as dist", "must not import torch.distributed"),
+    ("tables/plan.py", "from torch import distributed", "must not import torch.distributed"),
+    ("planner/cost.py", "from torch.distributed.device_mesh import x", "must not import torch.distributed"),
+    ("planner/cost.py", "import torch\nn = torch.distributed.get_rank()", "cost.py:2: shardembed.planner.cost must"),
+    ("planner/cost.py", "from .calibrate import fit", "shardembed.planner.cost (floor 2) imports shardembed.planner.calibrate"),
+    ("kernels/fast.py", "from ..comm.comm import Comm", "must not import shardembed.comm"),
+    ("comm/comm.py", "from ..tables.plan import Plan", "must not import shardembed.tables"),
+    ("helpers.py", "", "shardembed/helpers: unknown room, give it a floor"),
+    (
+        "store/slab.py",
+        "from . import twins",
+        "import cycle: shardembed.store.slab -> shardembed.store.twins -> shardembed.store.slab",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "complaint"), VIOLATIONS)
 def test_a_violation_is_found(tmp_path: Path, file: str, text: str, complaint: str) -> None:
-    house = {
-        "__init__.py": "from .journey import x",
-        "journey.py": "",
-        "comm.py": "",
-        "plan.py": "",
-        "kernels/__init__.py": "",
-    }
+    house = {**HOUSE, "planner/calibrate/__init__.py": "", "planner/calibrate/fit.py": ""}
     if "cycle" in complaint:
-        house["kernels/__init__.py"] = "from ..comm import x"
+        house["store/twins.py"] = "from .slab import x"
     write_package(tmp_path, {**house, file: text})
     assert complaint in "\n".join(complaints(tmp_path))
 
 
 def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
-    write_package(
-        tmp_path,
-        {
-            "__init__.py": "from .journey import x",
-            "journey.py": "from . import slab\nfrom .comm import Comm\nfrom .optimizer import y",
-            "optimizer.py": "import torch.distributed",
-            "slab.py": "import typing\nif typing.TYPE_CHECKING:\n    from .journey import Journey",
-            "comm.py": "from .errors import Error\nfrom torch import distributed",
-            "errors.py": "import torch",
-            "cli/__init__.py": "import shardembed as se\nfrom ..recipes import train",
-            "recipes/__init__.py": "",
-            "recipes/train.py": "from shardembed import x",
-        },
-    )
+    allowed = {
+        "journey/journey.py": "from ..store import slab\nfrom ..comm.comm import Comm\nfrom .ticket import y",
+        "journey/ticket.py": "import torch.distributed",
+        "store/slab.py": "import typing\nif typing.TYPE_CHECKING:\n    from ..journey.journey import Journey",
+        "comm/comm.py": "from ..errors import Error\nfrom torch import distributed",
+        "errors.py": "import torch",
+        "planner/calibrate/__init__.py": "import torch.distributed\nfrom ...journey.journey import Journey",
+        "cli/__init__.py": "import shardembed as se\nfrom ..recipes import train",
+        "recipes/__init__.py": "",
+        "recipes/train.py": "from shardembed import x",
+    }
+    write_package(tmp_path, {**HOUSE, **allowed})
     assert complaints(tmp_path) == []

@@ -13,7 +13,7 @@ import shardembed as se
 from shardembed import optim
 from shardembed.errors import ConfigError
 from shardembed.planner.workload import TableLoad
-from shardembed.tables import TableConfig
+from shardembed.tables.table_config import TableConfig
 
 ALL = [optim.SGD, optim.Adagrad, optim.RowwiseAdagrad, optim.Adam, optim.AdamW, optim.FTRL]
 COUNTERPARTS = {

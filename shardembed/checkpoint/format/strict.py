@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shardembed import plain_json
+from shardembed.config import plain_json
 from shardembed.errors import CheckpointError
 
 _NOT_FOLLOWED = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC

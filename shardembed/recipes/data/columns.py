@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from shardembed.arrow_types import is_number, plain, plain_type, whole_numbers
+from shardembed.config.arrow_types import is_number, plain, plain_type, whole_numbers
 from shardembed.recipes.data.kinds import CLOCK_TIME, WHOLE_TIME, Kind, clock_numbers, times_like
 
 Wrong = dict[int, tuple[str, str]]  # what is wrong with values, by row

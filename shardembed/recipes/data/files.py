@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from shardembed.config.explain import nearest
+from shardembed.config.optional import missing
 from shardembed.errors import DataError
-from shardembed.explain import nearest
-from shardembed.optional import missing
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.opening import UNREADABLE, named
 from shardembed.recipes.data.source import Chunk

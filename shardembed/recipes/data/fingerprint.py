@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from shardembed.errors import DataError
-from shardembed.hashing import U64, mix
+from shardembed.inputs.hashing import U64, mix
 from shardembed.recipes.data.stream import Join, Rows, rechunked
 
 BLOCK_ROWS = 1 << 16  # compared at once; 8 bytes are kept of each

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from shardembed.config.paths import local
 from shardembed.errors import DataError
-from shardembed.paths import local
 
 GZIP = b"\x1f\x8b"
 OTHERS = {  # how files begin that are taken for text

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from shardembed import lifeline
+from shardembed.comm import lifeline
 from shardembed.errors import ShardEmbedError, WorkerError, rebuild, travels
 from shardembed.kernels.memory import keep_freed_memory
 from shardembed.recipes.data.part import Part

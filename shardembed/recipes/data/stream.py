@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from shardembed.hashing import hash_integers
+from shardembed.inputs.hashing import hash_integers
 
 
 class Rows(Protocol):

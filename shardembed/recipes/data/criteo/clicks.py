@@ -18,15 +18,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from shardembed.comm import Comm
+from shardembed.comm.comm import Comm
 from shardembed.errors import DataError, ShardEmbedError, rebuild, travels
+from shardembed.inputs.vocab import Counts, Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig, SplitConfig
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.criteo.planted import PlantedClicks
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, ClickSource, Schema, concatenate
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.stream import hash_rows, rechunked, shuffled, shuffler
-from shardembed.vocab import Counts, Vocabulary
 
 CHUNK_ROWS = 1 << 15  # whose split is worked out at once
 ENOUGH_DROPPED = 100_000

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from shardembed.arrow_types import plain, plain_type
+from shardembed.config.arrow_types import plain, plain_type
+from shardembed.config.explain import nearest
 from shardembed.errors import DataError
-from shardembed.explain import nearest
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
 from shardembed.recipes.data.criteo.values import CATEGORY, categories_of, no_category, no_label, short

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shardembed.hashing import Hashing
+from shardembed.inputs.hashing import Hashing
+from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.stream import rank_slice
-from shardembed.vocab import Vocabulary
 
 MISSING_ROW = 0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from shardembed.config.optional import missing
 from shardembed.errors import DataError
-from shardembed.optional import missing
 from shardembed.recipes.data.criteo.rows import Clicks, Schema
 from shardembed.recipes.data.opening import matched, named
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shardembed.hashing import hash_integers
+from shardembed.inputs.hashing import hash_integers
 from shardembed.recipes.ctr_config import PlantedConfig
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
 

@@ -1,0 +1,400 @@
+"""The process group, and all that a table never sees of it.
+
+One rank is the same code: every call returns what was given. With more ranks, groups of our own carry the traffic, so that ranks
+that go different ways (one evaluates alone, one skips a backward) never feed one message into another. What happens otherwise is
+Gloo's: two calls of one kind on one group are taken for the same call, whatever they are about. A longer message than expected
+ends the process, an equally long one is used; only calls of different kinds wait for each other until they time out. Hence:
+
+    forward    opens with a row of counts that says which call is made; only then sizes may differ (see `journey.messages`)
+    backward   sizes follow from the forward call that it belongs to: calls that stand near each other have different groups
+    step       sizes follow from the collection: those made one after the other have different groups; all-reduces carry a tag
+    control    everything that user code separates: all-reduces padded to one length with a tag, and texts sent after their sizes
+
+A tag is a checksum of all calls so far, and of the optimizer step. The row of counts has it too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from shardembed.comm.diagnosis import (
+    STORE_SECONDS,
+    Place,
+    Reports,
+    UnansweredError,
+    explain,
+    explain_lines,
+    explain_mismatch,
+    gather_reports,
+    lost_store,
+    of_torch,
+    within,
+)
+from shardembed.comm.heartbeat import Heartbeat, Watch, device_is_through
+from shardembed.comm.rendezvous import meet, new_group, refuse_unjoined
+from shardembed.comm.stages import Tally
+from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
+from shardembed.kernels.memory import keep_freed_memory
+
+Group = Literal["forward", "backward", "step", "control"]
+LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}  # process groups of each kind
+BESIDE: dict[Group, int] = {"forward": 1, "control": 1}  # of a Comm for calls beside the main thread's
+TAG_DIGITS = 4  # base 64: their squares, summed over 4,096 ranks, are exact in float32
+TAG = 2 * TAG_DIGITS  # elements of a tag
+ROW = 32  # values of a control message are padded to a multiple of this
+DEFAULT_TIMEOUT = 300.0
+
+_known: dict[Any, Comm] = {}
+
+
+class Comm:
+    """The ranks that share a collection. Get one from `Comm.of`; all collections on a process group use the same.
+
+    Attributes:
+        rank, world_size: of the process group.
+        tally: counts of collectives and bytes.
+        step: optimizer steps so far, for messages.
+        forwards: forward calls so far. history: checksum of all calls so far. The counts message carries both, so that ranks
+            notice when they differ.
+        collections: names of the collections made on this group so far. slots: slabs of the largest, the length of a counts
+            message. label: what sets its calls apart from another Comm's, for messages.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, timeout: float, watched: Sequence[str] = (), lanes: Mapping[Group, int] = LANES
+    ) -> None:
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.world_size = dist.get_world_size(group) if group is not None else 1
+        self.timeout = timeout
+        self.tally = Tally()
+        self.step = 0
+        self.forwards = 0
+        self.history = 0
+        self._about = self.label = ""
+        self.collections: list[str] = []
+        self.slots = 0
+        self._options = dist.AllToAllOptions()
+        self._failure: ShardEmbedError | None = None
+        self._group = group
+        self._side: Comm | None = None
+        self._beside: list[Comm] = []
+        self._lent: list[Comm] = []
+        self._groups: dict[tuple[Group, int], dist.ProcessGroup] = {}
+        self._watch, self._watched = Watch(), watched  # calls on these types of device
+        self._heartbeat: Heartbeat | None = None
+        if self.world_size > 1:
+            self._make_groups(lanes, timeout)
+            if watched:
+                self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
+
+    @property
+    def _name(self) -> str:
+        return self._groups["control", 0].group_name
+
+    def _make_groups(self, lanes: Mapping[Group, int], timeout: float) -> None:
+        ranks = dist.get_process_group_ranks(self._group)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        began = time.monotonic()
+        try:
+            keys: list[tuple[Group, int]] = [(name, lane) for name, count in lanes.items() for lane in range(count)]
+            for key in keys:
+                self._groups[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, self._watched, device))
+        except RuntimeError as error:
+            self.close()
+            # Torch has no time limit for a store that does not answer.
+            why = lost_store("silent") if isinstance(error, UnansweredError) else f"Cause: {str(error).splitlines()[0]}"
+            where = f"to make process groups with the ranks {ranks if len(ranks) < 9 else f'({len(ranks)} of them)'}"
+            raise CollectiveError(f"rank {self.rank} waited {time.monotonic() - began:.1f} s {where}. {why}") from error
+
+    @staticmethod
+    def of(group: dist.ProcessGroup | None = None, timeout: float | None = None, heartbeat: bool | None = None) -> Comm:
+        """The Comm of a process group; by default of the job's, or of this process alone when there is none.
+
+        Collective over the group when it is called for the first time, which is when the other arguments count; see `init`.
+
+        Raises:
+            CollectiveError: this process was started as a rank of a job, and has not joined it.
+        """
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        comm = _known.get(group)
+        if comm is None:
+            if group is None:
+                refuse_unjoined()
+            on_gpu = ["cuda"] if torch.cuda.is_available() and heartbeat is not False else []
+            watched = [*on_gpu, "cpu"] if heartbeat else on_gpu
+            comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT, watched)
+        return comm
+
+    def side(self) -> Comm:
+        """A second Comm over the same ranks, with the group "control" alone, for a thread that talks while training goes on: the
+        two share nothing, so neither hears the other's calls, and an error of one is none of the other. Its `step` counts only if
+        its user sets it.
+
+        Collective when it is called for the first time; the same one ever after.
+        """
+        if self._side is None:
+            self._side = Comm(self._group, self.timeout, lanes={"control": 1})
+        return self._side
+
+    @contextmanager
+    def beside(self) -> Iterator[Comm]:
+        """A Comm over the same ranks for calls that run beside those of this one, nobody else's until the end: with the group
+        "forward", and numbers of calls that its user sets. Collective where all that there are have been lent.
+        """
+        comm = next((comm for comm in self._beside if comm not in self._lent), None)
+        if comm is None:
+            comm = Comm(self._group, self.timeout, self._watched, BESIDE)
+            comm.label = "beside the loop"
+            self._beside.append(comm)
+        # As they are now: what the main thread makes in the meantime is not known on all ranks at the same time.
+        comm.collections, comm.slots = list(self.collections), self.slots
+        comm.mix("lent")  # ranks that left an earlier loop after different batches notice
+        self._lent.append(comm)
+        try:
+            yield comm
+        finally:
+            self._lent.remove(comm)
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """This one's, and those of the calls beside it."""
+        return [self.tally, *(comm.tally for comm in self._beside)]
+
+    def close(self) -> None:
+        """Leave the groups made for this Comm."""
+        for comm in [self._side, *self._beside]:
+            if comm is not None:
+                comm.close()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        for group in self._groups.values():
+            if group in dist.distributed_c10d._world.pg_map:  # else the job's groups were destroyed altogether
+                dist.destroy_process_group(group)
+        self._groups = {}
+
+    def all_to_all(
+        self,
+        group: Group,
+        stage: str,
+        send: torch.Tensor,
+        send_sizes: Sequence[int],
+        receive_sizes: Sequence[int],
+        number: int = 0,
+    ) -> torch.Tensor:
+        """Exchange slices of a one-dimensional tensor: `send_sizes[r]` elements go to rank r, `receive_sizes[r]` come back.
+
+        `number` keeps apart what ranks could confuse: of a backward the forward call, of a step the collection.
+        """
+        if self.world_size == 1:
+            return send
+        received = send.new_empty(sum(receive_sizes))
+        sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
+        self.tally.largest = max(self.tally.largest, (send.numel() + received.numel()) * send.element_size())
+        self._note(stage, self._whose(group, number))
+        chosen = self._groups[group, number % LANES[group]]
+        self._run(
+            ("all_to_all", stage),
+            sent,
+            # What dist.all_to_all_single calls, without the time it takes to get there: a third of a small exchange.
+            lambda: chosen.alltoall_base(received, send, list(receive_sizes), list(send_sizes), self._options).wait(),
+            send.device,
+        )
+        return received
+
+    def all_reduce(self, stage: str, tensor: torch.Tensor, maximum: bool = False) -> torch.Tensor:
+        """Sum (or take the maximum of) a few numbers over the ranks, in place; every rank gets the same bits.
+
+        Raises:
+            DisagreementError: on every rank, when they are not making the same call.
+        """
+        if self.world_size > 1:
+            padded = -(-tensor.numel() // ROW) * ROW
+            row = torch.zeros(padded + TAG, dtype=torch.float64, device=tensor.device)
+            row[: tensor.numel()] = tensor.reshape(-1)
+            self._reduce("control", stage, row, maximum)
+            tensor.copy_(row[: tensor.numel()].view(tensor.shape))
+        return tensor
+
+    def all_reduce_tables(self, stage: str, buffer: torch.Tensor, collection: int) -> None:
+        """Sum `buffer` over the ranks, in place. Its last `TAG` elements are left for the tag.
+
+        Raises:
+            DisagreementError: on every rank, when they are not making the same call.
+        """
+        if self.world_size > 1:
+            self._reduce("step", stage, buffer, number=collection)
+
+    def _reduce(self, group: Group, stage: str, buffer: torch.Tensor, maximum: bool = False, number: int = 0) -> None:
+        self._note(stage, self._whose(group, number))
+        chosen = self._groups[group, number % LANES[group]]
+        digits = [(self.history >> 6 * i) % 64 + 1 for i in range(TAG_DIGITS)]
+        # Numbers are all d exactly when their sum is R d and that of their squares R d^2; or, the largest d and the smallest too.
+        mine = digits + ([-digit for digit in digits] if maximum else [digit**2 for digit in digits])
+        buffer[-TAG:] = torch.tensor(mine, dtype=buffer.dtype)
+        operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+        sent = buffer.numel() * buffer.element_size()
+        self._run(("all_reduce", stage), sent, lambda: dist.all_reduce(buffer, operation, group=chosen), buffer.device)
+        expected = mine if maximum else [self.world_size * part for part in mine]
+        if buffer[-TAG:].tolist() != expected:  # host sync on a GPU
+            here = str(self._here("all_reduce", stage))
+            self._failure = DisagreementError(explain_mismatch(self.rank, here, self._reports(here)))
+            raise self._failure
+
+    def broadcast(self, stage: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Overwrite `tensor` with rank 0's, in place."""
+        if self.world_size > 1:
+            sent = tensor.numel() * tensor.element_size() if self.rank == 0 else 0
+            group = self._groups["control", 0]
+            source = dist.get_global_rank(group, 0)
+            self._note(stage, "")
+            self._run(("broadcast", stage), sent, lambda: dist.broadcast(tensor, source, group=group), tensor.device)
+        return tensor
+
+    def gather_texts(self, group: Group, stage: str, text: str, device: torch.device, to: int | None = None) -> list[str]:
+        """Every rank's text, in rank order. With `to`, that rank alone gets them, and the others an empty list."""
+        if self.world_size == 1:
+            return [text]
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+        ones = [1] * self.world_size
+        sizes = torch.full((self.world_size,), data.numel(), dtype=torch.int64, device=device)
+        received_sizes: list[int] = self.all_to_all(group, stage, sizes, ones, ones).tolist()
+        send_sizes = [data.numel() if to in (None, rank) else 0 for rank in range(self.world_size)]
+        if to not in (None, self.rank):
+            received_sizes = [0] * self.world_size
+        send = data.to(device).repeat(self.world_size if to is None else 1)
+        received = self.all_to_all(group, stage, send, send_sizes, received_sizes)
+        if to not in (None, self.rank):
+            return []
+        return [bytes(part.cpu().numpy()).decode() for part in received.split(received_sizes)]
+
+    def agree(self, what: str, lines: Sequence[str], device: torch.device) -> None:
+        """Check that all ranks hold the same lines of text. Collective.
+
+        Raises:
+            DisagreementError: on every rank, naming the first line that differs and who holds what.
+        """
+        texts = [text.split("\n") for text in self.gather_texts("control", f"agree on {what}", "\n".join(lines), device)]
+        if said := explain_lines(what, texts):
+            raise DisagreementError(said)
+
+    @contextmanager
+    def preparing(self, what: str, device: torch.device) -> Iterator[None]:
+        """What comes before an `agree` on `what`: the other ranks wait there, so an error in here is told them there."""
+        try:
+            yield
+        except ShardEmbedError as error:
+            self.agree(what, [f"{type(error).__name__}: {error}"], device)
+            raise
+
+    def _whose(self, group: Group, number: int) -> str:
+        if not number:
+            return self.label
+        return f"of forward call {number}" if group == "backward" else f"of collection {number}: {self.collections[number - 1]}"
+
+    def _note(self, stage: str, about: str) -> None:
+        self._about = about
+        self.mix(f"{stage} {about} {self.step}")
+
+    def mix(self, text: str) -> None:
+        """Take something that must be the same on all ranks into the history."""
+        self.history = zlib.crc32(text.encode(), self.history)
+
+    def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self.tally.calls[what] += 1
+        self.tally.bytes[what] += sent
+        place = self._here(*what)
+        with self._guarded(place):
+            standing = self._watch.enter(place) if device.type in self._watched else None
+            collective()
+            if standing is not None:
+                self._watch.leave(standing, device_is_through(device))
+
+    @contextmanager
+    def guarding(self, stage: str) -> Iterator[None]:
+        """In here, torch's own collectives (DistributedDataParallel's, say) fail with a CollectiveError too, which names ranks."""
+        with self._guarded(self._here("torch's own collectives", stage), torch_only=True):
+            yield
+
+    @contextmanager
+    def _guarded(self, place: Place, torch_only: bool = False) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or isinstance(error, ShardEmbedError) or (torch_only and not of_torch(error)):
+                raise
+            here = str(place)
+            text = explain(self.rank, here, time.monotonic() - began, error, self._reports(here))
+            self._failure = CollectiveError(text)
+            raise self._failure from error
+
+    def _reports(self, here: str) -> Reports:
+        return gather_reports(self._name, self.rank, self.world_size, here)
+
+    def _here(self, operation: str, stage: str) -> Place:
+        forwards = self.forwards if ("forward", 0) in self._groups else None  # a side Comm makes none
+        return Place(operation, stage, self._about, forwards, self.step)
+
+
+@atexit.register
+def _leave() -> None:
+    """Close what is still open: a Gloo group that outlives the interpreter aborts the process."""
+    for comm in _known.values():
+        comm.close()
+    _known.clear()
+    if _joined and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+_joined: list[bool] = []  # not empty once `init` has made the job's group
+
+
+def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_memory: bool = True) -> Comm:
+    """Join the job that torchrun (or a scheduler that sets RANK and WORLD_SIZE) started, or the process group that exists
+    already.
+
+    Alone, there is one rank and no group. Collective over the job.
+
+    Args:
+        timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
+        heartbeat: have a thread watch over all collectives, or over none; by default over those on GPUs, which return before
+            they are done, so that no error can be raised. It says which ranks are dead, stopped or hang elsewhere, and ends the
+            process.
+        keep_memory: have glibc keep what this process frees (`kernels.memory`): faster steps, and memory stays at its peak.
+    """
+    if keep_memory:
+        keep_freed_memory()
+    if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        timeout = float(timeout)  # NumPy's are none to timedelta
+        store, rank, world_size = meet(timeout)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
+        _joined.append(True)
+    return Comm.of(timeout=timeout, heartbeat=heartbeat)
+
+
+def default_device() -> torch.device:
+    """This rank's GPU where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def ranks_per_node(world_size: int) -> int:
+    """How many ranks share a node, as torchrun says; all of them without it."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)

@@ -1,0 +1,1 @@
+"""What users pass as ids, and how raw values become ids."""

@@ -1,0 +1,121 @@
+"""Where autograd leaves this rank and comes back: lookups as functions of a graph that has no weights in it.
+
+Both take an anchor, an empty tensor that requires grad so that autograd comes back for tables with an optimizer of ours, and what
+to call on the way there (`answer`) and back (`learn`). Shards without one (`optimizer=None`) are inputs, so that hooks,
+`backward(inputs=...)` and `torch.autograd.grad` work on them as on any Parameter. `learn` gives their gradients, and is told
+whether the others are wanted too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+
+from shardembed.errors import UnsupportedError
+from shardembed.journey.route import Route, combine
+
+Answer = Callable[[], list[torch.Tensor]]
+Gradient = torch.Tensor | None
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that a backward with create_graph=True gave: as they are, and no derivative of them is to be had."""
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Gradient) -> tuple[Gradient, ...]:
+        return tuple(None if grad is None else grad.clone() for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> NoReturn:
+        raise UnsupportedError(
+            "second derivatives: the gradient of a sharded table was differentiated again (create_graph=True), and it has crossed "
+            "the ranks outside of autograd. Differentiate with respect to the vectors that the lookup returned instead"
+        )
+
+
+def _wants_anchor(ctx: Any) -> bool:
+    """Whether this backward is for all that requires grad, and not for chosen inputs alone. `needs_input_grad` does not know."""
+    return ctx.needs_input_grad[0] and torch._C._will_engine_execute_node(ctx.next_functions[0][0])
+
+
+def _once(grads: Sequence[Gradient]) -> tuple[Gradient, ...]:
+    if not torch.is_grad_enabled() or all(grad is None for grad in grads):  # without create_graph there is nothing to guard
+        return tuple(grads)
+    return _Once.apply(*(None if grad is None else grad.detach().requires_grad_() for grad in grads))
+
+
+class Vectors(torch.autograd.Function):
+    """Steps 4 and 5 forward, 8 and 9 backward: the vectors of each slab, `[S, W]`; `frozen` ones require no grad."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        answer: Answer,
+        learn: Callable[[Sequence[torch.Tensor], bool], Sequence[Gradient]],
+        frozen: Sequence[bool],
+        *shards: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.learn = learn
+        answers = tuple(answer())
+        ctx.mark_non_differentiable(*(vectors for vectors, still in zip(answers, frozen, strict=True) if still))
+        return answers
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Gradient, ...]:
+        with torch.no_grad():
+            of_shards = ctx.learn(grads, _wants_anchor(ctx))
+        return None, None, None, None, *_once(of_shards)
+
+
+class FixedOutputs(torch.autograd.Function):
+    """Steps 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients.
+
+    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs. Behind the weights
+    of each feature come the shards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        route: Route,
+        answer: Answer,
+        learn: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], bool], Sequence[Gradient]],
+        frozen: Sequence[bool],
+        *weights_and_shards: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, ...]:
+        vectors, weights = answer(), weights_and_shards[: len(frozen)]
+        outputs = tuple(combine(vectors, route))
+        ctx.route, ctx.learn, ctx.vectors = route, learn, vectors
+        ctx.save_for_backward(*weights)  # which notices weights that the user has written into in the meantime
+        still = (
+            output for output, frozen_table, weight in zip(outputs, frozen, weights, strict=True) if frozen_table and weight is None
+        )
+        ctx.mark_non_differentiable(*still)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_weights = _weight_gradients(ctx.saved_tensors, ctx.vectors, ctx.route, grads)
+        with torch.no_grad():
+            of_shards = ctx.learn(ctx.vectors, grads, _wants_anchor(ctx))
+        return None, None, None, None, None, *_once([*of_weights, *of_shards])
+
+
+def _weight_gradients(
+    weights: Sequence[torch.Tensor | None], vectors: Sequence[torch.Tensor], route: Route, grads: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """The gradients of per-sample weights: `combine`'s own."""
+    wanted = [i for i, weight in enumerate(weights) if weight is not None and weight.requires_grad]
+    if not wanted:
+        return [None] * len(weights)
+    leaves = {i: weights[i].detach().requires_grad_() for i in wanted}  # type: ignore[union-attr]
+    parts = tuple(part._replace(weights=leaves.get(i, part.weights)) for i, part in enumerate(route.ids.parts))
+    with torch.enable_grad():
+        outputs = combine(vectors, replace(route, ids=replace(route.ids, parts=parts)))
+        found = torch.autograd.grad([outputs[i] for i in wanted], list(leaves.values()), [grads[i] for i in wanted])
+    return [found[wanted.index(i)] if i in leaves else None for i in range(len(weights))]

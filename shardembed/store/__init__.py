@@ -1,0 +1,1 @@
+"""What an owner holds: rows, optimizer state, waiting gradients."""

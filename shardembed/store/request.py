@@ -1,0 +1,39 @@
+"""What an owner is asked: the keys of a forward call, by slab and asking rank, and the sizes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SlabRequest:
+    """What a rank is asked of one slab by all ranks, in rank order.
+
+    keys_E: rows asked for. offsets: where each segment's keys begin, `[S + 1]`, or None when each has one key.
+    multiplicities_E: how often each key's id occurs in the asking rank's batch; None where the slab does not scale by frequency.
+    asked: segments by the rank that asks. sent: segments that this rank asked of each rank.
+    """
+
+    keys_E: torch.Tensor
+    offsets: torch.Tensor | None
+    multiplicities_E: torch.Tensor | None
+    asked: list[int]
+    sent: list[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all ranks ask of this one, a slab each, in forward call number `call`. ahead: asked beside the main thread's calls."""
+
+    slabs: tuple[SlabRequest, ...]
+    call: int
+    ahead: bool = False
+
+    def __iter__(self) -> Iterator[SlabRequest]:
+        return iter(self.slabs)
+
+    def __getitem__(self, slab: int) -> SlabRequest:
+        return self.slabs[slab]

@@ -1,0 +1,351 @@
+"""One slab on one rank: rows and optimizer state of one width, and the gradients that wait for the step.
+
+Legend: E entries, S segments, U distinct rows, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from shardembed.kernels import cpu, grouping, reference, rounding
+from shardembed.kernels.choose import choose
+from shardembed.kernels.memory import on_huge_pages
+from shardembed.kernels.reference import Gradients, is_finite
+from shardembed.store.slab_spec import Block, Lane, SlabSpec
+from shardembed.tables import initial
+from shardembed.tables.layout import Shard
+from shardembed.tables.table_config import Loaded, TableConfig
+
+if TYPE_CHECKING:  # since Triton may be absent
+    from shardembed.kernels.triton.order import Order
+    from shardembed.kernels.triton.table import Table
+
+
+NOBODY: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class LocalShard:
+    """A shard this rank holds: views of its weights `[rows, columns]` and of its optimizer state, by name. It begins at row
+    `first_key` of its slab.
+    """
+
+    table: str
+    shard: Shard
+    first_key: int
+    weights: torch.Tensor
+    state: dict[str, torch.Tensor]
+
+
+class Slab:
+    """All shards of one kind that this rank holds.
+
+    Attributes:
+        weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
+        touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
+        kernel: what updates it, "reference", "numba" or "triton".
+        looked_up: rows read by all lookups so far.
+        tables: the numbers of those that have a lane here.
+        share: what sums of gradients are multiplied with (1 / ranks, for a mean).
+    """
+
+    def __init__(
+        self,
+        spec: SlabSpec,
+        tables: Sequence[TableConfig],
+        rank: int,
+        seed: int,
+        device: torch.device,
+        kernel: str,
+        share: float = 1.0,
+    ) -> None:
+        self.spec, self.share = spec, share
+        self._tables, self._seed = tables, seed
+        self.rank = rank
+        self.tables = frozenset(lane.table for lane in spec.lanes)
+        rows = spec.rows[rank]
+        self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, rows, device)
+        self.weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
+        shapes = {"row": (rows,), "element": (rows, spec.width)}
+        self.state = {
+            name: on_huge_pages(torch.zeros(shapes[shape], dtype=spec.compute_dtype, device=device))
+            for name, shape in spec.optimizer.state.items()
+            if not spec.policy.frozen
+        }
+        self.looked_up = 0
+        self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
+        self.touched: torch.Tensor | None = None
+        self._waiting: list[Gradients] = []
+        self._merged = False
+        self._triton = self._triton_table() if self.kernel == "triton" else None
+        self._order: Order | None = None  # of what waits, if it has been found out
+        self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
+
+    def fill(self, names: Collection[str], seed: int) -> None:
+        """Set the rows of these tables to their starting values."""
+        for table, local in self._local():
+            if table.name in names:
+                self.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
+                initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
+
+    def touch(self, rows: slice | torch.Tensor) -> None:
+        """Note that these slab rows change."""
+        if self.touched is not None:
+            self.touched[rows] = True
+
+    def shards(self) -> Iterator[LocalShard]:
+        """The shards this rank holds, in lane order."""
+        for _, local in self._local():
+            yield local
+
+    def _local(self) -> Iterator[tuple[TableConfig, LocalShard]]:
+        for lane, block in self._blocks():
+            table = self._tables[lane.table]
+            keys = slice(block.first_key, block.first_key + len(block.shard.rows))
+            state = {name: tensor[keys] for name, tensor in self.state.items()}
+            yield table, LocalShard(table.name, block.shard, block.first_key, self.weights[keys], state)
+
+    def table_of(self, lane: Lane) -> str:
+        """The name of a lane's table."""
+        return self._tables[lane.table].name
+
+    def is_all(self, lane: Lane) -> bool:
+        """Whether a lane has all columns of its table."""
+        return len(lane.columns) == self._tables[lane.table].embedding_dim
+
+    def _blocks(self) -> Iterator[tuple[Lane, Block]]:
+        """What this rank holds."""
+        for lane in self.spec.lanes:
+            yield from ((lane, block) for block in lane.blocks if self.rank in block.shard.ranks)
+
+    def _padding_rows(self) -> list[int]:
+        """The slab rows that stand for nothing, and so get no gradient."""
+        rows = []
+        for lane, block in self._blocks():
+            padding = self._tables[lane.table].padding_idx
+            if padding is not None and padding in block.shard.rows:
+                rows.append(block.first_key + block.shard.rows.index(padding))
+        return rows
+
+    def columns_of(self, rows_U: torch.Tensor) -> torch.Tensor:
+        """The embedding_dim of the table that each slab row belongs to, `[U]`."""
+        return self._pick(rows_U, self._dims)
+
+    @cached_property
+    def _dims(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embedding_dim of each block: asked for in every step, and the same for good."""
+        return self._numbers(lambda lane, block: self._tables[lane.table].embedding_dim)
+
+    def of_table(self, rows_U: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+        """The one of `numbers`, one a table of the collection, of the table that each slab row belongs to, `[U]`."""
+        return self._of_block(rows_U, lambda lane, block: numbers[lane.table])
+
+    def _of_block(self, rows_U: torch.Tensor, what: Callable[[Lane, Block], float]) -> torch.Tensor:
+        """A number of the block that each slab row lies in, int64 or float64 `[U]`."""
+        return self._pick(rows_U, self._numbers(what))
+
+    def _numbers(self, what: Callable[[Lane, Block], float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where blocks begin, ascending, and a number of each; one entry where all have the same, none where there is no block."""
+        blocks = sorted((block.first_key, what(lane, block)) for lane, block in self._blocks())
+        if len({number for _, number in blocks}) == 1:
+            blocks = blocks[:1]
+        starts = torch.tensor([start for start, _ in blocks], dtype=torch.int64, device=self.weights.device)
+        return starts, torch.from_numpy(np.array([number for _, number in blocks])).to(self.weights.device)
+
+    @staticmethod
+    def _pick(rows_U: torch.Tensor, of_blocks: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        starts, numbers = of_blocks
+        if not rows_U.numel():  # there may be no block at all
+            return torch.empty_like(rows_U)
+        if numbers.numel() == 1:
+            return numbers.expand(rows_U.numel())
+        return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
+
+    def _origins(self, rows_U: torch.Tensor) -> rounding.Origins:
+        first = self._of_block(rows_U, lambda lane, block: block.first_key)
+        start = self._of_block(rows_U, lambda lane, block: block.shard.rows.start)
+        stride = self._of_block(rows_U, lambda lane, block: block.shard.rows.step)
+        return rounding.Origins(
+            self._of_block(rows_U, lambda lane, block: initial.table_hash(self._seed, self._tables[lane.table].name)),
+            start + (rows_U - first) * stride,
+            self._of_block(rows_U, lambda lane, block: lane.columns.start),
+        )
+
+    def _round(self, origins: rounding.Origins, number: int, new_UW: torch.Tensor, piece: slice) -> torch.Tensor:
+        return rounding.stochastic(new_UW, self.spec.dtype, origins[piece], number)
+
+    def _triton_table(self) -> Table:
+        from shardembed.kernels.triton.noise import Origin
+        from shardembed.kernels.triton.table import Table
+
+        def origin(lane: Lane, block: Block) -> Origin:
+            rows, table = block.shard.rows, initial.table_hash(self._seed, self.table_of(lane))
+            return Origin(block.first_key, table, rows.start, rows.step, lane.columns.start)
+
+        random = self.spec.policy.rounding == "stochastic"
+        origins = [origin(lane, block) for lane, block in self._blocks() if block.shard.rows] if random else None
+        return Table(self.weights, self.state, self.spec.optimizer, origins)
+
+    def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
+        """The slab row of each key, int64. Plain tables: the key itself."""
+        return keys_E.to(torch.int64)
+
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+        """One vector a segment, `[S, W]`: the row itself, or the sum of the segment's rows (in the compute dtype)."""
+        self.looked_up += rows_E.numel()
+        if self._triton is not None:
+            return self._triton.lookup(rows_E, offsets, self.spec.compute_dtype)
+        return reference.lookup(self.weights, rows_E, offsets, self.spec.compute_dtype)
+
+    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order | None:
+        """What the step of these rows needs to know of them, found out before their gradients come; None where it cannot use it."""
+        if self._triton is None or self.spec.policy.frozen or self._waiting:
+            return None
+        if self._padding.numel():
+            kept = Gradients(rows_E, offsets, rows_E).without(self._padding)
+            rows_E, offsets = kept.rows_E, kept.offsets
+        return self._triton.order(rows_E, offsets)
+
+    def accumulate(self, gradients: Gradients, order: Order | None = None, still: frozenset[int] = NOBODY) -> None:
+        """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
+
+        order: of their rows, by `order`. still: tables that do not learn from this backward.
+        """
+        if self.spec.policy.frozen or self.tables <= still:
+            return
+        if self._padding.numel():
+            gradients = gradients.without(self._padding)
+        if not self.tables.isdisjoint(still):
+            gradients, order = gradients.only(self._learns(gradients.rows_E, still)), None
+        assert not self._merged, "what is merged has its share taken, and what comes now has not"
+        self._order = None if self._waiting else order
+        self._waiting.append(gradients)
+
+    def waiting(self) -> Gradients | None:
+        """All gradients that wait, as one."""
+        if len(self._waiting) > 1:
+            self._waiting = [Gradients.join(self._waiting)]
+        return self._waiting[0] if self._waiting else None
+
+    def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct rows `[U]`, ascending, and the share of their summed gradients `[U, W]`; kept, so that a second call is free."""
+        waiting = self.waiting()
+        if waiting is None:
+            return self.weights.new_empty(0, dtype=torch.int64), self.weights.new_empty(
+                0, self.spec.width, dtype=self.spec.compute_dtype
+            )
+        if not self._merged:
+            if self._triton is not None:
+                rows_U, sums_UW = self._triton.merge(waiting, self._order)
+            else:
+                rows_U, sums_UW = grouping.merge(waiting, self.weights.shape[0])
+            self.replace(rows_U, sums_UW if self.share == 1.0 else sums_UW.mul_(self.share))
+        kept = self._waiting[0]
+        return kept.rows_E, kept.grads_SW
+
+    def replace(self, rows_U: torch.Tensor, grads_UW: torch.Tensor) -> None:
+        """Let these merged gradients wait instead of what did."""
+        self._waiting = [Gradients(rows_U, None, grads_UW)]
+        self._merged, self._order = True, None
+
+    def finite(self) -> bool:
+        """No waiting gradient holds inf or nan."""
+        return all(is_finite(part.grads_SW) for part in self._waiting)  # host sync on a GPU
+
+    def lost(self) -> torch.Tensor:
+        """The numbers of the tables for which a gradient waits that holds inf or nan, int64, each once."""
+        parts = [torch.empty(0, dtype=torch.int64, device=self.weights.device)]
+        for part in self._waiting:
+            lost_S = ~torch.isfinite(part.grads_SW).all(1)
+            lost_E = lost_S if part.offsets is None else lost_S.repeat_interleave(part.offsets.diff())
+            parts.append(self._of_block(part.rows_E[lost_E], lambda lane, block: lane.table).to(torch.int64))
+        return torch.cat(parts).unique()
+
+    def zero_nonfinite(self) -> None:
+        """Replace every inf and nan among the waiting gradients by zero."""
+        for part in self._waiting:
+            torch.nan_to_num_(part.grads_SW, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def forget(self, still: frozenset[int]) -> None:
+        """Forget the waiting gradients of these tables."""
+        if self.tables <= still:
+            self.drop()
+        elif not self.tables.isdisjoint(still):
+            self._waiting = [part.only(self._learns(part.rows_E, still)) for part in self._waiting]
+            self._order = None
+
+    def _learns(self, rows_E: torch.Tensor, still: frozenset[int]) -> torch.Tensor:
+        return self._of_block(rows_E, lambda lane, block: int(lane.table not in still)) > 0
+
+    def drop(self) -> None:
+        """Forget the waiting gradients."""
+        self._waiting = []
+        self._merged, self._order = False, None
+
+    def step(
+        self,
+        lr: float,
+        number: int,
+        factor: float = 1.0,
+        mean_square_U: torch.Tensor | None = None,
+        missed: Mapping[int, int] | None = None,
+    ) -> None:
+        """Apply the waiting gradients, times `factor`, to the rows they touch; then forget them.
+
+        Args:
+            number: steps taken, this one included.
+            mean_square_U: mean of g^2 (without `factor`) over whole rows, for slabs that hold rows split over ranks.
+            missed: how many of the steps tables were frozen in, by their number; others have missed none.
+        """
+        waiting = self.waiting()
+        if waiting is not None:
+            self.touch(waiting.rows_E)
+            counts = {missed.get(table, 0) for table in self.tables} if missed else {0}
+            if len(counts) == 1:
+                self._update(waiting, lr, number - counts.pop(), factor, mean_square_U)
+            else:
+                self._update_apart(counts, missed or {}, lr, number, factor, mean_square_U)
+        self.drop()
+
+    def _update_apart(
+        self,
+        counts: Collection[int],
+        missed: Mapping[int, int],
+        lr: float,
+        number: int,
+        factor: float,
+        mean_square_U: torch.Tensor | None,
+    ) -> None:
+        """Tables that have taken different numbers of steps, one number after the other."""
+        rows_U, grads_UW = self.merged()
+        missed_U = self._of_block(rows_U, lambda lane, block: missed.get(lane.table, 0))
+        for count in sorted(counts):
+            part = missed_U == count
+            self.replace(rows_U[part], grads_UW[part])
+            square = None if mean_square_U is None else mean_square_U[part]
+            self._update(self._waiting[0], lr, number - count, factor, square)
+
+    def _update(self, waiting: Gradients, lr: float, number: int, factor: float, mean_square_U: torch.Tensor | None) -> None:
+        optimizer = self.spec.optimizer
+        square = None if mean_square_U is None else mean_square_U * factor**2
+        if self._triton is not None:
+            left = factor if self._merged else factor * self.share
+            self._triton.update(waiting, self._order, lr, number, left, square)
+        elif self.kernel == "numba" and square is None and not self._merged:
+            cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
+        else:
+            rows_U, grads_UW = self.merged()
+            if self.kernel == "numba":
+                cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, factor)
+            else:
+                if factor != 1.0:
+                    grads_UW.mul_(factor)
+                random = self.spec.policy.rounding == "stochastic"
+                narrow = partial(self._round, self._origins(rows_U), number) if random else None
+                reference.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, narrow)

@@ -1,0 +1,130 @@
+"""Which shards lie together: from a plan to slabs, the same on every rank.
+
+A slab is one `[rows, width]` matrix a rank, made of all shards there that agree on width, dtype, optimizer, row policy, copying
+and row statistics. A lane is one column strip of one table inside a slab. A key is a row number inside the owner's slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shardembed.errors import PlanError
+from shardembed.optim import TableOptimizer
+from shardembed.tables.layout import Layout, Shard
+from shardembed.tables.plan import Plan
+from shardembed.tables.table_config import RowPolicy, TableConfig
+
+
+@dataclass(frozen=True)
+class Block:
+    """A shard's place: on each of its owners it takes the slab rows from `first_key` on."""
+
+    shard: Shard
+    first_key: int
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A strip of table number `table`: its columns, its stride (1: contiguous blocks) and its blocks in row order."""
+
+    table: int
+    strip: int
+    columns: range
+    stride: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class SlabSpec:
+    """What all ranks know of one slab.
+
+    `copied`: every rank holds all of it. `split_rows`: a row's columns lie in several lanes, and the optimizer or max_norm needs
+    a statistic of the whole row. `rows`: how many rows each rank holds.
+    """
+
+    index: int
+    width: int
+    dtype: torch.dtype
+    optimizer: TableOptimizer
+    policy: RowPolicy
+    copied: bool
+    split_rows: bool
+    lanes: tuple[Lane, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What sums, updates and optimizer state are computed in."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def key_dtype(self) -> torch.dtype:
+        """Keys travel in 32 bits where every rank's rows fit."""
+        return torch.int32 if max(self.rows) <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def build_slabs(tables: Sequence[TableConfig], plan: Plan, optimizers: Sequence[TableOptimizer]) -> tuple[SlabSpec, ...]:
+    """Stack the shards of `plan` into slabs, in the order of tables and strips. One optimizer a table.
+
+    Raises:
+        PlanError: a rowwise optimizer or max_norm on strips whose rows are cut differently, or a row policy on copies that would
+            need the other copies' ids.
+    """
+    stacks: dict[tuple[object, ...], _Stack] = {}
+    for index, (table, table_plan, optimizer) in enumerate(zip(tables, plan.tables, optimizers, strict=True)):
+        layout, policy = table_plan.layout, table.policy
+        split_rows = (optimizer.rowwise or policy.max_norm is not None) and len(layout.strips) > 1
+        if split_rows:
+            _check_twins(table.name, layout)
+        for number, strip in enumerate(layout.strips):
+            # A single rank has nothing to copy to, so its "copies" are plain shards.
+            copied = layout.copied and plan.world_size > 1
+            if copied:
+                _check_copies(table.name, policy)
+            kind = (len(strip.columns), table.dtype, optimizer, policy, copied, split_rows)
+            stack = stacks.setdefault(kind, _Stack([], [0] * plan.world_size))
+            blocks = tuple(stack.place(shard) for shard in strip.blocks)
+            stack.lanes.append(Lane(index, number, strip.columns, strip.stride, blocks))
+    return tuple(
+        SlabSpec(index, *kind, tuple(stack.lanes), tuple(stack.rows))  # type: ignore[arg-type]
+        for index, (kind, stack) in enumerate(stacks.items())
+    )
+
+
+@dataclass
+class _Stack:
+    lanes: list[Lane]
+    rows: list[int]
+
+    def place(self, shard: Shard) -> Block:
+        # Copies have one key on all ranks: they share a slab with copies only, so every rank has stacked the same rows so far.
+        block = Block(shard, self.rows[shard.ranks[0]])
+        for rank in shard.ranks:
+            self.rows[rank] += len(shard.rows)
+        return block
+
+
+def _check_twins(name: str, layout: Layout) -> None:
+    cuts = {tuple(block.rows for block in strip.blocks) for strip in layout.strips}
+    if len(cuts) > 1:
+        raise PlanError(
+            f"table {name!r}: a rowwise optimizer or max_norm on cut columns needs the same row cuts in every strip; use grid() "
+            "or column_wise(), or an optimizer with one state number an element (Adagrad)"
+        )
+
+
+def _check_copies(name: str, policy: RowPolicy) -> None:
+    # Copies are looked up where they are asked for; nobody learns in time what the other ranks look up.
+    wrong = [
+        what
+        for what, given in (("max_norm", policy.max_norm is not None), ("scale_grad_by_freq", policy.scale_grad_by_freq))
+        if given
+    ]
+    if wrong:
+        raise PlanError(
+            f"table {name!r}: {' and '.join(wrong)} on a replicated table would need every rank's ids before each lookup; use "
+            "table_wise() or row_wise() for it (plan='auto' does)"
+        )

@@ -1,0 +1,1 @@
+"""What is decided before anything moves: tables, their start, their cuts, the plan."""

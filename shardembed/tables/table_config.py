@@ -1,0 +1,295 @@
+"""What a user says about a table: its size, its features, how their ids are pooled and how its rows start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+
+from shardembed.config.scalars import integer, is_bool, real, within
+from shardembed.errors import ConfigError
+
+Pooling = Literal["sum", "mean", "max"] | None
+POOLINGS: tuple[Pooling, ...] = ("sum", "mean", "max", None)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Rows start from a normal distribution (nn.Embedding's default: mean 0, std 1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _as_numbers(self)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Rows start from a uniform distribution over [low, high)."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _as_numbers(self)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element starts at `value`."""
+
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _as_numbers(self)
+
+
+def _as_numbers(start: Normal | Uniform | Constant) -> None:
+    for one in fields(start):
+        given = getattr(start, one.name)
+        number = real(given)
+        if number is None:
+            raise ConfigError(f"{type(start).__name__}: {one.name} must be a number, not {given!r}")
+        object.__setattr__(start, one.name, number)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows are loaded as soon as the table is there, so none are drawn before that; `start` gives what a reset draws."""
+
+    start: Callable[[], Init] = field(repr=False)  # the repr of a function differs between ranks
+
+
+RowFunction = Callable[[torch.Tensor], torch.Tensor]
+Init = Normal | Uniform | Constant | RowFunction
+
+
+Rounding = Literal["nearest", "stochastic"]
+
+
+@dataclass(frozen=True)
+class RowPolicy:
+    """What happens to rows beside lookup and update; tables that share a slab share it. Fields as in `TableConfig`."""
+
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
+    frozen: bool = False
+    rounding: Rounding = "nearest"
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One embedding table.
+
+    Args:
+        name: unique in its collection; also its only feature's name when `feature_names` is not given.
+        num_embeddings: rows; ids run from 0 to num_embeddings - 1.
+        embedding_dim: columns.
+        feature_names: the features whose ids are looked up here. Features of one table share its rows. A feature may be named by
+            several tables: its output from each is called "feature@table" then.
+        pooling: "sum", "mean", "max" (one vector a bag), None (one vector an id), or a dict by feature name.
+        dtype: of the rows: float32, bfloat16, float16 or float64.
+        init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
+            TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.
+        padding_idx: an id that stands for nothing: its row starts at zero and gets no gradient, and bags leave it out. Negative
+            numbers count from the last row; stored as a row number.
+        max_norm, norm_type: rows of a batch whose `norm_type`-norm exceeds `max_norm` are scaled to it, in place, before they
+            are looked up: each distinct row of the batch of all ranks once, as `nn.Embedding` does.
+        scale_grad_by_freq: divide a row's gradient by how often its id occurs in the call, on all ranks and in all features of
+            the table together.
+        frozen: rows are looked up and never updated.
+        sparse: with `optimizer=None`, gradients are sparse COO tensors instead of dense ones; else without effect.
+        rounding: of updated float32 values to a bfloat16 or float16 table: "stochastic" (unbiased; seeded by table, row and
+            step, so the same for every plan) or "nearest". The default is "stochastic" for these dtypes.
+
+    Raises:
+        ConfigError: a value is out of its range, or `pooling` names a feature the table does not have.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    feature_names: tuple[str, ...] | list[str] | None = None
+    pooling: Pooling | Mapping[str, Pooling] = "sum"
+    dtype: torch.dtype = torch.float32
+    init: Init | Loaded | None = None
+    padding_idx: int | None = None
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
+    frozen: bool = False
+    sparse: bool = False
+    rounding: Rounding | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            raise ConfigError(f"a table's name must be a non-empty string, not {self.name!r}")
+        for name in ("num_embeddings", "embedding_dim"):
+            value = integer(getattr(self, name))
+            if value is None or value < 1:
+                raise ConfigError(f"table {self.name!r}: {name} must be a positive integer, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"table {self.name!r}: dtype {self.dtype} is not one of {', '.join(map(str, DTYPES))}")
+        if isinstance(self.feature_names, str):
+            raise ConfigError(f"table {self.name!r}: feature_names must be a list, not the string {self.feature_names!r}")
+        names = tuple(self.feature_names) if self.feature_names is not None else (self.name,)
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"table {self.name!r}: feature_names must name at least one feature, each once: {names}")
+        object.__setattr__(self, "feature_names", names)
+        self._check_pooling(names)
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        rows = self.num_embeddings
+        if self.padding_idx is not None:
+            padding = within(self.padding_idx, -rows, rows - 1)
+            if padding is None:
+                raise ConfigError(
+                    f"table {self.name!r}: padding_idx must be a row from {-rows} to {rows - 1}, not {self.padding_idx!r}"
+                )
+            object.__setattr__(self, "padding_idx", padding % rows)
+        if self.max_norm is not None:
+            longest = _norm(self.max_norm)
+            if longest is None or not longest >= 0:
+                raise ConfigError(f"table {self.name!r}: max_norm must be a number that is not negative, not {self.max_norm!r}")
+            object.__setattr__(self, "max_norm", longest)
+        kind = _norm(self.norm_type)
+        if kind is None or not kind > 0:
+            raise ConfigError(f"table {self.name!r}: norm_type must be above 0 (2 is the Euclidean norm), not {self.norm_type!r}")
+        object.__setattr__(self, "norm_type", kind)
+        if self.rounding not in (None, "nearest", "stochastic"):
+            raise ConfigError(f"table {self.name!r}: rounding must be 'nearest' or 'stochastic', not {self.rounding!r}")
+        if self.scale_grad_by_freq and "max" in {self.pooling_of(name) for name in self.feature_names or ()}:
+            raise ConfigError(
+                f"table {self.name!r}: scale_grad_by_freq cannot be combined with pooling 'max', as in nn.EmbeddingBag"
+            )
+
+    @property
+    def policy(self) -> RowPolicy:
+        """What its slab has to know beside its size and optimizer; settings without effect are left out."""
+        narrow = self.dtype in (torch.bfloat16, torch.float16) and not self.frozen
+        return RowPolicy(
+            None if self.max_norm is None else float(self.max_norm),
+            2.0 if self.max_norm is None else float(self.norm_type),
+            self.scale_grad_by_freq and not self.frozen,
+            self.frozen,
+            (self.rounding or "stochastic") if narrow else "nearest",
+        )
+
+    def _check_pooling(self, names: tuple[str, ...]) -> None:
+        if isinstance(self.pooling, Mapping):
+            if set(self.pooling) != set(names):
+                raise ConfigError(
+                    f"table {self.name!r}: pooling is given for {sorted(self.pooling)}, its features are {sorted(names)}; "
+                    "name each feature once"
+                )
+            object.__setattr__(self, "pooling", FrozenPooling(self.pooling))
+        given = self.pooling.values() if isinstance(self.pooling, Mapping) else [self.pooling]
+        for pooling in given:
+            if pooling not in POOLINGS:
+                raise ConfigError(f"table {self.name!r}: pooling {pooling!r} is not one of 'sum', 'mean', 'max', None")
+
+    def pooling_of(self, feature: str) -> Pooling:
+        return self.pooling[feature] if isinstance(self.pooling, Mapping) else self.pooling
+
+    @property
+    def start(self) -> Init:
+        """The distribution the rows start from."""
+        if isinstance(self.init, Loaded):
+            return self.init.start()
+        if self.init is not None:
+            return self.init
+        # TorchRec's default (torchrec/modules/embedding_configs.py, get_weight_init_min and _max).
+        bound = self.num_embeddings**-0.5
+        return Uniform(-bound, bound)
+
+    @staticmethod
+    def of(config: Any) -> TableConfig:
+        """`config` itself, or the same table from a TorchRec `EmbeddingBagConfig` or `EmbeddingConfig`."""
+        if isinstance(config, TableConfig):
+            return config
+        if not all(hasattr(config, name) for name in ("name", "num_embeddings", "embedding_dim", "feature_names")):
+            raise ConfigError(f"a table must be a TableConfig or a TorchRec config, not {type(config).__name__}: {config!r}")
+        pooled = hasattr(config, "pooling")  # an EmbeddingConfig has none: one vector an id
+        data_type = getattr(config, "data_type", None)
+        init = getattr(config, "init_fn", None)
+        start = None
+        if isinstance(init, partial) and init.func is torch.nn.init.uniform_ and set(init.keywords) == {"a", "b"} and not init.args:
+            start = Uniform(init.keywords["a"], init.keywords["b"])  # what TorchRec fills in when no init_fn is given
+        elif init is not None:
+            raise ConfigError(
+                f"table {config.name!r}: TorchRec's init_fn fills a whole tensor, which no rank holds; pass "
+                "TableConfig(init=...) with Normal, Uniform, Constant or a function of row numbers"
+            )
+        return TableConfig(
+            config.name,
+            config.num_embeddings,
+            config.embedding_dim,
+            feature_names=list(config.feature_names) or None,
+            pooling=cast(Pooling, config.pooling.value.lower()) if pooled else None,
+            dtype=_TORCHREC_DTYPES.get(getattr(data_type, "value", "FP32"), torch.float32),
+            init=start,
+        )
+
+
+def _norm(value: Any) -> int | float | None:
+    """A norm; as in torch True is 1, and a tensor of one number is that number."""
+    value = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    return float(value) if is_bool(value) else real(value)
+
+
+_TORCHREC_DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+
+
+class FrozenPooling(dict[str, Pooling]):
+    """Pooling by feature; hashable, since a TableConfig is."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted((name, str(pooling)) for name, pooling in self.items())))
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named stream of ids: which table it looks up (its index) and how. `key` is what a batch calls it: its name, but where
+    one stream is looked up in several tables.
+    """
+
+    name: str
+    table: int
+    pooling: Pooling
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", self.name)
+
+
+def features_of(tables: tuple[TableConfig, ...]) -> tuple[Feature, ...]:
+    """All features in table order. One that several tables look up is a feature a table, named "feature@table" as in TorchRec.
+
+    Raises:
+        ConfigError: two tables share a name, or two features do.
+    """
+    names = [table.name for table in tables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two tables are named {name!r}; names must be unique in a collection")
+    owners = Counter(key for table in tables for key in table.feature_names or ())
+    features: dict[str, Feature] = {}
+    for index, table in enumerate(tables):
+        for key in table.feature_names or ():
+            name = key if owners[key] == 1 else f"{key}@{table.name}"
+            if name in features:
+                raise ConfigError(f"table {table.name!r}: two features are named {name!r}; rename one")
+            features[name] = Feature(name, index, table.pooling_of(key), key)
+    if not features:
+        raise ConfigError("a collection needs at least one table")
+    return tuple(features.values())
