@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from shardembed.errors import StepError, StillLearningWarning
-from shardembed.inputs.ids import FeatureIds, IdBatch
+from shardembed.inputs.features import FeatureIds
+from shardembed.inputs.ids import IdBatch
 from shardembed.inputs.jagged import is_keyed_jagged
 from shardembed.journey.freezing import Beside
 from shardembed.journey.journey import Journey
