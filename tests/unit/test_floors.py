@@ -169,7 +169,9 @@ def test_every_readme_names_the_files_that_lie_beside_it() -> None:
         where = readme.relative_to(REPOSITORY)
         assert here <= named, f"{where} does not say what {sorted(here - named)} is for"
         beside = {name for name in named if "/" not in name.rstrip("/")}
-        from_the_top = {name for name in named - beside if any((root / name).exists() for root in (REPOSITORY, REPOSITORY / PACKAGE))}
+        from_the_top = {
+            name for name in named - beside if any((root / name).exists() for root in (REPOSITORY, REPOSITORY / PACKAGE))
+        }
         gone = sorted(beside - here) + sorted(named - beside - from_the_top)
         assert not gone, f"{where} names {gone}, which is not there"
 
