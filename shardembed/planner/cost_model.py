@@ -64,7 +64,7 @@ from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
 
 Array = NDArray[np.float64]
 COUNT_BYTES = 8  # int64
-TAG_BYTES = 32  # of the all-reduce: `comm.TAG` numbers of float32
+TAG_BYTES = 32  # of the all-reduce: `comm.comm.TAG` numbers of float32
 
 
 class CostModel:
@@ -157,7 +157,7 @@ class CostModel:
 
     def _update(self, number: int, demand: Demand, widths: Array) -> Array:
         """Merge what R ranks sent, update what any of them touched. Where a rowwise optimizer's columns are cut, each strip's
-        owner also sends one float64 a touched row to every other strip's owner (`twins`).
+        owner also sends one float64 a touched row to every other strip's owner (`store.twins`).
         """
         table, entries = self.tables[number], self.ranks * demand.entries
         moved = demands.updated_bytes(table, widths)

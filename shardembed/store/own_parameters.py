@@ -1,9 +1,9 @@
 """Tables without an optimizer of ours: this rank's shards as Parameters, for the user's own torch optimizer.
 
 A Parameter shares its memory with the slab, so what an optimizer does to it in place is what the next lookup reads. For autograd it
-is an input of the lookup (`autograd.py`), and each backward gives its gradient, merged over duplicates and over all ranks: dense or
-sparse COO. What else takes Parameters and their gradients (wrappers, clipping, GradScaler) is told of them in `wrappers` and
-`guarded`.
+is an input of the lookup (`journey.autograd`), and each backward gives its gradient, merged over duplicates and over all ranks:
+dense or sparse COO. What else takes Parameters and their gradients (wrappers, clipping, GradScaler) is told of them in
+`store.wrappers` and `store.guarded`.
 """
 
 from __future__ import annotations

@@ -49,3 +49,14 @@ def test_no_file_that_the_batch_dwells_in_is_missing(step: Step, tour: list[str]
     counts = on_the_way(step)
     missing = [file for file, count in counts.items() if count > sum(counts.values()) / 10 and file not in tour]
     assert not missing, f"a step enters many functions of {missing}, which README.md leaves out: {counts}"
+
+
+def test_the_architecture_page_counts_what_is_entered(step: Step) -> None:
+    page = (README.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sentence = r"a forward enters (\d+) functions in (\d+) files and a whole training step (\d+) in (\d+)"
+    found = re.search(sentence, " ".join(page.split()))
+    assert found, "docs/architecture.md should say how many functions and files a forward and a step enter"
+    said = [int(number) for number in found.groups()]
+    counted = [number for files in (step.forward, step.all) for number in (sum(map(len, files.values())), len(files))]
+    # A fifth more or less, so that not every new helper is a change of the page.
+    assert said == [pytest.approx(number, rel=0.2) for number in counted], f"the page says {said}, a step has {counted}"
