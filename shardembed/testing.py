@@ -38,8 +38,8 @@ class Report:
     """What `compare` found; true when nothing differs.
 
     Attributes:
-        stage: the first thing that differs, such as "weights of user after step 0"; "" when nothing does. text: in words, which
-            rows of it and how much.
+        stage: the first thing that differs, such as "weights of user after step 0"; "" when nothing does.
+        text: in words, which rows of it and how much.
     """
 
     stage: str

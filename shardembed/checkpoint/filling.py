@@ -31,7 +31,11 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Cut:
-    """The rows of a shard, in their order."""
+    """The rows of a shard, in their order.
+
+    Attributes:
+        rows: of the table.
+    """
 
     rows: range
 
@@ -47,7 +51,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Wanted:
-    """`columns` of some `rows` of an entry, into `into` `[places, len(columns)]`."""
+    """Some rows and columns of an entry, and where they go.
+
+    Attributes:
+        key: of the entry.
+        source: where its values come from.
+        rows: which rows, and the place of each.
+        columns: which columns.
+        into: `[places, len(columns)]`, of any strides.
+    """
 
     key: str
     source: Source

@@ -29,8 +29,15 @@ LEFT_OUT = "weights_only=True loads tables, parameters and buffers, and leaves o
 
 @dataclass(frozen=True)
 class Restored:
-    """What was loaded. `random`: "restored" where each rank has its own random state again, "reseeded" from it on another number of
-    ranks, None where none was asked for. `progress`: what the saver passed.
+    """What was loaded.
+
+    Attributes:
+        step: of the checkpoint.
+        path: its folder.
+        progress: what the saver passed.
+        random: "restored" where each rank has its own random state again, "reseeded" from it on another number of ranks, None where
+            none was asked for.
+        world_size: of the job that saved it.
     """
 
     step: int

@@ -23,7 +23,12 @@ from shardembed.store.slab import Slab
 
 @dataclass(frozen=True)
 class Full:
-    """The full checkpoint that increments may stand on."""
+    """The full checkpoint that increments may stand on.
+
+    Attributes:
+        root: the folder of checkpoints that it lies in.
+        base: its name there and its checksum.
+    """
 
     root: Path
     base: Base

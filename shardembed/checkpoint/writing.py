@@ -45,7 +45,8 @@ class Terms:
     """How a checkpoint is written.
 
     Attributes:
-        keep: of how many steps checkpoints stay; None for all. base: as increments of that one.
+        keep: of how many steps checkpoints stay; None for all.
+        base: as increments of that one; None for a full checkpoint.
         previous: the checkpoint in the same folder that the model has come from.
         finite: write none that holds inf or nan.
     """

@@ -134,7 +134,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be planned, read from the arguments."""
+    """What is to be planned, read from the arguments.
+
+    Attributes:
+        workload: the model's tables and what its batches ask of them.
+        topology: the machines.
+        constraints: what the user demands of the plan.
+        arguments: all of them, as argparse has them.
+        effort: how hard to look.
+    """
 
     workload: Workload
     topology: Topology

@@ -32,9 +32,15 @@ SUFFIX = ".weight"
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows: `ids[i]` is the row of the table that `values[i]` is. `values` is overwritten by the next block."""
+    """Some rows of a table; overwritten by the next block.
 
-    first: int  # how many rows came before
+    Attributes:
+        first: how many rows came before.
+        ids: which rows of the table these are, int64 `[n]`.
+        values: the rows, `[n, columns]`.
+    """
+
+    first: int
     ids: torch.Tensor
     values: torch.Tensor
 

@@ -20,8 +20,11 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # o
 class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of them a step
     """One feature's part of a batch.
 
-    ids: int64 or int32 `[n]`. lengths: ids of each bag, int64 `[bags]`, or the one length that all bags have. shape: the
-    output's leading shape, `(bags,)` when pooled. weights: `[n]` or None.
+    Attributes:
+        ids: int64 or int32 `[n]`.
+        lengths: ids of each bag, int64 `[bags]`, or the one length that all bags have.
+        shape: the output's leading shape, `(bags,)` when pooled.
+        weights: of the ids, `[n]`, or None.
     """
 
     ids: torch.Tensor

@@ -81,7 +81,14 @@ class Hashing:
 
 @dataclass(frozen=True)
 class Raw:
-    """Values as a user gave them, flat: `integers` `[n]` of some integer dtype, or else `texts`."""
+    """Values as a user gave them, flat.
+
+    Attributes:
+        given: the values themselves, for an answer of their type.
+        shape: of the answer.
+        integers: `[n]` of some integer dtype; None where the values are texts.
+        texts: `n` of them, where the values are no integers.
+    """
 
     given: Any
     shape: tuple[int, ...]

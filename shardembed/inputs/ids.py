@@ -28,10 +28,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class IdBatch:
-    """A batch as the journey takes it, which a collection takes too: made beside the loop, in a worker of a DataLoader for
-    example, it saves the main process that work.
+    """A batch as the journey takes it, which a collection takes too: made beside the loop, in a worker of a DataLoader for example,
+    it saves the main process that work.
 
-    `parts[i]` belongs to feature i of the collection; `ids` are all of them, int64 `[N]`. features: what it was read for.
+    Attributes:
+        ids: of all features, one after the other, int64 `[N]`.
+        parts: `parts[i]` belongs to feature i of the collection.
+        features: what it was read for.
     """
 
     ids: torch.Tensor

@@ -43,7 +43,9 @@ class Vocabulary:
 
     Attributes:
         values: integers or texts; the value of row n is `values[n - 1]`.
-        counts: how often each occurred. other_count: how often others did.
+        counts: how often each occurred.
+        other_count: how often others did.
+        kind: "integers" or "texts".
     """
 
     values: tuple[int, ...] | tuple[str, ...]
@@ -165,7 +167,12 @@ class Vocabulary:
 
 @dataclass
 class Counts:
-    """How often values have occurred so far. Integers are kept as arrays, and merged when as many wait as are merged already."""
+    """How often values have occurred so far. Integers are kept as arrays, and merged when as many wait as are merged already.
+
+    Attributes:
+        texts: counts by text.
+        integers: ascending values and their counts, both int64, of all that is merged.
+    """
 
     texts: Counter[str] = field(default_factory=Counter)
     integers: tuple[np.ndarray, np.ndarray] = field(default_factory=lambda: (np.empty(0, np.int64), np.empty(0, np.int64)))

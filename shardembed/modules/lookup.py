@@ -24,7 +24,13 @@ from shardembed.tables.table_config import Feature
 
 @dataclass(frozen=True)
 class Ready:
-    """Outputs that wait for the call they were made for. versions: how often each had been written into."""
+    """Outputs that wait for the call they were made for.
+
+    Attributes:
+        arguments: of that call.
+        outputs: one a feature.
+        versions: how often each output had been written into when it was made.
+    """
 
     arguments: tuple[Any, ...]
     outputs: list[torch.Tensor]

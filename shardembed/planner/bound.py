@@ -25,8 +25,13 @@ DIGITS = 1e-9  # relative, that a bound and the solution it is of may differ by
 
 @dataclass(frozen=True)
 class Bound:
-    """values: seconds that no solution beats; none where nothing is proved. options: of every item, as the relaxation would have
-    it. targets: `[P]`, Z. stopped: the clock ended the work on it.
+    """What no solution beats.
+
+    Attributes:
+        values: seconds that no solution beats; none where nothing is proved.
+        options: of every item, as the relaxation would have it.
+        targets: `[P]`, Z.
+        stopped: the clock ended the work on it.
     """
 
     values: tuple[float, ...]

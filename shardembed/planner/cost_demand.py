@@ -29,7 +29,14 @@ ID_BYTES = 8  # int64, off the wire
 
 @dataclass(frozen=True, eq=False)
 class Demand:
-    """By block, `[n]`: entries by id (each a segment) and in bags, segments of bags, and rows touched by all ranks."""
+    """What is asked of blocks of a table, each array `[n]`.
+
+    Attributes:
+        singles: entries that are read by id, each a segment.
+        bagged: entries that are read by bag.
+        sums: segments that these make, a bag and block each.
+        touched: distinct rows, by all ranks together.
+    """
 
     singles: Array
     bagged: Array
@@ -52,7 +59,15 @@ class Demand:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of the workload and its expected traffic. wire: itemsize of vectors on the wire."""
+    """A table of the workload and its expected traffic.
+
+    Attributes:
+        load: the table as the workload has it.
+        traffic: what batches ask of it.
+        batch: samples of a rank.
+        ranks: how many ask.
+        wire: bytes of a number of a vector on the wire.
+    """
 
     load: TableLoad
     traffic: Traffic

@@ -33,7 +33,13 @@ CELLS = 512  # of a cumulative curve, evenly spaced in log(row); the cubic betwe
 
 @dataclass(frozen=True)
 class Batch:
-    """samples: of one rank; ids: of one rank; ranks: how many such batches a step takes together."""
+    """What asks for rows.
+
+    Attributes:
+        samples: of one rank.
+        ids: of one rank.
+        ranks: how many such batches a step takes together.
+    """
 
     samples: float
     ids: float
@@ -114,7 +120,13 @@ def _hermite(t: Array, start: Array, stop: Array, start_slope: Array, stop_slope
 
 @dataclass(frozen=True)
 class Sample:
-    """ids: how many were seen; once: rows seen once; unseen: rows not seen."""
+    """How often rows were seen among some ids.
+
+    Attributes:
+        ids: how many there were.
+        once: rows seen once.
+        unseen: rows not seen.
+    """
 
     ids: float
     once: float

@@ -31,8 +31,13 @@ Progress = Callable[[str, float | None, float | None], None]
 
 @dataclass(frozen=True)
 class Solution:
-    """choices: of every item. bound: seconds that no solution beats, None where none is proved. stopped: why the search ended
-    early, if it did.
+    """What the search found.
+
+    Attributes:
+        choices: of every item.
+        score: of these.
+        bound: seconds that no solution beats; None where none is proved.
+        stopped: why the search ended early, if it did.
     """
 
     choices: tuple[Choice, ...]

@@ -55,7 +55,12 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of job on scanned data."""
+    """A kind of job on scanned data.
+
+    Attributes:
+        config: of the job.
+        data: what was scanned.
+    """
 
     config: JobConfig
     data: Any
@@ -150,6 +155,13 @@ class Task:
 
 @dataclass(frozen=True)
 class TwoTowerTask(Task):
+    """Two towers on interactions.
+
+    Attributes:
+        config: of the job.
+        data: interactions, of each user one held out.
+    """
+
     config: Config
     data: Interactions
 
@@ -191,6 +203,13 @@ class TwoTowerTask(Task):
 
 @dataclass(frozen=True)
 class CtrTask(Task):
+    """A model that predicts clicks.
+
+    Attributes:
+        config: of the job.
+        data: clicks.
+    """
+
     config: CtrConfig
     data: ClickData
 
@@ -251,6 +270,13 @@ class CtrTask(Task):
 
 @dataclass(frozen=True)
 class SequenceTask(Task):
+    """A model that predicts the next item.
+
+    Attributes:
+        config: of the job.
+        data: sequences, of each user the last item held out.
+    """
+
     config: SequenceConfig
     data: Sequences
 

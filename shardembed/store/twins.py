@@ -25,8 +25,11 @@ Combine = Callable[[list[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True)
 class RowParts:
-    """A slab's contribution: distinct rows `[U]`, ascending, and its part of each row's statistic, float64: one number a row
-    `[U]`, or one an element `[U, W]`.
+    """A slab's contribution to statistics of whole rows.
+
+    Attributes:
+        rows_U: distinct slab rows, int64 `[U]`, ascending.
+        parts: of each row's statistic, float64: one number a row `[U]`, or one an element `[U, W]`.
     """
 
     rows_U: torch.Tensor
@@ -58,7 +61,15 @@ def tree_total(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Strip:
-    """Where one strip of a stretch lies: in slab number `index` of its owner, `rows` rows from `first_key` on, `columns` wide."""
+    """Where one strip of a stretch lies.
+
+    Attributes:
+        index: of the slab.
+        owner: the rank that holds it.
+        first_key: the first of its slab rows.
+        rows: how many these are.
+        columns: how many the strip is wide.
+    """
 
     index: int
     owner: int

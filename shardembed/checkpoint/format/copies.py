@@ -20,9 +20,16 @@ Task = tuple["_Group", int, list[tuple["_Wanted", int, int]]]
 class Copy:
     """Some rows and columns of a block, into some rows of a tensor of as many columns.
 
-    files, block, dtype, columns: what is stored: rows of `columns` elements, one after the other.
-    source_rows: which of them, by position in the block. A tensor of positions may be in any order.
-    into, into_rows: a two-dimensional view with any strides, dtype and device; and the row of it that each one goes to.
+    Attributes:
+        files: the open checkpoint that has the block.
+        block: rows of `columns` elements, one after the other.
+        dtype: of these, as stored.
+        columns: of a stored row.
+        source_rows: which rows, by position in the block. A tensor of positions may be in any order.
+        source_columns: which of their columns.
+        into: a two-dimensional view with any strides, dtype and device.
+        into_rows: the row of it that each one goes to.
+        key: of the tensor, for errors.
     """
 
     files: Files

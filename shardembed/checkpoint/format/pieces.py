@@ -26,8 +26,13 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor for a file: `data` is a two-dimensional view, with any strides, on any device. `shape` is what the header says.
-    `listed`: only the rows at these places.
+    """A tensor for a file.
+
+    Attributes:
+        name: in the file's header.
+        data: a two-dimensional view, with any strides, on any device.
+        shape: what the header says; None: that of what is written.
+        listed: only the rows at these places, int64; None: all.
     """
 
     name: str

@@ -29,7 +29,12 @@ FREE = Link(float("inf"), 0.0)
 
 @dataclass(frozen=True)
 class Unknown:
-    """One number of a topology: a field of an op, or of the link ("latency" or "byte")."""
+    """One number of a topology.
+
+    Attributes:
+        op: the kind of work, or the link.
+        field: of that: "call", "row" or "byte" of an op, "latency" or "byte" of the link.
+    """
 
     op: str
     field: str

@@ -33,7 +33,13 @@ WATCHED = ("send_ids", "send_back", "send_grads", "reduce_copies")
 
 @dataclass(frozen=True)
 class Case:
-    """A workload, and the plan it is run under."""
+    """A workload under a plan.
+
+    Attributes:
+        name: what messages call it.
+        workload: whose steps are timed.
+        plan: that it is run under.
+    """
 
     name: str
     workload: Workload

@@ -37,11 +37,15 @@ class Interactions:
     """A scanned source.
 
     Attributes:
-        users, items: largest id + 1.
+        source: what was scanned.
+        users: largest id + 1.
+        items: largest id + 1.
         seen: of each part of the source, what later passes are held to.
+        held_row: the row number held out of each user, int64 `[users]`, NO_ROW where nothing is.
+        held_item: the item held out of each user, int64 `[users]`.
+        user_counts: training interactions by user, int64, held-out ones not counted.
+        item_counts: training interactions by item, int64, held-out ones not counted.
         dropped: what the source left out.
-        held_row, held_item: int64 `[users]`: the row number and item held out of each user, NO_ROW where nothing is.
-        user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
     """
 
     source: Source
@@ -155,7 +159,12 @@ def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: 
 
 @dataclass(frozen=True)
 class Pairs(Part):
-    """A rank's part of a global batch: `users` and `items`, both int64 `[b]`."""
+    """A rank's part of a global batch.
+
+    Attributes:
+        users: int64 `[b]`.
+        items: int64 `[b]`, the one that each of the users took.
+    """
 
     users: torch.Tensor
     items: torch.Tensor
