@@ -74,6 +74,7 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
     Raises:
         CheckpointError: something that was read is damaged; files, tensor and rows are named.
     """
+    # All in one list, so that a piece which several tensors need a part of is read and hashed once.
     run_copies([copy for one in wanted for copy in _of_chunks(one, files[one.source.chunks_in])])
     for one in wanted:  # after all chunks: these are newer
         for update in one.source.updates:

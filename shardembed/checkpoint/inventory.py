@@ -136,6 +136,7 @@ def take(model: nn.Module, rank: int, world_size: int) -> Inventory:
         if not isinstance(value, torch.Tensor):
             plain[raw] = value
             continue
+        # By memory, since torch lists a tied weight under each of its names.
         here = (local(value).data_ptr(), value.shape)
         if not value.numel() or here not in storages:  # tied weights are saved once
             storages.add(here)

@@ -98,6 +98,7 @@ def load_checkpoint(
 
         _agree(together(comm, "read the manifest", opened, long=True), path)
         loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
+        # Changes nothing yet: a checkpoint of another model leaves this one as it was.
         together(comm, "compare with the model", loading.compare)
         tracking.stop(held)
         together(comm, "read", loading.copy, long=True)
@@ -237,6 +238,7 @@ class _Loading:
         if self.job.optimizer is None:
             return
         if self.dense is not None:
+            # Not only overwritten: an optimizer may have state of steps that the checkpoint does not know.
             self.dense.state.clear()
             for owner, name, value in self._states:
                 self.dense.state[owner.parameter][name] = value

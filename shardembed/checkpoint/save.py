@@ -188,8 +188,10 @@ def _work(
             f"ranks want different checkpoints: {'; '.join(f'rank {rank}: {one}' for rank, one in enumerate(said))}"
         )
     snapshot, base = taken[0], bases[0]
+    # So that a save that hangs says of which step it is.
     comm.step = snapshot.step
     full = base is None and (incremental or tracking.noting(held))
+    # From this moment rows are noted anew: the snapshot is taken, and what changes from now on is not in it.
     before = tracking.start(held) if full else []
     terms = Terms(keep, base, tracking.previous_of(job.model, root), on_nonfinite == "raise")
 

@@ -75,6 +75,7 @@ def _share(key: str, region: Region, rank: int) -> Iterator[range]:
         return
     size = rows * region.data.shape[1] * region.data.element_size()
     count = min(len(ranks), -(-size // PIECE_BYTES), rows) if len(ranks) > 1 else 1
+    # Not hash(), which differs between processes: all ranks must deal alike.
     first = zlib.crc32(key.encode())
     for number in range(count):
         if ranks[(first + number) % len(ranks)] == rank:

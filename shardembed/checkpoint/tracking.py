@@ -34,6 +34,7 @@ class Full:
     base: Base
 
 
+# Weak: a journey or a model that is gone has no past.
 _full: WeakKeyDictionary[Journey, Full] = WeakKeyDictionary()
 _last: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
 

@@ -165,6 +165,7 @@ def _usual(batch: dict[str, Any], features: Sequence[Feature], device: torch.dev
             return None
         given.append(ids)
     shapes = [tuple(ids.shape) for ids in given]
+    # torch.cat takes what differs in the first dimension only.
     if len({shape[1:] for shape in shapes}) > 1:
         given = [ids.reshape(-1) for ids in given]
     if not all(0 < len(shape) < 3 for shape in shapes):

@@ -192,6 +192,7 @@ class Counts:
             found, counts = np.unique(raw.integers.astype(np.int64), return_counts=True)
             self._waiting.append((found, counts))
             self._waits += len(found)
+            # Merging costs as much as what is merged, so it waits for as many again: each value is moved a few times in all.
             if self._waits > max(len(self.integers[0]), BLOCK_ROWS):
                 self._merge()
         else:
@@ -237,6 +238,7 @@ class Counts:
             values, counts = [value for value, _ in frequent[:max_size]], [count for _, count in frequent[:max_size]]
             return Vocabulary(tuple(values), tuple(counts), total - sum(counts), "texts")
         values, counts = self.integers
+        # By count, then by value: the order must not depend on which rank had which values.
         order = np.lexsort((values, -counts))
         order = order[counts[order] >= min_count][:max_size]
         return Vocabulary(

@@ -92,6 +92,7 @@ class Lookup(ShardedModule):
     def look_up(self, *arguments: Any) -> list[torch.Tensor]:
         """One output a feature, from what was handed out for this call, or from a call of its own."""
         ready = self._handed_out(arguments)
+        # Nobody has looked up for all modules together, so this one makes a call of its own: a journey a module.
         if ready is None:
             return self.journey.forward(lambda: IdBatch.join(self.checked(*arguments)), self.features)
         self.check_shards()

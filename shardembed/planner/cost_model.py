@@ -71,8 +71,10 @@ class CostModel:
     """The cost of every way to cut the tables of `workload` on `topology`.
 
     Attributes:
-        tables: with their traffic. base: `[P]` seconds whatever the plan. charges: `[P]` seconds by name; `charges_of` adds the
-        slabs it names. charge_memory: bytes likewise.
+        tables: with their traffic.
+        base: `[P]` seconds whatever the plan.
+        charges: `[P]` seconds by name; `charges_of` adds the slabs it names.
+        charge_memory: likewise bytes.
     """
 
     phases, categories = PHASES, CATEGORIES

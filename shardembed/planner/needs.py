@@ -134,6 +134,8 @@ def _total(problem: Problem, groups: list[list[int]], found: list[Figures], floo
     low, high = floor, float(counts @ _means(found, floor))
     if high <= floor:
         return together(problem, floor)
+    # Bisection: more capacity lets smaller options in, so the mean that is needed falls while it grows. 60 halvings end in the last
+    # digits of a float.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if counts @ _means(found, middle) <= middle else (middle, high)

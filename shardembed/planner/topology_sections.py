@@ -65,7 +65,7 @@ OpsSection = create_model("OpsSection", __base__=Section, **_REQUIRED, **_OPTION
 
 
 class TopologySection(Section):
-    """A whole file. memory_gib, memory_bandwidth_gb_per_s: of a rank. source: where the figures are from."""
+    """A whole file. Memory and its bandwidth are those of a rank, and `source` says where the figures are from."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
     ranks: Annotated[int, Field(ge=1, le=MAX_RANKS)]

@@ -122,6 +122,7 @@ class ShardParameter(nn.Parameter):
                 f"{self._name}: .data is {list(mine.shape)} {mine.dtype} and stays so; it was assigned {list(value.shape)} "
                 f"{value.dtype}. {WRITE}"
             )
+        # `p.data = p.data` changes nothing, and torch code does it.
         if value.data_ptr() == mine.data_ptr() and value.stride() == mine.stride():
             return
         # In torch the memory of before stays as it is, and is put back by who kept it (averages of weights do).

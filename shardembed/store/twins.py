@@ -97,6 +97,7 @@ def stretches_of(specs: Sequence[SlabSpec]) -> list[Stretch]:
             for number, block in enumerate(lane.blocks):
                 blocks[lane.table, number][lane.strip] = (spec.index, block)
     found: dict[tuple[tuple[int, int], ...], list[Stretch]] = defaultdict(list)  # by slab and owner of each strip
+    # In row order, alike on every rank: parts travel in the order of stretches, and no message says which is which.
     for _, by_strip in sorted(blocks.items()):
         stretch = tuple(_strip(*by_strip[number]) for number in sorted(by_strip))
         alike = found[tuple((strip.index, strip.owner) for strip in stretch)]
@@ -175,6 +176,7 @@ def _swap(
     expected: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(comm.world_size)]
     for place, (stretch, ranges) in enumerate(zip(stretches, spans, strict=True)):
         owners = [strip.owner for strip in stretch]
+        # Twins have the same distinct rows, so what lies here says how many come from the others, whose spans are empty here.
         rows = max(span.stop - span.start for span in ranges)
         by_element = found[stretch[owners.index(here)].index].parts.dim() == 2
         known[place] = [torch.empty(0)] * len(stretch)

@@ -56,6 +56,7 @@ def whole(value: Any) -> int:
 
 def meeting(rows: range, first: int, stop: int) -> tuple[slice, slice] | None:
     """Where `rows` and the rows from `first` up to `stop` meet: which of the latter, and which of the former; None if nowhere."""
+    # Two progressions of which one has step 1: where the other enters and leaves it, rounded up.
     begin = max(0, -(-(first - rows.start) // rows.step))  # how many of `rows` lie before `first`
     inside = rows[begin : max(begin, -(-(stop - rows.start) // rows.step))]
     if not inside:

@@ -192,6 +192,7 @@ def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -
         unknown = sorted(set(chosen) - {table.name for table in tables})
         if unknown:
             raise PlanError(f"the plan names {unknown}, which are not tables here; the tables are {[t.name for t in tables]}")
+    # Only of what is left to us: tables that the user has placed take nothing of the room for copies.
     default = default_placements([table for table in tables if table.name not in chosen])
     plans = []
     for table in tables:

@@ -112,6 +112,7 @@ def scan(source: Source, seed: int) -> Interactions:
     Raises:
         DataError: there are no interactions, the source had to leave out more than it gave, or ids are not numbered from 0.
     """
+    # Arrays by id, which grow as larger ids come: who has which is not known before the end.
     best = np.empty(0, np.uint64)
     held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
     row = 0
@@ -190,6 +191,7 @@ def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
 
 def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, held_row: np.ndarray, held_item: np.ndarray) -> None:
     """Let the chunk's rows compete with the rows held so far; the arrays by user are changed in place."""
+    # By user, and within one by hash: the last row of each user is its largest.
     order = np.lexsort((hashes, chunk.users))
     users = chunk.users[order]
     winners = order[np.append(users[1:] != users[:-1], True)]  # of each user in the chunk, the largest hash

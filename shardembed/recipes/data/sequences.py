@@ -139,6 +139,7 @@ def scan(source: Source) -> Sequences:
     largest = max(int(chunk.items.max()) for chunk in chunks if len(chunk))
     Plausible(source, (1,)).check((largest,), rows, whole=True)
     whole = concatenate(chunks)
+    # A second copy of all interactions is let go of before the sort takes its own memory.
     chunks.clear()
     users = np.unique(whole.users, return_inverse=True)[1].reshape(-1)
     keys = [one for one in (whole.nanoseconds, whole.times) if one is not None]
