@@ -131,6 +131,7 @@ class Table:
         kept = tuple(ids for ids, bag in zip(self.load.ids_per_sample, self.read_by_bag("bag"), strict=True) if not bag)
         if not kept:
             return 0.0
+        # Distinct ids of some features are no share of all features' by their ids: popular rows occur in each of them.
         alone = Traffic.of(replace(self.load, ids_per_sample=kept), self.batch, self.ranks)
         return alone.distinct / self.traffic.distinct if self.traffic.distinct else 0.0
 

@@ -134,6 +134,7 @@ def _arriving(old: Layout, new: Layout) -> tuple[dict[int, int], int]:
     for shard in new.shards:
         existing = common(shard.rows, known[0]) * common(shard.columns, known[1])
         added += len(shard.ranks) * (len(shard.rows) * len(shard.columns) - existing)
+        # What the rank held before need not come, in whatever shards it lay: these overlap nowhere.
         for rank in shard.ranks:
             kept = sum(common(shard.rows, rows) * common(shard.columns, columns) for rows, columns in before[rank])
             arriving[rank] += existing - kept

@@ -77,6 +77,7 @@ class TrainingJob:
         def nothing() -> NoReturn:
             raise error
 
+        # A call that raises while its batch is read, so the error goes to all ranks with the counts that they wait for.
         self.model.tables.journey.forward(nothing, ())
         raise AssertionError("a call without a batch goes on")
 

@@ -336,6 +336,7 @@ def prepare(config: JobConfig, comm: Comm) -> Task:
     Raises:
         DataError: on all ranks, where the data of one of them are unusable.
     """
+    # Every kind of job: its settings decide which it is. A new one is a task above and a line here.
     if isinstance(config, CtrConfig):
         return CtrTask(config, clicks.scan(config.data, comm, default_device()))
     if isinstance(config, SequenceConfig):

@@ -115,6 +115,7 @@ def _tasks(copies: Sequence[Copy]) -> Iterator[Task]:
     """The pieces to read, in the order in which they lie in their files."""
     groups: dict[tuple[int, str, int, torch.dtype, int], _Group] = {}
     for copy in copies:
+        # What wants nothing reads nothing, or a rank would hash pieces in vain.
         if len(copy.source_rows) and copy.into.numel():
             key = (id(copy.files), copy.block.file, copy.block.offset, copy.dtype, copy.columns)
             groups.setdefault(key, _Group(copy)).wanted.append(_Wanted(copy))

@@ -121,6 +121,7 @@ def read_ids(files: Files, entry: Entry, update: Update) -> Iterator[tuple[int, 
     """
     scratch, last = Scratch(), -1
     for number in range(len(update.ids.hashes)):
+        # A copy: the next piece is read into the same scratch, and the caller may still hold this one.
         ids = piece_of(files, update.ids, torch.int64.itemsize, number, scratch).view(torch.int64).clone()
         if ids[0] <= last or not bool((ids[1:] > ids[:-1]).all()) or ids[-1] >= entry.rows:
             raise CheckpointError(
