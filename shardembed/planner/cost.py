@@ -105,7 +105,7 @@ class _Count:
         if this.learns:
             np.add.at(self.grads, owners, vectors)
             if this.twins:
-                np.add.at(self.twins, owners, self.model.swapped_bytes(this, demand, widths))
+                np.add.at(self.twins, owners, this.swapped_bytes(demand, widths))
 
     def _everywhere(self, table: int, loads: Array, memory: Array) -> None:
         self.seconds += loads[:, None]

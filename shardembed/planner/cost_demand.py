@@ -165,6 +165,10 @@ class Table:
         """Of the vectors that one rank gets from each shard; its gradients take as many."""
         return demand.segments * (widths * self.wire + self.scale)
 
+    def swapped_bytes(self, demand: Demand, widths: Array) -> Array:
+        """What the owner of a strip sends to those of the others (`store.twins`): one float64 a touched row to each."""
+        return (self.width / widths - 1.0) * demand.touched * 8
+
 
 def padding(item: int) -> float:
     """Expected bytes that fill up a block of items of `item` bytes to a multiple of 16: with g = gcd(16, item), the block ends

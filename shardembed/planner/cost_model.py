@@ -20,8 +20,8 @@ work, one block of a message a rank) is a fixed charge by the slab's kind.
 Everything is linear in shards, so that options of a table can be counted once and added up in any combination. What is not linear
 is left out. Where a plan puts all tables into one slab, vectors travel as they were looked up; they are counted as copied into a
 message and out of it, which can be a third of a small step. Small beside the rest: a slab that mixes packings sends lengths for
-all of it; int64 keys are judged by shard, not by slab; a slab that lies on one rank needs no
-sorting by owner; padding of messages is counted by slab, at its expected size.
+all of it; int64 keys are judged by shard, not by slab; a slab that lies on one rank needs no sorting by owner; padding of messages
+is counted by slab, at its expected size.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class CostModel:
         seconds = seconds + seconds_of(self._op("lookup_sum"), ranks * demand.bagged, row)
         if table.load.table.max_norm is not None:
             seconds = seconds + seconds_of(self._op("lookup"), demand.touched, row + 8 * widths)
-            seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
+            seconds = seconds + self._swap_byte * table.swapped_bytes(demand, widths)
         return seconds
 
     def _update(self, number: int, demand: Demand, widths: Array) -> Array:
@@ -176,13 +176,8 @@ class CostModel:
         if table.twins:
             split = widths < table.width
             seconds += split * seconds_of(self._op("twins"), demand.touched, 8.0)
-            seconds += self._swap_byte * self.swapped_bytes(table, demand, widths)
+            seconds += self._swap_byte * table.swapped_bytes(demand, widths)
         return seconds
-
-    @staticmethod
-    def swapped_bytes(table: Table, demand: Demand, widths: Array) -> Array:
-        """What the owner of a strip sends to those of the others: one float64 a touched row to each."""
-        return (table.width / widths - 1.0) * demand.touched * 8
 
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
