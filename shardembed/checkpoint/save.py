@@ -188,7 +188,6 @@ def _work(
             f"ranks want different checkpoints: {'; '.join(f'rank {rank}: {one}' for rank, one in enumerate(said))}"
         )
     snapshot, base = taken[0], bases[0]
-    # So that a save that hangs says of which step it is.
     comm.step = snapshot.step
     full = base is None and (incremental or tracking.noting(held))
     # From this moment rows are noted anew: the snapshot is taken, and what changes from now on is not in it.

@@ -38,10 +38,8 @@ def build_journey(
     comm = comms.Comm.of(process_group)
     cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
     where = torch.device(device) if device is not None else comms.default_device()
-    # What one rank refuses in here, all ranks raise: the others would wait for it in the first collective.
     with comm.preparing(AGREED, where):
         configs = tuple(TableConfig.of(table) for table in tables)
-        # For its checks: two tables or features of one name.
         features_of(configs)
         optimizers = _per_table(configs, optimizer)
         default = resolve(configs, plan, cluster)

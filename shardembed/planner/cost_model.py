@@ -64,7 +64,7 @@ from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
 
 Array = NDArray[np.float64]
 COUNT_BYTES = 8  # int64
-TAG_BYTES = 32  # of the all-reduce: `comm.comm.TAG` numbers of float32
+TAG_BYTES = 32  # of the all-reduce: `comm.TAG` numbers of float32
 
 
 class CostModel:
