@@ -35,7 +35,7 @@ def test_commands_are_ones_that_the_command_line_takes(page: str) -> None:
         assert not complaint.getvalue(), f"{page}: the command line does not take: {command}\n{complaint.getvalue()}"
 
 
-@pytest.mark.parametrize("page", pages.PAGES)
+@pytest.mark.parametrize("page", [*pages.PAGES, "CONTRIBUTING.md", "SECURITY.md"])
 def test_make_targets_and_links_lead_somewhere(page: str) -> None:
     text, makefile = pages.read(page), (pages.ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:^    |`)make ([a-z-]+)(?=`|  |\n| ARGS)", text, re.MULTILINE):
