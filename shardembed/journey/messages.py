@@ -92,16 +92,17 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
         )
         for slab, spec, (segments, keys) in zip(route.slabs, sender.slabs, theirs, strict=True)
     )
-    return Request(slabs, comm.forwards)
+    return Request(slabs, comm.history.forwards)
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
     sent = _vector_parts([slab.asked for slab in request], sender)
     received = _vector_parts([slab.sent for slab in request], sender)
-    # Nothing on the group "forward" said that these vectors come: they go where sizes follow from the forward call.
-    lane = request.call if request.ahead else None
-    arrived = _exchange("forward: send back", _narrow(answers, sender), sent, received, sender, comm, lane)
+    # Of ids that were sent ahead, nothing on the group "forward" said that these vectors come now: they go where sizes follow from
+    # the forward call.
+    of_call = request.call if request.ahead else None
+    arrived = _exchange("forward: send back", _narrow(answers, sender), sent, received, sender, comm, of_call)
     return _widened(arrived, sender)
 
 
@@ -132,16 +133,17 @@ def _exchange(
     received: list[Part],
     sender: Sender,
     comm: Comm,
-    lane_of: int | None = None,
+    of_call: int | None = None,
 ) -> list[torch.Tensor]:
+    """All-to-all of one message. of_call: the forward call that its sizes follow from, where no counts message announces it."""
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return [tensor.to(part.dtype) for tensor, part in zip(tensors, sent, strict=True)]
     buffer = pack(tensors, sent, comm.world_size)
     sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
-    if lane_of is None:
+    if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
-        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=lane_of)
+        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=of_call)
     return unpack(buffer, received, comm.world_size)
 
 
@@ -154,36 +156,36 @@ def open_call(
         ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    comm.forwards += 1
+    number = comm.history.open_call()
     if comm.world_size == 1:
         if problem:
             raise problem
         return counts
     text = json.dumps(travels(problem)) if problem else ""
-    width = numbers(comm.slots)
-    header = header_of(call, sender.number, comm, len(text))
+    width = numbers(comm.history.slots)
+    header = header_of(call, sender.number, number, comm.history.checksum, len(text))
     mine = [[*header, *row, *[0] * (width - len(header) - len(row))] for row in counts]
     equal = [width] * comm.world_size
     sent = torch.tensor(mine, dtype=torch.int64, device=device).view(-1)
     rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(comm.world_size, width).tolist()
-    compare(rows, comm.collections)
+    compare(rows, comm.history.collections)
     if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
     return [counts_of(row) for row in rows]
 
 
-def header_of(call: Call, collection: int, comm: Comm, error_bytes: int) -> Header:
+def header_of(call: Call, collection: int, number: int, history: int, error_bytes: int) -> Header:
     """What this rank puts at the head of its rows: here each field gets its value."""
     return Header(
         collection=collection,
         mode=int(call.mode),
-        number=comm.forwards,
+        number=number,
         frozen=call.frozen,
         steps=call.steps,
         waiting=int(call.waiting),
         table=call.table,
         k=call.k,
-        history=comm.history,
+        history=history,
         error_bytes=error_bytes,
     )
 
