@@ -76,7 +76,7 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
         for i in range(0, COUNTS_OF_SLAB * len(sender.slabs), COUNTS_OF_SLAB)
     ]
     sent, received = _key_parts([(slab.segments, slab.keys) for slab in route.slabs], theirs, sender)
-    tensors: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []  # in the order of `_key_parts`
     for slab, spec in zip(route.slabs, sender.slabs, strict=True):
         tensors += [slab.keys_E, _lengths_to_send(slab.lengths_S, slab.segments, slab.keys)]
         if spec.policy.scale_grad_by_freq:
@@ -118,7 +118,7 @@ def send_fixed(quanta: Sequence[torch.Tensor], request: Request, sender: Sender,
 
 
 def _send_mirrored(grads: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
-    nothing = [0] * comm.world_size
+    nothing = [0] * comm.world_size  # what was made frozen is agreed on when the collection is built
     frozen = [spec.policy.frozen for spec in sender.slabs]
     sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], sender)
     received = _vector_parts([nothing if still else slab.asked for slab, still in zip(request, frozen, strict=True)], sender)
@@ -150,13 +150,13 @@ def _exchange(
 def open_call(
     call: Call, counts: list[list[int]], problem: Exception | None, sender: Sender, comm: Comm, device: torch.device
 ) -> list[list[int]]:
-    """Begin a conversation on the group "forward": tell each rank its row of counts, and get one from each.
+    """Begin a call on the group "forward": tell each rank its row of counts, and get one from each.
 
     Raises:
         ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    number = comm.history.open_call()
+    number = comm.history.open_call()  # first of all: a call that ends in an error counts, on all ranks
     if comm.world_size == 1:
         if problem:
             raise problem
@@ -167,8 +167,10 @@ def open_call(
     mine = [[*header, *row, *[0] * (width - len(header) - len(row))] for row in counts]
     equal = [width] * comm.world_size
     sent = torch.tensor(mine, dtype=torch.int64, device=device).view(-1)
-    rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(comm.world_size, width).tolist()
+    arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
+    rows = arrived.view(comm.world_size, width).tolist()  # host sync on a GPU: nobody can receive keys before he knows how many
     compare(rows, comm.history.collections)
+    # Only ranks that make the same call go on to this exchange, and then all of them do.
     if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
     return [counts_of(row) for row in rows]
@@ -195,6 +197,7 @@ def _raise_together(texts: list[str], problem: Exception | None) -> None:
     least = min(precedence(name) for name, _ in told.values())
     first, *others = [rank for rank, (name, _) in told.items() if precedence(name) == least]
     also = f" (rank(s) {others} also refused their batch)" if others else ""
+    # Here it may be an error of the user's own class, which cannot travel.
     if problem is not None:
         name, text = travels(problem)
         if precedence(name) == least and rebuild(name, text).__class__ is not problem.__class__:
