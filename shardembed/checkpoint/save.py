@@ -188,7 +188,7 @@ def _work(
             f"ranks want different checkpoints: {'; '.join(f'rank {rank}: {one}' for rank, one in enumerate(said))}"
         )
     snapshot, base = taken[0], bases[0]
-    comm.step = snapshot.step
+    comm.history.stand_at(snapshot.step)
     full = base is None and (incremental or tracking.noting(held))
     # From this moment rows are noted anew: the snapshot is taken, and what changes from now on is not in it.
     before = tracking.start(held) if full else []
