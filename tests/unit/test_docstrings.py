@@ -16,11 +16,10 @@ SECTION = re.compile(r"^(?:Attributes|Args):\n((?: {4}.*\n|\n(?= ))*)", re.MULTI
 
 # Files whose dataclasses are yet to be told so; one that is done leaves the list.
 NOT_YET = {
-    *("comm/beside.py", "comm/diagnosis.py", "comm/heartbeat.py", "comm/stages.py"),
-    *("journey/ahead.py", "journey/deterministic.py", "journey/freezing.py", "journey/messages.py", "journey/prefetch.py"),
+    *("journey/deterministic.py", "journey/freezing.py", "journey/prefetch.py"),
     *("journey/route/entries.py", "journey/route/ownership.py", "journey/route/segments.py", "journey/ticket.py"),
     *("kernels/grouping.py", "kernels/reference.py", "kernels/rounding.py", "kernels/triton/noise.py", "kernels/triton/order.py"),
-    *("kernels/triton/sums.py", "kernels/triton/tiles.py", "optim.py", "store/slab.py", "wire/layout.py"),
+    *("kernels/triton/sums.py", "kernels/triton/tiles.py", "optim.py", "store/slab.py"),
 }
 
 
@@ -31,9 +30,9 @@ def is_record(node: ast.ClassDef) -> bool:
 
 
 def fields_of(node: ast.ClassDef) -> list[str]:
-    """The fields that a class adds and shows."""
-    annotated = [line for line in node.body if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation)]
-    names = [ast.unparse(line.target) for line in annotated]
+    """The fields that a class adds and shows, but those that say what they are in their annotation (`Annotated`)."""
+    lines = [(ast.unparse(line.target), ast.unparse(line.annotation)) for line in node.body if isinstance(line, ast.AnnAssign)]
+    names = [name for name, kind in lines if "ClassVar" not in kind and not kind.startswith("Annotated[")]
     return [name for name in names if not name.startswith("_")]
 
 
