@@ -15,7 +15,7 @@ from torch import nn
 
 from shardembed.errors import ConfigError, NonFiniteGradientError, StepError, UnsupportedError
 from shardembed.journey.journey import Journey
-from shardembed.optimizer import comms_of, factor_of, journeys
+from shardembed.journey.waiting import comms_of, journeys
 from shardembed.store.own_parameters import ShardParameter
 from shardembed.store.wrappers import is_distributed
 
@@ -105,8 +105,8 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, *
         mine = grad.to_local() if is_distributed(grad) else grad
         mine.mul_(factor.to(mine.device, mine.dtype))
     for journey in found:
-        if journey.waiting:
-            journey.factor = factor_of(journey) * factor
+        if journey.pending.waiting:
+            journey.pending.scaled(factor)
     return norm
 
 
@@ -155,4 +155,5 @@ def _waiting(journey: Journey, norm: _Norm) -> torch.Tensor:
     for slab in journey.slabs:
         if not slab.spec.copied or journey.comm.rank == 0:
             total = norm.join(total, norm.share(slab.merged()[1]))
-    return total if journey.factor is None else norm.scaled(total, journey.factor.to(torch.float64).squeeze())
+    factor = journey.pending.factor
+    return total if factor is None else norm.scaled(total, factor.to(torch.float64).squeeze())

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from shardembed.comm import comm as comms
 from shardembed.errors import ConfigError
 from shardembed.journey.journey import Journey
+from shardembed.journey.setup import Setup
 from shardembed.modules.auto import settle
 from shardembed.optim import NoOptimizer, TableOptimizer, refused
 from shardembed.tables.placement import Cluster
@@ -44,7 +45,7 @@ def build_journey(
         optimizers = _per_table(configs, optimizer)
         default = resolve(configs, plan, cluster)
     settled = settle(configs, plan, default, optimizers, settings, cluster, comm, where)
-    return Journey(configs, settled, optimizers, settings, comm, where)
+    return Journey(Setup.of(configs, settled, optimizers, settings, comm, where))
 
 
 def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None) -> list[TableOptimizer]:
