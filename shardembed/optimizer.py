@@ -224,9 +224,9 @@ class Optimizer(torch.optim.Optimizer):
             ConfigError: the groups are not those of this optimizer; nothing has been loaded.
         """
         groups = state_dict["param_groups"]
-        saved, own = [_kind(group) for group in groups], [_kind(group) for group in self.param_groups]
-        if saved != own:
-            raise ConfigError(f"the state has param groups of {saved}, this optimizer of {own}")
+        saved, here = [_kind(group) for group in groups], [_kind(group) for group in self.param_groups]
+        if saved != here:
+            raise ConfigError(f"the state has param groups of {saved}, this optimizer of {here}")
         split = len(groups) - len(self._groups)
         if self.dense is not None:
             self.dense.load_state_dict({"state": state_dict["state"], "param_groups": groups[:split]})
@@ -242,8 +242,8 @@ class Optimizer(torch.optim.Optimizer):
 def _check_dense(dense: torch.optim.Optimizer, model: nn.Module) -> None:
     if not isinstance(dense, torch.optim.Optimizer):
         raise ConfigError(f"dense must be a torch optimizer over the dense parameters, not {type(dense).__name__}")
-    own = {id(parameter) for parameter in model.parameters()}
-    strange = [p for group in dense.param_groups for p in group["params"] if id(p) not in own]
+    known = {id(parameter) for parameter in model.parameters()}
+    strange = [p for group in dense.param_groups for p in group["params"] if id(p) not in known]
     if strange:
         raise ConfigError(
             f"the dense optimizer holds {len(strange)} parameter(s) that are not the model's, the first of shape "

@@ -94,19 +94,18 @@ class Frozen:
 class Freezing:
     """Which tables of a collection learn, from the next lookup or backward on.
 
+    Args:
+        frozen: the tables that do not, as they were made.
+        stepped: the tables with an optimizer of ours.
+        device: of the anchor.
+
     Attributes:
-        frozen: the tables that do not.
+        frozen: the tables that do not, now.
         anchor: an empty tensor for autograd (see `autograd`): outputs must require grad for it to come back here, though no
             weight of ours is a leaf of its graph. It requires grad as long as a table with an optimizer of ours learns.
     """
 
     def __init__(self, frozen: Frozen, stepped: frozenset[int], device: torch.device) -> None:
-        """
-        Args:
-            stepped: the tables with an optimizer of ours.
-            device: of the anchor.
-        """
-        self.frozen = frozen
         self._stepped = stepped
         self.anchor = torch.empty(0, device=device)
         self._own_parameters: Sequence[OwnParameters] = ()

@@ -162,7 +162,7 @@ class Journey:
         ticket.frozen = frozen.tables
         if self.own_parameters:
             looked_up = {feature.table for feature in ticket.route.features}
-            ticket.shards = [shard for exposed in self.own_parameters for shard in exposed.of_tables(looked_up)]
+            ticket.shards = [shard for own in self.own_parameters for shard in own.of_tables(looked_up)]
         if self.settings.deterministic:
             per_sample_weights = [part.weights for part in ticket.route.ids.parts]
             of_features = [feature.table in frozen.tables for feature in ticket.route.features]

@@ -1,11 +1,11 @@
 """The optimizer step that a collection's gradients wait for: how far it has come, and what may follow.
 
-                 gradients_arrived           reduced
-        IDLE ------------------> WAITING ------------> REDUCED
-         ^                        |   ^ |                 |
-         |                        |   +-+ one more        |
-         |                        |       backward        |
-         +----- dropped, taken ---+-----------------------+
+              gradients_arrived           reduced             step_began, taken
+        IDLE ---------------> WAITING ------------> REDUCED --------------------> IDLE
+                               |   ^ |                 |
+                               |   +-+ one more        |
+                               |       backward        |
+                               +------- dropped -------+------------------------> IDLE
 
 WAITING: gradients lie with their owners. REDUCED: those of copied tables have been brought together, for clipping or for the step;
 no backward may follow, since what it brings would be missing in the sum.
@@ -70,6 +70,12 @@ class PendingStep:
 
     Tables are known by their numbers in the collection.
 
+    Args:
+        names: of all tables, for messages.
+        stepped: the tables that take the step: those with an optimizer of ours.
+        at_once: each backward is a step (update="backward").
+        device: of the factor.
+
     Attributes:
         state: how far it has come.
         factor: what all that waits is to be multiplied with, float64 `[1]`; None for 1.
@@ -79,13 +85,6 @@ class PendingStep:
     """
 
     def __init__(self, names: Sequence[str], stepped: frozenset[int], at_once: bool, device: torch.device) -> None:
-        """
-        Args:
-            names: of all tables, for messages.
-            stepped: the tables that take the step: those with an optimizer of ours.
-            at_once: each backward is a step (update="backward").
-            device: of the factor.
-        """
         self._names, self._stepped, self._at_once, self._device = names, stepped, at_once, device
         self.steps = 0
         self.missed: dict[int, int] = {}
@@ -232,4 +231,4 @@ class PendingStep:
         """Count on from what `steps_of` said of some tables; the others have missed none."""
         if taken:
             self.steps = max(taken.values())
-            self.missed = {self._names.index(name): self.steps - own for name, own in taken.items() if own < self.steps}
+            self.missed = {self._names.index(name): self.steps - count for name, count in taken.items() if count < self.steps}

@@ -64,7 +64,7 @@ class ShardedModule(TableModule):
         on every rank.
         """
         for key, table in self.weight_keys.items():
-            mine = [parameter for exposed in self.journey.own_parameters for parameter in exposed.parameters_of(table)]
+            mine = [parameter for own in self.journey.own_parameters for parameter in own.parameters_of(table)]
             for number, parameter in enumerate(mine):
                 super().register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
         self._shards_here = tuple(self._parameters)
