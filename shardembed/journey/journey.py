@@ -34,7 +34,7 @@ from shardembed.journey import deterministic, tracing
 from shardembed.journey.ahead import Ahead
 from shardembed.journey.autograd import FixedOutputs, Vectors
 from shardembed.journey.freezing import Freezing, Frozen, without_grad
-from shardembed.journey.messages import Call, Mode, open_call, send_back, send_grads, send_ids
+from shardembed.journey.messages import Call, open_call, send_back, send_grads, send_ids
 from shardembed.journey.pending import PendingStep, State
 from shardembed.journey.route import combine, empty_route, make_route
 from shardembed.journey.setup import Setup
@@ -48,6 +48,7 @@ from shardembed.store.renorm import renormalise
 from shardembed.store.request import Request
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import Feature
+from shardembed.wire.header import Mode
 
 
 class Journey:
@@ -248,7 +249,7 @@ class Journey:
         with self.stage("share row squares"):
             squares = mean_squares(self.slabs, self._twins, self.comm, self.settings.deterministic, self._sender.number)
         factor = self.pending.step_began()
-        self.comm.step = max(self.comm.step, self.steps)
+        self.comm.history.stepped(self.steps)
         with self.stage("step"):
             for slab in self.stepped:
                 slab.step(self.rate(slab.spec.optimizer), self.steps, factor, squares.get(slab.spec.index), self.pending.missed)
@@ -277,16 +278,15 @@ class Journey:
     def restore_steps(self, taken: Mapping[str, int]) -> None:
         """Count on from what `PendingStep.steps_of` said of some tables; the others have missed none."""
         self.pending.restore(taken)
-        self.comm.step = max(self.comm.step, self.steps)
+        self.comm.history.stepped(self.steps)
 
     def ahead(self, comm: Comm) -> Ahead:
         """For a call of `send` that `comm` is to carry beside the main thread, whose calls stand here."""
-        return Ahead(comm, self._call(), self.comm.step, self.comm.history)
+        return Ahead(comm, self._call(), self.comm.history.step, self.comm.history.checksum)
 
     def arrive(self, ticket: Ticket) -> None:
         """Number a ticket that was made beside the main thread among the calls of that: all ranks get as many."""
-        self.comm.forwards += 1
-        ticket.request = replace(ticket.request, call=self.comm.forwards)
+        ticket.request = replace(ticket.request, call=self.comm.history.open_call())
 
     def watch(self, stage: Stage) -> None:
         """Put this around each stage from now on."""

@@ -66,8 +66,7 @@ class Setup:
         with comm.preparing(AGREED, device):
             specs = build_slabs(tables, plan, optimizers)
         comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device), device)
-        comm.slots = max(comm.slots, len(specs))
-        comm.collections.append(names_of([table.name for table in tables]))
+        number = comm.history.register(names_of([table.name for table in tables]), len(specs))
         pairs = zip(tables, plan.tables, strict=True)
         packings = tuple(_packing(table, planned, settings, comm.world_size) for table, planned in pairs)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
@@ -84,7 +83,7 @@ class Setup:
             device,
             slabs=[Slab(spec, tables, comm.rank, settings.seed, device, kernel, of_slabs) for spec in specs],
             routing=RoutingTable.of(tables, packings, specs, comm.rank, comm.world_size, device),
-            sender=Sender(len(comm.collections), specs, wire, all(spec.copied for spec in specs)),
+            sender=Sender(number, specs, wire, all(spec.copied for spec in specs)),
             twins=stretches_of(specs),
             reduction_factor=factor,
         )

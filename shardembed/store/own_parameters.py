@@ -237,6 +237,8 @@ def deliver(
     """This backward's gradients of `shards`, None for those that are frozen. Collective where a table is copied to every rank,
     unless copies have been `reduced`.
     """
+    if not exposed:  # as in most jobs, at every backward
+        return []
     if not reduced:
         reduce_copies([one.slab for one in exposed], comm, collection)
     found: dict[int, torch.Tensor] = {}
