@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from shardembed.comm import comm as comms
 from shardembed.errors import ConfigError
+from shardembed.journey.deterministic import check_poolings
 from shardembed.journey.journey import Journey
 from shardembed.modules.auto import settle
 from shardembed.optim import NoOptimizer, TableOptimizer, refused
@@ -40,7 +41,9 @@ def build_journey(
     where = torch.device(device) if device is not None else comms.default_device()
     with comm.preparing(AGREED, where):
         configs = tuple(TableConfig.of(table) for table in tables)
-        features_of(configs)
+        features = features_of(configs)
+        if settings.deterministic:
+            check_poolings(features)
         optimizers = _per_table(configs, optimizer)
         default = resolve(configs, plan, cluster)
     settled = settle(configs, plan, default, optimizers, settings, cluster, comm, where)
