@@ -150,10 +150,11 @@ def _plain(
     return answer, weight.detach()
 
 
-# What a plain table answers, exactly: bags have 4 ids, and a quarter of a whole number is a float too.
+# What a plain table answers, exactly: bags have 4 ids, and halves and quarters of whole numbers are floats too.
 PLAIN: dict[Pooling, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": partial(F.embedding_bag, mode="sum"),
     "mean": partial(F.embedding_bag, mode="mean"),
+    "sqrtn": lambda ids, weight: F.embedding(ids, weight).sum(1) / IDS_A_BAG**0.5,
     "max": partial(F.embedding_bag, mode="max"),
     None: F.embedding,
 }

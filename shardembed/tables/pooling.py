@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from shardembed.errors import ConfigError
 
-Pooling = Literal["sum", "mean", "max"] | None
+Pooling = Literal["sum", "mean", "sqrtn", "max"] | None
 OverIds = Literal["sum", "mean", "max"] | None
 
 
@@ -56,9 +57,19 @@ def _number(lengths_B: torch.Tensor) -> torch.Tensor:
     return lengths_B.clamp(min=1)
 
 
+def _root(lengths_B: torch.Tensor) -> torch.Tensor:
+    """In float64. By numpy where it can be, whose roots are correctly rounded: torch's (2.13, on the CPU) are off by a bit here and
+    there, and deterministic mode would depend on its build.
+    """
+    lengths_B = lengths_B.clamp(min=1)
+    return torch.from_numpy(np.sqrt(lengths_B.numpy())) if lengths_B.is_cpu else lengths_B.to(torch.float64).sqrt()
+
+
 _KINDS = (
     PoolingKind("sum", "sum", partial_sums=True, divisor=None, takes_weights=True, takes_frequencies=True),
     PoolingKind("mean", "mean", partial_sums=True, divisor=_number, takes_weights=False, takes_frequencies=True),
+    # tf.nn.embedding_lookup_sparse(combiner="sqrtn") without weights.
+    PoolingKind("sqrtn", "sum", partial_sums=True, divisor=_root, takes_weights=False, takes_frequencies=True),
     PoolingKind("max", "max", partial_sums=False, divisor=None, takes_weights=False, takes_frequencies=False),
     PoolingKind(None, None, partial_sums=False, divisor=None, takes_weights=False, takes_frequencies=True),
 )

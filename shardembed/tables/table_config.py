@@ -93,7 +93,8 @@ class TableConfig:
         embedding_dim: columns.
         feature_names: the features whose ids are looked up here. Features of one table share its rows. A feature may be named by
             several tables: its output from each is called "feature@table" then.
-        pooling: "sum", "mean", "max" (one vector a bag), None (one vector an id), or a dict by feature name.
+        pooling: "sum", "mean", "sqrtn" (the sum over the root of the number of ids) or "max" (one vector a bag), None (one vector
+            an id), or a dict by feature name.
         dtype: of the rows: float32, bfloat16, float16 or float64.
         init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
             TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.

@@ -20,6 +20,7 @@ from shardembed.errors import ConfigError, InputError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey import deterministic
 from shardembed.journey.route import Route, RoutingTable, combine, make_route
+from shardembed.modules.single import Mode
 from shardembed.planner import cost_model
 from shardembed.planner.cost_phases import COMBINE
 from shardembed.planner.workload import TableLoad, Uniform, Workload
@@ -125,6 +126,14 @@ def test_what_deterministic_mode_has_no_adjoint_for_is_refused(monkeypatch: pyte
     monkeypatch.setattr(deterministic, "CHOSEN", {})
     with pytest.raises(ConfigError, match="feature 't': deterministic=True cannot be combined with pooling 'max'"):
         se.EmbeddingCollection([se.TableConfig("t", 5, 3, pooling="max")], deterministic=True)
+
+
+def test_a_pooling_that_torch_has_not_needs_a_collection() -> None:
+    others = set(POOLINGS) - {*get_args(Mode), None}
+    assert others == {"sqrtn"}
+    for name in others:
+        with pytest.raises(ConfigError, match=f"mode must be 'sum', 'mean' or 'max', not {name!r}"):
+            se.EmbeddingBag(5, 3, mode=name)  # type: ignore[arg-type]
 
 
 @KINDS
