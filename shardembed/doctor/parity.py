@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shardembed.comm.comm import Comm, default_device, ranks_per_node
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.modules import EmbeddingCollection
 from shardembed.optim import SGD, Adagrad
 from shardembed.optimizer import Optimizer
