@@ -1,4 +1,4 @@
-"""Step 1 of the journey, one feature at a time: ids, bag lengths and weights out of whatever form is accepted.
+"""Stage 1 of the journey, one feature at a time: ids, bag lengths and weights out of whatever form is accepted.
 
 Accepted for a feature: a tensor of ids; `(ids, offsets)` or `(ids, offsets, weights)`; a nested jagged tensor; what `Collate` or
 TorchRec made of either (`Jagged`). Offsets have one entry more than there are bags: they start at 0 and end at len(ids).
@@ -12,6 +12,7 @@ import torch
 
 from shardembed.errors import DtypeError, InputError, OffsetsError
 from shardembed.inputs.jagged import Jagged
+from shardembed.tables.pooling import POOLINGS, WEIGHTED
 from shardembed.tables.table_config import Feature
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # offsets; ids are int64 or int32, as in torch
@@ -249,8 +250,6 @@ def _checked_weights(weights: Any, ids: torch.Tensor, feature: Feature, device: 
         raise DtypeError(f"feature {feature.name!r}: weights must be a floating-point tensor")
     if weights.shape != ids.shape:
         raise InputError(f"feature {feature.name!r}: {weights.numel()} weights for {ids.numel()} ids; give one weight an id")
-    if feature.pooling != "sum":
-        raise InputError(
-            f"feature {feature.name!r}: weights need pooling 'sum', as in nn.EmbeddingBag; this table has {feature.pooling!r}"
-        )
+    if not POOLINGS[feature.pooling].takes_weights:
+        raise InputError(f"feature {feature.name!r}: weights need pooling {WEIGHTED}; this table has {feature.pooling!r}")
     return weights.to(device)

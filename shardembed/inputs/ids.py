@@ -1,4 +1,4 @@
-"""Step 1 of the journey: every accepted input as flat ids, bag lengths and weights.
+"""Stage 1 of the journey: every accepted input as flat ids, bag lengths and weights.
 
 Accepted for a feature: a tensor of ids; `(ids, offsets)` or `(ids, offsets, weights)`; a nested jagged tensor. For a batch: a
 dict of those by feature name, or a TorchRec `KeyedJaggedTensor`.
