@@ -311,6 +311,15 @@ LEARNERS: dict[type[optim.TableOptimizer], Callable[[torch.nn.Parameter, Any], A
     optim.FTRL: Ftrl,
 }
 
+# Settings that show every term of a formula; others have what is their own by default.
+_SETTINGS: dict[type[optim.TableOptimizer], dict[str, Any]] = {
+    optim.Adam: {"lr": 0.05, "betas": (0.8, 0.95)},
+    optim.AdamW: {"lr": 0.05, "betas": (0.8, 0.95), "weight_decay": 0.1},
+    optim.FTRL: {"lr": 0.2, "beta": 0.5, "l1": 0.05, "l2": 0.01},
+}
+# One of each kind, by name: whoever trains with all optimizers walks these.
+EXAMPLES: dict[str, optim.TableOptimizer] = {name: kind(**_SETTINGS.get(kind, {"lr": 0.1})) for name, kind in optim.NAMES.items()}
+
 
 def make_bags(
     seed: torch.Generator,

@@ -36,8 +36,9 @@ from shardembed.journey.freezing import Beside, Frozen, without_grad
 from shardembed.journey.messages import Call, Mode, Sender, open_call, send_back, send_grads, send_ids
 from shardembed.journey.route import RoutingTable, combine, empty_route, make_route
 from shardembed.journey.ticket import Pass, Ticket
-from shardembed.kernels.reference import Gradients, frequencies
-from shardembed.optim import NoOptimizer, TableOptimizer
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.reference import frequencies
+from shardembed.optim import TableOptimizer
 from shardembed.store.own_parameters import deliver, expose
 from shardembed.store.reductions import mean_squares, reduce_copies
 from shardembed.store.renorm import renormalise
@@ -94,7 +95,7 @@ class Journey:
         # In deterministic mode `deterministic` has it in its contributions.
         share = 1.0 if settings.deterministic else self._share
         self.slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, share) for spec in specs]
-        self._stepped = [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, NoOptimizer)]
+        self._stepped = [slab for slab in self.slabs if slab.spec.optimizer.stepped]
         self.twins = stretches_of(specs)
         self.frozen, self.beside = Frozen.of(tables, specs), Beside()
         self.own_parameters = expose(self.slabs, WeakMethod(self.freeze), comm)
@@ -131,7 +132,7 @@ class Journey:
     @property
     def own_specs(self) -> list[SlabSpec]:
         """The slabs whose tables have an optimizer of ours."""
-        return [spec for spec in self.specs if not isinstance(spec.optimizer, NoOptimizer)]
+        return [spec for spec in self.specs if spec.optimizer.stepped]
 
     def freeze(self, numbers: frozenset[int], still: bool) -> None:
         """Freeze tables, or let them learn again, from the next lookup or backward on. Not collective, but for all ranks to do.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import shardembed as se
 from shardembed.errors import ConfigError, PlanError
-from shardembed.kernels import choose
+from shardembed.kernels.choose import choose
+from shardembed.kernels.kernel import SlabFacts
 from shardembed.planner import cost_demand
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
@@ -185,7 +186,7 @@ def test_the_planner_knows_which_kernel_updates_a_slab(optimizer: se.optim.Table
         for columns in (width, 2 * width):
             table = one(TableLoad(se.TableConfig("t", 100, columns, dtype=dtype), (1.0,), optimizer=optimizer)).tables[0]
             split = optimizer.rowwise and columns > width
-            kernel = choose.choose("auto", optimizer, dtype, width, 100, torch.device("cpu"))
+            kernel = choose("auto", SlabFacts(optimizer, dtype, width, 100, torch.device("cpu")))
             assert cost_demand.fusible(table, width) == (kernel == "numba" and not split)
 
 
