@@ -32,7 +32,7 @@ class TableOptimizer:
         stepped: by us. Otherwise shards are Parameters, for the user's own torch optimizer.
     """
 
-    lr: float
+    lr: float = 1e-3
     state: ClassVar[dict[str, StateShape]] = {}
     rowwise: ClassVar[bool] = False
     lr_divides: ClassVar[bool] = False

@@ -28,10 +28,9 @@ from shardembed.tables.plan import Plan, TablePlan, packing_of
 from shardembed.tables.table_config import Pooling, TableConfig
 
 COPIED_ELEMENTS = 1 << 20  # of one copied table
-# Those with several ways to be updated, or with an exchange of their own, have more turns.
-TURNS: tuple[TableOptimizer, ...] = (
-    *(optim.RowwiseAdagrad(), optim.Adagrad(), optim.Adam(), optim.RowwiseAdagrad(), optim.SGD()),
-    *(optim.RowwiseAdagrad(), optim.AdamW(), optim.Adagrad(), optim.RowwiseAdagrad(), optim.FTRL()),
+# All of them; the one that has several ways to be updated and an exchange of its own comes back between the others.
+TURNS: tuple[TableOptimizer, ...] = tuple(
+    one for kind in optim.KINDS if kind is not optim.RowwiseAdagrad for one in (optim.RowwiseAdagrad(), kind())
 )
 
 
@@ -94,7 +93,7 @@ def cases(cluster: Cluster, count: int, seed: int, elements: int = 8 << 20) -> l
 
 def _workload(name: str, optimizer: TableOptimizer, ranks: int, numbers: np.random.Generator, elements: int) -> Workload:
     wide = int(2 ** numbers.uniform(2, 8.5))
-    if isinstance(optimizer, optim.RowwiseAdagrad) and numbers.random() < 0.35:
+    if optimizer.rowwise and numbers.random() < 0.35:
         wide = int(numbers.uniform(96, 256))  # for its fused kernel
     count = int(2 ** numbers.uniform(0, 4.6))
     samples = int(2 ** numbers.uniform(4, 11.5))
