@@ -23,7 +23,7 @@ from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables.placement import Cluster, Placement
 from shardembed.tables.plan import Plan, TablePlan
 
-OPTIMIZERS = [se.optim.SGD(), se.optim.Adagrad(), se.optim.RowwiseAdagrad(), se.optim.Adam()]
+OPTIMIZERS = [kind() for kind in se.optim.KINDS]
 RANKS = 4
 
 
@@ -179,7 +179,7 @@ def test_rows_that_learn_nothing_cost_no_way_back() -> None:
     assert cost_demand.state_bytes(still.tables[0], np.array([16.0])) == 0
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, se.optim.AdamW(), se.optim.FTRL()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_planner_knows_which_kernel_updates_a_slab(optimizer: se.optim.TableOptimizer, dtype: torch.dtype) -> None:
     for width in (16, 128):
