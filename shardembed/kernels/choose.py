@@ -47,6 +47,6 @@ def choose(wanted: str, facts: SlabFacts) -> str:
         raise ConfigError(f"kernel={best!r} cannot serve {facts} with {described}: {why_not}")
     name = "reference" if why_not else best
     if name == "reference" and (nobody := ENTRIES[name].cannot(facts)):
-        raise UnsupportedError(f"no kernel can serve {facts} with {described}: {nobody}")
+        raise UnsupportedError(f"no kernel can serve {facts} with {described} (reference: {nobody})")
     log.info("slab of %s, %s: kernel %s%s", facts, described, name, f" ({best}: {why_not})" if why_not else "")
     return name

@@ -108,4 +108,4 @@ def lacks(formulas: Container[type[TableOptimizer]], optimizer: TableOptimizer) 
     """Why a kernel with these formulas cannot update such a slab, or None where it can. Subclasses have no formula."""
     if not optimizer.stepped or type(optimizer) in formulas:
         return None
-    return f"its kernels have no update for {type(optimizer).__name__}"
+    return f"it has no update for {type(optimizer).__name__}"

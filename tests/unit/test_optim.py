@@ -197,7 +197,7 @@ def test_a_compiled_kernel_has_it_or_refuses_it_by_name(name: str, kernel: str, 
         module = se.Embedding(6, 3, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
         assert module.journey.slabs[0].kernel.name == kernel
         return
-    lacks = f"its kernels have no update for {name}"
+    lacks = f"it has no update for {name}"
     with pytest.raises(ConfigError, match=rf"kernel='{kernel}' cannot serve 6 x 3 .* with {name}\(.*: {lacks}"):
         se.Embedding(6, 3, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
     if kernel == "numba":
@@ -212,5 +212,5 @@ def test_kernels_have_none_that_tables_cannot_have() -> None:
 def test_what_nobody_has_is_refused_when_the_slab_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (formulas.FORMULAS, *COMPILED.values()):
         monkeypatch.delitem(found, optim.FTRL)
-    with pytest.raises(UnsupportedError, match=r"no kernel can serve 6 x 3 .* with FTRL\(.*have no update for FTRL"):
+    with pytest.raises(UnsupportedError, match=r"no kernel can serve 6 x 3 .* with FTRL\(.*it has no update for FTRL"):
         se.Embedding(6, 3, optimizer=optim.FTRL())
