@@ -144,6 +144,21 @@ class FTRL(TableOptimizer):
 
 
 @dataclass(frozen=True)
+class Lion(TableOptimizer):
+    """w <- w - lr * (sign(b1 m + (1 - b1) g) + weight_decay * w);  m <- b2 m + (1 - b2) g.
+
+    Counterpart: Lion (Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, program 1; defaults lr 1e-4,
+    betas (0.9, 0.99), weight_decay 0 as in its authors' code). There every weight moves in every step; here untouched rows
+    neither decay nor move, and their m stays.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    state: ClassVar[dict[str, StateShape]] = {"exp_avg": "element"}
+
+
+@dataclass(frozen=True)
 class NoOptimizer(TableOptimizer):
     """No optimizer of ours (`optimizer=None`): shards are Parameters, with dense or sparse COO gradients, for the user's own."""
 
@@ -159,7 +174,7 @@ class NoOptimizer(TableOptimizer):
 
 
 # What a table can have: the one list of them.
-KINDS: tuple[type[TableOptimizer], ...] = (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL)
+KINDS: tuple[type[TableOptimizer], ...] = (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL, Lion)
 NAMES: dict[str, type[TableOptimizer]] = {kind.__name__: kind for kind in KINDS}
 
 

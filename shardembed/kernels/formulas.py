@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, TableOptimizer
 
 State = dict[str, torch.Tensor]
 
@@ -82,6 +82,13 @@ def _ftrl(w: torch.Tensor, state: State, g: torch.Tensor, settings: FTRL, step: 
     return torch.where(scale == 0, w, torch.where(z.abs() <= l1, torch.zeros_like(w), shrunk))
 
 
+def _lion(w: torch.Tensor, state: State, g: torch.Tensor, settings: Lion, step: Step) -> torch.Tensor:
+    (beta1, beta2), m = settings.betas, state["exp_avg"]
+    direction = (m * beta1 + g * (1 - beta1)).sign()
+    m.mul_(beta2).add_(g * (1 - beta2))
+    return w * (1 - step.lr * settings.weight_decay) - step.lr * direction
+
+
 FORMULAS: dict[type[TableOptimizer], Formula] = {
     SGD: _sgd,
     Adagrad: _adagrad,
@@ -89,4 +96,5 @@ FORMULAS: dict[type[TableOptimizer], Formula] = {
     Adam: _adam,
     AdamW: _adamw,
     FTRL: _ftrl,
+    Lion: _lion,
 }
