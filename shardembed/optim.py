@@ -124,6 +124,25 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True)
+class RowwiseAdam(TableOptimizer):
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) mean(g^2), one number a row;
+    w <- w - lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w).
+
+    Counterpart: FBGEMM's `EmbOptimType.PARTIAL_ROWWISE_ADAM` (lr 1e-2, betas (0.9, 0.999), eps 1e-8, weight_decay 0, as there):
+    half of Adam's state, and eps is added after the bias correction, which in `Adam` comes before it. The mean is over the whole
+    row, also where its columns are cut over ranks; FBGEMM knows each strip alone. t counts the optimizer's steps, there the
+    lookups. Untouched rows neither decay nor move, and their moments stay.
+    """
+
+    lr: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    state: ClassVar[dict[str, StateShape]] = {"exp_avg": "element", "exp_avg_sq": "row"}
+    rowwise: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class FTRL(TableOptimizer):
     """FTRL-proximal, per coordinate (McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013, algorithm 1):
 
@@ -174,7 +193,7 @@ class NoOptimizer(TableOptimizer):
 
 
 # What a table can have: the one list of them.
-KINDS: tuple[type[TableOptimizer], ...] = (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, FTRL, Lion)
+KINDS: tuple[type[TableOptimizer], ...] = (SGD, Adagrad, RowwiseAdagrad, Adam, AdamW, RowwiseAdam, FTRL, Lion)
 NAMES: dict[str, type[TableOptimizer]] = {kind.__name__: kind for kind in KINDS}
 
 

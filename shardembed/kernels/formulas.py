@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, TableOptimizer
+from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, RowwiseAdam, TableOptimizer
 
 State = dict[str, torch.Tensor]
 
@@ -69,6 +69,15 @@ def _adamw(w: torch.Tensor, state: State, g: torch.Tensor, settings: AdamW, step
     return _adam(w * (1 - step.lr * settings.weight_decay), state, g, settings, step)
 
 
+def _rowwise_adam(w: torch.Tensor, state: State, g: torch.Tensor, settings: RowwiseAdam, step: Step) -> torch.Tensor:
+    beta1, beta2 = settings.betas
+    m = state["exp_avg"].mul_(beta1).add_(g * (1 - beta1))
+    v_U = state["exp_avg_sq"].mul_(beta2).add_(step.mean_square * (1 - beta2))
+    divisor_U = (v_U / (1 - beta2**step.number)).sqrt() + settings.eps
+    size = step.lr / (1 - beta1**step.number)
+    return w * (1 - step.lr * settings.weight_decay) - size * m / divisor_U.unsqueeze(1)
+
+
 def _ftrl(w: torch.Tensor, state: State, g: torch.Tensor, settings: FTRL, step: Step) -> torch.Tensor:
     n, l1, lr = state["n"], settings.l1, step.lr
     start = -w * (settings.beta / lr + settings.l2) - w.sign() * l1  # the z that gives back w while n is 0
@@ -95,6 +104,7 @@ FORMULAS: dict[type[TableOptimizer], Formula] = {
     RowwiseAdagrad: _rowwise_adagrad,
     Adam: _adam,
     AdamW: _adamw,
+    RowwiseAdam: _rowwise_adam,
     FTRL: _ftrl,
     Lion: _lion,
 }
