@@ -19,7 +19,7 @@ from shardembed.kernels import reference
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.grouping import compiled, group_rows, merge, missing
 from shardembed.kernels.kernel import SlabData, SlabFacts, lacks
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, RowwiseAdam, TableOptimizer
 
 PIECE_ELEMENTS = 1 << 17  # of merged gradients at a time: 512 KiB of float32
 DTYPES = (torch.float32, torch.float64)
@@ -44,6 +44,18 @@ def _adam(settings: Adam, lr: float, number: int) -> Numbers:
     return size, kept, settings.eps, (beta1, beta2), (1 - beta1, 1 - beta2)
 
 
+def _rowwise_adam(settings: RowwiseAdam, lr: float, number: int) -> Numbers:
+    beta1, beta2 = settings.betas
+    root = (1 - beta2**number) ** 0.5
+    kept = 1 - lr * settings.weight_decay
+    return lr * root / (1 - beta1**number), kept, settings.eps * root, (beta1, beta2), (1 - beta1, 1 - beta2)
+
+
+def _lion(settings: Lion, lr: float, number: int) -> Numbers:
+    beta1, beta2 = settings.betas
+    return lr, 1 - lr * settings.weight_decay, (beta1, beta2), (1 - beta1, 1 - beta2)
+
+
 def _ftrl(settings: FTRL, lr: float, number: int) -> Numbers:
     return lr, settings.beta, settings.l1, settings.l2, settings.beta / lr + settings.l2
 
@@ -54,7 +66,9 @@ FORMULAS: dict[type[TableOptimizer], Compiled] = {
     RowwiseAdagrad: Compiled("rowwise_adagrad", lambda settings, lr, number: (lr, settings.eps)),
     Adam: Compiled("adam", _adam),
     AdamW: Compiled("adam", _adam),
+    RowwiseAdam: Compiled("rowwise_adam", _rowwise_adam),
     FTRL: Compiled("ftrl", _ftrl),
+    Lion: Compiled("lion", _lion),
 }
 
 

@@ -73,9 +73,9 @@ def _rowwise_adam(w: torch.Tensor, state: State, g: torch.Tensor, settings: Roww
     beta1, beta2 = settings.betas
     m = state["exp_avg"].mul_(beta1).add_(g * (1 - beta1))
     v_U = state["exp_avg_sq"].mul_(beta2).add_(step.mean_square * (1 - beta2))
-    divisor_U = (v_U / (1 - beta2**step.number)).sqrt() + settings.eps
-    size = step.lr / (1 - beta1**step.number)
-    return w * (1 - step.lr * settings.weight_decay) - size * m / divisor_U.unsqueeze(1)
+    root = (1 - beta2**step.number) ** 0.5  # the bias correction of v, taken out of its root
+    size = step.lr * root / (1 - beta1**step.number)
+    return w * (1 - step.lr * settings.weight_decay) - size * m / (v_U.sqrt() + settings.eps * root).unsqueeze(1)
 
 
 def _ftrl(w: torch.Tensor, state: State, g: torch.Tensor, settings: FTRL, step: Step) -> torch.Tensor:

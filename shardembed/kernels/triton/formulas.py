@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from shardembed.kernels.triton.numbers import bits_of, number_of, quotient, root
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, RowwiseAdam, TableOptimizer
 
 NUMBERS = 7
 STATES = 2  # pieces of state at most
@@ -54,6 +54,24 @@ def adam(w, m, v, g, mean_square, a, b, c, d, e, f, h):
 
 
 @triton.jit
+def rowwise_adam(w, m, v, g, mean_square, a, b, c, d, e, f, h):
+    """The numbers of `adam`, but f: eps * sqrt(1 - beta2^t). v: one number a row."""
+    m = m * number_of(a, g.dtype) + g * number_of(b, g.dtype)
+    v = v * number_of(c, g.dtype) + mean_square * number_of(d, g.dtype)
+    size, eps = number_of(e, g.dtype), number_of(f, g.dtype)
+    return w * number_of(h, g.dtype) - quotient(size * m, (root(v) + eps)[:, None]), m, v
+
+
+@triton.jit
+def lion(w, m, second, g, mean_square, a, b, c, d, e, f, h):
+    """a: lr. b: beta1. c: 1 - beta1. d: beta2. e: 1 - beta2. f: the share of w that its decay leaves."""
+    mixed = m * number_of(b, g.dtype) + g * number_of(c, g.dtype)
+    direction = tl.where(mixed != mixed, mixed, _sign(mixed))
+    m = m * number_of(d, g.dtype) + g * number_of(e, g.dtype)
+    return w * number_of(f, g.dtype) - number_of(a, g.dtype) * direction, m, second
+
+
+@triton.jit
 def ftrl(w, z, n, g, mean_square, a, b, c, d, e, f, h):
     """a: lr. b: beta / lr + l2, the divisor of weights that have not been updated yet. c: l1. d: beta. e: l2."""
     lr, l1 = number_of(a, g.dtype), number_of(c, g.dtype)
@@ -90,6 +108,18 @@ def _adam_numbers(settings: Adam, lr: float, number: int) -> tuple[float, ...]:
     return beta1, 1 - beta1, beta2, 1 - beta2, size, settings.eps, kept
 
 
+def _rowwise_adam_numbers(settings: RowwiseAdam, lr: float, number: int) -> tuple[float, ...]:
+    beta1, beta2 = settings.betas
+    root = (1 - beta2**number) ** 0.5
+    kept = 1 - lr * settings.weight_decay
+    return beta1, 1 - beta1, beta2, 1 - beta2, lr * root / (1 - beta1**number), settings.eps * root, kept
+
+
+def _lion_numbers(settings: Lion, lr: float, number: int) -> tuple[float, ...]:
+    beta1, beta2 = settings.betas
+    return lr, beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr * settings.weight_decay
+
+
 def _ftrl_numbers(settings: FTRL, lr: float, number: int) -> tuple[float, ...]:
     return lr, settings.beta / lr + settings.l2, settings.l1, settings.beta, settings.l2
 
@@ -100,7 +130,9 @@ FORMULAS: dict[type[TableOptimizer], Fused] = {
     RowwiseAdagrad: Fused(rowwise_adagrad, lambda settings, lr, number: (lr, settings.eps)),
     Adam: Fused(adam, _adam_numbers),
     AdamW: Fused(adam, _adam_numbers),
+    RowwiseAdam: Fused(rowwise_adam, _rowwise_adam_numbers),
     FTRL: Fused(ftrl, _ftrl_numbers),
+    Lion: Fused(lion, _lion_numbers),
 }
 
 
