@@ -18,7 +18,6 @@ from shardembed.errors import UnsupportedError
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.handle import TableHandle
-from shardembed.optim import NoOptimizer
 from shardembed.store.slab import LocalShard, Slab
 from shardembed.store.wrappers import is_distributed
 from shardembed.tables.layout import Shard
@@ -248,7 +247,7 @@ def _table_items(table: Table) -> Iterator[Item]:
 def _region(slab: Slab, held: LocalShard, data: torch.Tensor) -> Region:
     shard: Shard = held.shard
     touched = None
-    if slab.touched is not None and not isinstance(slab.spec.optimizer, NoOptimizer):
+    if slab.touched is not None and slab.spec.optimizer.stepped:
         touched = slab.touched[held.first_key : held.first_key + len(shard.rows)]
     return Region(shard.rows, shard.columns, data, shard.ranks, touched=touched)
 

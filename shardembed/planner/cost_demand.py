@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardembed.optim import TableOptimizer
+from shardembed.kernels.cpu import lacking
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
 from shardembed.tables.placement import Packing
@@ -188,15 +188,10 @@ def state_bytes(table: Table, widths: Array) -> Array:
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
 
 
-def optimizer_name(optimizer: TableOptimizer) -> str:
-    """As ops are named."""
-    name = type(optimizer).__name__
-    return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
-
-
 def fusible(table: Table, width: float) -> bool:
     """Whether one kernel can merge and update a slab of this width, as `kernels.choose` and `Slab.step` decide; the tests hold them
     together.
     """
-    split = table.load.optimizer.rowwise and width < table.width
-    return table.load.table.dtype in (torch.float32, torch.float64) and not split
+    optimizer = table.load.optimizer
+    split = optimizer.rowwise and width < table.width
+    return not split and lacking(optimizer, table.load.table.dtype) is None

@@ -58,6 +58,7 @@ from shardembed.planner.cost_phases import (
     seconds_of,
 )
 from shardembed.planner.topology import Op, Topology
+from shardembed.planner.topology_sections import optimizer_name
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.tables.placement import Packing
@@ -190,7 +191,7 @@ class CostModel:
 
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
-        name = demands.optimizer_name(self.tables[table].load.optimizer)
+        name = optimizer_name(type(self.tables[table].load.optimizer))
         fused = {"fused", f"fused_{name}"} & self.topology.ops.keys()
         if fused and demands.fusible(self.tables[table], width):
             return self._op("fused_merge"), self._op(f"fused_{name}")

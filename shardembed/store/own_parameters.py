@@ -229,7 +229,7 @@ class OwnParameters:
 
 def expose(slabs: Sequence[Slab], freeze: WeakMethod[Freeze], comm: Comm) -> list[OwnParameters]:
     """The slabs whose tables have no optimizer of ours. `freeze` is told the number of a table that is to be frozen, or not."""
-    return [OwnParameters(slab, freeze, comm) for slab in slabs if isinstance(slab.spec.optimizer, NoOptimizer)]
+    return [OwnParameters(slab, freeze, comm) for slab in slabs if not slab.spec.optimizer.stepped]
 
 
 def deliver(

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from shardembed.planner import cost_demand
 from shardembed.planner.calibrate.stages import Case
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_ops import OPS, OPTIMIZER_OPS
 from shardembed.planner.cost_phases import PHASES
 from shardembed.planner.topology import Link, Op, Topology
+from shardembed.planner.topology_sections import optimizer_name
 
 Array = NDArray[np.float64]
 NOTHING = Op(0.0, 0.0, 0.0)
@@ -67,7 +67,7 @@ def design(case: Case, blank: Topology) -> Array:
     """`[P, R, K]`: what each unknown adds to each phase and rank."""
     zeros = dict.fromkeys(UNKNOWNS, 0.0)
     columns, tables = [], None
-    used = {cost_demand.optimizer_name(load.optimizer) for load in case.workload.tables}
+    used = {optimizer_name(type(load.optimizer)) for load in case.workload.tables}
     nothing = np.zeros((len(PHASES), blank.ranks))
     for unknown in UNKNOWNS:
         if unknown.op in OPTIMIZER_OPS and unknown.op.split("_", 1)[1] not in used:
