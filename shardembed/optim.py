@@ -23,9 +23,10 @@ StateShape = Literal["row", "element"]
 
 @dataclass(frozen=True)
 class TableOptimizer:
-    """Base of the settings. `lr` is the learning rate; `se.Optimizer` puts it in a param group, so schedulers can change it.
+    """Base of the settings.
 
     Attributes:
+        lr: learning rate; `se.Optimizer` puts it in a param group, so schedulers can change it.
         state: names each state tensor, all zero at the start, and says whether it holds one number a row or one an element.
         rowwise: the formula takes the mean of g^2 over the whole row, also where its columns are cut over ranks.
         lr_divides: a step whose learning rate is 0 (a scheduler may start there) changes nothing, state included.
@@ -66,7 +67,11 @@ def _short(number: float) -> str:
 
 @dataclass(frozen=True)
 class SGD(TableOptimizer):
-    """w <- w - lr * g. Counterpart: `torch.optim.SGD` without momentum. Untouched rows do not move."""
+    """w <- w - lr * g. Counterpart: `torch.optim.SGD` without momentum. Untouched rows do not move.
+
+    Attributes:
+        lr: learning rate.
+    """
 
     lr: float = 1e-3
 
@@ -76,6 +81,10 @@ class Adagrad(TableOptimizer):
     """sum <- sum + g^2;  w <- w - lr * g / (sqrt(sum) + eps).
 
     Counterpart: `torch.optim.Adagrad` (eps 1e-10, lr 1e-2, as there; no lr_decay, no weight decay). Untouched rows do not move.
+
+    Attributes:
+        lr: learning rate.
+        eps: keeps the quotient finite.
     """
 
     lr: float = 1e-2
@@ -89,6 +98,10 @@ class RowwiseAdagrad(TableOptimizer):
 
     Counterpart: FBGEMM's `EmbOptimType.EXACT_ROWWISE_ADAGRAD` (eps 1e-8, lr 1e-2, as there). The mean is over the whole row,
     also where its columns are cut over ranks. Untouched rows do not move.
+
+    Attributes:
+        lr: learning rate.
+        eps: keeps the quotient finite.
     """
 
     lr: float = 1e-2
@@ -104,6 +117,11 @@ class Adam(TableOptimizer):
     Counterpart: `torch.optim.SparseAdam` (lr 1e-3, betas (0.9, 0.999), eps 1e-8, as there): t counts the optimizer's steps, eps
     is added before the bias correction, and the moments of untouched rows neither decay nor move their weights. It is not
     `torch.optim.Adam`, which moves every row at every step.
+
+    Attributes:
+        lr: learning rate.
+        betas: (b1, b2).
+        eps: keeps the quotient finite.
     """
 
     lr: float = 1e-3
@@ -118,6 +136,9 @@ class AdamW(Adam):
 
     Counterpart: decoupled weight decay (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019; weight_decay
     1e-2 as in `torch.optim.AdamW`) over `torch.optim.SparseAdam`. Untouched rows neither decay nor move.
+
+    Attributes:
+        weight_decay: the share of a weight that decays, times lr.
     """
 
     weight_decay: float = 1e-2
@@ -132,6 +153,12 @@ class RowwiseAdam(TableOptimizer):
     half of Adam's state, and eps is added after the bias correction, which in `Adam` comes before it. The mean is over the whole
     row, also where its columns are cut over ranks; FBGEMM knows each strip alone. t counts the optimizer's steps, there the
     lookups. Untouched rows neither decay nor move, and their moments stay.
+
+    Attributes:
+        lr: learning rate.
+        betas: (b1, b2).
+        eps: keeps the quotient finite.
+        weight_decay: the share of a weight that decays, times lr.
     """
 
     lr: float = 1e-2
@@ -152,6 +179,12 @@ class FTRL(TableOptimizer):
     Defaults beta 1, l1 0, l2 0. The paper starts at w = 0, z = 0. A table may start elsewhere: a coordinate with n = 0 first
     gets the z at which the closed form gives back its w (0 for w = 0). Untouched rows do not move. lr divides: a step for which
     a scheduler has set it to 0 changes nothing, state included.
+
+    Attributes:
+        lr: learning rate.
+        beta: smooths the learning rate of coordinates that were seen rarely.
+        l1: weights whose z is not above it are 0.
+        l2: shrinks weights.
     """
 
     lr: float = 0.1
@@ -169,6 +202,11 @@ class Lion(TableOptimizer):
     Counterpart: Lion (Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, program 1; defaults lr 1e-4,
     betas (0.9, 0.99), weight_decay 0 as in its authors' code). There every weight moves in every step; here untouched rows
     neither decay nor move, and their m stays.
+
+    Attributes:
+        lr: learning rate.
+        betas: (b1, b2).
+        weight_decay: the share of a weight that decays, times lr.
     """
 
     lr: float = 1e-4
@@ -179,7 +217,12 @@ class Lion(TableOptimizer):
 
 @dataclass(frozen=True)
 class NoOptimizer(TableOptimizer):
-    """No optimizer of ours (`optimizer=None`): shards are Parameters, with dense or sparse COO gradients, for the user's own."""
+    """No optimizer of ours (`optimizer=None`): shards are Parameters, with dense or sparse COO gradients, for the user's own.
+
+    Attributes:
+        lr: of no use here.
+        sparse: gradients are sparse COO tensors; else dense ones.
+    """
 
     lr: float = 0.0
     sparse: bool = False

@@ -15,7 +15,12 @@ log = logging.getLogger("shardembed")
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel. cannot: why it does not serve such a slab, or None when it does. make: it, for one that it serves."""
+    """A kernel that there is.
+
+    Attributes:
+        cannot: why the kernel does not serve such a slab, or None when it does.
+        make: the kernel, for a slab that it serves.
+    """
 
     cannot: Callable[[SlabFacts], str | None]
     make: Callable[[SlabData], Kernel]

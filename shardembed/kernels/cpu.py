@@ -29,8 +29,12 @@ Numbers = tuple[float | tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Compiled:
-    """The update of an optimizer: a function of `kernels.numba.updating`, and the numbers that it takes last, from the settings,
-    the learning rate and the number of steps; in float64, as the reference computes them.
+    """The update of an optimizer.
+
+    Attributes:
+        function: its name in `kernels.numba.updating`.
+        numbers: what the function takes last, from the settings, the learning rate and the number of steps; in float64, as the
+            reference computes them.
     """
 
     function: str
@@ -88,7 +92,11 @@ def cannot(facts: SlabFacts) -> str | None:
 
 @dataclass(frozen=True)
 class NumbaKernel:
-    """`kernels.kernel.Kernel` whose updates are compiled; lookups and sums are torch's, which are as fast as memory."""
+    """`kernels.kernel.Kernel` whose updates are compiled; lookups and sums are torch's, which are as fast as memory.
+
+    Attributes:
+        data: the memory that it works on.
+    """
 
     data: SlabData
     name: ClassVar[str] = "numba"

@@ -14,7 +14,10 @@ import torch
 class Gradients:
     """Gradients that wait at the owner: every row of segment s gets `grads_SW[s]`.
 
-    rows_E: slab rows, int64. offsets: where each segment's rows begin, `[S + 1]`, or None when every segment is a single row.
+    Attributes:
+        rows_E: slab rows, int64.
+        offsets: where each segment's rows begin, `[S + 1]`, or None when every segment is a single row.
+        grads_SW: one gradient a segment.
     """
 
     rows_E: torch.Tensor

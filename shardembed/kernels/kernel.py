@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlabFacts:
-    """What decides which kernel serves a slab."""
+    """What decides which kernel serves a slab.
+
+    Attributes:
+        optimizer: its settings.
+        dtype: of the rows.
+        width: columns of a row.
+        rows: how many this rank has.
+        device: where they lie.
+    """
 
     optimizer: TableOptimizer
     dtype: torch.dtype

@@ -99,7 +99,11 @@ def cannot(facts: SlabFacts) -> str | None:
 
 @dataclass(frozen=True)
 class ReferenceKernel:
-    """`kernels.kernel.Kernel` in plain torch."""
+    """`kernels.kernel.Kernel` in plain torch.
+
+    Attributes:
+        data: the memory that it works on.
+    """
 
     data: SlabData
     name: ClassVar[str] = "reference"

@@ -23,7 +23,13 @@ FLOAT16_NORMAL, FLOAT16_SPACING = 2.0**-14, 2.0**-24  # the least normal number,
 
 @dataclass(frozen=True)
 class Origins:
-    """Where slab rows come from: a hash of their table, their row in it, and the table's column of their first element, `[U]`."""
+    """Where slab rows come from.
+
+    Attributes:
+        tables_U: a hash of the table of each row, int64 `[U]`.
+        rows_U: its row there, int64 `[U]`.
+        columns_U: the table's column of its first element, int64 `[U]`.
+    """
 
     tables_U: torch.Tensor
     rows_U: torch.Tensor
@@ -35,8 +41,14 @@ class Origins:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a block of a slab comes from: slab rows from `first` on are the rows of one table from `row` on, every `stride`-th, and
-    its columns from `column` on. `table` is a hash of it.
+    """Where a block of a slab comes from.
+
+    Attributes:
+        first: the slab row that the block begins at.
+        table: a hash of its table.
+        row: what slab row `first` is in that.
+        stride: the next slab row is so many rows further in the table.
+        column: the table's column of the first element of a row.
     """
 
     first: int
@@ -48,7 +60,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The origins of all blocks of a slab, by their first row, as kernels take them: int64 `[5, B]`."""
+    """The origins of all blocks of a slab, by their first row, as kernels take them.
+
+    Attributes:
+        facts: the fields of an `Origin`, int64 `[5, B]`.
+    """
 
     facts: torch.Tensor
 

@@ -33,8 +33,14 @@ NOBODY: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class LocalShard:
-    """A shard this rank holds: views of its weights `[rows, columns]` and of its optimizer state, by name. It begins at row
-    `first_key` of its slab.
+    """A shard this rank holds.
+
+    Attributes:
+        table: its name.
+        shard: which rows and columns, and who has them.
+        first_key: the row of the slab that it begins at.
+        weights: a view, `[rows, columns]`.
+        state: views of the optimizer state, by name.
     """
 
     table: str
@@ -178,7 +184,7 @@ class Slab:
             rows, table = block.shard.rows, initial.table_hash(self._seed, self.table_of(lane))
             return Origin(block.first_key, table, rows.start, rows.step, lane.columns.start)
 
-        return Blocks.of([origin(lane, block) for lane, block in self._blocks() if block.shard.rows], self.weights.device)
+        return Blocks.of([origin(lane, block) for lane, block in self._blocks()], self.weights.device)
 
     def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The slab row of each key, int64. Plain tables: the key itself."""

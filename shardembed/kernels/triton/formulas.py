@@ -93,8 +93,12 @@ def _sign(x):
 
 @dataclass(frozen=True)
 class Fused:
-    """The step of an optimizer: a function from above, and its numbers (at most 7, in double precision as the reference's are) from
-    the settings, the learning rate and the number of steps.
+    """The step of an optimizer.
+
+    Attributes:
+        function: one from above.
+        numbers: what it takes, at most 7, from the settings, the learning rate and the number of steps; in double precision, as the
+            reference's are.
     """
 
     function: Any

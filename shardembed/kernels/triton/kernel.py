@@ -17,7 +17,11 @@ from shardembed.kernels.triton.update import update
 
 @dataclass(frozen=True)
 class TritonKernel:
-    """Lookup, merge, and merge with the update in one."""
+    """Lookup, merge, and merge with the update in one.
+
+    Attributes:
+        data: the memory that it works on.
+    """
 
     data: SlabData
     name: ClassVar[str] = "triton"
