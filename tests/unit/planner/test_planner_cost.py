@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shardembed as se
@@ -21,6 +21,7 @@ from shardembed.planner.topology_sections import REQUIRED_OPS
 from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables.placement import Cluster, Placement
 from shardembed.tables.plan import Plan, TablePlan
+from tests.amount import examples
 
 OPTIMIZERS = [se.optim.SGD(), se.optim.Adagrad(), se.optim.RowwiseAdagrad(), se.optim.Adam()]
 RANKS = 4
@@ -79,7 +80,7 @@ def planned(draw: st.DrawFn) -> tuple[Workload, Plan]:
     return Workload("drawn", 256, tuple(chosen)), Plan(tuple(plans), RANKS)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(planned())
 def test_a_plan_costs_what_its_options_add_up_to(drawn: tuple[Workload, Plan]) -> None:
     workload, plan = drawn
