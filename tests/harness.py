@@ -1,8 +1,12 @@
 """Rank processes for tests: `run_ranks(2, function, ...)` returns what the function answered on each rank.
 
-Starting two Gloo ranks takes seconds and a call takes milliseconds, so the processes of a world size are
-started once and serve the whole session. They keep state between calls, as the ranks of a long job do; a test
-that leaves a process group broken, or that ends a process, asks for `fresh_ranks=True`.
+Starting two Gloo ranks takes longer than a call, so the processes of a world size are started once and serve
+the whole session. They keep state between calls, as the ranks of a long job do; a test that leaves a process
+group broken, or that ends a process, asks for `fresh_ranks=True`.
+
+On Linux ranks are forks of one process that has imported `tests.warm`, which saves each of them seconds of
+imports. Forks hash strings alike, so an order of sets would be the same on all ranks, as it is not in a job: the
+last rank of a pool that serves the session is therefore a process of its own.
 
 The function must be at the top of a module (processes find it by name), and its arguments and results must
 pickle. Every call starts from seed 0. pytest does not rewrite assertions in a rank: give them a message, or
@@ -24,9 +28,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+ROOT = Path(__file__).parents[1]
 START_TIMEOUT = 120.0  # seconds; importing torch in several processes at once is slow on a loaded machine
 GRACE = 2.0  # after a rank has failed, how long its peers may still answer: they are probably waiting for it
 GROUP_TIMEOUT = timedelta(minutes=10)  # the pool's own time limits are shorter, and tell more
@@ -87,7 +93,7 @@ def run_ranks(
     if world_size == 1 and not fresh_ranks:
         outcomes = [_call(function, args, 0, 1)]
     elif fresh_ranks:
-        pool = _Pool(world_size)
+        pool = _Pool(world_size, fresh=True)
         try:
             outcomes = pool.run(request, timeout, wait_for_all=expect_errors)
         finally:
@@ -159,14 +165,14 @@ class _Pool:
     The store lives in this process: its port is never chosen before it is bound, and it outlives rank 0.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, fresh: bool = False) -> None:
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self._pipes: list[Any] = []  # of Connection; on Windows the class has another name
         self._processes: list[Any] = []
-        context = multiprocessing.get_context("spawn")  # forked threads and torch do not go together
         for rank in range(world_size):
+            context = forks() if fresh or rank < world_size - 1 else multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
             arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)))
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank-{rank}")
@@ -238,6 +244,27 @@ class _Pool:
             pipe.close()
         self._processes, self._pipes = [], []
         self._folder.cleanup()
+
+
+def forks() -> Any:
+    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.warm"])
+    with _folder(ROOT):  # where the server finds it
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _serve(rank: int, world_size: int, port: int, pipe: Connection, stack_file: str) -> None:

@@ -94,7 +94,7 @@ _started: list[Any] = []  # of Connection
 
 def _nursery() -> Any:
     if not _started:
-        context = multiprocessing.get_context("spawn")
+        context = harness.forks()
         ours, theirs = context.Pipe()
         context.Process(target=_serve, args=(theirs,), daemon=True, name="nursery").start()
         theirs.close()
