@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.amount import exhaustive
 from tests.jobs import saved, wait_until, write_job
 from tests.ranks.recipes.test_recipes_command import TORCHRUN, TRAIN, finish, gone, rank_processes, start, started
 
@@ -20,6 +21,7 @@ STEPS = 400  # far more than are taken before somebody is killed
 SCRIPT = """
 import os, pathlib, sys, time
 import shardembed as se
+from tests.amount import exhaustive
 se.init()
 new = pathlib.Path(sys.argv[1]) / f".{se.rank()}"
 new.write_text(str(os.getpid()))
@@ -57,6 +59,7 @@ def listening(pids: list[int]) -> list[str]:
     return found
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, started: list[subprocess.Popen[str]]) -> None:
     # `--fresh` is for the first start: the second one goes on.
     process = start(*TRAIN, job, "--ranks", 2, "--max-restarts", 3, "--fresh")
@@ -90,7 +93,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, 
     assert summary["losses"] == [record["loss"] for record in records[:20]]
 
 
-@pytest.mark.parametrize("script", [None, SCRIPT], ids=["command", "script behind a shell"])
+@pytest.mark.parametrize("script", [exhaustive(None), SCRIPT], ids=["command", "script behind a shell"])
 def test_ranks_end_with_a_torchrun_agent_that_is_killed(
     job: Path, tmp_path: Path, started: list[subprocess.Popen[str]], script: str | None
 ) -> None:
@@ -109,6 +112,7 @@ def test_ranks_end_with_a_torchrun_agent_that_is_killed(
     wait_until(lambda: all(gone(pid) for pid in ranks))
 
 
+@pytest.mark.exhaustive
 def test_ranks_that_torchrun_starts_again_go_on(job: Path, started: list[subprocess.Popen[str]]) -> None:
     """Its store keeps what the ranks before wrote, such as the addresses at which they listened."""
     process = start(*TORCHRUN, "--max-restarts", 1, *TRAIN, job, "--fresh", "--max-steps", 200)

@@ -154,6 +154,7 @@ def printed(job: Path, watched: Watched, capsys: pytest.CaptureFixture[str], *wo
     return code, *capsys.readouterr()
 
 
+@pytest.mark.exhaustive
 def test_a_run_whose_worker_was_killed_says_so_and_goes_on_where_it_was_saved(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
