@@ -4,9 +4,9 @@ Starting two Gloo ranks takes longer than a call, so the processes of a world si
 the whole session. They keep state between calls, as the ranks of a long job do; a test that leaves a process
 group broken, or that ends a process, asks for `fresh_ranks=True`.
 
-On Linux ranks are forks of one process that has imported `tests.warm`, which saves each of them seconds of
-imports. Forks hash strings alike, so an order of sets would be the same on all ranks, as it is not in a job: the
-last rank of a pool that serves the session is therefore a process of its own.
+On Linux ranks are forks of one process that has imported `tests.warm`, which saves each of them seconds. Forks
+hash strings alike, so an order of sets would be the same on all ranks, as it is not in a job: in the pool of two
+ranks, which most tests use, one is therefore a process of its own.
 
 The function must be at the top of a module (processes find it by name), and its arguments and results must
 pickle. Every call starts from seed 0. pytest does not rewrite assertions in a rank: give them a message, or
@@ -135,7 +135,7 @@ def _still_in_step(pool: _Pool, outcomes: list[Outcome]) -> bool:
     if len(errors) > 1 or RankDiedError in errors:
         return False
     try:
-        answers = pool.run(_pack(_sum_of_ranks, ()), timeout=5.0, wait_for_all=True)
+        answers = pool.run(_pack(_sum_of_ranks, ()), timeout=20.0, wait_for_all=True)
     except RankTimeoutError:
         return False
     return all(answer.value == sum(range(pool.world_size)) for answer in answers)
@@ -172,7 +172,8 @@ class _Pool:
         self._pipes: list[Any] = []  # of Connection; on Windows the class has another name
         self._processes: list[Any] = []
         for rank in range(world_size):
-            context = forks() if fresh or rank < world_size - 1 else multiprocessing.get_context("spawn")
+            apart = world_size == 2 and rank == 1 and not fresh
+            context = multiprocessing.get_context("spawn") if apart else forks()
             ours, theirs = context.Pipe()
             arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)))
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank-{rank}")

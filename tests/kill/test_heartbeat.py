@@ -143,9 +143,9 @@ def test_a_call_that_returned_and_is_not_done_counts_as_waiting(dies: bool) -> N
 
 
 def compute_long(rank: int, world_size: int) -> float:
-    comm = se.init(timeout=0.4, heartbeat=True)
+    comm = se.init(timeout=LIMIT, heartbeat=True)
     reduce(comm, "before")
-    threading.Event().wait(1.2)  # computing, on all ranks
+    threading.Event().wait(2 * LIMIT)  # computing, on all ranks
     return float(comm.all_reduce("after", torch.ones(1)))
 
 
