@@ -44,7 +44,7 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT = 120.0  # seconds; importing torch in several processes at once is slow on a loaded machine
+SECONDS = 300.0  # ranks that have not started or answered by then hang, however loaded the machine is
 GRACE = 2.0  # after a rank has failed, how long its peers may still answer: they are probably waiting for it
 GROUP_TIMEOUT = timedelta(minutes=10)  # the pool's own time limits are shorter, and tell more
 
@@ -78,7 +78,7 @@ def run_ranks(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = SECONDS,
     expect_errors: bool = False,
     fresh_ranks: bool = False,
 ) -> list[Any]:
@@ -182,7 +182,7 @@ class _Pool:
             self._pipes.append(ours)
             self._processes.append(process)
         try:
-            _values(self._collect(START_TIMEOUT, wait_for_all=False))
+            _values(self._collect(SECONDS, wait_for_all=False))
         except BaseException:
             self.kill()
             raise

@@ -6,6 +6,7 @@ That is sound because nothing here starts a thread (the end of this module holds
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pickle
@@ -40,4 +41,6 @@ def threads() -> int:
 
 
 train_once()
+gc.collect()
+gc.freeze()  # forks then share what is loaded, and need not walk it
 assert threads() == 1, "forks of a process that has threads are not sound"

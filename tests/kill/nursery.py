@@ -27,7 +27,6 @@ import torch.distributed as dist
 from tests import harness
 
 PR_SET_PDEATHSIG = 1
-START_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _nursery() -> Any:
         ours, theirs = context.Pipe()
         context.Process(target=_serve, args=(theirs,), daemon=True, name="nursery").start()
         theirs.close()
-        assert ours.poll(START_TIMEOUT), "the process that forks ranks did not start"
+        assert ours.poll(harness.SECONDS), "the process that forks ranks did not start"
         assert ours.recv_bytes() == b"ready"
         _started.append(ours)
         atexit.register(ours.close)

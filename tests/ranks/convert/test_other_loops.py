@@ -79,7 +79,7 @@ def test_accelerate_leaves_shards_alone() -> None:
     pytest.importorskip("accelerate")
     plain = seeded(Towers)
     trained_by(plain, torch.optim.Adam(plain.parameters(), lr=0.05), torch.Tensor.backward, batches(3))
-    for found in run_ranks(2, accelerated, timeout=180.0, fresh_ranks=True):
+    for found in run_ranks(2, accelerated, fresh_ranks=True):
         assert differences(found, weights_of(plain)) == []
 
 
@@ -88,7 +88,7 @@ def test_an_example_ends_with_the_weights_of_plain_training(example: str, tmp_pa
     package = NEEDS[example]
     if package and not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed: pip install {package}")
-    run_ranks(2, train, example, str(tmp_path), timeout=180.0, fresh_ranks=package is not None)
+    run_ranks(2, train, example, str(tmp_path), fresh_ranks=package is not None)
     with importable():
         two_tower = importlib.import_module("two_tower")
         plain, trained = two_tower.train_plain(), two_tower.TwoTower()

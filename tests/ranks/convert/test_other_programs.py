@@ -100,7 +100,7 @@ def test_a_program_ends_with_the_weights_of_its_plain_twin(
     program = needed(example)
     monkeypatch.chdir(tmp_path)  # RecBole leaves a folder where it runs
     saved = tmp_path / "saved"
-    run_ranks(world_size, run, example, str(saved), function, timeout=180.0, fresh_ranks=program.fresh)
+    run_ranks(world_size, run, example, str(saved), function, fresh_ranks=program.fresh)
     with ready(program.dtype):
         module = importlib.import_module(example)
         plain = plain_twin(module, example, tmp_path, function, world_size)
