@@ -67,7 +67,7 @@ def run_forked(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = harness.SECONDS,
     grace: float = 10.0,
     stopped: Sequence[int] = (),
     group_timeout: float = 30.0,

@@ -67,7 +67,7 @@ def go_wrong(rank: int, world_size: int, odd: int, what: str) -> None:
 
 
 def run(world_size: int, odd: int, what: str) -> list[Ended]:
-    ended = run_forked(world_size, go_wrong, odd, what, timeout=30.0, stopped=() if what == "elsewhere" else (odd,))
+    ended = run_forked(world_size, go_wrong, odd, what, stopped=() if what == "elsewhere" else (odd,))
     for rank, end in enumerate(ended):
         if rank != odd:
             assert end.code == 1, f"rank {rank}: exit code {end.code}\n{end.traceback}{end.stderr}"
@@ -133,7 +133,7 @@ def return_too_early(rank: int, world_size: int, dies: bool) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_call_that_returned_and_is_not_done_counts_as_waiting(dies: bool) -> None:
-    first, other = run_forked(2, return_too_early, dies, timeout=30.0, stopped=(1,))
+    first, other = run_forked(2, return_too_early, dies, stopped=(1,))
     assert (first.code, other.code) == (1, -signal.SIGKILL), (first, other)
     assert "rank 0 has waited" in first.stderr
     assert "in stage 'on a device'" in first.stderr
