@@ -11,14 +11,15 @@ import importlib
 import os
 import pickle
 import sys
+from itertools import product
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads would not be in a fork
 
 import torch
 import torch._dynamo  # what DistributedDataParallel imports when it is made, and slow
 
-import shardembed as se
 from shardembed.comm import comm
+from tests.oracle import LEARNERS
 from tests.ranks import sharded
 from tests.ranks.cases import cross
 
@@ -29,9 +30,9 @@ for name in ("torchrec", "torchmetrics", "torch.distributed.fsdp", "torch.distri
 
 
 def train_once() -> None:
-    """Load what is loaded at the first step, compiled kernels above all."""
-    for dtype in (torch.float32, torch.float64):
-        case = cross(1, se.optim.Adagrad(lr=0.1), dtype, steps=1, chosen=lambda layout: layout in ("row_even", "column_even"))
+    """Load what is loaded at the first step: above all the compiled kernels, which ranks would else compile beside each other."""
+    for optimizer, dtype in product(LEARNERS, (torch.float32, torch.float64)):
+        case = cross(1, optimizer(lr=0.1), dtype, steps=1, chosen=lambda layout: layout == "row_even")
         sharded.train(0, 1, [pickle.dumps(case.of_rank(0))])
     comm._known.clear()
 
