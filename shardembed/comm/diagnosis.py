@@ -19,13 +19,10 @@ from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
+from shardembed.errors import SAME_CALLS, SAME_OUTPUTS
+
 REPORT_SECONDS = 3.0  # how long ranks in trouble wait for each other's reports
 STORE_SECONDS = 2.0  # how long the store may take to answer, on top of that
-SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch"
-SAME_OUTPUTS = (
-    "The losses of the ranks do not use the same outputs: let every loss use all of them (add 0 * output.sum() where one does not "
-    "matter), or look them up together (a collection, or shard(..., inputs=...))"
-)
 
 T = TypeVar("T")
 Lost = Literal["gone", "silent"]  # the store's host has ended; it does not answer
@@ -81,7 +78,15 @@ def lost_store(how: Lost) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands: a collective, and what it is about."""
+    """Where a rank stands.
+
+    Attributes:
+        operation: the kind of collective.
+        stage: what it is for.
+        about: the forward call or the collection that it belongs to, in words; empty where there is none.
+        forwards: forward calls so far; None where there can be none.
+        step: optimizer steps so far.
+    """
 
     operation: str
     stage: str
@@ -97,7 +102,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Reports:
-    """Where the other ranks say that they stand, and those that do not say it; `lost` when nobody could."""
+    """What could be heard of the other ranks.
+
+    Attributes:
+        said: where they say that they stand, by rank.
+        missing: ranks that do not say it.
+        lost: what has become of the store, where nobody could say anything.
+    """
 
     said: dict[int, str]
     missing: list[int]

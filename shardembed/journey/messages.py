@@ -1,8 +1,8 @@
 """Steps 3, 5 and 8 of the journey: what travels, packed for all slabs together.
 
-Whatever travels on the group "forward" opens with the counts message, one row of int64 to each rank: what call this is, the bytes
-of error text that follow, then, a slab: segments, keys. It is all that ranks need to know of each other; a row is as long as the
-largest collection on the group needs, so that ranks which make different calls notice instead of tripping over each other's sizes.
+Whatever travels on the group "forward" opens with the counts message (`wire.header`): which call this is, the bytes of error text
+that follow, then, a slab: segments, keys. It is all that ranks need to know of each other; a row is as long as the largest
+collection on the group needs, so that ranks which make different calls notice instead of tripping over each other's sizes.
 """
 
 from __future__ import annotations
@@ -10,42 +10,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import torch
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.diagnosis import SAME_CALLS, SAME_OUTPUTS
-from shardembed.errors import DisagreementError, precedence, rebuild, travels
-from shardembed.journey.freezing import described
+from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.wire import narrow
-from shardembed.wire.layout import HEADER, Part, message_bytes, pack, unpack
-
-
-class Mode(IntEnum):
-    """What a conversation is about."""
-
-    EVALUATION = 0
-    TRAINING = 1
-    ROWS = 2
-    TOPK = 3
-
-
-CALLS = {
-    Mode.EVALUATION: "a forward in evaluation mode (no_grad)",
-    Mode.TRAINING: "a forward in training mode",
-    Mode.ROWS: "rows()",
-    Mode.TOPK: "topk()",
-}
+from shardembed.wire.header import COUNTS_OF_SLAB, Header, Mode, compare, counts_of, numbers, refused
+from shardembed.wire.layout import Part, message_bytes, pack, unpack
 
 
 @dataclass(frozen=True)
 class Call:
-    """What must be the same on all ranks that take part. steps, waiting: optimizer steps of the collection, and whether gradients
-    wait for the next. table, k: of topk. frozen: which tables are (`Frozen.fingerprint`).
+    """What a collection says of a call to the other ranks; all of it goes into the header of the counts message.
+
+    Attributes:
+        mode: what the call is about.
+        steps: optimizer steps of the collection.
+        waiting: whether gradients wait for the next step.
+        table: number of the table, of topk.
+        k: rows wanted, of topk.
+        frozen: which tables are frozen (`Frozen.fingerprint`).
     """
 
     mode: Mode
@@ -58,12 +46,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Sender:
-    """Who makes a call: the collection's number on its group, and its slabs."""
+    """Who makes a call.
+
+    Attributes:
+        number: the collection's number on its process group.
+        slabs: of the collection.
+        wire_dtypes: of the vectors, a slab each.
+        local: nothing is cut, so only the counts message has to travel.
+    """
 
     number: int
     slabs: tuple[SlabSpec, ...]
     wire_dtypes: tuple[torch.dtype, ...]
-    local: bool  # nothing is cut: only the flags have to travel
+    local: bool
 
 
 def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm, device: torch.device) -> Request:
@@ -76,9 +71,12 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
     mine = [[slab.segments, slab.keys] for slab in route.slabs]
     rows = [[counts[rank] for slab in mine for counts in slab] for rank in range(comm.world_size)]
     table = open_call(call, rows, problem, sender, comm, device)
-    theirs = [([row[i] for row in table], [row[i + 1] for row in table]) for i in range(0, 2 * len(sender.slabs), 2)]
+    theirs = [
+        ([row[i] for row in table], [row[i + 1] for row in table])
+        for i in range(0, COUNTS_OF_SLAB * len(sender.slabs), COUNTS_OF_SLAB)
+    ]
     sent, received = _key_parts([(slab.segments, slab.keys) for slab in route.slabs], theirs, sender)
-    tensors: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []  # in the order of `_key_parts`
     for slab, spec in zip(route.slabs, sender.slabs, strict=True):
         tensors += [slab.keys_E, _lengths_to_send(slab.lengths_S, slab.segments, slab.keys)]
         if spec.policy.scale_grad_by_freq:
@@ -94,16 +92,17 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
         )
         for slab, spec, (segments, keys) in zip(route.slabs, sender.slabs, theirs, strict=True)
     )
-    return Request(slabs, comm.forwards)
+    return Request(slabs, comm.history.forwards)
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
     sent = _vector_parts([slab.asked for slab in request], sender)
     received = _vector_parts([slab.sent for slab in request], sender)
-    # Nothing on the group "forward" said that these vectors come: they go where sizes follow from the forward call.
-    lane = request.call if request.ahead else None
-    arrived = _exchange("forward: send back", _narrow(answers, sender), sent, received, sender, comm, lane)
+    # Of ids that were sent ahead, nothing on the group "forward" said that these vectors come now: they go where sizes follow from
+    # the forward call.
+    of_call = request.call if request.ahead else None
+    arrived = _exchange("forward: send back", _narrow(answers, sender), sent, received, sender, comm, of_call)
     return _widened(arrived, sender)
 
 
@@ -119,7 +118,7 @@ def send_fixed(quanta: Sequence[torch.Tensor], request: Request, sender: Sender,
 
 
 def _send_mirrored(grads: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
-    nothing = [0] * comm.world_size
+    nothing = [0] * comm.world_size  # what was made frozen is agreed on when the collection is built
     frozen = [spec.policy.frozen for spec in sender.slabs]
     sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], sender)
     received = _vector_parts([nothing if still else slab.asked for slab, still in zip(request, frozen, strict=True)], sender)
@@ -134,83 +133,63 @@ def _exchange(
     received: list[Part],
     sender: Sender,
     comm: Comm,
-    lane_of: int | None = None,
+    of_call: int | None = None,
 ) -> list[torch.Tensor]:
+    """All-to-all of one message. of_call: the forward call that its sizes follow from, where no counts message announces it."""
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return [tensor.to(part.dtype) for tensor, part in zip(tensors, sent, strict=True)]
     buffer = pack(tensors, sent, comm.world_size)
     sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
-    if lane_of is None:
+    if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
-        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=lane_of)
+        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=of_call)
     return unpack(buffer, received, comm.world_size)
 
 
 def open_call(
     call: Call, counts: list[list[int]], problem: Exception | None, sender: Sender, comm: Comm, device: torch.device
 ) -> list[list[int]]:
-    """Begin a conversation on the group "forward": tell each rank its row of counts, and get one from each.
+    """Begin a call on the group "forward": tell each rank its row of counts, and get one from each.
 
     Raises:
         ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    comm.forwards += 1
+    number = comm.history.open_call()  # first of all: a call that ends in an error counts, on all ranks
     if comm.world_size == 1:
         if problem:
             raise problem
         return counts
     text = json.dumps(travels(problem)) if problem else ""
-    width = HEADER + 2 * comm.slots
-    state = [call.steps, call.waiting, call.table, call.k, call.frozen]
-    mine = [comm.forwards, call.mode, sender.number, *state, comm.history, len(text)]
-    padded = [[*map(int, mine), *row, *[0] * (width - HEADER - len(row))] for row in counts]
+    width = numbers(comm.history.slots)
+    header = header_of(call, sender.number, number, comm.history.checksum, len(text))
+    mine = [[*header, *row, *[0] * (width - len(header) - len(row))] for row in counts]
     equal = [width] * comm.world_size
-    sent = torch.tensor(padded, dtype=torch.int64, device=device).view(-1)
-    rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(comm.world_size, width).tolist()
-    _check_headers([row[:HEADER] for row in rows], comm)
-    if any(row[HEADER - 1] for row in rows):
+    sent = torch.tensor(mine, dtype=torch.int64, device=device).view(-1)
+    arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
+    rows = arrived.view(comm.world_size, width).tolist()  # host sync on a GPU: nobody can receive keys before he knows how many
+    compare(rows, comm.history.collections)
+    # Only ranks that make the same call go on to this exchange, and then all of them do.
+    if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
-    return [row[HEADER:] for row in rows]
+    return [counts_of(row) for row in rows]
 
 
-def _check_headers(headers: list[list[int]], comm: Comm) -> None:
-    # A rank that refuses its arguments has none to compare; its error is on the way.
-    compared = slice(5) if any(header[-1] for header in headers) else slice(HEADER - 1)
-    if len({(*header[compared], header[-2]) for header in headers}) == 1:
-        return
-    said = "; ".join(f"rank {rank} makes {_describe(header, headers, comm)}" for rank, header in enumerate(headers))
-    raise DisagreementError(f"ranks are not making the same call: {said}. {_advice(headers)}")
-
-
-def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
-    """The call of one rank, and of the rest what differs between ranks."""
-    number, mode, collection, steps, waiting, table, k, frozen, _, _ = header
-    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
-    text = f"{CALLS[Mode(mode)]} of collection {collection} ({comm.collections[collection - 1]})"
-    if not differs[1] and (differs[5] or differs[6]):
-        text += f", with k={k} and table number {table} of these"
-    text += f", its call {number}" if differs[0] else ""
-    if differs[3] or differs[4]:
-        text += f", after {steps} optimizer step(s), {'with' if waiting else 'without'} gradients waiting for the next"
-    if not differs[2] and differs[7]:
-        text += f", with {described(frozen)}"
-    return text
-
-
-def _advice(headers: list[list[int]]) -> str:
-    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
-    calls, modes, collections, steps, waiting, table, k, frozen, _, _ = differs
-    if frozen and not (calls or modes or collections):
-        return "Freeze and thaw tables (requires_grad_, requires_grad) on all ranks, at the same place of the program"
-    if not (calls or modes or collections) and (steps or waiting):
-        return "Every rank must take every step: Optimizer.step(), backward() and zero_grad() are for all ranks or for none"
-    if not (calls or modes or collections or steps or waiting or table or k):
-        return f"They did not make the same calls before, of backward for example. {SAME_OUTPUTS}. {SAME_CALLS}"
-    if modes and not collections:
-        return f"{SAME_CALLS}; rank 0 cannot evaluate or read rows alone"
-    return SAME_CALLS
+def header_of(call: Call, collection: int, number: int, history: int, error_bytes: int) -> Header:
+    """What this rank puts at the head of its rows: here each field gets its value."""
+    return Header(
+        collection=collection,
+        mode=int(call.mode),
+        number=number,
+        frozen=call.frozen,
+        steps=call.steps,
+        waiting=int(call.waiting),
+        table=call.table,
+        k=call.k,
+        history=history,
+        error_bytes=error_bytes,
+    )
 
 
 def _raise_together(texts: list[str], problem: Exception | None) -> None:
@@ -218,6 +197,7 @@ def _raise_together(texts: list[str], problem: Exception | None) -> None:
     least = min(precedence(name) for name, _ in told.values())
     first, *others = [rank for rank, (name, _) in told.items() if precedence(name) == least]
     also = f" (rank(s) {others} also refused their batch)" if others else ""
+    # Here it may be an error of the user's own class, which cannot travel.
     if problem is not None:
         name, text = travels(problem)
         if precedence(name) == least and rebuild(name, text).__class__ is not problem.__class__:

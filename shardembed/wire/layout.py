@@ -2,8 +2,8 @@
 
     buffer = | to rank 0: part 0, part 1, ... | to rank 1: part 0, part 1, ... | ...
 
-Each part's block starts at a multiple of 16 bytes, so that every dtype can be viewed in place. Both sides know how many items
-each block has (from the counts message), so nothing else is sent.
+What a part has for one rank is a chunk. Each starts at a multiple of 16 bytes, so that every dtype can be viewed in place. Both
+sides know how many items a chunk has (from the counts message), so nothing else is sent.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from math import prod
 import torch
 
 ALIGNMENT = 16
-# The counts message: int64 numbers before the counts (forward call, collection and the fields of a call, history, bytes of error
-# text), then two a slab.
-HEADER = 10
-COUNTS_OF_SLAB = 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a message: `counts[r]` items go to (or come from) rank r; an item has `item_shape` and travels as
-    `dtype`.
+    """One tensor of a message.
+
+    Attributes:
+        counts: items that go to (or come from) each rank.
+        dtype: as what they travel.
+        item_shape: of each.
     """
 
     counts: Sequence[int]
     dtype: torch.dtype
     item_shape: tuple[int, ...] = ()
 
-    def block_bytes(self, rank: int) -> int:
-        """Bytes of the block for one rank, padding included."""
+    def chunk_bytes(self, rank: int) -> int:
+        """Bytes of the chunk for one rank, padding included."""
         size = self.counts[rank] * prod(self.item_shape) * self.dtype.itemsize
         return -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -43,7 +43,7 @@ class Part:
 
 def message_bytes(parts: Sequence[Part], world_size: int) -> list[int]:
     """Bytes of the message for (or from) each rank."""
-    return [sum(part.block_bytes(rank) for part in parts) for rank in range(world_size)]
+    return [sum(part.chunk_bytes(rank) for part in parts) for rank in range(world_size)]
 
 
 def pack(tensors: Sequence[torch.Tensor], parts: Sequence[Part], world_size: int) -> torch.Tensor:
@@ -66,10 +66,10 @@ def unpack(buffer: torch.Tensor, parts: Sequence[Part], world_size: int) -> list
     """
     if len(parts) == 1 and _dense(parts[0], world_size):
         return [buffer.view(parts[0].dtype).view(parts[0].items, *parts[0].item_shape)]
-    blocks: list[list[torch.Tensor]] = [[] for _ in parts]
+    chunks: list[list[torch.Tensor]] = [[] for _ in parts]
     for view, (part, _, _) in zip(_views(buffer, parts, world_size), _items(parts, world_size), strict=True):
-        blocks[part].append(view)
-    return [_joined(views, part, buffer) for views, part in zip(blocks, parts, strict=True)]
+        chunks[part].append(view)
+    return [_joined(views, part, buffer) for views, part in zip(chunks, parts, strict=True)]
 
 
 def _joined(views: list[torch.Tensor], part: Part, buffer: torch.Tensor) -> torch.Tensor:
@@ -81,30 +81,30 @@ def _joined(views: list[torch.Tensor], part: Part, buffer: torch.Tensor) -> torc
 
 
 def _dense(part: Part, world_size: int) -> bool:
-    """No block but the last needs padding, and it neither."""
+    """No chunk needs padding."""
     size = prod(part.item_shape) * part.dtype.itemsize
     return all(part.counts[rank] * size % ALIGNMENT == 0 for rank in range(world_size))
 
 
 def _items(parts: Sequence[Part], world_size: int) -> list[tuple[int, int, int]]:
-    """(part, first item, items) of every block that is not empty, in the order of the buffer."""
+    """(part, first item, items) of every chunk that is not empty, in the order of the buffer."""
     starts = [0] * len(parts)
-    blocks = []
+    chunks = []
     for rank in range(world_size):
         for index, part in enumerate(parts):
             if part.counts[rank]:
-                blocks.append((index, starts[index], part.counts[rank]))
+                chunks.append((index, starts[index], part.counts[rank]))
             starts[index] += part.counts[rank]
-    return blocks
+    return chunks
 
 
 def _views(buffer: torch.Tensor, parts: Sequence[Part], world_size: int) -> list[torch.Tensor]:
-    """Every block that is not empty as a tensor `[count, *item_shape]` over the buffer's bytes, in the order of the buffer."""
+    """Every chunk that is not empty as a tensor `[count, *item_shape]` over the buffer's bytes, in the order of the buffer."""
     views, position = [], 0
     for rank in range(world_size):
         for part in parts:
             size = part.counts[rank] * prod(part.item_shape) * part.dtype.itemsize
             if part.counts[rank]:
                 views.append(buffer[position : position + size].view(part.dtype).view(part.counts[rank], *part.item_shape))
-            position += part.block_bytes(rank)
+            position += part.chunk_bytes(rank)
     return views

@@ -129,8 +129,8 @@ def test_blocks_start_where_every_dtype_can_be_viewed(sent: list[list[Part]]) ->
         for rank in range(len(sent)):
             for part in parts:
                 size = part.counts[rank] * prod(part.item_shape) * part.dtype.itemsize
-                assert size <= part.block_bytes(rank) < size + ALIGNMENT
-                assert part.block_bytes(rank) % ALIGNMENT == 0
+                assert size <= part.chunk_bytes(rank) < size + ALIGNMENT
+                assert part.chunk_bytes(rank) % ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("width", [3, 8])
