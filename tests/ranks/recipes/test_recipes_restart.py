@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.amount import exhaustive
 from tests.jobs import saved, wait_until, write_job
 from tests.ranks.recipes.test_recipes_command import TORCHRUN, TRAIN, finish, gone, rank_processes, start, started
 
@@ -21,7 +20,6 @@ STEPS = 400  # far more than are taken before somebody is killed
 SCRIPT = """
 import os, pathlib, sys, time
 import shardembed as se
-from tests.amount import exhaustive
 se.init()
 new = pathlib.Path(sys.argv[1]) / f".{se.rank()}"
 new.write_text(str(os.getpid()))
@@ -93,7 +91,8 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, 
     assert summary["losses"] == [record["loss"] for record in records[:20]]
 
 
-@pytest.mark.parametrize("script", [exhaustive(None), SCRIPT], ids=["command", "script behind a shell"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("script", [None, SCRIPT], ids=["command", "script behind a shell"])
 def test_ranks_end_with_a_torchrun_agent_that_is_killed(
     job: Path, tmp_path: Path, started: list[subprocess.Popen[str]], script: str | None
 ) -> None:
