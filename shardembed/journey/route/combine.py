@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
 from shardembed.kernels.grouping import stable_order
+from shardembed.tables.pooling import POOLINGS, PoolingKind
 
 Strips = list[list[tuple[int, torch.Tensor]]]  # by feature: strips and their vectors, [bags or ids, W]
 
@@ -45,9 +46,9 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
 
 def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: Strips) -> None:
     """Pool pieces that are read by id."""
-    ids, segments, pooling = route.ids, pieces.segments_N, pieces.pooling
+    ids, segments, kind = route.ids, pieces.segments_N, POOLINGS[pieces.pooling]
     features = [feature for feature, _ in pieces.columns]
-    if pooling is None:
+    if kind.over_ids is None:
         pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [ids.sizes[i] for i in features]
     else:
         lengths_B, counts = ids.bag_lengths(features), [ids.bags[i] for i in features]
@@ -59,11 +60,13 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: St
             padding = vectors_SW.shape[0]
             vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
             segments = torch.where(segments < 0, padding, segments)
-        if pooling == "max" or scale is not None or padding is not None:
-            options = {"per_sample_weights": scale, "padding_idx": padding}
-            pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=pooling, **options)
+        if kind.partial_sums and scale is None and padding is None:
+            pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, kind))
         else:
-            pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, pooling))
+            options = {"per_sample_weights": scale, "padding_idx": padding}
+            pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=kind.over_ids, **options)
+            if kind.divides_ids:
+                pooled = kind.divided(pooled, lengths_B if padding is None else _without(segments, padding, lengths_B))
     for (feature, strip), vectors in zip(pieces.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
         strips[feature].append((strip, vectors))
 
@@ -83,21 +86,22 @@ class _Take(torch.autograd.Function):
 
 
 class _Pool(torch.autograd.Function):
-    """`F.embedding_bag` for plain sums and means, with an adjoint that is a lookup itself: the bags of each segment, summed.
+    """`F.embedding_bag` for plain sums over a divisor, with an adjoint that is a lookup itself: the bags of each segment, summed.
     Torch's own (2.13, on the CPU) takes three times as long.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, mode: str) -> torch.Tensor:
-        ctx.segments, ctx.starts, ctx.mode, ctx.count = segments_N, starts_B, mode, vectors_SW.shape[0]
-        return F.embedding_bag(segments_N, vectors_SW, starts_B, mode=mode)
+    def forward(
+        ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, kind: PoolingKind
+    ) -> torch.Tensor:
+        ctx.segments, ctx.starts, ctx.kind, ctx.count = segments_N, starts_B, kind, vectors_SW.shape[0]
+        pooled_BW = F.embedding_bag(segments_N, vectors_SW, starts_B, mode=cast(str, kind.over_ids))
+        return kind.divided(pooled_BW, _lengths(starts_B, segments_N)) if kind.divides_ids else pooled_BW
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_BW,), segments_N = grads, ctx.segments
-        lengths_B = _lengths(ctx.starts, segments_N)
-        if ctx.mode == "mean":
-            grad_BW = grad_BW / lengths_B.clamp(min=1).unsqueeze(1)
+        segments_N, lengths_B = ctx.segments, _lengths(ctx.starts, ctx.segments)
+        grad_BW = ctx.kind.divided(grads[0], lengths_B)
         order_N, starts_S = _by_segment(segments_N, ctx.count)
         bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())[order_N]
         return F.embedding_bag(bags_N, grad_BW.contiguous(), starts_S, mode="sum"), None, None, None
@@ -127,6 +131,12 @@ def _lengths(starts_B: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
     return torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
 
 
+def _without(segments_N: torch.Tensor, padding: int, lengths_B: torch.Tensor) -> torch.Tensor:
+    """The lengths of the bags if what reads answer `padding` were left out, int64 `[B]`."""
+    bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())
+    return torch.zeros_like(lengths_B).index_add_(0, bags_N, (segments_N != padding).to(lengths_B.dtype))
+
+
 def _by_segment(segments_N: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The order that puts the entries of each segment together, `[N]`, and where each segment's begin, `[S]`."""
     counts_S = torch.bincount(segments_N, minlength=count)
@@ -134,15 +144,15 @@ def _by_segment(segments_N: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
 
 
 def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
-    """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
+    """Sum the owners' partial sums of each bag, and divide by what follows from its length."""
     sizes = [route.ids.bags[feature] for feature, _ in slab.bagged]
     sums = vectors_SW if sum(sizes) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
         sums = cast(torch.Tensor, _SumParts.apply(vectors_SW, slab.bag_segments, slab.bag_starts))
     for (feature, number), strip in zip(slab.bagged, torch.unsafe_split_with_sizes(sums, sizes), strict=True):
-        if route.features[feature].pooling == "mean":
-            lengths = route.ids.parts[feature].bag_lengths().clamp(min=1)
-            strip = strip / lengths.unsqueeze(1).to(strip.dtype)
+        kind = POOLINGS[route.features[feature].pooling]
+        if kind.divisor is not None:
+            strip = kind.divided(strip, route.ids.parts[feature].bag_lengths())
         strips[feature].append((number, strip))
 
 

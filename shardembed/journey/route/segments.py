@@ -22,7 +22,8 @@ from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.entries import segment
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.kernels.grouping import compiled, group
-from shardembed.tables.table_config import Feature, Pooling
+from shardembed.tables.pooling import Pooling
+from shardembed.tables.table_config import Feature
 
 
 @dataclass(frozen=True)
