@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import pytest
@@ -67,6 +68,18 @@ def test_two_ranks_reduce_and_are_reused() -> None:
     torch.testing.assert_close([total for _, total in second], [torch.full((2,), 3.0)] * 2)
     assert [pid for pid, _ in first] == [pid for pid, _ in second]
     assert len({os.getpid(), *(pid for pid, _ in first)}) == 3
+
+
+def loaded(rank: int, world_size: int) -> tuple[bool, int]:
+    return "tests.warm" in sys.modules, hash("a text")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "PYTHONHASHSEED" in os.environ, reason="ranks are no forks, or all hashes are alike")
+def test_ranks_are_forks_with_everything_loaded_but_one_which_hashes_otherwise() -> None:
+    (first, hashed), (second, otherwise) = run_ranks(2, loaded)
+    assert (first, second) == (True, False)
+    assert hashed != otherwise
+    assert run_ranks(2, loaded, fresh_ranks=True) == [(True, hashed)] * 2
 
 
 def test_every_call_starts_from_the_same_seed() -> None:
