@@ -19,7 +19,7 @@ import torch
 import torch._dynamo  # what DistributedDataParallel imports when it is made, and slow
 
 from shardembed.comm import comm
-from tests.oracle import LEARNERS
+from tests.oracle import EXAMPLES
 from tests.ranks import sharded
 from tests.ranks.cases import cross
 
@@ -31,8 +31,8 @@ for name in ("torchrec", "torchmetrics", "torch.distributed.fsdp", "torch.distri
 
 def train_once() -> None:
     """Load what is loaded at the first step: above all the compiled kernels, which ranks would else compile beside each other."""
-    for optimizer, dtype in product(LEARNERS, (torch.float32, torch.float64)):
-        case = cross(1, optimizer(lr=0.1), dtype, steps=1, chosen=lambda layout: layout == "row_even")
+    for optimizer, dtype in product(EXAMPLES.values(), (torch.float32, torch.float64)):
+        case = cross(1, optimizer, dtype, steps=1, chosen=lambda layout: layout == "row_even")
         sharded.train(0, 1, [pickle.dumps(case.of_rank(0))])
     comm._known.clear()
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.gradients import Gradients
 
 WORD = 63  # bits; as in `kernels.numba.ordering`
 

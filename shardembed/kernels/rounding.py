@@ -8,6 +8,7 @@ Legend: U distinct rows, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,41 @@ class Origins:
 
     def __getitem__(self, piece: slice) -> Origins:
         return Origins(self.tables_U[piece], self.rows_U[piece], self.columns_U[piece])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a block of a slab comes from: slab rows from `first` on are the rows of one table from `row` on, every `stride`-th, and
+    its columns from `column` on. `table` is a hash of it.
+    """
+
+    first: int
+    table: int
+    row: int
+    stride: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The origins of all blocks of a slab, by their first row, as kernels take them: int64 `[5, B]`."""
+
+    facts: torch.Tensor
+
+    @staticmethod
+    def of(origins: Sequence[Origin], device: torch.device) -> Blocks:
+        columns = [(b.first, b.table, b.row, b.stride, b.column) for b in sorted(origins, key=lambda origin: origin.first)]
+        return Blocks(torch.tensor(columns, dtype=torch.int64).view(-1, 5).T.contiguous().to(device))
+
+    @property
+    def count(self) -> int:
+        return self.facts.shape[1]
+
+    def of_rows(self, rows_U: torch.Tensor) -> Origins:
+        """Where these slab rows come from."""
+        block_U = torch.searchsorted(self.facts[0], rows_U, right=True) - 1
+        first, tables, starts, strides, columns = self.facts[:, block_U]
+        return Origins(tables, starts + (rows_U - first) * strides, columns)
 
 
 def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, step: int) -> torch.Tensor:

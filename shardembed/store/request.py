@@ -12,9 +12,13 @@ import torch
 class SlabRequest:
     """What a rank is asked of one slab by all ranks, in rank order.
 
-    keys_E: rows asked for. offsets: where each segment's keys begin, `[S + 1]`, or None when each has one key.
-    multiplicities_E: how often each key's id occurs in the asking rank's batch; None where the slab does not scale by frequency.
-    asked: segments by the rank that asks. sent: segments that this rank asked of each rank.
+    Attributes:
+        keys_E: rows asked for, int32 or int64 `[E]`.
+        offsets: where each segment's keys begin, int64 `[S + 1]`, or None when each has one key.
+        multiplicities_E: how often each key's id occurs in the asking rank's batch, int32 `[E]`; None where the slab does not scale
+            by frequency.
+        asked: segments by the rank that asks.
+        sent: segments that this rank asked of each rank.
     """
 
     keys_E: torch.Tensor
@@ -26,7 +30,13 @@ class SlabRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """What all ranks ask of this one, a slab each, in forward call number `call`. ahead: asked beside the main thread's calls."""
+    """What all ranks ask of this one.
+
+    Attributes:
+        slabs: what is asked of each.
+        call: the number of the forward call.
+        ahead: asked beside the main thread's calls.
+    """
 
     slabs: tuple[SlabRequest, ...]
     call: int

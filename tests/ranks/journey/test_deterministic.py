@@ -32,6 +32,7 @@ OPTIMIZERS = {
     "RowwiseAdagrad": se.optim.RowwiseAdagrad(lr=0.1),
     "Adam": se.optim.Adam(lr=0.1),
     "FTRL": se.optim.FTRL(lr=0.1),
+    "RowwiseAdam": se.optim.RowwiseAdam(lr=0.1),
 }
 POOLINGS = {f"by {name}": name for name in KINDS} | {f"weighted {name}": name for name, kind in KINDS.items() if kind.takes_weights}
 WEIGHTED = [name for name in POOLINGS if name.startswith("weighted ")]
@@ -124,6 +125,7 @@ def test_every_plan_and_world_size_ends_with_the_same_bits(where: list[tuple[int
         exhaustive(torch.float64, "RowwiseAdagrad"),
         exhaustive(torch.float32, "Adam"),
         exhaustive(torch.float32, "FTRL"),
+        exhaustive(torch.float32, "RowwiseAdam"),
     ],
 )
 def test_so_do_other_dtypes_and_means_over_ranks(dtype: torch.dtype, optimizer: str) -> None:

@@ -7,7 +7,9 @@ tiling of the table by strips and row blocks over any ranks, and not only what `
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, given
@@ -18,21 +20,21 @@ from shardembed import optim
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.pooling import POOLINGS
 from tests.amount import examples
-from tests.oracle import Batch, Case, make_bags
+from tests.oracle import EXAMPLES, Batch, Case, make_bags
 from tests.ranks import cases as crossed
 from tests.ranks.sharded import check
 
 DTYPES = (torch.float64, torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LINEAR = list(dict.fromkeys(crossed.POOLINGS[name][0] for name in crossed.LINEAR))
 HALF = (torch.bfloat16, torch.float16)
-OPTIMIZERS = st.one_of(
-    st.builds(optim.SGD, lr=st.sampled_from([0.0, 0.1, 1.0])),
-    st.builds(optim.Adagrad, lr=st.just(0.1)),
-    st.builds(optim.RowwiseAdagrad, lr=st.just(0.1)),
-    st.builds(optim.Adam, lr=st.just(0.05), betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5)])),
-    st.builds(optim.AdamW, lr=st.just(0.05), weight_decay=st.sampled_from([0.0, 0.5])),
-    st.builds(optim.FTRL, lr=st.just(0.2), beta=st.sampled_from([0.5, 1.0]), l1=st.sampled_from([0.0, 0.1]), l2=st.just(0.01)),
-)
+# Settings that are drawn; the others are those of the examples.
+DRAWN: dict[type[optim.TableOptimizer], dict[str, st.SearchStrategy[Any]]] = {
+    optim.SGD: {"lr": st.sampled_from([0.0, 0.1, 1.0])},
+    optim.Adam: {"betas": st.sampled_from([(0.9, 0.999), (0.0, 0.5)])},
+    optim.AdamW: {"betas": st.just((0.9, 0.999)), "weight_decay": st.sampled_from([0.0, 0.5])},
+    optim.FTRL: {"beta": st.sampled_from([0.5, 1.0]), "l1": st.sampled_from([0.0, 0.1])},
+}
+OPTIMIZERS = st.one_of(*(st.builds(partial(replace, one), **DRAWN.get(type(one), {})) for one in EXAMPLES.values()))
 
 
 def cuts(draw: st.DrawFn, size: int, most: int) -> list[range]:

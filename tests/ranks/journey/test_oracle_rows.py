@@ -95,7 +95,7 @@ def test_start_weights_have_their_distribution(starts: dict[str, torch.Tensor]) 
 @pytest.mark.parametrize("world_size", [exhaustive(2), 3, exhaustive(4)])
 def test_copies_stay_the_same_bits_on_all_ranks(world_size: int) -> None:
     for name in ("Adagrad", "RowwiseAdagrad", "FTRL"):
-        optimizer = getattr(optim, name)(lr=0.1)
+        optimizer = optim.NAMES[name](lr=0.1)
         case = cross(world_size, optimizer, torch.float32, seed=200, steps=3, chosen=lambda layout: layout == "replicated")
         runs = check(case)  # asserts it, where it puts copies together
         first = runs[0].after

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.kernels import grouping
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.triton.merge import merge
 from shardembed.kernels.triton.order import DIRECT
 from tests.amount import examples
