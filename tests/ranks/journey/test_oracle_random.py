@@ -12,13 +12,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import shardembed as se
 from shardembed import optim
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.pooling import POOLINGS
+from tests.amount import examples
 from tests.oracle import EXAMPLES, Batch, Case, make_bags
 from tests.ranks import cases as crossed
 from tests.ranks.sharded import check
@@ -121,35 +122,31 @@ def batch(draw: st.DrawFn, tables: list[se.TableConfig], positive: bool) -> Batc
     }
 
 
-def examples(number: int) -> settings:
-    return settings(max_examples=number, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-@examples(30)
+@examples(30, HealthCheck.data_too_large)
 @given(cases(1))
 def test_one_rank(case: Case) -> None:
     check(case)
 
 
-@examples(50)
+@examples(50, HealthCheck.data_too_large)
 @given(cases(2))
 def test_two_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(25)
+@examples(25, HealthCheck.data_too_large)
 @given(cases(3))
 def test_three_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(12)
+@examples(12, HealthCheck.data_too_large)
 @given(cases(4))
 def test_four_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(12)
+@examples(12, HealthCheck.data_too_large)
 @given(cases(3))
 def test_the_reference_kernel(case: Case) -> None:
     """What "auto" leaves to the compiled kernels elsewhere."""

@@ -74,6 +74,7 @@ def test_a_triton_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.cannot(SlabFacts(SGD(), torch.float32, 8, 10, GPU)) == "triton does not load here: libtriton.so: no such file"
 
 
+@pytest.mark.exhaustive
 def test_they_compile_for_a_gpu_and_do_what_they_say(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}

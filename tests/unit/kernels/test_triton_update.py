@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,12 +11,19 @@ from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.triton import tiles
 from shardembed.kernels.triton.order import DIRECT
 from shardembed.optim import FTRL, SGD, TableOptimizer
+from tests.amount import sampled
 from tests.unit.kernels import triton_cases
 from tests.unit.kernels.triton_cases import DTYPES, OPTIMIZERS, WIDTHS, Pair, compute_dtype, gradients
 
 exact_roots = triton_cases.exact_roots
 ROWS = 8
-KINDS = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: type(one).__name__)
+
+
+def told(value: object) -> str:
+    return type(value).__name__ if isinstance(value, TableOptimizer) else str(value)
+
+
+KINDS = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=told)
 
 
 def bags(width: int, dtype: torch.dtype) -> Gradients:
@@ -37,8 +46,7 @@ def check(pair: Pair) -> None:
         torch.testing.assert_close(fused, plain, rtol=8 * eps, atol=8 * eps, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@KINDS
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("optimizer", "dtype"), sampled(product(OPTIMIZERS, DTYPES)), ids=told)
 @pytest.mark.usefixtures("exact_roots")
 def test_updates_are_the_references(optimizer: TableOptimizer, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -48,8 +56,7 @@ def test_updates_are_the_references(optimizer: TableOptimizer, dtype: torch.dtyp
     check(pair)
 
 
-@KINDS
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("optimizer", "width"), sampled(product(OPTIMIZERS, WIDTHS)), ids=told)
 @pytest.mark.usefixtures("exact_roots")
 def test_tables_of_every_width_are_updated(optimizer: TableOptimizer, width: int) -> None:
     torch.manual_seed(width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shardembed as se
@@ -23,6 +23,7 @@ from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables.placement import Cluster, Placement
 from shardembed.tables.plan import Plan, TablePlan
 from shardembed.tables.pooling import POOLINGS
+from tests.amount import examples
 
 OPTIMIZERS = [kind() for kind in se.optim.KINDS]
 RANKS = 4
@@ -81,7 +82,7 @@ def planned(draw: st.DrawFn) -> tuple[Workload, Plan]:
     return Workload("drawn", 256, tuple(chosen)), Plan(tuple(plans), RANKS)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(planned())
 def test_a_plan_costs_what_its_options_add_up_to(drawn: tuple[Workload, Plan]) -> None:
     workload, plan = drawn
