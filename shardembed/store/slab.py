@@ -59,7 +59,7 @@ class Slab:
         kernel: what looks up, merges and updates.
         looked_up: rows read by all lookups so far.
         tables: the numbers of those that have a lane here.
-        share: what sums of gradients are multiplied with (1 / ranks, for a mean).
+        reduction_factor: what sums of gradients are multiplied with: 1 / ranks for a mean.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Slab:
         seed: int,
         device: torch.device,
         kernel: str,
-        share: float = 1.0,
+        reduction_factor: float = 1.0,
     ) -> None:
-        self.spec, self.share = spec, share
+        self.spec, self.reduction_factor = spec, reduction_factor
         self._tables, self._seed = tables, seed
         self.rank = rank
         self.tables = frozenset(lane.table for lane in spec.lanes)
@@ -214,8 +214,8 @@ class Slab:
         if self._padding.numel():
             gradients = gradients.without(self._padding)
         if not self.tables.isdisjoint(still):
-            gradients, order = gradients.only(self._learns(gradients.rows_E, still)), None
-        assert not self._merged, "what is merged has its share taken, and what comes now has not"
+            gradients, order = gradients.only(self._of_others(gradients.rows_E, still)), None
+        assert not self._merged, "what is merged has been multiplied with the reduction factor, and what comes now has not"
         self._order = None if self._waiting else order
         self._waiting.append(gradients)
 
@@ -226,7 +226,10 @@ class Slab:
         return self._waiting[0] if self._waiting else None
 
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct rows `[U]`, ascending, and the share of their summed gradients `[U, W]`; kept, so that a second call is free."""
+        """Distinct rows `[U]`, ascending, and their summed gradients times the reduction factor, `[U, W]`.
+
+        Kept, so that a second call is free.
+        """
         waiting = self.waiting()
         if waiting is None:
             return self.weights.new_empty(0, dtype=torch.int64), self.weights.new_empty(
@@ -234,7 +237,7 @@ class Slab:
             )
         if not self._merged:
             rows_U, sums_UW = self.kernel.merge(waiting, self._order)
-            self.replace(rows_U, sums_UW if self.share == 1.0 else sums_UW.mul_(self.share))
+            self.replace(rows_U, sums_UW if self.reduction_factor == 1.0 else sums_UW.mul_(self.reduction_factor))
         kept = self._waiting[0]
         return kept.rows_E, kept.grads_SW
 
@@ -261,16 +264,17 @@ class Slab:
         for part in self._waiting:
             torch.nan_to_num_(part.grads_SW, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def forget(self, still: frozenset[int]) -> None:
-        """Forget the waiting gradients of these tables."""
-        if self.tables <= still:
+    def forget(self, numbers: frozenset[int]) -> None:
+        """Forget the waiting gradients of the tables with these numbers."""
+        if self.tables <= numbers:
             self.drop()
-        elif not self.tables.isdisjoint(still):
-            self._waiting = [part.only(self._learns(part.rows_E, still)) for part in self._waiting]
+        elif not self.tables.isdisjoint(numbers):
+            self._waiting = [part.only(self._of_others(part.rows_E, numbers)) for part in self._waiting]
             self._order = None
 
-    def _learns(self, rows_E: torch.Tensor, still: frozenset[int]) -> torch.Tensor:
-        return self._of_block(rows_E, lambda lane, block: int(lane.table not in still)) > 0
+    def _of_others(self, rows_E: torch.Tensor, numbers: frozenset[int]) -> torch.Tensor:
+        """Which of these rows belong to none of these tables, bool `[E]`."""
+        return self._of_block(rows_E, lambda lane, block: int(lane.table not in numbers)) > 0
 
     def drop(self) -> None:
         """Forget the waiting gradients."""
@@ -325,5 +329,5 @@ class Slab:
         if not self.kernel.fuses:
             self.merged()
         square = None if mean_square_U is None else mean_square_U * factor**2
-        left = factor if self._merged else factor * self.share
+        left = factor if self._merged else factor * self.reduction_factor
         self.kernel.update(self._waiting[0], self._order, self._merged, lr, number, left, square)
