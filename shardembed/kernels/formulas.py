@@ -1,5 +1,7 @@
 """The truth of every optimizer's step, in plain torch; the docstrings in `optim` say the same in mathematics.
 
+A formula looks at one column at a time, since columns may be cut over ranks; of the whole row it knows `Step.mean_square` alone.
+
 Legend: U distinct rows, W width.
 """
 

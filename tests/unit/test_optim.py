@@ -143,6 +143,29 @@ def test_it_has_a_formula_that_keeps_the_state_it_declares(name: str) -> None:
 
 
 @EACH
+def test_its_formula_looks_at_one_column_alone(name: str) -> None:
+    """Columns are cut over ranks, and all that a strip knows of the others is `Step.mean_square`."""
+    settings = EXAMPLES[name]
+    numbers = torch.Generator().manual_seed(0)
+    w, g = torch.randn(2, 5, 4, generator=numbers, dtype=torch.float64)
+    step = formulas.Step(settings.lr, 1, g.square().mean(1) if settings.rowwise else None)
+
+    def stepped(columns: slice) -> dict[str, torch.Tensor]:
+        part = w[:, columns]
+        shapes = {"row": part.shape[:1], "element": part.shape}
+        state = {key: torch.zeros(shapes[shape], dtype=torch.float64) for key, shape in settings.state.items()}
+        new = formulas.FORMULAS[type(settings)](part.clone(), state, g[:, columns].clone(), settings, step)
+        return {**state, "weights": new}
+
+    whole = stepped(slice(0, 4))
+    for columns in (slice(0, 1), slice(1, 4)):
+        for key, part in stepped(columns).items():
+            wanted = whole[key] if part.dim() == 1 else whole[key][:, columns]
+            says = f"{name}: {key} of a column depend on other columns of the row; a formula knows no more of them than mean_square"
+            torch.testing.assert_close(part, wanted, rtol=1e-12, atol=1e-12, msg=says)
+
+
+@EACH
 def test_the_oracle_has_it_with_the_same_state(name: str) -> None:
     kind = optim.NAMES[name]
     assert kind in LEARNERS, f"LEARNERS of tests/oracle.py has no counterpart of {name}"
