@@ -77,7 +77,7 @@ def ask(kind: PoolingKind, packing: Packing, padding: int | None, scale: torch.T
 
 def truth(kind: PoolingKind, padding: int | None, scale: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:
     """Of the bags without padding."""
-    kept = torch.ones_like(IDS, dtype=torch.bool) if padding is None or kind.name is None else padding != IDS
+    kept = torch.ones_like(IDS, dtype=torch.bool) if padding is None or kind.name is None else IDS.ne(padding)
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
     return oracle.lookup(weights, kind.name, IDS[kept], ends[OFFSETS], None if scale is None else scale[kept])
 
@@ -112,14 +112,24 @@ def test_it_is_what_the_oracle_answers_with_one_adjoint(
     torch.testing.assert_close(sums_SW, grads_SW, rtol=0, atol=1e-14, msg=lambda text: f"deterministic mode: {text}")
 
 
-def test_types_and_registries_name_the_same() -> None:
-    assert named(Pooling) == set(POOLINGS), "Pooling, the type, and POOLINGS"
-    assert set(oracle.POOLED) == set(POOLINGS), "tests.oracle.POOLED"
-    assert set(parity.PLAIN) == set(POOLINGS), "shardembed.doctor.parity.PLAIN"
-    assert set(cost_model.BY_ID) == named(OverIds), "shardembed.planner.cost_model.BY_ID"
-    assert {kind.over_ids for kind in POOLINGS.values()} <= named(OverIds)
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("tables.pooling.Pooling, the type", named(Pooling)),
+        ("tests.oracle.POOLED", set(oracle.POOLED)),
+        ("doctor.parity.PLAIN", set(parity.PLAIN)),
+    ],
+)
+def test_whoever_names_poolings_names_all(place: str, found: set[str | None]) -> None:
+    assert found == set(POOLINGS), f"{place}: lacks {set(POOLINGS) - found}, has too many {found - set(POOLINGS)}"
+
+
+def test_what_is_done_over_ids_is_priced_and_has_an_adjoint_in_deterministic_mode() -> None:
+    assert set(cost_model.BY_ID) == named(OverIds), "planner.cost_model.BY_ID, and the type OverIds"
+    unknown = {kind.over_ids for kind in POOLINGS.values()} - named(OverIds)
+    assert not unknown, f"no mode of F.embedding_bag, which `over_ids` must be: {unknown}"
     chosen = {name for name, kind in POOLINGS.items() if kind.over_ids is not None and not kind.partial_sums}
-    assert set(deterministic.CHOSEN) == chosen, "shardembed.journey.deterministic.CHOSEN"
+    assert set(deterministic.CHOSEN) == chosen, "journey.deterministic.CHOSEN: adjoints of poolings that choose among ids"
 
 
 def test_what_deterministic_mode_has_no_adjoint_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +140,7 @@ def test_what_deterministic_mode_has_no_adjoint_for_is_refused(monkeypatch: pyte
 
 def test_a_pooling_that_torch_has_not_needs_a_collection() -> None:
     others = set(POOLINGS) - {*get_args(Mode), None}
-    assert others == {"sqrtn"}
+    assert others, "nothing is tried: every pooling is a mode of nn.EmbeddingBag"
     for name in others:
         with pytest.raises(ConfigError, match=f"mode must be 'sum', 'mean' or 'max', not {name!r}"):
             se.EmbeddingBag(5, 3, mode=name)  # type: ignore[arg-type]
