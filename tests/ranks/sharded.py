@@ -177,8 +177,9 @@ def exact(case: Case, dtype: torch.dtype) -> bool:
 def close(found: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None, what: str) -> None:
     """`found` is within `bound` of `expected`; without one, within 1e-10."""
     assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    found, expected = found.detach().to(torch.float64), expected.detach().to(torch.float64)
     bound = 1e-10 + 1e-10 * expected.abs() if bound is None else bound + 1e-30
-    error = (found.to(torch.float64) - expected).abs()
+    error = (found - expected).abs()
     wrong = ~(error <= bound)  # so that nan is wrong
     if wrong.any():
         at = tuple(int(i) for i in wrong.nonzero()[0])
