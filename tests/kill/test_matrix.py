@@ -19,7 +19,7 @@ from shardembed.checkpoint.format.verify import verify
 from tests.kill.nursery import Ended, run_forked, values
 from tests.kill.points import CASES, Case
 from tests.kill.table import add_row
-from tests.kill.trainer import BATCHES, KEEP, Finished, Mode, Run, train, whole
+from tests.kill.trainer import BATCHES, KEEP, Finished, Mode, Run, state_of_all, train
 from tests.kill.trap import Point
 
 STEPS = re.compile(r"\.lock|step-\d{10}(-r\d+)?(\.\d+)?")
@@ -34,7 +34,7 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def reference(ranks: int, exact: bool) -> dict[str, Any]:
         if (ranks, exact) not in known:
             run = Run(tmp_path_factory.mktemp("reference"), exact=exact)
-            known[ranks, exact] = whole(values(run_forked(ranks, train, run, None)), random=not exact)
+            known[ranks, exact] = state_of_all(values(run_forked(ranks, train, run, None)), random=not exact)
         return known[ranks, exact]
 
     return reference
@@ -56,7 +56,7 @@ def test_a_killed_run_ends_with_the_same_bits(case: Case, tmp_path: Path, never_
     ended: list[Finished] = values(run_forked(case.ends_on, train, run, None))
     assert ended[0].resumed in case.resumes, f"resumed from {ended[0].resumed}"
     assert all(one.trained == list(range(ended[0].resumed, BATCHES)) for one in ended), "a batch was skipped or trained twice"
-    assert_same(whole(ended, random=not case.exact), never_killed(1 if case.exact else case.ends_on, case.exact))
+    assert_same(state_of_all(ended, random=not case.exact), never_killed(1 if case.exact else case.ends_on, case.exact))
     left = sorted(path.name for path in tmp_path.iterdir())
     if ended[0].resumed < BATCHES:  # it has saved
         assert all(STEPS.fullmatch(name) for name in left), f"leftovers: {left}"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import shardembed as se
 from shardembed.checkpoint.save import finish_pending
 from shardembed.comm import diagnosis
+from tests.held import Piece, pieces, whole
 from tests.kill.trap import Point, Trap
 
 SAMPLES, IDS, WIDTH = 12, 3, 8  # of a global batch; ids a bag
@@ -43,11 +43,11 @@ class Run:
 
 @dataclass
 class Finished:
-    """What a rank ends with. arrays: (name, rows, columns) -> values, of what lies here. events: see `Trap`."""
+    """What a rank ends with. tables: what lies here of them and their state. small: the rest, by name. events: see `Trap`."""
 
     resumed: int | None
     trained: list[int]
-    arrays: dict[tuple[str, range, range], np.ndarray[Any, Any]]
+    tables: list[Piece]
     small: dict[str, Any]
     events: list[tuple[int, int, str]] = field(default_factory=list)
 
@@ -160,15 +160,8 @@ def save(run: Run, model: Net, optimizer: se.Optimizer, scheduler: Any, batches:
         se.save_checkpoint(run.folder, model, **keywords, incremental=run.mode == "incremental")
 
 
-def state_of(model: Net, optimizer: se.Optimizer, scheduler: Any) -> tuple[dict[tuple[str, range, range], Any], dict[str, Any]]:
+def state_of(model: Net, optimizer: se.Optimizer, scheduler: Any) -> tuple[list[Piece], dict[str, Any]]:
     """Everything that training goes on from."""
-    arrays = {}
-    for local in model.tables.local_shards():
-        rows, columns = local.shard.rows, local.shard.columns
-        arrays[local.table, rows, columns] = local.weights.clone().numpy()
-        for name, state in local.state.items():
-            wide = columns if state.dim() == 2 else range(1)
-            arrays[f"{local.table}.{name}", rows, wide] = state.reshape(len(rows), -1).clone().numpy()
     assert optimizer.dense is not None
     small: dict[str, Any] = {name: value.detach().numpy().tobytes() for name, value in model.head.named_parameters()}
     for number, state in enumerate(optimizer.dense.state.values()):
@@ -177,21 +170,13 @@ def state_of(model: Net, optimizer: se.Optimizer, scheduler: Any) -> tuple[dict[
     small["rates"] = [group["lr"] for group in optimizer.param_groups]
     small["steps"] = model.tables.journey.steps
     small["random"] = torch.get_rng_state().numpy().tobytes()
-    return arrays, small
+    return pieces(model.tables), small
 
 
-def whole(ended: list[Finished], random: bool) -> dict[str, Any]:
+def state_of_all(ended: list[Finished], random: bool) -> dict[str, Any]:
     """The state of all ranks together, the same for every number of ranks and plan; `random`: with each rank's random state."""
-    tables: dict[str, np.ndarray[Any, Any]] = {}
-    for finished in ended:
-        for (name, rows, columns), values in finished.arrays.items():
-            shape = TABLES[name.partition(".")[0]], WIDTH if columns != range(1) else 1
-            table = tables.setdefault(name, np.full(shape, np.nan, values.dtype))
-            there = table[rows.start : rows.stop : rows.step, columns.start : columns.stop]
-            fresh = np.isnan(there)
-            assert (fresh | (there == values)).all(), f"copies of {name} differ"
-            there[:] = values
-    found: dict[str, Any] = {name: table.tobytes() for name, table in tables.items()}
+    tables = whole(finished.tables for finished in ended)
+    found: dict[str, Any] = {name: table.numpy().tobytes() for name, table in tables.items()}
     for rank, finished in enumerate(ended):
         small = dict(finished.small)
         mine = small.pop("random")

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import shardembed as se
-from shardembed.optim import NoOptimizer, TableOptimizer
+from shardembed.optim import TableOptimizer
 from tests.harness import run_ranks
-from tests.oracle import LEARNERS, Case, Ftrl
-from tests.ranks.sharded import Piece, close, pieces, whole, written
+from tests.held import Piece, pieces, whole
+from tests.oracle import LEARNERS, Ftrl
+from tests.ranks.sharded import close, written
 
 NAME = "table"
 TORCH_OPTIMIZERS: dict[str, Any] = {
@@ -127,11 +128,6 @@ class Drawn:
     def plan(self) -> se.Plan:
         return se.Plan((self.layout,), self.world_size)
 
-    def as_case(self) -> Case:
-        """What `sharded.whole` reads of a case."""
-        ours = NoOptimizer() if isinstance(self.optimizer, str) or self.freeze else self.optimizer
-        return Case((se.TableConfig(NAME, self.table.rows, self.table.columns),), {NAME: ours}, {}, [[[{}] * self.world_size]])
-
 
 @dataclass
 class Seen:
@@ -167,7 +163,7 @@ def run(rank: int, world_size: int, several: list[Drawn]) -> list[Seen]:
 
 def _run(rank: int, drawn: Drawn) -> Seen:
     module = build(drawn)
-    seen = Seen(pieces_of(module))
+    seen = Seen(pieces(module))
     optimizer: torch.optim.Optimizer | None = None
     if isinstance(drawn.optimizer, str):
         optimizer = TORCH_OPTIMIZERS[drawn.optimizer](module.parameters())
@@ -188,7 +184,7 @@ def _run(rank: int, drawn: Drawn) -> Seen:
             optimizer.step()
             optimizer.zero_grad()
         seen.looks.append(look(module, micro_batches[0][rank]))
-    seen.after = pieces_of(module)
+    seen.after = pieces(module)
     return seen
 
 
@@ -199,10 +195,6 @@ def look(module: nn.Module, given: Given) -> torch.Tensor:
         output = module(*given.arguments)
     module.train()
     return output
-
-
-def pieces_of(module: Any) -> list[Piece]:
-    return pieces(module)
 
 
 def loss_of(output: torch.Tensor, given: Given) -> torch.Tensor:
@@ -326,13 +318,13 @@ def check(several: list[Drawn], runs: list[list[Seen]]) -> None:
     """`runs`: by rank, what came of each module."""
     for number, drawn in enumerate(several):
         seen = [mine[number] for mine in runs]
-        before, _ = whole(drawn.as_case(), [one.before for one in seen])
+        start = whole(one.before for one in seen)[NAME]
         if drawn.start is not None:
-            assert torch.equal(before[NAME], drawn.start), "given rows are the first rows"
+            assert torch.equal(start, drawn.start), "given rows are the first rows"
         if drawn.table.dtype == torch.float64:
-            _check_numbers(drawn, before[NAME], seen)
+            _check_numbers(drawn, start, seen)
         else:
-            _check_bits(drawn, before[NAME], seen)
+            _check_bits(drawn, start, seen)
 
 
 def _check_numbers(drawn: Drawn, start: torch.Tensor, seen: list[Seen]) -> None:
@@ -350,11 +342,11 @@ def _check_numbers(drawn: Drawn, start: torch.Tensor, seen: list[Seen]) -> None:
         looks, _ = plain.forward(micro_batches[0])
         for rank, one in enumerate(seen):
             close(one.looks[number], looks[rank].detach(), None, f"evaluation of rank {rank} after step {number}")
-    weights, state = whole(drawn.as_case(), [one.after for one in seen])
-    close(weights[NAME], plain.weight.detach(), None, "weights")
+    held = whole(one.after for one in seen)
+    close(held[NAME], plain.weight.detach(), None, "weights")
     if plain.optimizer is None and not drawn.freeze:
         for key, values in plain.learner.state().items():
-            found = state[NAME][key]
+            found = held[f"{NAME}.{key}"]
             if key == "z":  # where nothing was learned, ours has not been set yet
                 values = torch.where(plain.learner.state()["n"] == 0, found, values)
             close(found, values, None, f"state {key!r}")

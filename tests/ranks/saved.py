@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.errors import CheckpointError
+from tests.held import Piece, copied, pieces, whole
 
 ROWS, COLUMNS, BATCH = 37, 6, 24  # of the largest table; samples of all ranks together
 LAYOUTS = ("row", "strided", "column", "grid", "copied", "whole", "uneven")
@@ -124,54 +125,21 @@ def batch_of(model: Model, step: int, rank: int, world_size: int) -> dict[str, A
     return batch
 
 
-def contents(job: Trained) -> dict[str, list[tuple[range, range, np.ndarray]]]:
-    """All tensors that lie here, in pieces, by their key: (rows, columns, values)."""
-    found: dict[str, list[tuple[range, range, np.ndarray]]] = {}
-    for local in job.model.tables.local_shards():
-        shard = local.shard
-        key = f"tables.{local.table}.weight"
-        found.setdefault(key, []).append((shard.rows, shard.columns, local.weights.clone().numpy()))
-        for name, state in local.state.items():
-            columns, values = (shard.columns, state) if state.dim() == 2 else (range(1), state.unsqueeze(1))
-            found.setdefault(f"{key}.{name}", []).append((shard.rows, columns, values.clone().numpy()))
+def contents(job: Trained) -> list[Piece]:
+    """All that lies here: tables and dense parameters with their optimizer state, and the buffer."""
+    found = [*pieces(job.model.tables), copied("seen", job.model.seen)]
     for name, parameter in job.model.head.named_parameters():
-        found[f"head.{name}"] = [_whole(parameter.detach())]
-        for state, value in job.optimizer.state[parameter].items():
-            found[f"head.{name}.{state}"] = [_whole(torch.as_tensor(value))]
-    found["seen"] = [_whole(job.model.seen)]
+        found.append(copied(f"head.{name}", parameter))
+        found += [copied(f"head.{name}.{key}", torch.as_tensor(value)) for key, value in job.optimizer.state[parameter].items()]
     return found
 
 
-def _whole(tensor: torch.Tensor) -> tuple[range, range, np.ndarray]:
-    values = tensor.clone().numpy().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
-    return range(values.shape[0]), range(values.shape[1]), values
-
-
-def assembled(of_ranks: list[dict[str, list[tuple[range, range, np.ndarray]]]]) -> dict[str, np.ndarray]:
-    """Whole tensors, from what all ranks hold. Copies must be equal."""
-    whole: dict[str, np.ndarray] = {}
-    for key in sorted({key for held in of_ranks for key in held}):
-        pieces = [piece for held in of_ranks for piece in held.get(key, [])]
-        shape = max(rows[-1] for rows, _, _ in pieces if rows) + 1, max(columns.stop for _, columns, _ in pieces)
-        values = np.zeros(shape, pieces[0][2].dtype)
-        known = np.zeros(shape, bool)
-        for rows, columns, piece in pieces:
-            place = np.ix_(np.array(rows), np.array(columns))
-            assert not known[place].any() or np.array_equal(values[place], piece), f"copies of {key} differ"
-            values[place], known[place] = piece, True
-        assert known.all(), f"{key} is not whole"
-        whole[key] = values
-    return whole
-
-
-Held = dict[str, list[tuple[range, range, np.ndarray]]]
-
-
-def equal(found: list[Held], expected: list[Held]) -> None:
-    one, other = assembled(found), assembled(expected)
+def equal(found: list[list[Piece]], expected: list[list[Piece]]) -> None:
+    """What ranks hold makes the same tensors, whatever the ranks."""
+    one, other = whole(found), whole(expected)
     assert one.keys() == other.keys()
     for key in one:
-        assert np.array_equal(one[key], other[key]), key
+        assert torch.equal(one[key], other[key]), key
 
 
 def raised(work: Callable[[], Any]) -> str:
@@ -182,13 +150,13 @@ def raised(work: Callable[[], Any]) -> str:
     raise AssertionError("no CheckpointError")
 
 
-def loaded(world_size: int, folder: str, **more: Any) -> tuple[Any, Held]:
+def loaded(world_size: int, folder: str, **more: Any) -> tuple[Any, list[Piece]]:
     job = built(world_size, "Adam", turn=2)
     restored = job.load(folder, **more)
     return restored, contents(job)
 
 
-def load_alone(folder: Path, **more: Any) -> tuple[Any, list[Held]]:
+def load_alone(folder: Path, **more: Any) -> tuple[Any, list[list[Piece]]]:
     restored, held = loaded(1, str(folder), **more)
     return restored, [held]
 

@@ -25,19 +25,9 @@ import numpy as np
 import torch
 
 import shardembed as se
-from shardembed.tables.layout import Shard
 from tests.harness import run_ranks
+from tests.held import Piece, pieces, whole
 from tests.oracle import Case, Truth, loss_of, truth
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A cut-out of a table as a rank holds it."""
-
-    table: str
-    shard: Shard
-    weights: torch.Tensor
-    state: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,14 +73,6 @@ def build(rank: int, world_size: int, case: Case) -> se.EmbeddingCollection:
             del os.environ["LOCAL_WORLD_SIZE"]
         else:
             os.environ["LOCAL_WORLD_SIZE"] = before
-
-
-def pieces(emb: se.EmbeddingCollection) -> list[Piece]:
-    """Copies of all this rank holds."""
-    return [
-        Piece(local.table, local.shard, local.weights.clone(), {name: tensor.clone() for name, tensor in local.state.items()})
-        for local in emb.local_shards()
-    ]
 
 
 def train(rank: int, world_size: int, cases: list[bytes]) -> RankRun:
@@ -140,35 +122,6 @@ def waiting(emb: se.EmbeddingCollection, rank: int) -> list[Owned]:
     return found
 
 
-def whole(case: Case, runs: list[list[Piece]]) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
-    """Weights and state of whole tables. Every element must be held, and what several hold must be the same bits."""
-    weights: dict[str, torch.Tensor] = {}
-    state: dict[str, dict[str, torch.Tensor]] = {}
-    for table in case.tables:
-        mine = [piece for run in runs for piece in run if piece.table == table.name]
-        shape = (table.num_embeddings, table.embedding_dim)
-        weights[table.name] = _assemble([(piece.shard, piece.weights) for piece in mine], shape, table.name)
-        state[table.name] = {
-            name: _assemble([(piece.shard, piece.state[name]) for piece in mine], shape, f"{name} of {table.name}")
-            for name in case.optimizers[table.name].state
-        }
-    return weights, state
-
-
-def _assemble(parts: list[tuple[Shard, torch.Tensor]], shape: tuple[int, int], what: str) -> torch.Tensor:
-    held = parts[0][1]
-    result = held.new_zeros(shape if held.dim() == 2 else shape[:1])
-    seen = torch.zeros(result.shape, dtype=torch.bool)
-    for shard, values in parts:
-        rows = slice(shard.rows.start, shard.rows.stop, shard.rows.step)
-        where = (rows, slice(shard.columns.start, shard.columns.stop)) if values.dim() == 2 else (rows,)
-        known = seen[where]
-        assert torch.equal(result[where][known], values[known]), f"{what}: two holders of one element differ"
-        result[where], seen[where] = values, True
-    assert seen.all(), f"{what}: some elements are held by nobody"
-    return result
-
-
 def owned_gradients(case: Case, runs: list[RankRun]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Waiting gradients and touched elements of whole tables, summed over the ranks (copies have not been reduced yet)."""
     sums: dict[str, torch.Tensor] = {}
@@ -193,7 +146,7 @@ def train_all(case: Case) -> list[RankRun]:
 def check(case: Case) -> list[RankRun]:
     """Run a case on the ranks and on whole tables, and compare all there is."""
     runs = train_all(case)
-    start, _ = whole(case, [run.before for run in runs])
+    start = whole(run.before for run in runs)
     expected = truth(case, start)
     check_outputs(case, runs, expected)
     if case.update == "step":
@@ -224,8 +177,9 @@ def exact(case: Case, dtype: torch.dtype) -> bool:
 def close(found: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None, what: str) -> None:
     """`found` is within `bound` of `expected`; without one, within 1e-10."""
     assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    found, expected = found.detach().to(torch.float64), expected.detach().to(torch.float64)
     bound = 1e-10 + 1e-10 * expected.abs() if bound is None else bound + 1e-30
-    error = (found.to(torch.float64) - expected).abs()
+    error = (found - expected).abs()
     wrong = ~(error <= bound)  # so that nan is wrong
     if wrong.any():
         at = tuple(int(i) for i in wrong.nonzero()[0])
@@ -281,21 +235,21 @@ def relative(case: Case, dtype: torch.dtype, contributions: int) -> float:
 
 def check_weights(case: Case, runs: list[RankRun], expected: Truth, start: dict[str, torch.Tensor]) -> None:
     """Weights and optimizer state after the last step; rows that no batch named keep their very bits."""
-    weights, state = whole(case, [run.after for run in runs])
+    found = whole(run.after for run in runs)
     steps = len(expected.steps)
     for table in case.tables:
         name = table.name
         untouched = ~expected.ever_touched[name]
-        assert torch.equal(weights[name][untouched], start[name][untouched]), f"untouched rows of {name} moved"
+        assert torch.equal(found[name][untouched], start[name][untouched]), f"untouched rows of {name} moved"
         bound, most = None, max(step.contributions[name] for step in expected.steps)
         loose = relative(case, table.dtype, most)
         if not exact(case, table.dtype):
             bound = (4 * loose + steps * unit(table.dtype)) * expected.path[name]
-        close(weights[name], expected.weights[name], bound, f"weights of {name}")
+        close(found[name], expected.weights[name], bound, f"weights of {name}")
         for key, values in expected.state[name].items():
-            here, there = state[name][key][~untouched], values[~untouched]
+            state = found[f"{name}.{key}"]
             if not exact(case, table.dtype):
                 # z of FTRL is fed back the rounded weights, and its steps can cancel: its magnitude is the path it went.
                 bound = (4 * loose + steps * unit(table.dtype)) * 2 * expected.state_path[name][key][~untouched]
-            close(here, there, bound, f"state {key!r} of {name}")
-            assert not state[name][key][untouched].any(), f"state {key!r} of {name}: untouched rows have some"
+            close(state[~untouched], values[~untouched], bound, f"state {key!r} of {name}")
+            assert not state[untouched].any(), f"state {key!r} of {name}: untouched rows have some"

@@ -14,7 +14,7 @@ import shardembed as se
 from shardembed import testing
 from shardembed.errors import ConfigError
 from tests.harness import run_ranks
-from tests.ranks.models import F64, ITEMS, USERS, Towers, batches
+from tests.ranks.beside import F64, ITEMS, USERS, Towers, batches
 
 ROOT = Path(__file__).parents[2]
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

@@ -12,7 +12,8 @@ import torch
 import shardembed as se
 from shardembed.checkpoint.format.manifest import read_manifest
 from tests.harness import run_ranks
-from tests.ranks.saved import Held, Trained, built, contents, equal, load_alone, raised, small_files, train
+from tests.held import Piece
+from tests.ranks.saved import Trained, built, contents, equal, load_alone, raised, small_files, train
 
 
 def save_increments(rank: int, world_size: int, folder: str) -> Any:
@@ -41,7 +42,7 @@ def test_increments_hold_touched_rows_and_load_like_full_ones(tmp_path: Path, ra
         equal(found, [answer[3][1] for answer in answers])
 
 
-def _load_large(rank: int, world_size: int, folder: str) -> Held:
+def _load_large(rank: int, world_size: int, folder: str) -> list[Piece]:
     job = built(world_size, "Adam", turn=5, rows=300)
     job.load(folder)
     return contents(job)
@@ -70,7 +71,7 @@ def write_behind_the_steps(rank: int, world_size: int, folder: str) -> Any:
     return names
 
 
-def contents_quietly(job: Trained) -> Held:
+def contents_quietly(job: Trained) -> list[Piece]:
     """`contents`, without telling the tables that somebody may write."""
     noted = [None if slab.touched is None else slab.touched.clone() for slab in job.model.tables.journey.slabs]
     held = contents(job)

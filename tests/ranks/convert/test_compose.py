@@ -10,20 +10,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import shardembed as se
 from shardembed.errors import CollectiveError, ConfigError, UnsupportedError
 from tests.harness import run_ranks
-from tests.ranks.models import F64, Towers, batches, differences, part, seeded, weights_of
+from tests.ranks.beside import F64, State, Towers, agree, batches, fsdp, learn, part, parts, seeded, weights_of, whole_state
 
 PLAN = {"user": se.row_wise(), "towers.item": se.column_wise()}
 STEPS = 3
-State = dict[str, torch.Tensor]
 Wrap = Callable[[nn.Module], nn.Module]
 
 
@@ -68,16 +65,6 @@ class TwoTables(Recomputed):
         return self.head(torch.cat(parts, 1))
 
 
-def as_it_is(model: nn.Module) -> nn.Module:
-    return model
-
-
-def fsdp(model: nn.Module) -> nn.Module:
-    mesh = init_device_mesh("cpu", (se.world_size(),))
-    fully_shard(model.head[0], mesh=mesh)
-    return fully_shard(model, mesh=mesh, ignored_params=se.ignored(model))
-
-
 def compiled(model: nn.Module) -> nn.Module:
     model.head.compile(backend="aot_eager")
     return DistributedDataParallel(model)
@@ -112,29 +99,6 @@ def inputs_for(model: nn.Module) -> Callable[..., dict[str, Any]]:
     return lambda user, item: {f"{prefix}user": user, f"{prefix}towers.item": item}
 
 
-def expected(build: Callable[[], nn.Module], table: str = "SGD", clip: float | None = None) -> State:
-    """The plain model's weights after training on the global batches."""
-    model = seeded(build)
-    names = [name for name, _ in model.named_parameters() if "user" in name or "item" in name]
-    tables = [parameter for name, parameter in model.named_parameters() if name in names]
-    dense = [parameter for name, parameter in model.named_parameters() if name not in names]
-    optimizers = [getattr(torch.optim, table)(tables, lr=0.3), torch.optim.SGD(dense, lr=0.1)]
-    for user, item, label in batches(STEPS):
-        model.zero_grad()
-        nn.functional.mse_loss(model(user, item), label).backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        for optimizer in optimizers:
-            optimizer.step()
-    return weights_of(model)
-
-
-def whole_state(model: nn.Module) -> State:
-    """The unsharded weights of a model that was sharded, and perhaps wrapped."""
-    se.unshard(model)
-    return {n: v.full_tensor() if isinstance(v, DTensor) else v.detach().clone() for n, v in model.state_dict().items()}
-
-
 def trained(rank: int, world_size: int, model_name: str, wrap: str, announced: bool) -> State:
     model = seeded(MODELS[model_name], seed=rank)
     se.shard(
@@ -148,11 +112,7 @@ def trained(rank: int, world_size: int, model_name: str, wrap: str, announced: b
         torch.distributed.broadcast(parameter.data, 0)
     wrapped = WRAPS[wrap](model)
     optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=0.1))
-    for batch in batches(STEPS):
-        user, item, label = part(batch, rank, world_size)
-        nn.functional.mse_loss(wrapped(user, item), label).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    learn(wrapped, [optimizer], parts(STEPS, rank, world_size))
     return whole_state(model)
 
 
@@ -172,9 +132,10 @@ def trained(rank: int, world_size: int, model_name: str, wrap: str, announced: b
     ],
 )
 def test_a_sharded_model_learns_what_the_plain_one_does(model: str, wrap: str, announced: bool) -> None:
-    truth = expected(MODELS[model])
-    for found in run_ranks(2, trained_without_warnings, model, wrap, announced):
-        assert differences(found, truth) == []
+    plain = seeded(MODELS[model])
+    rates = [{"params": [p], "lr": 0.3 if "user" in name or "item" in name else 0.1} for name, p in plain.named_parameters()]
+    learn(plain, [torch.optim.SGD(rates)], batches(STEPS))
+    agree(run_ranks(2, trained_without_warnings, model, wrap, announced), weights_of(plain))
 
 
 def trained_without_warnings(rank: int, world_size: int, *args: Any) -> State:
@@ -218,8 +179,7 @@ def test_a_loss_may_leave_out_outputs_that_are_looked_up_together(used: list[lis
         name: before[name] - 2 * sum(1 + rank for rank, numbers in enumerate(used) if number in numbers)
         for number, name in enumerate(before)
     }
-    for found in run_ranks(2, unused, used, announced):
-        assert differences(found, truth) == []
+    agree(run_ranks(2, unused, used, announced), truth)
 
 
 def impatient(rank: int, world_size: int, used: list[list[int]]) -> str:
@@ -288,11 +248,10 @@ def plain_amp() -> State:
 
 @pytest.mark.parametrize("announced", [False, True], ids=["own calls", "inputs="])
 def test_autocast_and_a_grad_scaler_change_nothing_about_tables(announced: bool) -> None:
-    truth = plain_amp()
-    for found, scales in run_ranks(2, amp, announced):
-        assert scales == [2.0**7] * STEPS, "one step overflows, on all ranks"
-        # Batches of half the size round to bfloat16 in another way.
-        assert differences(found, truth, tolerance=4e-3) == []
+    found = run_ranks(2, amp, announced)
+    assert [scales for _, scales in found] == [[2.0**7] * STEPS] * 2, "one step overflows, on all ranks"
+    # Batches of half the size round to bfloat16 in another way.
+    agree([state for state, _ in found], plain_amp(), tolerance=4e-3)
 
 
 def look(rank: int, world_size: int) -> None:
@@ -322,34 +281,33 @@ def test_evaluation_keeps_nothing() -> None:
     run_ranks(2, look)
 
 
+class Difference(nn.Module):
+    """Two models in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = seeded(Towers, 1), seeded(Towers, 2)
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.left(user, item) - self.right(user, item)
+
+
 def two_journeys(rank: int, world_size: int) -> State:
-    """Two sharded models in one, made one after the other; the parent's other tables stay plain."""
-    model = nn.Module()
-    model.left, model.right = seeded(Towers, 1), seeded(Towers, 2)
+    """The two are sharded one after the other."""
+    model = Difference()
     for side in (model.left, model.right):
         se.shard(side, optimizer=se.optim.SGD(lr=0.3), plan=PLAN, verbose=False)
     assert model.left.user.journey is not model.right.user.journey, "one journey"
-    optimizer = se.Optimizer(model)
-    for batch in batches(STEPS):
-        user, item, label = part(batch, rank, world_size)
-        nn.functional.mse_loss(model.left(user, item) - model.right(user, item), label).backward()
-        se.clip_grad_norm_(model.left.towers, 1e9)
-        optimizer.step()
+    data = parts(STEPS, rank, world_size)
+    learn(model, [se.Optimizer(model)], data, ready=lambda _: se.clip_grad_norm_(model.left.towers, 1e9))
     return whole_state(model)
 
 
 def test_two_collections_in_one_model_keep_apart() -> None:
-    model = nn.Module()
-    model.left, model.right = seeded(Towers, 1), seeded(Towers, 2)
-    tables = [side.user.weight for side in (model.left, model.right)]
-    tables += [side.towers["item"].weight for side in (model.left, model.right)]
-    optimizer = torch.optim.SGD(tables, lr=0.3)
-    for user, item, label in batches(STEPS):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model.left(user, item) - model.right(user, item), label).backward()
-        optimizer.step()
-    for found in run_ranks(2, two_journeys):
-        assert differences(found, weights_of(model)) == []
+    plain = Difference()
+    tables = [weight for side in (plain.left, plain.right) for weight in (side.user.weight, side.towers["item"].weight)]
+    learn(plain, [torch.optim.SGD(tables, lr=0.3)], batches(STEPS))
+    agree(run_ranks(2, two_journeys), weights_of(plain))
 
 
 @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.float, lambda model: model.to(torch.bfloat16)])

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 import shardembed as se
 from shardembed.store.own_parameters import ShardParameter
 from tests.harness import run_ranks
-from tests.ranks.convert.test_compose import PLAN, STEPS, State, fsdp, whole_state
-from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
+from tests.ranks.beside import State, Towers, agree, batches, error, fsdp, learn, part, parts, seeded, weights_of, whole_state
+from tests.ranks.convert.test_compose import PLAN, STEPS
 
 
 class Outer(nn.Module):
@@ -72,17 +72,15 @@ def train(model: nn.Module, wrapped: nn.Module, name: str, rank: int, world_size
     tables = [p for n, p in model.named_parameters() if not n.startswith("head") and p.requires_grad]
     dense = [p for n, p in model.named_parameters() if n.startswith("head")]
     optimizers = [getattr(torch.optim, name)(tables, **OPTIMIZERS[name]), torch.optim.SGD(dense, lr=0.1)]
-    for batch in batches(STEPS):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        user, item, label = part(batch, rank, world_size)
-        nn.functional.mse_loss(wrapped(user, item), label).backward()
+
+    def clipped(_: Any) -> None:
         if clip is not None and world_size > 1:
             se.clip_grad_norm_(model, clip)
         elif clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
-        for optimizer in optimizers:
-            optimizer.step()
+        assert all(p.grad is None or p.grad.is_sparse == (name == "SparseAdam") for p in tables), "gradients of the wrong kind"
+
+    learn(wrapped, optimizers, parts(STEPS, rank, world_size), ready=clipped)
 
 
 def trained(rank: int, world_size: int, cut: str, name: str, wrap: str, clip: float | None, frozen: bool) -> State:
@@ -93,7 +91,6 @@ def trained(rank: int, world_size: int, cut: str, name: str, wrap: str, clip: fl
     assert se.ignored(model) == set(shards), "ignored() names other parameters than the shards"
     wrapped = WRAPS[wrap](model)
     train(model, wrapped, name, rank, world_size, clip)
-    assert all(p.grad is None or p.grad.is_sparse == sparse for p in shards), "gradients of the wrong kind"
     whole = FullyShardedDataParallel.summon_full_params(wrapped) if wrap == "FSDP1" else nullcontext()
     with whole:
         return whole_state(model)
@@ -102,8 +99,7 @@ def trained(rank: int, world_size: int, cut: str, name: str, wrap: str, clip: fl
 def check(cut: str, name: str, wrap: str = "DDP", clip: float | None = None, frozen: bool = False) -> None:
     plain = build(name == "SparseAdam", frozen)
     train(plain, plain, name, 0, 1, clip)
-    for found in run_ranks(2, trained, cut, name, wrap, clip, frozen):
-        assert differences(found, weights_of(plain)) == []
+    agree(run_ranks(2, trained, cut, name, wrap, clip, frozen), weights_of(plain))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -137,9 +133,8 @@ def norm(rank: int, world_size: int, cut: str) -> float:
     for sparse in (False, True):
         model = build(sparse)
         se.shard(model, plan=CUTS[cut], verbose=False)
-        user, item, label = part(batches(1)[0], rank, world_size)
         wrapped = DistributedDataParallel(model)  # has to live until the backward
-        nn.functional.mse_loss(wrapped(user, item), label).backward()
+        error(wrapped, part(batches(1)[0], rank, world_size)).backward()
         found.append(float(se.clip_grad_norm_(model, 0.05)))
         assert found[-1] > 0.1, "nothing to clip"
         again = float(se.clip_grad_norm_(model, 1.0))
@@ -152,22 +147,12 @@ def compiled(rank: int, world_size: int) -> State:
     """The step of the optimizer compiled, as torch's tutorials have it."""
     model = se.shard(build(sparse=False), plan=CUTS["cut"], verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    step = torch.compile(optimizer.step, backend="eager")
-    wrapped = DistributedDataParallel(model)
-    for batch in batches(STEPS):
-        user, item, label = part(batch, rank, world_size)
-        nn.functional.mse_loss(wrapped(user, item), label).backward()
-        step()
-        optimizer.zero_grad()
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    learn(DistributedDataParallel(model), [optimizer], parts(STEPS, rank, world_size))
     return whole_state(model)
 
 
 def test_a_compiled_optimizer_steps_shards() -> None:
     plain = build(sparse=False)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.3)
-    for user, item, label in batches(STEPS):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(plain(user, item), label).backward()
-        optimizer.step()
-    for found in run_ranks(2, compiled):
-        assert differences(found, weights_of(plain)) == []
+    learn(plain, [torch.optim.SGD(plain.parameters(), lr=0.3)], batches(STEPS))
+    agree(run_ranks(2, compiled), weights_of(plain))

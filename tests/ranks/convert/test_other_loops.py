@@ -6,23 +6,20 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.errors import StepError
 from tests.amount import exhaustive
 from tests.harness import run_ranks
-from tests.ranks.convert.test_compose import whole_state
-from tests.ranks.models import Batch, Towers, batches, differences, part, seeded, weights_of
+from tests.ranks.beside import Towers, agree, batches, error, learn, parts, seeded, weights_of, whole_state
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -59,28 +56,23 @@ def accelerated(rank: int, world_size: int) -> dict[str, torch.Tensor]:
         model = se.shard(seeded(Towers), plan=se.row_wise(), verbose=False)
         wrapped, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=0.05))
     assert isinstance(wrapped, DistributedDataParallel), "Accelerate has wrapped nothing"
-    steps = [part(batch, rank, world_size) for batch in batches(3)]
-    trained_by(wrapped, optimizer, accelerator.backward, steps)
-    nn.functional.mse_loss(wrapped(*steps[0][:2]), steps[0][2]).backward()
+    data = parts(3, rank, world_size)
+    for batch in data:
+        accelerator.backward(error(wrapped, batch))
+        optimizer.step()
+        optimizer.zero_grad()
+    error(wrapped, data[0]).backward()
     with pytest.raises(StepError, match=r"Use se\.clip_grad_norm_"):
         accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
     return whole_state(model)
-
-
-def trained_by(model: nn.Module, optimizer: Any, backward: Callable[[torch.Tensor], None], steps: list[Batch]) -> None:
-    for user, item, label in steps:
-        backward(nn.functional.mse_loss(model(user, item), label))
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 @pytest.mark.exhaustive
 def test_accelerate_leaves_shards_alone() -> None:
     pytest.importorskip("accelerate")
     plain = seeded(Towers)
-    trained_by(plain, torch.optim.Adam(plain.parameters(), lr=0.05), torch.Tensor.backward, batches(3))
-    for found in run_ranks(2, accelerated, fresh_ranks=True):
-        assert differences(found, weights_of(plain)) == []
+    learn(plain, [torch.optim.Adam(plain.parameters(), lr=0.05)], batches(3))
+    agree(run_ranks(2, accelerated, fresh_ranks=True), weights_of(plain))
 
 
 @pytest.mark.parametrize("example", [exhaustive(name) if needed else name for name, needed in NEEDS.items()])

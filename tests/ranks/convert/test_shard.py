@@ -15,8 +15,8 @@ from torch import nn
 import shardembed as se
 from shardembed.errors import ConfigError, PickleError, PlanError, StepError, UnsupportedError
 from tests.harness import run_ranks
+from tests.ranks.beside import COLUMNS, F64, ITEMS, USERS, Towers, agree, batches, learn, seeded, weights_of
 from tests.ranks.comm.test_collectives import Counted
-from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, Towers, batches, seeded, weights_of
 
 WORLD_SIZES = (1, 2, 3)
 ROWS = {"user": se.row_wise(), "towers.item": se.column_wise()}
@@ -147,13 +147,8 @@ def train_shared(rank: int, world_size: int, announced: bool) -> dict[str, torch
 def test_tied_weights_and_modules_called_twice_learn_as_one_table(world_size: int, announced: bool) -> None:
     plain = seeded(Shared)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
-    for users, items, _ in batches(3):
-        optimizer.zero_grad()
-        plain(users, items[:, 0]).square().sum().div(12).backward()
-        optimizer.step()
-    for found in run_ranks(world_size, train_shared, announced):
-        for name, weight in weights_of(plain).items():
-            torch.testing.assert_close(found[name], weight, rtol=1e-10, atol=1e-10)
+    learn(plain, [optimizer], batches(3), loss=lambda model, batch: model(batch[0], batch[1][:, 0]).square().sum() / 12)
+    agree(run_ranks(world_size, train_shared, announced), weights_of(plain))
 
 
 FEATURES = [f"f{i}" for i in range(26)]

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 import shardembed as se
 from shardembed.errors import ConfigError, PickleError, UnsupportedError
 from tests.harness import run_ranks
+from tests.ranks.beside import COLUMNS, F64, ITEMS, USERS, Towers, seeded, weights_of
 from tests.ranks.convert.test_shard import equal
-from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, Towers, seeded, weights_of
 
 CUTS: dict[str, dict[str, se.Placement]] = {
     "rows and columns": {"user": se.row_wise(), "towers.item": se.column_wise()},

@@ -13,6 +13,7 @@ from torch.distributed import checkpoint
 import shardembed as se
 from shardembed import optim
 from tests.harness import run_ranks
+from tests.ranks.beside import agree, learn, weights_of
 from tests.ranks.keyed import (
     COLUMNS,
     ROWS,
@@ -79,15 +80,10 @@ def train(rank: int, world_size: int, optimizer: optim.TableOptimizer, plan: str
     """The weights after training and unsharding, and whether what was tied is tied again."""
     settings: dict[str, Any] = {"plan": plan_of(plan, world_size), "inputs": Batch.inputs if shared else None}
     model = se.shard(everything(torch.float64), optimizer=optimizer, verbose=False, **settings)
-    trained = se.Optimizer(model)
-    for step in range(STEPS):
-        batch = batch_of(rank, step, torch.float64)
-        loss_of(model(batch), batch).backward()
-        trained.step()
-        trained.zero_grad()
+    data = [batch_of(rank, step, torch.float64) for step in range(STEPS)]
+    learn(model, [se.Optimizer(model)], data, loss=lambda model, batch: loss_of(model(batch), batch))
     se.unshard(model)
-    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
-    return weights, model.tied.weight is model.sparse["ebc"].embedding_bags["sums"].weight
+    return weights_of(model), model.tied.weight is model.sparse["ebc"].embedding_bags["sums"].weight
 
 
 @pytest.mark.parametrize("plan", ["auto", "mixed"])
@@ -98,11 +94,9 @@ def test_training_moves_weights_as_the_unsharded_model_does(world_size: int, opt
     assert not torch.equal(
         wanted["seq.embeddings.long.weight"], everything(torch.float64).state_dict()["seq.embeddings.long.weight"]
     )
-    for weights, tied in run_ranks(world_size, train, optimizer, plan, world_size == 2):
-        assert list(weights) == list(wanted)
-        assert tied
-        for name, weight in wanted.items():
-            torch.testing.assert_close(weights[name], weight, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+    found = run_ranks(world_size, train, optimizer, plan, world_size == 2)
+    assert all(tied for _, tied in found)
+    agree([weights for weights, _ in found], wanted)
 
 
 def round_trip(rank: int, world_size: int) -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from tests.harness import run_ranks
+from tests.ranks.beside import learn
 
 torchrec = pytest.importorskip("torchrec")
 
@@ -60,21 +61,18 @@ def loss_of(model: nn.Module, name: str, step: int, rank: int, world_size: int) 
     return nn.functional.binary_cross_entropy_with_logits(output, labels)
 
 
+def losses(model: nn.Module, optimizers: list[torch.optim.Optimizer], name: str, rank: int, world_size: int) -> list[float]:
+    found = learn(model, optimizers, range(STEPS), loss=lambda model, step: loss_of(model, name, step, rank, world_size))
+    return [loss.item() for loss in found]
+
+
 def losses_before(name: str) -> list[float]:
     """Of the unsharded model: Adagrad for its tables, SGD for the rest."""
     model = build(name)
     tables = [weight for key, weight in model.named_parameters() if "embedding_bags" in key]
     dense = [weight for key, weight in model.named_parameters() if "embedding_bags" not in key]
     optimizers = [torch.optim.Adagrad(tables, lr=LR), torch.optim.SGD(dense, lr=LR)]
-    losses = []
-    for step in range(STEPS):
-        loss = loss_of(model, name, step, 0, 1)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    return losses(model, optimizers, name, 0, 1)
 
 
 def announce(dense_features: torch.Tensor, sparse_features: Any) -> dict[str, Any]:
@@ -91,14 +89,7 @@ def losses_after(rank: int, world_size: int, name: str, shared: bool) -> list[fl
     )
     optimizer = se.Optimizer(model, dense=torch.optim.SGD(model.parameters(), lr=LR))
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
-    losses = []
-    for step in range(STEPS):
-        loss = loss_of(wrapped, name, step, rank, world_size)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    return losses(wrapped, [optimizer], name, rank, world_size)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["without inputs", "with inputs"])

@@ -22,9 +22,8 @@ import shardembed as se
 from shardembed.errors import CheckpointError, ConfigError, StepError, UnsupportedError
 from shardembed.store.guarded import ShardGradient
 from tests.harness import run_ranks
-from tests.ranks.convert.test_compose import State, fsdp, whole_state
+from tests.ranks.beside import State, Towers, agree, batches, error, fsdp, part, parts, seeded, weights_of, whole_state
 from tests.ranks.convert.test_compose_own_optimizer import CUTS, WRAPS
-from tests.ranks.models import Towers, batches, differences, part, seeded, weights_of
 
 ON_ONE = {"user": se.table_wise(0), "towers.item": se.table_wise(0)}  # rank 1 has no rows at all
 
@@ -37,15 +36,13 @@ def with_gradients(plan: Any, rank: int, world_size: int) -> nn.Module:
     """A sharded model after a backward over the global batch."""
     model = sharded(plan)
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
-    user, item, label = part(batches(1)[0], rank, world_size)
-    nn.functional.mse_loss(wrapped(user, item), label).backward()
+    error(wrapped, part(batches(1)[0], rank, world_size)).backward()
     return model
 
 
 def plain_with_gradients() -> nn.Module:
     model = seeded(Towers)
-    user, item, label = batches(1)[0]
-    nn.functional.mse_loss(model(user, item), label).backward()
+    error(model, batches(1)[0]).backward()
     return model
 
 
@@ -140,8 +137,7 @@ def test_clipping_of_torchs_that_is_right_is_let_through(world_size: int, plan: 
     clip_by_torch(plain, by)
     assert not all(torch.equal(old, new.grad) for old, new in zip(unclipped, plain.parameters(), strict=True)), "nothing clipped"
     torch.optim.SGD(plain.parameters(), lr=1.0).step()
-    for found in run_ranks(world_size, clipped_by_torch, plan, by):
-        assert differences(found, weights_of(plain)) == []
+    agree(run_ranks(world_size, clipped_by_torch, plan, by), weights_of(plain))
 
 
 REFUSED: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -181,8 +177,7 @@ def factored(rank: int, world_size: int) -> State:
 def test_an_optimizer_of_whole_matrices_steps_whole_tables() -> None:
     plain = plain_with_gradients()
     torch.optim.Adafactor(plain.parameters(), lr=0.1).step()
-    for found in run_ranks(2, factored):
-        assert differences(found, weights_of(plain)) == []
+    agree(run_ranks(2, factored), weights_of(plain))
 
 
 def stands_for(rank: int, world_size: int) -> None:
@@ -209,8 +204,8 @@ def test_what_stands_for_gradients_is_not_clipped() -> None:
 def clipped_beside_fsdp(rank: int, world_size: int, optimizer: se.optim.TableOptimizer | None, norm_type: float) -> list[float]:
     """The norm, and again when all has been scaled by it."""
     model = sharded(CUTS["copies"], optimizer=optimizer)
-    user, item, label = part(batches(1)[0], rank, world_size)
-    nn.functional.mse_loss(fsdp(model)(user, item), label).backward()
+    wrapped = fsdp(model)
+    error(wrapped, part(batches(1)[0], rank, world_size)).backward()
     return [float(se.clip_grad_norm_(model, limit, norm_type)) for limit in (0.05, torch.inf)]
 
 
@@ -251,9 +246,8 @@ def scaled(model: nn.Module, wrapped: nn.Module, name: str, rank: int, world_siz
         output.register_hook(overflow)
 
     model.user.register_forward_hook(watch)
-    for batch in batches(3):
-        user, item, label = part(batch, rank, world_size)
-        scaler.scale(nn.functional.mse_loss(wrapped(user, item), label)).backward()
+    for batch in parts(3, rank, world_size):
+        scaler.scale(error(wrapped, batch)).backward()
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()
@@ -276,9 +270,9 @@ def test_a_scaler_finds_on_every_rank_what_it_finds_on_any(name: str, plan: Any)
     scales = scaled(plain, plain, name, 0, 1)
     assert scales == [64.0, 32.0, 32.0], "nothing has overflown"
     for world_size, wrap in [(1, "DDP"), (2, "DDP"), *([(2, "FSDP2")] if name == "one for all" else [])]:
-        for found, state in run_ranks(world_size, scaled_on_ranks, name, plan, wrap):
-            assert found == scales
-            assert differences(state, weights_of(plain), tolerance=1e-9) == []
+        found = run_ranks(world_size, scaled_on_ranks, name, plan, wrap)
+        assert [mine for mine, _ in found] == [scales] * world_size
+        agree([state for _, state in found], weights_of(plain), tolerance=1e-9)
 
 
 ASKS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Any]] = {

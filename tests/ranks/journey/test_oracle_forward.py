@@ -20,9 +20,10 @@ from shardembed.tables.pooling import POOLINGS as KINDS
 from shardembed.wire import narrow
 from tests.amount import exhaustive, sampled
 from tests.harness import run_ranks
+from tests.held import Piece, pieces, whole
 from tests.oracle import Batch, Case, lookup, make_bags
 from tests.ranks.cases import LINEAR, POOLINGS, ROWS, UNWEIGHTED, cross, layouts
-from tests.ranks.sharded import Piece, build, check, pieces, whole
+from tests.ranks.sharded import build, check
 
 WORLD_SIZES = (1, 2, 3, 4)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -56,7 +57,7 @@ def test_unique_packing_has_the_bits_of_torch(world_size: int, dtype: str, wire:
     """
     case = cross(world_size, optim.SGD(), DTYPES[dtype], steps=2, positive=False, seed=100, packings=("unique",))
     seen: list[Seen] = run_ranks(world_size, look, replace(case, wire_dtype=DTYPES[wire] if wire else None))
-    tables, _ = whole(case, [held for held, _, _ in seen])
+    tables = whole(held for held, _, _ in seen)
     for rank, (_, outputs, rows) in enumerate(seen):
         for name, table in tables.items():
             assert torch.equal(rows[name], table)
@@ -76,7 +77,7 @@ def test_a_narrow_wire_rounds_rows_and_nothing_else(world_size: int, wire: torch
     case = cross(world_size, optim.SGD(), torch.float32, steps=2, positive=False, seed=101, packings=("unique",))
     case = replace(case, wire_dtype=wire)
     seen: list[Seen] = run_ranks(world_size, look, case)
-    tables, _ = whole(case, [held for held, _, _ in seen])
+    tables = whole(held for held, _, _ in seen)
     for rank, (_, outputs, _) in enumerate(seen):
         for found, step in zip(outputs, case.batches, strict=True):
             for feature in case.features:

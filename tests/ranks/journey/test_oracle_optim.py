@@ -16,9 +16,10 @@ import shardembed as se
 from shardembed import optim
 from tests.amount import sampled
 from tests.harness import run_ranks
+from tests.held import whole
 from tests.oracle import Case, Ftrl, make_bags, together, truth
 from tests.ranks.cases import cross
-from tests.ranks.sharded import check, train_all, whole
+from tests.ranks.sharded import check, train_all
 
 ROWS, COLUMNS, STEPS = 31, 8, 5
 SMALL = ("row_strided", "column_uneven", "replicated")
@@ -44,7 +45,7 @@ def test_rowwise_adagrad_is_fbgemms(world_size: int, layout: str) -> None:
     placement = se.row_wise() if layout == "row_wise" else se.column_wise()
     case = small_case(world_size, optim.RowwiseAdagrad(lr=lr, eps=eps), placement)
     runs = train_all(case)
-    start, _ = whole(case, [run.before for run in runs])
+    start = whole(run.before for run in runs)
     theirs = tbe.SplitTableBatchedEmbeddingBagsCodegen(
         [(ROWS, COLUMNS, common.EmbeddingLocation.HOST, tbe.ComputeDevice.CPU)],
         optimizer=tbe.OptimType.EXACT_ROWWISE_ADAGRAD,
@@ -57,12 +58,12 @@ def test_rowwise_adagrad_is_fbgemms(world_size: int, layout: str) -> None:
         ids, offsets, _, _ = together(bags, "sum")
         slopes = torch.cat([part.slopes for part in bags]).float()
         (theirs(ids, offsets) * slopes).sum().backward()
-    weights, state = whole(case, [run.after for run in runs])
+    found = whole(run.after for run in runs)
     # Positive contributions, so every step errs by some units of float32 at most; a hundred are plenty and nothing else is as near.
     close = {"rtol": 1e-5, "atol": 1e-5 * lr}
-    torch.testing.assert_close(weights["t"], theirs.split_embedding_weights()[0].detach(), **close)
-    torch.testing.assert_close(state["t"]["sum"], theirs.split_optimizer_states()[0][0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(truth(case, start).weights["t"].float(), weights["t"], **close)
+    torch.testing.assert_close(found["t"], theirs.split_embedding_weights()[0].detach(), **close)
+    torch.testing.assert_close(found["t.sum"], theirs.split_optimizer_states()[0][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(truth(case, start).weights["t"].float(), found["t"], **close)
 
 
 @pytest.mark.parametrize(("world_size", "zero"), sampled(product([2, 3, 1], [True, False])))

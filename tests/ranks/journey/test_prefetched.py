@@ -19,7 +19,7 @@ import shardembed as se
 from shardembed.errors import UnusedBatchWarning
 from tests.amount import exhaustive
 from tests.harness import run_ranks
-from tests.ranks.models import Towers, batches, part, weights_of
+from tests.ranks.beside import Towers, batches, part, weights_of
 
 STEPS = 5
 TABLES = [

@@ -11,8 +11,9 @@ import shardembed as se
 from shardembed import optim
 from shardembed.kernels.triton.kernel import TritonKernel
 from tests.harness import run_ranks
+from tests.held import Piece, pieces
 from tests.ranks.cases import cross
-from tests.ranks.sharded import Piece, check, pieces
+from tests.ranks.sharded import check
 
 ROWS, COLUMNS = 30, 6
 LAYOUTS = ("row_strided", "grid_strided", "column_uneven", "replicated")
@@ -53,8 +54,8 @@ def test_the_tables_are_the_references_bits() -> None:
     for plain, fused in zip(run_ranks(2, train, "reference"), run_ranks(2, train, "triton"), strict=True):
         assert len(plain) == len(fused) == 9
         for one, other in zip(plain, fused, strict=True):
-            assert (one.table, one.shard) == (other.table, other.shard)
-            assert torch.equal(one.weights, other.weights), one.table
+            assert (one.name, one.where) == (other.name, other.where)
+            assert torch.equal(one.values, other.values), one.name
 
 
 def test_rows_are_sorted_in_the_forward_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:

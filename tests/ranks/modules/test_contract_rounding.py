@@ -13,8 +13,8 @@ from shardembed.tables.placement import PACKINGS, Cluster
 from shardembed.tables.plan import resolve
 from tests.amount import exhaustive
 from tests.harness import run_ranks
+from tests.held import Piece, pieces, whole
 from tests.ranks.cases import layouts
-from tests.ranks.sharded import Piece, _assemble, pieces
 
 ROWS, COLUMNS, STEPS = 23, 8, 3
 DTYPES = (torch.bfloat16, torch.float16)
@@ -52,11 +52,8 @@ def cut(world_size: int, placements: dict[str, se.Placement], rounding: Any = No
 
 def weights(runs: list[dict[str, list[Piece]]], plan: str) -> dict[str, torch.Tensor]:
     """Whole tables by name."""
-    found = {}
-    for table in tables(None):
-        parts = [(piece.shard, piece.weights) for run in runs for piece in run[plan] if piece.table == table.name]
-        found[table.name] = _assemble(parts, (ROWS, COLUMNS), f"{table.name} with {plan}")
-    return found
+    found = whole(run[plan] for run in runs)
+    return {table.name: found[table.name] for table in tables(None)}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from shardembed import optim
 from shardembed.errors import NonFiniteGradientError
 from tests.amount import exhaustive, sampled
 from tests.harness import run_ranks
-from tests.ranks.optimizing import NAMES, Pair, batch_of, held, loss_of, near, unchanged, weight_of
+from tests.ranks.optimizing import NAMES, Pair, batch_of, held, loss_of, unchanged, weight_of
+from tests.ranks.sharded import close
 
 PLACES = (*NAMES, "dense")
 SGD = dict.fromkeys(NAMES, optim.SGD(lr=0.5))
@@ -116,7 +117,7 @@ def clipped(rank: int, world_size: int, policy: str, value: float) -> None:
     opt.step()
     unchanged(before[2:], held(pair.model)[2:], f"{policy} after clipping a norm of {value}")
     for name in NAMES:
-        near(pair.rows(name), weight_of(pair.plain, name), name)
+        close(pair.rows(name), weight_of(pair.plain, name), None, name)
 
 
 @pytest.mark.parametrize("policy", ["skip", "zero"])

@@ -14,7 +14,7 @@ from torch import nn
 import shardembed as se
 from shardembed.errors import ShardEmbedError, UnsupportedError
 from tests.harness import run_ranks
-from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, batches, part, seeded
+from tests.ranks.beside import COLUMNS, F64, ITEMS, USERS, batches, part, seeded
 
 WORLD_SIZES = (1, 2)
 PLANS = {"rows": se.row_wise(), "table": se.table_wise(0), "copies": se.replicated()}

@@ -14,7 +14,7 @@ import shardembed as se
 from shardembed.errors import DisagreementError, StillLearningWarning, UnsupportedError
 from shardembed.journey.freezing import Frozen
 from tests.harness import run_ranks
-from tests.ranks.models import COLUMNS, F64, ITEMS, USERS, Towers, batches, part, seeded
+from tests.ranks.beside import COLUMNS, F64, ITEMS, USERS, Towers, batches, part, seeded
 
 WORLD_SIZES = (1, 2)
 PLANS: dict[str, Callable[[int], Any]] = {
