@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_does_the_same_with_every_kernel(optimizer
     """And nan is seen: a row that stands still for good instead would be found by nobody."""
     grads = torch.tensor([[0.5, bad, -0.5], [0.25, -0.25, 1.0]])
     makes = (ReferenceKernel, NumbaKernel) if type(optimizer) in cpu.FORMULAS else (ReferenceKernel,)
-    kernels: list[Kernel] = [make(data_of(optimizer, torch.ones(3, 3))) for make in makes]
+    kernels: list[ReferenceKernel | NumbaKernel] = [make(data_of(optimizer, torch.ones(3, 3))) for make in makes]
     for step in (1, 2):  # then with the state that it left
         for kernel in kernels:
             given = grads if step == 1 else grads.nan_to_num(0.5, 0.5, 0.5)
