@@ -95,7 +95,8 @@ def _ftrl(w: torch.Tensor, state: State, g: torch.Tensor, settings: FTRL, step: 
 
 def _lion(w: torch.Tensor, state: State, g: torch.Tensor, settings: Lion, step: Step) -> torch.Tensor:
     (beta1, beta2), m = settings.betas, state["exp_avg"]
-    direction = (m * beta1 + g * (1 - beta1)).sign()
+    mixed = m * beta1 + g * (1 - beta1)
+    direction = torch.where(mixed.isnan(), mixed, mixed.sign())  # torch's sign of nan is 0, and the row would stand still unseen
     m.mul_(beta2).add_(g * (1 - beta2))
     return w * (1 - step.lr * settings.weight_decay) - step.lr * direction
 

@@ -31,6 +31,8 @@ from tests.oracle import EXAMPLES, LEARNERS
 
 ALL = optim.KINDS
 COMPILED: dict[str, dict[type[optim.TableOptimizer], Any]] = {"numba": cpu.FORMULAS, "triton": triton_formulas.FORMULAS}
+# By kernel, the optimizers that it leaves to the reference on purpose; one that is forgotten would only be slow.
+LEFT: dict[str, set[type[optim.TableOptimizer]]] = {"numba": set(), "triton": set()}
 COUNTERPARTS = {
     optim.SGD: torch.optim.SGD,
     optim.Adagrad: torch.optim.Adagrad,
@@ -225,6 +227,15 @@ def test_a_compiled_kernel_has_it_or_refuses_it_by_name(name: str, kernel: str, 
         se.Embedding(6, 3, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
     if kernel == "numba":
         assert f"kernel reference (numba: {lacks})" in caplog.text
+
+
+@EACH
+@pytest.mark.parametrize("kernel", COMPILED)
+def test_no_compiled_kernel_forgets_it(name: str, kernel: str) -> None:
+    kind = optim.NAMES[name]
+    assert (kind in COMPILED[kernel]) != (kind in LEFT[kernel]), (
+        f"the formulas of kernel {kernel!r} and LEFT, what it lacks on purpose: {name} must be in one of them"
+    )
 
 
 def test_kernels_have_none_that_tables_cannot_have() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -158,6 +159,26 @@ def test_compiled_updates_take_the_statistic_of_whole_rows(optimizer: TableOptim
     torch.testing.assert_close(fused.data.weights, plain.data.weights)
     for name, state in fused.data.state.items():
         torch.testing.assert_close(state, plain.data.state[name])
+
+
+@ALL
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_gradient_that_is_not_finite_does_the_same_with_every_kernel(optimizer: TableOptimizer, bad: float) -> None:
+    """And nan is seen: a row that stands still for good instead would be found by nobody."""
+    grads = torch.tensor([[0.5, bad, -0.5], [0.25, -0.25, 1.0]])
+    makes = (ReferenceKernel, NumbaKernel) if type(optimizer) in cpu.FORMULAS else (ReferenceKernel,)
+    kernels: list[ReferenceKernel | NumbaKernel] = [make(data_of(optimizer, torch.ones(3, 3))) for make in makes]
+    for step in (1, 2):  # then with the state that it left
+        for kernel in kernels:
+            given = grads if step == 1 else grads.nan_to_num(0.5, 0.5, 0.5)
+            kernel.update(Gradients(torch.tensor([0, 2]), None, given.clone()), None, True, 0.1, step, 1.0, None)
+    plain, *others = (kernel.data for kernel in kernels)
+    assert plain.weights[0, 1].isnan() or not math.isnan(bad), "the weight of a gradient that was nan"
+    assert plain.weights[2].isfinite().all()
+    for compiled in others:
+        torch.testing.assert_close(compiled.weights, plain.weights, equal_nan=True)
+        for name, state in compiled.state.items():
+            torch.testing.assert_close(state, plain.state[name], equal_nan=True)
 
 
 @ALL

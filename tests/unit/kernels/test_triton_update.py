@@ -100,6 +100,18 @@ def test_gradients_are_multiplied_after_they_are_summed(optimizer: TableOptimize
     pair.check_bits()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, which Triton's interpreter computes with
+@KINDS
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.usefixtures("exact_roots")
+def test_a_gradient_that_is_not_finite_does_what_the_reference_does(optimizer: TableOptimizer, bad: float) -> None:
+    pair = Pair(optimizer, torch.ones(3, 2))
+    for number, value in enumerate((bad, 0.5), start=1):
+        pair.step(Gradients(torch.tensor([0, 2]), None, torch.tensor([[0.5, value], [0.25, -0.25]])), number)
+    for name, fused, plain in pair.compared():
+        torch.testing.assert_close(fused, plain, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.usefixtures("exact_roots")
 def test_hot_rows_are_summed_in_pieces_first() -> None:
     torch.manual_seed(0)
