@@ -218,7 +218,11 @@ class OwnParameters:
                 first = shard.shard.first_key
                 edges = torch.tensor([first, first + shard.shape[0]], device=rows_U.device)
                 start, stop = torch.searchsorted(rows_U, edges).tolist()
-                found[id(shard)] = self._gradient(shard, rows_U[start:stop] - first, grads_UW[start:stop].to(shard.dtype))
+                mine = grads_UW[start:stop].to(shard.dtype)
+                if self.sparse and mine.shape[0] < grads_UW.shape[0]:
+                    # Memory of its own: torch adds to a sparse gradient without rows in place, over what lies behind it.
+                    mine = mine.clone()
+                found[id(shard)] = self._gradient(shard, rows_U[start:stop] - first, mine)
         return found
 
     def _gradient(self, shard: ShardParameter, rows_U: torch.Tensor, grads_UW: torch.Tensor) -> torch.Tensor:

@@ -146,3 +146,20 @@ def test_a_weight_in_a_state_dict_is_detached() -> None:
     assert (weight.requires_grad, model.e.weight.requires_grad) == (True, False)
     with pytest.raises(PickleError):
         torch.save(model.e.weight, "/dev/null")
+
+
+def test_sparse_gradients_of_tables_that_lie_together_are_no_part_of_each_other() -> None:
+    """One table has no row in the first of two micro-batches: torch then adds to an empty gradient in place."""
+    tables = [se.TableConfig(name, 5, 3, dtype=torch.float64, sparse=True) for name in "ab"]
+    ours = se.EmbeddingCollection(tables, optimizer=None)
+    parameters = dict(zip("ab", ours.parameters(), strict=True))
+    plain = {name: torch.nn.Parameter(parameters[name].detach().clone()) for name in "ab"}
+    for ids in ({"a": [], "b": [3]}, {"a": [3], "b": [0, 1, 2, 4]}):
+        given = {name: torch.tensor(rows, dtype=torch.int64) for name, rows in ids.items()}
+        offsets = {name: torch.arange(len(rows) + 1) for name, rows in ids.items()}
+        out = ours({name: (given[name], offsets[name]) for name in "ab"})
+        torch.stack([(out[name] ** 3).sum() for name in "ab"]).sum().backward()
+        torch.stack([(plain[name][given[name]] ** 3).sum() for name in "ab"]).sum().backward()
+    for name in "ab":
+        assert parameters[name].grad is not None
+        torch.testing.assert_close(parameters[name].grad.to_dense(), plain[name].grad)
