@@ -1,6 +1,6 @@
 """A rank's own work a step on many ranks, without a network and without the ranks:
 
-    python -m benchmarks.own_work [--ranks 2 8 64 256 1024] [--rounds 15] [--only 26] [--json FILE] [--before FILE] [--markdown PAGE]
+    python -m benchmarks.own_work [--ranks 2 8 64 256 1024] [--rounds 15] [--only 26] [--json FILE] [--before FILE]
 
 The step is a rank's real one, over a Comm that hands back what it is given: every other rank asks of this one what this one asks
 of it. So a rank sends and gets as many ids, vectors and gradients however many ranks they are for, and what grows with the number

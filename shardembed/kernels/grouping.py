@@ -50,6 +50,7 @@ class Kernels:
     """The compiled modules."""
 
     ordering: Any
+    packing: Any
     routing: Any
     updating: Any
 
@@ -68,9 +69,9 @@ def missing() -> str | None:
 
 @cache
 def _load() -> Kernels:
-    from shardembed.kernels.numba import ordering, routing, updating
+    from shardembed.kernels.numba import ordering, packing, routing, updating
 
-    return Kernels(ordering, routing, updating)
+    return Kernels(ordering, packing, routing, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:
