@@ -15,7 +15,7 @@ from shardembed.planner import cost_demand as demands
 from shardembed.planner.traffic import Traffic
 from shardembed.planner.workload import TableLoad, Workload
 from shardembed.tables.plan import Plan, TablePlan
-from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
+from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 
 INT64 = 8
 PACKINGS = ("unique", "bag")
@@ -75,7 +75,7 @@ def our_bytes(workload: Workload, plan: Plan, samples: int, slabs: int = 1) -> S
     wire = workload.wire_dtype.itemsize if workload.wire_dtype else None
     sent = [table_bytes(load, table, samples, ranks, wire) for load, table in zip(workload.tables, plan.tables, strict=True)]
     vectors = sum(vectors for _, vectors in sent)
-    counts = INT64 * (HEADER + COUNTS_OF_SLAB * slabs) * ranks * (ranks - 1)
+    counts = (HEADER_BYTES + SLAB_COUNTS_BYTES * slabs) * ranks * (ranks - 1)
     return Sent(counts, sum(keys for keys, _ in sent), vectors, vectors)
 
 

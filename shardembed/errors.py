@@ -7,6 +7,13 @@ rebuilt on the other side from their class name and text alone.
 
 from __future__ import annotations
 
+# What several errors of ranks that went different ways advise.
+SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch"
+SAME_OUTPUTS = (
+    "The losses of the ranks do not use the same outputs: let every loss use all of them (add 0 * output.sum() where one does not "
+    "matter), or look them up together (a collection, or shard(..., inputs=...))"
+)
+
 
 class ShardEmbedError(Exception):
     """Base of all errors raised by shardembed."""

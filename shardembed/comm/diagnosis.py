@@ -19,13 +19,10 @@ from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
+from shardembed.errors import SAME_CALLS, SAME_OUTPUTS
+
 REPORT_SECONDS = 3.0  # how long ranks in trouble wait for each other's reports
 STORE_SECONDS = 2.0  # how long the store may take to answer, on top of that
-SAME_CALLS = "Every rank must make the same calls in the same order, also in evaluation and with an empty batch"
-SAME_OUTPUTS = (
-    "The losses of the ranks do not use the same outputs: let every loss use all of them (add 0 * output.sum() where one does not "
-    "matter), or look them up together (a collection, or shard(..., inputs=...))"
-)
 
 T = TypeVar("T")
 Lost = Literal["gone", "silent"]  # the store's host has ended; it does not answer

@@ -21,8 +21,9 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from shardembed.comm.diagnosis import SAME_CALLS, STORE_SECONDS, Lost, Place, UnansweredError, lost_store, own_store, within
+from shardembed.comm.diagnosis import STORE_SECONDS, Lost, Place, UnansweredError, lost_store, own_store, within
 from shardembed.config.shown import printable
+from shardembed.errors import SAME_CALLS
 
 BEAT_SECONDS = 5.0
 HEADSTART = 30.0  # seconds by which NCCL's own watchdog, which names nobody, comes later

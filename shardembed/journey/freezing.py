@@ -8,7 +8,6 @@ so the tables that are frozen travel, as one number, with every call.
 from __future__ import annotations
 
 import weakref
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,7 @@ from shardembed.errors import UnsupportedError
 from shardembed.journey.route import Route, combine
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import TableConfig
-
-MASKED = 62  # tables of a collection up to which a fingerprint has a bit for each
+from shardembed.wire.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,8 @@ class Frozen:
 
     @property
     def fingerprint(self) -> int:
-        """What ranks compare, below 2^63; 0 where the tables are as they were made."""
-        later = self.tables - self.made
-        if max(later, default=0) < MASKED:
-            return sum(1 << number for number in later)
-        return 1 << MASKED | zlib.crc32(repr(sorted(later)).encode())
+        """What ranks compare: the tables that were frozen since they were made."""
+        return fingerprint(self.tables - self.made)
 
 
 @dataclass(frozen=True)
@@ -84,14 +79,6 @@ class Beside:
                 if parameter.requires_grad:
                     return False
         return left
-
-
-def described(fingerprint: int) -> str:
-    """What a fingerprint says of the tables, by number."""
-    if fingerprint >> MASKED:
-        return "others of these frozen since they were made"
-    later = [str(number) for number in range(MASKED) if fingerprint >> number & 1]
-    return f"table number {', '.join(later)} of these frozen since they were made" if later else "none of these frozen since"
 
 
 def _settled(made: frozenset[int], tables: frozenset[int], specs: Sequence[SlabSpec]) -> Frozen:

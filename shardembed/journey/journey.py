@@ -33,7 +33,7 @@ from shardembed.journey import deterministic, tracing
 from shardembed.journey.ahead import Ahead
 from shardembed.journey.autograd import FixedOutputs, Vectors
 from shardembed.journey.freezing import Beside, Frozen, without_grad
-from shardembed.journey.messages import Call, Mode, Sender, open_call, send_back, send_grads, send_ids
+from shardembed.journey.messages import Call, Sender, open_call, send_back, send_grads, send_ids
 from shardembed.journey.route import RoutingTable, combine, empty_route, make_route
 from shardembed.journey.ticket import Pass, Ticket
 from shardembed.kernels.reference import Gradients, frequencies
@@ -50,6 +50,7 @@ from shardembed.tables.placement import Packing
 from shardembed.tables.plan import Plan, TablePlan
 from shardembed.tables.settings import AGREED, Settings, agreed_lines, names_of
 from shardembed.tables.table_config import Feature, TableConfig
+from shardembed.wire.header import Mode
 
 
 def _mode() -> Mode:

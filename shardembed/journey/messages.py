@@ -1,8 +1,8 @@
 """Steps 3, 5 and 8 of the journey: what travels, packed for all slabs together.
 
-Whatever travels on the group "forward" opens with the counts message, one row of int64 to each rank: what call this is, the bytes
-of error text that follow, then, a slab: segments, keys. It is all that ranks need to know of each other; a row is as long as the
-largest collection on the group needs, so that ranks which make different calls notice instead of tripping over each other's sizes.
+Whatever travels on the group "forward" opens with the counts message (`wire.header`): which call this is, the bytes of error text
+that follow, then, a slab: segments, keys. It is all that ranks need to know of each other; a row is as long as the largest
+collection on the group needs, so that ranks which make different calls notice instead of tripping over each other's sizes.
 """
 
 from __future__ import annotations
@@ -10,42 +10,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import torch
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.diagnosis import SAME_CALLS, SAME_OUTPUTS
-from shardembed.errors import DisagreementError, precedence, rebuild, travels
-from shardembed.journey.freezing import described
+from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.wire import narrow
-from shardembed.wire.layout import HEADER, Part, message_bytes, pack, unpack
-
-
-class Mode(IntEnum):
-    """What a conversation is about."""
-
-    EVALUATION = 0
-    TRAINING = 1
-    ROWS = 2
-    TOPK = 3
-
-
-CALLS = {
-    Mode.EVALUATION: "a forward in evaluation mode (no_grad)",
-    Mode.TRAINING: "a forward in training mode",
-    Mode.ROWS: "rows()",
-    Mode.TOPK: "topk()",
-}
+from shardembed.wire.header import COUNTS_OF_SLAB, Header, Mode, compare, counts_of, numbers, refused
+from shardembed.wire.layout import Part, message_bytes, pack, unpack
 
 
 @dataclass(frozen=True)
 class Call:
-    """What must be the same on all ranks that take part. steps, waiting: optimizer steps of the collection, and whether gradients
-    wait for the next. table, k: of topk. frozen: which tables are (`Frozen.fingerprint`).
+    """What a collection says of a call to the other ranks; all of it goes into the header of the counts message.
+
+    Attributes:
+        mode: what the call is about.
+        steps: optimizer steps of the collection.
+        waiting: whether gradients wait for the next step.
+        table: number of the table, of topk.
+        k: rows wanted, of topk.
+        frozen: which tables are frozen (`Frozen.fingerprint`).
     """
 
     mode: Mode
@@ -58,12 +46,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Sender:
-    """Who makes a call: the collection's number on its group, and its slabs."""
+    """Who makes a call.
+
+    Attributes:
+        number: the collection's number on its process group.
+        slabs: of the collection.
+        wire_dtypes: of the vectors, a slab each.
+        local: nothing is cut, so only the counts message has to travel.
+    """
 
     number: int
     slabs: tuple[SlabSpec, ...]
     wire_dtypes: tuple[torch.dtype, ...]
-    local: bool  # nothing is cut: only the flags have to travel
+    local: bool
 
 
 def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm, device: torch.device) -> Request:
@@ -76,7 +71,10 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
     mine = [[slab.segments, slab.keys] for slab in route.slabs]
     rows = [[counts[rank] for slab in mine for counts in slab] for rank in range(comm.world_size)]
     table = open_call(call, rows, problem, sender, comm, device)
-    theirs = [([row[i] for row in table], [row[i + 1] for row in table]) for i in range(0, 2 * len(sender.slabs), 2)]
+    theirs = [
+        ([row[i] for row in table], [row[i + 1] for row in table])
+        for i in range(0, COUNTS_OF_SLAB * len(sender.slabs), COUNTS_OF_SLAB)
+    ]
     sent, received = _key_parts([(slab.segments, slab.keys) for slab in route.slabs], theirs, sender)
     tensors: list[torch.Tensor] = []
     for slab, spec in zip(route.slabs, sender.slabs, strict=True):
@@ -162,55 +160,32 @@ def open_call(
             raise problem
         return counts
     text = json.dumps(travels(problem)) if problem else ""
-    width = HEADER + 2 * comm.slots
-    state = [call.steps, call.waiting, call.table, call.k, call.frozen]
-    mine = [comm.forwards, call.mode, sender.number, *state, comm.history, len(text)]
-    padded = [[*map(int, mine), *row, *[0] * (width - HEADER - len(row))] for row in counts]
+    width = numbers(comm.slots)
+    header = header_of(call, sender.number, comm, len(text))
+    mine = [[*header, *row, *[0] * (width - len(header) - len(row))] for row in counts]
     equal = [width] * comm.world_size
-    sent = torch.tensor(padded, dtype=torch.int64, device=device).view(-1)
+    sent = torch.tensor(mine, dtype=torch.int64, device=device).view(-1)
     rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(comm.world_size, width).tolist()
-    _check_headers([row[:HEADER] for row in rows], comm)
-    if any(row[HEADER - 1] for row in rows):
+    compare(rows, comm.collections)
+    if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
-    return [row[HEADER:] for row in rows]
+    return [counts_of(row) for row in rows]
 
 
-def _check_headers(headers: list[list[int]], comm: Comm) -> None:
-    # A rank that refuses its arguments has none to compare; its error is on the way.
-    compared = slice(5) if any(header[-1] for header in headers) else slice(HEADER - 1)
-    if len({(*header[compared], header[-2]) for header in headers}) == 1:
-        return
-    said = "; ".join(f"rank {rank} makes {_describe(header, headers, comm)}" for rank, header in enumerate(headers))
-    raise DisagreementError(f"ranks are not making the same call: {said}. {_advice(headers)}")
-
-
-def _describe(header: list[int], headers: list[list[int]], comm: Comm) -> str:
-    """The call of one rank, and of the rest what differs between ranks."""
-    number, mode, collection, steps, waiting, table, k, frozen, _, _ = header
-    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
-    text = f"{CALLS[Mode(mode)]} of collection {collection} ({comm.collections[collection - 1]})"
-    if not differs[1] and (differs[5] or differs[6]):
-        text += f", with k={k} and table number {table} of these"
-    text += f", its call {number}" if differs[0] else ""
-    if differs[3] or differs[4]:
-        text += f", after {steps} optimizer step(s), {'with' if waiting else 'without'} gradients waiting for the next"
-    if not differs[2] and differs[7]:
-        text += f", with {described(frozen)}"
-    return text
-
-
-def _advice(headers: list[list[int]]) -> str:
-    differs = [len(set(column)) > 1 for column in zip(*headers, strict=True)]
-    calls, modes, collections, steps, waiting, table, k, frozen, _, _ = differs
-    if frozen and not (calls or modes or collections):
-        return "Freeze and thaw tables (requires_grad_, requires_grad) on all ranks, at the same place of the program"
-    if not (calls or modes or collections) and (steps or waiting):
-        return "Every rank must take every step: Optimizer.step(), backward() and zero_grad() are for all ranks or for none"
-    if not (calls or modes or collections or steps or waiting or table or k):
-        return f"They did not make the same calls before, of backward for example. {SAME_OUTPUTS}. {SAME_CALLS}"
-    if modes and not collections:
-        return f"{SAME_CALLS}; rank 0 cannot evaluate or read rows alone"
-    return SAME_CALLS
+def header_of(call: Call, collection: int, comm: Comm, error_bytes: int) -> Header:
+    """What this rank puts at the head of its rows: here each field gets its value."""
+    return Header(
+        collection=collection,
+        mode=int(call.mode),
+        number=comm.forwards,
+        frozen=call.frozen,
+        steps=call.steps,
+        waiting=int(call.waiting),
+        table=call.table,
+        k=call.k,
+        history=comm.history,
+        error_bytes=error_bytes,
+    )
 
 
 def _raise_together(texts: list[str], problem: Exception | None) -> None:

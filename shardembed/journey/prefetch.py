@@ -30,7 +30,7 @@ from shardembed.config.scalars import integer
 from shardembed.errors import ConfigError, EndOfData, LoaderError, UnusedBatchWarning
 from shardembed.journey.ahead import Ahead
 from shardembed.journey.journey import Journey, Ticket
-from shardembed.journey.messages import Mode
+from shardembed.wire.header import Mode
 
 Arguments = Callable[[Any], tuple[Any, ...]]
 PATIENCE = 3  # batches that the model may be called without before that is taken for a mistake

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.errors import PlanError
-from shardembed.planner.cost_model import COUNT_BYTES, TAG_BYTES, CostModel
+from shardembed.planner.cost_model import TAG_BYTES, CostModel
 from shardembed.planner.cost_phases import BACK, CATEGORIES, COPIES, GRADS, IDS, PHASES, STATE, UPDATE, WEIGHTS
 from shardembed.planner.result import Estimate
 from shardembed.planner.topology import Topology
 from shardembed.planner.traffic import Asked
 from shardembed.planner.workload import Workload
 from shardembed.tables.plan import Plan, TablePlan
-from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
+from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 
 Array = NDArray[np.float64]
 
@@ -121,7 +121,7 @@ class _Count:
         others = self.model.ranks - 1
         sent = np.zeros((len(PHASES), self.model.ranks))
         slabs = [name for name in self.charges if name.startswith("slab:")]
-        sent[IDS] = others * COUNT_BYTES * (HEADER + COUNTS_OF_SLAB * len(slabs)) + self.keys.sum() - self.keys
+        sent[IDS] = others * (HEADER_BYTES + SLAB_COUNTS_BYTES * len(slabs)) + self.keys.sum() - self.keys
         sent[BACK] = others * self.vectors
         sent[GRADS] = self.grads.sum() - self.grads
         sent[UPDATE] = self.twins

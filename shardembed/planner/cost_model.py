@@ -60,10 +60,9 @@ from shardembed.planner.topology import Op, Topology
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.tables.placement import Packing
-from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
+from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 
 Array = NDArray[np.float64]
-COUNT_BYTES = 8  # int64
 TAG_BYTES = 32  # of the all-reduce: `comm.TAG` numbers of float32
 
 
@@ -112,7 +111,7 @@ class CostModel:
         features = sum(len(table.poolings) for table in self.tables)
         ids = sum(table.traffic.ids for table in self.tables)
         route = self._op("step").call + self._op("route_ids").seconds(features, ids, 0)
-        counts = self._op("counts").call + self._exchange.latency + self._exchange.byte * COUNT_BYTES * HEADER
+        counts = self._op("counts").call + self._exchange.latency + self._exchange.byte * HEADER_BYTES
         learns = any(table.learns for table in self.tables)
         back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
         return phases_with({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
@@ -377,7 +376,7 @@ class CostModel:
         blocks = 2 * (call["copy"] + call["block"] * (1 if copied else self.ranks))
         item = int(width) * table.wire + table.scale
         fill_keys, fill_vectors = (0.0, 0.0) if copied else (self._exchange.byte * demands.padding(size) for size in (4, item))
-        counts = self._exchange.byte * COUNT_BYTES * COUNTS_OF_SLAB + self._op("counts").row
+        counts = self._exchange.byte * SLAB_COUNTS_BYTES + self._op("counts").row
         seconds = {ROUTE: call["route_slab"], IDS: blocks + fill_keys + counts, LOOKUP: call["lookup"], BACK: blocks + fill_vectors}
         if table.learns:
             merge, update = self._update_ops(number, width)

@@ -15,10 +15,6 @@ from math import prod
 import torch
 
 ALIGNMENT = 16
-# The counts message: int64 numbers before the counts (forward call, collection and the fields of a call, history, bytes of error
-# text), then two a slab.
-HEADER = 10
-COUNTS_OF_SLAB = 2
 
 
 @dataclass(frozen=True)

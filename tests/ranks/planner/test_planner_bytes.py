@@ -15,7 +15,6 @@ import torch
 
 import shardembed as se
 from shardembed.planner.cost import CostModel, estimate
-from shardembed.planner.cost_model import COUNT_BYTES
 from shardembed.planner.cost_ops import OPS
 from shardembed.planner.cost_phases import BACK, COPIES, GRADS, IDS, STATE, UPDATE, WEIGHTS
 from shardembed.planner.topology import Link, Op, Topology
@@ -24,7 +23,8 @@ from shardembed.planner.workload import TableLoad, Workload
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, TablePlan
-from shardembed.wire.layout import ALIGNMENT, HEADER
+from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
+from shardembed.wire.layout import ALIGNMENT
 from tests.harness import run_ranks
 
 BAGS, LONG = 12, 60
@@ -160,8 +160,8 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(plan: str, ranks: int, w
     slabs = found[0]["slabs"]
     for rank, real in enumerate(found):
         sent, counted = real["sent"], expected.bytes[:, rank]
-        counts = (ranks - 1) * COUNT_BYTES * (HEADER + 2 * slabs)
-        assert sent["forward: counts"] == counts + (ranks - 1) * COUNT_BYTES * 2 * (real["slots"] - slabs)
+        counts = (ranks - 1) * (HEADER_BYTES + SLAB_COUNTS_BYTES * slabs)
+        assert sent["forward: counts"] == counts + (ranks - 1) * SLAB_COUNTS_BYTES * (real["slots"] - slabs)
         keys = counted[IDS] - counts
         # Keys, lengths and multiplicities have a block each, filled up to 16 bytes.
         assert keys - 1 <= sent["forward: send ids"] < keys + (ALIGNMENT - 1) * 3 * slabs * (ranks - 1) + 1

@@ -11,7 +11,7 @@ from shardembed.planner.workload import TableLoad, Workload
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, resolve
 from shardembed.tables.table_config import TableConfig
-from shardembed.wire.layout import COUNTS_OF_SLAB, HEADER
+from shardembed.wire.header import numbers
 
 BAG = TableLoad(TableConfig("large", 1_000_000, 8), (3.0,))  # uniform ids: nearly all are distinct
 FEW = TableLoad(TableConfig("few", 4, 8), (3.0,))
@@ -55,7 +55,7 @@ def test_each_table_takes_the_packing_that_sends_less() -> None:
     least = formulas.our_bytes(workload, chosen, SAMPLES).total
     assert least < formulas.our_bytes(workload, plan, SAMPLES).total
     sent = formulas.our_bytes(workload, chosen, SAMPLES)
-    assert sent.counts == 8 * (HEADER + COUNTS_OF_SLAB) * 2
+    assert sent.counts == 8 * numbers(slabs=1) * 2
     assert sent.forward == sent.backward
 
 
