@@ -16,15 +16,17 @@ from shardembed.kernels.grouping import compiled, stable_order
 class Segments:
     """What to ask of each owner.
 
-    keys_E: grouped by owner. lengths_S: keys of each segment, or None when each has one. keys, segments: how many go to each
-    rank. segment_of_single: the segments of the entries that are one each. bag_segments, bag_starts: the segments of each bag,
-    `[sum of bags]` starts; None where bag b is segment b.
+    Attributes:
+        keys_E: grouped by owner.
+        lengths_S: keys of each segment, or None when each has one.
+        counts: segments and keys that go to each rank, int64 `[2, R]`.
+        segment_of_single: the segments of the entries that are one each.
+        bag_segments, bag_starts: the segments of each bag, `[sum of bags]` starts; None where bag b is segment b.
     """
 
     keys_E: torch.Tensor
     lengths_S: torch.Tensor | None
-    keys: list[int]
-    segments: list[int]
+    counts: torch.Tensor
     segment_of_single: torch.Tensor
     bag_segments: torch.Tensor | None = None
     bag_starts: torch.Tensor | None = None
@@ -43,12 +45,11 @@ def segment(
         return _of_one_owner(key_E, singles, lengths_B, world_size, lone_owner)
     if (kernels := compiled(key_E.device)) is not None:
         found = kernels.routing.segment(owner_E.numpy(), key_E.numpy(), singles, lengths_B.numpy(), world_size)
-        keys_E, lengths_S, keys, segments, of_single, bag_segments, bag_starts = map(torch.from_numpy, found)
+        keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = map(torch.from_numpy, found)
         return Segments(
             keys_E,
             lengths_S if lengths_B.numel() else None,
-            keys.tolist(),
-            segments.tolist(),
+            counts,
             of_single,
             *((bag_segments, bag_starts) if lengths_B.numel() else (None, None)),
         )
@@ -58,9 +59,9 @@ def segment(
 def _of_one_owner(key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, world_size: int, owner: int) -> Segments:
     """Only singles, or only bags and none of them empty: nothing has to move."""
     bags = lengths_B.numel()
-    keys, segments = [0] * world_size, [0] * world_size
-    keys[owner], segments[owner] = key_E.numel(), bags or singles
-    return Segments(key_E, lengths_B if bags else None, keys, segments, torch.arange(singles, device=key_E.device))
+    counts = key_E.new_zeros(2, world_size)
+    counts[:, owner] = torch.tensor([bags or singles, key_E.numel()])
+    return Segments(key_E, lengths_B if bags else None, counts, torch.arange(singles, device=key_E.device))
 
 
 def _segment(owner_E: torch.Tensor, key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, world_size: int) -> Segments:
@@ -75,17 +76,16 @@ def _segment(owner_E: torch.Tensor, key_E: torch.Tensor, singles: int, lengths_B
     first_S = begins.nonzero().squeeze(1)  # host sync on a GPU: the number of segments
     segment_E = torch.empty_like(sorting)
     segment_E[sorting] = begins.cumsum(0) - 1
-    keys = torch.bincount(owners, minlength=world_size).tolist()
+    keys = torch.bincount(owners, minlength=world_size)
     if not bags:
-        return Segments(key_E[sorting], None, keys, keys, segment_E)
+        return Segments(key_E[sorting], None, torch.stack([keys, keys]), segment_E)
     group_S = groups[first_S]
     bag_segments = stable_order(group_S, singles + bags)[singles:]
     per_bag = torch.bincount(group_S[bag_segments] - singles, minlength=bags)
     return Segments(
         key_E[sorting],
         torch.cat([first_S, first_S.new_tensor([owners.numel()])]).diff(),
-        keys,
-        torch.bincount(owners[first_S], minlength=world_size).tolist(),
+        torch.stack([torch.bincount(owners[first_S], minlength=world_size), keys]),
         segment_E[:singles],
         bag_segments,
         per_bag.cumsum(0) - per_bag,

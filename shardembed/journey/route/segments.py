@@ -23,6 +23,7 @@ from shardembed.journey.route.entries import segment
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.kernels.grouping import compiled, group
 from shardembed.tables.table_config import Feature, Pooling
+from shardembed.wire.message import Numbers
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,15 @@ class Unique:
 class SlabRoute:
     """What one rank asks of one slab.
 
-    keys_E: keys grouped by owner. lengths_S: keys of each segment, or None when each has one. keys, segments: how many go to
-    each rank. multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
+    keys_E: keys grouped by owner. lengths_S: keys of each segment, or None when each has one. counts: segments and keys that go to
+    each rank, int64 `[2, R]`. multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
     unique: how answers become outputs by id. bagged: (feature, strip) of those read by bag, in the slab's order.
     bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]` starts; None where answer b is bag b.
     """
 
     keys_E: torch.Tensor
     lengths_S: torch.Tensor | None
-    keys: list[int]
-    segments: list[int]
+    counts: torch.Tensor
     multiplicities_E: torch.Tensor | None = None
     unique: tuple[Unique, ...] = ()
     bagged: tuple[tuple[int, int], ...] = ()
@@ -68,6 +68,10 @@ class Route:
     ids: IdBatch
     features: tuple[Feature, ...]
     slabs: tuple[SlabRoute, ...]
+
+    def counts(self) -> Numbers:
+        """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`. Host sync on a GPU."""
+        return torch.stack([slab.counts for slab in self.slabs]).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
 
 def empty_route(features: Sequence[Feature], routing: RoutingTable) -> Route:
     """A route that asks nothing, for a rank whose batch was refused."""
-    nothing = [0] * routing.world_size
-    slabs = tuple(SlabRoute(slab.starts.new_empty(0), None, nothing, nothing) for slab in routing.slabs)
+    nothing = torch.zeros(2, routing.world_size, dtype=torch.int64)
+    slabs = tuple(SlabRoute(slab.starts.new_empty(0), None, nothing.to(slab.starts.device)) for slab in routing.slabs)
     return Route(IdBatch(torch.empty(0, dtype=torch.int64), ()), tuple(features), slabs)
 
 
@@ -184,8 +188,7 @@ def _slab_route(slab: SlabOwners, ids: IdBatch, pieces: SlabLookupPlan, distinct
     return SlabRoute(
         found.keys_E,
         found.lengths_S,
-        found.keys,
-        found.segments,
+        found.counts,
         multiplicities_E,
         tuple(_unique(group, found.segment_of_single, distinct, shifts, ids) for group in pieces.by_id),
         pieces.bags,

@@ -108,10 +108,11 @@ def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: 
     """Entries to segments: the first `singles` entries are one each; of the others, which belong to bags of `lengths_B`, those
     with one owner and one bag are.
 
-    Returns (keys by owner `[E]`, keys of each segment `[S]`, keys to each rank `[R]`, segments to each rank `[R]`, the segment of
-    each single, segments bag by bag `[S - singles]`, where each bag's begin `[B]`).
+    Returns (keys by owner `[E]`, keys of each segment `[S]`, segments and keys to each rank `[2, R]`, the segment of each single,
+    segments bag by bag `[S - singles]`, where each bag's begin `[B]`).
     """
-    keys_R, segments_R = np.zeros(world_size, np.int64), np.zeros(world_size, np.int64)
+    counts = np.zeros((2, world_size), np.int64)
+    segments_R, keys_R = counts[0], counts[1]
     last_bag = np.full(world_size, -1, np.int64)
     for e in range(singles):
         keys_R[owner_E[e]] += 1
@@ -161,4 +162,4 @@ def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: 
         if b >= 0:
             segments_of_bags[next_of_bag[b]] = s
             next_of_bag[b] += 1
-    return keys_E, lengths_S, keys_R, segments_R, segment_of_single, segments_of_bags, starts_B
+    return keys_E, lengths_S, counts, segment_of_single, segments_of_bags, starts_B

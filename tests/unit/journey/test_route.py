@@ -50,13 +50,14 @@ def lay_out(specs: tuple[SlabSpec, ...], weights: list[np.ndarray], world_size: 
 
 def answer(route: SlabRoute, spec: SlabSpec, slabs: list[list[np.ndarray]]) -> torch.Tensor:
     """What the owners say, segment by segment, and what every request must look like."""
-    assert sum(route.keys) == route.keys_E.numel()
-    lengths = torch.ones(sum(route.segments), dtype=torch.int64) if route.lengths_S is None else route.lengths_S
-    assert lengths.numel() == sum(route.segments)
+    segments, keys_R = route.counts.tolist()
+    assert sum(keys_R) == route.keys_E.numel()
+    lengths = torch.ones(sum(segments), dtype=torch.int64) if route.lengths_S is None else route.lengths_S
+    assert lengths.numel() == sum(segments)
     assert lengths.sum() == route.keys_E.numel()
     assert (lengths > 0).all()  # an empty segment is never sent
     sums = []
-    asked = zip(route.keys_E.split(route.keys), lengths.split(route.segments), strict=True)
+    asked = zip(route.keys_E.split(keys_R), lengths.split(segments), strict=True)
     for owner, (keys, lengths_S) in enumerate(asked):
         assert lengths_S.sum() == keys.numel()
         if keys.numel():
@@ -145,7 +146,7 @@ def test_an_empty_route_asks_nothing(case: Case) -> None:
     specs = build_slabs(case.tables, case.plan, case.optimizers)
     for routing in atlases(case, specs):
         for slab in empty_route(features_of(case.tables), routing).slabs:
-            assert (slab.keys_E.numel(), sum(slab.keys), sum(slab.segments)) == (0, 0, 0)
+            assert (slab.keys_E.numel(), slab.counts.tolist()) == (0, [[0] * routing.world_size] * 2)
 
 
 @given(cases(), st.data())
