@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 
 import shardembed as se
 from benchmarks.unseen import WORKLOADS, Trial, trials
-from shardembed.comm import comm as comms
+from shardembed.comm.job import ranks_per_node
 from shardembed.planner import topology as topologies
 from shardembed.planner.calibrate import processor
 from shardembed.planner.calibrate.stages import Runner, in_turns
@@ -53,7 +53,7 @@ def rank_main(topology: Path, plans: int, seconds: float, out: Path) -> None:
     """What each rank runs; rank 0 writes the lines."""
     torch.set_num_threads(1)
     comm = se.init()
-    cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
+    cluster = Cluster(comm.world_size, ranks_per_node(comm.world_size))
     chosen = trials(cluster, plans)
     known = topologies.load(topology, comm.world_size)
     runners = [Runner(trial.case, batches=3, seed=SEED) for trial in chosen]

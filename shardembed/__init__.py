@@ -17,7 +17,8 @@ from shardembed.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from shardembed.comm.comm import Comm, init
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import init
 from shardembed.convert import shard, unshard
 from shardembed.embeddings import export_tables, neighbors, table_map
 from shardembed.errors import ShardEmbedError

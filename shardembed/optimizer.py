@@ -14,7 +14,8 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import nn
 
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.config.scalars import integer
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
 from shardembed.journey.journey import Journey

@@ -188,7 +188,7 @@ def _work(
             f"ranks want different checkpoints: {'; '.join(f'rank {rank}: {one}' for rank, one in enumerate(said))}"
         )
     snapshot, base = taken[0], bases[0]
-    comm.step = snapshot.step
+    comm.history.stand_at(snapshot.step)
     full = base is None and (incremental or tracking.noting(held))
     before = tracking.start(held) if full else []
     terms = Terms(keep, base, tracking.previous_of(job.model, root), on_nonfinite == "raise")

@@ -19,7 +19,12 @@ Work = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a piece of work: a value, or the error that ended the line."""
+    """What became of a piece of work.
+
+    Attributes:
+        value: what it returned.
+        error: what it raised instead, which ended the line.
+    """
 
     value: Any = None
     error: BaseException | None = None

@@ -6,53 +6,33 @@ Gloo's: two calls of one kind on one group are taken for the same call, whatever
 ends the process, an equally long one is used; only calls of different kinds wait for each other until they time out. Hence:
 
     forward    opens with a row of counts that says which call is made; only then sizes may differ (see `journey.messages`)
-    backward   sizes follow from the forward call that it belongs to: calls that stand near each other have different groups
-    step       sizes follow from the collection: those made one after the other have different groups; all-reduces carry a tag
+    backward   sizes follow from the forward call that it belongs to: calls that stand near each other have different channels
+    step       sizes follow from the collection: those made one after the other have different channels; all-reduces carry a tag
     control    everything that user code separates: all-reduces padded to one length with a tag, and texts sent after their sizes
 
-A tag is a checksum of all calls so far, and of the optimizer step. The row of counts has it too.
+Of each kind there are one or more process groups, the channels (`channels`). A tag is a checksum of all calls so far, and of the
+optimizer step (`history`, `tag`). The row of counts has it too.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from shardembed.comm.diagnosis import (
-    STORE_SECONDS,
-    Place,
-    Reports,
-    UnansweredError,
-    explain,
-    explain_lines,
-    explain_mismatch,
-    gather_reports,
-    lost_store,
-    of_torch,
-    within,
-)
+from shardembed.comm.channels import BESIDE, CHANNELS, CONTROL, Group, close_channels, open_channels
+from shardembed.comm.diagnosis import Place, Reports, explain, explain_lines, explain_mismatch, gather_reports, of_torch
 from shardembed.comm.heartbeat import Heartbeat, Watch, device_is_through
-from shardembed.comm.rendezvous import meet, new_group, refuse_unjoined
+from shardembed.comm.history import History
+from shardembed.comm.rendezvous import refuse_unjoined
 from shardembed.comm.stages import Tally
+from shardembed.comm.tag import TAG, reduced, tag_of, with_room
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
-from shardembed.kernels.memory import keep_freed_memory
 
-Group = Literal["forward", "backward", "step", "control"]
-LANES: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}  # process groups of each kind
-BESIDE: dict[Group, int] = {"forward": 1, "control": 1}  # of a Comm for calls beside the main thread's
-TAG_DIGITS = 4  # base 64: their squares, summed over 4,096 ranks, are exact in float32
-TAG = 2 * TAG_DIGITS  # elements of a tag
-ROW = 32  # values of a control message are padded to a multiple of this
 DEFAULT_TIMEOUT = 300.0
 
 _known: dict[Any, Comm] = {}
@@ -61,61 +41,45 @@ _known: dict[Any, Comm] = {}
 class Comm:
     """The ranks that share a collection. Get one from `Comm.of`; all collections on a process group use the same.
 
+    Nobody else writes to it: what happens elsewhere and counts here is told to its history.
+
     Attributes:
-        rank, world_size: of the process group.
+        rank: this process's, in the process group.
+        world_size: ranks of the process group.
+        timeout: seconds that a collective may take.
         tally: counts of collectives and bytes.
-        step: optimizer steps so far, for messages.
-        forwards: forward calls so far. history: checksum of all calls so far. The counts message carries both, so that ranks
-            notice when they differ.
-        collections: names of the collections made on this group so far. slots: slabs of the largest, the length of a counts
-            message. label: what sets its calls apart from another Comm's, for messages.
+        history: what has been done so far. The counts message carries its checksum, so that ranks notice when they differ.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, timeout: float, watched: Sequence[str] = (), lanes: Mapping[Group, int] = LANES
+        self,
+        group: dist.ProcessGroup | None,
+        timeout: float,
+        watched: Sequence[str] = (),
+        channels: Mapping[Group, int] = CHANNELS,
+        label: str = "",
     ) -> None:
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         self.timeout = timeout
         self.tally = Tally()
-        self.step = 0
-        self.forwards = 0
-        self.history = 0
-        self._about = self.label = ""
-        self.collections: list[str] = []
-        self.slots = 0
+        self.history = History(label)
         self._options = dist.AllToAllOptions()
         self._failure: ShardEmbedError | None = None
         self._group = group
         self._side: Comm | None = None
         self._beside: list[Comm] = []
         self._lent: list[Comm] = []
-        self._groups: dict[tuple[Group, int], dist.ProcessGroup] = {}
         self._watch, self._watched = Watch(), watched  # calls on these types of device
+        alone = self.world_size == 1
+        self._channels = {} if alone else open_channels(group, self.rank, channels, watched, timeout)
         self._heartbeat: Heartbeat | None = None
-        if self.world_size > 1:
-            self._make_groups(lanes, timeout)
-            if watched:
-                self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
+        if watched and not alone:
+            self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
 
     @property
     def _name(self) -> str:
-        return self._groups["control", 0].group_name
-
-    def _make_groups(self, lanes: Mapping[Group, int], timeout: float) -> None:
-        ranks = dist.get_process_group_ranks(self._group)
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        began = time.monotonic()
-        try:
-            keys: list[tuple[Group, int]] = [(name, lane) for name, count in lanes.items() for lane in range(count)]
-            for key in keys:
-                self._groups[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, self._watched, device))
-        except RuntimeError as error:
-            self.close()
-            # Torch has no time limit for a store that does not answer.
-            why = lost_store("silent") if isinstance(error, UnansweredError) else f"Cause: {str(error).splitlines()[0]}"
-            where = f"to make process groups with the ranks {ranks if len(ranks) < 9 else f'({len(ranks)} of them)'}"
-            raise CollectiveError(f"rank {self.rank} waited {time.monotonic() - began:.1f} s {where}. {why}") from error
+        return self._channels["control", 0].group_name
 
     @staticmethod
     def of(group: dist.ProcessGroup | None = None, timeout: float | None = None, heartbeat: bool | None = None) -> Comm:
@@ -139,28 +103,25 @@ class Comm:
 
     def side(self) -> Comm:
         """A second Comm over the same ranks, with the group "control" alone, for a thread that talks while training goes on: the
-        two share nothing, so neither hears the other's calls, and an error of one is none of the other. Its `step` counts only if
-        its user sets it.
+        two share nothing, so neither hears the other's calls, and an error of one is none of the other. It hears of no optimizer
+        step, so its user says where it stands (`History.stand_at`).
 
         Collective when it is called for the first time; the same one ever after.
         """
         if self._side is None:
-            self._side = Comm(self._group, self.timeout, lanes={"control": 1})
+            self._side = Comm(self._group, self.timeout, channels=CONTROL)
         return self._side
 
     @contextmanager
     def beside(self) -> Iterator[Comm]:
         """A Comm over the same ranks for calls that run beside those of this one, nobody else's until the end: with the group
-        "forward", and numbers of calls that its user sets. Collective where all that there are have been lent.
+        "forward", and numbers of calls of its own. Collective where all that there are have been lent.
         """
         comm = next((comm for comm in self._beside if comm not in self._lent), None)
         if comm is None:
-            comm = Comm(self._group, self.timeout, self._watched, BESIDE)
-            comm.label = "beside the loop"
+            comm = Comm(self._group, self.timeout, self._watched, BESIDE, label="beside the loop")
             self._beside.append(comm)
-        # As they are now: what the main thread makes in the meantime is not known on all ranks at the same time.
-        comm.collections, comm.slots = list(self.collections), self.slots
-        comm.mix("lent")  # ranks that left an earlier loop after different batches notice
+        comm.history.lent(self.history)
         self._lent.append(comm)
         try:
             yield comm
@@ -179,10 +140,7 @@ class Comm:
                 comm.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        for group in self._groups.values():
-            if group in dist.distributed_c10d._world.pg_map:  # else the job's groups were destroyed altogether
-                dist.destroy_process_group(group)
-        self._groups = {}
+        close_channels(self._channels)
 
     def all_to_all(
         self,
@@ -202,8 +160,8 @@ class Comm:
         received = send.new_empty(sum(receive_sizes))
         sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
         self.tally.largest = max(self.tally.largest, (send.numel() + received.numel()) * send.element_size())
-        self._note(stage, self._whose(group, number))
-        chosen = self._groups[group, number % LANES[group]]
+        self.history.note(group, stage, number)
+        chosen = self._channel(group, number)
         self._run(
             ("all_to_all", stage),
             sent,
@@ -220,9 +178,7 @@ class Comm:
             DisagreementError: on every rank, when they are not making the same call.
         """
         if self.world_size > 1:
-            padded = -(-tensor.numel() // ROW) * ROW
-            row = torch.zeros(padded + TAG, dtype=torch.float64, device=tensor.device)
-            row[: tensor.numel()] = tensor.reshape(-1)
+            row = with_room(tensor)
             self._reduce("control", stage, row, maximum)
             tensor.copy_(row[: tensor.numel()].view(tensor.shape))
         return tensor
@@ -237,17 +193,14 @@ class Comm:
             self._reduce("step", stage, buffer, number=collection)
 
     def _reduce(self, group: Group, stage: str, buffer: torch.Tensor, maximum: bool = False, number: int = 0) -> None:
-        self._note(stage, self._whose(group, number))
-        chosen = self._groups[group, number % LANES[group]]
-        digits = [(self.history >> 6 * i) % 64 + 1 for i in range(TAG_DIGITS)]
-        # Numbers are all d exactly when their sum is R d and that of their squares R d^2; or, the largest d and the smallest too.
-        mine = digits + ([-digit for digit in digits] if maximum else [digit**2 for digit in digits])
+        self.history.note(group, stage, number)
+        chosen = self._channel(group, number)
+        mine = tag_of(self.history.checksum, maximum)
         buffer[-TAG:] = torch.tensor(mine, dtype=buffer.dtype)
         operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
         sent = buffer.numel() * buffer.element_size()
         self._run(("all_reduce", stage), sent, lambda: dist.all_reduce(buffer, operation, group=chosen), buffer.device)
-        expected = mine if maximum else [self.world_size * part for part in mine]
-        if buffer[-TAG:].tolist() != expected:  # host sync on a GPU
+        if buffer[-TAG:].tolist() != reduced(mine, self.world_size, maximum):  # host sync on a GPU
             here = str(self._here("all_reduce", stage))
             self._failure = DisagreementError(explain_mismatch(self.rank, here, self._reports(here)))
             raise self._failure
@@ -256,9 +209,9 @@ class Comm:
         """Overwrite `tensor` with rank 0's, in place."""
         if self.world_size > 1:
             sent = tensor.numel() * tensor.element_size() if self.rank == 0 else 0
-            group = self._groups["control", 0]
+            group = self._channel("control", 0)
             source = dist.get_global_rank(group, 0)
-            self._note(stage, "")
+            self.history.note("control", stage, 0)
             self._run(("broadcast", stage), sent, lambda: dist.broadcast(tensor, source, group=group), tensor.device)
         return tensor
 
@@ -298,18 +251,8 @@ class Comm:
             self.agree(what, [f"{type(error).__name__}: {error}"], device)
             raise
 
-    def _whose(self, group: Group, number: int) -> str:
-        if not number:
-            return self.label
-        return f"of forward call {number}" if group == "backward" else f"of collection {number}: {self.collections[number - 1]}"
-
-    def _note(self, stage: str, about: str) -> None:
-        self._about = about
-        self.mix(f"{stage} {about} {self.step}")
-
-    def mix(self, text: str) -> None:
-        """Take something that must be the same on all ranks into the history."""
-        self.history = zlib.crc32(text.encode(), self.history)
+    def _channel(self, group: Group, number: int) -> dist.ProcessGroup:
+        return self._channels[group, number % CHANNELS[group]]
 
     def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device) -> None:
         if self._failure is not None:
@@ -346,55 +289,12 @@ class Comm:
         return gather_reports(self._name, self.rank, self.world_size, here)
 
     def _here(self, operation: str, stage: str) -> Place:
-        forwards = self.forwards if ("forward", 0) in self._groups else None  # a side Comm makes none
-        return Place(operation, stage, self._about, forwards, self.step)
+        forwards = self.history.forwards if ("forward", 0) in self._channels else None  # a side Comm makes none
+        return Place(operation, stage, self.history.about, forwards, self.history.step)
 
 
-@atexit.register
-def _leave() -> None:
-    """Close what is still open: a Gloo group that outlives the interpreter aborts the process."""
+def close_all() -> None:
+    """Leave the groups of all Comms."""
     for comm in _known.values():
         comm.close()
     _known.clear()
-    if _joined and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-_joined: list[bool] = []  # not empty once `init` has made the job's group
-
-
-def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_memory: bool = True) -> Comm:
-    """Join the job that torchrun (or a scheduler that sets RANK and WORLD_SIZE) started, or the process group that exists
-    already.
-
-    Alone, there is one rank and no group. Collective over the job.
-
-    Args:
-        timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
-        heartbeat: have a thread watch over all collectives, or over none; by default over those on GPUs, which return before
-            they are done, so that no error can be raised. It says which ranks are dead, stopped or hang elsewhere, and ends the
-            process.
-        keep_memory: have glibc keep what this process frees (`kernels.memory`): faster steps, and memory stays at its peak.
-    """
-    if keep_memory:
-        keep_freed_memory()
-    if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        backend = "gloo"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "cpu:gloo,cuda:nccl"
-        timeout = float(timeout)  # NumPy's are none to timedelta
-        store, rank, world_size = meet(timeout)
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
-        _joined.append(True)
-    return Comm.of(timeout=timeout, heartbeat=heartbeat)
-
-
-def default_device() -> torch.device:
-    """This rank's GPU where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def ranks_per_node(world_size: int) -> int:
-    """How many ranks share a node, as torchrun says; all of them without it."""
-    return min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)

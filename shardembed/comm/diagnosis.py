@@ -78,7 +78,15 @@ def lost_store(how: Lost) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands: a collective, and what it is about."""
+    """Where a rank stands.
+
+    Attributes:
+        operation: the kind of collective.
+        stage: what it is for.
+        about: the forward call or the collection that it belongs to, in words; empty where there is none.
+        forwards: forward calls so far; None where there can be none.
+        step: optimizer steps so far.
+    """
 
     operation: str
     stage: str
@@ -94,7 +102,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Reports:
-    """Where the other ranks say that they stand, and those that do not say it; `lost` when nobody could."""
+    """What could be heard of the other ranks.
+
+    Attributes:
+        said: where they say that they stand, by rank.
+        missing: ranks that do not say it.
+        lost: what has become of the store, where nobody could say anything.
+    """
 
     said: dict[int, str]
     missing: list[int]

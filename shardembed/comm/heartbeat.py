@@ -33,7 +33,13 @@ FIRST = "first"  # key: what the first rank that gave up says
 
 @dataclass
 class Standing:
-    """A thread in one collective. done: whether the device is through; None while the call has not returned."""
+    """A thread in one collective.
+
+    Attributes:
+        place: where it stands.
+        since: when it began to wait for other ranks, by the monotonic clock.
+        done: whether the device is through; None while the call has not returned.
+    """
 
     place: Place
     since: float
@@ -99,7 +105,14 @@ def device_is_through(device: torch.device) -> Callable[[], bool] | None:
 
 @dataclass(frozen=True)
 class Beat:
-    """A sign of life. waits: in a collective, for `seconds`; else the last one was left so long ago."""
+    """A sign of life.
+
+    Attributes:
+        count: beats of the rank so far.
+        place: where its main thread stands, or stood last; empty before its first collective.
+        waits: whether it still waits there.
+        seconds: for how long it has waited, or how long ago it left.
+    """
 
     count: int
     place: str
@@ -109,7 +122,12 @@ class Beat:
 
 @dataclass
 class Heard:
-    """A rank's last beat, and how many looks in a row have found no newer one."""
+    """What was last heard of a rank.
+
+    Attributes:
+        beat: its latest.
+        still: looks in a row that have found no newer one.
+    """
 
     beat: Beat
     still: int = 0

@@ -39,8 +39,12 @@ def unwatched(name: Name) -> AbstractContextManager[None]:
 
 @dataclass
 class Tally:
-    """What ran, by (operation, stage): calls, and bytes sent to other ranks. largest: bytes of the largest exchange, what was
-    sent and what came, this rank's own share included.
+    """What ran.
+
+    Attributes:
+        calls: collectives by (operation, stage).
+        bytes: sent to other ranks, by the same.
+        largest: bytes of the largest exchange, what was sent and what came, this rank's own share included.
     """
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from shardembed.comm.comm import Comm, default_device, ranks_per_node
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.modules import EmbeddingCollection
 from shardembed.optim import SGD, Adagrad
 from shardembed.optimizer import Optimizer

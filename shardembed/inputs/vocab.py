@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.config.explain import nearest
 from shardembed.config.paths import local, whole_file
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError

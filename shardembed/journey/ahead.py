@@ -1,4 +1,4 @@
-"""What a call takes along that runs beside the main thread."""
+"""Ids that are sent ahead: before the turn of their batch, by a Comm that works beside the main thread's."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from shardembed.journey.messages import Call
 
 @dataclass(frozen=True)
 class Ahead:
-    """Where the main thread stood when it asked for the call (see `prefetch`). Ranks come to it by the same calls, so all of it is
-    the same on all of them.
+    """What a batch that is sent ahead takes along: where the main thread stood when it asked for that (see `prefetch`). Ranks come
+    there by the same calls, so all of it is the same on all of them.
 
-    comm: carries the call, and numbers it by itself. step, history: of the main thread's Comm.
+    Attributes:
+        comm: carries the call beside the main thread, and numbers it by itself.
+        call: what it says of itself to the other ranks.
+        step: optimizer steps by the main thread's Comm.
+        checksum: of the history of the main thread's Comm.
     """
 
     comm: Comm
     call: Call
     step: int
-    history: int
+    checksum: int
 
     def begin(self) -> tuple[Comm, Call]:
         """The Comm, brought to where the main thread stood, and the call."""
-        self.comm.step = self.step
-        self.comm.mix(f"beside the loop {self.history}")
+        self.comm.history.sent_ahead(self.step, self.checksum)
         return self.comm, self.call
 
     def check(self, ids: IdBatch) -> None:

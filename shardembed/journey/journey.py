@@ -84,13 +84,12 @@ class Journey:
             specs = build_slabs(tables, plan, optimizers)
         self.tables, self.plan, self.settings, self.comm, self.device = tables, plan, settings, comm, device
         comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device), device)
-        comm.slots = max(comm.slots, len(specs))
-        comm.collections.append(names_of([table.name for table in tables]))
+        number = comm.history.register(names_of([table.name for table in tables]), len(specs))
         pairs = zip(tables, plan.tables, strict=True)
         packings = tuple(self._packing(table, planned) for table, planned in pairs)
         self.routing = RoutingTable.of(tables, packings, specs, comm.rank, comm.world_size, device)
         wire = tuple(settings.wire_dtype or spec.dtype for spec in specs)
-        self._sender = Sender(len(comm.collections), specs, wire, all(spec.copied for spec in specs))
+        self._sender = Sender(number, specs, wire, all(spec.copied for spec in specs))
         # Compiled updates sum up a row in another order for another width.
         kernel = "reference" if settings.deterministic and settings.kernel == "auto" else settings.kernel
         # In deterministic mode `deterministic` has it in its contributions.
@@ -225,12 +224,11 @@ class Journey:
 
     def ahead(self, comm: Comm) -> Ahead:
         """For a call of `send` that `comm` is to carry beside the main thread, whose calls stand here."""
-        return Ahead(comm, self._call(_mode()), self.comm.step, self.comm.history)
+        return Ahead(comm, self._call(_mode()), self.comm.history.step, self.comm.history.checksum)
 
     def arrive(self, ticket: Ticket) -> None:
         """Number a ticket that was made beside the main thread among the calls of that: all ranks get as many."""
-        self.comm.forwards += 1
-        ticket.request = replace(ticket.request, call=self.comm.forwards)
+        ticket.request = replace(ticket.request, call=self.comm.history.open_call())
 
     def _call(self, mode: Mode, table: int = 0, k: int = 0) -> Call:
         return Call(mode, self.steps, self.waiting, table, k, self.frozen.fingerprint)
@@ -362,7 +360,7 @@ class Journey:
             self.steps += 1
             for number in self._own & (self._stopped or frozenset()):
                 self.missed[number] = self.missed.get(number, 0) + 1
-        self.comm.step = max(self.comm.step, self.steps)
+        self.comm.history.stepped(self.steps)
         factor = 1.0 if self.factor is None else float(self.factor)  # host sync on a GPU
         with self.stage("step"):
             for slab in self._stepped:
@@ -380,7 +378,7 @@ class Journey:
             self.steps = max(taken.values())
             missed = {number: self.steps - taken.get(table.name, self.steps) for number, table in enumerate(self.tables)}
             self.missed = {number: count for number, count in missed.items() if count}
-            self.comm.step = max(self.comm.step, self.steps)
+            self.comm.history.stepped(self.steps)
 
     def forget(self, numbers: frozenset[int]) -> None:
         """Forget the waiting gradients of these tables."""

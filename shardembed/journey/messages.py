@@ -119,7 +119,7 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
     keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
     slabs = tuple(SlabRequest(keys[i], _offsets(lengths[i]), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
-    return Request(slabs, answers, vectors, comm.forwards)
+    return Request(slabs, answers, vectors, comm.history.forwards)
 
 
 def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
@@ -143,10 +143,11 @@ def _offsets(lengths_S: torch.Tensor) -> torch.Tensor | None:
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
-    # Nothing on the group "forward" said that these vectors come: they go where sizes follow from the forward call.
-    lane = request.call if request.ahead else None
+    # Of ids that were sent ahead, nothing on the group "forward" said that these vectors come now: they go where sizes follow from
+    # the forward call.
+    of_call = request.call if request.ahead else None
     sent = _narrow(answers, sender)
-    return _widened(_exchange("forward: send back", sent, request.answers, request.vectors, sender, comm, lane), sender)
+    return _widened(_exchange("forward: send back", sent, request.answers, request.vectors, sender, comm, of_call), sender)
 
 
 def send_grads(grads: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
@@ -177,17 +178,18 @@ def _exchange(
     received: MessageLayout,
     sender: Sender,
     comm: Comm,
-    lane_of: int | None = None,
+    of_call: int | None = None,
 ) -> list[torch.Tensor]:
+    """All-to-all of one message. of_call: the forward call that its sizes follow from, where no counts message announces it."""
     # What overflows a float16 or bfloat16 wire becomes inf here.
     tensors = [tensor.to(part.dtype) for tensor, part in zip(tensors, sent.schema.parts, strict=True)]
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return tensors
     buffer, sizes = pack(tensors, sent), (sent.rank_bytes.tolist(), received.rank_bytes.tolist())
-    if lane_of is None:
+    if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
-        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=lane_of)
+        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=of_call)
     return unpack(buffer, received)
 
 
@@ -204,34 +206,35 @@ def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Se
         ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    comm.forwards += 1
+    number = comm.history.open_call()
     if comm.world_size == 1:
         if problem:
             raise problem
         return counts
     text = json.dumps(travels(problem)) if problem else ""
-    rows = fill(header_of(call, sender.number, comm, len(text)), counts, comm.slots)
+    header = header_of(call, sender.number, number, comm.history.checksum, len(text))
+    rows = fill(header, counts, comm.history.slots)
     equal = [rows.shape[1]] * comm.world_size
     sent = torch.from_numpy(rows).view(-1).to(device)
     rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(rows.shape).cpu().numpy()  # host sync on a GPU
-    compare(rows, comm.collections)
+    compare(rows, comm.history.collections)
     if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
     return counts_of(rows, len(counts))
 
 
-def header_of(call: Call, collection: int, comm: Comm, error_bytes: int) -> Header:
+def header_of(call: Call, collection: int, number: int, history: int, error_bytes: int) -> Header:
     """What this rank puts at the head of its rows: here each field gets its value."""
     return Header(
         collection=collection,
         mode=int(call.mode),
-        number=comm.forwards,
+        number=number,
         frozen=call.frozen,
         steps=call.steps,
         waiting=int(call.waiting),
         table=call.table,
         k=call.k,
-        history=comm.history,
+        history=history,
         error_bytes=error_bytes,
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shardembed.comm import comm as comms
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.errors import ConfigError
 from shardembed.journey.journey import Journey
 from shardembed.modules.auto import settle
@@ -35,9 +36,9 @@ def build_journey(
     Raises:
         ConfigError, PlanError: settings that do not fit. DisagreementError: on all ranks, when they differ between ranks.
     """
-    comm = comms.Comm.of(process_group)
-    cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
-    where = torch.device(device) if device is not None else comms.default_device()
+    comm = Comm.of(process_group)
+    cluster = Cluster(comm.world_size, ranks_per_node(comm.world_size))
+    where = torch.device(device) if device is not None else default_device()
     with comm.preparing(AGREED, where):
         configs = tuple(TableConfig.of(table) for table in tables)
         features_of(configs)

@@ -63,7 +63,7 @@ from shardembed.tables.placement import Packing
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 
 Array = NDArray[np.float64]
-TAG_BYTES = 32  # of the all-reduce: `comm.TAG` numbers of float32
+TAG_BYTES = 32  # of the all-reduce: `comm.tag.TAG` numbers of float32
 
 
 class CostModel:

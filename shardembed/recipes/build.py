@@ -11,7 +11,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.errors import DataError
 from shardembed.recipes.common import EVERY, DenseOptimizerConfig, JobConfig, PlacementConfig
 from shardembed.recipes.config import Config

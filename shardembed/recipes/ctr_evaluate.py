@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 import shardembed as se
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.ctr_metrics import ClickMetrics, auc, measure
 from shardembed.recipes.data.criteo.clicks import ClickData

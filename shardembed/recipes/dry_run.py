@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from shardembed import planner
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.errors import PlanError
 from shardembed.modules.auto import ask_planner, topology_of, wants_planning, workload_of
 from shardembed.observe.tables import bytes_text

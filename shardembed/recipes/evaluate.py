@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.recipes import metrics, report
 from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.data.stream import hash_rows

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 import shardembed as se
-from shardembed.comm.comm import default_device
+from shardembed.comm.job import default_device
 from shardembed.config.shown import printable
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError, ShardEmbedError

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from shardembed.checkpoint.retention import said
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.errors import NonFiniteError, NonFiniteGradientError
 from shardembed.kernels.reference import is_finite
 from shardembed.recipes.build import TrainingJob

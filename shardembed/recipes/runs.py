@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from shardembed.checkpoint import newest_checkpoint
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.config import plain_json
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
 from shardembed.recipes import config as settings

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import numpy as np
 from rich.console import Console
 
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import ctr_evaluate, evaluate, report
 from shardembed.recipes.build import CtrJob, Job, SequenceJob, TrainingJob, build, build_ctr, build_sequence

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from typing import TypeVar
 
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.errors import ShardEmbedError, rebuild, travels
 
 Found = TypeVar("Found")

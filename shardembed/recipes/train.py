@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 
 import shardembed as se
-from shardembed.comm.comm import Comm, default_device
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device
 from shardembed.errors import NonFiniteError
 from shardembed.recipes import nonfinite, report, runs
 from shardembed.recipes.build import TrainingJob

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 import shardembed as se
-from shardembed.comm.comm import Comm, default_device, ranks_per_node
+from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.doctor.packages import installed
 from shardembed.observe import Profile
 from shardembed.recipes import observed, report

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from shardembed.comm.comm import TAG, Comm
+from shardembed.comm.comm import Comm
+from shardembed.comm.tag import TAG
 from shardembed.kernels.cpu import square_sums
 from shardembed.store.slab import Slab
 from shardembed.store.twins import RowParts, Stretch, combine_rows, total, tree_total

@@ -17,7 +17,8 @@ from math import prod
 
 import torch
 
-from shardembed.comm.comm import Comm, Group
+from shardembed.comm.channels import Group
+from shardembed.comm.comm import Comm
 from shardembed.store.slab_spec import Block, SlabSpec
 
 Combine = Callable[[list[torch.Tensor]], torch.Tensor]

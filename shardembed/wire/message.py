@@ -2,8 +2,9 @@
 
     buffer = | to rank 0: part 0, part 1, ... | to rank 1: part 0, part 1, ... | ...
 
-What goes to one rank of one part begins at a multiple of 16 bytes, so that every dtype can be viewed in place. Both sides know how
-many items that is (from the counts message), so nothing else is sent. All numbers are arrays, whatever the number of ranks.
+What a part has for one rank is a chunk. Each starts at a multiple of 16 bytes, so that every dtype can be viewed in place. Both
+sides know how many items a chunk has (from the counts message), so nothing else is sent. All numbers are arrays, so that nothing
+here walks over ranks.
 
 Legend: P parts, R ranks.
 """

@@ -56,7 +56,7 @@ ODD: dict[str, Callable[[se.Comm], object]] = {
 def go_wrong(rank: int, world_size: int, odd: int, what: str) -> None:
     comm = se.init(timeout=LIMIT, heartbeat=True)
     for step in range(3):
-        comm.step = step
+        comm.history.stand_at(step)
         reduce(comm, "all is well")
     if rank == odd:
         show_life(comm)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import shardembed as se
-from shardembed.comm import comm as comms
+from shardembed.comm import job as jobs
 from shardembed.errors import CollectiveError
 from tests.kill.nursery import Ended, run_forked, values
 from tests.kill.trainer import Run, train
@@ -81,7 +81,7 @@ def leave_after_error(rank: int, world_size: int, stage: str) -> str:
     """What an ordinary process does at its end must not wait for the stopped one either."""
     comm = se.init(timeout=TIMEOUT)
     comm.all_reduce("both have got here", torch.ones(1))  # else the other might still be joining
-    comms._joined.append(True)
+    jobs._joined.append(True)
     said = "nothing"
     if rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -93,7 +93,7 @@ def leave_after_error(rank: int, world_size: int, stage: str) -> str:
                 dist.all_reduce(torch.ones(1))
     except CollectiveError as error:
         said = str(error)
-    comms._leave()
+    jobs._leave()
     return said
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardembed.comm import comm as comms
 from shardembed.comm.comm import Comm
+from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.kernels.memory import keep_freed_memory
 from shardembed.kernels.packing import pack, unpack
 from shardembed.planner.calibrate import drawn, fit
@@ -47,7 +47,7 @@ def calibrate(name: str, seconds: float = SECONDS, cases: int | None = None, say
     cases = cases or CASES
     keep_freed_memory()
     comm = Comm.of()
-    cluster = Cluster(comm.world_size, comms.ranks_per_node(comm.world_size))
+    cluster = Cluster(comm.world_size, ranks_per_node(comm.world_size))
     began = time.monotonic()
     say(f"making {cases} small collections on {comm.world_size} rank(s)")
     chosen = drawn.cases(cluster, cases, SEED)
@@ -91,7 +91,7 @@ def _block_seconds(ranks: int = 64, slabs: int = 4, rounds: int = 15) -> float:
     many would pay for the error.
     """
     parts, counts = [Part(torch.float32, (8,))] * slabs, np.full((slabs, ranks), 2)
-    vectors = [torch.ones(2 * ranks, 8, device=comms.default_device()) for _ in parts]
+    vectors = [torch.ones(2 * ranks, 8, device=default_device()) for _ in parts]
     taken = []
     for _ in range(rounds):
         began = time.perf_counter()

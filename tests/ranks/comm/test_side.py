@@ -45,7 +45,7 @@ def test_one_rank_has_its_own_text() -> None:
 
 def talk(comm: Comm, rank: int, seen: list[float]) -> None:
     for number in range(20):
-        comm.step = number
+        comm.history.stand_at(number)
         seen.append(float(comm.all_reduce("talk", torch.tensor([float(rank + number)]))))
 
 
@@ -53,7 +53,7 @@ def talk_beside_training(rank: int, world_size: int) -> tuple[list[float], bool,
     """Ranks train a different number of steps while their threads talk; then they train together."""
     job = own_job(rank, world_size)
     side = job.comm.side()
-    before = job.comm.history, dict(job.comm.tally.calls)
+    before = job.comm.history.checksum, dict(job.comm.tally.calls)
     seen: list[float] = []
     thread = threading.Thread(target=talk, args=(side, rank, seen))
     if rank == 0:
@@ -66,8 +66,8 @@ def talk_beside_training(rank: int, world_size: int) -> tuple[list[float], bool,
     thread.join()
     job.train()
     assert side is job.comm.side(), "a second one was made"
-    untouched = before[0] != job.comm.history and ("all_reduce", "talk") not in job.comm.tally.calls
-    return seen, untouched, job.comm.step
+    untouched = before[0] != job.comm.history.checksum and ("all_reduce", "talk") not in job.comm.tally.calls
+    return seen, untouched, job.comm.history.step
 
 
 def test_a_thread_talks_while_training_goes_on() -> None:
@@ -80,7 +80,7 @@ def fail_beside_training(rank: int, world_size: int) -> tuple[str, int]:
     warm_up(rank)
     job = own_job(rank, world_size)
     side = job.comm.side()
-    side.step = 7
+    side.history.stand_at(7)
     said = ""
     if rank == 0:
         with mock.patch.object(diagnosis, "REPORT_SECONDS", 0.2):
@@ -90,7 +90,7 @@ def fail_beside_training(rank: int, world_size: int) -> tuple[str, int]:
                 said = str(error)
     dist.barrier()  # rank 1 would wait in its training, too long for the short time limit
     job.train()
-    return said, job.comm.step
+    return said, job.comm.history.step
 
 
 def test_an_error_on_the_side_names_the_stage_and_leaves_training_alone() -> None:

@@ -95,7 +95,7 @@ def step_in_rank(rank: int, world_size: int, plan: str, wire: torch.dtype | None
     return {
         "sent": sent,
         "slabs": len(emb.journey.specs),
-        "slots": emb.journey.comm.slots,
+        "slots": emb.journey.comm.history.slots,
         "weights": sum(slab.weights.nbytes for slab in emb.journey.slabs),
         "state": sum(state.nbytes for slab in emb.journey.slabs for state in slab.state.values()),
         "plan": emb.plan,

@@ -1,0 +1,61 @@
+"""The job this process is a rank of: how it is joined and left, and what of the machine a rank has."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from shardembed.comm.comm import DEFAULT_TIMEOUT, Comm, close_all
+from shardembed.comm.rendezvous import meet
+from shardembed.kernels.memory import keep_freed_memory
+
+_joined: list[bool] = []  # not empty once `init` has made the job's group
+
+
+@atexit.register
+def _leave() -> None:
+    """Close what is still open: a Gloo group that outlives the interpreter aborts the process."""
+    close_all()
+    if _joined and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_memory: bool = True) -> Comm:
+    """Join the job that torchrun (or a scheduler that sets RANK and WORLD_SIZE) started, or the process group that exists
+    already.
+
+    Alone, there is one rank and no group. Collective over the job.
+
+    Args:
+        timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
+        heartbeat: have a thread watch over all collectives, or over none; by default over those on GPUs, which return before
+            they are done, so that no error can be raised. It says which ranks are dead, stopped or hang elsewhere, and ends the
+            process.
+        keep_memory: have glibc keep what this process frees (`kernels.memory`): faster steps, and memory stays at its peak.
+    """
+    if keep_memory:
+        keep_freed_memory()
+    if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        timeout = float(timeout)  # NumPy's are none to timedelta
+        store, rank, world_size = meet(timeout)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
+        _joined.append(True)
+    return Comm.of(timeout=timeout, heartbeat=heartbeat)
+
+
+def default_device() -> torch.device:
+    """This rank's GPU where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def ranks_per_node(world_size: int) -> int:
+    """How many ranks share a node, as torchrun says; all of them without it."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
