@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
 from shardembed.inputs.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
@@ -40,7 +41,9 @@ class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of t
 
     @property
     def bags(self) -> int:
-        return self.lengths.numel() if isinstance(self.lengths, torch.Tensor) else self.shape[0]
+        if isinstance(self.lengths, torch.Tensor):
+            return self.lengths.numel()
+        return self.shape[0] if self.shape else 1  # a lone id has no shape
 
     def bag_lengths(self) -> torch.Tensor:
         """int64 `[bags]`."""
@@ -78,6 +81,21 @@ class IdBatch:
     def bags(self) -> list[int]:
         """Bags of each feature."""
         return [part.bags for part in self.parts]
+
+    @cached_property
+    def sizes_F(self) -> NDArray[np.int64]:
+        """`sizes` as an array."""
+        return np.array(self.sizes, dtype=np.int64)
+
+    @cached_property
+    def bags_F(self) -> NDArray[np.int64]:
+        """`bags` as an array."""
+        return np.array(self.bags, dtype=np.int64)
+
+    @cached_property
+    def lengths_B(self) -> torch.Tensor:
+        """Ids of each bag of all features, one feature after the other, int64 `[bags]`."""
+        return self.bag_lengths(range(len(self.parts)))
 
     @cached_property
     def weighted(self) -> tuple[bool, ...]:

@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
+from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
 from shardembed.kernels.grouping import stable_order
 
@@ -45,17 +46,17 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
 
 def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: Strips) -> None:
     """Pool pieces that are read by id."""
-    ids, segments, pooling = route.ids, pieces.segments_N, pieces.pooling
-    features = [feature for feature, _ in pieces.columns]
+    ids, segments, pooling, features = route.ids, pieces.segments_N, pieces.how.pooling, pieces.how.features
     if pooling is None:
         pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [ids.sizes[i] for i in features]
     else:
-        lengths_B, counts = ids.bag_lengths(features), [ids.bags[i] for i in features]
-        starts_B = lengths_B.cumsum(0) - lengths_B
-        weights = [weight for weight in (ids.parts[i].weights for i in features) if weight is not None]
+        starts_B, counts = pieces.starts_B, [ids.bags[i] for i in features]
+        weights = (
+            [weight for weight in (ids.parts[i].weights for i in features) if weight is not None] if pieces.how.weighted else []
+        )
         scale = _cat(weights).to(vectors_SW.dtype) if weights else None
         padding = None
-        if pieces.padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
+        if pieces.how.padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
             padding = vectors_SW.shape[0]
             vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
             segments = torch.where(segments < 0, padding, segments)
@@ -64,8 +65,12 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: St
             pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=pooling, **options)
         else:
             pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, pooling))
-    for (feature, strip), vectors in zip(pieces.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
+    for (feature, strip), vectors in zip(pieces.how.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
         strips[feature].append((strip, vectors))
+
+
+def _weights(ids: IdBatch, features: Sequence[int]) -> torch.Tensor:
+    return _cat([weights for weights in (ids.parts[i].weights for i in features) if weights is not None])
 
 
 class _Take(torch.autograd.Function):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route import Route, RoutingTable, combine, empty_route, make_route
+from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import SlabRoute
 from shardembed.kernels import grouping
 from shardembed.store.slab_spec import SlabSpec, build_slabs
@@ -126,6 +127,8 @@ def same(one: Any, other: Any) -> bool:
     """Equal, tensors by their numbers; where they are whole, of any type."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.tolist() == other.tolist()
+    if isinstance(one, IdGroup):
+        return one is other
     if is_dataclass(one):
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     if isinstance(one, tuple):
