@@ -51,6 +51,7 @@ class Kernels:
 
     ordering: Any
     packing: Any
+    pooling: Any
     routing: Any
     updating: Any
 
@@ -69,9 +70,9 @@ def missing() -> str | None:
 
 @cache
 def _load() -> Kernels:
-    from shardembed.kernels.numba import ordering, packing, routing, updating
+    from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
 
-    return Kernels(ordering, packing, routing, updating)
+    return Kernels(ordering, packing, pooling, routing, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:
