@@ -24,8 +24,9 @@ def spread(
     """
     if (kernels := compiled(grads_BW.device)) is not None:
         grads_BW = grads_BW.detach().contiguous()
-        found = kernels.pooling.spread(segments_N.numpy(), starts_B.numpy(), grads_BW.numpy(), count, mean)
-        return torch.from_numpy(found)
+        grads_SW = torch.empty(count, grads_BW.shape[1], dtype=grads_BW.dtype)
+        kernels.pooling.spread(segments_N.numpy(), starts_B.numpy(), grads_BW.numpy(), grads_SW.numpy(), mean)
+        return grads_SW
     lengths_B = torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
     if mean:
         grads_BW = grads_BW / lengths_B.clamp(min=1).unsqueeze(1)

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from shardembed.kernels.numba.tools import compiled, fetch_row
-
-AHEAD = 8  # rows
+from shardembed.kernels.numba.tools import compiled
 
 
 @compiled
-def spread(segments_N: Any, starts_B: Any, grads_BW: Any, count: int, mean: bool) -> Any:
-    """The sum of the gradients of the bags that each of `count` segments is in, `[S, W]`, in the order of its entries.
+def spread(segments_N: Any, starts_B: Any, grads_BW: Any, grads_SW: Any, mean: bool) -> None:
+    """Write the sum of the gradients of the bags that each segment is in, in the order of its entries.
 
     Args:
         starts_B: where each bag's entries begin; the last one ends with them.
+        grads_SW: what to write; all of it is.
         mean: what a bag passes on is divided by its number of entries.
     """
-    entries, bags, width = segments_N.size, starts_B.size, grads_BW.shape[1]
-    if mean:
-        whole_BW, grads_BW = grads_BW, np.empty_like(grads_BW)
-        for b in range(bags):
-            length = grads_BW.dtype.type(max(1, (starts_B[b + 1] if b + 1 < bags else entries) - starts_B[b]))
-            for j in range(width):
-                grads_BW[b, j] = whole_BW[b, j] / length
+    bags_N, ends_S = _by_segment(segments_N, starts_B, grads_SW.shape[0])
+    _sum(bags_N, ends_S, _shares(starts_B, segments_N.size, grads_BW) if mean else grads_BW, grads_SW)
+
+
+@compiled
+def _by_segment(segments_N: Any, starts_B: Any, count: int) -> Any:
+    """The bags of the entries, segment by segment and in each as they stood, and where each segment's end."""
+    entries, bags = segments_N.size, starts_B.size
     ends_S = np.zeros(count, np.int64)
     for n in range(entries):
         ends_S[segments_N[n]] += 1
@@ -37,22 +37,39 @@ def spread(segments_N: Any, starts_B: Any, grads_BW: Any, count: int, mean: bool
         here = ends_S[s]
         ends_S[s] = before
         before += here
-    bags_N = np.empty(entries, np.int64)  # segment by segment
+    bags_N = np.empty(entries, np.int64)
     for b in range(bags):
         for n in range(starts_B[b], starts_B[b + 1] if b + 1 < bags else entries):
             s = segments_N[n]
             bags_N[ends_S[s]] = b
             ends_S[s] += 1
-    flat, grads_SW = grads_BW.reshape(-1), np.empty((count, width), grads_BW.dtype)
-    n = 0
-    for s in range(count):
-        found = grads_SW[s]
-        found[:] = 0
-        while n < ends_S[s]:
-            if n + AHEAD < entries:
-                fetch_row(flat, bags_N[n + AHEAD], width)
-            row = grads_BW[bags_N[n]]
+    return bags_N, ends_S
+
+
+@compiled
+def _shares(starts_B: Any, entries: int, grads_BW: Any) -> Any:
+    shares_BW, bags = np.empty_like(grads_BW), starts_B.size
+    for b in range(bags):
+        length = grads_BW.dtype.type(max(1, (starts_B[b + 1] if b + 1 < bags else entries) - starts_B[b]))
+        for j in range(grads_BW.shape[1]):
+            shares_BW[b, j] = grads_BW[b, j] / length
+    return shares_BW
+
+
+@compiled
+def _sum(bags_N: Any, ends_S: Any, grads_BW: Any, grads_SW: Any) -> None:
+    width, zero, n = grads_SW.shape[1], grads_SW.dtype.type(0), 0
+    for s in range(ends_S.size):
+        if n == ends_S[s]:
             for j in range(width):
-                found[j] += row[j]
+                grads_SW[s, j] = zero
+            continue
+        b = bags_N[n]  # read here: what the loop writes might be it, as far as the compiler knows
+        for j in range(width):
+            grads_SW[s, j] = zero + grads_BW[b, j]  # a sum that begins with -0 would be another
+        n += 1
+        while n < ends_S[s]:
+            b = bags_N[n]
+            for j in range(width):
+                grads_SW[s, j] += grads_BW[b, j]
             n += 1
-    return grads_SW
