@@ -37,6 +37,7 @@ from benchmarks import pages
 from shardembed.comm.comm import Comm
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.journey import Journey
+from shardembed.journey.setup import Setup
 from shardembed.optim import RowwiseAdagrad
 from shardembed.planner.calibrate.stages import Backward
 from shardembed.tables.placement import Cluster, Packing
@@ -134,7 +135,7 @@ class Rank:
         # What sets the slabs apart is a setting of the optimizer, so that their work is the same however many they are.
         optimizers = [RowwiseAdagrad(lr=0.01 + 1e-6 * (i % case.slabs)) for i in range(case.tables)]
         plan = resolve(list(configs), se.row_wise(packing=case.packing), Cluster(ranks, ranks))
-        self.journey = Journey(configs, plan, optimizers, Settings(), Echo(ranks), CPU)
+        self.journey = Journey(Setup.of(configs, plan, optimizers, Settings(), Echo(ranks), CPU))
         self.features = features_of(configs)
         numbers = np.random.default_rng(0)
         shape = (case.samples, case.ids) if case.ids > 1 else (case.samples,)
@@ -145,7 +146,7 @@ class Rank:
 
     def step(self, number: int) -> Figures:
         watch, batch = Stopwatch(), self.batches[number % len(self.batches)]
-        self.journey.stage = watch.stage
+        self.journey.watch(watch.stage)
         with watch.rest("combine"):
             outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features)
         with watch.rest("adjoint"):

@@ -13,8 +13,10 @@ from benchmarks.contenders import KINDS, Contender
 from benchmarks.peers import LR
 from benchmarks.tasks import Batch, Flat, Task
 from shardembed.planner.calibrate.stages import Backward
+from shardembed.tables.pooling import Pooling
 
 NAME = "TorchRec"
+POOLED: set[Pooling] = {"sum", "mean", None}  # what its collections pool by
 
 
 def variants(task: Task, full: bool) -> dict[str, tuple[bool, bool]]:
@@ -33,7 +35,7 @@ def torchrec_step(task: Task, kind: str, batches: Sequence[Batch], as_bags: bool
     from torchrec.optim import RowWiseAdagrad
     from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-    if len({pooling is None for pooling in task.poolings}) > 1 or "max" in task.poolings:
+    if len({pooling is None for pooling in task.poolings}) > 1 or task.poolings - POOLED:
         return "a collection of its pools all features or none, by sum or mean"
     pooled = task.pooled or as_bags
     meta = torch.device("meta")
@@ -71,8 +73,7 @@ def _bag_config(table: Any) -> Any:
     how = {table.pooling_of(name) for name in table.feature_names}
     if len(how) > 1:
         raise ValueError(f"table {table.name!r}: its features are pooled in several ways")
-    pooling = torchrec.PoolingType.MEAN if how == {"mean"} else torchrec.PoolingType.SUM
-    return torchrec.EmbeddingBagConfig(**_shape(table), pooling=pooling)
+    return torchrec.EmbeddingBagConfig(**_shape(table), pooling=torchrec.PoolingType[(how.pop() or "sum").upper()])
 
 
 def sharded(collection: Any, task: Task, kind: str, narrow: bool = False) -> Any:

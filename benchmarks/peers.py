@@ -11,8 +11,10 @@ from torch import nn
 from benchmarks.contenders import Contender
 from benchmarks.tasks import Batch, Flat, Task
 from shardembed.planner.calibrate.stages import Backward
+from shardembed.tables.pooling import Pooling
 
 LR = 0.01
+SPARSE: set[Pooling] = {"sum", "mean", None}  # what torch's modules with sparse gradients pool by
 
 
 def plain_torch(task: Task, batches: Sequence[Batch]) -> Contender | str:
@@ -20,7 +22,7 @@ def plain_torch(task: Task, batches: Sequence[Batch]) -> Contender | str:
     modules: dict[str, nn.Module] = {}
     for table in task.tables:
         pooling = {table.pooling_of(name) for name in table.feature_names or ()}
-        if len(pooling) > 1 or "max" in pooling:
+        if len(pooling) > 1 or pooling - SPARSE:
             return f"table {table.name!r} is pooled in ways that one module with sparse gradients has not"
         mode, shape = pooling.pop(), (table.num_embeddings, table.embedding_dim)
         weight = torch.full(shape, 0.01)
@@ -56,13 +58,14 @@ def fbgemm(task: Task, batches: Sequence[Batch]) -> Contender | str:
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 
-    if len(task.poolings) > 1 or "max" in task.poolings:
+    modes: dict[Pooling, Any] = {"sum": PoolingMode.SUM, "mean": PoolingMode.MEAN, None: PoolingMode.SUM}
+    if len(task.poolings) > 1 or task.poolings - set(modes):
         return "its bags are all pooled in one way, sum or mean"
     specs = [(table.num_embeddings, table.embedding_dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for table in task.tables]
     tables = SplitTableBatchedEmbeddingBagsCodegen(
         specs,
         feature_table_map=[i for i, table in enumerate(task.tables) for _ in table.feature_names or ()],
-        pooling_mode=PoolingMode.MEAN if task.poolings == {"mean"} else PoolingMode.SUM,
+        pooling_mode=modes[next(iter(task.poolings))],
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=LR,
     )

@@ -16,7 +16,8 @@ from shardembed.optim import RowwiseAdagrad, TableOptimizer
 from shardembed.planner import workload as workloads
 from shardembed.planner.calibrate import stages
 from shardembed.planner.workload import Counts, TableLoad, Workload, Zipf
-from shardembed.tables.table_config import Constant, Pooling, TableConfig
+from shardembed.tables.pooling import Pooling
+from shardembed.tables.table_config import Constant, TableConfig
 
 START = Constant(0.01)  # tables are made anew for every contender, and their first weights do not matter
 Batch = dict[str, Any]  # by feature: ids `[samples, L]`, or (ids, offsets) where L varies

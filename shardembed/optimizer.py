@@ -8,7 +8,7 @@ when any rank holds a gradient that is not finite. GradScaler's unscaling multip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -19,18 +19,13 @@ from shardembed.comm.job import default_device
 from shardembed.config.scalars import integer
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
 from shardembed.journey.journey import Journey
+from shardembed.journey.waiting import check, comms_of, finite_factors, finite_here, journeys, lost_tables, zero_nonfinite
 from shardembed.kernels.reference import is_finite
 from shardembed.optim import TableOptimizer
 from shardembed.store.guarded import Factor
 from shardembed.store.wrappers import refuse_torch_checkpoint
 
 OnNonFinite = Literal["raise", "skip", "zero"]
-
-
-def journeys(model: nn.Module) -> list[Journey]:
-    """The collections of a model, each once, in the order of its modules."""
-    found = {id(journey): journey for module in model.modules() if isinstance(journey := getattr(module, "journey", None), Journey)}
-    return list(found.values())
 
 
 class GradientProxy(nn.Parameter):
@@ -54,14 +49,11 @@ class GradientProxy(nn.Parameter):
                 "tables with update='backward' have no gradient left to read: a GradScaler's scaled gradients have been applied "
                 "as they came; use update='step' with a GradScaler"
             )
-        if not journey.waiting:
+        if not journey.pending.waiting:
             return None
-        if not journey.checked:
-            bad = torch.tensor([float(not all(slab.finite() for slab in journey.slabs))], device=journey.device)
-            journey.comm.all_reduce("step: agree that gradients are finite", bad, maximum=True)
-            journey.factor = torch.where(bad > 0, torch.nan, factor_of(journey))
-            journey.checked = True
-        return None if journey.factor is None else journey.factor.as_subclass(Factor)
+        check(journey)
+        factor = journey.pending.factor  # itself, not a copy: a GradScaler unscales it in place
+        return None if factor is None else factor.as_subclass(Factor)
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -106,7 +98,7 @@ class Optimizer(torch.optim.Optimizer):
         if passes is None or passes < 1:
             raise ConfigError(f"micro_batches must be at least 1, not {micro_batches!r}")
         # Tables without an optimizer of ours are Parameters, which the dense one may hold.
-        self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.own_specs]
+        self.dense, self.journeys = dense, [journey for journey in journeys(model) if journey.stepped]
         self.on_nonfinite = on_nonfinite
         self.skipped = 0
         self.skipped_for: tuple[str, ...] = ()
@@ -121,8 +113,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(self.param_groups, {})
         self._built = True
         for journey in self.journeys:
-            journey.micro_batches = passes
-            journey.rate = self._rate
+            journey.stepped_by(self._rate, passes)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -187,10 +178,8 @@ class Optimizer(torch.optim.Optimizer):
         grads = [p.grad for group in (self.dense.param_groups if self.dense else []) for p in group["params"] if p.grad is not None]
         bad = {
             "the dense parameters": not all(map(is_finite, grads)),
-            "tables": not all(slab.finite() for journey in self.journeys for slab in journey.slabs),
-            "the factor they were clipped by": not all(
-                journey.factor is None or is_finite(journey.factor) for journey in self.journeys
-            ),
+            "tables": not finite_here(self.journeys),
+            "the factor they were clipped by": not finite_factors(self.journeys),
         }
         device = self.journeys[0].device if self.journeys else default_device()
         flags = torch.tensor(list(bad.values()), dtype=torch.float32, device=device)
@@ -202,10 +191,10 @@ class Optimizer(torch.optim.Optimizer):
             for grad in grads:
                 torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
             for journey in self.journeys:
-                _zero_nonfinite(journey)
+                zero_nonfinite(journey)
             return True
         found = {place: bool(flag) for place, flag in zip(bad, flags.tolist(), strict=True)}
-        tables = _lost_tables(self.journeys) if found.pop("tables") else ()
+        tables = lost_tables(self.journeys) if found.pop("tables") else ()
         where = (*tables, *(place for place, flag in found.items() if flag))
         if self.on_nonfinite == "skip":
             self.skipped_for = where
@@ -236,9 +225,9 @@ class Optimizer(torch.optim.Optimizer):
             ConfigError: the groups are not those of this optimizer; nothing has been loaded.
         """
         groups = state_dict["param_groups"]
-        saved, own = [_kind(group) for group in groups], [_kind(group) for group in self.param_groups]
-        if saved != own:
-            raise ConfigError(f"the state has param groups of {saved}, this optimizer of {own}")
+        saved, here = [_kind(group) for group in groups], [_kind(group) for group in self.param_groups]
+        if saved != here:
+            raise ConfigError(f"the state has param groups of {saved}, this optimizer of {here}")
         split = len(groups) - len(self._groups)
         if self.dense is not None:
             self.dense.load_state_dict({"state": state_dict["state"], "param_groups": groups[:split]})
@@ -254,8 +243,8 @@ class Optimizer(torch.optim.Optimizer):
 def _check_dense(dense: torch.optim.Optimizer, model: nn.Module) -> None:
     if not isinstance(dense, torch.optim.Optimizer):
         raise ConfigError(f"dense must be a torch optimizer over the dense parameters, not {type(dense).__name__}")
-    own = {id(parameter) for parameter in model.parameters()}
-    strange = [p for group in dense.param_groups for p in group["params"] if id(p) not in own]
+    known = {id(parameter) for parameter in model.parameters()}
+    strange = [p for group in dense.param_groups for p in group["params"] if id(p) not in known]
     if strange:
         raise ConfigError(
             f"the dense optimizer holds {len(strange)} parameter(s) that are not the model's, the first of shape "
@@ -273,47 +262,13 @@ def _table_groups(found: list[Journey]) -> dict[TableOptimizer, dict[str, Any]]:
     """A param group for each of the tables' optimizers; the first holds what stands for the waiting gradients."""
     groups: dict[TableOptimizer, dict[str, Any]] = {}
     for journey in found:
-        for spec in journey.own_specs:
-            start = {"params": [], "lr": spec.optimizer.lr, "optimizer": type(spec.optimizer).__name__, "tables": []}
-            names = groups.setdefault(spec.optimizer, start)["tables"]
-            names += sorted({journey.tables[lane.table].name for lane in spec.lanes} - set(names))
+        for slab in journey.stepped:
+            optimizer = slab.spec.optimizer
+            start = {"params": [], "lr": optimizer.lr, "optimizer": type(optimizer).__name__, "tables": []}
+            names = groups.setdefault(optimizer, start)["tables"]
+            names += sorted({journey.tables[table].name for table in slab.tables} - set(names))
     for group in groups.values():
         group["tables"].sort()  # slabs, and so their order, depend on the plan
     if groups:
         next(iter(groups.values()))["params"] = [GradientProxy.of(journey) for journey in found]
     return groups
-
-
-def factor_of(journey: Journey) -> torch.Tensor:
-    """What the waiting gradients are to be multiplied with, in float64, so that it costs float64 tables no digits."""
-    return torch.ones(1, dtype=torch.float64, device=journey.device) if journey.factor is None else journey.factor
-
-
-def _lost_tables(found: list[Journey]) -> tuple[str, ...]:
-    """The tables whose waiting gradients hold inf or nan on any rank, in words. Collective; asked for when something is wrong."""
-    names: list[str] = []
-    for journey in found:
-        flags = torch.zeros(len(journey.tables), device=journey.device)
-        for slab in journey.slabs:
-            flags[slab.lost()] = 1
-        journey.comm.all_reduce("step: agree where gradients are not finite", flags, maximum=True)
-        names += [repr(table.name) for table, flag in zip(journey.tables, flags.tolist(), strict=True) if flag]
-    return (f"table(s) {', '.join(names)}",)
-
-
-def _zero_nonfinite(journey: Journey) -> None:
-    """Replace what is not finite in the gradients as the step would apply them: summed over duplicates, copies and ranks.
-
-    Contributions must not be looked at one by one: how many there are depends on the plan and the number of ranks.
-    """
-    journey.reduce()
-    for slab in journey.slabs:
-        slab.merged()
-        slab.zero_nonfinite()
-    if journey.factor is not None:
-        journey.factor = torch.nan_to_num(journey.factor, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def comms_of(found: Iterable[Journey]) -> list[Comm]:
-    """Those of several journeys, each once."""
-    return list({id(journey.comm): journey.comm for journey in found}.values())

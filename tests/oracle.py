@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -98,11 +99,26 @@ def loss_of(outputs: dict[str, torch.Tensor], batch: Batch, curved: bool) -> tor
 def lookup(
     weight_ND: torch.Tensor, pooling: str | None, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor:
-    """What `nn.Embedding` or `nn.EmbeddingBag` answers."""
-    if pooling is None:
-        return F.embedding(ids, weight_ND)
+    """What `nn.Embedding` or `nn.EmbeddingBag` answers, or the published formula where torch has no such pooling."""
     scale = None if weights is None else weights.to(weight_ND.dtype)
-    return F.embedding_bag(ids, weight_ND, offsets, mode=pooling, per_sample_weights=scale, include_last_offset=True)
+    return POOLED[pooling](ids, weight_ND, offsets, per_sample_weights=scale)
+
+
+def _sqrtn(ids: torch.Tensor, weight_ND: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """TensorFlow's "sqrtn": the sum of a bag's vectors over the root of their number."""
+    rows = F.embedding(ids, weight_ND)
+    bags = torch.repeat_interleave(offsets.diff())
+    sums = rows.new_zeros(len(offsets) - 1, rows.shape[1]).index_add(0, bags, rows)  # in order, as torch's bags are
+    return sums / torch.tensor([max(n, 1) ** 0.5 for n in offsets.diff().tolist()], dtype=rows.dtype).unsqueeze(1)
+
+
+POOLED: dict[str | None, Callable[..., torch.Tensor]] = {
+    "sum": partial(F.embedding_bag, mode="sum", include_last_offset=True),
+    "mean": partial(F.embedding_bag, mode="mean", include_last_offset=True),
+    "sqrtn": lambda ids, weight_ND, offsets, per_sample_weights: _sqrtn(ids, weight_ND, offsets),
+    "max": partial(F.embedding_bag, mode="max", include_last_offset=True),
+    None: lambda ids, weight_ND, offsets, per_sample_weights: F.embedding(ids, weight_ND),
+}
 
 
 @dataclass

@@ -85,7 +85,7 @@ class Job:
 
     def snapshot(self, held: Inventory, comm: Comm, step: int, progress: Any, incremental: bool) -> Snapshot:
         """What this rank saves: views of tensors, and small state."""
-        waiting = [table.name for table in held.tables.values() if table.journey.waiting]
+        waiting = [table.name for table in held.tables.values() if table.journey.pending.waiting]
         if waiting:
             raise CheckpointError(
                 f"gradients of table(s) {', '.join(map(repr, waiting[:5]))} wait for Optimizer.step(), and a checkpoint does not "
@@ -101,7 +101,7 @@ class Job:
             "progress": encode(progress, "progress"),
             "optimizer": optimizing.describe(self.optimizer, owned, held),
             "has_optimizer": self.optimizer is not None,
-            "steps": {key: table.journey.steps_of(table.name) for key, table in held.tables.items()},
+            "steps": {key: table.journey.pending.steps_of(table.name) for key, table in held.tables.items()},
             "stateful": {name: encode(one.state_dict(), name) for name, one in self.stateful().items()},
             "model": {key: encode(value, key) for key, value in held.plain.items()},
         }

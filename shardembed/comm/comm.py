@@ -157,7 +157,7 @@ class Comm:
         """
         if self.world_size == 1:
             return send
-        received = send.new_empty(sum(receive_sizes))
+        received = send.new_empty(sum(receive_sizes))  # Gloo ends the process where more arrives, so sizes are agreed on before
         sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
         self.tally.largest = max(self.tally.largest, (send.numel() + received.numel()) * send.element_size())
         self.history.note(group, stage, number)

@@ -23,7 +23,8 @@ from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.keyed import ShardedEmbeddingBagCollection, ShardedEmbeddingCollection
 from shardembed.modules.lookup import Lookup
-from shardembed.tables.table_config import Feature, Init, Pooling, TableConfig
+from shardembed.tables.pooling import Pooling
+from shardembed.tables.table_config import Feature, Init, TableConfig
 
 
 def _torchrec() -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -27,7 +26,6 @@ from shardembed.convert.sites import Table, swap, tables_of
 from shardembed.errors import FeatureError, PlanError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.ahead import Ahead
-from shardembed.journey.freezing import Beside
 from shardembed.journey.journey import Journey, Ticket
 from shardembed.journey.prefetch import Sent, SentBatches, Target
 from shardembed.modules.base import eager
@@ -106,8 +104,8 @@ def shard(
             swap(model, path, module)
         del site  # lets go of the plain weights
     left.settle(model, modules)
-    if len(journey.frozen.tables) < len(journey.tables) and not journey.own_parameters:
-        journey.beside = Beside([weakref.ref(parameter) for parameter in model.parameters() if parameter.requires_grad])
+    if journey.freezing.frozen.learning and not journey.own_parameters:
+        journey.freezing.watch(parameter for parameter in model.parameters() if parameter.requires_grad)
     if inputs is not None:
         model.register_forward_pre_hook(SharedLookup(journey, modules, inputs), with_kwargs=True)
     explain_resizing(model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from shardembed.errors import ConfigError
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.lookup import Lookup
-from shardembed.tables.table_config import Feature, Init, Loaded, Pooling, TableConfig
+from shardembed.tables.pooling import Pooling, kind_of
+from shardembed.tables.table_config import Feature, Init, Loaded, TableConfig
 
 Plain = nn.Embedding | nn.EmbeddingBag
 
@@ -40,7 +41,12 @@ class Use:
 
 
 def pooling_of(module: Plain) -> Pooling:
-    return cast(Pooling, module.mode) if isinstance(module, nn.EmbeddingBag) else None
+    """Of torch's own modules.
+
+    Raises:
+        ConfigError: a mode that we have not.
+    """
+    return kind_of(module.mode).name if isinstance(module, nn.EmbeddingBag) else None
 
 
 class Site(ABC):

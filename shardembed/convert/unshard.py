@@ -75,7 +75,7 @@ def _gathered(module: ShardedModule, table: TableConfig, wanted: bool) -> nn.Par
         if wanted:
             weight[first:last] = piece
     number = module.journey.tables.index(table)
-    return nn.Parameter(weight, requires_grad=number not in module.journey.frozen.tables)
+    return nn.Parameter(weight, requires_grad=number not in module.journey.freezing.frozen.tables)
 
 
 def _restored(module: ShardedModule, weights: Mapping[str, nn.Parameter]) -> nn.Module:

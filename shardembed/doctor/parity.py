@@ -8,10 +8,12 @@ by 1e-6 of itself and 1e-6.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from shardembed.comm.comm import Comm
@@ -29,11 +31,12 @@ from shardembed.tables.placement import (
     table_row_wise,
     table_wise,
 )
-from shardembed.tables.table_config import Pooling, TableConfig
+from shardembed.tables.pooling import POOLINGS, Pooling
+from shardembed.tables.table_config import TableConfig
 
 ROWS, COLUMNS, BAGS, IDS_A_BAG = 96, 8, 24, 4
 BOUND = 1e-6
-KINDS: dict[str, Pooling] = {"bags": "sum", "rows": None}
+KINDS: dict[str, Pooling] = {"rows" if pooling is None else f"bags by {pooling}": pooling for pooling in POOLINGS}
 EXACT = SGD(lr=0.5)
 ROUNDED = Adagrad(lr=0.5)
 WITH_ADAGRAD = "row_wise, unique"
@@ -87,7 +90,7 @@ def cuts(world_size: int, a_node: int) -> Mapping[str, Placement]:
 
 @dataclass(frozen=True)
 class _Cut:
-    """One cut, of a table for bags and of one for single rows."""
+    """One cut, of a table for each pooling."""
 
     name: str
     placement: Placement
@@ -115,7 +118,7 @@ def _differences(comm: Comm, found: Sequence[_Cut], device: torch.device) -> lis
         device=device,
     )
     batches = [_batch(rank) for rank in range(comm.world_size)]
-    outputs = sharded({name: batches[comm.rank][_kind(name)].to(device) for name in tables})
+    outputs = sharded({name: batches[comm.rank][KINDS[_kind(name)] is not None].to(device) for name in tables})
     torch.stack([(output * _factors(output)).sum() for output in outputs.values()]).sum().backward()
     Optimizer(sharded).step()
     updated = {name: sharded.rows(name, torch.arange(ROWS)).cpu() for name in tables}
@@ -137,15 +140,25 @@ def _kind(table: str) -> str:
 
 
 def _plain(
-    kind: str, optimizer: SGD | Adagrad, batches: Sequence[Mapping[str, torch.Tensor]], rank: int
+    kind: str, optimizer: SGD | Adagrad, batches: Sequence[Mapping[bool, torch.Tensor]], rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a plain table answers to this rank's batch, and its weights after a step on the batches of all ranks."""
-    module = nn.Embedding.from_pretrained(_weights(torch.arange(ROWS)), freeze=False)
-    outputs = [module(batch[kind]) if KINDS[kind] is None else module(batch[kind]).sum(1) for batch in batches]
+    weight, answers = nn.Parameter(_weights(torch.arange(ROWS))), PLAIN[KINDS[kind]]
+    outputs = [answers(batch[KINDS[kind] is not None], weight) for batch in batches]
     torch.stack([(output * _factors(output)).sum() for output in outputs]).sum().backward()
     answer = outputs[rank].detach()
-    _step(module.weight, optimizer)
-    return answer, module.weight.detach()
+    _step(weight, optimizer)
+    return answer, weight.detach()
+
+
+# What a plain table answers, exactly: bags have 4 ids, and halves and quarters of whole numbers are floats too.
+PLAIN: dict[Pooling, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": partial(F.embedding_bag, mode="sum"),
+    "mean": partial(F.embedding_bag, mode="mean"),
+    "sqrtn": lambda ids, weight: F.embedding(ids, weight).sum(1) / IDS_A_BAG**0.5,
+    "max": partial(F.embedding_bag, mode="max"),
+    None: F.embedding,
+}
 
 
 def _weights(rows: torch.Tensor) -> torch.Tensor:
@@ -154,11 +167,12 @@ def _weights(rows: torch.Tensor) -> torch.Tensor:
     return ((rows.unsqueeze(1) * 7 + columns * 3) % 13 - 6).to(torch.float32)
 
 
-def _batch(rank: int) -> dict[str, torch.Tensor]:
+def _batch(rank: int) -> dict[bool, torch.Tensor]:
+    """Bags of ids, and ids."""
     generator = torch.Generator().manual_seed(rank)
     return {
-        "bags": torch.randint(ROWS, (BAGS, IDS_A_BAG), generator=generator),
-        "rows": torch.randint(ROWS // 3, (BAGS,), generator=generator),  # many twice
+        True: torch.randint(ROWS, (BAGS, IDS_A_BAG), generator=generator),
+        False: torch.randint(ROWS // 3, (BAGS,), generator=generator),  # many twice
     }
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from shardembed.config.explain import nearest
 from shardembed.errors import ConfigError, DtypeError, FeatureError, InputError
 from shardembed.inputs.ids import FeatureIds, IdBatch
+from shardembed.tables.pooling import POOLINGS, WEIGHTED, Pooling
 from shardembed.tables.table_config import Feature
 
 INT64 = np.iinfo(np.int64)
@@ -73,7 +74,7 @@ class Collate:
         weights: for features with weighted sums, the name under which a sample holds a number for each id.
 
     Raises:
-        ConfigError: on construction; weights of a feature that there is not, or that is not pooled by "sum".
+        ConfigError: on construction; weights of a feature that there is not, or whose pooling takes none.
         InputError, FeatureError, DtypeError: when called; names feature and sample (from 0, in its batch).
     """
 
@@ -83,10 +84,11 @@ class Collate:
         self._features, self._weights = tuple(features), dict(weights or {})
         self._keys = list(dict.fromkeys(feature.key for feature in self._features))
         for key in self._weights:
-            poolings = {feature.pooling for feature in self._features if feature.key == key}
-            if poolings != {"sum"}:
-                what = f"is pooled by {poolings.pop()!r}" if poolings else f"is not there{_known(key, self._keys)}"
-                raise ConfigError(f"weights: feature {key!r} {what}; weights need a feature with pooling 'sum'")
+            poolings: set[Pooling] = {feature.pooling for feature in self._features if feature.key == key}
+            wrong = [pooling for pooling in poolings if not POOLINGS[pooling].takes_weights]
+            if wrong or not poolings:
+                what = f"is pooled by {wrong[0]!r}" if wrong else f"is not there{_known(key, self._keys)}"
+                raise ConfigError(f"weights: feature {key!r} {what}; weights need a feature with pooling {WEIGHTED}")
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Collated:
         samples = list(samples)

@@ -1,4 +1,4 @@
-"""Step 1 of the journey: every accepted input as flat ids, bag lengths and weights.
+"""Stage 1 of the journey: every accepted input as flat ids, bag lengths and weights.
 
 Accepted for a feature: a tensor of ids; `(ids, offsets)` or `(ids, offsets, weights)`; a nested jagged tensor. For a batch: a
 dict of those by feature name, or a TorchRec `KeyedJaggedTensor`.
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
 from shardembed.inputs.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
+from shardembed.tables.pooling import POOLINGS, WEIGHTED
 from shardembed.tables.table_config import Feature
 
 CPU = torch.device("cpu")
@@ -411,8 +412,6 @@ def _checked_weights(weights: Any, ids: torch.Tensor, feature: Feature, device: 
         raise DtypeError(f"feature {feature.name!r}: weights must be a floating-point tensor")
     if weights.shape != ids.shape:
         raise InputError(f"feature {feature.name!r}: {weights.numel()} weights for {ids.numel()} ids; give one weight an id")
-    if feature.pooling != "sum":
-        raise InputError(
-            f"feature {feature.name!r}: weights need pooling 'sum', as in nn.EmbeddingBag; this table has {feature.pooling!r}"
-        )
+    if not POOLINGS[feature.pooling].takes_weights:
+        raise InputError(f"feature {feature.name!r}: weights need pooling {WEIGHTED}; this table has {feature.pooling!r}")
     return weights.to(device)

@@ -3,7 +3,7 @@
 Both take an anchor, an empty tensor that requires grad so that autograd comes back for tables with an optimizer of ours, and what
 to call on the way there (`answer`) and back (`learn`). Shards without one (`optimizer=None`) are inputs, so that hooks,
 `backward(inputs=...)` and `torch.autograd.grad` work on them as on any Parameter. `learn` gives their gradients, and is told
-whether the others are wanted too.
+whether the backward is `whole`, so that the others are wanted too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _wants_anchor(ctx: Any) -> bool:
+def _is_whole(ctx: Any) -> bool:
     """Whether this backward is for all that requires grad, and not for chosen inputs alone. `needs_input_grad` does not know."""
     return ctx.needs_input_grad[0] and torch._C._will_engine_execute_node(ctx.next_functions[0][0])
 
@@ -48,7 +48,7 @@ def _once(grads: Sequence[Gradient]) -> tuple[Gradient, ...]:
 
 
 class Vectors(torch.autograd.Function):
-    """Steps 4 and 5 forward, 8 and 9 backward: the vectors of each slab, `[S, W]`; `frozen` ones require no grad."""
+    """Stages 4 and 5 forward, 8 and 9 backward: the vectors of each slab, `[S, W]`; `frozen` ones require no grad."""
 
     @staticmethod
     def forward(
@@ -61,21 +61,21 @@ class Vectors(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.learn = learn
         answers = tuple(answer())
-        ctx.mark_non_differentiable(*(vectors for vectors, still in zip(answers, frozen, strict=True) if still))
+        ctx.mark_non_differentiable(*(vectors for vectors, is_frozen in zip(answers, frozen, strict=True) if is_frozen))
         return answers
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Gradient, ...]:
         with torch.no_grad():
-            of_shards = ctx.learn(grads, _wants_anchor(ctx))
+            of_shards = ctx.learn(grads, _is_whole(ctx))
         return None, None, None, None, *_once(of_shards)
 
 
 class FixedOutputs(torch.autograd.Function):
-    """Steps 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients.
+    """Stages 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients.
 
-    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs. Behind the weights
-    of each feature come the shards.
+    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs. `frozen` has a flag
+    a feature. Behind the per-sample weights of each feature come the shards.
     """
 
     @staticmethod
@@ -86,27 +86,25 @@ class FixedOutputs(torch.autograd.Function):
         answer: Answer,
         learn: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], bool], Sequence[Gradient]],
         frozen: Sequence[bool],
-        *weights_and_shards: torch.Tensor | None,
+        *per_sample_weights_and_shards: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
-        vectors, weights = answer(), weights_and_shards[: len(frozen)]
+        vectors, per_sample_weights = answer(), per_sample_weights_and_shards[: len(frozen)]
         outputs = tuple(combine(vectors, route))
         ctx.route, ctx.learn, ctx.vectors = route, learn, vectors
-        ctx.save_for_backward(*weights)  # which notices weights that the user has written into in the meantime
-        still = (
-            output for output, frozen_table, weight in zip(outputs, frozen, weights, strict=True) if frozen_table and weight is None
-        )
-        ctx.mark_non_differentiable(*still)
+        ctx.save_for_backward(*per_sample_weights)  # which notices weights that the user has written into in the meantime
+        of_features = zip(outputs, frozen, per_sample_weights, strict=True)
+        ctx.mark_non_differentiable(*(output for output, is_frozen, weights in of_features if is_frozen and weights is None))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_weights = _weight_gradients(ctx.saved_tensors, ctx.vectors, ctx.route, grads)
+        of_weights = _per_sample_gradients(ctx.saved_tensors, ctx.vectors, ctx.route, grads)
         with torch.no_grad():
-            of_shards = ctx.learn(ctx.vectors, grads, _wants_anchor(ctx))
+            of_shards = ctx.learn(ctx.vectors, grads, _is_whole(ctx))
         return None, None, None, None, None, *_once([*of_weights, *of_shards])
 
 
-def _weight_gradients(
+def _per_sample_gradients(
     weights: Sequence[torch.Tensor | None], vectors: Sequence[torch.Tensor], route: Route, grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
     """The gradients of per-sample weights: `combine`'s own."""

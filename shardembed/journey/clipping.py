@@ -15,7 +15,7 @@ from torch import nn
 
 from shardembed.errors import ConfigError, NonFiniteGradientError, StepError, UnsupportedError
 from shardembed.journey.journey import Journey
-from shardembed.optimizer import comms_of, factor_of, journeys
+from shardembed.journey.waiting import comms_of, journeys
 from shardembed.store.own_parameters import ShardParameter
 from shardembed.store.wrappers import is_distributed
 
@@ -92,7 +92,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, *
         mine = torch.zeros((), dtype=torch.float64, device=device)
         for journey in (journey for journey in found if journey.comm is comm):
             mine = norm_of.join(mine, _waiting(journey, norm_of))
-            mine = norm_of.join(mine, _exposed(journey, shards, norm_of))
+            mine = norm_of.join(mine, _of_shards(journey, shards, norm_of))
         joined = comm.all_reduce("clip_grad_norm_: sum norms", norm_of.packed(mine), maximum=norm_of.largest)
         total = norm_of.join(total, norm_of.unpacked(joined))
     for share in _dense(dense, norm_of):
@@ -105,8 +105,8 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, *
         mine = grad.to_local() if is_distributed(grad) else grad
         mine.mul_(factor.to(mine.device, mine.dtype))
     for journey in found:
-        if journey.waiting:
-            journey.factor = factor_of(journey) * factor
+        if journey.pending.waiting:
+            journey.pending.scaled(factor)
     return norm
 
 
@@ -137,12 +137,12 @@ def _distributed(grads: Sequence[DTensor], norm: _Norm) -> torch.Tensor:
     return norm.unpacked(DTensor.from_local(norm.packed(mine), first.device_mesh, placements, run_check=False).full_tensor())
 
 
-def _exposed(journey: Journey, shards: Sequence[ShardParameter], norm: _Norm) -> torch.Tensor:
+def _of_shards(journey: Journey, shards: Sequence[ShardParameter], norm: _Norm) -> torch.Tensor:
     """As `_waiting`, of the gradients that Parameters of this collection (`optimizer=None`) have."""
-    own = {id(parameter) for exposed in journey.own_parameters for parameter in exposed.parameters}
+    here = {id(parameter) for own in journey.own_parameters for parameter in own.parameters}
     total = torch.zeros((), dtype=torch.float64, device=journey.device)
     for shard in shards:
-        if id(shard) in own and shard.grad is not None and (not shard.copied or journey.comm.rank == 0):
+        if id(shard) in here and shard.grad is not None and (not shard.copied or journey.comm.rank == 0):
             grad = shard.grad.coalesce().values() if shard.grad.is_sparse else shard.grad
             total = norm.join(total, norm.share(grad))
     return total
@@ -155,4 +155,5 @@ def _waiting(journey: Journey, norm: _Norm) -> torch.Tensor:
     for slab in journey.slabs:
         if not slab.spec.copied or journey.comm.rank == 0:
             total = norm.join(total, norm.share(slab.merged()[1]))
-    return total if journey.factor is None else norm.scaled(total, journey.factor.to(torch.float64).squeeze())
+    factor = journey.pending.factor
+    return total if factor is None else norm.scaled(total, factor.to(torch.float64).squeeze())

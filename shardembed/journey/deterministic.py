@@ -11,12 +11,13 @@ Legend: N contributions, S segments, U distinct rows, W columns of a slab, D of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from shardembed.comm.comm import Comm
+from shardembed.errors import ConfigError
 from shardembed.journey.messages import Sender, send_fixed
 from shardembed.journey.route import Route, SlabRoute
 from shardembed.kernels.reference import Gradients, frequencies
@@ -24,7 +25,8 @@ from shardembed.store.reductions import sum_over_ranks
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab import Slab
 from shardembed.store.slab_spec import SlabSpec
-from shardembed.tables.table_config import TableConfig
+from shardembed.tables.pooling import POOLINGS, Pooling
+from shardembed.tables.table_config import Feature, TableConfig
 
 BITS = 62  # of 63 below the sign: the largest contribution is below 2^exponent, not at it
 
@@ -70,17 +72,17 @@ def _strip(grad: torch.Tensor, columns: slice, share: float) -> torch.Tensor:
 def _of_ids(
     segments_N: torch.Tensor, feature: int, route: Route, grad: torch.Tensor, vectors_SW: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    pooling, part = route.features[feature].pooling, route.ids.parts[feature]
-    if pooling is None:
+    kind, part = POOLINGS[route.features[feature].pooling], route.ids.parts[feature]
+    if kind.over_ids is None:
         return segments_N, grad
     bags_N = torch.repeat_interleave(part.bag_lengths(), output_size=part.ids.numel())
     kept = segments_N >= 0
     segments_N, bags_N = segments_N[kept], bags_N[kept]
+    if kind.divisor is not None:
+        grad = kind.divided(grad, torch.bincount(bags_N, minlength=grad.shape[0]))
     values_NW = grad[bags_N]
-    if pooling == "mean":
-        values_NW = values_NW / torch.bincount(bags_N, minlength=grad.shape[0])[bags_N].unsqueeze(1)
-    elif pooling == "max":
-        values_NW = values_NW * _first_maxima(vectors_SW[segments_N], bags_N, grad.shape[0])
+    if not kind.partial_sums:
+        values_NW = values_NW * CHOSEN[kind.name](vectors_SW[segments_N], bags_N, grad.shape[0])
     elif part.weights is not None:
         values_NW = values_NW * part.weights.detach()[kept].to(torch.float64).unsqueeze(1)
     return segments_N, values_NW
@@ -95,6 +97,22 @@ def _first_maxima(vectors_NW: torch.Tensor, bags_N: torch.Tensor, bags: int) -> 
     candidates = torch.where(vectors_NW == highest[bags_N], number, count)
     first = torch.full((bags, width), count, device=bags_N.device).scatter_reduce_(0, where, candidates, "amin")
     return first[bags_N] == number
+
+
+# Of poolings that are no sums: which id of its bag an output came from, which then has all of its gradient.
+CHOSEN: Mapping[Pooling, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {"max": _first_maxima}
+
+
+def check_poolings(features: Sequence[Feature]) -> None:
+    """Refuse a pooling that this mode has no adjoint for.
+
+    Raises:
+        ConfigError: names feature and pooling.
+    """
+    for feature in features:
+        kind = POOLINGS[feature.pooling]
+        if kind.over_ids is not None and not kind.partial_sums and kind.name not in CHOSEN:
+            raise ConfigError(f"feature {feature.name!r}: deterministic=True cannot be combined with pooling {kind.name!r}")
 
 
 def _of_bags(
@@ -114,9 +132,8 @@ def _of_bags(
         feature, part = route.features[number], route.ids.parts[number]
         mine = answers[first : first + part.bags]
         bags_S = torch.repeat_interleave(mine)
-        values_SW = _strip(grads[number], columns[feature.table, strip], share)[bags_S]
-        if feature.pooling == "mean":
-            values_SW = values_SW / part.bag_lengths()[bags_S].unsqueeze(1)
+        grad = _strip(grads[number], columns[feature.table, strip], share)
+        values_SW = POOLINGS[feature.pooling].divided(grad, part.bag_lengths())[bags_S]
         found.append(Contributions(feature.table, bag_segments[before : before + bags_S.numel()], values_SW))
         first, before = first + part.bags, before + bags_S.numel()
     return found

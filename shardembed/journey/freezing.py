@@ -8,13 +8,15 @@ so the tables that are frozen travel, as one number, with every call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.journey.route import Route, combine
+from shardembed.store.own_parameters import OwnParameters
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import TableConfig
 from shardembed.wire.fingerprint import fingerprint
@@ -24,55 +26,125 @@ from shardembed.wire.fingerprint import fingerprint
 class Frozen:
     """The tables of a collection that do not learn now, by number.
 
-    made: those that never will. slabs: whether all of a slab is frozen, a slab each. mixed: some slab has frozen tables beside
-    others.
+    Attributes:
+        names: of all tables of the collection.
+        of_slabs: the tables of each slab.
+        made: those that were made frozen, and never will learn.
+        tables: those that do not learn now.
     """
 
+    names: tuple[str, ...]
+    of_slabs: tuple[frozenset[int], ...]
     made: frozenset[int]
     tables: frozenset[int]
-    slabs: tuple[bool, ...]
-    mixed: bool
 
     @staticmethod
     def of(tables: Sequence[TableConfig], specs: Sequence[SlabSpec]) -> Frozen:
         made = frozenset(number for number, table in enumerate(tables) if table.frozen)
-        return _settled(made, made, specs)
+        of_slabs = tuple(frozenset(lane.table for lane in spec.lanes) for spec in specs)
+        return Frozen(tuple(table.name for table in tables), of_slabs, made, made)
 
-    def changed(self, tables: Sequence[TableConfig], numbers: frozenset[int], still: bool, specs: Sequence[SlabSpec]) -> Frozen:
+    def changed(self, numbers: frozenset[int], frozen: bool) -> Frozen:
         """The same with some tables frozen, or thawed.
 
         Raises:
-            UnsupportedError: one of them was made frozen.
+            UnsupportedError: as `check_thaw`.
         """
-        if not still and (never := numbers & self.made):
+        if not frozen:
+            self.check_thaw(numbers)
+        return replace(self, tables=self.tables | numbers if frozen else self.tables - numbers)
+
+    def check_thaw(self, numbers: frozenset[int]) -> None:
+        """Raises UnsupportedError where one of these tables was made frozen."""
+        if never := numbers & self.made:
             raise UnsupportedError(
-                f"table {tables[min(never)].name!r} was frozen when it was made, so it has no optimizer state and cannot learn "
+                f"table {self.names[min(never)]!r} was frozen when it was made, so it has no optimizer state and cannot learn "
                 "now; make it unfrozen (weight.requires_grad = True before shard(), freeze=False, frozen=False), and freeze it "
                 "afterwards with requires_grad_(False), which can be taken back"
             )
-        now = self.tables | numbers if still else self.tables - numbers
-        return _settled(self.made, now, specs)
 
     @property
+    def learning(self) -> list[str]:
+        """The names of the tables that learn now."""
+        return [name for number, name in enumerate(self.names) if number not in self.tables]
+
+    # Asked for in every lookup; worked out when tables are frozen, which is rare.
+
+    @cached_property
+    def slabs(self) -> tuple[bool, ...]:
+        """Whether all of a slab is frozen, a slab each."""
+        return tuple(tables <= self.tables for tables in self.of_slabs)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Some slab has frozen tables beside others."""
+        return any(not tables <= self.tables and not tables.isdisjoint(self.tables) for tables in self.of_slabs)
+
+    @cached_property
     def fingerprint(self) -> int:
         """What ranks compare: the tables that were frozen since they were made."""
         return fingerprint(self.tables - self.made)
 
 
-@dataclass(frozen=True)
-class Beside:
-    """The Parameters that were to learn beside the tables of a converted model.
+class Freezing:
+    """Which tables of a collection learn, from the next lookup or backward on.
 
-    A loop that freezes `model.parameters()` does not meet tables with an optimizer of ours. Whether it was meant for them, nobody
-    can know; that they learn on is said once.
+    Args:
+        frozen: the tables that do not, as they were made.
+        stepped: the tables with an optimizer of ours.
+        device: of the anchor.
+
+    Attributes:
+        frozen: the tables that do not, now.
+        anchor: an empty tensor for autograd (see `autograd`): outputs must require grad for it to come back here, though no
+            weight of ours is a leaf of its graph. It requires grad as long as a table with an optimizer of ours learns.
     """
 
-    parameters: Sequence[weakref.ref[torch.Tensor]] = ()
+    def __init__(self, frozen: Frozen, stepped: frozenset[int], device: torch.device) -> None:
+        self._stepped = stepped
+        self.anchor = torch.empty(0, device=device)
+        self._own_parameters: Sequence[OwnParameters] = ()
+        self._dense: Sequence[weakref.ref[torch.Tensor]] = ()
+        self._settle(frozen)
 
-    def all_frozen(self) -> bool:
-        """Whether none of those that are left learns. As a rule the first one tells."""
+    def tell(self, own_parameters: Sequence[OwnParameters]) -> None:
+        """Have these say whether their tables are frozen."""
+        self._own_parameters = own_parameters
+
+    def change(self, numbers: frozenset[int], frozen: bool) -> None:
+        """Freeze tables, or thaw them. Not collective, but for all ranks to do.
+
+        Raises:
+            UnsupportedError: one that was made frozen is to learn.
+        """
+        self._settle(self.frozen.changed(numbers, frozen))
+        self._dense = ()  # whoever freezes tables knows that a loop over Parameters does not meet them
+        for own in self._own_parameters:
+            own.freeze(numbers, frozen)
+
+    def _settle(self, frozen: Frozen) -> None:
+        self.frozen = frozen
+        self.anchor.requires_grad_(not self._stepped <= frozen.tables)
+
+    def watch(self, dense: Iterable[torch.Tensor]) -> None:
+        """Remember the Parameters that learn beside the tables of a converted model.
+
+        A loop that freezes `model.parameters()` does not meet tables with an optimizer of ours. Whether it was meant for them,
+        nobody can know; that they learn on is said once.
+        """
+        self._dense = [weakref.ref(parameter) for parameter in dense]
+
+    def overlooked(self) -> bool:
+        """Whether all those Parameters have been frozen since, and tables learn on. True once."""
+        if not self._dense or not self._all_frozen():
+            return False
+        self._dense = ()
+        return True
+
+    def _all_frozen(self) -> bool:
+        """None of the Parameters that are left learns. As a rule the first one tells."""
         left = False
-        for ref in self.parameters:
+        for ref in self._dense:
             parameter = ref()
             if parameter is not None:
                 left = True
@@ -81,22 +153,16 @@ class Beside:
         return left
 
 
-def _settled(made: frozenset[int], tables: frozenset[int], specs: Sequence[SlabSpec]) -> Frozen:
-    of_slabs = [frozenset(lane.table for lane in spec.lanes) for spec in specs]
-    slabs = tuple(those <= tables for those in of_slabs)
-    mixed = any(not whole and not those.isdisjoint(tables) for whole, those in zip(slabs, of_slabs, strict=True))
-    return Frozen(made, tables, slabs, mixed)
-
-
 def without_grad(
     outputs: list[torch.Tensor], vectors: Sequence[torch.Tensor], route: Route, frozen: frozenset[int]
 ) -> list[torch.Tensor]:
     """The outputs, those of frozen tables cut off from the vectors that they share with other tables: only per-sample weights get
     gradients through them.
     """
-    wanted = [number for number, feature in enumerate(route.features) if feature.table in frozen]
-    weighted = [weights is not None and weights.requires_grad for weights in (route.ids.parts[i].weights for i in wanted)]
-    again = combine([part.detach() for part in vectors], route) if any(weighted) else outputs
-    for number, learns in zip(wanted, weighted, strict=True):
+    cut = [number for number, feature in enumerate(route.features) if feature.table in frozen]
+    per_sample = [route.ids.parts[number].weights for number in cut]
+    learned = [weights is not None and weights.requires_grad for weights in per_sample]
+    again = combine([part.detach() for part in vectors], route) if any(learned) else outputs
+    for number, learns in zip(cut, learned, strict=True):
         outputs[number] = again[number] if learns else outputs[number].detach()
     return outputs

@@ -165,7 +165,7 @@ def send_fixed(quanta: Sequence[torch.Tensor], request: Request, sender: Sender,
 def _send_mirrored(
     grads: Sequence[torch.Tensor], sent: MessageLayout, received: MessageLayout, request: Request, sender: Sender, comm: Comm
 ) -> list[torch.Tensor]:
-    if sender.learns is not None:
+    if sender.learns is not None:  # what was made frozen is agreed on when the collection is built
         sent, received = (MessageLayout.of(layout.schema, layout.items * sender.learns) for layout in (sent, received))
         grads = [part[:0] if spec.policy.frozen else part for part, spec in zip(grads, sender.slabs, strict=True)]
     return _exchange("backward: send gradients", grads, sent, received, sender, comm, request.call)
@@ -194,7 +194,7 @@ def _exchange(
 
 
 def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Sender, comm: Comm, device: torch.device) -> Numbers:
-    """Begin a conversation on the group "forward": tell each rank its counts, and get its from each.
+    """Begin a call on the group "forward": tell each rank its counts, and get its from each.
 
     Args:
         counts: of each rank, two a slab at most, int64 `[slabs, 2, R]`.
@@ -206,7 +206,7 @@ def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Se
         ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    number = comm.history.open_call()
+    number = comm.history.open_call()  # first of all: a call that ends in an error counts, on all ranks
     if comm.world_size == 1:
         if problem:
             raise problem
@@ -216,8 +216,10 @@ def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Se
     rows = fill(header, counts, comm.history.slots)
     equal = [rows.shape[1]] * comm.world_size
     sent = torch.from_numpy(rows).view(-1).to(device)
-    rows = comm.all_to_all("forward", "forward: counts", sent, equal, equal).view(rows.shape).cpu().numpy()  # host sync on a GPU
+    arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
+    rows = arrived.view(rows.shape).cpu().numpy()  # host sync on a GPU: nobody can receive keys before he knows how many
     compare(rows, comm.history.collections)
+    # Only ranks that make the same call go on to this exchange, and then all of them do.
     if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
     return counts_of(rows, len(counts))
@@ -244,6 +246,7 @@ def _raise_together(texts: list[str], problem: Exception | None) -> None:
     least = min(precedence(name) for name, _ in told.values())
     first, *others = [rank for rank, (name, _) in told.items() if precedence(name) == least]
     also = f" (rank(s) {others} also refused their batch)" if others else ""
+    # Here it may be an error of the user's own class, which cannot travel.
     if problem is not None:
         name, text = travels(problem)
         if precedence(name) == least and rebuild(name, text).__class__ is not problem.__class__:

@@ -1,6 +1,6 @@
 """`prefetched(loader, model)`: while a batch is computed, the ids of the next ones are routed and sent.
 
-Steps 1 to 3 of a journey need no weights, so they run beside the main thread: on the CPU in a thread, with process groups of its
+Stages 1 to 3 of a journey read no rows, so they run beside the main thread: on the CPU in a thread, with process groups of its
 own (`Comm.beside`); for a GPU on a stream of its own, issued from the main thread, because NCCL wants calls in program order.
 
 The loader is read in the main thread, so that what it draws from random generators does not depend on timing. Whatever ranks must
@@ -65,7 +65,12 @@ class SentBatches:
 
 @dataclass(frozen=True)
 class Sent:
-    """Ids that were sent ahead. value: what the call takes in place of ids."""
+    """Ids that were sent ahead.
+
+    Attributes:
+        ticket: of the call that they are for.
+        value: what the call takes in place of ids.
+    """
 
     ticket: Ticket
     value: Any
@@ -75,7 +80,8 @@ class Target:
     """What batches can be sent ahead for: a collection, or all tables of a converted model.
 
     Attributes:
-        journey: of its tables. sent_batches: what has been sent for calls to come.
+        journey: of its tables.
+        sent_batches: what has been sent for calls to come.
     """
 
     journey: Journey
@@ -117,12 +123,12 @@ def prefetched(loader: Iterable[Any], model: nn.Module, depth: int = 1, *, argum
         DataError: likewise, on the ranks whose own loader worked; one whose loader failed raises the loader's error.
         DisagreementError: on every rank, when they did not make the same calls.
     """
-    ahead = integer(depth)
-    if ahead is None or ahead < 1:
+    batches = integer(depth)
+    if batches is None or batches < 1:
         raise ConfigError(f"depth must be a whole number of batches from 1 on, not {depth!r}")
     target = target_of(model, told=arguments is not None)
     tickets = target is model and arguments is None  # the loop gets them, and passes them on
-    return _loop(loader, target, ahead, arguments or _alone, tickets)
+    return _loop(loader, target, batches, arguments or _alone, tickets)
 
 
 def _alone(batch: Any) -> tuple[Any, ...]:
@@ -163,7 +169,13 @@ def target_of(model: nn.Module, told: bool) -> Target:
 
 @dataclass
 class _Read:
-    """What the loader gave: a batch and what the model is called with for it, or the reason why there is none."""
+    """What the loader gave.
+
+    Attributes:
+        batch: for the loop.
+        given: what the model is called with for it.
+        problem: why there is no batch.
+    """
 
     batch: Any = None
     given: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""A batch on its way, and the pass of the autograd engine in which its gradients come."""
+"""A batch on its way."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ if TYPE_CHECKING:  # since Triton may be absent
 
 @dataclass
 class Ticket:
-    """A batch whose ids have been sent: what steps 4 to 6 need. Good for one use.
+    """A batch whose ids have been sent: what looks up its rows (stages 4 to 6) and then brings back its gradients. Good for one
+    lookup.
 
-    as_they_are: leave rows longer than max_norm alone. orders: of the rows asked for, a slab each, where a backward may follow.
-    still: tables that were frozen in the lookup. shards: those that autograd brings gradients of.
+    Attributes:
+        route: which rows answer which ids.
+        request: what the other ranks asked this one for.
+        as_they_are: leave rows longer than max_norm alone.
+        used: its rows have been looked up.
+        frozen: tables that were frozen in the lookup.
+        shards: those that autograd brings gradients of.
+        orders: of the rows asked for, a slab each, where a backward may follow.
     """
 
     route: Route
     request: Request
     as_they_are: bool
     used: bool = False
-    orders: Sequence[Order | None] = ()
-    still: frozenset[int] = frozenset()
+    frozen: frozenset[int] = frozenset()
     shards: Sequence[ShardParameter] = ()
+    orders: Sequence[Order | None] = ()
 
     def use(self) -> None:
         """Raises StepError where somebody has."""
@@ -39,21 +46,3 @@ class Ticket:
                 f"the ticket for {', '.join(names[:5])} has been used; a ticket is good for one call, so prefetch again"
             )
         self.used = True
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A pass of the autograd engine: its number, the tables whose gradients have come, and those that came again. `fresh` while
-    only one lookup has.
-    """
-
-    number: int = -1
-    tables: frozenset[int] = frozenset()
-    twice: frozenset[int] = frozenset()
-    fresh: bool = True
-
-    def joined(self, number: int, tables: set[int]) -> Pass:
-        """This pass, or the next one, with one more lookup."""
-        if number != self.number or number < 0:
-            return Pass(number, frozenset(tables))
-        return Pass(number, self.tables | tables, self.tables & tables, fresh=False)

@@ -13,23 +13,20 @@ from shardembed.kernels.grouping import compiled, stable_order
 
 
 def spread(
-    segments_N: torch.Tensor, starts_B: torch.Tensor, grads_BW: torch.Tensor, count: int, mean: bool = False, once: bool = False
+    segments_N: torch.Tensor, starts_B: torch.Tensor, grads_BW: torch.Tensor, count: int, once: bool = False
 ) -> torch.Tensor:
     """The sum of the gradients of the bags that each of `count` segments is in, `[S, W]`, in the order of its entries.
 
     Args:
         starts_B: where each bag's entries begin; the last one ends with them.
-        mean: what a bag passes on is divided by its number of entries.
         once: no segment is in two bags.
     """
     if (kernels := compiled(grads_BW.device)) is not None:
         grads_BW = grads_BW.detach().contiguous()
         grads_SW = torch.empty(count, grads_BW.shape[1], dtype=grads_BW.dtype)
-        kernels.pooling.spread(segments_N.numpy(), starts_B.numpy(), grads_BW.numpy(), grads_SW.numpy(), mean)
+        kernels.pooling.spread(segments_N.numpy(), starts_B.numpy(), grads_BW.numpy(), grads_SW.numpy())
         return grads_SW
     lengths_B = torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
-    if mean:
-        grads_BW = grads_BW / lengths_B.clamp(min=1).unsqueeze(1)
     bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())
     if once:
         return grads_BW.new_zeros(count, grads_BW.shape[1]).index_copy_(0, segments_N, grads_BW.index_select(0, bags_N))

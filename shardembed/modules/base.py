@@ -64,7 +64,7 @@ class ShardedModule(TableModule):
         on every rank.
         """
         for key, table in self.weight_keys.items():
-            mine = [parameter for exposed in self.journey.own_parameters for parameter in exposed.parameters_of(table)]
+            mine = [parameter for own in self.journey.own_parameters for parameter in own.parameters_of(table)]
             for number, parameter in enumerate(mine):
                 super().register_parameter(key.replace(".", "_") + (f"_{number}" if number else ""), parameter)
         self._shards_here = tuple(self._parameters)
@@ -115,10 +115,10 @@ class ShardedModule(TableModule):
         super().register_parameter(name, param)
 
     def check_thaw(self) -> None:
-        self.journey.frozen.changed(self.journey.tables, self._numbers, False, self.journey.specs)
+        self.journey.freezing.frozen.check_thaw(self._numbers)
 
-    def freeze_tables(self, still: bool) -> None:
-        self.journey.freeze(self._numbers, still)
+    def freeze_tables(self, frozen: bool) -> None:
+        self.journey.freezing.change(self._numbers, frozen)
 
     def freeze(self, table: str, frozen: bool = True) -> None:
         """Let a table learn no more, or again: `requires_grad_` for one table of several. Not collective, but call it on every
@@ -127,7 +127,7 @@ class ShardedModule(TableModule):
         Raises:
             FeatureError: there is no such table. UnsupportedError: it was made frozen, so it cannot learn.
         """
-        self.journey.freeze(frozenset({self._table(table)}), frozen)
+        self.journey.freezing.change(frozenset({self._table(table)}), frozen)
 
     def forget_gradients(self) -> None:
         self.journey.forget(self._numbers)
@@ -273,8 +273,8 @@ class ShardedModule(TableModule):
 
     def _live_handle(self, table: str) -> TableHandle:
         """What stands for a table's weight: it can be frozen through it."""
-        number = self._table(table)
-        live = Live(lambda: number not in self.journey.frozen.tables, lambda still: self.journey.freeze(frozenset({number}), still))
+        number, freezing = self._table(table), self.journey.freezing
+        live = Live(lambda: number not in freezing.frozen.tables, lambda frozen: freezing.change(frozenset({number}), frozen))
         return self._handle(table, live)
 
     def _handle(self, table: str, live: Live | None = None) -> TableHandle:

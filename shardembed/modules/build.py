@@ -12,7 +12,9 @@ import torch.distributed as dist
 from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.errors import ConfigError
+from shardembed.journey.deterministic import check_poolings
 from shardembed.journey.journey import Journey
+from shardembed.journey.setup import Setup
 from shardembed.modules.auto import settle
 from shardembed.optim import NoOptimizer, TableOptimizer, refused
 from shardembed.tables.placement import Cluster
@@ -41,11 +43,13 @@ def build_journey(
     where = torch.device(device) if device is not None else default_device()
     with comm.preparing(AGREED, where):
         configs = tuple(TableConfig.of(table) for table in tables)
-        features_of(configs)
+        features = features_of(configs)
+        if settings.deterministic:
+            check_poolings(features)
         optimizers = _per_table(configs, optimizer)
         default = resolve(configs, plan, cluster)
     settled = settle(configs, plan, default, optimizers, settings, cluster, comm, where)
-    return Journey(configs, settled, optimizers, settings, comm, where)
+    return Journey(Setup.of(configs, settled, optimizers, settings, comm, where))
 
 
 def _per_table(tables: Sequence[TableConfig], optimizer: TableOptimizers | None) -> list[TableOptimizer]:

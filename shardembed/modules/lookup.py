@@ -15,7 +15,6 @@ import torch
 from shardembed.errors import StepError, StillLearningWarning
 from shardembed.inputs.ids import FeatureIds, IdBatch
 from shardembed.inputs.jagged import is_keyed_jagged
-from shardembed.journey.freezing import Beside
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.tables.table_config import Feature
@@ -93,14 +92,12 @@ class Lookup(ShardedModule):
     def checked(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         """As `read`, for a call in which the weights are looked up: its errors reach all ranks."""
         self.check_shards()
-        if self.journey.beside.parameters and torch.is_grad_enabled() and self.journey.beside.all_frozen():
+        if torch.is_grad_enabled() and self.journey.freezing.overlooked():
             self._warn_of_learning()
         return self.read(*arguments)
 
     def _warn_of_learning(self) -> None:
-        journey = self.journey
-        journey.beside = Beside()  # once
-        names = [table.name for number, table in enumerate(journey.tables) if number not in journey.frozen.tables]
+        names = self.journey.freezing.frozen.learning
         warnings.warn(
             f"all Parameters of the model have been frozen since shard(), and table(s) {names} learn on: with an optimizer of ours "
             "they are not among model.parameters(). If they are to be frozen too, call model.requires_grad_(False), or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from shardembed.tables.settings import Settings
 from shardembed.tables.table_config import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
 
 NORM_TYPE = 2.0
-Mode = Literal["sum", "mean", "max"]
+Mode = Literal["sum", "mean", "max"]  # torch's; there may be more poolings
 
 
 class Sharding(TypedDict, total=False):
@@ -225,7 +225,7 @@ class EmbeddingBag(_Single):
         feature: str = "embedding",
         **sharding: Unpack[Sharding],
     ) -> None:
-        if mode not in ("sum", "mean", "max"):
+        if mode not in get_args(Mode):
             raise ConfigError(f"table {feature!r}: mode must be 'sum', 'mean' or 'max', not {mode!r}")
         table = TableConfig(
             feature,
@@ -248,8 +248,7 @@ class EmbeddingBag(_Single):
     @property
     def mode(self) -> Mode:
         """As in `nn.EmbeddingBag`."""
-        assert self.feature.pooling is not None
-        return self.feature.pooling
+        return cast(Mode, self.feature.pooling)
 
     @eager
     def forward(

@@ -30,7 +30,7 @@ class TableModule(nn.Module):
     def check_thaw(self) -> None:
         """Refuse to let tables learn that cannot."""
 
-    def freeze_tables(self, still: bool) -> None:
+    def freeze_tables(self, frozen: bool) -> None:
         """Freeze all tables, or let them learn."""
 
     def forget_gradients(self) -> None:

@@ -13,7 +13,7 @@ from shardembed.comm.comm import Comm
 from shardembed.config.console import CleanConsole
 from shardembed.errors import ConfigError
 from shardembed.journey.journey import Journey
-from shardembed.optimizer import journeys
+from shardembed.journey.waiting import journeys
 
 WIDTH = 120
 

@@ -87,12 +87,12 @@ def profile(model: nn.Module) -> Iterator[Profile]:
     recorder, found = Recorder(device), Profile()
     before, read_before, began = [journey.steps for journey in journeys], _read(journeys), time.perf_counter()
     for journey in journeys:
-        journey.stage = recorder.stage_of(journey.comm)
+        journey.watch(recorder.stage_of(journey.comm))
     try:
         yield found
     finally:
         for journey in journeys:
-            journey.stage = unwatched
+            journey.watch(unwatched)
     recorder.finish()
     seconds = time.perf_counter() - began
     steps = max(journey.steps - past for journey, past in zip(journeys, before, strict=True))

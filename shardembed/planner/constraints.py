@@ -243,16 +243,10 @@ def _check_table(pin: Pin, load: TableLoad, ranks: int) -> None:
 
 
 def _why_by_id(load: TableLoad) -> str | None:
-    """Why no feature of a table can be read by bag, if so (see `journey.route.segments`)."""
-    config = load.table
-    if config.max_norm is not None:
-        return "max_norm looks at each row of a batch once"
-    if config.policy.scale_grad_by_freq:
-        return "scale_grad_by_freq counts each id of a batch"
-    poolings = {config.pooling_of(name) for name in config.feature_names or ()}
-    if not poolings & {"sum", "mean"}:
-        return f"pooling {' and '.join(sorted(str(pooling) for pooling in poolings))} needs every vector, not sums"
-    return None
+    """Why no feature of a table can be read by bag, if so."""
+    reasons = [load.table.why_by_id(pooling) for pooling in load.table.poolings]
+    found = [reason for reason in reasons if reason is not None]
+    return " and ".join(dict.fromkeys(found)) if len(found) == len(reasons) else None
 
 
 def _check_fixed(plan: TablePlan, load: TableLoad, ranks: int) -> None:

@@ -18,6 +18,7 @@ from shardembed.optim import TableOptimizer
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
 from shardembed.tables.placement import Packing
+from shardembed.tables.pooling import Pooling
 from shardembed.wire.message import ALIGNMENT
 from shardembed.wire.narrow import SCALE_BYTES
 
@@ -87,9 +88,8 @@ class Table:
         return not self.load.table.frozen
 
     @cached_property
-    def poolings(self) -> tuple[str | None, ...]:
-        table = self.load.table
-        return tuple(table.pooling_of(name) for name in table.feature_names or ())
+    def poolings(self) -> tuple[Pooling, ...]:
+        return self.load.table.poolings
 
     @cached_property
     def whole_rows(self) -> bool:
@@ -105,10 +105,8 @@ class Table:
         return self.traffic.bags[feature] * self.traffic.lengths[feature]
 
     def read_by_bag(self, packing: Packing | str) -> tuple[bool, ...]:
-        """By feature; as `journey.route.segments` decides, for input without per-sample weights."""
-        table = self.load.table
-        by_id = packing != "bag" or table.max_norm is not None or table.policy.scale_grad_by_freq
-        return tuple(not by_id and pooling in ("sum", "mean") for pooling in self.poolings)
+        """By feature, for input without per-sample weights."""
+        return tuple(packing == "bag" and self.load.table.why_by_id(pooling) is None for pooling in self.poolings)
 
     @cached_property
     def _distinct_by_id(self) -> float:

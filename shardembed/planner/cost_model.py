@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,18 @@ from shardembed.planner.topology import Op, Topology
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.tables.placement import Packing
+from shardembed.tables.pooling import POOLINGS, OverIds, Pooling, PoolingKind
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 
 Array = NDArray[np.float64]
+# What `combine` does with vectors that came one an id, and what its adjoint does; one op is both ways.
+BY_ID: dict[OverIds, tuple[str, ...]] = {
+    "sum": ("pool", "pool_adjoint"),
+    "mean": ("pool", "pool_adjoint"),
+    "max": ("pool_max",),
+    None: ("gather", "gather_adjoint"),
+}
+BY_BAG = ("pool", "pool_adjoint")
 TAG_BYTES = 32  # of the all-reduce: `comm.tag.TAG` numbers of float32
 
 
@@ -84,7 +94,7 @@ class CostModel:
             Table(load, Traffic.of(load, batch, self.ranks), batch, self.ranks, (workload.wire_dtype or load.table.dtype).itemsize)
             for load in workload.tables
         )
-        poolings: dict[object, set[str | None]] = defaultdict(set)
+        poolings: dict[object, set[Pooling]] = defaultdict(set)
         for table in self.tables:
             poolings[self._kind(table)].update(table.poolings)
         self._groups = {kind: len(found) for kind, found in poolings.items()}
@@ -254,7 +264,7 @@ class CostModel:
         for feature in (feature for feature, bag in enumerate(bags) if bag):
             share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
             sums = share * float(demand.sums.sum())
-            loads[COMBINE] += self._pool_sums(table, table.poolings[feature], feature, sums, width)
+            loads[COMBINE] += self._pool_sums(table, feature, sums, width)
         if table.learns:
             loads[GRADS] += copy * vectors
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
@@ -265,28 +275,31 @@ class CostModel:
         """There, the vectors of all ids are read and the outputs written; back, gradients of outputs are read for all ids and those
         of segments written.
         """
-        ids, row, pooling = table.feature_ids(feature), width * table.compute, table.poolings[feature]
-        if pooling == "max":
+        ids, row, kind = table.feature_ids(feature), width * table.compute, POOLINGS[table.poolings[feature]]
+        outputs, (there, *back) = self._outputs(table, feature), BY_ID[kind.over_ids]
+        if not back:
             read = self._op("pool").seconds(0, ids, ids * row)
-            return read + self._op("pool_max").seconds(0, ids, table.traffic.bags[feature] * row)
-        outputs = self._outputs(table, feature)
-        kind = "gather" if pooling is None else "pool"
-        seconds = self._op(kind).seconds(0, ids, (ids + outputs) * row)
+            return read + self._op(there).seconds(0, ids, outputs * row)
+        seconds = self._op(there).seconds(0, ids, (ids + outputs) * row)
         if table.learns:
             # Torch's own adjoint, where `combine` has none: of bags with padding too.
-            own = pooling is not None and table.load.table.padding_idx is None
+            own = kind.over_ids is not None and table.load.table.padding_idx is None
             # Each of `groups` adjoints of a slab writes gradients of all its segments, and they are added up.
             written = segments * (2 * groups - 1)
-            seconds += self._op("pool_adjoint" if own else "gather_adjoint").seconds(0, ids, (ids + written) * row)
-        return seconds + (self._op("copy").byte * 2 * outputs * row if pooling == "mean" else 0.0)
+            seconds += self._op(back[0] if own else "gather_adjoint").seconds(0, ids, (ids + written) * row)
+        return seconds + self._divided(kind, outputs * row) * (2 if kind.divides_ids else 1)
 
-    def _pool_sums(self, table: Table, pooling: str | None, feature: int, sums: float, width: float) -> float:
+    def _divided(self, kind: PoolingKind, written: float) -> float:
+        """Of what is divided by something of the bag, each byte is read and written once more."""
+        return 0.0 if kind.divisor is None else self._op("copy").byte * 2 * written
+
+    def _pool_sums(self, table: Table, feature: int, sums: float, width: float) -> float:
         """As `_pool`, where the owners have summed already: each of their sums is read once and belongs to one bag."""
         bags, row = table.traffic.bags[feature], width * table.compute
         seconds = self._op("pool").seconds(0, sums, (sums + bags) * row)
         if table.learns:
             seconds += self._op("pool_adjoint").seconds(0, sums, 2 * sums * row)
-        return seconds + (self._op("copy").byte * 2 * bags * row if pooling == "mean" else 0.0)
+        return seconds + self._divided(POOLINGS[table.poolings[feature]], bags * row)
 
     def _outputs(self, table: Table, feature: int) -> float:
         return table.feature_ids(feature) if table.poolings[feature] is None else table.traffic.bags[feature]
@@ -345,7 +358,7 @@ class CostModel:
             slab = self._slab_name(this, int(width), copied, split)
             names.add(self._charge(f"slab:{slab}", lambda width=width: self._slab(table, float(width), copied)))
             for kind in self._pools(this, packing):
-                names.add(self._charge(f"{kind}:{slab}", lambda kind=kind: self._pool_call(this, kind)))
+                names.add(self._charge(f"pool {kind}:{slab}", lambda kind=kind: self._pool_call(this, kind)))
         return frozenset(names)
 
     def _charge(self, name: str, seconds: Callable[[], Array]) -> str:
@@ -354,15 +367,15 @@ class CostModel:
             self.charge_memory[name] = 0.0
         return name
 
-    def _pools(self, table: Table, packing: Packing | str) -> set[str]:
+    def _pools(self, table: Table, packing: Packing | str) -> set[Pooling | Literal["bags"]]:
         """What `combine` does in one call for all tables of a slab that are alike in it."""
         bags = table.read_by_bag(packing)
-        return {"pool bags" if bag else f"pool {pooling}" for bag, pooling in zip(bags, table.poolings, strict=True)}
+        return {"bags" if bag else pooling for bag, pooling in zip(bags, table.poolings, strict=True)}
 
-    def _pool_call(self, table: Table, kind: str) -> Array:
-        ops = {"pool max": ("pool_max",), "pool None": ("gather", "gather_adjoint")}.get(kind, ("pool", "pool_adjoint"))
+    def _pool_call(self, table: Table, pooling: Pooling | Literal["bags"]) -> Array:
+        ops = BY_BAG if pooling == "bags" else BY_ID[POOLINGS[pooling].over_ids]
         calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
-        return phases_with({COMBINE: calls, ROUTE: self._op("route_slab").call if kind == "pool bags" else 0.0})
+        return phases_with({COMBINE: calls, ROUTE: self._op("route_slab").call if pooling == "bags" else 0.0})
 
     def _slab_name(self, table: Table, width: int, copied: bool, split: bool) -> str:
         config = table.load.table

@@ -119,9 +119,7 @@ def _placements(planned: Planned, index: int, cluster: Cluster) -> Iterator[Plac
 
 def packings(table: TableConfig) -> tuple[Packing, ...]:
     """Both, unless every feature has to be read by id anyway."""
-    poolings = {table.pooling_of(name) for name in table.feature_names or ()}
-    by_id = not poolings & {"sum", "mean"} or table.max_norm is not None or table.scale_grad_by_freq
-    return PACKINGS[:1] if by_id else PACKINGS
+    return PACKINGS if table.sums else PACKINGS[:1]
 
 
 def _least_busy(planned: Planned, index: int) -> list[int]:

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, RootModel, field_validator, model_validator
 
+from shardembed.errors import ConfigError
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, OptimizerSection, Section
-from shardembed.tables.table_config import POOLINGS
+from shardembed.tables.pooling import POOLINGS, kind_of
 
 MAX_TABLES = 100_000
-POOLING_NAMES = "sum, mean, max, null (one vector an id)"
+POOLING_NAMES = ", ".join("null (one vector an id)" if name is None else name for name in POOLINGS)
 
 
 def _several(value: Any) -> Any:
@@ -25,8 +26,10 @@ def _named(value: Any) -> Any:
 
 def _pooling(value: Any) -> Any:
     for given in value.values() if isinstance(value, Mapping) else (value,):
-        if given not in POOLINGS:
-            raise ValueError(f"{given!r} is not one of {POOLING_NAMES}, or a mapping from features to these")
+        try:
+            kind_of(given)
+        except ConfigError:
+            raise ValueError(f"{given!r} is not one of {POOLING_NAMES}, or a mapping from features to these") from None
     return value
 
 

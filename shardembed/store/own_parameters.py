@@ -202,10 +202,10 @@ class OwnParameters:
         """The shards of these tables of the collection."""
         return [shard for table, shards in self._of_table.items() if table in numbers for shard in shards]
 
-    def freeze(self, numbers: Collection[int], still: bool) -> None:
+    def freeze(self, numbers: Collection[int], frozen: bool) -> None:
         """Let the shards of these tables say whether they are frozen."""
         for shard in self.of_tables(numbers):
-            shard.learn(not still)
+            shard.learn(not frozen)
 
     def take(self, wanted: Sequence[ShardParameter]) -> dict[int, torch.Tensor]:
         """The waiting gradients of those shards of `wanted` that are here, by their id(); nothing waits then."""
@@ -237,6 +237,8 @@ def deliver(
     """This backward's gradients of `shards`, None for those that are frozen. Collective where a table is copied to every rank,
     unless copies have been `reduced`.
     """
+    if not exposed:  # as in most jobs, at every backward
+        return []
     if not reduced:
         reduce_copies([one.slab for one in exposed], comm, collection)
     found: dict[int, torch.Tensor] = {}

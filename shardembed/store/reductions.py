@@ -1,4 +1,4 @@
-"""Step 10's two exchanges, each made only where a plan needs it: copies share gradients, cut rows share their statistic.
+"""Stage 10's two exchanges, each made only where a plan needs it: copies share gradients, cut rows share their statistic.
 
 Legend: U distinct rows, W width.
 """

@@ -200,10 +200,9 @@ def packing_of(placement: Placement, table: TableConfig, layout: Layout) -> Pack
     """The placement's own; else whole sums where one owner has all rows of a strip (a copied table sends nothing)."""
     if placement.packing is not None:
         return placement.packing
-    pools = any(table.pooling_of(name) in ("sum", "mean") for name in table.feature_names or ())
     whole = not layout.copied and all(len(strip.blocks) == 1 for strip in layout.strips)
     narrow = table.dtype in (torch.bfloat16, torch.float16)  # whose sums the wire would round
-    return "bag" if pools and whole and not narrow else "unique"
+    return "bag" if table.sums and whole and not narrow else "unique"
 
 
 def default_placements(tables: Sequence[TableConfig]) -> dict[str, Placement]:

@@ -12,9 +12,8 @@ import torch
 
 from shardembed.config.scalars import integer, is_bool, real, within
 from shardembed.errors import ConfigError
+from shardembed.tables.pooling import POOLINGS, Pooling, kind_of
 
-Pooling = Literal["sum", "mean", "max"] | None
-POOLINGS: tuple[Pooling, ...] = ("sum", "mean", "max", None)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -94,7 +93,8 @@ class TableConfig:
         embedding_dim: columns.
         feature_names: the features whose ids are looked up here. Features of one table share its rows. A feature may be named by
             several tables: its output from each is called "feature@table" then.
-        pooling: "sum", "mean", "max" (one vector a bag), None (one vector an id), or a dict by feature name.
+        pooling: "sum", "mean", "sqrtn" (the sum over the root of the number of ids) or "max" (one vector a bag), None (one vector
+            an id), or a dict by feature name.
         dtype: of the rows: float32, bfloat16, float16 or float64.
         init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
             TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.
@@ -167,10 +167,11 @@ class TableConfig:
         object.__setattr__(self, "norm_type", kind)
         if self.rounding not in (None, "nearest", "stochastic"):
             raise ConfigError(f"table {self.name!r}: rounding must be 'nearest' or 'stochastic', not {self.rounding!r}")
-        if self.scale_grad_by_freq and "max" in {self.pooling_of(name) for name in self.feature_names or ()}:
-            raise ConfigError(
-                f"table {self.name!r}: scale_grad_by_freq cannot be combined with pooling 'max', as in nn.EmbeddingBag"
-            )
+        for pooling in self.poolings if self.scale_grad_by_freq else ():
+            if not POOLINGS[pooling].takes_frequencies:
+                raise ConfigError(
+                    f"table {self.name!r}: scale_grad_by_freq cannot be combined with pooling {pooling!r}, as in nn.EmbeddingBag"
+                )
 
     @property
     def policy(self) -> RowPolicy:
@@ -194,11 +195,36 @@ class TableConfig:
             object.__setattr__(self, "pooling", FrozenPooling(self.pooling))
         given = self.pooling.values() if isinstance(self.pooling, Mapping) else [self.pooling]
         for pooling in given:
-            if pooling not in POOLINGS:
-                raise ConfigError(f"table {self.name!r}: pooling {pooling!r} is not one of 'sum', 'mean', 'max', None")
+            try:
+                kind_of(pooling)
+            except ConfigError as error:
+                raise ConfigError(f"table {self.name!r}: {error}") from None
 
     def pooling_of(self, feature: str) -> Pooling:
         return self.pooling[feature] if isinstance(self.pooling, Mapping) else self.pooling
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """Of each of its features."""
+        return tuple(self.pooling_of(name) for name in self.feature_names or ())
+
+    def why_by_id(self, pooling: Pooling, weighted: bool = False) -> str | None:
+        """Why ids that are pooled so are read one by one even where the table is packed as bags; None where owners may sum them.
+
+        Routing, plans and the planner all go by this.
+        """
+        if self.max_norm is not None:
+            return "max_norm looks at each row of a batch once"
+        if self.scale_grad_by_freq and not self.frozen:
+            return "scale_grad_by_freq counts each id of a batch"
+        if weighted:
+            return "weights belong to the ids of one rank"
+        return None if POOLINGS[pooling].partial_sums else f"pooling {pooling} needs every vector, not sums"
+
+    @property
+    def sums(self) -> bool:
+        """Whether owners may sum the bags of some feature, as packing "bag" would have them do."""
+        return any(self.why_by_id(pooling) is None for pooling in self.poolings)
 
     @property
     def start(self) -> Init:

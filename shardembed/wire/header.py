@@ -6,8 +6,6 @@ given, since what differs further up explains what differs below. The number its
 (`journey.messages`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,7 +26,7 @@ class Mode(IntEnum):
 
     text: str
 
-    def __new__(cls, number: int, text: str) -> Mode:
+    def __new__(cls, number: int, text: str) -> "Mode":
         mode = int.__new__(cls, number)
         mode._value_, mode.text = number, text
         return mode
@@ -52,7 +50,7 @@ class Agreed:
     """
 
     meaning: str
-    says: Callable[[Header], str]
+    says: Callable[["Header"], str]
     advice: str
     refused: bool = True
     unless: str = ""
@@ -65,26 +63,26 @@ class Told:
     meaning: str
 
 
-def opening(header: Header) -> str:
+def opening(header: "Header") -> str:
     """Nothing more: the description of a call opens with it."""
     return ""
 
 
-def untold(header: Header) -> str:
+def untold(header: "Header") -> str:
     """Nothing: a reader could not tell anything from the number."""
     return ""
 
 
-def _steps(header: Header) -> str:
+def _steps(header: "Header") -> str:
     waiting = "with" if header.waiting else "without"
     return f", after {header.steps} optimizer step(s), {waiting} gradients waiting for the next"
 
 
-def _asked(header: Header) -> str:
+def _asked(header: "Header") -> str:
     return f", with k={header.k} and table number {header.table} of these"
 
 
-def _frozen(header: Header) -> str:
+def _frozen(header: "Header") -> str:
     return f", with {described(header.frozen)} frozen since{' they were made' if header.frozen else ''}"
 
 
@@ -94,6 +92,7 @@ STEP_ALIKE = "Every rank must take every step: Optimizer.step(), backward() and 
 OTHER_CALLS = f"They did not make the same calls before, of backward for example. {SAME_OUTPUTS}. {SAME_CALLS}"
 
 
+# Annotations are evaluated here, unlike elsewhere in the package, so that an error in one shows its line.
 class Header(NamedTuple):
     """What stands at the head of a row, in the order on the wire, which is also that in which differences are explained."""
 

@@ -14,17 +14,19 @@ import shardembed as se
 from shardembed import optim
 from shardembed.tables.layout import Layout
 from shardembed.tables.placement import PACKINGS, Cluster, Packing, Placement
+from shardembed.tables.pooling import POOLINGS as POOLING_KINDS
 from tests.oracle import Batch, Case, make_bags
 
 ROWS = 23
 BATCH_SIZES = (3, 0, 5, 2)  # by rank, turning from step to step: every rank is empty once
+UNWEIGHTED = {str(kind.name).lower(): kind for kind in POOLING_KINDS.values()}
+WEIGHTED = {f"weighted_{name}": kind for name, kind in UNWEIGHTED.items() if kind.takes_weights}
 POOLINGS: dict[str, tuple[str | None, bool]] = {
-    "sum": ("sum", False),
-    "mean": ("mean", False),
-    "max": ("max", False),
-    "none": (None, False),
-    "weighted": ("sum", True),
+    **{name: (kind.name, False) for name, kind in UNWEIGHTED.items()},
+    **{name: (kind.name, True) for name, kind in WEIGHTED.items()},
 }
+# A linear function of the rows, which does not turn on the last bit of one as a maximum does.
+LINEAR = tuple(name for name, kind in {**UNWEIGHTED, **WEIGHTED}.items() if kind.partial_sums or kind.over_ids is None)
 
 
 def layouts(world_size: int) -> dict[str, tuple[int, Placement]]:
@@ -130,7 +132,7 @@ def covered(case: Case) -> set[tuple[str, str, str]]:
         for feature in table.feature_names or ():
             bags = [batch[feature] for step in case.batches for micro in step for batch in micro]
             weighted = any(part.weights is not None for part in bags)
-            pooling = "weighted" if weighted else str(table.pooling_of(feature)).lower()
+            pooling = ("weighted_" if weighted else "") + str(table.pooling_of(feature)).lower()
             if sum(len(part.ids) for part in bags):
                 found.add((layout, placement.packing, pooling))
     return found

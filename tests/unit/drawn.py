@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from shardembed.optim import SGD, Adagrad, TableOptimizer
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.plan import Plan, TablePlan
+from shardembed.tables.pooling import POOLINGS
 from shardembed.tables.table_config import TableConfig
-
-POOLINGS = ("sum", "mean", "max", None)
 
 
 def edges(size: int) -> st.SearchStrategy[list[range]]:
@@ -51,7 +50,7 @@ def cases(draw: st.DrawFn, max_tables: int = 4) -> Case:
     for number in range(draw(st.integers(1, max_tables))):
         rows, columns = draw(st.integers(1, 30)), draw(st.integers(1, 6))
         names = [f"feature {number}.{i}" for i in range(draw(st.integers(1, 3)))]
-        pooling = {name: draw(st.sampled_from(POOLINGS)) for name in names}
+        pooling = {name: draw(st.sampled_from(list(POOLINGS))) for name in names}
         dtype = draw(st.sampled_from([torch.float32, torch.float64]))
         tables.append(TableConfig(f"table {number}", rows, columns, names, pooling, dtype))
         layout = draw(layouts(rows, columns, world_size))

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
 from shardembed.kernels.pooling import spread
+from shardembed.tables.pooling import POOLINGS, PoolingKind
 
 Strips = list[list[tuple[int, torch.Tensor]]]  # by feature: strips and their vectors, [bags or ids, W]
 
@@ -46,25 +47,25 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
 
 def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: Strips) -> None:
     """Pool pieces that are read by id."""
-    ids, segments, pooling, features = route.ids, pieces.segments_N, pieces.how.pooling, pieces.how.features
-    if pooling is None:
+    ids, segments, kind, features = route.ids, pieces.segments_N, POOLINGS[pieces.how.pooling], pieces.how.features
+    if kind.over_ids is None:
         pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [ids.sizes[i] for i in features]
     else:
         starts_B, counts = pieces.starts_B, [ids.bags[i] for i in features]
-        weights = (
-            [weight for weight in (ids.parts[i].weights for i in features) if weight is not None] if pieces.how.weighted else []
-        )
-        scale = _cat(weights).to(vectors_SW.dtype) if weights else None
+        scale = _weights(ids, features).to(vectors_SW.dtype) if pieces.how.weighted else None
         padding = None
         if pieces.how.padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
             padding = vectors_SW.shape[0]
             vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
             segments = torch.where(segments < 0, padding, segments)
-        if pooling == "max" or scale is not None or padding is not None:
-            options = {"per_sample_weights": scale, "padding_idx": padding}
-            pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=pooling, **options)
+        if kind.partial_sums and scale is None and padding is None:
+            pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, kind))
         else:
-            pooled = cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, pooling))
+            options = {"per_sample_weights": scale, "padding_idx": padding}
+            pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=kind.over_ids, **options)
+            if kind.divides_ids:
+                lengths_B = _lengths(starts_B, segments)
+                pooled = kind.divided(pooled, lengths_B if padding is None else _without(segments, padding, lengths_B))
     for (feature, strip), vectors in zip(pieces.how.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
         strips[feature].append((strip, vectors))
 
@@ -88,30 +89,46 @@ class _Take(torch.autograd.Function):
 
 
 class _Pool(torch.autograd.Function):
-    """`F.embedding_bag` for plain sums and means, with a faster adjoint (`kernels.pooling`). once: no segment is in two bags."""
+    """`F.embedding_bag` for plain sums over a divisor, with a faster adjoint (`kernels.pooling`). once: no segment is in two
+    bags.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, mode: str, once: bool = False
+        ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, kind: PoolingKind, once: bool = False
     ) -> torch.Tensor:
-        ctx.segments, ctx.starts, ctx.mode, ctx.once, ctx.count = segments_N, starts_B, mode, once, vectors_SW.shape[0]
-        return F.embedding_bag(segments_N, vectors_SW, starts_B, mode=mode)
+        ctx.segments, ctx.starts, ctx.kind, ctx.once, ctx.count = segments_N, starts_B, kind, once, vectors_SW.shape[0]
+        pooled_BW = F.embedding_bag(segments_N, vectors_SW, starts_B, mode=cast(str, kind.over_ids))
+        return kind.divided(pooled_BW, _lengths(starts_B, segments_N)) if kind.divides_ids else pooled_BW
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return spread(ctx.segments, ctx.starts, grads[0], ctx.count, ctx.mode == "mean", ctx.once), None, None, None, None
+        grad_BW = grads[0]
+        if ctx.kind.divisor is not None:
+            grad_BW = ctx.kind.divided(grad_BW, _lengths(ctx.starts, ctx.segments))
+        return spread(ctx.segments, ctx.starts, grad_BW, ctx.count, ctx.once), None, None, None, None
+
+
+def _lengths(starts_B: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
+    return torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
+
+
+def _without(segments_N: torch.Tensor, padding: int, lengths_B: torch.Tensor) -> torch.Tensor:
+    """The lengths of the bags if what reads answer `padding` were left out, int64 `[B]`."""
+    bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())
+    return torch.zeros_like(lengths_B).index_add_(0, bags_N, (segments_N != padding).to(lengths_B.dtype))
 
 
 def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
-    """Sum the owners' partial sums of each bag; a mean divides by the bag's own length."""
+    """Sum the owners' partial sums of each bag, and divide by what follows from its length."""
     sizes = [route.ids.bags[feature] for feature, _ in slab.bagged]
     sums = vectors_SW if sum(sizes) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
-        sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, "sum", True))
+        sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, POOLINGS["sum"], True))
     for (feature, number), strip in zip(slab.bagged, torch.unsafe_split_with_sizes(sums, sizes), strict=True):
-        if route.features[feature].pooling == "mean":
-            lengths = route.ids.parts[feature].bag_lengths().clamp(min=1)
-            strip = strip / lengths.unsqueeze(1).to(strip.dtype)
+        kind = POOLINGS[route.features[feature].pooling]
+        if kind.divisor is not None:
+            strip = kind.divided(strip, route.ids.parts[feature].bag_lengths())
         strips[feature].append((number, strip))
 
 

@@ -15,6 +15,7 @@ import torch
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.kernels.grouping import compiled, group, sorts, stable_order
+from shardembed.tables.pooling import POOLINGS
 from shardembed.wire.message import Numbers
 
 
@@ -173,7 +174,7 @@ def _segment(
 
 def read(pieces: IdGroup, asked: Segments, distinct: Distinct, ids: IdBatch, by_id: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
     """The segment of each id of strips that pool alike, `[N]`, -1 for padding; and where each bag of them begins, `[B]`."""
-    pooled = pieces.pooling is not None
+    pooled = POOLINGS[pieces.pooling].over_ids is not None
     if (kernels := compiled(ids.ids.device)) is not None:
         numbers = asked.of_single.numpy(), distinct.numbers_N.numpy(), asked.shifts, pieces.strips, by_id
         batch = ids.ids.numpy(), ids.sizes_F, ids.bags_F, ids.lengths_B.numpy()

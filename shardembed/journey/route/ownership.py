@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from shardembed.store.slab_spec import SlabSpec
-from shardembed.tables.table_config import Feature, Pooling, TableConfig
+from shardembed.tables.pooling import Pooling
+from shardembed.tables.table_config import Feature, TableConfig
 from shardembed.wire.message import Numbers
 
 
@@ -178,10 +179,8 @@ class RoutingTable:
         )
 
     def _by_bag(self, feature: Feature, weighted: bool) -> bool:
-        policy = self.tables[feature.table].policy
-        # Renormalised rows and frequencies belong to ids: an owner must see each distinct one.
-        by_id = policy.max_norm is not None or policy.scale_grad_by_freq
-        return self.packings[feature.table] == "bag" and feature.pooling in ("sum", "mean") and not weighted and not by_id
+        table = self.tables[feature.table]
+        return self.packings[feature.table] == "bag" and table.why_by_id(feature.pooling, weighted) is None
 
     def _of_slab(
         self, slab: SlabOwners, features: Sequence[Feature], weighted: Sequence[bool], by_bag: Sequence[bool]

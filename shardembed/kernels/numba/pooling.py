@@ -13,16 +13,15 @@ from shardembed.kernels.numba.tools import compiled
 
 
 @compiled
-def spread(segments_N: Any, starts_B: Any, grads_BW: Any, grads_SW: Any, mean: bool) -> None:
+def spread(segments_N: Any, starts_B: Any, grads_BW: Any, grads_SW: Any) -> None:
     """Write the sum of the gradients of the bags that each segment is in, in the order of its entries.
 
     Args:
         starts_B: where each bag's entries begin; the last one ends with them.
         grads_SW: what to write; all of it is.
-        mean: what a bag passes on is divided by its number of entries.
     """
     bags_N, ends_S = _by_segment(segments_N, starts_B, grads_SW.shape[0])
-    _sum(bags_N, ends_S, _shares(starts_B, segments_N.size, grads_BW) if mean else grads_BW, grads_SW)
+    _sum(bags_N, ends_S, grads_BW, grads_SW)
 
 
 @compiled
@@ -44,16 +43,6 @@ def _by_segment(segments_N: Any, starts_B: Any, count: int) -> Any:
             bags_N[ends_S[s]] = b
             ends_S[s] += 1
     return bags_N, ends_S
-
-
-@compiled
-def _shares(starts_B: Any, entries: int, grads_BW: Any) -> Any:
-    shares_BW, bags = np.empty_like(grads_BW), starts_B.size
-    for b in range(bags):
-        length = grads_BW.dtype.type(max(1, (starts_B[b + 1] if b + 1 < bags else entries) - starts_B[b]))
-        for j in range(grads_BW.shape[1]):
-            shares_BW[b, j] = grads_BW[b, j] / length
-    return shares_BW
 
 
 @compiled

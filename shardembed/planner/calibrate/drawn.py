@@ -25,9 +25,11 @@ from shardembed.tables.placement import (
     table_wise,
 )
 from shardembed.tables.plan import Plan, TablePlan, packing_of
-from shardembed.tables.table_config import Pooling, TableConfig
+from shardembed.tables.pooling import POOLINGS, Pooling
+from shardembed.tables.table_config import TableConfig
 
 COPIED_ELEMENTS = 1 << 20  # of one copied table
+OFTEN: dict[Pooling, int] = {"sum": 4, "mean": 2}  # turns of a pooling; others have one
 # Those with several ways to be updated, or with an exchange of their own, have more turns.
 TURNS: tuple[TableOptimizer, ...] = (
     *(optim.RowwiseAdagrad(), optim.Adagrad(), optim.Adam(), optim.RowwiseAdagrad(), optim.SGD()),
@@ -102,7 +104,7 @@ def _workload(name: str, optimizer: TableOptimizer, ranks: int, numbers: np.rand
     ids = min(ids, 2**22.5 / wide)
     loads = []
     dtype = _pick(numbers, [torch.float32] * 4 + [torch.bfloat16])
-    poolings: list[Pooling] = ["sum", "sum", "sum", "sum", "mean", "mean", None, "max"]
+    poolings = [pooling for pooling in POOLINGS for _ in range(OFTEN.get(pooling, 1))]
     pooling, alike = cast(Pooling, _pick(numbers, poolings)), numbers.random() < 0.7
     for number in range(count):
         width = int(_pick(numbers, [wide, wide, max(4, wide // 2 // 4 * 4)]))

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import shardembed as se
+from shardembed.tables.pooling import POOLINGS
 from tests.harness import run_ranks
 
 Calls = dict[str, int]
@@ -177,10 +178,9 @@ def many_tables() -> se.EmbeddingCollection:
     ]
     optimizers = [se.optim.SGD(), se.optim.Adagrad(), se.optim.Adam(), se.optim.FTRL()]
     dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-    poolings = ["sum", "mean", None]
+    poolings = list(POOLINGS)
     tables = [
-        se.TableConfig(f"t{i}", 20 + i, 3 + i % 4, dtype=dtypes[i % 4], pooling=poolings[i % 3])  # type: ignore[arg-type]
-        for i in range(20)
+        se.TableConfig(f"t{i}", 20 + i, 3 + i % 4, dtype=dtypes[i % 4], pooling=poolings[i % len(poolings)]) for i in range(20)
     ]
     plan = {table.name: cuts[i % len(cuts)] for i, table in enumerate(tables)}
     chosen = {table.name: optimizers[i % 3] for i, table in enumerate(tables)}

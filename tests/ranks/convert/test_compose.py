@@ -310,11 +310,11 @@ def look(rank: int, world_size: int) -> None:
                 torch.testing.assert_close(output, expected_output, rtol=1e-12, atol=1e-12)
                 assert not output.requires_grad, f"an output requires grad in {mode.__name__}"
         journey = model.user.journey
-        assert not journey.waiting, "gradients wait after an evaluation"
+        assert not journey.pending.waiting, "gradients wait after an evaluation"
         assert all(slab.waiting() is None for slab in journey.slabs), "a slab keeps gradients after an evaluation"
         model.train()
         model(user, item).sum().backward()
-        assert journey.waiting, "a training step after an evaluation has no gradients"
+        assert journey.pending.waiting, "a training step after an evaluation has no gradients"
         optimizer.zero_grad()
 
 

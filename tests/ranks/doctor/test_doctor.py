@@ -63,7 +63,7 @@ def test_a_number_that_is_wrong_on_one_rank_is_found_and_errors_are_told() -> No
     assert nothing == []
     assert len(found) == 16
     for each in found:
-        assert each.difference.startswith("rank 1: bags after a step: 1 of 768 numbers differ, first "), each
+        assert each.difference.startswith("rank 1: bags by sum after a step: 1 of 768 numbers differ, first "), each
         assert each.difference.endswith("at [5, 3]")
     found, _ = run_ranks(2, with_an_error)
     assert [each.cut for each in found] == ["none", "none, Adagrad"]

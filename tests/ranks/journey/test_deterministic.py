@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import shardembed as se
+from shardembed.tables.pooling import POOLINGS as KINDS
 from tests.harness import run_ranks
 from tests.ranks.sharded import written
 
@@ -30,7 +31,10 @@ OPTIMIZERS = {
     "Adam": se.optim.Adam(lr=0.1),
     "FTRL": se.optim.FTRL(lr=0.1),
 }
-POOLINGS = {"a": "sum", "b": "mean", "c": "max", "d": None, "e": "sum"}
+POOLINGS = {f"by {name}": name for name in KINDS} | {f"weighted {name}": name for name, kind in KINDS.items() if kind.takes_weights}
+WEIGHTED = [name for name in POOLINGS if name.startswith("weighted ")]
+
+OfSamples = dict[str, list[torch.Tensor]]
 
 
 def tables(dtype: torch.dtype) -> list[se.TableConfig]:
@@ -42,18 +46,18 @@ def tables(dtype: torch.dtype) -> list[se.TableConfig]:
     ]
 
 
-def global_batch(step: int) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]], list[torch.Tensor]]:
-    """Of every sample: ids and slopes (the gradients of its outputs) by feature, and the weights of feature "e"."""
+def global_batch(step: int) -> tuple[OfSamples, OfSamples, OfSamples]:
+    """Of every sample: ids and slopes (the gradients of its outputs) by feature, and weights where there are some."""
     seed = torch.Generator().manual_seed(step)
-    ids: dict[str, list[torch.Tensor]] = {}
-    slopes: dict[str, list[torch.Tensor]] = {}
+    ids: OfSamples = {}
+    slopes: OfSamples = {}
     for name, rows, columns in [*((name, ROWS, COLUMNS) for name in POOLINGS), ("u", 11, 5), ("v", 11, 7)]:
         lengths = torch.randint(0, LONGEST, (SAMPLES,), generator=seed).tolist()
         ids[name] = [torch.randint(0, rows, (length,), generator=seed) // 2 for length in lengths]
         outputs = lengths if POOLINGS.get(name, "sum") is None else [1] * SAMPLES
         # Sizes that differ by orders of magnitude: their float sums do depend on the order.
         slopes[name] = [torch.randn(n, columns, generator=seed) * 10.0 ** float(torch.randn(1, generator=seed)) for n in outputs]
-    return ids, slopes, [torch.randn(len(part), generator=seed) for part in ids["e"]]
+    return ids, slopes, {name: [torch.randn(len(part), generator=seed) for part in ids[name]] for name in WEIGHTED}
 
 
 def hashes(
@@ -78,7 +82,8 @@ def hashes(
             for name, bags in ids.items():
                 offsets = torch.tensor([0, *(len(bag) for bag in bags[mine])]).cumsum(0)
                 batch[name] = (torch.cat(bags[mine]), offsets)
-            batch["e"] = (*batch["e"], torch.cat(weights[mine]))
+            for name in WEIGHTED:
+                batch[name] = (*batch[name], torch.cat(weights[name][mine]))
             outputs = written(emb(batch), step)
             loss = torch.stack([(outputs[name].float() * torch.cat(slopes[name][mine])).sum() for name in outputs]).sum()
             (loss * (world_size if chosen == "mean" else 1)).backward()
@@ -135,9 +140,9 @@ def both_modes(rank: int, world_size: int, plan: se.Placement) -> list[torch.Ten
         )
         ids, slopes, _ = global_batch(5)
         mine = slice(rank * SAMPLES // world_size, (rank + 1) * SAMPLES // world_size)
-        offsets = torch.tensor([0, *(len(bag) for bag in ids["a"][mine])]).cumsum(0)
-        out = emb({"t": (torch.cat(ids["a"][mine]), offsets)})["t"]
-        (out * torch.cat(slopes["a"][mine])).sum().backward()
+        offsets = torch.tensor([0, *(len(bag) for bag in ids["by sum"][mine])]).cumsum(0)
+        out = emb({"t": (torch.cat(ids["by sum"][mine]), offsets)})["t"]
+        (out * torch.cat(slopes["by sum"][mine])).sum().backward()
         se.Optimizer(emb).step()
         after.append(emb.rows("t", torch.arange(ROWS)))
     return after

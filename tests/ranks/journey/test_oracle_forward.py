@@ -15,10 +15,11 @@ import torch.nn.functional as F
 import shardembed as se
 from shardembed import optim
 from shardembed.tables.placement import Packing, Placement
+from shardembed.tables.pooling import POOLINGS as KINDS
 from shardembed.wire import narrow
 from tests.harness import run_ranks
 from tests.oracle import Batch, Case, lookup, make_bags
-from tests.ranks.cases import POOLINGS, ROWS, cross, layouts
+from tests.ranks.cases import LINEAR, POOLINGS, ROWS, UNWEIGHTED, cross, layouts
 from tests.ranks.sharded import Piece, build, check, pieces, whole
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -61,7 +62,7 @@ def test_unique_packing_has_the_bits_of_torch(world_size: int, dtype: str, wire:
             for feature in case.features:
                 bags = step[0][rank][feature.name]
                 table = tables[case.tables[feature.table].name]
-                wide = table.to(torch.float32) if dtype.endswith("16") and feature.pooling in ("sum", "mean") else table
+                wide = table.to(torch.float32) if dtype.endswith("16") and KINDS[feature.pooling].partial_sums else table
                 wanted = lookup(wide, feature.pooling, bags.ids, bags.offsets, bags.weights).to(table.dtype)
                 assert found[feature.name].dtype == wanted.dtype
                 assert torch.equal(found[feature.name], wanted), f"{feature.name} on rank {rank}"
@@ -90,8 +91,7 @@ def test_gradients_over_a_narrow_wire_are_rounded_once(world_size: int, wire: to
     """Both packings, float32 and float64 tables: within one rounding of each contribution (see `sharded`)."""
     for dtype in (torch.float32, torch.float64):
         # Without max, whose choice may turn on a rounded value.
-        poolings = ("sum", "mean", "none", "weighted")
-        case = cross(world_size, optim.SGD(lr=0.25), dtype, steps=1, positive=True, seed=102, poolings=poolings)
+        case = cross(world_size, optim.SGD(lr=0.25), dtype, steps=1, positive=True, seed=102, poolings=LINEAR)
         check(replace(case, wire_dtype=wire))
 
 
@@ -244,14 +244,14 @@ def dense_forms(rank: int, world_size: int, case: Case) -> list[str]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_form_of_the_input_does_not_change_the_output(world_size: int) -> None:
     pytest.importorskip("torchrec")
-    for pooling in ("sum", "mean", "max", "none"):
+    for pooling in UNWEIGHTED:
         case = cross(world_size, optim.SGD(), torch.float32, steps=1, seed=103, poolings=(pooling,))
         assert run_ranks(world_size, every_form, case, POOLINGS[pooling][0]) == [[]] * world_size
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_bags_of_one_length_may_be_two_dimensional(world_size: int) -> None:
-    case = cross(world_size, optim.SGD(), torch.float32, steps=1, seed=104, poolings=("sum", "mean", "max", "none"))
+    case = cross(world_size, optim.SGD(), torch.float32, steps=1, seed=104, poolings=tuple(UNWEIGHTED))
     assert run_ranks(world_size, dense_forms, case) == [[]] * world_size
 
 

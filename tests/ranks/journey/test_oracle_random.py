@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 import shardembed as se
 from shardembed import optim
 from shardembed.tables.layout import Layout, Shard
+from shardembed.tables.pooling import POOLINGS
 from tests.oracle import Batch, Case, make_bags
+from tests.ranks import cases as crossed
 from tests.ranks.sharded import check
 
 DTYPES = (torch.float64, torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LINEAR = list(dict.fromkeys(crossed.POOLINGS[name][0] for name in crossed.LINEAR))
 HALF = (torch.bfloat16, torch.float16)
 OPTIMIZERS = st.one_of(
     st.builds(optim.SGD, lr=st.sampled_from([0.0, 0.1, 1.0])),
@@ -71,7 +74,7 @@ def cases(draw: st.DrawFn, world_size: int) -> Case:
         dtype = draw(st.sampled_from(DTYPES))
         optimizers[name] = draw(OPTIMIZERS)
         # A half table's later maxima may turn on the last bit of a rounded weight.
-        poolings = ["sum", "mean", None] if dtype in HALF and steps > 1 else ["sum", "mean", "max", None]
+        poolings = LINEAR if dtype in HALF and steps > 1 else list(POOLINGS)
         features = {f"{name}f{i}": draw(st.sampled_from(poolings)) for i in range(draw(st.integers(1, 2)))}
         tables.append(se.TableConfig(name, rows, columns, list(features), features, dtype, se.Normal(0.25, 1.0)))
         layout = draw(layouts(rows, columns, world_size, optimizers[name].rowwise))
@@ -107,7 +110,7 @@ def batch(draw: st.DrawFn, tables: list[se.TableConfig], positive: bool) -> Batc
             size,
             longest,
             # By feature, so that the ranks agree.
-            weighted=pooling == "sum" and table.num_embeddings % 2 == 0,
+            weighted=POOLINGS[pooling].takes_weights and table.num_embeddings % 2 == 0,
             positive=positive,
             skew=skew,
         )

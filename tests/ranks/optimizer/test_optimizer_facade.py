@@ -113,7 +113,7 @@ def move(source: Pair, target: Pair) -> None:
         one, other = source.model.tables[name], target.model.tables[name]
         assert isinstance(one, se.modules.base.ShardedModule)
         assert isinstance(other, se.modules.base.ShardedModule)
-        other.journey.steps = one.journey.steps
+        other.journey.restore_steps({name: one.journey.steps})
         for here, there in zip(one.local_shards(), other.local_shards(), strict=True):
             there.weights.copy_(here.weights)
             for key in here.state:

@@ -194,10 +194,10 @@ def test_problems_are_listed_with_fixes_and_end_with_code_1(
 
 def test_a_cut_that_differs_is_a_problem_and_the_others_are_counted() -> None:
     answers = [{"cut": f"cut {number}", "bound": "exact", "difference": "", "device": "cuda"} for number in range(3)]
-    answers[1]["difference"] = "rank 1: bags after a step: 1 of 768 numbers differ"
+    answers[1]["difference"] = "rank 1: bags by sum after a step: 1 of 768 numbers differ"
     wrong, right = command._parity(answers, 8)
     assert (wrong.status, wrong.name) == ("problem", "cut 1")
-    assert "rank 1: bags after a step" in wrong.text
+    assert "rank 1: bags by sum after a step" in wrong.text
     assert (right.status, right.text) == ("ok", "2 of 3 cuts on 8 ranks (cuda), lookup and update")
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
 from shardembed.inputs.ids import FeatureIds, IdBatch
-from shardembed.tables.table_config import Feature, Pooling
+from shardembed.tables.pooling import Pooling
+from shardembed.tables.table_config import Feature
 
 CPU = torch.device("cpu")
 POOLED = [Feature("item", 0, "sum")]

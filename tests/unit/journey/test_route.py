@@ -22,7 +22,9 @@ from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import SlabRoute
 from shardembed.kernels import grouping
 from shardembed.store.slab_spec import SlabSpec, build_slabs
+from shardembed.tables.pooling import POOLINGS
 from shardembed.tables.table_config import Feature, TableConfig, features_of
+from tests.oracle import lookup
 from tests.unit.drawn import Case, cases
 
 CPU = torch.device("cpu")
@@ -71,14 +73,13 @@ def answer(route: SlabRoute, spec: SlabSpec, slabs: list[list[np.ndarray]]) -> t
 
 def plain(value: Any, feature: Feature, weights: np.ndarray) -> torch.Tensor:
     table = torch.from_numpy(weights)
-    ids, offsets, scale = (*value, None, None)[:3] if isinstance(value, tuple) else (value, None, None)
+    given: Any = (*value, None, None)[:3] if isinstance(value, tuple) else (value, None, None)
+    ids, offsets, scale = given
     if feature.pooling is None:
         return F.embedding(ids, table)
-    if offsets is None and ids.dim() == 1:
-        ids = ids.unsqueeze(1)
-    return F.embedding_bag(
-        ids, table, offsets, mode=feature.pooling, per_sample_weights=scale, include_last_offset=offsets is not None
-    )
+    if offsets is None:
+        offsets = torch.arange(len(ids) + 1, dtype=ids.dtype) * (ids.shape[1] if ids.dim() == 2 else 1)
+    return lookup(table, feature.pooling, ids.reshape(-1), offsets, scale)
 
 
 @st.composite
@@ -92,7 +93,7 @@ def inputs(draw: st.DrawFn, feature: Feature, rows: int) -> Any:
         return tensor[: len(ids) // 3 * 3].view(-1, 3)
     cuts = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=4)))
     offsets = torch.tensor([0, *cuts, len(ids)], dtype=tensor.dtype)
-    if form == "weighted" and feature.pooling == "sum":
+    if form == "weighted" and POOLINGS[feature.pooling].takes_weights:
         return (
             tensor,
             offsets,

