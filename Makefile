@@ -7,7 +7,7 @@ WORKERS ?= 2
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-kill test-launch test-wheel check docs bench clean distclean
+.PHONY: help setup train test test-all test-kill test-launch test-wheel check docs bench clean distclean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +18,11 @@ setup: ## make or renew .venv; takes no time when nothing has changed
 train: setup ## train the quickstart model on two ranks; ARGS="..." is appended
 	$(PY) -m shardembed train configs/train/quickstart.yaml --ranks 2 $(ARGS)
 
-test: setup ## run all tests; ARGS="tests/unit -k route" narrows them
+test: setup ## run tests of every kind in some five minutes; ARGS="tests/unit -k route" narrows them
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: setup ## run all that is tried, and not only the sample that "test" takes of it; some fifteen minutes
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --all $(ARGS)
 
 test-kill: setup ## kill and stop ranks at every stage of training, saving and loading; a sample is in "test"
 	$(PY) -m pytest tests/kill --kill-matrix -q $(ARGS)

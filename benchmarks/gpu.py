@@ -24,7 +24,9 @@ import torch
 
 from benchmarks import pages
 from shardembed.kernels import grouping, reference
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.formulas import Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import SlabData
 from shardembed.optim import RowwiseAdagrad
 
 GIB = 1 << 30
@@ -125,32 +127,35 @@ def fbgemm(size: Size, device: torch.device) -> Any:
     )
 
 
-def plain(weights: torch.Tensor, state: dict[str, torch.Tensor], rows_E: torch.Tensor, waiting: Gradients) -> dict[str, Any]:
+def plain(data: SlabData, rows_E: torch.Tensor, waiting: Gradients) -> dict[str, Any]:
     """The reference on the same device."""
 
     def update() -> None:
-        reference.update(weights, state, OPTIMIZER, OPTIMIZER.lr, 1, *grouping.merge(waiting, len(weights)))
+        reference.update(data, *grouping.merge(waiting, len(data.weights)), Step(OPTIMIZER.lr, 1))
 
-    return {"forward": lambda: reference.lookup(weights, rows_E, waiting.offsets, torch.float32), "backward": update}
+    return {"forward": lambda: reference.lookup(data.weights, rows_E, waiting.offsets, torch.float32), "backward": update}
 
 
 def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Times:
     """Everything on one case, in turns."""
-    from shardembed.kernels.triton.table import Table
+    from shardembed.kernels.triton.kernel import TritonKernel
 
     weights = torch.randn(size.rows, size.width, device=device)
-    state = {"sum": torch.zeros(size.rows, device=device)}
-    ours = Table(weights, state, OPTIMIZER, None)
+
+    def data() -> SlabData:
+        return SlabData(weights.clone(), {"sum": torch.zeros(size.rows, device=device)}, OPTIMIZER, torch.float32)
+
+    ours = TritonKernel(data())
     rows_E, offsets = draw(size, device), torch.arange(0, size.bags * size.ids + 1, size.ids, device=device)
     grads = torch.randn(size.bags, size.width, device=device)
     waiting = Gradients(rows_E, offsets, grads)
     made = ours.order(rows_E, offsets)
     works: dict[str, Callable[[], object]] = {
-        "lookup": lambda: ours.lookup(rows_E, offsets, torch.float32),
+        "lookup": lambda: ours.lookup(rows_E, offsets),
         "order": lambda: ours.order(rows_E, offsets),
-        "update": lambda: ours.update(waiting, made, OPTIMIZER.lr, 1, 1.0, None),
+        "update": lambda: ours.update(waiting, made, False, OPTIMIZER.lr, 1, 1.0, None),
     }
-    peers = {"plain torch": plain(weights.clone(), {"sum": state["sum"].clone()}, rows_E, waiting)}
+    peers = {"plain torch": plain(data(), rows_E, waiting)}
     if (tbe := fbgemm(size, device)) is not None:
         looked_up = [tbe(rows_E, offsets)]
         peers["FBGEMM"] = {

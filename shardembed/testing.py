@@ -38,8 +38,8 @@ class Report:
     """What `compare` found; true when nothing differs.
 
     Attributes:
-        stage: the first thing that differs, such as "weights of user after step 0"; "" when nothing does. text: in words, which
-            rows of it and how much.
+        stage: the first thing that differs, such as "weights of user after step 0"; "" when nothing does.
+        text: in words, which rows of it and how much.
     """
 
     stage: str
@@ -182,17 +182,30 @@ def _dense(model: nn.Module, tables: Mapping[str, torch.Tensor]) -> dict[str, nn
 
 
 def _counterpart(table: Table, wanted: TableOptimizers) -> torch.optim.Optimizer:
-    settings, weight = optimizer_of(table.name, wanted), table.weight
-    if type(settings) is SGD:
-        return torch.optim.SGD([weight], lr=settings.lr)
-    if type(settings) is Adagrad:
-        return torch.optim.Adagrad([weight], lr=settings.lr, eps=settings.eps)
-    if type(settings) is Adam:
-        for use in table.uses:  # what SparseAdam asks for
-            use.module.sparse = True
-        return torch.optim.SparseAdam([weight], lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    settings = optimizer_of(table.name, wanted)
+    if (make := COUNTERPARTS.get(type(settings))) is not None:
+        return make(table, settings)
     what = f"{type(settings).__name__} has no counterpart in torch.optim" if settings else "an optimizer is needed"
-    raise ConfigError(f"table {table.name!r}: {what}; compare with SGD, Adagrad or Adam")
+    *others, last = (kind.__name__ for kind in COUNTERPARTS)
+    raise ConfigError(f"table {table.name!r}: {what}; compare with {', '.join(others)} or {last}")
+
+
+def _sgd(table: Table, settings: SGD) -> torch.optim.Optimizer:
+    return torch.optim.SGD([table.weight], lr=settings.lr)
+
+
+def _adagrad(table: Table, settings: Adagrad) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad([table.weight], lr=settings.lr, eps=settings.eps)
+
+
+def _sparse_adam(table: Table, settings: Adam) -> torch.optim.Optimizer:
+    for use in table.uses:  # what SparseAdam asks for
+        use.module.sparse = True
+    return torch.optim.SparseAdam([table.weight], lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+# Those of torch.optim that leave rows alone which no batch named; an optimizer of ours may have none.
+COUNTERPARTS: dict[type, Callable[[Table, Any], torch.optim.Optimizer]] = {SGD: _sgd, Adagrad: _adagrad, Adam: _sparse_adam}
 
 
 def _spawn(ranks: int, job: _Job, shares: list[list[Any]]) -> list[list[torch.Tensor]]:

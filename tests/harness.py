@@ -1,8 +1,12 @@
 """Rank processes for tests: `run_ranks(2, function, ...)` returns what the function answered on each rank.
 
-Starting two Gloo ranks takes seconds and a call takes milliseconds, so the processes of a world size are
-started once and serve the whole session. They keep state between calls, as the ranks of a long job do; a test
-that leaves a process group broken, or that ends a process, asks for `fresh_ranks=True`.
+Starting two Gloo ranks takes longer than a call, so the processes of a world size are started once and serve
+the whole session. They keep state between calls, as the ranks of a long job do; a test that leaves a process
+group broken, or that ends a process, asks for `fresh_ranks=True`.
+
+On Linux ranks are forks of one process that has imported `tests.warm`, which saves each of them seconds. Forks
+hash strings alike, so an order of sets would be the same on all ranks, as it is not in a job: in the pool of two
+ranks, which most tests use, one is therefore a process of its own.
 
 The function must be at the top of a module (processes find it by name), and its arguments and results must
 pickle. Every call starts from seed 0. pytest does not rewrite assertions in a rank: give them a message, or
@@ -24,9 +28,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -38,7 +43,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-START_TIMEOUT = 120.0  # seconds; importing torch in several processes at once is slow on a loaded machine
+ROOT = Path(__file__).parents[1]
+SECONDS = 300.0  # ranks that have not started or answered by then hang, however loaded the machine is
 GRACE = 2.0  # after a rank has failed, how long its peers may still answer: they are probably waiting for it
 GROUP_TIMEOUT = timedelta(minutes=10)  # the pool's own time limits are shorter, and tell more
 
@@ -72,7 +78,7 @@ def run_ranks(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = SECONDS,
     expect_errors: bool = False,
     fresh_ranks: bool = False,
 ) -> list[Any]:
@@ -87,7 +93,7 @@ def run_ranks(
     if world_size == 1 and not fresh_ranks:
         outcomes = [_call(function, args, 0, 1)]
     elif fresh_ranks:
-        pool = _Pool(world_size)
+        pool = _Pool(world_size, fresh=True)
         try:
             outcomes = pool.run(request, timeout, wait_for_all=expect_errors)
         finally:
@@ -129,7 +135,7 @@ def _still_in_step(pool: _Pool, outcomes: list[Outcome]) -> bool:
     if len(errors) > 1 or RankDiedError in errors:
         return False
     try:
-        answers = pool.run(_pack(_sum_of_ranks, ()), timeout=5.0, wait_for_all=True)
+        answers = pool.run(_pack(_sum_of_ranks, ()), timeout=20.0, wait_for_all=True)
     except RankTimeoutError:
         return False
     return all(answer.value == sum(range(pool.world_size)) for answer in answers)
@@ -159,14 +165,15 @@ class _Pool:
     The store lives in this process: its port is never chosen before it is bound, and it outlives rank 0.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, fresh: bool = False) -> None:
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self._pipes: list[Any] = []  # of Connection; on Windows the class has another name
         self._processes: list[Any] = []
-        context = multiprocessing.get_context("spawn")  # forked threads and torch do not go together
         for rank in range(world_size):
+            apart = world_size == 2 and rank == 1 and not fresh
+            context = multiprocessing.get_context("spawn") if apart else forks()
             ours, theirs = context.Pipe()
             arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)))
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank-{rank}")
@@ -175,7 +182,7 @@ class _Pool:
             self._pipes.append(ours)
             self._processes.append(process)
         try:
-            _values(self._collect(START_TIMEOUT, wait_for_all=False))
+            _values(self._collect(SECONDS, wait_for_all=False))
         except BaseException:
             self.kill()
             raise
@@ -238,6 +245,27 @@ class _Pool:
             pipe.close()
         self._processes, self._pipes = [], []
         self._folder.cleanup()
+
+
+def forks() -> Any:
+    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.warm"])
+    with _folder(ROOT):  # where the server finds it
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _serve(rank: int, world_size: int, port: int, pipe: Connection, stack_file: str) -> None:

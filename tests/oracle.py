@@ -2,7 +2,7 @@
 
 Nothing of shardembed computes here; only its frozen settings are read. Every optimizer is its named counterpart:
 `torch.optim.SGD`, `torch.optim.Adagrad`, `torch.optim.SparseAdam` (for AdamW after a decay of the touched rows), and for rowwise
-Adagrad and FTRL the published formulas, written here once more in numpy.
+Adagrad and Adam, FTRL and Lion the published formulas, written here once more in numpy.
 
 Legend: N rows of a table, D its columns, B bags, n ids.
 """
@@ -318,14 +318,67 @@ class Ftrl:
         return {"z": torch.tensor(self.z), "n": torch.tensor(self.n)}
 
 
+class _RowwiseAdam:
+    """FBGEMM's PARTIAL_ROWWISE_ADAM, a row at a time."""
+
+    def __init__(self, weight: torch.nn.Parameter, settings: Any) -> None:
+        self.weight, self.settings = weight.detach().numpy(), settings  # shares memory with the Parameter
+        self.m, self.v, self.steps = np.zeros_like(self.weight), np.zeros(len(weight)), 0
+
+    def step(self, grad_ND: torch.Tensor, touched_N: torch.Tensor) -> None:
+        self.steps += 1
+        (beta1, beta2), settings = self.settings.betas, self.settings
+        for row in np.flatnonzero(touched_N.numpy()):
+            g = grad_ND[row].numpy()
+            self.m[row] = beta1 * self.m[row] + (1 - beta1) * g
+            self.v[row] = beta2 * self.v[row] + (1 - beta2) * float(g @ g) / len(g)
+            m_hat, v_hat = self.m[row] / (1 - beta1**self.steps), self.v[row] / (1 - beta2**self.steps)
+            self.weight[row] -= settings.lr * (m_hat / (np.sqrt(v_hat) + settings.eps) + settings.weight_decay * self.weight[row])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"exp_avg": torch.tensor(self.m), "exp_avg_sq": torch.tensor(self.v)}
+
+
+class _Lion:
+    """Program 1 of Chen et al. 2023, on the rows of the batch."""
+
+    def __init__(self, weight: torch.nn.Parameter, settings: Any) -> None:
+        self.weight, self.settings = weight.detach().numpy(), settings  # shares memory with the Parameter
+        self.momentum = np.zeros_like(self.weight)
+
+    def step(self, grad_ND: torch.Tensor, touched_N: torch.Tensor) -> None:
+        (beta1, beta2), lr, decay = self.settings.betas, self.settings.lr, self.settings.weight_decay
+        for row in np.flatnonzero(touched_N.numpy()):
+            g, w, momentum = grad_ND[row].numpy(), self.weight[row], self.momentum[row]
+            update = np.sign(beta1 * momentum + (1 - beta1) * g)
+            self.weight[row] = w - lr * (update + decay * w)
+            self.momentum[row] = beta2 * momentum + (1 - beta2) * g
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"exp_avg": torch.tensor(self.momentum)}
+
+
 LEARNERS: dict[type[optim.TableOptimizer], Callable[[torch.nn.Parameter, Any], Any]] = {
     optim.SGD: _Sgd,
     optim.Adagrad: _Adagrad,
     optim.RowwiseAdagrad: _RowwiseAdagrad,
     optim.Adam: _SparseAdam,
     optim.AdamW: _SparseAdamW,
+    optim.RowwiseAdam: _RowwiseAdam,
     optim.FTRL: Ftrl,
+    optim.Lion: _Lion,
 }
+
+# Settings that show every term of a formula; others have what is their own by default.
+_SETTINGS: dict[type[optim.TableOptimizer], dict[str, Any]] = {
+    optim.Adam: {"lr": 0.05, "betas": (0.8, 0.95)},
+    optim.AdamW: {"lr": 0.05, "betas": (0.8, 0.95), "weight_decay": 0.1},
+    optim.RowwiseAdam: {"lr": 0.05, "betas": (0.8, 0.95), "weight_decay": 0.1},
+    optim.FTRL: {"lr": 0.2, "beta": 0.5, "l1": 0.05, "l2": 0.01},
+    optim.Lion: {"lr": 0.05, "betas": (0.8, 0.9), "weight_decay": 0.1},
+}
+# One of each kind, by name: whoever trains with all optimizers walks these.
+EXAMPLES: dict[str, optim.TableOptimizer] = {name: kind(**_SETTINGS.get(kind, {"lr": 0.1})) for name, kind in optim.NAMES.items()}
 
 
 def make_bags(

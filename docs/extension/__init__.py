@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs.extension import api, command_line, links, percent, settings
+from docs.extension import api, command_line, links, optimizers, percent, settings
 
 MADE = re.compile(r"^<!-- made by the build: (\w+)(?: ([^>]*?))? -->$", re.MULTILINE)
-MAKERS = {"api": api.made, "command_line": command_line.made, "settings": settings.made}
+MAKERS = {"api": api.made, "command_line": command_line.made, "settings": settings.made, "optimizers": optimizers.made}
 
 
 def fill(text: str) -> str:

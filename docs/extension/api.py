@@ -6,6 +6,8 @@ import importlib
 import re
 from typing import Any
 
+from shardembed import optim
+
 # Page -> what is on it, each with the members that are shown. A test holds that all public names are on one page.
 PAGES: dict[str, dict[str, str]] = {
     "tables": {
@@ -36,12 +38,7 @@ PAGES: dict[str, dict[str, str]] = {
         "TablePlan": "",
     },
     "optimizers": {
-        "optim.SGD": "",
-        "optim.Adagrad": "",
-        "optim.RowwiseAdagrad": "",
-        "optim.Adam": "",
-        "optim.AdamW": "",
-        "optim.FTRL": "",
+        **{f"optim.{name}": "" for name in optim.NAMES},
         "Optimizer": "step zero_grad state_dict load_state_dict",
         "clip_grad_norm_": "",
         "ignored": "",

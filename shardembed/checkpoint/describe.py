@@ -17,7 +17,20 @@ from shardembed.tables.plan import Plan
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a checkpoint. `stored_bytes` lie in this folder; an incremental one has `updated_rows` and what they take."""
+    """A table of a checkpoint.
+
+    Attributes:
+        key: in the state dict of the unsharded model.
+        shape: rows and columns.
+        dtype: of the rows.
+        bytes: that all rows take.
+        stored_bytes: of these, what lies in this folder.
+        chunks: that the rows are cut into.
+        updated_rows: rows that an incremental checkpoint has anew.
+        files: that hold any of it.
+        state: names of its optimizer state.
+        state_bytes: that this state takes.
+    """
 
     key: str
     shape: tuple[int, ...]
@@ -33,7 +46,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Contents:
-    """All of one checkpoint. `plans`: of each collection of tables, or why it cannot be read."""
+    """All of one checkpoint.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says it holds.
+        tables: those that were sharded.
+        dense: how many other tensors there are.
+        dense_bytes: that these take.
+        dense_state_bytes: that the state of their optimizer takes.
+        plans: of each collection of tables, or why it cannot be read.
+    """
 
     path: Path
     manifest: Manifest

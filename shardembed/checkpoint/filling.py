@@ -31,7 +31,11 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Cut:
-    """The rows of a shard, in their order."""
+    """The rows of a shard, in their order.
+
+    Attributes:
+        rows: of the table.
+    """
 
     rows: range
 
@@ -47,7 +51,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Wanted:
-    """`columns` of some `rows` of an entry, into `into` `[places, len(columns)]`."""
+    """Some rows and columns of an entry, and where they go.
+
+    Attributes:
+        key: of the entry.
+        source: where its values come from.
+        rows: which rows, and the place of each.
+        columns: which columns.
+        into: `[places, len(columns)]`, of any strides.
+    """
 
     key: str
     source: Source
@@ -62,6 +74,7 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
     Raises:
         CheckpointError: something that was read is damaged; files, tensor and rows are named.
     """
+    # All in one list, so that a piece which several tensors need a part of is read and hashed once.
     run_copies([copy for one in wanted for copy in _of_chunks(one, files[one.source.chunks_in])])
     for one in wanted:  # after all chunks: these are newer
         for update in one.source.updates:

@@ -28,6 +28,11 @@ class Named:
     """A complete checkpoint: what its folder is called, in the order in which they were saved.
 
     The order lies in the names alone, so that it changes in the one moment in which a save is complete, and costs no reading.
+
+    Attributes:
+        returns: how often training had gone back to an earlier checkpoint.
+        step: of training.
+        generation: how many checkpoints of this step came before.
     """
 
     returns: int

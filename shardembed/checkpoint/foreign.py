@@ -42,7 +42,14 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert_checkpoint` wrote: keys of tables, of other tensors, and what was left out, with why."""
+    """What `convert_checkpoint` wrote.
+
+    Attributes:
+        path: of the new checkpoint.
+        tables: keys of the tables.
+        dense: keys of the other tensors.
+        left_out: keys that were not taken, each with why.
+    """
 
     path: Path
     tables: tuple[str, ...]

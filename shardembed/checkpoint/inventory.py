@@ -18,7 +18,6 @@ from shardembed.errors import UnsupportedError
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
 from shardembed.modules.handle import TableHandle
-from shardembed.optim import NoOptimizer
 from shardembed.store.slab import LocalShard, Slab
 from shardembed.store.wrappers import is_distributed
 from shardembed.tables.layout import Shard
@@ -32,9 +31,12 @@ WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 
 @dataclass(frozen=True)
 class Region:
-    """Part of a tensor: `rows` x `columns`, which lie in `data` `[len(rows), len(columns)]`.
+    """Part of a tensor that lies here.
 
     Attributes:
+        rows: of the tensor.
+        columns: of the tensor.
+        data: `[len(rows), len(columns)]`, a view of what training uses, or a copy (see `home`).
         ranks: those that have it, of which one saves it; empty where another region stands for it.
         home: where `data` is a copy, what it goes back into when it has been loaded.
         touched: bool `[len(rows)]`: rows changed since the last full checkpoint; None where that is not known.
@@ -54,7 +56,16 @@ class Region:
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor of the model: its key, and the regions of it that lie here. `of`: the key of the weight it belongs to."""
+    """A tensor of the model, and what of it lies here.
+
+    Attributes:
+        key: in the state dict of the unsharded model.
+        kind: what it is to the model.
+        of: the key of the weight it belongs to.
+        shape: of the whole tensor.
+        dtype: of its elements.
+        regions: of it that lie on this rank.
+    """
 
     key: str
     kind: Kind
@@ -66,7 +77,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Table:
-    """A sharded table of the model, by its key."""
+    """A sharded table of the model.
+
+    Attributes:
+        key: in the state dict of the unsharded model.
+        name: in its journey.
+        journey: that looks it up.
+        slabs: in which it has lanes.
+    """
 
     key: str
     name: str
@@ -76,7 +94,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a model holds here. `plain`: what its `state_dict` has beside tensors."""
+    """What a model holds here.
+
+    Attributes:
+        items: all tensors, by key.
+        tables: the sharded ones, by key.
+        parameters: all that the model has, by key; shards of tables without an optimizer of ours are among them.
+        plain: what its `state_dict` has beside tensors.
+    """
 
     items: dict[str, Item]
     tables: dict[str, Table]
@@ -99,7 +124,7 @@ def take(model: nn.Module, rank: int, world_size: int) -> Inventory:
             if (id(module.journey), name) not in seen:  # a table that several modules look up goes by its first key
                 seen.add((id(module.journey), name))
                 tables[full] = Table(full, name, module.journey, _slabs_of(module.journey, name))
-    parameters = {clean(name): parameter for name, parameter in model.named_parameters()}  # ExposedShards too, which are tables'
+    parameters = {clean(name): parameter for name, parameter in model.named_parameters()}  # ShardParameters too, which are tables'
     items = {item.key: item for table in tables.values() for item in _table_items(table)}
     plain: dict[str, Any] = {}
     storages: set[tuple[int, torch.Size]] = set()
@@ -110,6 +135,7 @@ def take(model: nn.Module, rank: int, world_size: int) -> Inventory:
         if not isinstance(value, torch.Tensor):
             plain[raw] = value
             continue
+        # By memory, since torch lists a tied weight under each of its names.
         here = (local(value).data_ptr(), value.shape)
         if not value.numel() or here not in storages:  # tied weights are saved once
             storages.add(here)
@@ -221,7 +247,7 @@ def _table_items(table: Table) -> Iterator[Item]:
 def _region(slab: Slab, held: LocalShard, data: torch.Tensor) -> Region:
     shard: Shard = held.shard
     touched = None
-    if slab.touched is not None and not isinstance(slab.spec.optimizer, NoOptimizer):
+    if slab.touched is not None and slab.spec.optimizer.stepped:
         touched = slab.touched[held.first_key : held.first_key + len(shard.rows)]
     return Region(shard.rows, shard.columns, data, shard.ranks, touched=touched)
 

@@ -29,8 +29,15 @@ LEFT_OUT = "weights_only=True loads tables, parameters and buffers, and leaves o
 
 @dataclass(frozen=True)
 class Restored:
-    """What was loaded. `random`: "restored" where each rank has its own random state again, "reseeded" from it on another number of
-    ranks, None where none was asked for. `progress`: what the saver passed.
+    """What was loaded.
+
+    Attributes:
+        step: of the checkpoint.
+        path: its folder.
+        progress: what the saver passed.
+        random: "restored" where each rank has its own random state again, "reseeded" from it on another number of ranks, None where
+            none was asked for.
+        world_size: of the job that saved it.
     """
 
     step: int
@@ -91,6 +98,7 @@ def load_checkpoint(
 
         _agree(together(comm, "read the manifest", opened, long=True), path)
         loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
+        # Changes nothing yet: a checkpoint of another model leaves this one as it was.
         together(comm, "compare with the model", loading.compare)
         tracking.stop(held)
         together(comm, "read", loading.copy, long=True)
@@ -230,6 +238,7 @@ class _Loading:
         if self.job.optimizer is None:
             return
         if self.dense is not None:
+            # Not only overwritten: an optimizer may have state of steps that the checkpoint does not know.
             self.dense.state.clear()
             for owner, name, value in self._states:
                 self.dense.state[owner.parameter][name] = value

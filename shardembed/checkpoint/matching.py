@@ -34,6 +34,7 @@ class Wishes:
 
     def renamed(self, key: str) -> str:
         """The key in the model of a key in the checkpoint; the longest name that fits decides."""
+        # The longest first, or `a` would take what `a.b` is for.
         for old in sorted(self.rename, key=len, reverse=True):
             if key == old or key.startswith(old + "."):
                 return self.rename[old] + key[len(old) :]

@@ -31,7 +31,12 @@ STATE_BYTES, SPARE_BYTES = 16, 64 << 20  # that state may take: for each byte of
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose state a torch optimizer keeps under a parameter: that of the weight `key`, or of a part of it."""
+    """Whose state a torch optimizer keeps under a parameter.
+
+    Attributes:
+        key: of the weight that the parameter is, or is a part of.
+        parameter: as the optimizer has it.
+    """
 
     key: str
     parameter: nn.Parameter
@@ -174,7 +179,15 @@ def _short(groups: list[list[str]]) -> str:
 
 @dataclass(frozen=True)
 class Saved:
-    """A tensor of state that a checkpoint says it has of a parameter, which is yet to be made."""
+    """A tensor of state that a checkpoint says it has of a parameter, which is yet to be made.
+
+    Attributes:
+        owner: whose state it is.
+        group: the param group of that.
+        name: of the state.
+        entry: that has its values.
+        weight: the entry of the parameter.
+    """
 
     owner: Owner
     group: Mapping[str, Any]

@@ -67,6 +67,7 @@ def kept(root: Path, written: Named, keep: int | None) -> set[Named]:
     by_step: dict[int, Named] = {}
     if keep is not None:
         for name in folder.way(written, found):
+            # Of several checkpoints of a step the one on the way counts, which need not be the newest.
             by_step.setdefault(name.step, name)
             if len(by_step) == keep:
                 break

@@ -190,6 +190,7 @@ def _work(
     snapshot, base = taken[0], bases[0]
     comm.history.stand_at(snapshot.step)
     full = base is None and (incremental or tracking.noting(held))
+    # From this moment rows are noted anew: the snapshot is taken, and what changes from now on is not in it.
     before = tracking.start(held) if full else []
     terms = Terms(keep, base, tracking.previous_of(job.model, root), on_nonfinite == "raise")
 

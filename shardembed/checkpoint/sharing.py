@@ -19,8 +19,15 @@ from shardembed.checkpoint.inventory import Item, Region
 
 @dataclass(frozen=True)
 class Saved:
-    """A part of an item that this rank writes: `rows` x `columns` of the tensor, which are `data`. `listed`: an increment, so only
-    the rows of `data` at these places (int64, ascending), whose row numbers are `ids`.
+    """A part of an item that this rank writes.
+
+    Attributes:
+        item: the tensor.
+        rows: of the tensor.
+        columns: of the tensor.
+        data: the values, `[len(rows), len(columns)]`.
+        ids: of an increment, the row numbers of what is written, int64; else None.
+        listed: of an increment, the places of these rows in `data`, int64, ascending; else None.
     """
 
     item: Item
@@ -68,6 +75,7 @@ def _share(key: str, region: Region, rank: int) -> Iterator[range]:
         return
     size = rows * region.data.shape[1] * region.data.element_size()
     count = min(len(ranks), -(-size // PIECE_BYTES), rows) if len(ranks) > 1 else 1
+    # Not hash(), which differs between processes: all ranks must deal alike.
     first = zlib.crc32(key.encode())
     for number in range(count):
         if ranks[(first + number) % len(ranks)] == rank:

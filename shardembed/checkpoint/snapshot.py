@@ -24,9 +24,14 @@ class Snapshot:
     """One rank's share of a checkpoint.
 
     Attributes:
-        items: all tensors of the model, with what of them lies here. parts: those that this rank writes.
-        small: small state that rank 0 writes. scalars, random: small state of this rank.
-        plans: of the model's collections, as JSON. buffers: keys of dense tensors that are no parameters: a mask may well be -inf.
+        step: of training.
+        items: all tensors of the model, with what of them lies here.
+        parts: those that this rank writes.
+        small: small state that rank 0 writes.
+        scalars: small state of this rank's optimizer, by key and name.
+        random: the random state of this rank.
+        plans: of the model's collections, as JSON.
+        buffers: keys of dense tensors that are no parameters: a mask may well be -inf.
     """
 
     step: int
@@ -51,7 +56,14 @@ def _copied(part: Saved) -> Saved:
 
 @dataclass(frozen=True)
 class Job:
-    """What is saved or loaded in one call. `extra`: by name, what has `state_dict` and `load_state_dict`."""
+    """What is saved or loaded in one call.
+
+    Attributes:
+        model: whose tensors these are.
+        optimizer: whose state goes along; None: none.
+        scheduler: what has `state_dict` and `load_state_dict`; None: none.
+        extra: by name, what else has these two.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None

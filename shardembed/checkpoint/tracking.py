@@ -23,12 +23,18 @@ from shardembed.store.slab import Slab
 
 @dataclass(frozen=True)
 class Full:
-    """The full checkpoint that increments may stand on."""
+    """The full checkpoint that increments may stand on.
+
+    Attributes:
+        root: the folder of checkpoints that it lies in.
+        base: its name there and its checksum.
+    """
 
     root: Path
     base: Base
 
 
+# Weak: a journey or a model that is gone has no past.
 _full: WeakKeyDictionary[Journey, Full] = WeakKeyDictionary()
 _last: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
 

@@ -45,7 +45,8 @@ class Terms:
     """How a checkpoint is written.
 
     Attributes:
-        keep: of how many steps checkpoints stay; None for all. base: as increments of that one.
+        keep: of how many steps checkpoints stay; None for all.
+        base: as increments of that one; None for a full checkpoint.
         previous: the checkpoint in the same folder that the model has come from.
         finite: write none that holds inf or nan.
     """
@@ -64,6 +65,7 @@ def write(root: Path, snapshot: Snapshot, comm: Comm, terms: Terms) -> tuple[Pat
         NonFiniteError: on every rank: the terms forbid inf and nan, and it would hold some; likewise.
     """
     sizes = together(comm, "add up sizes", lambda: str(sum(part.bytes for part in snapshot.parts)))
+    # All ranks enter or none: the lock is taken by rank 0, and its failure is everybody's.
     with _locked(root, comm):
         saving = root / on_first(comm, "make a folder", lambda: _prepare(root, snapshot.step, sum(map(int, sizes))), long=True)
         try:
@@ -153,6 +155,7 @@ def _write_parts(file: Path, parts: Sequence[Saved], buffers: Collection[str]) -
     nonfinite: set[str] = set()
     written: list[Part] = []
     for saved in parts:
+        # One name and one block for rows as they lie; two for an increment, row numbers and values (`_entries` goes by that).
         if saved.ids is None or saved.listed is None:
             whole = saved.names[0] == saved.item.key
             written.append(Part(saved.names[0], saved.data, saved.item.shape if whole else None))
@@ -188,6 +191,7 @@ def _publish(root: Path, saving: Path, snapshot: Snapshot, reports: list[dict[st
     scalars: dict[str, dict[str, Any]] = {}
     for report in reports:
         for key, values in report["scalars"].items():
+            # State of a parameter that several ranks have alike: the first one's stands for all.
             scalars.setdefault(key, values)
     small = {**snapshot.small, "scalars": scalars, "random": [report["random"] for report in reports]}
     state = write_state(saving / STATE, json.dumps(small).encode())
@@ -210,6 +214,7 @@ def _publish(root: Path, saving: Path, snapshot: Snapshot, reports: list[dict[st
     write_state(saving / folders.MANIFEST, described)
     folders.sync_folder(saving)
     name = str(folders.free_name(root, snapshot.step))
+    # The moment in which the checkpoint becomes one: before it there is a leftover, after it a complete checkpoint.
     os.rename(saving, root / name)
     folders.sync_folder(root)
     return json.dumps([name, manifest.checksum, nonfinite])

@@ -33,7 +33,13 @@ QUIET = "SHARDEMBED_LAUNCHED"  # for ranks whose launcher (launch.py) prints for
 
 @dataclass(frozen=True)
 class Told:
-    """The failure of a job: a message, what to do about it where the message does not say so, and the exit code."""
+    """The failure of a job.
+
+    Attributes:
+        message: what happened.
+        code: the exit code.
+        advice: what to do about it, where the message does not say so.
+    """
 
     message: str
     code: int

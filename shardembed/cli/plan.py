@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardembed import optim
 from shardembed.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[FEATURE=]N",
         help="ids of a sample, where the model does not say (module:function); may be repeated",
     )
-    model.add_argument("--optimizer", metavar="NAME", help="of all tables: SGD, Adagrad, RowwiseAdagrad, Adam, AdamW or FTRL")
+    model.add_argument("--optimizer", metavar="NAME", help=f"of all tables: {', '.join(optim.NAMES)}")
     wishes = parser.add_argument_group("what the plan must keep to; both may be repeated")
     wishes.add_argument(
         "--pin",
@@ -134,7 +135,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be planned, read from the arguments."""
+    """What is to be planned, read from the arguments.
+
+    Attributes:
+        workload: the model's tables and what its batches ask of them.
+        topology: the machines.
+        constraints: what the user demands of the plan.
+        arguments: all of them, as argparse has them.
+        effort: how hard to look.
+    """
 
     workload: Workload
     topology: Topology
@@ -179,21 +188,19 @@ def _with_memory(topology: Topology, gib: float) -> Topology:
 
 
 def _workload(arguments: argparse.Namespace, ranks: int) -> Workload:
-    from shardembed import optim
     from shardembed.cli import model_workload
     from shardembed.config.explain import nearest
-    from shardembed.tables.optimizer_section import OPTIMIZERS
 
     name = arguments.optimizer
-    if name is not None and name not in OPTIMIZERS:
-        raise ConfigError(f"--optimizer {name} is not one of {', '.join(OPTIMIZERS)}{nearest(name, OPTIMIZERS)}")
+    if name is not None and name not in optim.NAMES:
+        raise ConfigError(f"--optimizer {name} is not one of {', '.join(optim.NAMES)}{nearest(name, optim.NAMES)}")
     ids = _ids(arguments.ids)
     if ids is not None and not _is_function(arguments.workload):
         raise ConfigError(f"--ids: {arguments.workload} says itself how many ids a sample has; change it there, as ids_per_sample")
     found = model_workload.read(arguments.workload, ranks, global_batch_size=arguments.batch, ids_per_sample=ids)
     if name is None:
         return found
-    chosen = getattr(optim, name)()
+    chosen = optim.NAMES[name]()
     return replace(found, tables=tuple(replace(load, optimizer=chosen) for load in found.tables))
 
 

@@ -152,6 +152,7 @@ class Heartbeat:
         self._known_store: dist.Store | None = None
         self._count = 0
         self._heard: dict[int, Heard] = {}
+        self._looks = 0
         self._lost: Lost | None = None
         self._open: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -168,12 +169,14 @@ class Heartbeat:
             self._ask(self._beat)
             place, waits, seconds = self.watch.oldest()
             if place is None or not waits or seconds < 2 * self.seconds:
-                self._heard = {}
+                self._heard, self._looks = {}, 0
                 continue
             first = self._ask(self._first)
             if seconds > self.limit - (LOOKS + 1) * self.seconds or first:
+                self._looks += 1
                 self._ask(self._look)
-            if first or seconds > self.limit:
+            # A thread that was kept from running has not looked often enough to tell who is silent.
+            if first or (seconds > self.limit and self._looks >= LOOKS):
                 self._give_up(place, seconds, first)
                 return
 

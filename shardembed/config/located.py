@@ -32,7 +32,13 @@ ValuePath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stood: a file with line and column (from 1), or an option of the command line."""
+    """Where a value stood.
+
+    Attributes:
+        source: a file, or an option of the command line.
+        line: of the file, from 1; None where there is none.
+        column: of the line, from 1.
+    """
 
     source: str
     line: int | None = None
@@ -44,7 +50,12 @@ class Place:
 
 @dataclass
 class Located:
-    """Plain values, and the places of all of them by path. The place of a mapping's entry is that of its key."""
+    """Plain values that know where they stood.
+
+    Attributes:
+        values: as YAML has them.
+        places: of all of them, by path. The place of a mapping's entry is that of its key.
+    """
 
     values: dict[str, Any]
     places: dict[ValuePath, Place] = field(default_factory=dict)

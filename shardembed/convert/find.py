@@ -38,6 +38,7 @@ def find_sites(model: nn.Module, skip: Sequence[str]) -> list[Site]:
         site = next((site for kind in KINDS if (site := kind.of(module, path)) is not None), None)
         if site is None:
             continue
+        # Before `skip` is looked at: the tables inside of a collection that is skipped are none of their own either.
         closed = (*closed, f"{path}.")
         names.update(dict.fromkeys([path, *(use.name for use in site.uses())]))
         if _skipped(site, skip):

@@ -30,7 +30,12 @@ Named = dict[int, tuple[Any, str]]  # by id(): a plain module or weight, and the
 
 @dataclass(frozen=True)
 class Left:
-    """Plain modules and weights, weakly, with the path of each module and the table of each weight."""
+    """What `shard` has replaced, weakly.
+
+    Attributes:
+        modules: plain ones, with the path of each.
+        weights: plain ones, with the table of each.
+    """
 
     modules: list[tuple[weakref.ref[nn.Module], str]]
     weights: list[tuple[weakref.ref[torch.Tensor], str]]

@@ -93,7 +93,9 @@ def shard(
     journey = build_journey(configs, optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
     modules: dict[str, Lookup] = {}
+    # Weak references, taken while the plain modules are still there.
     left = Left.of(sites, tables)
+    # One site after the other, and each let go of before the next is read: beside the shards, memory for one plain table.
     while sites:
         site = sites.pop(0)
         _load_from_rank_zero(journey, tables, site.path, exists)

@@ -27,9 +27,13 @@ Plain = nn.Embedding | nn.EmbeddingBag
 class Use:
     """One module's use of one weight.
 
-    path: the site's. name: what the table is called if this is its first use. module: has the weight and its settings. features:
-    the names of the streams of ids, with their pooling. keys: every name the weight has in the model. start: of its rows, if they
-    do not exist, and what a reset goes back to.
+    Attributes:
+        path: the site's.
+        name: what the table is called if this is its first use.
+        module: has the weight and its settings.
+        features: the names of the streams of ids, with their pooling.
+        keys: every name the weight has in the model.
+        start: gives the start of its rows, if they do not exist, and what a reset goes back to.
     """
 
     path: str
@@ -87,7 +91,11 @@ class Site(ABC):
 
 @dataclass(frozen=True)
 class Table:
-    """One weight and all its uses; the first one names it."""
+    """One weight of a model.
+
+    Attributes:
+        uses: all of them; the first one names the table.
+    """
 
     uses: list[Use]
 

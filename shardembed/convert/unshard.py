@@ -70,6 +70,7 @@ def _gathered(module: ShardedModule, table: TableConfig, wanted: bool) -> nn.Par
     weight = torch.empty(table.num_embeddings, table.embedding_dim, dtype=table.dtype, device=device)
     step = max(1, CHUNK_BYTES // (table.embedding_dim * table.dtype.itemsize))
     for first in range(0, table.num_embeddings, step):
+        # `rows` is collective: a rank that wants nothing asks for nothing, in as many calls.
         last = min(first + step, table.num_embeddings) if wanted else first
         piece = module.rows(table.name, torch.arange(first, last, device=module.journey.device))
         if wanted:

@@ -10,7 +10,15 @@ Status = Literal["ok", "absent", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `fix` says what to do to be better off; only a problem is a reason to fail."""
+    """One thing that was looked at.
+
+    Attributes:
+        area: the section that it is shown in.
+        name: of the thing.
+        status: only a "problem" is a reason to fail.
+        text: what was seen.
+        fix: what to do to be better off.
+    """
 
     area: str
     name: str

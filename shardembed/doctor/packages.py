@@ -23,7 +23,16 @@ _NUMBERS = re.compile(r"([0-9]+)\.([0-9]+)")
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution, what it is imported as, the oldest that serves, and what it is for; `extra` is what installs it."""
+    """A distribution that shardembed can use.
+
+    Attributes:
+        name: of the distribution.
+        module: what it is imported as.
+        purpose: what it is for.
+        oldest: the first version that serves, major and minor.
+        extra: of shardembed, that installs it.
+        vital: nothing goes without it.
+    """
 
     name: str
     module: str

@@ -44,7 +44,13 @@ WITH_ADAGRAD = "row_wise, unique"
 
 @dataclass(frozen=True)
 class Compared:
-    """A cut, and how it compares; `difference` is empty where it is right."""
+    """A kind of cut, and how its tables compare with plain ones.
+
+    Attributes:
+        cut: what was compared.
+        bound: how far it may be off, in words.
+        difference: what is off; empty where it is right.
+    """
 
     cut: str
     bound: str

@@ -17,7 +17,8 @@ class Flat:
     """Rows of a table on its first two principal components.
 
     Attributes:
-        ids, points: rows that were drawn, ascending, and `[rows, 2]` where each lies, in float64.
+        ids: rows that were drawn, int64, ascending.
+        points: where each of them lies, float64 `[rows, 2]`.
         shares: of the variance of all rows, along each of the two.
         left_out: rows with inf or nan, which count nowhere.
     """

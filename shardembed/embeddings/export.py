@@ -27,10 +27,21 @@ Progress = Callable[[int], None]  # is told how many bytes more have been writte
 
 @dataclass(frozen=True)
 class ExportedTable:
-    """A table that was written. `rows` of the `table_rows` that it has in the checkpoint; `files` lie in the export's folder.
+    """A table that was written.
 
-    `vectors` are "rows" as they lie in the table, or those that the "model" makes of them; `metric` is by which the model compares
-    these, None where it compares others or does not say; `told` is both in words.
+    Attributes:
+        name: of the table, as it was found.
+        key: that it has in the checkpoint.
+        rows: how many were written.
+        table_rows: how many it has in the checkpoint.
+        columns: of what was written.
+        dtype: of what was written.
+        stored_dtype: of the table in the checkpoint.
+        bytes: of all its files.
+        files: their names in the export's folder.
+        vectors: "rows" as they lie in the table, or those that the "model" makes of them.
+        metric: by which the model compares these; None where it compares others or does not say.
+        told: vectors and metric in words.
     """
 
     name: str
@@ -49,7 +60,15 @@ class ExportedTable:
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_tables` has written; `export.json` in the folder says the same."""
+    """What `export_tables` has written; `export.json` in the folder says the same.
+
+    Attributes:
+        folder: where it lies.
+        format: of the files.
+        checkpoint: the name of the one that was read.
+        step: of the checkpoint.
+        tables: each that was written.
+    """
 
     folder: Path
     format: Format

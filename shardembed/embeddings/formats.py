@@ -29,7 +29,15 @@ WEIGHT, SCALE, IDS = "weight", "scale", "ids"
 
 @dataclass(frozen=True)
 class Shape:
-    """What is to be written: `[rows, columns]` of `dtype`, with a scale a row or not, with ids or not."""
+    """What is to be written.
+
+    Attributes:
+        rows: how many there will be.
+        columns: of each row.
+        dtype: of the values.
+        scaled: each row has a scale, float32.
+        listed: each row has its id beside it.
+    """
 
     rows: int
     columns: int

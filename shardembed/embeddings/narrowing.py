@@ -21,7 +21,12 @@ LEVELS = 127
 
 @dataclass(frozen=True)
 class Narrowed:
-    """Values to write, and a float32 scale a row where they are int8."""
+    """Values to write.
+
+    Attributes:
+        values: `[rows, columns]` in the dtype that is written.
+        scale: float32 `[rows]` where values are int8, else None.
+    """
 
     values: torch.Tensor
     scale: torch.Tensor | None = None

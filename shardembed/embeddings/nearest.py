@@ -23,7 +23,13 @@ AT_A_TIME = 1 << 19  # numbers in float64 that are worked on: as much as a cache
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The rows nearest to row `id`, the nearest first: `ids` and their `scores`."""
+    """The rows nearest to one row.
+
+    Attributes:
+        id: of the row that was asked for.
+        ids: of its neighbours, the nearest first.
+        scores: of these, in the same order.
+    """
 
     id: int
     ids: tuple[int, ...]

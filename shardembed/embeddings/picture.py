@@ -43,8 +43,18 @@ LOOK: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Map:
-    """What `table_map` drew: how many rows, which of them with a name, the two components' shares of the variance, and in words
-    what the rows are.
+    """What `table_map` drew.
+
+    Attributes:
+        file: the picture.
+        table: which table it shows.
+        step: of the checkpoint.
+        rows: how many the table has.
+        drawn: how many of them are points.
+        named: those that have a name in the picture.
+        shares: of the variance, along each of the two components.
+        left_out: rows with inf or nan.
+        told: in words what the rows are.
     """
 
     file: Path

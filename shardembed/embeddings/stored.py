@@ -32,9 +32,15 @@ SUFFIX = ".weight"
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows: `ids[i]` is the row of the table that `values[i]` is. `values` is overwritten by the next block."""
+    """Some rows of a table; overwritten by the next block.
 
-    first: int  # how many rows came before
+    Attributes:
+        first: how many rows came before.
+        ids: which rows of the table these are, int64 `[n]`.
+        values: the rows, `[n, columns]`.
+    """
+
+    first: int
     ids: torch.Tensor
     values: torch.Tensor
 
@@ -159,6 +165,7 @@ class StoredTable:
         """
         rows_a_block = max(1, block_bytes // (self.columns * self.dtype.itemsize))
         total = self.rows if ids is None else len(ids)
+        # One buffer for all blocks: a table of a terabyte must not leave garbage of its size to be collected.
         room = torch.empty(min(rows_a_block, total), self.columns, dtype=self.dtype)
         for first in range(0, total, rows_a_block):
             part = range(first, min(first + rows_a_block, total))

@@ -17,7 +17,8 @@ from torch.utils.data import default_collate
 
 from shardembed.config.explain import nearest
 from shardembed.errors import ConfigError, DtypeError, FeatureError, InputError
-from shardembed.inputs.ids import FeatureIds, IdBatch
+from shardembed.inputs.features import FeatureIds
+from shardembed.inputs.ids import IdBatch
 from shardembed.tables.pooling import POOLINGS, WEIGHTED, Pooling
 from shardembed.tables.table_config import Feature
 

@@ -81,7 +81,14 @@ class Hashing:
 
 @dataclass(frozen=True)
 class Raw:
-    """Values as a user gave them, flat: `integers` `[n]` of some integer dtype, or else `texts`."""
+    """Values as a user gave them, flat.
+
+    Attributes:
+        given: the values themselves, for an answer of their type.
+        shape: of the answer.
+        integers: `[n]` of some integer dtype; None where the values are texts.
+        texts: `n` of them, where the values are no integers.
+    """
 
     given: Any
     shape: tuple[int, ...]
@@ -136,7 +143,9 @@ def hash_texts(texts: Sequence[bytes], seed: int) -> np.ndarray:
     joined = np.frombuffer(b"".join(texts), np.uint8)
     # Where each byte goes: as far from its text's first word as it is from its first byte.
     padded[np.arange(len(joined)) + np.repeat(starts * WORD - (np.cumsum(lengths) - lengths), lengths)] = joined
+    # Little endian whatever the machine: rows must be the same everywhere.
     stream = padded.view("<u8").astype(U64)
+    # Long texts first, so that those which still have a word are always the first ones.
     order = np.argsort(-words, kind="stable")
     starts, descending = starts[order], -words[order]
     hashes = mix(mix(np.array([seed], U64)) ^ U64(TEXT) ^ lengths[order].astype(U64))

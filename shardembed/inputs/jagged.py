@@ -12,7 +12,13 @@ from shardembed.errors import OffsetsError
 
 @dataclass(frozen=True)
 class Jagged:
-    """What a KeyedJaggedTensor holds for one key: ids `[n]`, lengths `[bags]` that are known to describe them, weights `[n]`."""
+    """What a KeyedJaggedTensor holds for one key.
+
+    Attributes:
+        ids: `[n]`.
+        lengths: of the bags, `[bags]`, known to describe the ids.
+        weights: `[n]`, or None.
+    """
 
     ids: torch.Tensor
     lengths: torch.Tensor

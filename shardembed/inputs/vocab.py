@@ -44,7 +44,9 @@ class Vocabulary:
 
     Attributes:
         values: integers or texts; the value of row n is `values[n - 1]`.
-        counts: how often each occurred. other_count: how often others did.
+        counts: how often each occurred.
+        other_count: how often others did.
+        kind: "integers" or "texts".
     """
 
     values: tuple[int, ...] | tuple[str, ...]
@@ -166,7 +168,12 @@ class Vocabulary:
 
 @dataclass
 class Counts:
-    """How often values have occurred so far. Integers are kept as arrays, and merged when as many wait as are merged already."""
+    """How often values have occurred so far. Integers are kept as arrays, and merged when as many wait as are merged already.
+
+    Attributes:
+        texts: counts by text.
+        integers: ascending values and their counts, both int64, of all that is merged.
+    """
 
     texts: Counter[str] = field(default_factory=Counter)
     integers: tuple[np.ndarray, np.ndarray] = field(default_factory=lambda: (np.empty(0, np.int64), np.empty(0, np.int64)))
@@ -186,6 +193,7 @@ class Counts:
             found, counts = np.unique(raw.integers.astype(np.int64), return_counts=True)
             self._waiting.append((found, counts))
             self._waits += len(found)
+            # Merging costs as much as what is merged, so it waits for as many again: each value is moved a few times in all.
             if self._waits > max(len(self.integers[0]), BLOCK_ROWS):
                 self._merge()
         else:
@@ -231,6 +239,7 @@ class Counts:
             values, counts = [value for value, _ in frequent[:max_size]], [count for _, count in frequent[:max_size]]
             return Vocabulary(tuple(values), tuple(counts), total - sum(counts), "texts")
         values, counts = self.integers
+        # By count, then by value: the order must not depend on which rank had which values.
         order = np.lexsort((values, -counts))
         order = order[counts[order] >= min_count][:max_size]
         return Vocabulary(

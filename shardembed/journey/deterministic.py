@@ -20,7 +20,8 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import ConfigError
 from shardembed.journey.messages import Sender, send_fixed
 from shardembed.journey.route import Route, SlabRoute
-from shardembed.kernels.reference import Gradients, frequencies
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.reference import frequencies
 from shardembed.store.reductions import sum_over_ranks
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab import Slab

@@ -40,7 +40,8 @@ from shardembed.journey.pending import PendingStep, State
 from shardembed.journey.route import combine, empty_route, make_route
 from shardembed.journey.setup import Setup
 from shardembed.journey.ticket import Ticket
-from shardembed.kernels.reference import Gradients, frequencies
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.reference import frequencies
 from shardembed.optim import TableOptimizer
 from shardembed.store import wrappers
 from shardembed.store.own_parameters import deliver, expose

@@ -1,4 +1,4 @@
-"""Steps 3, 5 and 8 of the journey: what travels, packed for all slabs together.
+"""Stages 3, 5 and 8 of the journey: what travels, packed for all slabs together.
 
 Whatever travels on the group "forward" opens with the counts message (`wire.header`): which call this is, the bytes of error text
 that follow, then, a slab: segments, keys. It is all that ranks need to know of each other; a row is as long as the largest

@@ -10,7 +10,7 @@ import torch
 from shardembed.comm.comm import Comm
 from shardembed.journey.messages import Sender
 from shardembed.journey.route import RoutingTable
-from shardembed.optim import NoOptimizer, TableOptimizer
+from shardembed.optim import TableOptimizer
 from shardembed.store.slab import Slab
 from shardembed.store.slab_spec import build_slabs
 from shardembed.store.twins import Stretch, stretches_of
@@ -91,7 +91,7 @@ class Setup:
     @property
     def stepped_slabs(self) -> list[Slab]:
         """Those whose tables have an optimizer of ours."""
-        return [slab for slab in self.slabs if not isinstance(slab.spec.optimizer, NoOptimizer)]
+        return [slab for slab in self.slabs if slab.spec.optimizer.stepped]
 
     @property
     def stepped_tables(self) -> frozenset[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.gradients import Gradients
 
 WORD = 63  # bits; as in `kernels.numba.ordering`
 
@@ -23,8 +23,10 @@ WORD = 63  # bits; as in `kernels.numba.ordering`
 class Groups:
     """Equal numbers together.
 
-    numbers_U: the distinct ones, ascending. order_E: the entries, group by group and in each as they stood. starts: where each
-    group begins in it, `[U + 1]`. All int64.
+    Attributes:
+        numbers_U: the distinct ones, ascending, int64 `[U]`.
+        starts: where each group begins in `order_E`, int64 `[U + 1]`.
+        order_E: the entries, group by group and in each as they stood, int64 `[E]`.
     """
 
     numbers_U: torch.Tensor
@@ -47,7 +49,13 @@ class Groups:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The compiled modules."""
+    """The compiled modules.
+
+    Attributes:
+        ordering: which of many numbers are equal.
+        routing: ids to owners and keys.
+        updating: merged gradients to new weights.
+    """
 
     ordering: Any
     packing: Any

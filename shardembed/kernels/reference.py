@@ -1,58 +1,23 @@
-"""The truth: lookup and every optimizer's update in plain torch, for every dtype, width and device.
+"""The truth: lookup, merge and every optimizer's update in plain torch, for every dtype, width and device.
 
 Legend: E entries (row, segment) of a request, S segments, U distinct rows, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+from shardembed.kernels.formulas import FORMULAS, Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.grouping import merge
+from shardembed.kernels.kernel import SlabData, SlabFacts, lacks
+from shardembed.kernels.rounding import stochastic
 
 PIECE_ELEMENTS = 1 << 16  # updated at a time on a CPU
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients that wait at the owner: every row of segment s gets `grads_SW[s]`.
-
-    rows_E: slab rows, int64. offsets: where each segment's rows begin, `[S + 1]`, or None when every segment is a single row.
-    """
-
-    rows_E: torch.Tensor
-    offsets: torch.Tensor | None
-    grads_SW: torch.Tensor
-
-    @staticmethod
-    def join(parts: list[Gradients]) -> Gradients:
-        """All parts as one; what accumulates over micro-batches is exact, since nothing is summed before the merge."""
-        if len(parts) == 1:
-            return parts[0]
-        rows = torch.cat([part.rows_E for part in parts])
-        grads = torch.cat([part.grads_SW for part in parts])
-        if all(part.offsets is None for part in parts):
-            return Gradients(rows, None, grads)
-        starts, before = [rows.new_zeros(1)], 0
-        for part in parts:
-            offsets = part.offsets if part.offsets is not None else torch.arange(part.rows_E.numel() + 1, device=rows.device)
-            starts.append(offsets[1:] + before)
-            before += part.rows_E.numel()
-        return Gradients(rows, torch.cat(starts), grads)
-
-    def without(self, rows: torch.Tensor) -> Gradients:
-        """The same without the few `rows`; a segment may become empty."""
-        return self.only(~torch.isin(self.rows_E, rows))
-
-    def only(self, kept_E: torch.Tensor) -> Gradients:
-        """Those entries alone that are to be kept; a segment may become empty."""
-        if self.offsets is None:
-            return Gradients(self.rows_E[kept_E], None, self.grads_SW[kept_E])
-        before = torch.cat([kept_E.new_zeros(1, dtype=torch.int64), kept_E.cumsum(0)])
-        return Gradients(self.rows_E[kept_E], before[self.offsets], self.grads_SW)
 
 
 def lookup(weights: torch.Tensor, rows_E: torch.Tensor, offsets: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -107,90 +72,64 @@ def renormalise(weights: torch.Tensor, rows_U: torch.Tensor, sums_U: torch.Tenso
     weights.index_copy_(0, rows, (kept.to(dtype) * scale.to(dtype).unsqueeze(1)).to(weights.dtype))
 
 
-def update(
-    weights: torch.Tensor,
-    state: dict[str, torch.Tensor],
-    optimizer: TableOptimizer,
-    lr: float,
-    step: int,
-    rows_U: torch.Tensor,
-    grads_UW: torch.Tensor,
-    mean_square_U: torch.Tensor | None = None,
-    narrow: Callable[[torch.Tensor, slice], torch.Tensor] | None = None,
-) -> None:
-    """Apply one optimizer step to distinct rows, in place.
-
-    Args:
-        step: steps taken, this one included (Adam's bias correction).
-        mean_square_U: the mean of g^2 over whole rows, where this slab holds only some of their columns.
-        narrow: rounds new rows, and is told which of `rows_U` they are, to the table's dtype; to the nearest by default.
-    """
-    if not rows_U.numel() or (lr == 0 and isinstance(optimizer, FTRL)):  # whose lr divides; a scheduler may start at 0
-        return
+def update(data: SlabData, rows_U: torch.Tensor, grads_UW: torch.Tensor, step: Step) -> None:
+    """Apply one optimizer step to distinct rows, in place, a few at a time."""
+    weights, state, optimizer = data.weights, data.state, data.optimizer
+    formula = FORMULAS[type(optimizer)]
+    origins = None if data.blocks is None else data.blocks.of_rows(rows_U)
     # A few rows at a time: what is computed on the way then stays in the cache of a CPU.
-    many = max(1, PIECE_ELEMENTS // weights.shape[1]) if weights.device.type == "cpu" else rows_U.numel()
+    many = max(1, PIECE_ELEMENTS // weights.shape[1]) if weights.device.type == "cpu" else max(1, rows_U.numel())
     for piece in (slice(first, first + many) for first in range(0, rows_U.numel(), many)):
         rows, grads = rows_U[piece], grads_UW[piece]
         old = weights.index_select(0, rows).to(grads.dtype)
         held = {name: tensor.index_select(0, rows) for name, tensor in state.items()}
-        if isinstance(optimizer, RowwiseAdagrad):
-            new = _rowwise_adagrad(old, held, optimizer, lr, grads, None if mean_square_U is None else mean_square_U[piece])
-        else:
-            new = _FORMULAS[type(optimizer)](old, held, optimizer, lr, step, grads)
-        weights.index_copy_(0, rows, new.to(weights.dtype) if narrow is None else narrow(new, piece))
+        given = None if step.mean_square_U is None else step.mean_square_U[piece]
+        square = grads.square().mean(1) if optimizer.rowwise and given is None else given
+        new = formula(old, held, grads, optimizer, replace(step, mean_square_U=square))
+        narrow = new.to(weights.dtype) if origins is None else stochastic(new, weights.dtype, origins[piece], step.number)
+        weights.index_copy_(0, rows, narrow)
         for name, tensor in held.items():
             state[name].index_copy_(0, rows, tensor)
 
 
-State = dict[str, torch.Tensor]
-Formula = Callable[[torch.Tensor, State, TableOptimizer, float, int, torch.Tensor], torch.Tensor]
+def cannot(facts: SlabFacts) -> str | None:
+    """Why the reference does not serve such a slab: only where nobody has written its optimizer's formula."""
+    return lacks(FORMULAS, facts.optimizer)
 
 
-def _rowwise_adagrad(
-    w: torch.Tensor, state: State, settings: RowwiseAdagrad, lr: float, g: torch.Tensor, mean_square: torch.Tensor | None
-) -> torch.Tensor:
-    state["sum"] += g.square().mean(1) if mean_square is None else mean_square
-    return w - lr * g / (state["sum"].sqrt() + settings.eps).unsqueeze(1)
+@dataclass(frozen=True)
+class ReferenceKernel:
+    """`kernels.kernel.Kernel` in plain torch.
 
+    Attributes:
+        data: the memory that it works on.
+    """
 
-def _sgd(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
-    return w - lr * g
+    data: SlabData
+    name: ClassVar[str] = "reference"
+    fuses: ClassVar[bool] = False
+    orders: ClassVar[bool] = False
 
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+        return lookup(self.data.weights, rows_E, offsets, self.data.compute_dtype)
 
-def _adagrad(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
-    assert isinstance(settings, Adagrad)
-    state["sum"] += g.square()
-    return w - lr * g / (state["sum"].sqrt() + settings.eps)
+    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> None:
+        return None
 
+    def merge(self, waiting: Gradients, order: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return merge(waiting, self.data.weights.shape[0])
 
-def _adam(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
-    assert isinstance(settings, Adam)
-    beta1, beta2 = settings.betas
-    # Not add_(alpha=...): its vectorised loop fuses the product and the loop over the rest does not, so bits would depend on where
-    # a row stands in the slab.
-    m = state["exp_avg"].mul_(beta1).add_(g * (1 - beta1))
-    v = state["exp_avg_sq"].mul_(beta2).add_(g.square() * (1 - beta2))
-    size = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-    return w - size * m / (v.sqrt() + settings.eps)
-
-
-def _adamw(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
-    assert isinstance(settings, AdamW)
-    return _adam(w * (1 - lr * settings.weight_decay), state, settings, lr, step, g)
-
-
-def _ftrl(w: torch.Tensor, state: State, settings: TableOptimizer, lr: float, step: int, g: torch.Tensor) -> torch.Tensor:
-    assert isinstance(settings, FTRL)
-    n, l1 = state["n"], settings.l1
-    start = -w * (settings.beta / lr + settings.l2) - w.sign() * l1  # the z that gives back w while n is 0
-    z = torch.where(n == 0, start, state["z"])
-    seen = n + g.square()
-    z = z + g - (seen.sqrt() - n.sqrt()) / lr * w
-    state["z"], state["n"] = z, seen
-    scale = (settings.beta + seen.sqrt()) / lr + settings.l2
-    shrunk = -(z - z.sign() * l1) / scale
-    # scale is 0 only when beta, l2 and every gradient so far are 0: nothing has been learned, nothing moves.
-    return torch.where(scale == 0, w, torch.where(z.abs() <= l1, torch.zeros_like(w), shrunk))
-
-
-_FORMULAS: dict[type[TableOptimizer], Formula] = {SGD: _sgd, Adagrad: _adagrad, Adam: _adam, AdamW: _adamw, FTRL: _ftrl}
+    def update(
+        self,
+        waiting: Gradients,
+        order: object,
+        merged: bool,
+        lr: float,
+        number: int,
+        factor: float,
+        mean_square_U: torch.Tensor | None,
+    ) -> None:
+        assert merged
+        if factor != 1.0:
+            waiting.grads_SW.mul_(factor)
+        update(self.data, waiting.rows_E, waiting.grads_SW, Step(lr, number, mean_square_U))

@@ -8,6 +8,7 @@ Legend: U distinct rows, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,13 @@ FLOAT16_NORMAL, FLOAT16_SPACING = 2.0**-14, 2.0**-24  # the least normal number,
 
 @dataclass(frozen=True)
 class Origins:
-    """Where slab rows come from: a hash of their table, their row in it, and the table's column of their first element, `[U]`."""
+    """Where slab rows come from.
+
+    Attributes:
+        tables_U: a hash of the table of each row, int64 `[U]`.
+        rows_U: its row there, int64 `[U]`.
+        columns_U: the table's column of its first element, int64 `[U]`.
+    """
 
     tables_U: torch.Tensor
     rows_U: torch.Tensor
@@ -30,6 +37,51 @@ class Origins:
 
     def __getitem__(self, piece: slice) -> Origins:
         return Origins(self.tables_U[piece], self.rows_U[piece], self.columns_U[piece])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a block of a slab comes from.
+
+    Attributes:
+        first: the slab row that the block begins at.
+        table: a hash of its table.
+        row: what slab row `first` is in that.
+        stride: the next slab row is so many rows further in the table.
+        column: the table's column of the first element of a row.
+    """
+
+    first: int
+    table: int
+    row: int
+    stride: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The origins of all blocks of a slab, by their first row, as kernels take them.
+
+    Attributes:
+        facts: the fields of an `Origin`, int64 `[5, B]`.
+    """
+
+    facts: torch.Tensor
+
+    @staticmethod
+    def of(origins: Sequence[Origin], device: torch.device) -> Blocks:
+        columns = [(b.first, b.table, b.row, b.stride, b.column) for b in sorted(origins, key=lambda origin: origin.first)]
+        return Blocks(torch.tensor(columns, dtype=torch.int64).view(-1, 5).T.contiguous().to(device))
+
+    @property
+    def count(self) -> int:
+        return self.facts.shape[1]
+
+    def of_rows(self, rows_U: torch.Tensor) -> Origins:
+        """Where these slab rows come from."""
+        block_U = torch.searchsorted(self.facts[0], rows_U, right=True) - 1
+        first, tables, starts, strides, columns = self.facts[:, block_U]
+        return Origins(tables, starts + (rows_U - first) * strides, columns)
 
 
 def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, step: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shardembed.errors import FeatureError, InputError
-from shardembed.inputs.ids import jagged_offsets
+from shardembed.inputs.features import jagged_offsets
 from shardembed.inputs.jagged import Jagged
 from shardembed.tables.table_config import Feature
 

@@ -17,7 +17,7 @@ import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.errors import PlanError, ShardEmbedError
-from shardembed.optim import SGD, NoOptimizer, TableOptimizer
+from shardembed.optim import SGD, TableOptimizer
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, PlanLike
 from shardembed.tables.settings import AGREED, Settings, agreed_lines
@@ -81,7 +81,7 @@ def workload_of(tables: Sequence[TableConfig], optimizers: Sequence[TableOptimiz
     loads = []
     for table, optimizer in zip(tables, optimizers, strict=True):
         ids = tuple(IDS_A_LOOKUP if table.pooling_of(name) is None else IDS_A_BAG for name in table.feature_names or ())
-        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=SGD() if isinstance(optimizer, NoOptimizer) else optimizer))
+        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=optimizer if optimizer.stepped else SGD()))
     return Workload("this collection", BATCH * ranks, tuple(loads), settings.wire_dtype)
 
 

@@ -45,8 +45,9 @@ class ShardedModule(TableModule):
     """Base of the sharded modules: `tables` of a journey, and what can be done with their rows.
 
     Attributes:
-        journey: of all the tables that are looked up together. tables: those that belong to this module. weight_keys: state dict
-            keys below this module's prefix, with the table of each.
+        journey: of all the tables that are looked up together.
+        tables: those that belong to this module.
+        weight_keys: state dict keys below this module's prefix, with the table of each.
     """
 
     def __init__(self, journey: Journey, tables: Sequence[TableConfig], weight_keys: Mapping[str, str]) -> None:
@@ -267,7 +268,7 @@ class ShardedModule(TableModule):
             slab.fill([table.name for table in self.tables], chosen)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # Exposed shards are Parameters of this rank alone; the handle of the whole table stands for them.
+        # Shards without an optimizer of ours are Parameters of this rank alone; the handle of the whole table stands for them.
         for key, table in self.weight_keys.items():
             destination[prefix + key] = self._handle(table)
 

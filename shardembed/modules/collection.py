@@ -24,7 +24,12 @@ from shardembed.tables.table_config import TableConfig, features_of
 
 @dataclass(frozen=True)
 class Prefetched:
-    """A batch whose ids are with the rows' owners."""
+    """A batch whose ids are with the rows' owners.
+
+    Attributes:
+        batch: as it was given to `prefetch`.
+        ticket: of the call that goes on from there.
+    """
 
     batch: Any
     ticket: Ticket

@@ -25,7 +25,13 @@ STRIDED_ROWS = 4096  # every n-th row is no box: each row is one, and the checkp
 
 @dataclass(frozen=True)
 class Held:
-    """A shard that this rank holds. `first`: of several copies, this is the one that is saved."""
+    """A shard that this rank holds.
+
+    Attributes:
+        shard: what of the table it is.
+        weights: its rows, `[rows, columns]`, in the slab's memory.
+        first: of several copies, this is the one that is saved.
+    """
 
     shard: Shard
     weights: torch.Tensor
@@ -47,7 +53,12 @@ class _Box:
 
 @dataclass(frozen=True)
 class Live:
-    """What can be done to a table through its module's `weight`."""
+    """What can be done to a table through its module's `weight`.
+
+    Attributes:
+        learns: says whether it does.
+        freeze: makes it stop (True), or learn again.
+    """
 
     learns: Callable[[], bool]
     freeze: Callable[[bool], None]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from shardembed.errors import DtypeError, FeatureError, InputError
-from shardembed.inputs.ids import FeatureIds, read_features
+from shardembed.inputs.features import FeatureIds
+from shardembed.inputs.ids import read_features
 from shardembed.inputs.jagged import Jagged, is_keyed_jagged, split_keyed_jagged
 from shardembed.journey.journey import Journey
 from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor

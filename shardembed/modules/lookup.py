@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from shardembed.errors import StepError, StillLearningWarning
-from shardembed.inputs.ids import FeatureIds, IdBatch
+from shardembed.inputs.features import FeatureIds
+from shardembed.inputs.ids import IdBatch
 from shardembed.inputs.jagged import is_keyed_jagged
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
@@ -22,7 +23,13 @@ from shardembed.tables.table_config import Feature
 
 @dataclass(frozen=True)
 class Ready:
-    """Outputs that wait for the call they were made for. versions: how often each had been written into."""
+    """Outputs that wait for the call they were made for.
+
+    Attributes:
+        arguments: of that call.
+        outputs: one a feature.
+        versions: how often each output had been written into when it was made.
+    """
 
     arguments: tuple[Any, ...]
     outputs: list[torch.Tensor]
@@ -84,6 +91,7 @@ class Lookup(ShardedModule):
     def look_up(self, *arguments: Any) -> list[torch.Tensor]:
         """One output a feature, from what was handed out for this call, or from a call of its own."""
         ready = self._handed_out(arguments)
+        # Nobody has looked up for all modules together, so this one makes a call of its own: a journey a module.
         if ready is None:
             return self.journey.forward(lambda: IdBatch.join(self.checked(*arguments)), self.features)
         self.check_shards()

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from typing_extensions import Self, Unpack
 
 from shardembed.errors import ConfigError
-from shardembed.inputs.ids import FeatureIds, IdBatch, read_features
+from shardembed.inputs.features import FeatureIds
+from shardembed.inputs.ids import IdBatch, read_features
 from shardembed.journey.journey import Journey
 from shardembed.modules.answers import nested_like
 from shardembed.modules.base import eager

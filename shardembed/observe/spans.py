@@ -25,8 +25,15 @@ PENDING = 512  # stages on a GPU whose events are not read yet
 
 @dataclass
 class Stretch:
-    """What one stage took on this rank. beside: beside the main thread, in one of its own or on a stream of its own. latest:
-    seconds of the latest calls.
+    """What one stage took on this rank.
+
+    Attributes:
+        calls: how often it was entered.
+        seconds: in it, without the stages inside.
+        bytes: that this rank sent in it.
+        collectives: how many ran in it.
+        beside: it ran beside the main thread, in a thread or on a stream of its own.
+        latest: seconds of the latest calls.
     """
 
     calls: int = 0

@@ -157,5 +157,6 @@ def _waiting(latest: Sequence[Sequence[float]]) -> float:
     count = min(len(each) for each in latest)
     if not count:
         return 0.0
+    # The same calls of all ranks, counted from the end: of the first ones some may have been dropped.
     calls = list(zip(*(each[-count:] for each in latest), strict=True))
     return sum(sum(call) / len(call) - min(call) for call in calls) / count

@@ -25,8 +25,13 @@ DIGITS = 1e-9  # relative, that a bound and the solution it is of may differ by
 
 @dataclass(frozen=True)
 class Bound:
-    """values: seconds that no solution beats; none where nothing is proved. options: of every item, as the relaxation would have
-    it. targets: `[P]`, Z. stopped: the clock ended the work on it.
+    """What no solution beats.
+
+    Attributes:
+        values: seconds that no solution beats; none where nothing is proved.
+        options: of every item, as the relaxation would have it.
+        targets: `[P]`, Z.
+        stopped: the clock ended the work on it.
     """
 
     values: tuple[float, ...]
@@ -45,7 +50,18 @@ class Bound:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What the relaxation chooses from: options of groups, `[n]` each. group, option: numbers. count: items of the group."""
+    """What the relaxation chooses from: options of groups, each array `[n]` or `[n, P]` as in `Figures`.
+
+    Attributes:
+        group: its number.
+        option: its number among the group's.
+        count: items of the group.
+        common: as in `Figures`.
+        mean: as in `Figures`.
+        largest: as in `Figures`, but 0 where it says nothing.
+        memory: as in `Figures`.
+        charges: names of the fixed charges that it uses.
+    """
 
     group: Numbers
     option: Numbers
@@ -67,6 +83,7 @@ def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
     base = 0.0 if problem.base is None else float(problem.base.sum())
     program, unit = _program(problem, columns, names, len(groups))
     n, phases = len(columns.group), len(problem.phases)
+    # The linear program first: its bound stands whatever becomes of branching.
     loose = highs.relaxed(program, effort)
     # Thousands of items hardly notice that each takes one option, and branching would get nowhere.
     tight = highs.branched(program, effort, effort.near) if effort.work and n <= MOST_COLUMNS else loose

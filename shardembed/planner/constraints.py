@@ -33,7 +33,11 @@ Forbidden = tuple[str | None, str]  # a table, or None for all; a kind
 class Pin:
     """What is fixed of a table; None leaves it open.
 
-    cuts: parts that the table is cut into (strips of columns times blocks of rows). ranks: where the parts lie, strip after strip.
+    Attributes:
+        kind: of sharding.
+        cuts: parts that the table is cut into (strips of columns times blocks of rows).
+        ranks: where the parts lie, strip after strip.
+        packing: how its ids travel.
     """
 
     kind: str | None = None
@@ -112,7 +116,9 @@ class Pin:
 class Constraints:
     """All of a user's wishes.
 
-    pins: by table: a `Pin`, a text as on the command line, or a `TablePlan`, the very layout. forbid: "KIND" or "TABLE=KIND".
+    Attributes:
+        pins: by table: a `Pin`, a text as on the command line, or a `TablePlan`, the very layout.
+        forbid: kinds that are not to be used: "KIND" or "TABLE=KIND".
 
     Raises:
         PlanError: a wish cannot be read, or contradicts another.

@@ -92,6 +92,7 @@ class _Count:
 
     def _shards(self, table: int, plan: TablePlan, owners: NDArray[np.intp], widths: Array, asked: Asked, rows: Array) -> None:
         loads, memory = self.model.parts_in_detail(table, widths, asked, rows, plan.packing)
+        # Not `+=`: a rank may own several of the shards, and an index that occurs twice is added once there.
         np.add.at(self.seconds.T, owners, loads)
         np.add.at(self.memory.T, owners, memory)
         self.table_seconds[table] += loads.sum(0)
@@ -104,7 +105,7 @@ class _Count:
         if this.learns:
             np.add.at(self.grads, owners, vectors)
             if this.twins:
-                np.add.at(self.twins, owners, self.model.swapped_bytes(this, demand, widths))
+                np.add.at(self.twins, owners, this.swapped_bytes(demand, widths))
 
     def _everywhere(self, table: int, loads: Array, memory: Array) -> None:
         self.seconds += loads[:, None]
@@ -112,6 +113,7 @@ class _Count:
         self.table_seconds[table] += self.model.ranks * loads
 
     def total(self) -> Estimate:
+        # In one order, so that the same plan gives the same bits.
         for name in sorted(self.charges):
             self.seconds += self.model.charges[name][:, None]
         return Estimate(PHASES, self.seconds, self._bytes(), CATEGORIES, self.memory, self.table_seconds, self.table_memory)

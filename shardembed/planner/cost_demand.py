@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardembed.optim import TableOptimizer
+from shardembed.kernels.cpu import lacking
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
 from shardembed.tables.placement import Packing
@@ -30,7 +30,14 @@ ID_BYTES = 8  # int64, off the wire
 
 @dataclass(frozen=True, eq=False)
 class Demand:
-    """By block, `[n]`: entries by id (each a segment) and in bags, segments of bags, and rows touched by all ranks."""
+    """What is asked of blocks of a table, each array `[n]`.
+
+    Attributes:
+        singles: entries that are read by id, each a segment.
+        bagged: entries that are read by bag.
+        sums: segments that these make, a bag and block each.
+        touched: distinct rows, by all ranks together.
+    """
 
     singles: Array
     bagged: Array
@@ -53,7 +60,15 @@ class Demand:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of the workload and its expected traffic. wire: itemsize of vectors on the wire."""
+    """A table of the workload and its expected traffic.
+
+    Attributes:
+        load: the table as the workload has it.
+        traffic: what batches ask of it.
+        batch: samples of a rank.
+        ranks: how many ask.
+        wire: bytes of a number of a vector on the wire.
+    """
 
     load: TableLoad
     traffic: Traffic
@@ -114,6 +129,7 @@ class Table:
         kept = tuple(ids for ids, bag in zip(self.load.ids_per_sample, self.read_by_bag("bag"), strict=True) if not bag)
         if not kept:
             return 0.0
+        # Distinct ids of some features are no share of all features' by their ids: popular rows occur in each of them.
         alone = Traffic.of(replace(self.load, ids_per_sample=kept), self.batch, self.ranks)
         return alone.distinct / self.traffic.distinct if self.traffic.distinct else 0.0
 
@@ -147,6 +163,10 @@ class Table:
         """Of the vectors that one rank gets from each shard; its gradients take as many."""
         return demand.segments * (widths * self.wire + self.scale)
 
+    def swapped_bytes(self, demand: Demand, widths: Array) -> Array:
+        """What the owner of a strip sends to those of the others (`store.twins`): one float64 a touched row to each."""
+        return (self.width / widths - 1.0) * demand.touched * 8
+
 
 def padding(item: int) -> float:
     """Expected bytes that fill up a block of items of `item` bytes to a multiple of 16: with g = gcd(16, item), the block ends
@@ -168,15 +188,10 @@ def state_bytes(table: Table, widths: Array) -> Array:
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
 
 
-def optimizer_name(optimizer: TableOptimizer) -> str:
-    """As ops are named."""
-    name = type(optimizer).__name__
-    return {"RowwiseAdagrad": "rowwise_adagrad"}.get(name, name.lower())
-
-
 def fusible(table: Table, width: float) -> bool:
     """Whether one kernel can merge and update a slab of this width, as `kernels.choose` and `Slab.step` decide; the tests hold them
     together.
     """
-    split = table.load.optimizer.rowwise and width < table.width
-    return table.load.table.dtype in (torch.float32, torch.float64) and not split
+    optimizer = table.load.optimizer
+    split = optimizer.rowwise and width < table.width
+    return not split and lacking(optimizer, table.load.table.dtype) is None

@@ -20,8 +20,8 @@ work, one block of a message a rank) is a fixed charge by the slab's kind.
 Everything is linear in shards, so that options of a table can be counted once and added up in any combination. What is not linear
 is left out. Where a plan puts all tables into one slab, vectors travel as they were looked up; they are counted as copied into a
 message and out of it, which can be a third of a small step. Small beside the rest: a slab that mixes packings sends lengths for
-all of it; int64 keys are judged by shard, not by slab; a slab that lies on one rank needs no
-sorting by owner; padding of messages is counted by slab, at its expected size.
+all of it; int64 keys are judged by shard, not by slab; a slab that lies on one rank needs no sorting by owner; padding of messages
+is counted by slab, at its expected size.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from shardembed.planner.cost_phases import (
     seconds_of,
 )
 from shardembed.planner.topology import Op, Topology
+from shardembed.planner.topology_sections import optimizer_name
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.tables.placement import Packing
@@ -80,8 +81,10 @@ class CostModel:
     """The cost of every way to cut the tables of `workload` on `topology`.
 
     Attributes:
-        tables: with their traffic. base: `[P]` seconds whatever the plan. charges: `[P]` seconds by name; `charges_of` adds the
-        slabs it names. charge_memory: bytes likewise.
+        tables: with their traffic.
+        base: `[P]` seconds whatever the plan.
+        charges: `[P]` seconds by name; `charges_of` adds the slabs it names.
+        charge_memory: likewise bytes.
     """
 
     phases, categories = PHASES, CATEGORIES
@@ -161,12 +164,12 @@ class CostModel:
         seconds = seconds + seconds_of(self._op("lookup_sum"), ranks * demand.bagged, row)
         if table.load.table.max_norm is not None:
             seconds = seconds + seconds_of(self._op("lookup"), demand.touched, row + 8 * widths)
-            seconds = seconds + self._swap_byte * self.swapped_bytes(table, demand, widths)
+            seconds = seconds + self._swap_byte * table.swapped_bytes(demand, widths)
         return seconds
 
     def _update(self, number: int, demand: Demand, widths: Array) -> Array:
         """Merge what R ranks sent, update what any of them touched. Where a rowwise optimizer's columns are cut, each strip's
-        owner also sends one float64 a touched row to every other strip's owner (`twins`).
+        owner also sends one float64 a touched row to every other strip's owner (`store.twins`).
         """
         table, entries = self.tables[number], self.ranks * demand.entries
         moved = demands.updated_bytes(table, widths)
@@ -183,17 +186,12 @@ class CostModel:
         if table.twins:
             split = widths < table.width
             seconds += split * seconds_of(self._op("twins"), demand.touched, 8.0)
-            seconds += self._swap_byte * self.swapped_bytes(table, demand, widths)
+            seconds += self._swap_byte * table.swapped_bytes(demand, widths)
         return seconds
-
-    @staticmethod
-    def swapped_bytes(table: Table, demand: Demand, widths: Array) -> Array:
-        """What the owner of a strip sends to those of the others: one float64 a touched row to each."""
-        return (table.width / widths - 1.0) * demand.touched * 8
 
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
-        name = demands.optimizer_name(self.tables[table].load.optimizer)
+        name = optimizer_name(type(self.tables[table].load.optimizer))
         fused = {"fused", f"fused_{name}"} & self.topology.ops.keys()
         if fused and demands.fusible(self.tables[table], width):
             return self._op("fused_merge"), self._op(f"fused_{name}")

@@ -78,8 +78,11 @@ def op_of(topology: Topology, name: str) -> Op:
 
 @dataclass(frozen=True)
 class Exchange:
-    """An all-to-all in which every pair of ranks exchanges alike: `latency` seconds, and `byte` for each byte of a message to (or
-    from) one peer.
+    """An all-to-all in which every pair of ranks exchanges alike.
+
+    Attributes:
+        latency: seconds, whatever is sent.
+        byte: seconds for each byte of a message to (or from) one peer.
     """
 
     latency: float

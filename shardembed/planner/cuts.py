@@ -14,7 +14,15 @@ from shardembed.tables.placement import Packing
 
 @dataclass(frozen=True)
 class Cut:
-    """An option's key. strips, blocks: C and n; flavour: how rows are cut; copied options have none of them."""
+    """An option's key.
+
+    Attributes:
+        kind: of sharding, as plans name it; "" while it is open.
+        packing: how ids travel.
+        strips: of columns, C.
+        blocks: of rows in each strip, n.
+        flavour: how rows are cut: "dealt" to ranks in equal shares, "even" contiguous blocks, or blocks of equal "traffic".
+    """
 
     kind: str
     packing: Packing = "unique"

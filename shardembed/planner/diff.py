@@ -24,10 +24,14 @@ RANKS = 16
 
 @dataclass(frozen=True)
 class TableChange:
-    """A table whose plan differs; `old` or `new` is None where a plan lacks it.
+    """A table whose plan differs.
 
-    arriving: bytes that come to ranks which do not hold them under the old plan. added: bytes of rows or columns that the old
-    plan's table does not have, which come from nowhere.
+    Attributes:
+        name: of the table.
+        old: its plan before; None where there was none.
+        new: its plan afterwards; None where it is gone.
+        arriving: bytes that come to ranks which do not hold them under the old plan.
+        added: bytes of rows or columns that the old plan's table does not have, which come from nowhere.
     """
 
     name: str
@@ -56,8 +60,14 @@ class TableChange:
 
 @dataclass(frozen=True, eq=False)
 class Diff:
-    """changes: of tables that differ, those that move most first. arriving: bytes that come to each rank, `[ranks]` of the larger
-    world. held: bytes of weights that each rank holds, `[2, ranks]`, old and new.
+    """What lies between two plans.
+
+    Attributes:
+        old: the plan before.
+        new: the plan afterwards.
+        changes: of tables that differ, those that move most first.
+        arriving: bytes that come to each rank, int64 `[ranks]` of the larger world.
+        held: bytes of weights that each rank holds, int64 `[2, ranks]`, old and new.
     """
 
     old: Plan
@@ -124,6 +134,7 @@ def _arriving(old: Layout, new: Layout) -> tuple[dict[int, int], int]:
     for shard in new.shards:
         existing = common(shard.rows, known[0]) * common(shard.columns, known[1])
         added += len(shard.ranks) * (len(shard.rows) * len(shard.columns) - existing)
+        # What the rank held before need not come, in whatever shards it lay: these overlap nowhere.
         for rank in shard.ranks:
             kept = sum(common(shard.rows, rows) * common(shard.columns, columns) for rows, columns in before[rank])
             arriving[rank] += existing - kept

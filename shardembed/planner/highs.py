@@ -32,10 +32,13 @@ MOST_NODES, WORK_A_NODE = 20_000, 20  # passes over the matrix, that a node of b
 class Effort:
     """How hard to look for a plan and a bound.
 
-    rounds: of the search, at most. work: entries of a program's matrix that branching may look at, a node of it being taken for
-        `WORK_A_NODE` passes over them; the first node is always done, unless this is 0. near: how far (relative) a bound may be
-        from the best that branching proves. iterations: of one linear program. until: a time of `time.monotonic`, after which to
-        stop with what there is.
+    Attributes:
+        rounds: of the search, at most.
+        work: entries of a program's matrix that branching may look at, a node of it being taken for `WORK_A_NODE` passes over them;
+            the first node is always done, unless this is 0.
+        near: how far (relative) a bound may be from the best that branching proves.
+        iterations: of one linear program.
+        until: a time of `time.monotonic`, after which to stop with what there is.
     """
 
     rounds: int = 800
@@ -57,7 +60,16 @@ TRIAL = Effort(rounds=0, work=1e8, near=2e-3)  # whether there is a plan at all
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """See the module. matrix: `[m, n]`. low, high: `[m]`. cost, upper, whole: `[n]`."""
+    """The least cost of x with low <= matrix x <= high and 0 <= x <= upper.
+
+    Attributes:
+        cost: `[n]`.
+        matrix: `[m, n]`, sparse.
+        low: `[m]`.
+        high: `[m]`.
+        upper: `[n]`.
+        whole: bool `[n]`, which of x are whole numbers.
+    """
 
     cost: Array
     matrix: sparse.csr_array
@@ -76,8 +88,13 @@ class Program:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """values: a point that keeps to the program, None where none was found. bound: what no point costs less than, None where
-    nothing is proved. impossible: HiGHS says that there is no point. stopped: by the clock.
+    """What HiGHS found, as far as it has been checked.
+
+    Attributes:
+        values: a point that keeps to the program, `[n]`; None where none was found.
+        bound: what no point costs less than; None where nothing is proved.
+        impossible: HiGHS says that there is no point.
+        stopped: by the clock.
     """
 
     values: Array | None

@@ -30,7 +30,13 @@ COARSE = 5e-4  # of a rank's seconds in a phase, or of its memory
 
 @dataclass(frozen=True)
 class _Levelled:
-    """value: seconds of a step. amounts: items' worth of each lump on each rank, `[R]`. shares: of each sharing item, `[n]`."""
+    """What the program says.
+
+    Attributes:
+        value: seconds of a step.
+        amounts: items' worth of each lump on each rank, `[R]`.
+        shares: of each sharing item, `[n]`.
+    """
 
     value: float
     amounts: list[Array]
@@ -203,6 +209,7 @@ def _program(
         assert choice is not None
         where = class_of[list(choice.ranks)]
         even, slopes = how.answers(np.full(len(share_n), 1.0 / len(share_n))), how.slopes(share_n)  # `common` is that of even ones
+        # The tangent at the shares so far: a constant, which goes to what ranks carry, and a slope, which is the variable's.
         bases = how.answers(share_n) - slopes * share_n
         np.add.at(loads, where, bases[:, None] * how.answer / sizes[where][:, None])
         np.add.at(memory, where, bases * how.memory_answer / sizes[where])
@@ -277,6 +284,7 @@ def _fine_enough(option: Option, state: State) -> int:
     """
     weight = max(float((option.total / state.scale).max()), float(option.memory[0]) / state.problem.capacity)
     wanted, parts = weight / COARSE, option.divisible
+    # Halves only, so that coarse parts are whole numbers of fine ones.
     while parts % 2 == 0 and parts / 2 >= wanted:
         parts //= 2
     return parts

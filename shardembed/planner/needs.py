@@ -24,9 +24,15 @@ CROWDS = 64  # largest k looked at: beyond it, the total says nearly as much
 
 @dataclass(frozen=True)
 class Need:
-    """No plan fits into less than `least` bytes a rank. items: numbers of those that make it so, the largest first.
+    """Why no plan fits into less memory than so much.
 
-    bytes: of each of the items, that it adds. rank: of kind "rank". each: of kind "crowd", items that a rank can hold.
+    Attributes:
+        kind: of reason; see the module.
+        least: bytes of a rank, below which no plan fits.
+        items: numbers of those that make it so, the largest first.
+        bytes: that each of the items adds.
+        rank: which one, of kind "rank".
+        each: items that a rank can hold, of kind "crowd".
     """
 
     kind: str
@@ -128,6 +134,8 @@ def _total(problem: Problem, groups: list[list[int]], found: list[Figures], floo
     low, high = floor, float(counts @ _means(found, floor))
     if high <= floor:
         return together(problem, floor)
+    # Bisection: more capacity lets smaller options in, so the mean that is needed falls while it grows. 60 halvings end in the last
+    # digits of a float.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if counts @ _means(found, middle) <= middle else (middle, high)

@@ -23,7 +23,12 @@ SLACK = 2e-6  # relative, what HiGHS may be off by
 
 @dataclass(frozen=True)
 class Packing:
-    """choices: of every item; None if none was found. impossible: none exists."""
+    """A small problem, solved.
+
+    Attributes:
+        choices: of every item; None if none was found.
+        impossible: none exists.
+    """
 
     choices: tuple[Choice, ...] | None
     impossible: bool = False

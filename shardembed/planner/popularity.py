@@ -33,7 +33,13 @@ CELLS = 512  # of a cumulative curve, evenly spaced in log(row); the cubic betwe
 
 @dataclass(frozen=True)
 class Batch:
-    """samples: of one rank; ids: of one rank; ranks: how many such batches a step takes together."""
+    """What asks for rows.
+
+    Attributes:
+        samples: of one rank.
+        ids: of one rank.
+        ranks: how many such batches a step takes together.
+    """
 
     samples: float
     ids: float
@@ -92,6 +98,7 @@ class Zipf(Law):
         low, high = np.log(first + 0.5), np.log(self.rows + 0.5)
         width = (high - low) / CELLS
         edges = low + width * np.arange(CELLS + 1)
+        # Four points a cell by log(row), where the law is smooth: a table of 10^10 rows costs as much as one of 10^4.
         points, weights = np.polynomial.legendre.leggauss(4)
         inner = np.exp(edges[:-1, None] + width * (points + 1.0) / 2.0)
         cells = (self._asked(inner) * inner) @ (weights * width / 2.0)
@@ -114,7 +121,13 @@ def _hermite(t: Array, start: Array, stop: Array, start_slope: Array, stop_slope
 
 @dataclass(frozen=True)
 class Sample:
-    """ids: how many were seen; once: rows seen once; unseen: rows not seen."""
+    """How often rows were seen among some ids.
+
+    Attributes:
+        ids: how many there were.
+        once: rows seen once.
+        unseen: rows not seen.
+    """
 
     ids: float
     once: float

@@ -22,12 +22,20 @@ Numbers = NDArray[np.intp]  # of ranks, options, items
 
 @dataclass(frozen=True, eq=False)
 class Sharing:
-    """How an option's parts depend on their shares p of the item, where these may be unequal: seconds and bytes are
-    p * linear + g(p) * answer, with g(p) = sum over features of min(bags (1 - (1 - p)^length), bags * length * p), the expected
-    bags with an id in the part (see `cost_demand`). g is concave, and 0 at 0.
+    """How an option's parts depend on their shares p of the item, where these may be unequal: seconds and bytes are p * linear +
+    g(p) * answer, with g(p) = sum over features of min(bags (1 - (1 - p)^length), bags * length * p), the expected bags with an id
+    in the part (see `cost_demand`). g is concave, and 0 at 0.
 
-    linear, answer: `[P]` seconds on the rank; common_answer: on every rank. memory_linear, memory_answer, memory_common: bytes
-    likewise. bags, lengths: `[features]`. parts: shares are whole numbers of 1 / parts.
+    Attributes:
+        linear: `[P]` seconds on the part's rank, for the whole item.
+        answer: `[P]` seconds on the part's rank, for each expected bag.
+        common_answer: `[P]` seconds on every rank, for each expected bag.
+        memory_linear: bytes on the part's rank, for the whole item.
+        memory_answer: bytes on the part's rank, for each expected bag.
+        memory_common: bytes on every rank, for each expected bag.
+        bags: of a rank, `[features]`.
+        lengths: mean ids of a bag, `[features]`.
+        parts: shares are whole numbers of 1 / parts.
     """
 
     linear: Array
@@ -67,14 +75,20 @@ class Sharing:
 class Option:
     """One way to lay out an item.
 
-    loads: `[n, P]` seconds that each part adds to the phases of its rank. memory: `[n]` bytes that each part adds to its rank.
-    common: `[P]` seconds on every rank, wherever the parts lie (the requesters' work). common_memory: bytes on every rank.
-    divisible: 0 where the parts go to n different ranks. k > 0 where `loads` is one line, the whole item, which may be cut into k
-        equal parts that are dealt out to ranks at will, several to one rank if need be.
-    sharing: how the parts change where they are given unequal shares; None where they cannot be. The item's options of one
-        number of strips share one.
-    charges: names of the problem's fixed charges that this option uses.
-    key: what the caller needs to build the layout; the optimiser does not look at it.
+    Attributes:
+        key: what the caller needs to build the layout; the optimiser does not look at it.
+        loads: `[n, P]` seconds that each part adds to the phases of its rank.
+        memory: `[n]` bytes that each part adds to its rank.
+        common: `[P]` seconds on every rank, wherever the parts lie (the requesters' work).
+        common_memory: bytes on every rank.
+        divisible: 0 where the parts go to n different ranks. k > 0 where `loads` is one line, the whole item, which may be cut into
+            k equal parts that are dealt out to ranks at will, several to one rank if need be.
+        sharing: how the parts change where they are given unequal shares; None where they cannot be. The item's options of one
+            number of strips share one.
+        charges: names of the problem's fixed charges that this option uses.
+        ranks: where the parts must lie, in their order; None: the optimiser chooses.
+        node: all parts must lie on ranks of one node.
+        cuttable: the bound is to hold for cuts into more parts too, which have no lower total; they are not listed.
     """
 
     key: object
@@ -85,9 +99,9 @@ class Option:
     divisible: int = 0
     sharing: Sharing | None = None
     charges: frozenset[str] = frozenset()
-    ranks: tuple[int, ...] | None = None  # where the parts must lie, in their order; None: the optimiser chooses
-    node: bool = False  # all parts must lie on ranks of one node
-    cuttable: bool = False  # the bound is to hold for cuts into more parts too, which have no lower total; they are not listed
+    ranks: tuple[int, ...] | None = None
+    node: bool = False
+    cuttable: bool = False
 
     @property
     def parts(self) -> int:
@@ -101,7 +115,12 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A table and its options. Items that share one `options` tuple are interchangeable."""
+    """A table and its options. Items that share one `options` tuple are interchangeable.
+
+    Attributes:
+        name: of the table.
+        options: the ways to lay it out.
+    """
 
     name: str
     options: tuple[Option, ...]
@@ -109,10 +128,17 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Items to place on `ranks` equal ranks, each with `capacity` bytes.
+    """Items to place on equal ranks.
 
-    charges: fixed costs by name: `[P]` seconds on every rank, once if any chosen option uses it. charge_memory: bytes likewise.
-    base: `[P]` seconds that no choice changes. ranks_per_node: for options that must stay inside a node.
+    Attributes:
+        phases: their names, P of them.
+        ranks: how many there are.
+        capacity: bytes of each rank.
+        items: what is to be placed.
+        charges: fixed costs by name: `[P]` seconds on every rank, once if any chosen option uses it.
+        charge_memory: likewise bytes.
+        base: `[P]` seconds that no choice changes; None: none.
+        ranks_per_node: for options that must stay inside a node.
     """
 
     phases: tuple[str, ...]
@@ -127,8 +153,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """Option number `option` of an item. ranks: the rank of each part. shares: of a divisible option, how many of its `divisible`
-    parts each of `ranks` holds; of one with `sharing`, likewise of `sharing.parts`, or None for equal shares.
+    """How an item is laid out, and where.
+
+    Attributes:
+        option: its number among the item's.
+        ranks: the rank of each part.
+        shares: of a divisible option, how many of its `divisible` parts each of `ranks` holds; of one with `sharing`, likewise of
+            `sharing.parts`, or None for equal shares.
     """
 
     option: int
@@ -138,7 +169,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Score:
-    """step: seconds. loads: `[P, R]` seconds, with everything. memory: `[R]` bytes."""
+    """What a solution comes to.
+
+    Attributes:
+        step: seconds.
+        loads: `[P, R]` seconds, with everything.
+        memory: `[R]` bytes.
+    """
 
     step: float
     loads: Array

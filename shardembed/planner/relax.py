@@ -23,11 +23,16 @@ INTERVALS = 8  # of the largest share, an octave
 
 @dataclass(frozen=True)
 class Figures:
-    """Lines that stand for the n ways to lay out one item. option: `[n]`, the number of an option near the line.
+    """Lines that stand for the n ways to lay out one item.
 
-    common: `[n]` seconds, all phases together, on every rank. mean: `[n, P]` seconds of a rank if all were balanced. largest:
-    `[n, P]` seconds of the largest part. memory: `[n]` bytes of a rank if all were balanced, least: `[n]` bytes that some rank
-    must have at least.
+    Attributes:
+        option: `[n]`, the number of an option near the line.
+        charges: names of the fixed charges that each line uses.
+        common: `[n]` seconds, all phases together, on every rank.
+        mean: `[n, P]` seconds of a rank if all were balanced.
+        largest: `[n, P]` seconds of the largest part.
+        memory: `[n]` bytes of a rank if all were balanced.
+        least: `[n]` bytes that some rank must have at least.
     """
 
     option: NDArray[np.intp]

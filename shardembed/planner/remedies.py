@@ -25,6 +25,7 @@ from shardembed.planner.problem import Option, Problem
 from shardembed.planner.search import solve
 from shardembed.planner.space import Space
 from shardembed.planner.topology import GIB, Topology
+from shardembed.planner.topology_sections import optimizer_name
 from shardembed.planner.workload import Counts, TableLoad, Workload
 from shardembed.tables.plan import TablePlan
 
@@ -132,9 +133,9 @@ class Trials:
         return self.fits(self.problem(_changed(self.workload, change)))
 
     def _lighter(self, optimizer: TableOptimizer) -> Iterator[tuple[str, Change]]:
-        names = sorted({type(load.optimizer).__name__.lower() for load in self.workload.tables if _heavy(load)})
+        names = sorted({optimizer_name(type(load.optimizer)) for load in self.workload.tables if _heavy(load)})
         if names:
-            kind = "rowwise_adagrad" if optimizer.rowwise else "sgd (no state)"
+            kind = optimizer_name(type(optimizer)) + ("" if optimizer.state else " (no state)")
             yield (
                 f"optimizer {kind} instead of {', '.join(names)}",
                 lambda load: replace(load, optimizer=optimizer) if _heavy(load) else load,

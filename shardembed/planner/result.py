@@ -19,9 +19,14 @@ INTERRUPTED, OUT_OF_TIME = "interrupted", "out of time"  # why a search ended ea
 class Estimate:
     """The cost of a plan, counted from its shards.
 
-    seconds: `[phases, ranks]`. bytes: what each rank sends in each phase (its own share left out), `[phases, ranks]`.
-    memory: `[categories, ranks]` bytes. table_seconds: `[tables, phases]`, what a table adds to all ranks together.
-    table_memory: `[tables, ranks]` bytes of weights and optimizer state.
+    Attributes:
+        phases: their names.
+        seconds: `[phases, ranks]`.
+        bytes: what each rank sends in each phase (its own share left out), `[phases, ranks]`.
+        categories: names of what memory is taken for.
+        memory: `[categories, ranks]` bytes.
+        table_seconds: `[tables, phases]`, what a table adds to all ranks together.
+        table_memory: `[tables, ranks]` bytes of weights and optimizer state.
     """
 
     phases: tuple[str, ...]
@@ -49,8 +54,16 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A plan with its certificate: no plan in the planner's space takes less than `lower_bound_seconds` by the same cost; None
-    where nothing is proved. stopped: why the work ended early (`INTERRUPTED`, `OUT_OF_TIME`), or empty.
+    """A plan with its certificate.
+
+    Attributes:
+        plan: the plan.
+        workload: that it is for.
+        topology: that it is for.
+        estimate: what it costs.
+        lower_bound_seconds: no plan in the planner's space takes less by the same cost; None where nothing is proved.
+        plan_seconds: that planning took.
+        stopped: why the work ended early (`INTERRUPTED`, `OUT_OF_TIME`), or empty.
     """
 
     plan: Plan

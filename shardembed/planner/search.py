@@ -31,8 +31,13 @@ Progress = Callable[[str, float | None, float | None], None]
 
 @dataclass(frozen=True)
 class Solution:
-    """choices: of every item. bound: seconds that no solution beats, None where none is proved. stopped: why the search ended
-    early, if it did.
+    """What the search found.
+
+    Attributes:
+        choices: of every item.
+        score: of these.
+        bound: seconds that no solution beats; None where none is proved.
+        stopped: why the search ended early, if it did.
     """
 
     choices: tuple[Choice, ...]
@@ -98,6 +103,7 @@ class _Search:
         for group in groups_of(problem):
             found = undominated(figures(problem.items[group[0]].options, problem.ranks), problem.capacity, floor)
             beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
+            # What an option adds for certain, and by how much its largest part passes what ranks are to have of each phase.
             price = found.common + found.mean.sum(1) + beyond
             ordered = list(dict.fromkeys(found.option[np.argsort(price, kind="stable")].tolist()))
             for item in group:
@@ -129,11 +135,14 @@ class _Search:
         for number in range(limit):
             if self.effort.over or best <= self.enough or since > limit // 2:
                 break
+            # Worse than the best by so much is let pass, less and less (record-to-record travel: Dueck, "New optimization
+            # heuristics", Journal of Computational Physics 104, 1993): single moves alone end in the first local minimum.
             slack = 0.01 * (1 - number / limit) ** 2
             now = self._round(state, now, best * (1 + slack), measure)
             since += 1
             if now < best * (1 - 1e-7):
                 best, kept, since = now, state.copy(), 0
+            # Gone astray: on from the best again.
             elif since % 50 == 49:
                 state, now = kept.copy(), best
         if best < first:
@@ -200,6 +209,7 @@ class _Search:
         old = {item: state.choices[item] for item in items}
         for item in items:
             state.remove(item)
+        # `measure` may solve a linear program: not for what is far off already.
         if all(self._best_insert(state, item) for item in items) and state.fits and state.value <= limit * 1.2:
             after = measure(state)
             if after < now * (1 - 1e-9) or (after <= limit and state.unevenness <= uneven * 1.02):

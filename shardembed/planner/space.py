@@ -95,6 +95,7 @@ class Space:
                 f"table {name!r}: no layout in the planner's space on {self.ranks} rank(s), {self.node} a node, keeps to what is "
                 "pinned and forbidden; take back some of it, or fix the layout itself with a placement"
             )
+        # A floor of 0, since what other tables make certain is not known yet: keeps more than `bound` will.
         floor = np.zeros(len(self.model.phases))
         kept = undominated(figures(found, self.ranks), self._capacity, floor).option
         return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
@@ -300,6 +301,7 @@ class Space:
         rows, profile = load.table.num_embeddings, table.traffic.profile
         low, high = np.zeros(blocks - 1, dtype=np.int64), np.full(blocks - 1, rows, dtype=np.int64)
         wanted = np.arange(1, blocks) / blocks * profile.before(np.array([rows]))[0, 0]
+        # Bisection for all edges at once: a profile answers for many rows as fast as for one.
         while (high - low > 1).any():
             middle = (low + high) // 2
             below = profile.before(middle)[0] < wanted

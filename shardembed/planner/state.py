@@ -19,8 +19,16 @@ ONE_BY_ONE = 64  # parts that are put down one by one; more are dealt out in one
 class State:
     """Items that have been placed, and the loads they make.
 
-    loads: `[R, P]` seconds, without what all ranks do alike. memory: `[R]` bytes. scale: `[P]`, seconds of each phase that are
-    thought normal; only used to weigh phases against each other.
+    Attributes:
+        problem: whose items these are.
+        scale: `[P]`, seconds of each phase that are thought normal; only used to weigh phases against each other.
+        loads: `[R, P]` seconds, without what all ranks do alike.
+        memory: `[R]` bytes, without what all ranks hold alike.
+        pool: `[P]` seconds of what lies on no rank yet.
+        pool_memory: its bytes.
+        alike: seconds, all phases together, that every rank has.
+        alike_memory: bytes that every rank holds.
+        choices: of every item; None where it is not placed.
     """
 
     def __init__(self, problem: Problem, scale: Array) -> None:
@@ -126,6 +134,7 @@ class State:
         for name in option.charges:
             before = self._uses[name]
             self._uses[name] = before + sign
+            # The first item that uses a charge pays it, the last one gives it back.
             if (before == 0) != (before + sign == 0):
                 self.alike += sign * float(self.problem.charges[name].sum())
                 self.alike_memory += sign * self.problem.charge_memory.get(name, 0.0)
@@ -173,6 +182,7 @@ class State:
         after = self.loads + loads
         excess = np.maximum(after - peak, 0.0).sum(1)
         filled = ((after / self.scale) ** STEEP) @ self.scale
+        # What makes a step longer comes first by far; among ranks where nothing does, the emptier.
         cost = excess * 1e3 + filled
         cost[self.memory + memory + self.alike_memory > self.problem.capacity] = np.inf
         return cost
@@ -194,6 +204,7 @@ class State:
             return self._inside_node(loads, memory, peak)
         order = np.arange(parts) if alike else np.argsort(-(loads / self.scale).sum(1), kind="stable")
         ranks = np.empty(parts, dtype=np.intp)
+        # One order of the ranks serves for all parts: those that cost least take one each.
         if parts > ONE_BY_ONE or alike:
             cost = self.cost(loads[0] if alike else loads.mean(0), float(memory.max()), peak)
             best = np.argsort(cost, kind="stable")[:parts]

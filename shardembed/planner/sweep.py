@@ -26,10 +26,20 @@ WRITE = "write ranks=8..4096 (powers of two between) or ranks=8,24,64"
 
 @dataclass(frozen=True)
 class Point:
-    """A rank count and what its plan came to. reason: why there is none; then all else is empty.
+    """A rank count and what its plan came to.
 
-    lower_bound_seconds, gap: None where nothing is proved. memory: bytes of the fullest rank, of `limit`. phase: the one that takes
-    most of the step, `phase_share` of it.
+    Attributes:
+        ranks: how many.
+        step_seconds: of the plan.
+        lower_bound_seconds: None where nothing is proved.
+        gap: of the step beyond that, relative; None where nothing is proved.
+        memory: bytes of the fullest rank.
+        limit: bytes that it may take.
+        phase: the one that takes most of the step.
+        phase_share: of the step, that this one takes.
+        plan_seconds: that planning took.
+        stopped: why planning ended early, if it did.
+        reason: why there is no plan; then all else is empty.
     """
 
     ranks: int
@@ -51,7 +61,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Points in ascending order of ranks. batch: samples a step, the same at all of them."""
+    """The same model on more and more ranks.
+
+    Attributes:
+        workload: its name.
+        topology: its name.
+        batch: samples a step, the same at all points.
+        points: in ascending order of ranks.
+    """
 
     workload: str
     topology: str
@@ -129,8 +146,13 @@ def point_of(planned: Planned) -> Point:
 
 @dataclass(frozen=True)
 class Answers:
-    """How many ranks: the fewest that the tables fit on, the fastest step, the fewest rank-seconds a sample, and the fewest ranks
-    whose step is within `NEAR` of the fastest.
+    """How many ranks to take.
+
+    Attributes:
+        smallest: the fewest that the tables fit on.
+        fastest: the fastest step.
+        cheapest: the fewest rank-seconds a sample.
+        enough: the fewest ranks whose step is within `NEAR` of the fastest.
     """
 
     smallest: Point

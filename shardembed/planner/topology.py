@@ -22,7 +22,13 @@ GIB, GB = 2**30, 1e9
 
 @dataclass(frozen=True)
 class Op:
-    """Seconds of a kind of work: `call` a call, `row` a row (or id) handled, `byte` a byte read or written."""
+    """Seconds of a kind of work.
+
+    Attributes:
+        call: a call.
+        row: a row (or id) handled.
+        byte: a byte read or written.
+    """
 
     call: float
     row: float
@@ -34,9 +40,12 @@ class Op:
 
 @dataclass(frozen=True)
 class Link:
-    """One tier of the network, seen from a rank. bandwidth: bytes a second in one direction. latency: seconds of a message.
+    """One tier of the network, seen from a rank.
 
-    peer: seconds that each further peer of an all-to-all adds.
+    Attributes:
+        bandwidth: bytes a second in one direction.
+        latency: seconds of a message.
+        peer: seconds that each further peer of an all-to-all adds.
     """
 
     bandwidth: float
@@ -46,10 +55,18 @@ class Link:
 
 @dataclass(frozen=True)
 class Topology:
-    """`ranks` equal ranks, `ranks_per_node` to a node. memory: bytes a rank has; reserve: bytes of it that tables must leave alone.
+    """Equal ranks, and what connects them.
 
-    intra: the link between ranks of a node; inter: between nodes. ops: kinds of work by name (see `cost.py`). source: where the
-    figures are from, by name.
+    Attributes:
+        name: of the cluster.
+        ranks: how many there are.
+        ranks_per_node: to a node.
+        memory: bytes a rank has.
+        reserve: bytes of it that tables must leave alone.
+        intra: the link between ranks of a node.
+        inter: the link between nodes.
+        ops: kinds of work by name (see `cost_ops`).
+        source: where the figures are from, by name.
     """
 
     name: str

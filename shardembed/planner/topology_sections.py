@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, create_model, model_validator
 
+from shardembed import optim
+from shardembed.optim import TableOptimizer
 from shardembed.tables.layout import MAX_RANKS
 from shardembed.tables.optimizer_section import Section
 
@@ -13,10 +16,16 @@ REQUIRED_OPS = (
     *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
     *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
 )
-_OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl")
+
+
+def optimizer_name(kind: type[TableOptimizer]) -> str:
+    """As ops name an optimizer: RowwiseAdagrad is rowwise_adagrad, AdamW adamw, FTRL ftrl."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
+
+
 OPTIONAL_OPS = (
     *("counts", "block", "pool_max", "join", "backward", "apply", "round", "twins", "fused_merge", "fused"),
-    *(f"{kind}_{name}" for kind in ("update", "fused") for name in _OPTIMIZERS),
+    *(f"{kind}_{name}" for kind in ("update", "fused") for name in map(optimizer_name, optim.KINDS)),
 )
 
 # Beyond these a number is a slip, and what is computed from it infinite.
@@ -65,7 +74,7 @@ OpsSection = create_model("OpsSection", __base__=Section, **_REQUIRED, **_OPTION
 
 
 class TopologySection(Section):
-    """A whole file. memory_gib, memory_bandwidth_gb_per_s: of a rank. source: where the figures are from."""
+    """A whole file. Memory and its bandwidth are those of a rank, and `source` says where the figures are from."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
     ranks: Annotated[int, Field(ge=1, le=MAX_RANKS)]

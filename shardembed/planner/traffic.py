@@ -25,8 +25,12 @@ STRIDE_HOT = 16  # times the stride: what a stride deals out one by one, where p
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What is asked of n blocks of rows, each array `[n]`: by one rank's batch, `ids` and `distinct` rows; by all ranks' batches
-    together, `touched` rows.
+    """What is asked of n blocks of rows, each array `[n]`.
+
+    Attributes:
+        ids: by one rank's batch.
+        distinct: rows, by one rank's batch.
+        touched: rows, by all ranks' batches together.
     """
 
     ids: Array
@@ -36,9 +40,14 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Where a table's traffic falls. hot_H: row numbers, ascending; sums: `[3, H + 1]` over them; rest: the curve of all others.
+    """Where a table's traffic falls.
 
-    longer: the same with more hot rows, where that places more of them truly.
+    Attributes:
+        rows: of the table.
+        hot_H: row numbers of the most popular ones, int64, ascending.
+        sums: `[3, H + 1]`: what is asked of all hot rows before each, as in `Asked`.
+        rest: the curve of all other rows.
+        longer: the same with more hot rows, where that places more of them truly; None where it does not.
     """
 
     rows: int
@@ -67,8 +76,16 @@ class Profile:
 
 @dataclass(frozen=True, eq=False)
 class Traffic:
-    """A table's traffic. ids, distinct: expected in a rank's batch, all features together; touched: expected distinct rows of all
-    ranks' batches together. bags, lengths: bags of a rank and mean ids of each, a feature.
+    """A table's traffic.
+
+    Attributes:
+        rows: of the table.
+        ids: expected in a rank's batch, all features together.
+        distinct: expected distinct rows in a rank's batch.
+        touched: expected distinct rows of all ranks' batches together.
+        bags: of a rank, a feature.
+        lengths: mean ids of a bag, a feature.
+        profile: where among the rows it falls.
     """
 
     rows: int

@@ -38,9 +38,14 @@ SHARDS = 12  # lines; more are summed up
 
 @dataclass(frozen=True, eq=False)
 class Alternative:
-    """What the whole plan would cost if one table lay like `table`, every other one where it is.
+    """What the whole plan would cost if one table lay otherwise, every other one where it is.
 
-    seconds: `[phases]`, the table's own work, mean of the ranks. memory: of the fullest rank, in bytes.
+    Attributes:
+        table: how it would lie.
+        step_seconds: of the whole plan.
+        memory: of the fullest rank, in bytes.
+        seconds: `[phases]`, the table's own work, mean of the ranks.
+        chosen: it lies so.
     """
 
     table: TablePlan

@@ -29,15 +29,27 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Zipf:
-    """The n-th most popular row is asked for in proportion to n^-exponent."""
+    """The n-th most popular row is asked for in proportion to n^-exponent.
+
+    Attributes:
+        exponent: 0 asks for all rows alike.
+    """
 
     exponent: float
 
 
 @dataclass(frozen=True, eq=False)
 class Reuse:
-    """How often production traffic repeats rows: shares of touched rows, and of accesses, that fall to rows which a batch of
-    `batch_size` samples asks for at most `bounds[i]` times (and more than `bounds[i - 1]` times).
+    """How often production traffic repeats rows: shares of touched rows, and of accesses, by how often a batch asks for them.
+
+    Attributes:
+        name: of the histogram.
+        batch_size: samples of the batch that was looked at.
+        ids: in that batch.
+        distinct: rows in that batch.
+        bounds: interval i has rows that are asked for at most `bounds[i]` times, and more than `bounds[i - 1]` times.
+        touched_rows: share of the touched rows in each interval.
+        accesses: share of the ids in each interval.
     """
 
     name: str
@@ -51,7 +63,11 @@ class Reuse:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """How often each row was asked for in the user's data, by row number, `[num_embeddings]`. The order of rows is known then."""
+    """How often each row was asked for in the user's data. The order of rows is known then.
+
+    Attributes:
+        counts: by row number, int64 `[num_embeddings]`.
+    """
 
     counts: NDArray[np.int64]
 
@@ -62,7 +78,15 @@ Order = Literal["sorted", "hashed"]  # popular rows come first; or lie anywhere
 
 @dataclass(frozen=True)
 class TableLoad:
-    """A table and its traffic. ids_per_sample: mean ids a sample, one a feature of the table, in the order of its features."""
+    """A table and its traffic.
+
+    Attributes:
+        table: its settings.
+        ids_per_sample: mean ids a sample, one a feature of the table, in the order of its features.
+        skew: how unequally rows are asked for.
+        order: "sorted" where popular rows come first, "hashed" where they lie anywhere.
+        optimizer: that updates it.
+    """
 
     table: TableConfig
     ids_per_sample: tuple[float, ...]
@@ -77,8 +101,13 @@ class TableLoad:
 
 @dataclass(frozen=True)
 class Workload:
-    """All tables of a model. global_batch_size: samples a step, over all ranks together. wire_dtype: of vectors on the wire; None
-    is the table's own.
+    """All tables of a model.
+
+    Attributes:
+        name: of the model.
+        global_batch_size: samples a step, over all ranks together.
+        tables: with their traffic.
+        wire_dtype: of vectors on the wire; None is each table's own.
     """
 
     name: str

@@ -32,7 +32,13 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A model that is ready to train. `wrapped` is what a step calls: the model itself, or DistributedDataParallel around it."""
+    """A model that is ready to train.
+
+    Attributes:
+        model: the model itself.
+        wrapped: what a step calls: the model, or DistributedDataParallel around it.
+        optimizer: of tables and dense parameters.
+    """
 
     model: Any
     wrapped: torch.nn.Module
@@ -72,6 +78,7 @@ class TrainingJob:
         def nothing() -> NoReturn:
             raise error
 
+        # A call that raises while its batch is read, so the error goes to all ranks with the counts that they wait for.
         self.model.tables.journey.forward(nothing, ())
         raise AssertionError("a call without a batch goes on")
 
@@ -82,7 +89,12 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class Job(TrainingJob):
-    """A two-tower model's."""
+    """A two-tower model's.
+
+    Attributes:
+        model: the two towers.
+        sampler: of the negatives.
+    """
 
     model: TwoTower
     sampler: NegativeSampler
@@ -93,7 +105,12 @@ class Job(TrainingJob):
 
 @dataclass(frozen=True)
 class CtrJob(TrainingJob):
-    """That of a model which predicts clicks."""
+    """That of a model which predicts clicks.
+
+    Attributes:
+        model: DLRM or DLRM-DCNv2.
+        encoder: makes its batches of clicks.
+    """
 
     model: ClickModel
     encoder: Encoder
@@ -104,7 +121,13 @@ class CtrJob(TrainingJob):
 
 @dataclass(frozen=True)
 class SequenceJob(TrainingJob):
-    """That of a model which predicts the next item."""
+    """That of a model which predicts the next item.
+
+    Attributes:
+        model: SASRec's.
+        sampler: of the negatives.
+        config: of the job.
+    """
 
     model: Sasrec
     sampler: NegativeSampler

@@ -24,7 +24,12 @@ from shardembed.recipes.data.stream import rank_slice
 
 @dataclass(frozen=True)
 class ClickEvaluation:
-    """The metrics, and the AUC of the model that made the clicks, where it is known."""
+    """How well clicks are predicted.
+
+    Attributes:
+        metrics: of the model.
+        generator_auc: of the model that made the clicks, where it is known.
+    """
 
     metrics: ClickMetrics
     generator_auc: float | None = None

@@ -21,7 +21,16 @@ BUCKETS = 1 << 16  # of scores, by the upper half of their bits
 
 @dataclass(frozen=True)
 class ClickMetrics:
-    """Of all ranks' rows: how many, AUC, normalised entropy, log loss, share of clicks, and mean prediction divided by it."""
+    """Of all ranks' rows. What is not defined is nan.
+
+    Attributes:
+        rows: how many there are.
+        auc: the area under the ROC curve.
+        normalized_entropy: the log loss, divided by that of the share of clicks.
+        log_loss: mean, in nats.
+        click_rate: the share of clicks.
+        calibration: the mean prediction, divided by the share of clicks.
+    """
 
     rows: int
     auc: float

@@ -23,7 +23,13 @@ INKS = (COLOURS[0], COLOURS[6], COLOURS[3], COLOURS[7])
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, with a band from the smallest to the largest value of each point if `band`."""
+    """A curve.
+
+    Attributes:
+        name: in the legend.
+        points: of steps and values.
+        band: with a band from the smallest to the largest value of each point.
+    """
 
     name: str
     points: Sequence[Point]

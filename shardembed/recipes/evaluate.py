@@ -60,7 +60,15 @@ Oracle = Callable[[np.ndarray, np.ndarray, History], np.ndarray]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores hold the sums over all ranks' users. `repeats` users were not asked: they had met their held-out item in training."""
+    """How well held-out items are found: sums over all ranks' users.
+
+    Attributes:
+        k: how many items are asked for.
+        repeats: users that were not asked: they had met their held-out item in training.
+        model: what the model reaches.
+        popularity: what the baseline of popular items reaches.
+        generator: what the tastes that made the data reach, where they are known.
+    """
 
     k: int
     repeats: int

@@ -17,7 +17,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class History:
-    """What some users met in training: item `items[j]` belongs to user number `owners[j]` (0 to Q - 1); both int64 `[H]`."""
+    """What some users met in training.
+
+    Attributes:
+        owners: the user (0 to Q - 1) of each entry, int64 `[H]`.
+        items: the item of each entry, int64 `[H]`.
+    """
 
     owners: np.ndarray
     items: np.ndarray
@@ -35,7 +40,13 @@ class History:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over users, to be added up over batches and ranks before they are divided."""
+    """Sums over users, to be added up over batches and ranks before they are divided.
+
+    Attributes:
+        users: how many.
+        hits: of the held-out item among the best k.
+        gain: sum of 1 / log2(1 + rank) of these.
+    """
 
     users: float = 0.0
     hits: float = 0.0

@@ -20,8 +20,18 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Recorded:
-    """config: the settings as text. starts, look: of `watch`. checkpoint: the name of the newest complete one. unread: files that
-    are there and cannot be used, each with the reason.
+    """A run, as far as its folder tells.
+
+    Attributes:
+        path: of the folder.
+        config: the settings as text.
+        plan: where the tables lie; None where it cannot be read.
+        curves: of the metrics.
+        summary: of a run that has ended, else None.
+        starts: of `watch`, one a start.
+        look: the latest of `watch`, if there is one.
+        checkpoint: the name of the newest complete one.
+        unread: files that are there and cannot be used, each with the reason.
     """
 
     path: Path

@@ -33,7 +33,13 @@ SCATTERED = 100  # rows of a table for each row of data from which on its ids ar
 
 @dataclass(frozen=True)
 class Holding:
-    """What one rank holds: rows of each table (whole rows or strips of them), and bytes of weights and optimizer state."""
+    """What one rank holds.
+
+    Attributes:
+        rows: of each table (whole rows or strips of them).
+        weights: bytes.
+        state: bytes of optimizer state.
+    """
 
     rows: dict[str, int]
     weights: int

@@ -75,6 +75,7 @@ def opened(comm: Comm, config: JobConfig, counted: str, fresh: bool) -> Iterator
             said = {"path": str(run.path.absolute()), "resumes": run.resumes, "token": run.folder.token}
         except ShardEmbedError as error:
             said = {"error": travels(error)}
+            # The other ranks are waiting in `_share` to hear of it.
             _share(comm, said)
             raise
     try:

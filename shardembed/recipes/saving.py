@@ -19,9 +19,17 @@ LOSSES_KEPT = 20  # of the first steps, for the summary
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, restarts included: steps and samples trained on, seconds it took, the epoch (from 1), the first losses
-    (None where one was inf or nan); the best score of an evaluation so far, how many evaluations were no better since, and
-    whether training ended early for that.
+    """How far a run is, restarts included.
+
+    Attributes:
+        step: steps trained.
+        epoch: the one it is in, from 1.
+        samples: trained on.
+        seconds: that it took.
+        losses: the first ones; None where one was inf or nan.
+        best: score of an evaluation so far; None before the first.
+        waited: how many evaluations since were no better.
+        stopped: training ended early for that.
     """
 
     step: int = 0

@@ -17,7 +17,15 @@ METRICS, LINE = 200, 1 << 20  # that are looked at: names of metrics, and bytes 
 
 @dataclass
 class Point:
-    """Neighbouring steps: the last of them, and how many values there were, their sum, the smallest and the largest."""
+    """Neighbouring steps.
+
+    Attributes:
+        step: the last of them.
+        count: how many values there were.
+        total: their sum.
+        low: the smallest.
+        high: the largest.
+    """
 
     step: int
     count: int
@@ -41,8 +49,12 @@ class Point:
 
 @dataclass
 class Series:
-    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined. strange: values beyond `MOST`, or nan; lost is
-    true where the last one is so.
+    """A number over the steps. Beyond `2 * POINTS` points, neighbours are joined.
+
+    Attributes:
+        points: in the order of steps.
+        strange: how many values were beyond `MOST`, or nan.
+        lost: the last one was.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -76,8 +88,15 @@ class Series:
 
 @dataclass
 class Curves:
-    """steps, epoch: of the last line. skipped: steps. stopped: why training ended, where the last line says so. loss: of every
-    step. metrics: of evaluations during training, by name.
+    """What metrics.jsonl tells.
+
+    Attributes:
+        steps: of the last line.
+        epoch: of the last line.
+        skipped: steps.
+        stopped: why training ended, where the last line says so.
+        loss: of every step.
+        metrics: of evaluations during training, by name.
     """
 
     steps: int = 0

@@ -56,7 +56,12 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of job on scanned data."""
+    """A kind of job on scanned data.
+
+    Attributes:
+        config: of the job.
+        data: what was scanned.
+    """
 
     config: JobConfig
     data: Any
@@ -151,6 +156,13 @@ class Task:
 
 @dataclass(frozen=True)
 class TwoTowerTask(Task):
+    """Two towers on interactions.
+
+    Attributes:
+        config: of the job.
+        data: interactions, of each user one held out.
+    """
+
     config: Config
     data: Interactions
 
@@ -192,6 +204,13 @@ class TwoTowerTask(Task):
 
 @dataclass(frozen=True)
 class CtrTask(Task):
+    """A model that predicts clicks.
+
+    Attributes:
+        config: of the job.
+        data: clicks.
+    """
+
     config: CtrConfig
     data: ClickData
 
@@ -252,6 +271,13 @@ class CtrTask(Task):
 
 @dataclass(frozen=True)
 class SequenceTask(Task):
+    """A model that predicts the next item.
+
+    Attributes:
+        config: of the job.
+        data: sequences, of each user the last item held out.
+    """
+
     config: SequenceConfig
     data: Sequences
 
@@ -311,6 +337,7 @@ def prepare(config: JobConfig, comm: Comm) -> Task:
     Raises:
         DataError: on all ranks, where the data of one of them are unusable.
     """
+    # Every kind of job: its settings decide which it is. A new one is a task above and a line here.
     if isinstance(config, CtrConfig):
         return CtrTask(config, clicks.scan(config.data, comm, default_device()))
     if isinstance(config, SequenceConfig):

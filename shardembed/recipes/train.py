@@ -119,6 +119,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
             progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + part.global_size)
             saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
             evaluates = looks is not None and (step + 1) % looks == 0
+            # Losses stay on their device until then: reading one a step would wait for the GPU each time.
             if (step + 1) % REPORT_STEPS and step + 1 < steps and not saves and not evaluates:
                 continue
             lines = log.gathered()
@@ -132,6 +133,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
                 shown.note(f"step {step + 1}: {_in_words(result)}")
                 saves = saves or (every is not None and progress.stopped)
             if run.folder is not None:
+                # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
                 run.folder.log(lines, lasting=saves)
             scalars.add(lines, job.optimizer, progress.samples_per_second)
             watch.look(step + 1)

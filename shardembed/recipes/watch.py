@@ -166,7 +166,7 @@ def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "kernels": sorted({slab.kernel for slab in tables.journey.slabs}),
+        "kernels": sorted({slab.kernel.name for slab in tables.journey.slabs}),
         "versions": {"shardembed": se.__version__, "python": sys.version.split()[0], **installed()},
         "data": task.described(),
         "reserved": task.reserved(),

@@ -1,9 +1,9 @@
 """Tables without an optimizer of ours: this rank's shards as Parameters, for the user's own torch optimizer.
 
 A Parameter shares its memory with the slab, so what an optimizer does to it in place is what the next lookup reads. For autograd it
-is an input of the lookup (`autograd.py`), and each backward gives its gradient, merged over duplicates and over all ranks: dense or
-sparse COO. What else takes Parameters and their gradients (wrappers, clipping, GradScaler) is told of them in `wrappers` and
-`guarded`.
+is an input of the lookup (`journey.autograd`), and each backward gives its gradient, merged over duplicates and over all ranks:
+dense or sparse COO. What else takes Parameters and their gradients (wrappers, clipping, GradScaler) is told of them in
+`store.wrappers` and `store.guarded`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class ShardParameter(nn.Parameter):
                 f"{self._name}: .data is {list(mine.shape)} {mine.dtype} and stays so; it was assigned {list(value.shape)} "
                 f"{value.dtype}. {WRITE}"
             )
+        # `p.data = p.data` changes nothing, and torch code does it.
         if value.data_ptr() == mine.data_ptr() and value.stride() == mine.stride():
             return
         # In torch the memory of before stays as it is, and is put back by who kept it (averages of weights do).
@@ -228,7 +229,7 @@ class OwnParameters:
 
 def expose(slabs: Sequence[Slab], freeze: WeakMethod[Freeze], comm: Comm) -> list[OwnParameters]:
     """The slabs whose tables have no optimizer of ours. `freeze` is told the number of a table that is to be frozen, or not."""
-    return [OwnParameters(slab, freeze, comm) for slab in slabs if isinstance(slab.spec.optimizer, NoOptimizer)]
+    return [OwnParameters(slab, freeze, comm) for slab in slabs if not slab.spec.optimizer.stepped]
 
 
 def deliver(

@@ -39,10 +39,13 @@ def sum_over_ranks(
     if not slabs:
         return []
     sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs]
+    # A picture of the whole tables with a column of touches: copies are small by plan, and ranks need not agree on sizes. At the
+    # end is room for what `Comm` tags each all-reduce with.
     buffer = torch.zeros(sum(sizes) + TAG, dtype=dtype, device=slabs[0].weights.device)
     dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer[:-TAG].split(sizes), strict=True)]
     for sums, (rows_U, values_UW) in zip(dense, rows, strict=True):
         sums[rows_U, :-1] = values_UW.to(dtype)
+        # Touched, also where gradients cancel: moments of Adam decay all the same.
         sums[rows_U, -1] = 1
     comm.all_reduce_tables(stage, buffer, collection)
     touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
@@ -60,6 +63,7 @@ def mean_squares(
     found: dict[int, RowParts] = {}
     for index, slab in wanted.items():
         rows_U, grads_UW = slab.merged()
+        # In deterministic mode one number an element, since a sum here would depend on where columns are cut.
         squares = grads_UW.to(torch.float64).square() if deterministic else square_sums(grads_UW)
         found[index] = RowParts(rows_U, squares)
     how = tree_total if deterministic else total

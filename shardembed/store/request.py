@@ -14,8 +14,11 @@ from shardembed.wire.message import MessageLayout
 class SlabRequest:
     """What a rank is asked of one slab by all ranks, in rank order.
 
-    keys_E: rows asked for. offsets: where each segment's keys begin, `[S + 1]`, or None when each has one key.
-    multiplicities_E: how often each key's id occurs in the asking rank's batch; None where the slab does not scale by frequency.
+    Attributes:
+        keys_E: rows asked for, int32 or int64 `[E]`.
+        offsets: where each segment's keys begin, int64 `[S + 1]`, or None when each has one key.
+        multiplicities_E: how often each key's id occurs in the asking rank's batch, int32 `[E]`; None where the slab does not scale
+            by frequency.
     """
 
     keys_E: torch.Tensor
@@ -25,13 +28,13 @@ class SlabRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """What all ranks ask of this one, a slab each, and what it has asked of them.
+    """What all ranks ask of this one, and what it has asked of them.
 
     Attributes:
-        slabs: what it is asked.
+        slabs: what is asked of each.
         answers: the message of vectors for those who ask, one a segment.
         vectors: the message of vectors that this rank has asked for.
-        call: number of the forward call.
+        call: the number of the forward call.
         ahead: asked beside the main thread's calls.
     """
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from shardembed.kernels import cpu, grouping, reference, rounding
-from shardembed.kernels.choose import choose
+from shardembed.kernels.choose import ENTRIES, choose
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts
 from shardembed.kernels.memory import on_huge_pages
-from shardembed.kernels.reference import Gradients, is_finite
+from shardembed.kernels.reference import is_finite
+from shardembed.kernels.rounding import Blocks, Origin
 from shardembed.store.slab_spec import Block, Lane, SlabSpec
 from shardembed.tables import initial
 from shardembed.tables.layout import Shard
@@ -24,7 +26,6 @@ from shardembed.tables.table_config import Loaded, TableConfig
 
 if TYPE_CHECKING:  # since Triton may be absent
     from shardembed.kernels.triton.order import Order
-    from shardembed.kernels.triton.table import Table
 
 
 NOBODY: frozenset[int] = frozenset()
@@ -32,8 +33,14 @@ NOBODY: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class LocalShard:
-    """A shard this rank holds: views of its weights `[rows, columns]` and of its optimizer state, by name. It begins at row
-    `first_key` of its slab.
+    """A shard this rank holds.
+
+    Attributes:
+        table: its name.
+        shard: which rows and columns, and who has them.
+        first_key: the row of the slab that it begins at.
+        weights: a view, `[rows, columns]`.
+        state: views of the optimizer state, by name.
     """
 
     table: str
@@ -49,7 +56,7 @@ class Slab:
     Attributes:
         weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
-        kernel: what updates it, "reference", "numba" or "triton".
+        kernel: what looks up, merges and updates.
         looked_up: rows read by all lookups so far.
         tables: the numbers of those that have a lane here.
         share: what sums of gradients are multiplied with (1 / ranks, for a mean).
@@ -70,7 +77,7 @@ class Slab:
         self.rank = rank
         self.tables = frozenset(lane.table for lane in spec.lanes)
         rows = spec.rows[rank]
-        self.kernel = choose(kernel, spec.optimizer, spec.dtype, spec.width, rows, device)
+        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device))
         self.weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
         shapes = {"row": (rows,), "element": (rows, spec.width)}
         self.state = {
@@ -83,7 +90,8 @@ class Slab:
         self.touched: torch.Tensor | None = None
         self._waiting: list[Gradients] = []
         self._merged = False
-        self._triton = self._triton_table() if self.kernel == "triton" else None
+        data = SlabData(self.weights, self.state, spec.optimizer, spec.compute_dtype, self._origins())
+        self.kernel: Kernel = ENTRIES[name].make(data)
         self._order: Order | None = None  # of what waits, if it has been found out
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
 
@@ -167,30 +175,16 @@ class Slab:
             return numbers.expand(rows_U.numel())
         return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
 
-    def _origins(self, rows_U: torch.Tensor) -> rounding.Origins:
-        first = self._of_block(rows_U, lambda lane, block: block.first_key)
-        start = self._of_block(rows_U, lambda lane, block: block.shard.rows.start)
-        stride = self._of_block(rows_U, lambda lane, block: block.shard.rows.step)
-        return rounding.Origins(
-            self._of_block(rows_U, lambda lane, block: initial.table_hash(self._seed, self._tables[lane.table].name)),
-            start + (rows_U - first) * stride,
-            self._of_block(rows_U, lambda lane, block: lane.columns.start),
-        )
-
-    def _round(self, origins: rounding.Origins, number: int, new_UW: torch.Tensor, piece: slice) -> torch.Tensor:
-        return rounding.stochastic(new_UW, self.spec.dtype, origins[piece], number)
-
-    def _triton_table(self) -> Table:
-        from shardembed.kernels.triton.noise import Origin
-        from shardembed.kernels.triton.table import Table
+    def _origins(self) -> Blocks | None:
+        """Where rows come from, for noise that does not depend on the plan; None where they are rounded to the nearest."""
+        if self.spec.policy.rounding != "stochastic":
+            return None
 
         def origin(lane: Lane, block: Block) -> Origin:
             rows, table = block.shard.rows, initial.table_hash(self._seed, self.table_of(lane))
             return Origin(block.first_key, table, rows.start, rows.step, lane.columns.start)
 
-        random = self.spec.policy.rounding == "stochastic"
-        origins = [origin(lane, block) for lane, block in self._blocks() if block.shard.rows] if random else None
-        return Table(self.weights, self.state, self.spec.optimizer, origins)
+        return Blocks.of([origin(lane, block) for lane, block in self._blocks()], self.weights.device)
 
     def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The slab row of each key, int64. Plain tables: the key itself."""
@@ -199,18 +193,16 @@ class Slab:
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
         """One vector a segment, `[S, W]`: the row itself, or the sum of the segment's rows (in the compute dtype)."""
         self.looked_up += rows_E.numel()
-        if self._triton is not None:
-            return self._triton.lookup(rows_E, offsets, self.spec.compute_dtype)
-        return reference.lookup(self.weights, rows_E, offsets, self.spec.compute_dtype)
+        return self.kernel.lookup(rows_E, offsets)
 
     def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order | None:
         """What the step of these rows needs to know of them, found out before their gradients come; None where it cannot use it."""
-        if self._triton is None or self.spec.policy.frozen or self._waiting:
+        if not self.kernel.orders or self.spec.policy.frozen or self._waiting:
             return None
         if self._padding.numel():
             kept = Gradients(rows_E, offsets, rows_E).without(self._padding)
             rows_E, offsets = kept.rows_E, kept.offsets
-        return self._triton.order(rows_E, offsets)
+        return self.kernel.order(rows_E, offsets)
 
     def accumulate(self, gradients: Gradients, order: Order | None = None, still: frozenset[int] = NOBODY) -> None:
         """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
@@ -241,10 +233,7 @@ class Slab:
                 0, self.spec.width, dtype=self.spec.compute_dtype
             )
         if not self._merged:
-            if self._triton is not None:
-                rows_U, sums_UW = self._triton.merge(waiting, self._order)
-            else:
-                rows_U, sums_UW = grouping.merge(waiting, self.weights.shape[0])
+            rows_U, sums_UW = self.kernel.merge(waiting, self._order)
             self.replace(rows_U, sums_UW if self.share == 1.0 else sums_UW.mul_(self.share))
         kept = self._waiting[0]
         return kept.rows_E, kept.grads_SW
@@ -306,9 +295,10 @@ class Slab:
         waiting = self.waiting()
         if waiting is not None:
             self.touch(waiting.rows_E)
+        if waiting is not None and not (lr == 0 and self.spec.optimizer.lr_divides):
             counts = {missed.get(table, 0) for table in self.tables} if missed else {0}
             if len(counts) == 1:
-                self._update(waiting, lr, number - counts.pop(), factor, mean_square_U)
+                self._update(lr, number - counts.pop(), factor, mean_square_U)
             else:
                 self._update_apart(counts, missed or {}, lr, number, factor, mean_square_U)
         self.drop()
@@ -329,23 +319,11 @@ class Slab:
             part = missed_U == count
             self.replace(rows_U[part], grads_UW[part])
             square = None if mean_square_U is None else mean_square_U[part]
-            self._update(self._waiting[0], lr, number - count, factor, square)
+            self._update(lr, number - count, factor, square)
 
-    def _update(self, waiting: Gradients, lr: float, number: int, factor: float, mean_square_U: torch.Tensor | None) -> None:
-        optimizer = self.spec.optimizer
+    def _update(self, lr: float, number: int, factor: float, mean_square_U: torch.Tensor | None) -> None:
+        if not self.kernel.fuses:
+            self.merged()
         square = None if mean_square_U is None else mean_square_U * factor**2
-        if self._triton is not None:
-            left = factor if self._merged else factor * self.share
-            self._triton.update(waiting, self._order, lr, number, left, square)
-        elif self.kernel == "numba" and square is None and not self._merged:
-            cpu.step(self.weights, self.state, optimizer, lr, number, waiting, factor * self.share)
-        else:
-            rows_U, grads_UW = self.merged()
-            if self.kernel == "numba":
-                cpu.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, factor)
-            else:
-                if factor != 1.0:
-                    grads_UW.mul_(factor)
-                random = self.spec.policy.rounding == "stochastic"
-                narrow = partial(self._round, self._origins(rows_U), number) if random else None
-                reference.update(self.weights, self.state, optimizer, lr, number, rows_U, grads_UW, square, narrow)
+        left = factor if self._merged else factor * self.share
+        self.kernel.update(self._waiting[0], self._order, self._merged, lr, number, left, square)

@@ -20,7 +20,12 @@ from shardembed.tables.table_config import RowPolicy, TableConfig
 
 @dataclass(frozen=True)
 class Block:
-    """A shard's place: on each of its owners it takes the slab rows from `first_key` on."""
+    """A shard's place in its slab.
+
+    Attributes:
+        shard: what lies there.
+        first_key: the slab row at which it begins, on each of its owners.
+    """
 
     shard: Shard
     first_key: int
@@ -28,7 +33,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Lane:
-    """A strip of table number `table`: its columns, its stride (1: contiguous blocks) and its blocks in row order."""
+    """A strip of a table inside a slab.
+
+    Attributes:
+        table: its number in the collection.
+        strip: its number among the table's.
+        columns: of the table.
+        stride: of the rows of its blocks; 1 where these are contiguous.
+        blocks: what it is cut into, in row order.
+    """
 
     table: int
     strip: int
@@ -41,8 +54,16 @@ class Lane:
 class SlabSpec:
     """What all ranks know of one slab.
 
-    `copied`: every rank holds all of it. `split_rows`: a row's columns lie in several lanes, and the optimizer or max_norm needs
-    a statistic of the whole row. `rows`: how many rows each rank holds.
+    Attributes:
+        index: its number in the collection.
+        width: columns of every row.
+        dtype: of the rows.
+        optimizer: of all its tables.
+        policy: of all its tables.
+        copied: every rank holds all of it.
+        split_rows: a row's columns lie in several lanes, and the optimizer or max_norm needs a statistic of the whole row.
+        lanes: in the order of tables and strips.
+        rows: how many rows each rank holds.
     """
 
     index: int

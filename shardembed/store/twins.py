@@ -26,8 +26,11 @@ Combine = Callable[[list[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True)
 class RowParts:
-    """A slab's contribution: distinct rows `[U]`, ascending, and its part of each row's statistic, float64: one number a row
-    `[U]`, or one an element `[U, W]`.
+    """A slab's contribution to statistics of whole rows.
+
+    Attributes:
+        rows_U: distinct slab rows, int64 `[U]`, ascending.
+        parts: of each row's statistic, float64: one number a row `[U]`, or one an element `[U, W]`.
     """
 
     rows_U: torch.Tensor
@@ -59,7 +62,15 @@ def tree_total(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Strip:
-    """Where one strip of a stretch lies: in slab number `index` of its owner, `rows` rows from `first_key` on, `columns` wide."""
+    """Where one strip of a stretch lies.
+
+    Attributes:
+        index: of the slab.
+        owner: the rank that holds it.
+        first_key: the first of its slab rows.
+        rows: how many these are.
+        columns: how many the strip is wide.
+    """
 
     index: int
     owner: int
@@ -87,6 +98,7 @@ def stretches_of(specs: Sequence[SlabSpec]) -> list[Stretch]:
             for number, block in enumerate(lane.blocks):
                 blocks[lane.table, number][lane.strip] = (spec.index, block)
     found: dict[tuple[tuple[int, int], ...], list[Stretch]] = defaultdict(list)  # by slab and owner of each strip
+    # In row order, alike on every rank: parts travel in the order of stretches, and no message says which is which.
     for _, by_strip in sorted(blocks.items()):
         stretch = tuple(_strip(*by_strip[number]) for number in sorted(by_strip))
         alike = found[tuple((strip.index, strip.owner) for strip in stretch)]
@@ -165,6 +177,7 @@ def _swap(
     expected: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(comm.world_size)]
     for place, (stretch, ranges) in enumerate(zip(stretches, spans, strict=True)):
         owners = [strip.owner for strip in stretch]
+        # Twins have the same distinct rows, so what lies here says how many come from the others, whose spans are empty here.
         rows = max(span.stop - span.start for span in ranges)
         by_element = found[stretch[owners.index(here)].index].parts.dim() == 2
         known[place] = [torch.empty(0)] * len(stretch)

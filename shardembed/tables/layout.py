@@ -18,7 +18,13 @@ MAX_RANKS = 1 << 20  # beyond that a number is a slip or a trap: there are figur
 
 @dataclass(frozen=True)
 class Shard:
-    """The cut-out `rows` x `columns` of a table, held by each of `ranks`."""
+    """A cut-out of a table.
+
+    Attributes:
+        rows: of the table, ascending: a block, or every n-th row.
+        columns: of the table, one strip.
+        ranks: those that hold it; several hold copies.
+    """
 
     rows: range
     columns: range
@@ -50,6 +56,7 @@ def whole(value: Any) -> int:
 
 def meeting(rows: range, first: int, stop: int) -> tuple[slice, slice] | None:
     """Where `rows` and the rows from `first` up to `stop` meet: which of the latter, and which of the former; None if nowhere."""
+    # Two progressions of which one has step 1: where the other enters and leaves it, rounded up.
     begin = max(0, -(-(first - rows.start) // rows.step))  # how many of `rows` lie before `first`
     inside = rows[begin : max(begin, -(-(stop - rows.start) // rows.step))]
     if not inside:
@@ -59,7 +66,12 @@ def meeting(rows: range, first: int, stop: int) -> tuple[slice, slice] | None:
 
 @dataclass(frozen=True)
 class Strip:
-    """A range of columns and the shards that hold it, in the order of their first row."""
+    """The part of a layout that lies in one range of columns.
+
+    Attributes:
+        columns: of the table.
+        blocks: the shards that hold these columns, in the order of their first row.
+    """
 
     columns: range
     blocks: tuple[Shard, ...]
@@ -72,7 +84,12 @@ class Strip:
 
 @dataclass(frozen=True)
 class Layout:
-    """A table of `num_embeddings` x `embedding_dim`, cut into `shards`.
+    """A table, cut into shards.
+
+    Attributes:
+        num_embeddings: rows of the table.
+        embedding_dim: columns of the table.
+        shards: which together hold each element once.
 
     Raises:
         PlanError: the shards do not tile the table, each element once.

@@ -20,7 +20,12 @@ PACKINGS: tuple[Packing, ...] = ("unique", "bag")
 
 @dataclass(frozen=True)
 class Cluster:
-    """The ranks of a job: how many, and how many of them share a node."""
+    """The ranks of a job.
+
+    Attributes:
+        world_size: how many there are.
+        ranks_per_node: how many of them share a node; the last node may have fewer.
+    """
 
     world_size: int
     ranks_per_node: int
@@ -44,12 +49,19 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Placement:
-    """How a table is to be cut, before its size and the ranks are known. Made by `row_wise()` and its siblings.
+    """How a table is to be cut, before its size and the ranks are known. Made by `row_wise()` and its siblings. Fields that a kind
+    does not use stay at None.
 
-    Fields a kind does not use stay at None. `bounds` are the inner row bounds of a strip; `strided` gives row i to block i % n;
-    `packing` says how ids travel: "unique" (each distinct id once) or "bag" (one partial sum a bag and owner). None takes "bag" for
-    tables that pool and whose rows have one owner, which then answers with whole sums, and "unique" for others: the forward has
-    `nn.EmbeddingBag`'s bits with both (tables of 16 bits take "unique" for that).
+    Attributes:
+        kind: of `KINDS`.
+        ranks: where the parts lie, in their order; None takes all ranks, or all of a node.
+        bounds: the inner row bounds of a strip; None cuts evenly.
+        strided: row i goes to block i % n rather than to contiguous blocks.
+        strips: of columns, of a grid.
+        node: which the table lies in, of table_row_wise.
+        packing: how ids travel: "unique" (each distinct id once) or "bag" (one partial sum a bag and owner). None takes "bag" for
+            tables that pool and whose rows have one owner, which then answers with whole sums, and "unique" for others: the forward
+            has `nn.EmbeddingBag`'s bits with both (tables of 16 bits take "unique" for that).
     """
 
     kind: str
@@ -196,6 +208,7 @@ def _replicated(placement: Placement, rows: int, columns: int, cluster: Cluster)
     return [Shard(range(rows), range(columns), tuple(range(cluster.world_size)))]
 
 
+# Every kind of sharding, and the shards it makes: to add one, add a line, and a function like `row_wise` for users.
 _BUILDERS: dict[str, Callable[[Placement, int, int, Cluster], list[Shard]]] = {
     "table_wise": _table_wise,
     "row_wise": _row_wise,

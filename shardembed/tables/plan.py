@@ -28,7 +28,13 @@ REPLICATE_TOTAL_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class TablePlan:
-    """One table's layout, and how its ids travel ("unique" or "bag")."""
+    """How one table is cut and read.
+
+    Attributes:
+        name: of the table.
+        layout: its shards.
+        packing: how its ids travel, "unique" or "bag".
+    """
 
     name: str
     layout: Layout
@@ -57,7 +63,11 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of every table of a collection, in the collection's order, for `world_size` ranks.
+    """The plan of a collection.
+
+    Attributes:
+        tables: the plan of each, in the collection's order.
+        world_size: of the job that it is for.
 
     Raises:
         PlanError: a shard lies on a rank that does not exist, or is copied to some ranks only.
@@ -182,6 +192,7 @@ def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -
         unknown = sorted(set(chosen) - {table.name for table in tables})
         if unknown:
             raise PlanError(f"the plan names {unknown}, which are not tables here; the tables are {[t.name for t in tables]}")
+    # Only of what is left to us: tables that the user has placed take nothing of the room for copies.
     default = default_placements([table for table in tables if table.name not in chosen])
     plans = []
     for table in tables:

@@ -22,13 +22,15 @@ WIRE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64
 class Settings:
     """How a collection travels and learns.
 
-    wire_dtype: of vectors and gradients between ranks; None sends each table in its own dtype. A value beyond the range of the
-        wire dtype arrives as inf, as in `Tensor.to`; for gradients, `on_nonfinite` and GradScaler then see it. int8: each row as
-        whole numbers and a scale (see `narrow`).
-    update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
-    reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
-    kernel: "auto", or "reference" / "numba" / "triton" to pin what updates the tables.
-    deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `journey.deterministic`).
+    Attributes:
+        wire_dtype: of vectors and gradients between ranks; None sends each table in its own dtype. A value beyond the range of the
+            wire dtype arrives as inf, as in `Tensor.to`; for gradients, `on_nonfinite` and GradScaler then see it. int8: each row
+            as whole numbers and a scale (see `wire.narrow`).
+        update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
+        reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
+        seed: of the starting weights.
+        kernel: "auto", or "reference" / "numba" / "triton" to pin what updates the tables.
+        deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `journey.deterministic`).
     """
 
     wire_dtype: torch.dtype | None = None

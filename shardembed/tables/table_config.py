@@ -19,7 +19,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Normal:
-    """Rows start from a normal distribution (nn.Embedding's default: mean 0, std 1)."""
+    """Rows start from a normal distribution (nn.Embedding's default: mean 0, std 1).
+
+    Attributes:
+        mean: of the distribution.
+        std: its standard deviation.
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -30,7 +35,12 @@ class Normal:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Rows start from a uniform distribution over [low, high)."""
+    """Rows start from a uniform distribution over [low, high).
+
+    Attributes:
+        low: the lowest value.
+        high: the value that all stay below.
+    """
 
     low: float
     high: float
@@ -41,7 +51,11 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Constant:
-    """Every element starts at `value`."""
+    """Every element starts alike.
+
+    Attributes:
+        value: of every element.
+    """
 
     value: float = 0.0
 
@@ -60,7 +74,11 @@ def _as_numbers(start: Normal | Uniform | Constant) -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows are loaded as soon as the table is there, so none are drawn before that; `start` gives what a reset draws."""
+    """Rows are loaded as soon as the table is there, so none are drawn before that.
+
+    Attributes:
+        start: gives what a reset draws.
+    """
 
     start: Callable[[], Init] = field(repr=False)  # the repr of a function differs between ranks
 
@@ -74,7 +92,15 @@ Rounding = Literal["nearest", "stochastic"]
 
 @dataclass(frozen=True)
 class RowPolicy:
-    """What happens to rows beside lookup and update; tables that share a slab share it. Fields as in `TableConfig`."""
+    """What happens to rows beside lookup and update; tables that share a slab share it.
+
+    Attributes:
+        max_norm: longer rows are scaled to it before a lookup; None: none are.
+        norm_type: of the norm that `max_norm` limits.
+        scale_grad_by_freq: gradients are divided by how often their ids occur in a call.
+        frozen: made so: rows are never updated, and no gradient travels.
+        rounding: of updated values to a narrow dtype, "nearest" or "stochastic".
+    """
 
     max_norm: float | None = None
     norm_type: float = 2.0
@@ -100,8 +126,9 @@ class TableConfig:
             TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.
         padding_idx: an id that stands for nothing: its row starts at zero and gets no gradient, and bags leave it out. Negative
             numbers count from the last row; stored as a row number.
-        max_norm, norm_type: rows of a batch whose `norm_type`-norm exceeds `max_norm` are scaled to it, in place, before they
-            are looked up: each distinct row of the batch of all ranks once, as `nn.Embedding` does.
+        max_norm: rows of a batch whose norm exceeds it are scaled to it, in place, before they are looked up: each distinct row
+            of the batch of all ranks once, as `nn.Embedding` does.
+        norm_type: of that norm: 2 is the Euclidean.
         scale_grad_by_freq: divide a row's gradient by how often its id occurs in the call, on all ranks and in all features of
             the table together.
         frozen: rows are looked up and never updated.
@@ -284,8 +311,13 @@ class FrozenPooling(dict[str, Pooling]):
 
 @dataclass(frozen=True)
 class Feature:
-    """A named stream of ids: which table it looks up (its index) and how. `key` is what a batch calls it: its name, but where
-    one stream is looked up in several tables.
+    """A named stream of ids that is looked up.
+
+    Attributes:
+        name: of its output, "feature@table" where several tables look it up.
+        table: which table that is, by its index in the collection.
+        pooling: of its vectors, None for one vector an id.
+        key: what a batch calls it; `name` where it is made without.
     """
 
     name: str

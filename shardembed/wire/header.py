@@ -58,7 +58,11 @@ class Agreed:
 
 @dataclass(frozen=True)
 class Told:
-    """A field that each rank has for itself."""
+    """A field that each rank has for itself.
+
+    Attributes:
+        meaning: what it says.
+    """
 
     meaning: str
 

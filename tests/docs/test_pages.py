@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.amount import exhaustive
 from tests.docs import pages
 from tests.harness import run_ranks
 
 WITH_PYTHON = [page for page in pages.PAGES if any(block.language == "python" for block in pages.blocks_of(pages.read(page)))]
 ON_TWO_RANKS = ["README.md", "docs/checkpoints.md", "docs/from-nn-embedding.md", "docs/from-torchrec.md", "docs/speed.md"]
 SEEN_ELSEWHERE = {"docs/using-embeddings.md"}  # test_serving.py goes on with what the page leaves behind
+
+
+def some(found: Iterable[str]) -> list[Any]:
+    """The pages, for `parametrize`: README.md, and the rest exhaustive."""
+    return [page if page == "README.md" else exhaustive(page) for page in found]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +45,7 @@ def on_a_rank(rank: int, world_size: int, page: str, folder: str, blocks: int) -
         os.chdir(before)
 
 
-@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page not in SEEN_ELSEWHERE])
+@pytest.mark.parametrize("page", some(page for page in WITH_PYTHON if page not in SEEN_ELSEWHERE))
 def test_a_page_runs_and_prints_what_it_says(page: str) -> None:
     said = "".join(pages.run_page(page))
     for wanted in PRINTED.get(page, ()):
@@ -65,7 +73,7 @@ PRINTED = {
 }
 
 
-@pytest.mark.parametrize("page", ON_TWO_RANKS)
+@pytest.mark.parametrize("page", some(ON_TWO_RANKS))
 def test_a_page_runs_on_two_ranks(page: str, folder: Path) -> None:
     # What follows the first script of checkpoints.md runs without a job, and what follows in the other reads its plain loss.
     blocks = {"docs/checkpoints.md": 1, "docs/from-nn-embedding.md": 3}.get(page, 2)

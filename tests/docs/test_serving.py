@@ -27,6 +27,7 @@ def python(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.exhaustive
 def test_the_page_runs_and_its_model_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = "".join(pages.run_page("docs/using-embeddings.md"))

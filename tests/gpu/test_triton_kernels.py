@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from shardembed.kernels import grouping, reference, rounding
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.formulas import Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.rounding import Blocks, Origin
 from shardembed.kernels.triton.lookup import lookup
 from shardembed.kernels.triton.merge import merge
-from shardembed.kernels.triton.noise import Blocks, Origin
 from shardembed.kernels.triton.order import order
 from shardembed.kernels.triton.update import update
 from shardembed.optim import SGD, RowwiseAdagrad, TableOptimizer
-from tests.unit.kernels.triton_cases import DTYPES, OPTIMIZERS, compute_dtype, state_of
+from tests.unit.kernels.triton_cases import DTYPES, OPTIMIZERS, compute_dtype, data_of
 
 ROWS, BAGS = 200_000, 4096
 SIZES = pytest.mark.parametrize(("width", "ids"), [(8, 100), (33, 30), (128, 10), (1000, 3)])
@@ -63,16 +64,15 @@ def test_merges_are_exact_and_the_same_again(width: int, ids: int) -> None:
 def test_updates_are_within_rounding_of_float64(optimizer: TableOptimizer, width: int, ids: int) -> None:
     torch.manual_seed(0)
     start = torch.randn(ROWS, width).cuda()
-    found = (start.clone(), {name: one.cuda() for name, one in state_of(optimizer, ROWS, width, torch.float32).items()})
-    exact = (start.double(), {name: one.cuda() for name, one in state_of(optimizer, ROWS, width, torch.float64).items()})
+    found, exact = data_of(optimizer, start.clone()), data_of(optimizer, start.double())
     for step in (1, 2):
         waiting = bags(width, ids, torch.float32, whole=True)  # sums are exact, so what differs is the formula
-        update(*found, optimizer, 0.1, step, waiting, order(waiting.rows_E, waiting.offsets, ROWS))
+        update(found, waiting, order(waiting.rows_E, waiting.offsets, ROWS), 0.1, step)
         wide = Gradients(waiting.rows_E, waiting.offsets, waiting.grads_SW.double())
-        reference.update(*exact, optimizer, 0.1, step, *grouping.merge(wide, ROWS))
-    torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-4, atol=1e-4)
-    for name, one in found[1].items():
-        torch.testing.assert_close(one.double(), exact[1][name], rtol=1e-4, atol=1e-3)
+        reference.update(exact, *grouping.merge(wide, ROWS), Step(0.1, step))
+    torch.testing.assert_close(found.weights.double(), exact.weights, rtol=1e-4, atol=1e-4)
+    for name, one in found.state.items():
+        torch.testing.assert_close(one.double(), exact.state[name], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -82,7 +82,7 @@ def test_random_rounding_has_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
     found = start.cuda()
     blocks = Blocks.of([Origin(first=0, table=-(2**61), row=17, stride=3, column=5)], found.device)
     made = order(waiting.rows_E, waiting.offsets, ROWS)
-    update(found, {}, SGD(0.125), 0.125, 7, waiting, made, blocks=blocks)
+    update(data_of(SGD(0.125), found, blocks), waiting, made, 0.125, 7)
     rows_U, grads_UW = (one.cpu() for one in merge(waiting, made))
     origins = rounding.Origins(torch.full_like(rows_U, -(2**61)), 17 + 3 * rows_U, torch.full_like(rows_U, 5))
     start[rows_U] = rounding.stochastic(start[rows_U].float() - 0.125 * grads_UW, dtype, origins, 7)
@@ -90,13 +90,12 @@ def test_random_rounding_has_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
 
 
 def test_nothing_waits_for_the_device_but_merge() -> None:
-    weights, sums = torch.randn(ROWS, 16).cuda(), torch.zeros(ROWS).cuda()
-    waiting, optimizer = bags(16, 10, torch.float32), RowwiseAdagrad(0.1)
+    data, waiting = data_of(RowwiseAdagrad(0.1), torch.randn(ROWS, 16).cuda()), bags(16, 10, torch.float32)
 
     def all_of_it() -> None:
-        lookup(weights, waiting.rows_E, waiting.offsets, torch.float32)
+        lookup(data.weights, waiting.rows_E, waiting.offsets, torch.float32)
         made = order(waiting.rows_E, waiting.offsets, ROWS)
-        update(weights, {"sum": sums}, optimizer, 0.1, 1, waiting, made, factor=0.5)
+        update(data, waiting, made, 0.1, 1, factor=0.5)
 
     all_of_it()  # compiles
     before = torch.cuda.get_sync_debug_mode()

@@ -27,7 +27,6 @@ import torch.distributed as dist
 from tests import harness
 
 PR_SET_PDEATHSIG = 1
-START_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def run_forked(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = harness.SECONDS,
     grace: float = 10.0,
     stopped: Sequence[int] = (),
     group_timeout: float = 30.0,
@@ -94,11 +93,11 @@ _started: list[Any] = []  # of Connection
 
 def _nursery() -> Any:
     if not _started:
-        context = multiprocessing.get_context("spawn")
+        context = harness.forks()
         ours, theirs = context.Pipe()
         context.Process(target=_serve, args=(theirs,), daemon=True, name="nursery").start()
         theirs.close()
-        assert ours.poll(START_TIMEOUT), "the process that forks ranks did not start"
+        assert ours.poll(harness.SECONDS), "the process that forks ranks did not start"
         assert ours.recv_bytes() == b"ready"
         _started.append(ours)
         atexit.register(ours.close)

@@ -70,7 +70,7 @@ def _training() -> list[Case]:
         # In turn rank 0, which hosts the store, the last rank, and all.
         rank, everybody = (0, ranks - 1, 1)[number % 3], number % 3 == 2
         point = Point(event, when, nth, rank=rank, everybody=everybody, batch=4)  # type: ignore[arg-type]
-        cases.append(Case(f"training: {name}", point, (4,), ranks, ends_on=ranks, sample=name in ("ids sent", "half a step")))
+        cases.append(Case(f"training: {name}", point, (4,), ranks, ends_on=ranks, sample=name == "half a step"))
     for name, event, when, nth in [
         ("exponents", "collective backward: .*", "before", 1),
         ("gradients", "collective backward: send gradients", "after", 1),
@@ -114,7 +114,7 @@ def _saving() -> list[Case]:
         ("an old one's folder", "rmdir .removed", "before", 1, 6),
         ("an old one is gone", "rmdir .removed", "after", 1, 6),
     ]
-    sample = ("the middle of a write", "before the renaming", "half of an old one is gone")
+    sample = ("before the renaming",)
     for number, (name, event, when, nth, resumes) in enumerate(places):
         point = Point(event, when, nth, everybody=number % 2 == 0, save=6)  # type: ignore[arg-type]
         cases.append(_exact(f"save: {name}", point, (resumes,), number, sample=name in sample))
@@ -143,7 +143,7 @@ def _cleaning() -> list[Case]:
     removed = Point("unlink .*", "after", 2, everybody=True, save=6)
     return [
         Case("cleaning a leftover: before its first file", left, (4,), then=Point("unlink .*", save=6)),
-        Case("cleaning a leftover: half of it is gone", left, (4,), 3, True, 2, then=replace(removed, rank=0), sample=True),
+        Case("cleaning a leftover: half of it is gone", left, (4,), 3, True, 2, then=replace(removed, rank=0)),
         Case("cleaning a leftover: before its folder", left, (4,), 2, True, 1, then=Point("rmdir .saving", everybody=True, save=6)),
         Case("cleaning a leftover: it is gone", left, (4,), then=Point("rmdir .saving", "after", save=6)),
         Case("cleaning what a removal left", removed, (6,), then=Point("unlink .*", everybody=True, save=8)),

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,9 +20,10 @@ import shardembed as se
 from shardembed.comm import comm as comms
 from shardembed.comm.diagnosis import Place
 from shardembed.comm.heartbeat import Watch
+from tests.jobs import wait_until
 from tests.kill.nursery import Ended, run_forked
 
-LIMIT = 1.6
+LIMIT = 3.2  # eight beats; three of them missed in a row are a rank that is dead, or a machine that is very busy
 
 
 def reduce(comm: se.Comm, stage: str) -> None:
@@ -53,21 +55,23 @@ ODD: dict[str, Callable[[se.Comm], object]] = {
 }
 
 
-def go_wrong(rank: int, world_size: int, odd: int, what: str) -> None:
+def go_wrong(rank: int, world_size: int, odd: int, what: str, sign: Path) -> None:
     comm = se.init(timeout=LIMIT, heartbeat=True)
     for step in range(3):
         comm.history.stand_at(step)
         reduce(comm, "all is well")
     if rank == odd:
         show_life(comm)
+        sign.touch()
         ODD[what](comm)
+    wait_until(sign.exists)
     # Gloo notices when another rank ends; a GPU that waits for NCCL does not.
     with mock.patch.object(se.Comm, "_reports", side_effect=lambda here: hang()):
         reduce(comm, "one is missing")
 
 
-def run(world_size: int, odd: int, what: str) -> list[Ended]:
-    ended = run_forked(world_size, go_wrong, odd, what, timeout=30.0, stopped=() if what == "elsewhere" else (odd,))
+def run(folder: Path, world_size: int, odd: int, what: str) -> list[Ended]:
+    ended = run_forked(world_size, go_wrong, odd, what, folder / "sign", stopped=() if what == "elsewhere" else (odd,))
     for rank, end in enumerate(ended):
         if rank != odd:
             assert end.code == 1, f"rank {rank}: exit code {end.code}\n{end.traceback}{end.stderr}"
@@ -84,20 +88,20 @@ def found_by_all(ended: list[Ended], text: str) -> bool:
     return all(text in end.stderr for end in ended)
 
 
-def test_a_rank_without_a_sign_of_life_is_named() -> None:
-    ended = run(3, 1, "stopped")
+def test_a_rank_without_a_sign_of_life_is_named(tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, 1, "stopped")
     assert found_by_all(ended, "Missing: rank(s) [1] give no sign of life"), ended
     assert found_by_all(ended, "Rank 1 was last heard outside of collectives, after stage 'all is well'"), ended
 
 
 @pytest.mark.matrix
-def test_a_stopped_rank_that_hosts_the_store_is_named() -> None:
-    ended = run(3, 0, "stopped")
+def test_a_stopped_rank_that_hosts_the_store_is_named(tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, 0, "stopped")
     assert found_by_all(ended, "The store where ranks meet does not answer: rank 0, which hosts it unless a launcher does,"), ended
 
 
-def test_a_rank_that_hangs_outside_of_collectives_is_named() -> None:
-    ended = run(3, 2, "hangs")
+def test_a_rank_that_hangs_outside_of_collectives_is_named(tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, 2, "hangs")
     assert found_by_all(ended, "Rank 2 has been outside of collectives for "), ended
     assert found_by_all(ended, "after stage 'all is well' (all_reduce), forward call 0, optimizer step 2: it hangs, or is late"), (
         ended
@@ -106,8 +110,8 @@ def test_a_rank_that_hangs_outside_of_collectives_is_named() -> None:
 
 
 @pytest.mark.matrix
-def test_a_rank_that_waits_in_another_call_is_named() -> None:
-    ended = run(2, 1, "elsewhere")
+def test_a_rank_that_waits_in_another_call_is_named(tmp_path: Path) -> None:
+    ended = run(tmp_path, 2, 1, "elsewhere")
     # Whichever of the two gives up first says it.
     assert found_by_all(ended, "in stage 'another call' (all_to_all), forward call 0, optimizer step 2"), ended
 
@@ -133,7 +137,7 @@ def return_too_early(rank: int, world_size: int, dies: bool) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_call_that_returned_and_is_not_done_counts_as_waiting(dies: bool) -> None:
-    first, other = run_forked(2, return_too_early, dies, timeout=30.0, stopped=(1,))
+    first, other = run_forked(2, return_too_early, dies, stopped=(1,))
     assert (first.code, other.code) == (1, -signal.SIGKILL), (first, other)
     assert "rank 0 has waited" in first.stderr
     assert "in stage 'on a device'" in first.stderr
@@ -143,9 +147,9 @@ def test_a_call_that_returned_and_is_not_done_counts_as_waiting(dies: bool) -> N
 
 
 def compute_long(rank: int, world_size: int) -> float:
-    comm = se.init(timeout=0.4, heartbeat=True)
+    comm = se.init(timeout=LIMIT / 2, heartbeat=True)
     reduce(comm, "before")
-    threading.Event().wait(1.2)  # computing, on all ranks
+    threading.Event().wait(LIMIT)  # computing, on all ranks
     return float(comm.all_reduce("after", torch.ones(1)))
 
 

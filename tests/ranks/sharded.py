@@ -114,7 +114,7 @@ def train(rank: int, world_size: int, cases: list[bytes]) -> RankRun:
                 owned = waiting(emb, rank)
             optimizer.step()
             optimizer.zero_grad()
-    kernels = [(slab.kernel, slab.spec.split_rows) for slab in emb.journey.slabs]
+    kernels = [(slab.kernel.name, slab.spec.split_rows) for slab in emb.journey.slabs]
     return RankRun(before, pieces(emb), outputs, owned, kernels)
 
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import shardembed as se
 from shardembed import errors
 
-TIMEOUT = 1.5
+TIMEOUT = 1.5  # of what is waited for; whether ranks disagree must not hang on how fast they are
+PATIENCE = 60.0
 TABLES = [se.TableConfig("item", 40, 4), se.TableConfig("user", 30, 6)]
 CUT, COPIED = se.row_wise(), se.replicated()
 SAME_CALLS = "Every rank must make the same calls in the same order"
@@ -269,6 +270,12 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
+def some() -> list[str]:
+    """All scenarios in which ranks disagree, and every third of those that take a time limit to notice."""
+    slow = [name for name, scenario in SCENARIOS.items() if scenario.error is TIMED_OUT]
+    return [name for name in SCENARIOS if name not in slow or slow.index(name) % 3 == 0]
+
+
 Heard = dict[str, tuple[str, str]]
 
 
@@ -281,9 +288,9 @@ def hear(job: Job, scenario: Callable[[Job], object]) -> tuple[str, str]:
     return "none", "no error"
 
 
-def own_job(rank: int, world_size: int, **settings: Any) -> Job:
+def own_job(rank: int, world_size: int, timeout: float = TIMEOUT, **settings: Any) -> Job:
     job = Job(rank, dist.new_group(list(range(world_size))))
-    se.Comm.of(job.group, timeout=TIMEOUT)
+    se.Comm.of(job.group, timeout=timeout)
     job.build(**settings)
     return job
 
@@ -304,6 +311,7 @@ def play(rank: int, world_size: int, names: list[str]) -> Heard:
     heard = {}
     for name in names:
         scenario = SCENARIOS[name]
-        job = own_job(rank, world_size, **scenario.settings)
+        timeout = TIMEOUT if scenario.error is TIMED_OUT else PATIENCE
+        job = own_job(rank, world_size, timeout, **scenario.settings)
         heard[name] = hear(job, scenario.odd if rank == 0 else scenario.others)
     return heard

@@ -91,6 +91,11 @@ def room_of(module: str) -> str:
     return next((name for name in names if name in FLOOR_OF), parts[0] if parts else FACADE)
 
 
+def is_there(path: str) -> bool:
+    """From the top of the repository, or of the package."""
+    return any((top / path).exists() for top in (REPOSITORY, REPOSITORY / PACKAGE))
+
+
 def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
@@ -149,6 +154,16 @@ def test_the_architecture_page_has_every_room_on_its_floor() -> None:
     assert listed == {floor: set(names) - unlisted for floor, names in FLOORS.items()}
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"])
+def test_a_page_names_files_that_are_there(page: str) -> None:
+    """By their paths, or by the ends of these where it is clear which room is spoken of."""
+    text = re.sub(r"^```.*?^```$", "", (REPOSITORY / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    files = [f"/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / PACKAGE).rglob("*.py")]
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    gone = sorted(name for name in named if not is_there(name) and not any(file.endswith(f"/{name}") for file in files))
+    assert not gone, f"{page} names {gone}, which is not there"
+
+
 def test_the_package_has_few_entries() -> None:
     entries = sorted(path.name for path in (REPOSITORY / PACKAGE).iterdir() if path.name != "__pycache__")
     assert len(entries) <= ENTRIES, f"{len(entries)} entries at the top of the package: {entries}"
@@ -168,7 +183,8 @@ def test_every_readme_names_the_files_that_lie_beside_it() -> None:
         here |= {f"{path.parent.name}/" for path in readme.parent.glob("*/__init__.py")}
         where = readme.relative_to(REPOSITORY)
         assert here <= named, f"{where} does not say what {sorted(here - named)} is for"
-        gone = sorted(name for name in named if "/" not in name.rstrip("/") and name not in here)
+        beside = {name for name in named if "/" not in name.rstrip("/")}
+        gone = sorted(beside - here) + sorted(name for name in named - beside if not is_there(name))
         assert not gone, f"{where} names {gone}, which is not there"
 
 

@@ -45,7 +45,15 @@ def hash_of(data: bytes | memoryview) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`bytes` consecutive bytes of `file`; `offset` counts from the file's start. One hash a piece of `rows_a_piece` rows."""
+    """Consecutive bytes of a file: rows, hashed piece by piece.
+
+    Attributes:
+        file: its name in the checkpoint's folder.
+        offset: of the first byte, from the file's start.
+        bytes: how many there are.
+        rows_a_piece: how many rows a hash is of; the last piece may have fewer.
+        hashes: one a piece.
+    """
 
     file: str
     offset: int
@@ -56,7 +64,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The cut-out `rows` x `columns` of a tensor, row after row."""
+    """A cut-out of a tensor, row after row.
+
+    Attributes:
+        rows: of the tensor.
+        columns: of the tensor.
+        block: where its values lie.
+    """
 
     rows: range
     columns: range
@@ -65,7 +79,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """New values of `columns` of some rows: their ascending, distinct row numbers as int64, and [rows, columns] values."""
+    """New values of some rows.
+
+    Attributes:
+        columns: of the tensor, that the values are of.
+        ids: row numbers, ascending and distinct, int64 `[rows]`.
+        values: `[rows, columns]`.
+    """
 
     columns: range
     ids: Block
@@ -74,9 +94,16 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor, under the key that it has in the state dict of the unsharded model.
+    """One tensor.
 
-    `of` is the key of the weight that it belongs to: of optimizer state `user.weight.exp_avg` that is `user.weight`.
+    Attributes:
+        key: in the state dict of the unsharded model.
+        kind: what it is to the model.
+        of: the key of the weight that it belongs to: of optimizer state `user.weight.exp_avg` that is `user.weight`.
+        shape: of the whole tensor.
+        dtype: as stored.
+        chunks: which hold each element once; none where the checkpoint below has them.
+        updates: rows that have changed since that one.
     """
 
     key: str
@@ -102,12 +129,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """A file of a checkpoint.
+
+    Attributes:
+        bytes: its size.
+    """
+
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The full checkpoint that an incremental one stands on: a folder beside it, and its manifest's checksum."""
+    """The full checkpoint that an incremental one stands on.
+
+    Attributes:
+        folder: beside this one.
+        checksum: of its manifest.
+    """
 
     folder: str
     checksum: str
@@ -115,10 +153,20 @@ class Base:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a checkpoint holds. `entries` by key, `files` by name; `plans` as `Plan.to_json` gives them.
+    """All that a checkpoint holds.
 
-    `previous` is the folder of the checkpoint that this training saved or loaded before, and `nonfinite` are the keys of tables,
-    parameters and their state that hold inf or nan. Format 1 knew neither.
+    Attributes:
+        step: of training.
+        world_size: of the job that saved it.
+        created: when, in ISO 8601.
+        versions: of the packages that wrote it, by name.
+        entries: tensors, by key.
+        files: by name.
+        plans: of the model's collections, as `Plan.to_json` gives them.
+        state: where the small state lies.
+        base: what an incremental checkpoint stands on; None for a full one.
+        previous: the folder of the checkpoint that this training saved or loaded before. Format 1 did not know it.
+        nonfinite: keys of tables, parameters and their state that hold inf or nan. Format 1 did not know them.
     """
 
     step: int

@@ -20,9 +20,16 @@ Task = tuple["_Group", int, list[tuple["_Wanted", int, int]]]
 class Copy:
     """Some rows and columns of a block, into some rows of a tensor of as many columns.
 
-    files, block, dtype, columns: what is stored: rows of `columns` elements, one after the other.
-    source_rows: which of them, by position in the block. A tensor of positions may be in any order.
-    into, into_rows: a two-dimensional view with any strides, dtype and device; and the row of it that each one goes to.
+    Attributes:
+        files: the open checkpoint that has the block.
+        block: rows of `columns` elements, one after the other.
+        dtype: of these, as stored.
+        columns: of a stored row.
+        source_rows: which rows, by position in the block. A tensor of positions may be in any order.
+        source_columns: which of their columns.
+        into: a two-dimensional view with any strides, dtype and device.
+        into_rows: the row of it that each one goes to.
+        key: of the tensor, for errors.
     """
 
     files: Files
@@ -108,6 +115,7 @@ def _tasks(copies: Sequence[Copy]) -> Iterator[Task]:
     """The pieces to read, in the order in which they lie in their files."""
     groups: dict[tuple[int, str, int, torch.dtype, int], _Group] = {}
     for copy in copies:
+        # What wants nothing reads nothing, or a rank would hash pieces in vain.
         if len(copy.source_rows) and copy.into.numel():
             key = (id(copy.files), copy.block.file, copy.block.offset, copy.dtype, copy.columns)
             groups.setdefault(key, _Group(copy)).wanted.append(_Wanted(copy))

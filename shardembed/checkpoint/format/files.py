@@ -25,7 +25,13 @@ MOST_OPEN = 200  # a checkpoint of thousands of ranks has more files than a proc
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a block is part of; `rows` of the tensor are None where the file says which, as in updates."""
+    """What a block is part of.
+
+    Attributes:
+        entry: the tensor.
+        rows: of the tensor; None where the file says which, as in updates.
+        columns: of the tensor.
+    """
 
     entry: Entry
     rows: range | None

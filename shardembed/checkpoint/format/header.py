@@ -28,7 +28,15 @@ _SIZES = {code: dtype.itemsize for dtype, code in CODES.items()}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Stored:
-    """One tensor of a file: its bytes from `first` up to `stop`, counted from the file's start."""
+    """One tensor of a file.
+
+    Attributes:
+        first: its first byte, counted from the file's start.
+        stop: the byte behind its last.
+        code: of its dtype, as safetensors has it.
+        elements: how many there are.
+        name: that the header gives it.
+    """
 
     first: int
     stop: int

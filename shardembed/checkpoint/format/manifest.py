@@ -111,7 +111,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an entry's values come from: first all `chunks`, in the folder `chunks_in`, then `updates`, in `updates_in`."""
+    """Where an entry's values come from: first all chunks, then updates.
+
+    Attributes:
+        entry: the tensor.
+        chunks_in: the folder of the chunks.
+        chunks: which hold each element once.
+        updates_in: the folder of the updates.
+        updates: rows that are newer than the chunks.
+    """
 
     entry: Entry
     chunks_in: Path

@@ -26,8 +26,13 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor for a file: `data` is a two-dimensional view, with any strides, on any device. `shape` is what the header says.
-    `listed`: only the rows at these places.
+    """A tensor for a file.
+
+    Attributes:
+        name: in the file's header.
+        data: a two-dimensional view, with any strides, on any device.
+        shape: what the header says; None: that of what is written.
+        listed: only the rows at these places, int64; None: all.
     """
 
     name: str
@@ -116,6 +121,7 @@ def read_ids(files: Files, entry: Entry, update: Update) -> Iterator[tuple[int, 
     """
     scratch, last = Scratch(), -1
     for number in range(len(update.ids.hashes)):
+        # A copy: the next piece is read into the same scratch, and the caller may still hold this one.
         ids = piece_of(files, update.ids, torch.int64.itemsize, number, scratch).view(torch.int64).clone()
         if ids[0] <= last or not bool((ids[1:] > ids[:-1]).all()) or ids[-1] >= entry.rows:
             raise CheckpointError(

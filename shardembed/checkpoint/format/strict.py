@@ -1,7 +1,7 @@
 """Untrusted input: small files opened without following links, and JSON read without surprises.
 
 A file may have been put there by somebody else: it can be a link out of the folder, a pipe that never answers, or far too large.
-What its JSON can be is said in `plain_json`.
+What its JSON can be is said in `config.plain_json`.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def _check_strip(total: int, cut: list[range], which: str) -> None:
         lines.setdefault(rows.start % step, []).append((rows.start, rows[-1]))
     if len(lines) != min(step, total):
         raise ValueError(f"rows {which} are held of {len(lines)} of {min(step, total)} residues of step {step}")
+    # In order of first rows, each block must begin where the last one ended: sorting is all the work, whatever the sizes are.
     for residue, line in lines.items():
         edge = residue
         for first, last in sorted(line):

@@ -23,7 +23,14 @@ Progress = Callable[[int], None]  # is told how many bytes more have been read
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in `folder`: in which file, in which tensor (empty where it is not in one), and all of it in words."""
+    """Something wrong in a checkpoint.
+
+    Attributes:
+        folder: of the checkpoint, or of the one that it stands on.
+        file: where it is; empty where it is in none.
+        key: of the tensor; empty where it is in none.
+        text: all of it in words.
+    """
 
     folder: Path
     file: str

@@ -1,4 +1,4 @@
-"""Step 2 and 6 of the journey: who owns which id, what to ask them, and how their answers become outputs. No communication."""
+"""Stages 2 and 6 of the journey: who owns which id, what to ask them, and how their answers become outputs. No communication."""
 
 from shardembed.journey.route.combine import combine
 from shardembed.journey.route.ownership import RoutingTable

@@ -1,5 +1,5 @@
-"""Every optimizer's update of distinct rows, in place: the formulas of `kernels.reference`, up to rounding (torch's square root is
-MKL's, which is not always the nearest; RowwiseAdagrad here sums a row in another order and divides it only once).
+"""Updates of distinct rows, in place, by optimizer: the formulas of `kernels.formulas`, up to rounding (torch's square root is
+MKL's, which is not always the nearest; squares of a row are summed in another order here, and RowwiseAdagrad divides only once).
 
 weights and states are `[rows, W]` or `[rows]`, rows_U is int64 `[U]`, grads_UW is merged and counts `factor` times. The numbers are
 of the weights' dtype, as torch's scalars become. Rows lie anywhere in memory, so each is asked for some rows ahead.
@@ -96,6 +96,57 @@ def adam(
             m[j] = m[j] * beta[0] + g_j * new[0]
             v[j] = v[j] * beta[1] + g_j * g_j * new[1]
             w[j] = w[j] * kept - size * m[j] / (np.sqrt(v[j]) + eps)
+
+
+@compiled
+def rowwise_adam(
+    weights: Any,
+    means: Any,
+    squares: Any,
+    rows_U: Any,
+    grads_UW: Any,
+    factor: Any,
+    squares_U: Any,
+    size: Any,
+    kept: Any,
+    eps: Any,
+    beta: Any,
+    new: Any,
+) -> None:
+    """squares: one number a row. squares_U: as in `rowwise_adagrad`. The others: as in `adam`,
+    eps times sqrt(1 - beta2^t).
+    """
+    flat, width, count = weights.reshape(-1), weights.shape[1], rows_U.size
+    flat_means = means.reshape(-1)
+    for u in range(count):
+        if u + AHEAD < count:
+            fetch_row(flat, rows_U[u + AHEAD], width)
+            fetch_row(flat_means, rows_U[u + AHEAD], width)
+            fetch_row(squares, rows_U[u + AHEAD], 1)
+        row, g = rows_U[u], grads_UW[u]
+        square = squares[row] * beta[1] + (squares_U[u] if squares_U.size else _mean_square(g, factor)) * new[1]
+        squares[row] = square
+        divisor = np.sqrt(square) + eps
+        w, m = weights[row], means[row]
+        for j in range(width):
+            m[j] = m[j] * beta[0] + g[j] * factor * new[0]
+            w[j] = w[j] * kept - size * m[j] / divisor
+
+
+@compiled
+def lion(weights: Any, means: Any, rows_U: Any, grads_UW: Any, factor: Any, lr: Any, kept: Any, beta: Any, new: Any) -> None:
+    """kept, new: as in `adam`."""
+    flat, flat_means, width, count = weights.reshape(-1), means.reshape(-1), weights.shape[1], rows_U.size
+    for u in range(count):
+        if u + AHEAD < count:
+            fetch_row(flat, rows_U[u + AHEAD], width)
+            fetch_row(flat_means, rows_U[u + AHEAD], width)
+        w, m, g = weights[rows_U[u]], means[rows_U[u]], grads_UW[u]
+        for j in range(width):
+            g_j = g[j] * factor
+            direction = np.sign(m[j] * beta[0] + g_j * new[0])
+            m[j] = m[j] * beta[1] + g_j * new[1]
+            w[j] = w[j] * kept - lr * direction
 
 
 @compiled

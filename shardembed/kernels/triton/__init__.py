@@ -9,7 +9,7 @@ Nothing is summed by atomic additions, so results are the same bits every time. 
 the order of arrival, unless there are many (`order.DIRECT`): then by several, in pieces whose bounds depend on their number only.
 No call but `merge`, whose result has as many rows as there are, waits for the device: grids are bounded by what the host knows.
 
-This file imports no Triton, which may be absent.
+An optimizer that they have stands in `formulas.FORMULAS`. This file imports no Triton, which may be absent.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import importlib.util
 
 import torch
 
+from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts, lacks
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_WIDTH = 4096  # a whole row lies in the registers of one program
 
 
-def cannot(dtype: torch.dtype, width: int, device: torch.device) -> str | None:
-    """Why these kernels do not serve such a slab, or None when they do. They have every optimizer."""
-    if dtype not in DTYPES:
-        return f"its kernels have no {dtype}"
-    if not 1 <= width <= MAX_WIDTH:
+def cannot(facts: SlabFacts) -> str | None:
+    """Why these kernels do not serve such a slab, or None when they do."""
+    if facts.dtype not in DTYPES:
+        return f"its kernels have no {facts.dtype}"
+    if not 1 <= facts.width <= MAX_WIDTH:
         return f"its kernels are for 1 to {MAX_WIDTH:,} columns"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -35,8 +37,14 @@ def cannot(dtype: torch.dtype, width: int, device: torch.device) -> str | None:
         triton = importlib.import_module("triton")
     except (ImportError, OSError) as error:
         return f"triton does not load here: {error}"
-    if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
-        return (
-            f"its kernels run on CUDA devices, not on {device.type}; on the CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
-        )
-    return None
+    here = facts.device.type
+    if here != "cuda" and not (here == "cpu" and triton.knobs.runtime.interpret):
+        return f"its kernels run on CUDA devices, not on {here}; on the CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
+    return lacks(importlib.import_module("shardembed.kernels.triton.formulas").FORMULAS, facts.optimizer)
+
+
+def make(data: SlabData) -> Kernel:
+    """The kernel of a slab that it serves."""
+    from shardembed.kernels.triton.kernel import TritonKernel
+
+    return TritonKernel(data)

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.triton.order import Order
 from shardembed.kernels.triton.sums import Runs, sum_of_runs
 from shardembed.kernels.triton.tiles import Tile, launch

@@ -4,8 +4,6 @@ The noise of an element is a hash of its table, its row and column there, and th
 rows in the slab, which knows its table; the blocks of a slab do not change, so they are sent to the device once.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -20,40 +18,11 @@ BFLOAT16_MASK = tl.constexpr((1 << rounding.DROPPED_BITS[torch.bfloat16]) - 1)
 FLOAT16_MASK = tl.constexpr((1 << rounding.DROPPED_BITS[torch.float16]) - 1)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a block comes from: slab rows from `first` on are the rows of one table from `row` on, every `stride`-th, and its
-    columns from `column` on. `table` is a hash of it.
-    """
-
-    first: int
-    table: int
-    row: int
-    stride: int
-    column: int
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The origins of all blocks of a slab, by their first row, as kernels take them: int64 `[5, B]`."""
-
-    facts: torch.Tensor
-
-    @staticmethod
-    def of(origins: list[Origin], device: torch.device) -> "Blocks":
-        columns = [(b.first, b.table, b.row, b.stride, b.column) for b in sorted(origins, key=lambda origin: origin.first)]
-        return Blocks(torch.tensor(columns, dtype=torch.int64).view(-1, 5).T.contiguous().to(device))
-
-    @property
-    def count(self) -> int:
-        return self.facts.shape[1]
-
-
 @triton.jit
 def stochastic(values, dtype: tl.constexpr, rows, live, blocks, count, stepped, HALVINGS: tl.constexpr):
     """float32 `values` of these slab rows in `dtype` (bfloat16 or float16), up or down at random; inf and nan stay.
 
-    blocks, count: `Blocks`. stepped: `rounding.stepped`. HALVINGS: 2 to its power is more than count.
+    blocks, count: `rounding.Blocks`. stepped: `rounding.stepped`. HALVINGS: 2 to its power is more than count.
     """
     noise = _noise(values, rows, live, blocks, count, stepped, HALVINGS)
     bits = values.to(tl.int32, bitcast=True)

@@ -20,8 +20,11 @@ MOST_DOUBLINGS = 20
 class Pieces:
     """Long runs, cut so that many programs sum them.
 
-    begins, ends: the sorted entries of each piece, `[P']` for a bound P' of P. starts: where each run's pieces begin, `[U' + 1]`;
-    a short run has none. count: P, `[1]`.
+    Attributes:
+        begins: the first sorted entry of each piece, `[P']` for a bound P' of P.
+        ends: behind the last one, `[P']`.
+        starts: where each run's pieces begin, `[U' + 1]`; a short run has none.
+        count: P, `[1]`; it stays on the device.
     """
 
     begins: torch.Tensor
@@ -34,8 +37,12 @@ class Pieces:
 class Order:
     """Entries sorted by row, those of a row in the order of arrival: a run.
 
-    rows_E: their rows. segments_E: their segments, whose gradients they get. starts: where each run begins, `[U' + 1]` for a
-    bound U' of U; E from U on. count: U, `[1]`.
+    Attributes:
+        rows_E: the rows of the entries.
+        segments_E: their segments, whose gradients they get.
+        starts: where each run begins, `[U' + 1]` for a bound U' of U; E from U on.
+        count: U, `[1]`; it stays on the device.
+        pieces: the long runs, cut; None where no run can be long.
     """
 
     rows_E: torch.Tensor

@@ -12,7 +12,13 @@ from shardembed.kernels.triton.tiles import Tile, add_vectors, launch
 
 @dataclass(frozen=True)
 class Runs:
-    """What `sum_of_runs` reads: gradients, the order, and the sums of the pieces of long runs."""
+    """What `sum_of_runs` reads.
+
+    Attributes:
+        grads_SW: one gradient a segment.
+        partials: the sums of the pieces of long runs.
+        order: which segments each row gets.
+    """
 
     grads_SW: torch.Tensor
     partials: torch.Tensor

@@ -18,7 +18,13 @@ WAVES = 16  # programs a multiprocessor, in kernels whose number of rows only th
 
 @dataclass(frozen=True)
 class Tile:
-    """`many` vectors of `columns` elements, a power of two that holds the width."""
+    """The vectors that one program takes at a time.
+
+    Attributes:
+        columns: elements of a vector, a power of two that holds the width.
+        many: vectors of a tile.
+        warps: of the program that works on it.
+    """
 
     columns: int
     many: int

@@ -8,41 +8,40 @@ import triton
 import triton.language as tl
 
 from shardembed.kernels import rounding
-from shardembed.kernels.reference import Gradients
-from shardembed.kernels.triton.formulas import STATES, adagrad, adam, ftrl, rowwise_adagrad, settings_of, sgd
-from shardembed.kernels.triton.noise import Blocks, stochastic
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import SlabData
+from shardembed.kernels.triton.formulas import FORMULAS, STATES, bits_of_numbers
+from shardembed.kernels.triton.noise import stochastic
 from shardembed.kernels.triton.numbers import bits_of, nearest, number_of, quotient, widen
 from shardembed.kernels.triton.order import Order
 from shardembed.kernels.triton.sums import Runs, sum_of_runs
 from shardembed.kernels.triton.tiles import Tile, launch
-from shardembed.optim import FTRL, TableOptimizer
 
 
 def update(
-    weights: torch.Tensor,
-    state: dict[str, torch.Tensor],
-    optimizer: TableOptimizer,
-    lr: float,
-    step: int,
+    data: SlabData,
     waiting: Gradients,
     order: Order,
+    lr: float,
+    number: int,
     factor: float = 1.0,
     mean_square_U: torch.Tensor | None = None,
-    blocks: Blocks | None = None,
 ) -> None:
-    """`reference.merge` and `reference.update` in one, in place. Waits for nothing.
+    """Merge the gradients of each row, and apply one optimizer step to the sums times `factor`, in place. Waits for nothing.
 
     Args:
-        factor: multiplies the merged gradients.
+        order: of `waiting`.
         mean_square_U: the mean of g^2 over whole rows, by distinct row, where this slab holds only some of their columns.
-        blocks: where the slab's rows come from, to round at random; to the nearest by default.
     """
+    weights, optimizer, blocks = data.weights, data.optimizer, data.blocks
     assert weights.is_contiguous()
-    if not order.bound or (lr == 0 and isinstance(optimizer, FTRL)):  # whose lr divides; a scheduler may start at 0
+    if not order.bound:
         return
     width = weights.shape[1]
     tile = Tile.of(width)
-    first, second, *_ = [*(state[name] for name in STATES[type(optimizer)]), weights, weights]  # weights where there is none
+    held = [data.state[name] for name in optimizer.state]
+    first, second = [*held, *[weights] * (STATES - len(held))]  # weights where there is none
+    shapes = [*optimizer.state.values(), *[""] * (STATES - len(held))]
     runs = Runs.of(waiting.grads_SW, order, tile)
     launch(
         _update,
@@ -54,10 +53,13 @@ def update(
         *runs.arguments,
         weights if blocks is None else blocks.facts,
         0 if blocks is None else blocks.count,
-        rounding.stepped(step),
+        rounding.stepped(number),
         bits_of(factor),
-        *settings_of(optimizer, lr, step),
-        KIND=type(optimizer).__name__,
+        *bits_of_numbers(optimizer, lr, number),
+        FORMULA=FORMULAS[type(optimizer)].function,
+        FIRST=shapes[0],
+        SECOND=shapes[1],
+        ROWWISE=optimizer.rowwise,
         GIVEN=mean_square_U is not None,
         WIDTH=width,
         PIECES=order.pieces is not None,
@@ -91,7 +93,10 @@ def _update(
     e,
     f,
     h,
-    KIND: tl.constexpr,
+    FORMULA: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    ROWWISE: tl.constexpr,
     GIVEN: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -112,29 +117,38 @@ def _update(
         at = row[:, None] * WIDTH + columns[None, :]  # in 64 bits: a table may have more than 2^31 elements
         mask = live[:, None] & wanted[None, :]
         w = widen(tl.load(weights + at, mask=mask, other=0.0), g.dtype)
-        if KIND == "SGD":
-            new = sgd(w, g, a)
-        elif KIND == "RowwiseAdagrad":
-            if GIVEN:
-                mean_square = tl.load(mean_squares + run, mask=live, other=0.0)
-            else:
-                mean_square = quotient(tl.sum(g * g, 1), tl.full([MANY], WIDTH, g.dtype))
-            new, total = rowwise_adagrad(w, tl.load(first_state + row, mask=live, other=0.0), mean_square, g, a, b)
-            tl.store(first_state + row, total, mask=live)
-        elif KIND == "Adagrad":
-            new, total = adagrad(w, tl.load(first_state + at, mask=mask, other=0.0), g, a, b)
-            tl.store(first_state + at, total, mask=mask)
-        else:
-            first = tl.load(first_state + at, mask=mask, other=0.0)
-            second = tl.load(second_state + at, mask=mask, other=0.0)
-            if KIND == "FTRL":
-                new, first, second = ftrl(w, first, second, g, a, b, c, d, e)
-            else:
-                new, first, second = adam(w, first, second, g, a, b, c, d, e, f, h)
-            tl.store(first_state + at, first, mask=mask)
-            tl.store(second_state + at, second, mask=mask)
+        first = _load(first_state, row, at, live, mask, g, FIRST)
+        second = _load(second_state, row, at, live, mask, g, SECOND)
+        mean_square = g  # of no use
+        if GIVEN:
+            mean_square = tl.load(mean_squares + run, mask=live, other=0.0)
+        elif ROWWISE:
+            mean_square = quotient(tl.sum(g * g, 1), tl.full([MANY], WIDTH, g.dtype))
+        new, first, second = FORMULA(w, first, second, g, mean_square, a, b, c, d, e, f, h)
+        _store(first_state, row, at, live, mask, first, FIRST)
+        _store(second_state, row, at, live, mask, second, SECOND)
         if HALVINGS:
             narrow = stochastic(new, weights.dtype.element_ty, row, live, blocks, blocks_count, stepped, HALVINGS)
         else:
             narrow = nearest(new, weights.dtype.element_ty)
         tl.store(weights + at, narrow, mask=mask)
+
+
+@triton.jit
+def _load(state, row, at, live, mask, g, SHAPE: tl.constexpr):
+    """Of these rows; SHAPE is that of `optim`, or "" where there is none."""
+    if SHAPE == "element":
+        held = tl.load(state + at, mask=mask, other=0.0)
+    elif SHAPE == "row":
+        held = tl.load(state + row, mask=live, other=0.0)
+    else:
+        held = g
+    return held
+
+
+@triton.jit
+def _store(state, row, at, live, mask, held, SHAPE: tl.constexpr):
+    if SHAPE == "element":
+        tl.store(state + at, held, mask=mask)
+    elif SHAPE == "row":
+        tl.store(state + row, held, mask=live)

@@ -30,10 +30,9 @@ from shardembed.tables.table_config import TableConfig
 
 COPIED_ELEMENTS = 1 << 20  # of one copied table
 OFTEN: dict[Pooling, int] = {"sum": 4, "mean": 2}  # turns of a pooling; others have one
-# Those with several ways to be updated, or with an exchange of their own, have more turns.
-TURNS: tuple[TableOptimizer, ...] = (
-    *(optim.RowwiseAdagrad(), optim.Adagrad(), optim.Adam(), optim.RowwiseAdagrad(), optim.SGD()),
-    *(optim.RowwiseAdagrad(), optim.AdamW(), optim.Adagrad(), optim.RowwiseAdagrad(), optim.FTRL()),
+# All of them; the one that has several ways to be updated and an exchange of its own comes back between the others.
+TURNS: tuple[TableOptimizer, ...] = tuple(
+    one for kind in optim.KINDS if kind is not optim.RowwiseAdagrad for one in (optim.RowwiseAdagrad(), kind())
 )
 
 
@@ -96,7 +95,7 @@ def cases(cluster: Cluster, count: int, seed: int, elements: int = 8 << 20) -> l
 
 def _workload(name: str, optimizer: TableOptimizer, ranks: int, numbers: np.random.Generator, elements: int) -> Workload:
     wide = int(2 ** numbers.uniform(2, 8.5))
-    if isinstance(optimizer, optim.RowwiseAdagrad) and numbers.random() < 0.35:
+    if optimizer.rowwise and numbers.random() < 0.35:
         wide = int(numbers.uniform(96, 256))  # for its fused kernel
     count = int(2 ** numbers.uniform(0, 4.6))
     samples = int(2 ** numbers.uniform(4, 11.5))

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from shardembed.planner import cost_demand
 from shardembed.planner.calibrate.stages import Case
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_ops import OPS, OPTIMIZER_OPS
 from shardembed.planner.cost_phases import PHASES
 from shardembed.planner.topology import Link, Op, Topology
+from shardembed.planner.topology_sections import optimizer_name
 
 Array = NDArray[np.float64]
 NOTHING = Op(0.0, 0.0, 0.0)
@@ -29,7 +29,12 @@ FREE = Link(float("inf"), 0.0)
 
 @dataclass(frozen=True)
 class Unknown:
-    """One number of a topology: a field of an op, or of the link ("latency" or "byte")."""
+    """One number of a topology.
+
+    Attributes:
+        op: the kind of work, or the link.
+        field: of that: "call", "row" or "byte" of an op, "latency" or "byte" of the link.
+    """
 
     op: str
     field: str
@@ -62,7 +67,7 @@ def design(case: Case, blank: Topology) -> Array:
     """`[P, R, K]`: what each unknown adds to each phase and rank."""
     zeros = dict.fromkeys(UNKNOWNS, 0.0)
     columns, tables = [], None
-    used = {cost_demand.optimizer_name(load.optimizer) for load in case.workload.tables}
+    used = {optimizer_name(type(load.optimizer)) for load in case.workload.tables}
     nothing = np.zeros((len(PHASES), blank.ranks))
     for unknown in UNKNOWNS:
         if unknown.op in OPTIMIZER_OPS and unknown.op.split("_", 1)[1] not in used:
@@ -96,11 +101,13 @@ def fit(
     scale = np.concatenate([1.0 / np.maximum(each, floor * each.sum()) for each in seconds])
     told = np.any([(matrix > 0).any((0, 1)) for matrix in designs], 0) & [unknown not in known for unknown in UNKNOWNS]
     norms = np.sqrt(np.mean([(matrix**2).mean((0, 1)) for matrix in designs], 0))[told]
+    # Every number alike important to begin with: which rank is the busiest depends on the numbers, and these on which it is.
     weights, values = np.ones(len(wanted)), 1.0 / norms
     for _ in range(rounds):
         lines = [_busiest(matrix[:, :, told], values) for matrix in designs]
         matrix = np.concatenate(lines) * scale[:, None]
         sizes = np.sqrt((matrix**2).sum(0))
+        # Scaled columns, since a call takes 1e-5 seconds and a byte 1e-10; no number may be negative.
         solution, _ = nnls(matrix / sizes * weights[:, None], wanted * scale * weights)
         values = solution / sizes
         off = np.abs(matrix @ values - wanted * scale)

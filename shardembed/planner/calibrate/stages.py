@@ -33,7 +33,13 @@ WATCHED = ("send_ids", "send_back", "send_grads", "reduce_copies")
 
 @dataclass(frozen=True)
 class Case:
-    """A workload, and the plan it is run under."""
+    """A workload under a plan.
+
+    Attributes:
+        name: what messages call it.
+        workload: whose steps are timed.
+        plan: that it is run under.
+    """
 
     name: str
     workload: Workload
@@ -132,6 +138,7 @@ def in_turns(runners: Sequence[Runner], seconds: float, rounds: int = 2, visits:
     began, found = time.monotonic(), [[] for _ in runners]
     number = 0
     while True:
+        # All ranks take as many turns: they decide by the clock of the slowest.
         late = max(float(other[0]) for other in gathered(np.array([time.monotonic() - began]))) * (number + 1) / max(1, number)
         if number >= visits and late > seconds:
             return [np.concatenate(each) for each in found]
@@ -175,6 +182,7 @@ def _ends(marks: dict[str, tuple[float, float]], ended: float) -> list[float]:
 
 def phases_of(ends: Sequence[Array]) -> Array:
     """`[rounds, P]` seconds, from when each rank ended each phase."""
+    # A phase ends when the slowest rank does: the exchange that follows waits for it.
     last = np.max(ends, 0)
     flat = np.diff(np.concatenate([[0.0], last.ravel()])).reshape(last.shape)
     found = np.zeros((len(last), len(PHASES)))

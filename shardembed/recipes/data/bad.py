@@ -18,7 +18,12 @@ FIELDS = "wrong number of fields"
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a row: its kind, for counting, and a sentence that says where and what to do."""
+    """What is wrong with a row.
+
+    Attributes:
+        kind: for counting.
+        text: a sentence that says where, and what to do.
+    """
 
     kind: str
     text: str
@@ -26,7 +31,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Rows left out: how many of each kind, and the first few of them in words."""
+    """Rows left out.
+
+    Attributes:
+        kinds: how many of each kind.
+        places: the first few of them, in words.
+    """
 
     kinds: dict[str, int] = field(default_factory=dict)
     places: tuple[str, ...] = ()

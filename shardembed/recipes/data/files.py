@@ -160,6 +160,7 @@ class FileInteractions:
             found, wrong = values_of(batch.column(name), kind)
             for row, (what, text) in wrong.items():
                 where = f"{self._path}: row {first_row + row} (from 0), column {name!r}"
+                # The first thing that is wrong with a row is said, and a row is dropped once.
                 problems.setdefault(row, Problem(what, f"{where}: {text}"))
                 kept[row] = False
             values.append(found)

@@ -48,7 +48,12 @@ ColumnsT = TypeVar("ColumnsT", bound=Columns)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """That of `rows` rows; of several after another the sum, in their order."""
+    """What rows are known by; of several after another the sum, in their order.
+
+    Attributes:
+        rows: how many these are.
+        value: 64 bits.
+    """
 
     rows: int = 0
     value: int = 0
@@ -104,7 +109,12 @@ def _powers() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a first pass saw of one part of a source: how many rows, and uint64 the fingerprint of each BLOCK_ROWS of them."""
+    """What a first pass saw of one part of a source.
+
+    Attributes:
+        rows: how many.
+        blocks: the fingerprint of each BLOCK_ROWS of them, uint64.
+    """
 
     rows: int
     blocks: np.ndarray

@@ -37,11 +37,15 @@ class Interactions:
     """A scanned source.
 
     Attributes:
-        users, items: largest id + 1.
+        source: what was scanned.
+        users: largest id + 1.
+        items: largest id + 1.
         seen: of each part of the source, what later passes are held to.
+        held_row: the row number held out of each user, int64 `[users]`, NO_ROW where nothing is.
+        held_item: the item held out of each user, int64 `[users]`.
+        user_counts: training interactions by user, int64, held-out ones not counted.
+        item_counts: training interactions by item, int64, held-out ones not counted.
         dropped: what the source left out.
-        held_row, held_item: int64 `[users]`: the row number and item held out of each user, NO_ROW where nothing is.
-        user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
     """
 
     source: Source
@@ -108,6 +112,7 @@ def scan(source: Source, seed: int) -> Interactions:
     Raises:
         DataError: there are no interactions, the source had to leave out more than it gave, or ids are not numbered from 0.
     """
+    # Arrays by id, which grow as larger ids come: who has which is not known before the end.
     best = np.empty(0, np.uint64)
     held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
     row = 0
@@ -155,7 +160,12 @@ def global_batches(data: Interactions, batch_size: int, buffer_rows: int, seed: 
 
 @dataclass(frozen=True)
 class Pairs(Part):
-    """A rank's part of a global batch: `users` and `items`, both int64 `[b]`."""
+    """A rank's part of a global batch.
+
+    Attributes:
+        users: int64 `[b]`.
+        items: int64 `[b]`, the one that each of the users took.
+    """
 
     users: torch.Tensor
     items: torch.Tensor
@@ -181,6 +191,7 @@ def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
 
 def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, held_row: np.ndarray, held_item: np.ndarray) -> None:
     """Let the chunk's rows compete with the rows held so far; the arrays by user are changed in place."""
+    # By user, and within one by hash: the last row of each user is its largest.
     order = np.lexsort((hashes, chunk.users))
     users = chunk.users[order]
     winners = order[np.append(users[1:] != users[:-1], True)]  # of each user in the chunk, the largest hash

@@ -43,8 +43,13 @@ INT64 = "^-?[0-9]{1,19}$"
 class Kind:
     """How the values of a column become int64.
 
-    fast: all of a column of texts, int64 `[numbers, n]`; None where a value is unusable or might be. problem: (kind, sentence) of
-    what is wrong with one value, or None. value: the numbers of one without a problem. clock: dates.
+    Attributes:
+        fast: all of a column of texts, int64 `[numbers, n]`; None where a value is unusable or might be.
+        problem: (kind, sentence) of what is wrong with one value, or None.
+        value: the numbers of one without a problem.
+        lowest: of the first number.
+        highest: of the first number.
+        clock: its values are dates.
     """
 
     fast: Callable[[pa.Array], np.ndarray | None]

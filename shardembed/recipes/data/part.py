@@ -11,8 +11,10 @@ from typing_extensions import Self
 
 @dataclass(frozen=True)
 class Part:
-    """A rank's part of a global batch of `global_size` samples. Its tensors are pinned and moved together; what shall stay on the
-    CPU is a numpy array.
+    """A rank's part of a global batch. Its tensors are pinned and moved together; what shall stay on the CPU is a numpy array.
+
+    Attributes:
+        global_size: samples of the whole batch.
     """
 
     global_size: int = field(kw_only=True)

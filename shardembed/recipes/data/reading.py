@@ -53,6 +53,9 @@ class Stream:
     Attributes:
         epoch: the global batches of an epoch, `steps_per_epoch` of them, by its number.
         part: what a rank takes of a global batch, by rank and world size.
+        steps_per_epoch: how many batches that is.
+        rank: this one.
+        world_size: of the job.
         burst: batches that come at once from `epoch`, before the next one takes longer: made ahead, with two a worker as the least.
     """
 

@@ -30,9 +30,13 @@ from shardembed.recipes.metrics import History
 
 @dataclass(frozen=True)
 class SequencePart(Part):
-    """A rank's part of a global batch: `items` int64 `[n]`, sequence after sequence, and `lengths` of them, int64 `[b]`.
+    """A rank's part of a global batch.
 
-    `first` is the place of the first sequence in the global batch, `targets` how many targets the whole of that has.
+    Attributes:
+        items: int64 `[n]`, sequence after sequence.
+        lengths: of the sequences, int64 `[b]`, on the CPU.
+        targets: how many the whole batch has.
+        first: the place of the first sequence in the global batch.
     """
 
     items: torch.Tensor
@@ -46,12 +50,14 @@ class Sequences:
     """A scanned source.
 
     Attributes:
+        source: what was scanned.
         items: largest id + 1.
-        taken: int64 `[n]`: the items of all users, user after user, each one's by time.
-        starts: int64 `[u + 1]`: where in `taken` each user begins.
+        taken: the items of all users, user after user, each one's by time, int64 `[n]`.
+        starts: where in `taken` each user begins, int64 `[u + 1]`.
         held_users: users with at least two interactions, whose last is held out; ascending.
-        held_item: int64 `[u]`: the last item of each user, which is held out of those in `held_users`.
-        user_counts, item_counts: int64: training interactions by user and by item, held-out ones not counted.
+        held_item: the last item of each user, int64 `[u]`, which is held out of those in `held_users`.
+        user_counts: training interactions by user, int64, held-out ones not counted.
+        item_counts: training interactions by item, int64, held-out ones not counted.
         training_users: with something to predict in training: at least two interactions beside the one held out.
         dropped: what the source left out.
     """
@@ -133,6 +139,7 @@ def scan(source: Source) -> Sequences:
     largest = max(int(chunk.items.max()) for chunk in chunks if len(chunk))
     Plausible(source, (1,)).check((largest,), rows, whole=True)
     whole = concatenate(chunks)
+    # A second copy of all interactions is let go of before the sort takes its own memory.
     chunks.clear()
     users = np.unique(whole.users, return_inverse=True)[1].reshape(-1)
     keys = [one for one in (whole.nanoseconds, whole.times) if one is not None]

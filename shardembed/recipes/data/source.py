@@ -13,10 +13,14 @@ from shardembed.recipes.data.bad import NONE, Dropped
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive interactions: `users` and `items`, both int64 `[n]`, ids from 0; `times` int64 `[n]`, where they were asked for;
-    `nanoseconds` int64 `[n]` beyond times that are microseconds, where any is not 0.
+    """Consecutive interactions.
 
-    `dropped` are rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
+    Attributes:
+        users: ids from 0, int64 `[n]`.
+        items: ids from 0, int64 `[n]`.
+        dropped: rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
+        times: int64 `[n]`, where they were asked for.
+        nanoseconds: int64 `[n]` beyond times that are microseconds, where any is not 0.
     """
 
     users: np.ndarray

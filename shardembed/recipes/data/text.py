@@ -36,7 +36,14 @@ BOM = b"\xef\xbb\xbf"
 class TextFile:
     """A file of delimited text with a header line; the columns of it that are read, and what they hold.
 
-    clock: the third column has dates; None where there is none, or no row has a time.
+    Attributes:
+        path: of the file.
+        delimiter: between values.
+        names: of the columns that are read.
+        header: the names of all columns.
+        header_lines: how many lines the header takes.
+        kinds: of the columns that are read.
+        clock: the third column has dates; None where there is none, or no row has a time.
     """
 
     path: Path

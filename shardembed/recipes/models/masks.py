@@ -20,8 +20,15 @@ A_BLOCK = 16  # elements of one count of the generator
 
 @dataclass(frozen=True)
 class Dropout:
-    """Of one step. `first` is the number in the global batch of this rank's first sequence; `length` and `width` are L and D of the
-    longest sequence there may be.
+    """Of one step.
+
+    Attributes:
+        probability: that an element is dropped.
+        seed: of the job.
+        step: which one.
+        first: the number in the global batch of this rank's first sequence.
+        length: L of the longest sequence there may be.
+        width: D.
     """
 
     probability: float

@@ -34,9 +34,14 @@ Drop = Callable[[int, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """This rank's part of a global batch: `items` int64 `[n]`, sequence after sequence, `lengths` of them int64 `[b]` (on the CPU;
-    each at least 2), the step's `negatives` `[K]` (the same on every rank), how many targets the whole batch has, and what drops
-    elements.
+    """This rank's part of a global batch.
+
+    Attributes:
+        items: int64 `[n]`, sequence after sequence.
+        lengths: of the sequences, int64 `[b]`, on the CPU; each at least 2.
+        negatives: of the step, `[K]`, the same on every rank.
+        global_targets: how many the whole batch has.
+        drop: what drops elements.
     """
 
     items: torch.Tensor

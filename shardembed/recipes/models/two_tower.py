@@ -25,8 +25,13 @@ from shardembed.recipes.models.sampling import sampled_softmax
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's part of a global batch: `users` and `items` int64 `[b]`, the step's `negatives` `[K]` (the same on every rank),
-    and the size of the whole batch.
+    """This rank's part of a global batch.
+
+    Attributes:
+        users: int64 `[b]`.
+        items: int64 `[b]`.
+        negatives: of the step, `[K]`, the same on every rank.
+        global_size: samples of the whole batch.
     """
 
     users: torch.Tensor

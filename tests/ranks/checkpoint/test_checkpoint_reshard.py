@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.amount import sampled
 from tests.harness import run_ranks
 from tests.ranks.saved import LAYOUTS, assembled, built, contents, train
 
@@ -31,8 +33,7 @@ def load_at(rank: int, world_size: int, optimizer: str, turn: int, folder: str) 
     return restored, held, train(job, rank, world_size, range(start, start + MORE)), contents(job)
 
 
-@pytest.mark.parametrize("saved_by", [1, 2, 3, 4])
-@pytest.mark.parametrize("optimizer", ["SGD", "RowwiseAdagrad", "Adam"])
+@pytest.mark.parametrize(("saved_by", "optimizer"), sampled(product([1, 2, 3, 4], ["SGD", "RowwiseAdagrad", "Adam"])))
 def test_saved_here_and_loaded_elsewhere_everything_is_equal_bit_for_bit(tmp_path: Path, optimizer: str, saved_by: int) -> None:
     answers = run_ranks(saved_by, save_at, optimizer, saved_by, str(tmp_path))
     saved = assembled([held for _, held, _, _ in answers])

@@ -138,6 +138,7 @@ def everything(rank: int) -> dict[str, Calls]:
     return count(rank, lambda: collection({"a": COLUMNS, "b": COPIES}, optimizer), clip=True, sync=True, on_nonfinite="skip")
 
 
+ROWWISE = " or ".join(f"`{name}`" for name, kind in se.optim.NAMES.items() if kind.rowwise)
 MIXED = {"a": ROWS, "b": COPIES}
 # A line of the table -> how to see it on one rank of several.
 OPTIONS: dict[str, Callable[[int], dict[str, Calls]]] = {
@@ -145,7 +146,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Calls]]] = {
     "cut tables: any number, cut in any ways": lambda rank: count(rank, many_tables),
     "only replicated tables": lambda rank: count(rank, lambda: collection(COPIES)),
     "+ replicated tables beside cut ones": lambda rank: count(rank, lambda: collection(MIXED)),
-    "+ `RowwiseAdagrad` on tables whose columns are cut": lambda rank: count(
+    f"+ {ROWWISE} on tables whose columns are cut": lambda rank: count(
         rank, lambda: collection(COLUMNS, se.optim.RowwiseAdagrad())
     ),
     "+ `max_norm` on tables whose columns are cut": lambda rank: count(rank, renormalised),

@@ -12,16 +12,18 @@ import torch.distributed as dist
 
 import shardembed as se
 from shardembed.comm import diagnosis
+from tests.amount import exhaustive
 from tests.harness import RankDiedError, run_ranks
-from tests.ranks.strays import DISAGREE, SAME_CALLS, SCENARIOS, TIMED_OUT, Heard, Job, hear, own_job, play
+from tests.ranks.strays import DISAGREE, SAME_CALLS, SCENARIOS, TIMED_OUT, Heard, Job, hear, own_job, play, some
 
 
 @pytest.fixture(scope="module")
-def heard() -> list[Heard]:
-    return run_ranks(2, play, list(SCENARIOS), timeout=300.0, fresh_ranks=True)
+def heard(request: pytest.FixtureRequest) -> list[Heard]:
+    names = list(SCENARIOS) if request.config.getoption("--all") else some()
+    return run_ranks(2, play, names, fresh_ranks=True)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [name if name in some() else exhaustive(name) for name in SCENARIOS])
 def test_what_one_rank_does_alone_ends_in_an_error_on_both(name: str, heard: list[Heard]) -> None:
     scenario = SCENARIOS[name]
     for rank, (error, text) in enumerate(found[name] for found in heard):
@@ -72,7 +74,7 @@ def play_among_three(rank: int, world_size: int, file: Path) -> Heard:
 @pytest.fixture(scope="module")
 def heard_by_three(tmp_path_factory: pytest.TempPathFactory) -> list[Heard]:
     file = tmp_path_factory.mktemp("safety") / "heard by rank 1"
-    first, dead, last = run_ranks(3, play_among_three, file, timeout=120.0, expect_errors=True, fresh_ranks=True)
+    first, dead, last = run_ranks(3, play_among_three, file, expect_errors=True, fresh_ranks=True)
     assert first.error is None, first.traceback
     assert last.error is None, last.traceback
     assert isinstance(dead.error, RankDiedError), dead

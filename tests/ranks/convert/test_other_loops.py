@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardembed as se
 from shardembed.errors import StepError
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.convert.test_compose import whole_state
 from tests.ranks.models import Batch, Towers, batches, differences, part, seeded, weights_of
@@ -73,20 +74,21 @@ def trained_by(model: nn.Module, optimizer: Any, backward: Callable[[torch.Tenso
         optimizer.zero_grad()
 
 
+@pytest.mark.exhaustive
 def test_accelerate_leaves_shards_alone() -> None:
     pytest.importorskip("accelerate")
     plain = seeded(Towers)
     trained_by(plain, torch.optim.Adam(plain.parameters(), lr=0.05), torch.Tensor.backward, batches(3))
-    for found in run_ranks(2, accelerated, timeout=180.0, fresh_ranks=True):
+    for found in run_ranks(2, accelerated, fresh_ranks=True):
         assert differences(found, weights_of(plain)) == []
 
 
-@pytest.mark.parametrize("example", NEEDS)
+@pytest.mark.parametrize("example", [exhaustive(name) if needed else name for name, needed in NEEDS.items()])
 def test_an_example_ends_with_the_weights_of_plain_training(example: str, tmp_path: Path) -> None:
     package = NEEDS[example]
     if package and not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed: pip install {package}")
-    run_ranks(2, train, example, str(tmp_path), timeout=180.0, fresh_ranks=package is not None)
+    run_ranks(2, train, example, str(tmp_path), fresh_ranks=package is not None)
     with importable():
         two_tower = importlib.import_module("two_tower")
         plain, trained = two_tower.train_plain(), two_tower.TwoTower()

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "tests" / "scripts"
 
@@ -27,6 +29,7 @@ def test_the_scripts_differ_by_a_few_lines() -> None:
     assert len(added) == 8, added
 
 
+@pytest.mark.exhaustive
 def test_a_script_learns_the_same_sharded_over_two_ranks() -> None:
     plain = run(str(SCRIPTS / "train_plain.py"))
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -70,6 +70,7 @@ def test_a_number_that_is_wrong_on_one_rank_is_found_and_errors_are_told() -> No
     assert found[0].difference.startswith("rank 0: PlanError: ")
 
 
+@pytest.mark.exhaustive
 def test_the_command_compares_on_ranks_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ Legend: B bags, D columns.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from shardembed import optim
 from shardembed.tables.placement import Packing, Placement
 from shardembed.tables.pooling import POOLINGS as KINDS
 from shardembed.wire import narrow
+from tests.amount import exhaustive, sampled
 from tests.harness import run_ranks
 from tests.oracle import Batch, Case, lookup, make_bags
 from tests.ranks.cases import LINEAR, POOLINGS, ROWS, UNWEIGHTED, cross, layouts
@@ -42,9 +44,9 @@ def look(rank: int, world_size: int, case: Case) -> Seen:
     return pieces(emb), outputs, rows
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 @pytest.mark.parametrize(
-    ("dtype", "wire"), [*((dtype, None) for dtype in DTYPES), *((dtype, "float32") for dtype in DTYPES if dtype != "float64")]
+    ("world_size", "dtype", "wire"),
+    sampled(case for case in product(WORLD_SIZES, DTYPES, (None, "float32")) if case[1:] != ("float64", "float32")),
 )
 def test_unique_packing_has_the_bits_of_torch(world_size: int, dtype: str, wire: str | None) -> None:
     """Sum, mean, max, weighted and unpooled, over every layout, as F.embedding_bag over the same weights answers.
@@ -68,8 +70,7 @@ def test_unique_packing_has_the_bits_of_torch(world_size: int, dtype: str, wire:
                 assert torch.equal(found[feature.name], wanted), f"{feature.name} on rank {rank}"
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("wire", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(("world_size", "wire"), sampled(product((2, 1, 3, 4), [torch.bfloat16, torch.float16])), ids=str)
 def test_a_narrow_wire_rounds_rows_and_nothing_else(world_size: int, wire: torch.dtype) -> None:
     """Rows are rounded once, also those that stay at home, so that the plan does not change the numbers; pooling is in float32."""
     case = cross(world_size, optim.SGD(), torch.float32, steps=2, positive=False, seed=101, packings=("unique",))
@@ -85,8 +86,9 @@ def test_a_narrow_wire_rounds_rows_and_nothing_else(world_size: int, wire: torch
                 assert torch.equal(found[feature.name], wanted), f"{feature.name} on rank {rank}"
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("wire", [torch.bfloat16, torch.float16, torch.float32], ids=["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("world_size", "wire"), sampled(product(WORLD_SIZES, [torch.bfloat16, torch.float16, torch.float32])), ids=str
+)
 def test_gradients_over_a_narrow_wire_are_rounded_once(world_size: int, wire: torch.dtype) -> None:
     """Both packings, float32 and float64 tables: within one rounding of each contribution (see `sharded`)."""
     for dtype in (torch.float32, torch.float64):
@@ -241,7 +243,7 @@ def dense_forms(rank: int, world_size: int, case: Case) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [exhaustive(1), 2, exhaustive(3)])
 def test_the_form_of_the_input_does_not_change_the_output(world_size: int) -> None:
     pytest.importorskip("torchrec")
     for pooling in UNWEIGHTED:
@@ -270,7 +272,7 @@ def weight_gradients(rank: int, world_size: int, placement: Placement) -> tuple[
     return found.grad, wanted.grad
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, exhaustive(2), 3])
 def test_weights_of_ids_get_their_gradient(world_size: int) -> None:
     for layout, (columns, placement) in layouts(world_size).items():
         if columns > 8 or placement.kind == "table_row_wise":

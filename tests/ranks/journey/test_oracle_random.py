@@ -7,31 +7,34 @@ tiling of the table by strips and row blocks over any ranks, and not only what `
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import shardembed as se
 from shardembed import optim
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.pooling import POOLINGS
-from tests.oracle import Batch, Case, make_bags
+from tests.amount import examples
+from tests.oracle import EXAMPLES, Batch, Case, make_bags
 from tests.ranks import cases as crossed
 from tests.ranks.sharded import check
 
 DTYPES = (torch.float64, torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LINEAR = list(dict.fromkeys(crossed.POOLINGS[name][0] for name in crossed.LINEAR))
 HALF = (torch.bfloat16, torch.float16)
-OPTIMIZERS = st.one_of(
-    st.builds(optim.SGD, lr=st.sampled_from([0.0, 0.1, 1.0])),
-    st.builds(optim.Adagrad, lr=st.just(0.1)),
-    st.builds(optim.RowwiseAdagrad, lr=st.just(0.1)),
-    st.builds(optim.Adam, lr=st.just(0.05), betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5)])),
-    st.builds(optim.AdamW, lr=st.just(0.05), weight_decay=st.sampled_from([0.0, 0.5])),
-    st.builds(optim.FTRL, lr=st.just(0.2), beta=st.sampled_from([0.5, 1.0]), l1=st.sampled_from([0.0, 0.1]), l2=st.just(0.01)),
-)
+# Settings that are drawn; the others are those of the examples.
+DRAWN: dict[type[optim.TableOptimizer], dict[str, st.SearchStrategy[Any]]] = {
+    optim.SGD: {"lr": st.sampled_from([0.0, 0.1, 1.0])},
+    optim.Adam: {"betas": st.sampled_from([(0.9, 0.999), (0.0, 0.5)])},
+    optim.AdamW: {"betas": st.just((0.9, 0.999)), "weight_decay": st.sampled_from([0.0, 0.5])},
+    optim.FTRL: {"beta": st.sampled_from([0.5, 1.0]), "l1": st.sampled_from([0.0, 0.1])},
+}
+OPTIMIZERS = st.one_of(*(st.builds(partial(replace, one), **DRAWN.get(type(one), {})) for one in EXAMPLES.values()))
 
 
 def cuts(draw: st.DrawFn, size: int, most: int) -> list[range]:
@@ -119,35 +122,31 @@ def batch(draw: st.DrawFn, tables: list[se.TableConfig], positive: bool) -> Batc
     }
 
 
-def examples(number: int) -> settings:
-    return settings(max_examples=number, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-@examples(30)
+@examples(30, HealthCheck.data_too_large)
 @given(cases(1))
 def test_one_rank(case: Case) -> None:
     check(case)
 
 
-@examples(50)
+@examples(50, HealthCheck.data_too_large)
 @given(cases(2))
 def test_two_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(25)
+@examples(25, HealthCheck.data_too_large)
 @given(cases(3))
 def test_three_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(12)
+@examples(12, HealthCheck.data_too_large)
 @given(cases(4))
 def test_four_ranks(case: Case) -> None:
     check(case)
 
 
-@examples(12)
+@examples(12, HealthCheck.data_too_large)
 @given(cases(3))
 def test_the_reference_kernel(case: Case) -> None:
     """What "auto" leaves to the compiled kernels elsewhere."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import shardembed as se
+from tests.amount import examples
 from tests.ranks.contract import NAME, TORCH_OPTIMIZERS, Drawn, Given, Table, compare, give
 from tests.ranks.journey.test_oracle_random import OPTIMIZERS, layouts
 
@@ -93,35 +94,31 @@ def several(world_size: int, dtype: torch.dtype = torch.float64) -> st.SearchStr
     return st.lists(modules(world_size, dtype), min_size=4, max_size=4)
 
 
-def examples(number: int) -> settings:
-    return settings(max_examples=number, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-@examples(16)
+@examples(16, HealthCheck.data_too_large)
 @given(several(1))
 def test_one_rank_trains_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(16)
+@examples(16, HealthCheck.data_too_large)
 @given(several(2))
 def test_two_ranks_train_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(8)
+@examples(8, HealthCheck.data_too_large)
 @given(several(3))
 def test_three_ranks_train_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(6)
+@examples(6, HealthCheck.data_too_large)
 @given(several(4))
 def test_four_ranks_train_as_torch_does(drawn: list[Drawn]) -> None:
     compare(drawn)
 
 
-@examples(10)
+@examples(10, HealthCheck.data_too_large)
 @given(several(2, torch.float32))
 def test_forward_has_the_bits_of_torch(drawn: list[Drawn]) -> None:
     """With packing "unique", in float32, as long as max_norm is not used: its norms are taken in float64 here."""

@@ -13,22 +13,15 @@ import pytest
 import torch
 
 import shardembed as se
-from shardembed import optim
 from shardembed.tables.placement import PACKINGS, Cluster
+from tests.amount import exhaustive
+from tests.oracle import EXAMPLES
 from tests.ranks.cases import BATCH_SIZES, ROWS, layouts
 from tests.ranks.contract import NAME, TORCH_OPTIMIZERS, Drawn, Given, Table, compare, give
 
 WORLD_SIZES = (1, 2, 3, 4)
 EACH = 2  # combinations for each layout and packing
 OF_ALL_RANKS = ("max_norm", "norm_type", "scale_grad_by_freq")  # not for copies
-OURS: list[Any] = [
-    optim.SGD(lr=0.1),
-    optim.Adagrad(lr=0.1),
-    optim.RowwiseAdagrad(lr=0.1),
-    optim.Adam(lr=0.05),
-    optim.AdamW(lr=0.05, weight_decay=0.5),
-    optim.FTRL(lr=0.2, l1=0.01),
-]
 PADDING: list[dict[str, Any]] = [{}, {"padding_idx": 0}, {"padding_idx": -3}]
 POLICIES: list[dict[str, Any]] = [
     {},
@@ -66,7 +59,7 @@ def modules(world_size: int) -> list[Drawn]:
     """Every layout with both packings, and with some of the combinations each; where one world size stops, the next goes on."""
     found: list[Drawn] = []
     numbers = torch.Generator().manual_seed(world_size)
-    optimizers = cycle([*OURS, *TORCH_OPTIMIZERS])
+    optimizers = cycle([*EXAMPLES.values(), *TORCH_OPTIMIZERS])
     cuts = layouts(world_size).items()
     order = torch.randperm(len(tables(1)), generator=torch.Generator().manual_seed(0)).tolist()
     for packing, (number, (name, (columns, placement))) in product(PACKINGS, enumerate(cuts)):
@@ -85,7 +78,7 @@ def modules(world_size: int) -> list[Drawn]:
     return found
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("world_size", [1, exhaustive(2), 3, exhaustive(4)])
 def test_every_cut_meets_every_argument(world_size: int) -> None:
     compare(modules(world_size))
 

@@ -11,6 +11,7 @@ import torch
 import shardembed as se
 from shardembed.tables.placement import PACKINGS, Cluster
 from shardembed.tables.plan import resolve
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.cases import layouts
 from tests.ranks.sharded import Piece, _assemble, pieces
@@ -64,7 +65,7 @@ def learned() -> dict[str, torch.Tensor]:
     return weights(run_ranks(1, train, cut(1, {"one": se.table_wise(0)}), None), "one")
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, exhaustive(2), 3, exhaustive(4)])
 def test_rounding_gives_the_same_bits_on_every_plan(world_size: int, learned: dict[str, torch.Tensor]) -> None:
     placements = {}
     for number, (name, (_, placement)) in enumerate(layouts(world_size).items()):

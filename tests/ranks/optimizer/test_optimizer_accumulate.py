@@ -10,6 +10,7 @@ import torch
 import shardembed as se
 from shardembed import optim
 from shardembed.errors import MissedStepWarning, StepError
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.optimizing import NAMES, SETTINGS, Pair, batch_of, loss_of
 
@@ -33,7 +34,7 @@ def accumulate(rank: int, world_size: int, shared: bool, settings: dict[str, opt
     pair.compare("micro-batches")
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, exhaustive(3)])
 def test_micro_batches_are_one_large_batch(world_size: int) -> None:
     turned = dict(zip(NAMES, [SETTINGS[name] for name in ("columns", "copies", "columns", "rows")], strict=True))
     for shared, settings in ((False, SETTINGS), (True, turned)):
@@ -148,7 +149,7 @@ def at_once(rank: int, world_size: int, shared: bool) -> None:
     assert rates["rows"] == pytest.approx(0.3 * 0.6**3)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, exhaustive(2), 3])
 def test_update_backward_makes_the_same_steps(world_size: int) -> None:
     for shared in (False, True):
         run_ranks(world_size, at_once, shared)

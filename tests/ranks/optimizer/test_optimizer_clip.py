@@ -8,6 +8,7 @@ import torch
 import shardembed as se
 from shardembed import optim
 from shardembed.errors import ConfigError, NonFiniteGradientError, StepError
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.optimizing import NAMES, Pair, batch_of, held, loss_of, near, unchanged, weight_of
 
@@ -33,7 +34,7 @@ def clip(rank: int, world_size: int, shared: bool, dense: bool, limits: list[flo
     pair.compare(f"clipped to {limits}")
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, exhaustive(2), 3])
 def test_norm_and_weights_are_those_of_the_unsharded_model(world_size: int) -> None:
     for shared, dense in ((False, True), (True, False)):
         run_ranks(world_size, clip, shared, dense, [0.1])

@@ -14,6 +14,7 @@ from torch import nn
 import shardembed as se
 from shardembed import optim
 from shardembed.errors import ConfigError, PickleError, StepError
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.optimizing import NAMES, Pair, batch_of, held, loss_of, unchanged, weight_of
 
@@ -70,7 +71,7 @@ def learn(rank: int, world_size: int, shared: bool, dense: bool, closure: bool) 
     pair.compare("after 3 steps")
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, exhaustive(3)])
 def test_tables_and_dense_part_learn_together(world_size: int) -> None:
     for shared, dense, closure in ((False, True, False), (True, True, True), (False, False, True), (True, False, False)):
         run_ranks(world_size, learn, shared, dense, closure)

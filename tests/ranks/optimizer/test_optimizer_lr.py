@@ -102,7 +102,7 @@ def stand_still(rank: int, world_size: int, settings: optim.TableOptimizer) -> N
         assert torch.equal(old[untouched], new[untouched]), f"{settings}: an untouched row of {name} moved"
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "Adam", "AdamW", "FTRL"])
+@pytest.mark.parametrize("name", optim.NAMES)
 def test_a_rate_of_0_moves_nothing(name: str) -> None:
     run_ranks(2, stand_still, getattr(optim, name)(lr=0.2))
 

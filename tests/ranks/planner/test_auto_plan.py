@@ -17,6 +17,7 @@ from shardembed.modules import auto
 from shardembed.planner.cost import estimate
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import resolve
+from shardembed.tables.settings import Settings
 from tests.harness import run_ranks
 
 TABLES = [se.TableConfig("item", 40, 4), se.TableConfig("user", 30, 6, pooling=None)]
@@ -140,7 +141,7 @@ def test_what_is_left_to_the_planner_decides_whether_it_is_asked() -> None:
 
 def test_the_planner_is_told_how_features_are_read() -> None:
     tables = [se.TableConfig("t", 10, 4, feature_names=["a", "b"], pooling={"a": "sum", "b": None})]
-    load = auto.workload_of(tables, [se.optim.Adam()], se.settings.Settings(), 4)
+    load = auto.workload_of(tables, [se.optim.Adam()], Settings(), 4)
     assert load.global_batch_size == 4 * auto.BATCH
     assert load.tables[0].ids_per_sample == (auto.IDS_A_BAG, auto.IDS_A_LOOKUP)
     assert load.tables[0].optimizer == se.optim.Adam()
@@ -163,7 +164,7 @@ def test_the_planner_keeps_to_what_is_placed_by_hand() -> None:
 
 def test_a_plan_is_never_slower_than_the_default_one() -> None:
     tables = [se.TableConfig(f"t{i}", 1000 * (i + 1), 8) for i in range(4)]
-    optimizers, settings, cluster = [se.optim.SGD()] * 4, se.settings.Settings(), Cluster(4, 4)
+    optimizers, settings, cluster = [se.optim.SGD()] * 4, Settings(), Cluster(4, 4)
     default = resolve(tables, "auto", cluster)
     work, machine = auto.workload_of(tables, optimizers, settings, 4), auto.topology_of(cluster, torch.device("cpu"))
     text = auto.ask_planner(tables, optimizers, settings, default, frozenset(), cluster, torch.device("cpu"))
@@ -174,5 +175,5 @@ def test_a_plan_is_never_slower_than_the_default_one() -> None:
 def test_what_does_not_fit_into_memory_is_told_as_text() -> None:
     tables, cluster = [se.TableConfig("huge", 10**12, 64)], Cluster(2, 2)
     default = resolve(tables, "auto", cluster)
-    text = auto.ask_planner(tables, [se.optim.SGD()], se.settings.Settings(), default, frozenset(), cluster, torch.device("cpu"))
+    text = auto.ask_planner(tables, [se.optim.SGD()], Settings(), default, frozenset(), cluster, torch.device("cpu"))
     assert "huge" in json.loads(text)["error"]

@@ -20,6 +20,7 @@ from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
 from shardembed.recipes.data.criteo.rows import Clicks, Schema, concatenate
 from shardembed.recipes.tasks import CtrTask, prepare
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 
 CPU = torch.device("cpu")
@@ -50,12 +51,12 @@ def summary_of(rank: int, world_size: int, settings: CtrConfig) -> dict[str, Any
     return train.run(settings, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("kind", ["dlrm", "dcnv2"])
-def test_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "worlds"), [("dcnv2", (2,)), exhaustive("dcnv2", (4,)), exhaustive("dlrm", (2, 4))])
+def test_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path, kind: str, worlds: tuple[int, ...]) -> None:
     model = {"kind": kind, "embedding_dim": 4, "bottom": (8,), "top": (8,)}
     settings = config(tmp_path, model=model, plan={"C1": "row_wise", "*": "column_wise"}, train={"global_batch_size": 257})
     alone = run_ranks(1, summary_of, settings)[0]
-    for ranks in (2, 4):
+    for ranks in worlds:
         for summary in run_ranks(ranks, summary_of, settings):
             assert summary["losses"] == pytest.approx(alone["losses"], abs=1e-4)
             assert (summary["evaluated_rows"], summary["steps"]) == (alone["evaluated_rows"], alone["steps"])
@@ -63,6 +64,7 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path, kind: str)
                 assert summary[name] == pytest.approx(alone[name], abs=1e-3), name
 
 
+@pytest.mark.exhaustive
 def test_dlrm_reaches_what_the_generating_model_knows(tmp_path: Path) -> None:
     schedule = {"warmup_steps": 20, "decay": "cosine"}
     rows = {"ids": {"kind": "vocabulary"}, "split": {"fraction": 0.2}, "generator": {"rows": 20_000, "max_cardinality": 30}}
@@ -102,7 +104,7 @@ def auc_of(rank: int, world_size: int) -> tuple[float, float]:
     return some, ctr_metrics.auc(np.zeros(mine.sum(), np.float32), labels[mine], Comm.of(), CPU)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [exhaustive(2), 3])
 def test_the_auc_is_exact_across_ranks(ranks: int) -> None:
     values, labels = scores(ranks)
     above = values[labels == 1][:, None] - values[labels == 0][None]

@@ -128,6 +128,7 @@ def read_until(process: subprocess.Popen[str], start: str) -> list[str]:
     raise AssertionError(f"no line begins with {start!r}: {''.join(lines)}")
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -> None:
     words = (*TRAIN, job, "--json", "--max-steps", STEPS)
     # Of the two jobs the second is joined, not started: `--ranks` is not given. Its ranks have their data read by workers.
@@ -160,6 +161,7 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
     assert records[-1]["recall@20"] == first["recall@20"]
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_ends_all_ranks_and_prints_no_traceback(job: Path, started: list[subprocess.Popen[str]]) -> None:
     started += [start(*TRAIN, job, *UNSAVED, "--ranks", 2), start(*TRAIN, job, *UNSAVED, *WORKERS)]
     for process in started:
@@ -178,6 +180,7 @@ def test_ctrl_c_ends_all_ranks_and_prints_no_traceback(job: Path, started: list[
     assert not any(Path(f"/proc/{pid}").exists() for pid in (*ranks.values(), *workers))
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_says_what_the_run_goes_on_from(job: Path, tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     folders = [tmp_path / "two", tmp_path / "one"]
     for folder, ranks in zip(folders, (2, 1), strict=True):
@@ -212,6 +215,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: lis
     wait_until(lambda: all(gone(pid) for pid in workers))
 
 
+@pytest.mark.exhaustive
 def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tsv"
     bad.write_text("user\titem\n" + "1\t2\n" * 50 + "1\ttwo\n" + "1\t3\n" * 50)
@@ -220,6 +224,7 @@ def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) ->
     assert (code, out, err) == (2, "", told)
 
 
+@pytest.mark.exhaustive
 def test_a_failure_of_rank_0_alone_ends_the_job_and_wrong_input_is_not_tried_again(job: Path) -> None:
     code, _, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", "run_dir=/dev/null/x", "--max-restarts", 3))
     assert code == 2

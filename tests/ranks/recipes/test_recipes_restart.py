@@ -57,6 +57,7 @@ def listening(pids: list[int]) -> list[str]:
     return found
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, started: list[subprocess.Popen[str]]) -> None:
     # `--fresh` is for the first start: the second one goes on.
     process = start(*TRAIN, job, "--ranks", 2, "--max-restarts", 3, "--fresh")
@@ -90,6 +91,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_then_the_launcher(job: Path, 
     assert summary["losses"] == [record["loss"] for record in records[:20]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("script", [None, SCRIPT], ids=["command", "script behind a shell"])
 def test_ranks_end_with_a_torchrun_agent_that_is_killed(
     job: Path, tmp_path: Path, started: list[subprocess.Popen[str]], script: str | None
@@ -109,6 +111,7 @@ def test_ranks_end_with_a_torchrun_agent_that_is_killed(
     wait_until(lambda: all(gone(pid) for pid in ranks))
 
 
+@pytest.mark.exhaustive
 def test_ranks_that_torchrun_starts_again_go_on(job: Path, started: list[subprocess.Popen[str]]) -> None:
     """Its store keeps what the ranks before wrote, such as the addresses at which they listened."""
     process = start(*TORCHRUN, "--max-restarts", 1, *TRAIN, job, "--fresh", "--max-steps", 200)

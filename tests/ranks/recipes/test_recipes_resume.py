@@ -25,6 +25,7 @@ from shardembed.recipes.data.criteo.text import ClickText
 from shardembed.recipes.data.interactions import Pairs, pairs_of
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.data.text import TextFile
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 
 STEPS = 34  # 14 an epoch, and a checkpoint every 5
@@ -101,7 +102,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return whole_run(tmp_path_factory.mktemp("whole"), ranks=2)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, exhaustive(3)])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, ranks: int, whole: dict[str, Any]) -> None:
     expected = whole if ranks == 2 else whole_run(tmp_path / "whole", ranks)
     folder = tmp_path / "interrupted"

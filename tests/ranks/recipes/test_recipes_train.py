@@ -28,6 +28,7 @@ from shardembed.recipes.data.interactions import scan
 from shardembed.recipes.data.sequences import scan as scan_sequences
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.evaluate import Evaluation, HeldOut, evaluate
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 
 GENERATED = GeneratorConfig(users=150, items=80, interactions=1500, tastes=5)
@@ -49,7 +50,12 @@ def summary_of(rank: int, world_size: int, run_dir: str, towers: tuple[int, ...]
 
 @pytest.mark.parametrize(
     ("towers", "batch_size", "plan"),
-    [((), 100, "row_wise"), ((), 100, "column_wise"), ((6,), 101, "auto"), ((6,), 2, "row_wise")],  # of 2, a third rank gets none
+    [
+        exhaustive((), 100, "row_wise"),
+        ((), 100, "column_wise"),
+        ((6,), 101, "auto"),
+        exhaustive((6,), 2, "row_wise"),
+    ],  # of 2, a third rank gets none
 )
 def test_losses_and_metrics_do_not_depend_on_the_number_of_ranks(
     tmp_path: Path, towers: tuple[int, ...], batch_size: int, plan: str

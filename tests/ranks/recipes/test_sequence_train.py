@@ -15,6 +15,7 @@ from rich.console import Console
 from shardembed.recipes import train
 from shardembed.recipes.build import SequenceJob
 from shardembed.recipes.sequence_config import SequenceConfig
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 
 
@@ -63,7 +64,7 @@ def summary_of(rank: int, world_size: int, settings: SequenceConfig, crash: int 
             return {}
 
 
-@pytest.mark.parametrize("batch_size", [50, 3])  # of 3, a fourth rank gets none
+@pytest.mark.parametrize("batch_size", [exhaustive(50), 3])  # of 3, a fourth rank gets none
 def test_losses_and_metrics_do_not_depend_on_the_number_of_ranks(tmp_path: Path, batch_size: int) -> None:
     settings = config(tmp_path, global_batch_size=batch_size)
     alone = run_ranks(1, summary_of, settings)[0]

@@ -14,6 +14,7 @@ from benchmarks.roster import ONE_RANK
 from shardembed import cli
 
 
+@pytest.mark.exhaustive
 def test_one_rank_runs_all_contenders_and_says_where_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "COPIED", 1 << 16)
     monkeypatch.setattr(limits, "GATHERED", 1 << 16)

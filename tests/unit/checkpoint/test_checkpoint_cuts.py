@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.checkpoint import chance, writing
@@ -18,6 +18,7 @@ from shardembed.checkpoint.reader import Reader
 from shardembed.checkpoint.sharing import parts_of
 from shardembed.checkpoint.snapshot import Snapshot
 from shardembed.tables.layout import Layout
+from tests.amount import examples
 from tests.unit.drawn import layouts
 
 SMALL: dict[str, Any] = {
@@ -87,7 +88,7 @@ def cuts(draw: st.DrawFn) -> tuple[Layout, int, Layout, int, list[bool]]:
     return draw(layouts(rows, columns, before)), before, draw(layouts(rows, columns, after)), after, touched
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(cuts(), st.sampled_from([8, 64, 8 << 20]))
 def test_every_element_arrives_whatever_the_cuts(drawn: tuple[Layout, int, Layout, int, list[bool]], piece: int) -> None:
     before, ranks, after, ranks_after, marks = drawn

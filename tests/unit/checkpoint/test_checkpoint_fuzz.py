@@ -25,6 +25,7 @@ from shardembed.checkpoint.format.pieces import Copy, Files, run_copies
 from shardembed.checkpoint.format.verify import verify
 from shardembed.cli import main
 from shardembed.errors import CheckpointError
+from tests.amount import exhaustive
 from tests.unit.checkpoint.altered import (
     CHANGES,
     FILES,
@@ -42,7 +43,7 @@ from tests.unit.checkpoint.altered import (
 from tests.unit.checkpoint.saved import Writer, increment, small_checkpoint, values
 
 
-@pytest.fixture(params=[FULL, CHANGES])
+@pytest.fixture(params=[exhaustive(FULL), CHANGES])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
     """A full checkpoint, and one with changes that stands on it. Afterwards nothing has been written but by the test."""
     root = tmp_path / "root"

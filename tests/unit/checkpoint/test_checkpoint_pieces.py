@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -20,11 +20,12 @@ from shardembed.checkpoint.format.manifest import Manifest, read_manifest
 from shardembed.checkpoint.format.pieces import Copy, Files, Part, read_ids, read_state, run_copies, write_file
 from shardembed.checkpoint.format.verify import verify
 from shardembed.errors import CheckpointError
+from tests.amount import examples
 from tests.unit.checkpoint.saved import STATE, Writer, increment, load, numbered, small_checkpoint, values
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DTYPES = (*FLOATS, torch.int64, torch.uint8, torch.bool)
-EACH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+EACH = examples(60, HealthCheck.function_scoped_fixture)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

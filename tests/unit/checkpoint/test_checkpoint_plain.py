@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -19,11 +19,12 @@ from shardembed.checkpoint.format import pieces
 from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.selection import IdMap, Selection
 from shardembed.errors import CheckpointError, IdRangeError
+from tests.amount import examples
 from tests.unit.checkpoint.saved import Writer, increment, numbered, small_checkpoint, values
 from tests.unit.drawn import layouts
 
 STEP = "step-0000000001"
-EACH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+EACH = examples(40, HealthCheck.function_scoped_fixture)
 
 
 class Tower(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from shardembed.embeddings.compared import NOTED, Tower, Vectors, noted
 from shardembed.embeddings.narrowing import narrowed
 from shardembed.embeddings.stored import Block, StoredTables
 from shardembed.errors import CheckpointError, ConfigError, ExportError, IdRangeError
+from tests.amount import sampled
 from tests.unit.checkpoint import saved
 from tests.unit.checkpoint.saved import Writer, increment, numbered, small_checkpoint, values
 
@@ -48,8 +50,7 @@ def exported(folder: Path, form: str, stem: str) -> dict[str, torch.Tensor]:
     return found | {name: torch.from_numpy(column.to_numpy().copy()) for name, column in there.items()}
 
 
-@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
-@pytest.mark.parametrize("form", formats.FORMATS)
+@pytest.mark.parametrize(("form", "block_bytes"), sampled(product(formats.FORMATS, [1, 100, 1 << 20])))
 def test_whole_tables_arrive_from_every_cut(tmp_path: Path, form: Any, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_BYTES", 50)
     full = small_checkpoint(tmp_path / STEP)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import shardembed as se
@@ -17,10 +17,11 @@ from shardembed.cli import main
 from shardembed.embeddings import nearest as module
 from shardembed.embeddings.names import names_of
 from shardembed.errors import ConfigError, DataError, IdRangeError
+from tests.amount import examples
 from tests.unit.checkpoint.saved import Writer
 
 STEP = "step-0000000001"
-EACH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+EACH = examples(25, HealthCheck.function_scoped_fixture)
 
 
 def saved(folder: Path, table: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -17,6 +17,7 @@ import shardembed as se
 from shardembed.errors import ConfigError, InputError
 from shardembed.inputs.ids import IdBatch
 from shardembed.tables.table_config import Feature
+from tests.amount import examples
 
 FEATURES = (Feature("user", 0, None), Feature("films", 1, "sum"), Feature("history", 1, None))
 FORMS = [
@@ -33,7 +34,7 @@ def sample(number: int, **other: Any) -> dict[str, Any]:
     return {"user": number, "films": list(range(number)), "history": [number] * (3 - number), "label": float(number), **other}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 60_000), max_size=5), st.sampled_from(FORMS)), min_size=1, max_size=8))
 def test_the_batch_is_what_offsets_would_have_said(rows: list[tuple[list[int], Any]]) -> None:
     samples = [{"films": form(ids) if ids else [], "user": ids[:1] or 7, "history": ids} for ids, form in rows]

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
-from shardembed.inputs.ids import FeatureIds, IdBatch
+from shardembed.inputs.features import FeatureIds
+from shardembed.inputs.ids import IdBatch
 from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Feature
 

@@ -13,7 +13,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from shardembed.kernels.triton import lookup, order, update
+from shardembed.kernels.triton.formulas import FORMULAS, STATES
 from shardembed.kernels.triton.tiles import Tile
+from shardembed.optim import SGD, TableOptimizer
 
 TARGET = GPUTarget("cuda", 90, 32)
 RUNS = {"rows_E": "*i32", "segments_E": "*i32", "starts": "*i32", "piece_starts": "*i64", "count": "*i64"}
@@ -30,7 +32,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **op
     found = triton.compile(source, target=TARGET, options={"num_warps": constants["num_warps"], **options})
     code = found.asm["ptx"]
     said = {
-        "kernel": f"{kernel.__name__} {constants.get('KIND', '')} {constants.get('WIDTH', '')}",
+        "kernel": f"{kernel.__name__} {getattr(constants.get('FORMULA'), '__name__', '')} {constants.get('WIDTH', '')}",
         "machine_code": len(found.asm["cubin"]) > 0,
         "wide_loads": code.count("ld.global.v4.b32"),
         "wide_stores": code.count("st.global.v4.b32"),
@@ -45,16 +47,21 @@ def constants(width: int, **more: Any) -> dict[str, Any]:
     return Tile.of(width).constants | {"WIDTH": width} | more
 
 
+def of_kind(kind: type[TableOptimizer]) -> dict[str, Any]:
+    first, second = (*kind.state.values(), *[""] * (STATES - len(kind.state)))
+    return {"FORMULA": FORMULAS[kind].function, "FIRST": first, "SECOND": second, "ROWWISE": kind.rowwise}
+
+
 def main() -> None:
     entries = {"rows_E": "*i64", "offsets": "*i64", "scales_E": "*fp32", "segments": "i32"}
     compiled(lookup._lookup, entries, constants(100, SEGMENTS=True, SCALED=True))
     compiled(order._mark_starts, {"numbers_E": "*i64", "entries": "i32"}, {"BLOCK": 1024, "num_warps": 4})
     exact = {"enable_fp_fusion": False}
     plain: dict[str, Any] = {"GIVEN": False, "PIECES": True, "HALVINGS": 0}
-    for kind in ("RowwiseAdagrad", "FTRL"):
-        compiled(update._update, {}, constants(64, KIND=kind, **plain), **exact)
+    for kind in {formula.function: kind for kind, formula in FORMULAS.items()}.values():  # some share one
+        compiled(update._update, {}, constants(64, **of_kind(kind), **plain), **exact)
     for dtype in ("*bf16", "*fp16"):
-        compiled(update._update, {"weights": dtype}, constants(64, KIND="SGD", **(plain | {"HALVINGS": 3})), **exact)
+        compiled(update._update, {"weights": dtype}, constants(64, **of_kind(SGD), **(plain | {"HALVINGS": 3})), **exact)
 
 
 if __name__ == "__main__":

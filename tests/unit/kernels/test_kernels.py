@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,8 +15,13 @@ from hypothesis import strategies as st
 from shardembed.errors import ConfigError
 from shardembed.kernels import cpu, grouping, reference
 from shardembed.kernels.choose import choose
-from shardembed.kernels.reference import Gradients
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+from shardembed.kernels.cpu import NumbaKernel
+from shardembed.kernels.formulas import Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts
+from shardembed.kernels.reference import ReferenceKernel
+from shardembed.optim import FTRL, SGD, Adagrad, TableOptimizer
+from tests.oracle import EXAMPLES
 
 CPU = torch.device("cpu")
 ROWS, WIDTH = 6, 3
@@ -92,24 +99,22 @@ def test_lookup_sums_in_the_wider_dtype() -> None:
     assert reference.lookup(weights, torch.tensor([0, 1]), torch.tensor([0, 2]), torch.float32).item() == 257
 
 
-def state_of(optimizer: TableOptimizer, rows: int, width: int) -> dict[str, torch.Tensor]:
-    shapes = {"row": (rows,), "element": (rows, width)}
-    return {name: torch.zeros(shapes[shape]) for name, shape in optimizer.state.items()}
+def data_of(optimizer: TableOptimizer, weights: torch.Tensor) -> SlabData:
+    """A slab that has not learned yet, with these weights."""
+    shapes = {"row": weights.shape[:1], "element": weights.shape}
+    state = {name: torch.zeros(shapes[shape], dtype=weights.dtype) for name, shape in optimizer.state.items()}
+    return SlabData(weights, state, optimizer, weights.dtype)
 
 
-UPDATES = [
-    SGD(0.1),
-    Adagrad(0.1),
-    RowwiseAdagrad(0.1),
-    Adagrad(0.1, eps=0.5),
-    Adam(0.1),
-    AdamW(0.1),
-    FTRL(0.1),
-    FTRL(0.1, 1, 0.01, 0.1),
-]
+def facts(optimizer: TableOptimizer, dtype: torch.dtype, rows: int = 1000) -> SlabFacts:
+    return SlabFacts(optimizer, dtype, 8, rows, CPU)
 
 
-@pytest.mark.parametrize("optimizer", UPDATES)
+ALL = pytest.mark.parametrize("optimizer", EXAMPLES.values(), ids=EXAMPLES)
+UPDATES = [*(one for one in EXAMPLES.values() if type(one) in cpu.FORMULAS), Adagrad(0.1, eps=0.5), FTRL(0.1)]
+
+
+@pytest.mark.parametrize("optimizer", UPDATES, ids=lambda one: one.describe())
 @pytest.mark.parametrize("width", [1, 3, 4, 16, 33, 128])
 @pytest.mark.parametrize("bags", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -119,41 +124,53 @@ def test_compiled_steps_are_the_references(
     monkeypatch.setattr(cpu, "PIECE_ELEMENTS", 8 * width)  # several pieces
     torch.manual_seed(width)
     rows = 20
-    fused_w = torch.randn(rows, width, dtype=dtype)
-    fused_s = {name: tensor.to(dtype) for name, tensor in state_of(optimizer, rows, width).items()}
-    plain_w, plain_s = fused_w.clone(), {name: tensor.clone() for name, tensor in fused_s.items()}
-    untouched = plain_w[0].clone()
+    start = torch.randn(rows, width, dtype=dtype)
+    fused, plain = NumbaKernel(data_of(optimizer, start.clone())), ReferenceKernel(data_of(optimizer, start.clone()))
     for step, segments in enumerate([40, 0, 7, 1], start=1):  # among them an empty batch
         lengths = torch.randint(1, 5, (segments,)) if bags else torch.ones(segments, dtype=torch.int64)
         rows_E = torch.randint(1, rows, (int(lengths.sum()),))
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]) if bags else None
         waiting = Gradients(rows_E, offsets, torch.randn(segments, width, dtype=dtype))
         lr = 0.1 / step  # schedules change it between steps
-        rows_U, grads_UW = grouping.merge(waiting, rows)
-        reference.update(plain_w, plain_s, optimizer, lr, step, rows_U, grads_UW * 0.5)
-        cpu.step(fused_w, fused_s, optimizer, lr, step, waiting, factor=0.5)
+        fused.update(waiting, None, False, lr, step, 0.5, None)
+        plain.update(merged(plain, waiting), None, True, lr, step, 0.5, None)
     bound = 1e-5 if dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(fused_w, plain_w, rtol=bound, atol=bound)
-    for name in fused_s:
-        torch.testing.assert_close(fused_s[name], plain_s[name], rtol=bound, atol=bound)
-    assert torch.equal(fused_w[0], untouched)
+    torch.testing.assert_close(fused.data.weights, plain.data.weights, rtol=bound, atol=bound)
+    for name, state in fused.data.state.items():
+        torch.testing.assert_close(state, plain.data.state[name], rtol=bound, atol=bound)
+    assert torch.equal(fused.data.weights[0], start[0])
 
 
+def merged(kernel: Kernel, waiting: Gradients) -> Gradients:
+    rows_U, grads_UW = kernel.merge(waiting, None)
+    return Gradients(rows_U, None, grads_UW)
+
+
+@pytest.mark.parametrize("optimizer", [one for one in UPDATES if one.rowwise], ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("width", [3, 16])
-def test_compiled_updates_take_the_statistic_of_whole_rows(width: int) -> None:
+def test_compiled_updates_take_the_statistic_of_whole_rows(optimizer: TableOptimizer, width: int) -> None:
     torch.manual_seed(0)
-    fused_w, squares, grads = torch.randn(9, width), torch.rand(5), torch.randn(5, width)
-    rows, fused_s, plain_w = torch.tensor([1, 2, 5, 7, 8]), state_of(RowwiseAdagrad(), 9, width), fused_w.clone()
-    plain_s = {name: tensor.clone() for name, tensor in fused_s.items()}
-    cpu.update(fused_w, fused_s, RowwiseAdagrad(), 0.1, 1, rows, grads, squares)
-    reference.update(plain_w, plain_s, RowwiseAdagrad(), 0.1, 1, rows, grads, squares)
-    torch.testing.assert_close(fused_w, plain_w)
-    assert torch.equal(fused_s["sum"], plain_s["sum"])
+    start, squares = torch.randn(9, width), torch.rand(5)
+    waiting = Gradients(torch.tensor([1, 2, 5, 7, 8]), None, torch.randn(5, width))
+    fused, plain = NumbaKernel(data_of(optimizer, start.clone())), ReferenceKernel(data_of(optimizer, start.clone()))
+    for kernel in (fused, plain):
+        kernel.update(waiting, None, True, 0.1, 1, 1.0, squares)
+    torch.testing.assert_close(fused.data.weights, plain.data.weights)
+    for name, state in fused.data.state.items():
+        torch.testing.assert_close(state, plain.data.state[name])
 
 
-def test_a_compiled_step_with_no_rows_at_all() -> None:
-    nothing = Gradients(torch.empty(0, dtype=torch.int64), None, torch.empty(0, 4))
-    cpu.step(torch.empty(0, 4), {"sum": torch.empty(0)}, RowwiseAdagrad(), 0.1, 1, nothing)
+@ALL
+@pytest.mark.parametrize("make", [ReferenceKernel, NumbaKernel])
+def test_an_update_without_rows_changes_nothing(make: Callable[[SlabData], Kernel], optimizer: TableOptimizer) -> None:
+    if make is NumbaKernel and type(optimizer) not in cpu.FORMULAS:
+        pytest.skip("which Numba's kernels do not have")
+    data = data_of(optimizer, torch.ones(3, 2))
+    kernel, nothing = make(data), Gradients(torch.empty(0, dtype=torch.int64), None, torch.empty(0, 2))
+    for is_merged in (True, *([False] if kernel.fuses else [])):
+        kernel.update(nothing, None, is_merged, 0.1, 1, 1.0, None)
+    assert data.weights.eq(1).all()
+    assert all(tensor.eq(0).all() for tensor in data.state.values())
 
 
 @given(st.lists(st.integers(0, 2**50), max_size=30), st.integers(1, 60))
@@ -184,58 +201,50 @@ def test_without_numba_the_same_comes_from_torch(waiting: Gradients) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("optimizer", [SGD(), Adagrad(), RowwiseAdagrad(), Adam(), AdamW(), FTRL()])
-def test_an_update_without_rows_changes_nothing(optimizer: TableOptimizer) -> None:
-    weights, state = torch.ones(3, 2), state_of(optimizer, 3, 2)
-    reference.update(weights, state, optimizer, 0.1, 1, torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
-    assert weights.eq(1).all()
-    assert all(tensor.eq(0).all() for tensor in state.values())
-
-
 def test_compiled_kernels_are_chosen_where_they_serve(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", Adagrad(), torch.float32, 8, 1000, CPU) == "numba"
+        assert choose("auto", facts(Adagrad(), torch.float32)) == "numba"
     (said,) = caplog.messages
     assert said == "slab of 1,000 x 8 torch.float32, Adagrad(lr=0.01, eps=1e-10): kernel numba"
-    assert choose("reference", Adagrad(), torch.float32, 8, 1000, CPU) == "reference"
+    assert choose("reference", facts(Adagrad(), torch.float32)) == "reference"
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.1), Adagrad(0.1), RowwiseAdagrad(0.1), Adam(0.1), AdamW(0.1), FTRL(0.1)])
+@ALL
 def test_an_update_piece_by_piece_is_the_update(optimizer: TableOptimizer, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for elements in (reference.PIECE_ELEMENTS, 3 * 4):
         monkeypatch.setattr(reference, "PIECE_ELEMENTS", elements)
         torch.manual_seed(0)
-        weights, state = torch.randn(20, 4), state_of(optimizer, 20, 4)
+        data = data_of(optimizer, torch.randn(20, 4))
         squares = torch.rand(10) if optimizer.rowwise else None
         for step in (1, 2):
             rows = torch.randperm(20)[:10].sort().values
-            reference.update(weights, state, optimizer, 0.1, step, rows, torch.randn(10, 4), squares)
-        found.append([weights, *state.values()])
+            reference.update(data, rows, torch.randn(10, 4), Step(0.1, step, squares))
+        found.append([data.weights, *data.state.values()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_reference_is_chosen_with_a_reason(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", SGD(), dtype, 8, 1000, CPU) == "reference"
+        assert choose("auto", facts(SGD(), dtype)) == "reference"
     assert f"kernel reference (numba: its kernels are for float32 and float64, not for {dtype})" in caplog.text
     with pytest.raises(ConfigError, match=r"kernel='numba' cannot serve 1,000 x 8 .*: its kernels are for float32"):
-        choose("numba", SGD(), dtype, 8, 1000, CPU)
+        choose("numba", facts(SGD(), dtype))
 
 
 def test_a_machine_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping.importlib.util, "find_spec", lambda name: None)
     grouping.missing.cache_clear()
     try:
-        assert choose("auto", SGD(), torch.float32, 8, 10, CPU) == "reference"
+        assert choose("auto", facts(SGD(), torch.float32, rows=10)) == "reference"
         with pytest.raises(ConfigError, match="numba is not installed"):
-            choose("numba", SGD(), torch.float32, 8, 10, CPU)
+            choose("numba", facts(SGD(), torch.float32, rows=10))
     finally:
         grouping.missing.cache_clear()
 
 
 def test_other_devices_and_names_are_refused() -> None:
-    assert "for the CPU, not for cuda" in str(cpu.cannot(torch.float32, torch.device("cuda")))
+    assert "for the CPU, not for cuda" in str(cpu.cannot(replace(facts(SGD(), torch.float32), device=torch.device("cuda"))))
     with pytest.raises(ConfigError, match="kernel must be one of auto, reference, numba, triton, not 'other'"):
-        choose("other", SGD(), torch.float32, 8, 10, CPU)
+        choose("other", facts(SGD(), torch.float32, rows=10))

@@ -16,6 +16,8 @@ import shardembed as se
 from shardembed.errors import ConfigError
 from shardembed.kernels import triton
 from shardembed.kernels.choose import choose
+from shardembed.kernels.kernel import SlabFacts
+from shardembed.kernels.triton.formulas import FORMULAS
 from shardembed.optim import SGD, Adam, NoOptimizer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -24,21 +26,21 @@ REPOSITORY = Path(__file__).parents[3]
 
 def test_they_are_chosen_for_gpus(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", Adam(), torch.bfloat16, 33, 1000, GPU) == "triton"
+        assert choose("auto", SlabFacts(Adam(), torch.bfloat16, 33, 1000, GPU)) == "triton"
     assert "kernel triton" in caplog.text
-    assert choose("auto", NoOptimizer(), torch.float32, 8, 1000, GPU) == "triton", "for lookup and merge"
-    assert choose("reference", Adam(), torch.float32, 8, 1000, GPU) == "reference"
+    assert choose("auto", SlabFacts(NoOptimizer(), torch.float32, 8, 1000, GPU)) == "triton", "for lookup and merge"
+    assert choose("reference", SlabFacts(Adam(), torch.float32, 8, 1000, GPU)) == "reference"
 
 
 def test_on_a_cpu_they_are_for_the_interpreter_and_never_taken_of_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose("auto", SGD(), torch.float16, 8, 1000, CPU) == "reference"
-    assert choose("triton", SGD(), torch.float16, 8, 1000, CPU) == "triton"
+    assert choose("auto", SlabFacts(SGD(), torch.float16, 8, 1000, CPU)) == "reference"
+    assert choose("triton", SlabFacts(SGD(), torch.float16, 8, 1000, CPU)) == "triton"
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(
         ConfigError, match=r"kernel='triton' cannot serve 1,000 x 8 .*only in Triton's interpreter \(TRITON_INTERPRET=1\)"
     ):
-        choose("triton", SGD(), torch.float16, 8, 1000, CPU)
+        choose("triton", SlabFacts(SGD(), torch.float16, 8, 1000, CPU))
     with pytest.raises(ConfigError, match="not on cpu"):
         se.Embedding(4, 2, optimizer=SGD(), kernel="triton", device="cpu")
 
@@ -51,17 +53,17 @@ def test_what_they_do_not_serve_the_reference_does(
     dtype: torch.dtype, width: int, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="shardembed"):
-        assert choose("auto", SGD(), dtype, width, 1000, GPU) == "reference"
+        assert choose("auto", SlabFacts(SGD(), dtype, width, 1000, GPU)) == "reference"
     assert "kernel reference (triton: its kernels" in caplog.text
     with pytest.raises(ConfigError, match=why):
-        choose("triton", SGD(), dtype, width, 1000, GPU)
+        choose("triton", SlabFacts(SGD(), dtype, width, 1000, GPU))
 
 
 def test_a_machine_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
-    assert choose("auto", SGD(), torch.float32, 8, 10, GPU) == "reference"
+    assert choose("auto", SlabFacts(SGD(), torch.float32, 8, 10, GPU)) == "reference"
     with pytest.raises(ConfigError, match="triton is not installed"):
-        choose("triton", SGD(), torch.float32, 8, 10, GPU)
+        choose("triton", SlabFacts(SGD(), torch.float32, 8, 10, GPU))
 
 
 def test_a_triton_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +71,10 @@ def test_a_triton_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("libtriton.so: no such file")
 
     monkeypatch.setattr(triton.importlib, "import_module", broken)
-    assert triton.cannot(torch.float32, 8, GPU) == "triton does not load here: libtriton.so: no such file"
+    assert triton.cannot(SlabFacts(SGD(), torch.float32, 8, 10, GPU)) == "triton does not load here: libtriton.so: no such file"
 
 
+@pytest.mark.exhaustive
 def test_they_compile_for_a_gpu_and_do_what_they_say(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
@@ -79,7 +82,7 @@ def test_they_compile_for_a_gpu_and_do_what_they_say(tmp_path: Path) -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert len(found) == 6
+    assert len(found) == 4 + len({formula.function for formula in FORMULAS.values()})
     for said in found:
         assert said["machine_code"], said
         assert said["atomics"] == 0, said

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from shardembed.kernels import reference
 from shardembed.kernels.triton.lookup import lookup
+from tests.amount import sampled
 from tests.unit.kernels.triton_cases import DEVICE, DTYPES, WIDTHS, compute_dtype
 
 ROWS = 20
@@ -20,8 +23,7 @@ def found(weights: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor | Non
     return lookup(weights.to(DEVICE), rows.to(DEVICE), there, compute_dtype(weights.dtype)).cpu()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "dtype"), sampled(product(WIDTHS, DTYPES)), ids=str)
 def test_rows_and_sums_of_rows_are_torchs(width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     weights, rows = torch.randn(ROWS, width).to(dtype), torch.randint(0, ROWS, (int(OFFSETS[-1]),))
@@ -40,8 +42,7 @@ def test_every_narrow_number_is_read_as_what_it_is(dtype: torch.dtype) -> None:
     assert torch.equal(sums.nan_to_num(nan=7.0), values.float().nan_to_num(nan=7.0))
 
 
-@pytest.mark.parametrize("width", [1, 33, 128])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "dtype"), sampled(product([1, 33, 128], DTYPES)), ids=str)
 def test_entries_may_be_weighted(width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     weights, rows = torch.randn(ROWS, width).to(dtype), torch.randint(0, ROWS, (int(OFFSETS[-1]),))

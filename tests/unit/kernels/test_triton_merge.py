@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.kernels import grouping
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.triton.merge import merge
 from shardembed.kernels.triton.order import DIRECT
+from tests.amount import examples
 from tests.unit.kernels.triton_cases import DEVICE, gradients, order_of, there
 
 
@@ -35,7 +36,7 @@ def test_short_runs_are_summed_in_the_order_of_arrival(width: int, lengths: list
         check(gradients(5, lengths, 13 if lengths is None else 4, width, dtype, whole=False), 5)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.lists(st.integers(0, 12), max_size=12), st.booleans(), st.integers(1, 4))
 def test_long_runs_are_cut_and_no_entry_is_lost(seed: int, rows: int, lengths: list[int], bags: bool, direct: int) -> None:
     """With whole numbers, whose sums are exact however they are cut, and limits so low that runs are cut in every way."""

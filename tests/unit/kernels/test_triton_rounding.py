@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from shardembed.kernels import grouping, reference, rounding
-from shardembed.kernels.reference import Gradients
-from shardembed.kernels.triton.noise import Blocks, Origin
+from shardembed.kernels.formulas import Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.rounding import Blocks, Origin
 from shardembed.kernels.triton.update import update
 from shardembed.optim import SGD, Adam, TableOptimizer
 from tests.unit.kernels import triton_cases
-from tests.unit.kernels.triton_cases import DEVICE, order_of, state_of, there
+from tests.unit.kernels.triton_cases import DEVICE, data_of, order_of, there
 
 exact_roots = triton_cases.exact_roots
 NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -36,28 +37,20 @@ def origins_of(rows_U: torch.Tensor, blocks: list[Origin]) -> rounding.Origins:
 
 def check(optimizer: TableOptimizer, weights: torch.Tensor, batches: list[Gradients], blocks: list[Origin]) -> None:
     """Train both, and compare bits; nan is nan."""
-    rows, width = weights.shape
-    plain, state = weights.clone(), state_of(optimizer, rows, width, torch.float32)
-    fused, fused_state = weights.to(DEVICE, copy=True), {name: one.to(DEVICE, copy=True) for name, one in state.items()}
+    rows = len(weights)
+    plain = data_of(optimizer, weights.clone(), Blocks.of(blocks, torch.device("cpu")))
+    fused = data_of(optimizer, weights.to(DEVICE, copy=True), Blocks.of(blocks, DEVICE))
     for step, waiting in enumerate(batches, start=3):
         rows_U, grads_UW = grouping.merge(waiting, rows)
-        origins = origins_of(rows_U, blocks)
-        reference.update(
-            plain,
-            state,
-            optimizer,
-            0.1,
-            step,
-            rows_U,
-            grads_UW,
-            narrow=lambda new, piece, at=origins, step=step: rounding.stochastic(new, weights.dtype, at[piece], step),
-        )
+        for name in ("tables_U", "rows_U", "columns_U"):
+            assert plain.blocks is not None
+            assert torch.equal(getattr(plain.blocks.of_rows(rows_U), name), getattr(origins_of(rows_U, blocks), name))
+        reference.update(plain, rows_U, grads_UW, Step(0.1, step))
         made = there(waiting)
-        sent = Blocks.of(blocks, DEVICE)
-        update(fused, fused_state, optimizer, 0.1, step, made, order_of(made, rows), blocks=sent)
-        found = fused.cpu()
-        same = (found.view(torch.int16) == plain.view(torch.int16)) | (found.isnan() & plain.isnan())
-        assert same.all(), f"step {step}: {plain[~same][:4]} became {found[~same][:4]}"
+        update(fused, made, order_of(made, rows), 0.1, step)
+        found, expected = fused.weights.cpu(), plain.weights
+        same = (found.view(torch.int16) == expected.view(torch.int16)) | (found.isnan() & expected.isnan())
+        assert same.all(), f"step {step}: {expected[~same][:4]} became {found[~same][:4]}"
 
 
 @NARROW

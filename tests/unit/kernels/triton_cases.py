@@ -12,32 +12,31 @@ import pytest
 import torch
 
 from shardembed.kernels import grouping, reference
-from shardembed.kernels.reference import Gradients
+from shardembed.kernels.formulas import Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import SlabData
+from shardembed.kernels.rounding import Blocks
+from shardembed.kernels.triton.formulas import FORMULAS
 from shardembed.kernels.triton.order import DIRECT, Order, order
 from shardembed.kernels.triton.update import update
-from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowwiseAdagrad, TableOptimizer
+from shardembed.optim import TableOptimizer
+from tests.oracle import EXAMPLES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 WIDTHS = [1, 3, 7, 16, 33, 64, 100, 128, 1000, 1024]
-OPTIMIZERS: list[TableOptimizer] = [
-    SGD(0.1),
-    Adagrad(0.1),
-    RowwiseAdagrad(0.1),
-    Adam(0.1),
-    AdamW(0.1, weight_decay=0.1),
-    FTRL(0.1, l1=0.05, l2=0.1),
-]
-State = dict[str, torch.Tensor]
+OPTIMIZERS: list[TableOptimizer] = [one for one in EXAMPLES.values() if type(one) in FORMULAS]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def state_of(optimizer: TableOptimizer, rows: int, width: int, dtype: torch.dtype) -> State:
-    shapes = {"row": (rows,), "element": (rows, width)}
-    return {name: torch.zeros(shapes[shape], dtype=dtype) for name, shape in optimizer.state.items()}
+def data_of(optimizer: TableOptimizer, weights: torch.Tensor, blocks: Blocks | None = None) -> SlabData:
+    """A slab that has not learned yet, with these weights."""
+    shapes, dtype = {"row": weights.shape[:1], "element": weights.shape}, compute_dtype(weights.dtype)
+    state = {name: torch.zeros(shapes[shape], dtype=dtype, device=weights.device) for name, shape in optimizer.state.items()}
+    return SlabData(weights, state, optimizer, dtype, blocks)
 
 
 def gradients(rows: int, lengths: Sequence[int] | None, segments: int, width: int, dtype: torch.dtype, whole: bool) -> Gradients:
@@ -63,22 +62,22 @@ class Pair:
 
     def __init__(self, optimizer: TableOptimizer, weights: torch.Tensor) -> None:
         self.optimizer = optimizer
-        self.plain = (weights.clone(), state_of(optimizer, *weights.shape, compute_dtype(weights.dtype)))
-        self.fused = (weights.to(DEVICE, copy=True), {name: tensor.to(DEVICE, copy=True) for name, tensor in self.plain[1].items()})
+        self.plain = data_of(optimizer, weights.clone())
+        self.fused = data_of(optimizer, weights.to(DEVICE, copy=True))
 
     def step(
         self, waiting: Gradients, number: int, lr: float = 0.1, factor: float = 1.0, square_U: torch.Tensor | None = None
     ) -> None:
-        rows_U, grads_UW = grouping.merge(waiting, len(self.plain[0]))
-        reference.update(*self.plain, self.optimizer, lr, number, rows_U, grads_UW * factor, square_U)
+        rows_U, grads_UW = grouping.merge(waiting, len(self.plain.weights))
+        reference.update(self.plain, rows_U, grads_UW * factor, Step(lr, number, square_U))
         made, found = there(waiting), None if square_U is None else square_U.to(DEVICE)
-        update(*self.fused, self.optimizer, lr, number, made, order_of(made, len(self.plain[0])), factor, found)
+        update(self.fused, made, order_of(made, len(self.plain.weights)), lr, number, factor, found)
 
     def compared(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """(name, fused, plain) of weights and state."""
-        yield "weights", self.fused[0].cpu(), self.plain[0]
-        for name, tensor in self.plain[1].items():
-            yield name, self.fused[1][name].cpu(), tensor
+        yield "weights", self.fused.weights.cpu(), self.plain.weights
+        for name, tensor in self.plain.state.items():
+            yield name, self.fused.state[name].cpu(), tensor
 
     def check_bits(self) -> None:
         for name, fused, plain in self.compared():

@@ -56,6 +56,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.exhaustive
 @linux
 def test_freed_buffers_stay_with_the_process() -> None:
     run = [sys.executable, "-c", FAULTS]

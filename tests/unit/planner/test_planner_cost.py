@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shardembed as se
 from shardembed.errors import ConfigError, PlanError
-from shardembed.kernels import choose
+from shardembed.kernels.choose import choose
+from shardembed.kernels.kernel import SlabFacts
 from shardembed.planner import cost_demand
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
@@ -22,8 +23,9 @@ from shardembed.planner.workload import TableLoad, Uniform, Workload, Zipf
 from shardembed.tables.placement import Cluster, Placement
 from shardembed.tables.plan import Plan, TablePlan
 from shardembed.tables.pooling import POOLINGS
+from tests.amount import examples
 
-OPTIMIZERS = [se.optim.SGD(), se.optim.Adagrad(), se.optim.RowwiseAdagrad(), se.optim.Adam()]
+OPTIMIZERS = [kind() for kind in se.optim.KINDS]
 RANKS = 4
 
 
@@ -80,7 +82,7 @@ def planned(draw: st.DrawFn) -> tuple[Workload, Plan]:
     return Workload("drawn", 256, tuple(chosen)), Plan(tuple(plans), RANKS)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(planned())
 def test_a_plan_costs_what_its_options_add_up_to(drawn: tuple[Workload, Plan]) -> None:
     workload, plan = drawn
@@ -179,14 +181,14 @@ def test_rows_that_learn_nothing_cost_no_way_back() -> None:
     assert cost_demand.state_bytes(still.tables[0], np.array([16.0])) == 0
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, se.optim.AdamW(), se.optim.FTRL()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_planner_knows_which_kernel_updates_a_slab(optimizer: se.optim.TableOptimizer, dtype: torch.dtype) -> None:
     for width in (16, 128):
         for columns in (width, 2 * width):
             table = one(TableLoad(se.TableConfig("t", 100, columns, dtype=dtype), (1.0,), optimizer=optimizer)).tables[0]
             split = optimizer.rowwise and columns > width
-            kernel = choose.choose("auto", optimizer, dtype, width, 100, torch.device("cpu"))
+            kernel = choose("auto", SlabFacts(optimizer, dtype, width, 100, torch.device("cpu")))
             assert cost_demand.fusible(table, width) == (kernel == "numba" and not split)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.planner.exact import improved
 from shardembed.planner.highs import PLAN
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, score
 from shardembed.planner.search import Solution
+from tests.amount import examples
 
 RANKS, NODE = 4, 2
 
@@ -85,7 +86,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(tuple("ab"[:phases]), RANKS, capacity, items, {"cut": cut}, {"cut": 1.0}, np.ones(phases), NODE)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(problems())
 def test_the_program_finds_the_best_solution_and_proves_it(problem: Problem) -> None:
     best, found = best_of_all(problem), improved(problem, None, PLAN)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sparse
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from shardembed.planner.highs import PLAN, Effort, Program, branched, dual, rela
 from shardembed.planner.problem import Item, Option, Problem
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, Planned
 from shardembed.planner.search import Solution, solve
+from tests.amount import examples
 
 Found = Any  # what scipy.optimize.milp and linprog give
 
@@ -48,7 +49,7 @@ def whole_programs() -> st.SearchStrategy[tuple[Program, float, np.ndarray]]:
     return draw_one()
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(whole_programs())
 def test_no_multipliers_whatever_prove_more_than_is_true(drawn: tuple[Program, float, np.ndarray]) -> None:
     program, least, multipliers = drawn
@@ -56,7 +57,7 @@ def test_no_multipliers_whatever_prove_more_than_is_true(drawn: tuple[Program, f
     assert value is None or value <= least
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(whole_programs())
 def test_both_ways_to_solve_a_program_keep_to_the_truth(drawn: tuple[Program, float, np.ndarray]) -> None:
     program, least, _ = drawn

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 
 import shardembed as se
 from shardembed import planner
@@ -26,11 +26,12 @@ from shardembed.planner.space import Space
 from shardembed.planner.workload import Order, Skew, TableLoad, Uniform, Workload, Zipf, workload_of
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, TablePlan, resolve
+from tests.amount import examples
 from tests.unit.planner.planning import Solutions, choices_of, has_shares, problems
 
 SOME = Effort(rounds=20)  # certificates hold wherever a search ends
 CLOSE = 1e-9  # relative
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EACH = examples(120, HealthCheck.data_too_large)
 TWO = topology.load("cpu", ranks=2)
 
 
@@ -46,7 +47,7 @@ def check_certificate(problem: Problem, solution: Solution, optimum: float) -> N
         assert again.step <= optimum * (1 + solution.gap) * (1 + CLOSE)
 
 
-@QUICK
+@EACH
 @given(problems())
 def test_no_solution_beats_the_bound_and_those_found_keep_their_certificate(drawn: tuple[Problem, Solutions]) -> None:
     problem, every = drawn
@@ -67,7 +68,7 @@ def test_no_solution_beats_the_bound_and_those_found_keep_their_certificate(draw
             check_certificate(problem, solution, optimum)
 
 
-@QUICK
+@EACH
 @given(problems())
 def test_needs_hold_and_the_whole_program_finds_what_there_is(drawn: tuple[Problem, Solutions]) -> None:
     problem, every = drawn
@@ -85,7 +86,7 @@ def test_needs_hold_and_the_whole_program_finds_what_there_is(drawn: tuple[Probl
         assert found.impossible != possible
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@examples(10)
 @given(problems(items=2))
 def test_the_same_seed_gives_the_same_solution(drawn: tuple[Problem, Solutions]) -> None:
     problem, _ = drawn

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -14,6 +14,7 @@ from shardembed.planner.popularity import class_means
 from shardembed.planner.traffic import Asked, Traffic, hashed_places
 from shardembed.planner.workload import Counts, Order, Reuse, Skew, TableLoad, Uniform, Zipf
 from shardembed.tables.table_config import TableConfig
+from tests.amount import examples
 
 REUSE = Reuse(
     "small", 1000, 8000.0, 2000.0, (1.0, 2.0, 4.0, 8.0, float("inf")), (0.5, 0.2, 0.15, 0.1, 0.05), (0.125, 0.1, 0.125, 0.15, 0.5)
@@ -98,7 +99,7 @@ def test_drawn_batches_look_like_that(skew: Skew) -> None:
     assert (np.abs(drawn.mean(0) - expected) <= 4.5 * error + 3 / draws).all()  # a rare event may never be drawn
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.sampled_from(SKEWS), st.sampled_from(["sorted", "hashed"]), st.integers(1, 20_000), st.integers(1, 64), st.floats(0.5, 1e5)
 )

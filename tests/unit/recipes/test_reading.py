@@ -38,6 +38,7 @@ from shardembed.recipes.data.criteo.rows import Clicks, Schema
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.reading import Stream
 from shardembed.recipes.tasks import prepare
+from tests.amount import exhaustive
 
 CPU = torch.device("cpu")
 JOB = """
@@ -154,6 +155,7 @@ def printed(job: Path, watched: Watched, capsys: pytest.CaptureFixture[str], *wo
     return code, *capsys.readouterr()
 
 
+@pytest.mark.exhaustive
 def test_a_run_whose_worker_was_killed_says_so_and_goes_on_where_it_was_saved(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +213,9 @@ def sent(number: int, rank: int, world_size: int, spoiled: int) -> Part:
 @pytest.mark.parametrize(
     ("epoch", "spoiled", "expected"),
     [
-        (no_room_left, -1, r"rank 2: a worker that reads data cannot hand over a batch of 40,000 bytes: .*Give shared memory"),
+        exhaustive(
+            no_room_left, -1, r"rank 2: a worker that reads data cannot hand over a batch of 40,000 bytes: .*Give shared memory"
+        ),
         (unlimited, 3, r"rank 2: a worker that reads data ended with exit code 1; look above"),
     ],
     ids=["no shared memory left", "what cannot be sent"],

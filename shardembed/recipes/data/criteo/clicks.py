@@ -34,7 +34,13 @@ ENOUGH_DROPPED = 100_000
 
 @dataclass(frozen=True)
 class Counted:
-    """What a scan found in one source: what was seen of each part, clicks in all of them, and what was left out."""
+    """What a scan found in one source.
+
+    Attributes:
+        seen: of each part, what later passes are held to.
+        positives: clicks in all of them.
+        dropped: what was left out.
+    """
 
     seen: tuple[Seen, ...]
     positives: int
@@ -50,7 +56,11 @@ class ClickData:
     """Scanned sources.
 
     Attributes:
+        source: of training.
         validation: a source of its own, or None where rows of `source` are split off.
+        split: how they are.
+        counted: what the scan found in `source`.
+        counted_validation: what it found in `validation`, if there is one.
         vocabularies: one a category, of all rows of `source`; empty where categories are hashed.
     """
 

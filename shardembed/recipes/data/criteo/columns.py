@@ -22,7 +22,12 @@ BATCH_ROWS = 1 << 15
 
 @dataclass(frozen=True)
 class ClickColumns:
-    """One Parquet file. Categories are integers, or texts as in text files."""
+    """One Parquet file. Categories are integers, or texts as in text files.
+
+    Attributes:
+        path: of the file.
+        schema: the columns that are read.
+    """
 
     path: Path
     schema: Schema

@@ -25,13 +25,19 @@ MISSING_ROW = 0
 
 @dataclass(frozen=True)
 class ClickBatch(Part):
-    """A rank's part of a global batch: `labels` float32 `[b]`, `dense` float32 `[b, I]`, and `rows` int64 `[C, b]`, a line
-    for each of the `categories`.
+    """A rank's part of a global batch.
+
+    Attributes:
+        labels: 0 or 1, float32 `[b]`.
+        dense: float32 `[b, I]`.
+        rows: of the tables, int64 `[C, b]`, a line for each of the `categories`: one tensor, which comes from a worker and goes to
+            a device at once.
+        categories: their names.
     """
 
     labels: torch.Tensor
     dense: torch.Tensor
-    rows: torch.Tensor  # one tensor, which comes from a worker and goes to a device at once
+    rows: torch.Tensor
     categories: tuple[str, ...]
 
     @property
@@ -44,7 +50,13 @@ class ClickBatch(Part):
 
 @dataclass(frozen=True)
 class Encoder:
-    """What makes batches of clicks; `sizes` are the rows of each table."""
+    """What makes batches of clicks.
+
+    Attributes:
+        categories: their names.
+        lookups: of each category, from values to rows.
+        sizes: the rows of each table.
+    """
 
     categories: tuple[str, ...]
     lookups: tuple[Callable[[np.ndarray], np.ndarray], ...]

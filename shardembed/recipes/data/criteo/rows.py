@@ -19,7 +19,13 @@ MISSING = np.iinfo(np.int64).min  # a category that is not there
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a file, in the order that text files have them."""
+    """The columns of a file, in the order that text files have them.
+
+    Attributes:
+        label: the name of the column with clicks.
+        integers: names of the columns of numbers.
+        categories: names of the columns of categories.
+    """
 
     label: str
     integers: tuple[str, ...]
@@ -39,8 +45,13 @@ class Schema:
 
 @dataclass(frozen=True)
 class Clicks:
-    """Consecutive rows: `labels` int8 `[n]`, 0 or 1; `integers` float32 `[n, I]`, NaN where missing; `categories` int64 `[n, C]`,
-    MISSING where missing. `dropped` are rows among them that the source left out; parts and rows put together know of none.
+    """Consecutive rows.
+
+    Attributes:
+        labels: 0 or 1, int8 `[n]`.
+        integers: float32 `[n, I]`, NaN where missing.
+        categories: int64 `[n, C]`, MISSING where missing.
+        dropped: rows among them that the source left out; parts and rows put together know of none.
     """
 
     labels: np.ndarray

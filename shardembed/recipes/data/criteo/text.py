@@ -33,7 +33,12 @@ SUSPECT = (b"x", b"X", b" ", b"+")
 
 @dataclass(frozen=True)
 class ClickText:
-    """One text file."""
+    """One text file.
+
+    Attributes:
+        path: of the file.
+        schema: its columns.
+    """
 
     path: Path
     schema: Schema

@@ -1,0 +1,119 @@
+"""What a slab asks of the kernel that serves it, and what a kernel is told of the slab.
+
+A new kernel is a class of this shape, what it cannot serve, and an entry in `kernels.choose`.
+
+Legend: E entries, S segments, U distinct rows, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+
+from shardembed.kernels.rounding import Blocks
+from shardembed.optim import TableOptimizer
+
+if TYPE_CHECKING:
+    from shardembed.kernels.gradients import Gradients
+    from shardembed.kernels.triton.order import Order  # Triton may be absent
+
+
+@dataclass(frozen=True)
+class SlabFacts:
+    """What decides which kernel serves a slab.
+
+    Attributes:
+        optimizer: its settings.
+        dtype: of the rows.
+        width: columns of a row.
+        rows: how many this rank has.
+        device: where they lie.
+    """
+
+    optimizer: TableOptimizer
+    dtype: torch.dtype
+    width: int
+    rows: int
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} x {self.width} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class SlabData:
+    """The memory of a slab, which stays where it is for good.
+
+    Attributes:
+        weights: `[rows, W]`.
+        state: of the optimizer by name, `[rows, W]` or `[rows]`, in the compute dtype; empty where nothing learns.
+        optimizer: its settings.
+        compute_dtype: what sums and updates are made in.
+        blocks: where the rows come from, if they are rounded at random; else to the nearest.
+    """
+
+    weights: torch.Tensor
+    state: dict[str, torch.Tensor]
+    optimizer: TableOptimizer
+    compute_dtype: torch.dtype
+    blocks: Blocks | None = None
+
+
+class Kernel(Protocol):
+    """Lookup, merge and update of one slab.
+
+    Attributes:
+        name: as `kernel=` takes it.
+        fuses: `update` takes gradients that have not been merged, too.
+        orders: `order` is of use.
+    """
+
+    name: ClassVar[str]
+    fuses: ClassVar[bool]
+    orders: ClassVar[bool]
+
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+        """The sum of each segment's rows, `[S, W]` in the compute dtype; the rows themselves, in the table's dtype, where `offsets`
+        is None and so every segment is a single row.
+        """
+        ...
+
+    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order | None:
+        """What merge and update need to know of the rows, found out in the forward; None where they need nothing."""
+        ...
+
+    def merge(self, waiting: Gradients, order: Order | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct rows `[U]`, ascending, and the sum of the gradients of each, `[U, W]`, in the order of arrival."""
+        ...
+
+    def update(
+        self,
+        waiting: Gradients,
+        order: Order | None,
+        merged: bool,
+        lr: float,
+        number: int,
+        factor: float,
+        mean_square_U: torch.Tensor | None,
+    ) -> None:
+        """Apply one optimizer step to the summed gradients of each row times `factor`, in place; `waiting` may be written over.
+
+        Args:
+            order: of `waiting`, by `order`, or None where nobody has asked for it.
+            merged: `waiting` is what `merge` answers. Always so where the kernel does not fuse, and with `mean_square_U`.
+            lr: above 0 where the optimizer says that it divides.
+            number: steps taken, this one included.
+            mean_square_U: the mean of g^2 (`factor` included) over whole rows, where these lie on several ranks or must be summed
+                in one order whatever the plan; by default it is of the rows as they are.
+        """
+        ...
+
+
+def lacks(formulas: Container[type[TableOptimizer]], optimizer: TableOptimizer) -> str | None:
+    """Why a kernel with these formulas cannot update such a slab, or None where it can. Subclasses have no formula."""
+    if not optimizer.stepped or type(optimizer) in formulas:
+        return None
+    return f"it has no update for {type(optimizer).__name__}"

@@ -1,0 +1,51 @@
+"""The kernels on one slab, as `kernels.kernel.Kernel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import SlabData
+from shardembed.kernels.triton.lookup import lookup
+from shardembed.kernels.triton.merge import merge
+from shardembed.kernels.triton.order import Order, order
+from shardembed.kernels.triton.update import update
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """Lookup, merge, and merge with the update in one.
+
+    Attributes:
+        data: the memory that it works on.
+    """
+
+    data: SlabData
+    name: ClassVar[str] = "triton"
+    fuses: ClassVar[bool] = True
+    orders: ClassVar[bool] = True
+
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+        return lookup(self.data.weights, rows_E, offsets, self.data.compute_dtype)
+
+    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order:
+        return order(rows_E, offsets, self.data.weights.shape[0])
+
+    def merge(self, waiting: Gradients, order: Order | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return merge(waiting, order or self.order(waiting.rows_E, waiting.offsets))
+
+    def update(
+        self,
+        waiting: Gradients,
+        order: Order | None,
+        merged: bool,
+        lr: float,
+        number: int,
+        factor: float,
+        mean_square_U: torch.Tensor | None,
+    ) -> None:
+        made = order or self.order(waiting.rows_E, waiting.offsets)
+        update(self.data, waiting, made, lr, number, factor, mean_square_U)
