@@ -76,14 +76,14 @@ def floors(runner: Runner, machine: Limits, sent: Any) -> dict[int, float]:
     found[IDS] += machine.empty
     lookup = update = combined = 0.0
     ticket = runner.emb.prefetch(runner.batches[0]).ticket
-    for slab, asked, route in zip(runner.emb.journey.slabs, ticket.request, ticket.route.slabs, strict=True):
+    for i, (slab, asked) in enumerate(zip(runner.emb.journey.slabs, ticket.request, strict=True)):
         rows = slab.locate(asked.keys_E)
         distinct = rows.unique()
         bytes_a_row = slab.spec.width * slab.weights.element_size()
         lookup += limits.gather_seconds(slab.weights, rows, asked.offsets)
-        segments = sum(asked.asked)
+        segments = ticket.request.answers.totals[i]
         update += 2 * limits.gather_seconds(slab.weights, distinct) + segments * bytes_a_row / machine.copy
-        combined += 2 * sum(route.segments) * bytes_a_row / machine.copy
+        combined += 2 * ticket.request.vectors.totals[i] * bytes_a_row / machine.copy
     with torch.no_grad():
         outputs = sum(output.numel() * output.element_size() for output in runner.emb(runner.batches[0]).values())
     found |= {LOOKUP: lookup, UPDATE: update, COMBINE: combined + 2 * outputs / machine.copy}

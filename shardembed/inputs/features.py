@@ -35,7 +35,9 @@ class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of t
 
     @property
     def bags(self) -> int:
-        return self.lengths.numel() if isinstance(self.lengths, torch.Tensor) else self.shape[0]
+        if isinstance(self.lengths, torch.Tensor):
+            return self.lengths.numel()
+        return self.shape[0] if self.shape else 1  # a lone id has no shape
 
     def bag_lengths(self) -> torch.Tensor:
         """int64 `[bags]`."""

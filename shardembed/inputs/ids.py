@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardembed.errors import DtypeError, FeatureError
 from shardembed.inputs.features import FeatureIds, read_bags, read_feature
@@ -50,6 +51,21 @@ class IdBatch:
     def bags(self) -> list[int]:
         """Bags of each feature."""
         return [part.bags for part in self.parts]
+
+    @cached_property
+    def sizes_F(self) -> NDArray[np.int64]:
+        """`sizes` as an array."""
+        return np.array(self.sizes, dtype=np.int64)
+
+    @cached_property
+    def bags_F(self) -> NDArray[np.int64]:
+        """`bags` as an array."""
+        return np.array(self.bags, dtype=np.int64)
+
+    @cached_property
+    def lengths_B(self) -> torch.Tensor:
+        """Ids of each bag of all features, one feature after the other, int64 `[bags]`."""
+        return self.bag_lengths(range(len(self.parts)))
 
     @cached_property
     def weighted(self) -> tuple[bool, ...]:

@@ -55,8 +55,8 @@ def contributions(
         columns = {(lane.table, lane.strip): slice(lane.columns.start, lane.columns.stop) for lane in spec.lanes}
         parts: list[Contributions] = []
         for pieces in slab.unique:
-            of_piece = pieces.segments_N.split([route.ids.sizes[feature] for feature, _ in pieces.columns])
-            for (feature, strip), segments_N in zip(pieces.columns, of_piece, strict=True):
+            of_piece = pieces.segments_N.split([route.ids.sizes[feature] for feature in pieces.how.features])
+            for (feature, strip), segments_N in zip(pieces.how.columns, of_piece, strict=True):
                 table = route.features[feature].table
                 grad = _strip(grads[feature], columns[table, strip], share)
                 parts.append(Contributions(table, *_of_ids(segments_N, feature, route, grad, vectors_SW)))

@@ -25,6 +25,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakMethod
 
+import numpy as np
 import torch
 
 from shardembed.comm.comm import Comm
@@ -295,6 +296,6 @@ class Journey:
 
     def open_topk(self, table: int, k: int, queries: int, problem: Exception | None) -> list[int]:
         """Begin a retrieval: how many queries each rank has. Collective."""
-        counts = [[queries, 0]] * self.comm.world_size
-        rows = open_call(self._call(Mode.TOPK, table, k), counts, problem, self._sender, self.comm, self.device)
-        return [row[0] for row in rows]
+        counts = np.array([queries, 0], dtype=np.int64)[None, :, None].repeat(self.comm.world_size, 2)
+        told = open_call(self._call(Mode.TOPK, table, k), counts, problem, self._sender, self.comm, self.device)
+        return told[0, 0].tolist()

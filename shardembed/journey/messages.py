@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
+from shardembed.kernels.packing import pack, unpack
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.wire import narrow
-from shardembed.wire.header import COUNTS_OF_SLAB, Header, Mode, compare, counts_of, numbers, refused
-from shardembed.wire.layout import Part, message_bytes, pack, unpack
+from shardembed.wire.header import Header, Mode, compare, counts_of, fill, refused
+from shardembed.wire.message import MessageLayout, Numbers, Part, Schema
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,40 @@ class Sender:
     wire_dtypes: tuple[torch.dtype, ...]
     local: bool
 
+    @cached_property
+    def ids(self) -> Schema:
+        """What asks: of all slabs the keys, of all the keys of each segment, and of the `scaled` how often each key's id occurs."""
+        keys = [Part(spec.key_dtype) for spec in self.slabs]
+        lengths = [Part(torch.int32, implied=1) for _ in self.slabs]
+        return Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+
+    @cached_property
+    def scaled(self) -> list[int]:
+        """The slabs that scale gradients by how often ids occur."""
+        return [spec.index for spec in self.slabs if spec.policy.scale_grad_by_freq]
+
+    @cached_property
+    def vectors(self) -> Schema:
+        """One vector a segment, a slab each, as answer or as gradient."""
+        return Schema(tuple(map(_vector, self.slabs, self.wire_dtypes)))
+
+    @cached_property
+    def quanta(self) -> Schema:
+        """Gradients as whole numbers."""
+        return Schema(tuple(Part(torch.int64, (spec.width,)) for spec in self.slabs))
+
+    @cached_property
+    def learns(self) -> Numbers | None:
+        """1 for slabs that get gradients and 0 for frozen ones, `[slabs, 1]`; None where all get them."""
+        frozen = [spec.policy.frozen for spec in self.slabs]
+        return 1 - np.array(frozen, dtype=np.int64)[:, None] if any(frozen) else None
+
+
+def _vector(spec: SlabSpec, dtype: torch.dtype) -> Part:
+    if dtype == torch.int8:
+        return Part(torch.uint8, (narrow.row_bytes(spec.width, dtype),))
+    return Part(dtype, (spec.width,))
+
 
 def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm, device: torch.device) -> Request:
     """All-to-all of counts and flags, then all-to-all of keys.
@@ -68,89 +105,102 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
         InputError: on every rank, when any rank found its batch at fault.
         DisagreementError: on every rank, when they are not making the same call.
     """
-    mine = [[slab.segments, slab.keys] for slab in route.slabs]
-    rows = [[counts[rank] for slab in mine for counts in slab] for rank in range(comm.world_size)]
-    table = open_call(call, rows, problem, sender, comm, device)
-    theirs = [
-        ([row[i] for row in table], [row[i + 1] for row in table])
-        for i in range(0, COUNTS_OF_SLAB * len(sender.slabs), COUNTS_OF_SLAB)
-    ]
-    sent, received = _key_parts([(slab.segments, slab.keys) for slab in route.slabs], theirs, sender)
-    tensors: list[torch.Tensor] = []  # in the order of `_key_parts`
-    for slab, spec in zip(route.slabs, sender.slabs, strict=True):
-        tensors += [slab.keys_E, _lengths_to_send(slab.lengths_S, slab.segments, slab.keys)]
-        if spec.policy.scale_grad_by_freq:
-            tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
-    arrived = iter(_exchange("forward: send ids", tensors, sent, received, sender, comm))
-    slabs = tuple(
-        SlabRequest(
-            next(arrived),
-            _offsets(next(arrived), segments, keys),
-            next(arrived) if spec.policy.scale_grad_by_freq else None,
-            segments,
-            slab.segments,
-        )
-        for slab, spec, (segments, keys) in zip(route.slabs, sender.slabs, theirs, strict=True)
-    )
-    return Request(slabs, comm.history.forwards)
+    mine = route.counts()
+    theirs = open_call(call, mine, problem, sender, comm, device)
+    sent, received = _layout_of_ids(mine, sender), _layout_of_ids(theirs, sender)
+    count = len(sender.slabs)
+    lengths = zip(route.slabs, sent.totals[count : 2 * count], strict=True)
+    tensors = [slab.keys_E for slab in route.slabs]
+    tensors += [slab.keys_E[:0] if slab.lengths_S is None or not told else slab.lengths_S for slab, told in lengths]
+    for number in sender.scaled:
+        slab = route.slabs[number]
+        tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
+    arrived = _exchange("forward: send ids", tensors, sent, received, sender, comm)
+    keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
+    slabs = tuple(SlabRequest(keys[i], _offsets(lengths[i]), occur.get(i)) for i in range(count))
+    answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
+    return Request(slabs, answers, vectors, comm.history.forwards)
+
+
+def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
+    """Of counts `[slabs, 2, R]`. Lengths travel only to ranks that get a segment of several keys. The counts tell which: no segment
+    is empty.
+    """
+    segments, keys = counts[:, 0], counts[:, 1]
+    told = np.where(segments != keys, segments, 0)
+    lengths = np.where(told.any(1, keepdims=True), segments, 0)  # none at all where none travels
+    occur = keys[sender.scaled]
+    return MessageLayout.of(sender.ids, np.concatenate([keys, lengths, occur]), np.concatenate([keys, told, occur]))
+
+
+def _offsets(lengths_S: torch.Tensor) -> torch.Tensor | None:
+    if not lengths_S.numel():
+        return None
+    offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64, device=lengths_S.device)
+    torch.cumsum(lengths_S, 0, out=offsets[1:])
+    return offsets
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
-    sent = _vector_parts([slab.asked for slab in request], sender)
-    received = _vector_parts([slab.sent for slab in request], sender)
     # Of ids that were sent ahead, nothing on the group "forward" said that these vectors come now: they go where sizes follow from
     # the forward call.
     of_call = request.call if request.ahead else None
-    arrived = _exchange("forward: send back", _narrow(answers, sender), sent, received, sender, comm, of_call)
-    return _widened(arrived, sender)
+    sent = _narrow(answers, sender)
+    return _widened(_exchange("forward: send back", sent, request.answers, request.vectors, sender, comm, of_call), sender)
 
 
 def send_grads(grads: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
     """All-to-all of gradients, `[S, W]` a slab: `send_back` with sizes mirrored. Frozen slabs get none."""
-    return _widened(_send_mirrored(_narrow(grads, sender), request, sender, comm), sender)
+    arrived = _send_mirrored(_narrow(grads, sender), request.vectors, request.answers, request, sender, comm)
+    return _widened(arrived, sender)
 
 
 def send_fixed(quanta: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
     """As `send_grads`, for gradients as int64 `[S, W]`."""
-    whole = replace(sender, wire_dtypes=(torch.int64,) * len(sender.slabs))
-    return _send_mirrored(quanta, request, whole, comm)
+    sent, received = (MessageLayout.of(sender.quanta, layout.items) for layout in (request.vectors, request.answers))
+    return _send_mirrored(quanta, sent, received, request, sender, comm)
 
 
-def _send_mirrored(grads: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
-    nothing = [0] * comm.world_size  # what was made frozen is agreed on when the collection is built
-    frozen = [spec.policy.frozen for spec in sender.slabs]
-    sent = _vector_parts([nothing if still else slab.sent for slab, still in zip(request, frozen, strict=True)], sender)
-    received = _vector_parts([nothing if still else slab.asked for slab, still in zip(request, frozen, strict=True)], sender)
-    grads = [part[:0] if still else part for part, still in zip(grads, frozen, strict=True)]
+def _send_mirrored(
+    grads: Sequence[torch.Tensor], sent: MessageLayout, received: MessageLayout, request: Request, sender: Sender, comm: Comm
+) -> list[torch.Tensor]:
+    if sender.learns is not None:  # what was made frozen is agreed on when the collection is built
+        sent, received = (MessageLayout.of(layout.schema, layout.items * sender.learns) for layout in (sent, received))
+        grads = [part[:0] if spec.policy.frozen else part for part, spec in zip(grads, sender.slabs, strict=True)]
     return _exchange("backward: send gradients", grads, sent, received, sender, comm, request.call)
 
 
 def _exchange(
     stage: str,
     tensors: Sequence[torch.Tensor],
-    sent: list[Part],
-    received: list[Part],
+    sent: MessageLayout,
+    received: MessageLayout,
     sender: Sender,
     comm: Comm,
     of_call: int | None = None,
 ) -> list[torch.Tensor]:
     """All-to-all of one message. of_call: the forward call that its sizes follow from, where no counts message announces it."""
+    # What overflows a float16 or bfloat16 wire becomes inf here.
+    tensors = [tensor.to(part.dtype) for tensor, part in zip(tensors, sent.schema.parts, strict=True)]
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
-        return [tensor.to(part.dtype) for tensor, part in zip(tensors, sent, strict=True)]
-    buffer = pack(tensors, sent, comm.world_size)
-    sizes = message_bytes(sent, comm.world_size), message_bytes(received, comm.world_size)
+        return tensors
+    buffer, sizes = pack(tensors, sent), (sent.rank_bytes.tolist(), received.rank_bytes.tolist())
     if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
         buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=of_call)
-    return unpack(buffer, received, comm.world_size)
+    return unpack(buffer, received)
 
 
-def open_call(
-    call: Call, counts: list[list[int]], problem: Exception | None, sender: Sender, comm: Comm, device: torch.device
-) -> list[list[int]]:
-    """Begin a call on the group "forward": tell each rank its row of counts, and get one from each.
+def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Sender, comm: Comm, device: torch.device) -> Numbers:
+    """Begin a call on the group "forward": tell each rank its counts, and get its from each.
+
+    Args:
+        counts: of each rank, two a slab at most, int64 `[slabs, 2, R]`.
+
+    Returns:
+        The same of what the ranks told this one.
 
     Raises:
         ShardEmbedError: on every rank, when any has a `problem`; what is no error of ours is raised as it is where it arose.
@@ -162,18 +212,17 @@ def open_call(
             raise problem
         return counts
     text = json.dumps(travels(problem)) if problem else ""
-    width = numbers(comm.history.slots)
     header = header_of(call, sender.number, number, comm.history.checksum, len(text))
-    mine = [[*header, *row, *[0] * (width - len(header) - len(row))] for row in counts]
-    equal = [width] * comm.world_size
-    sent = torch.tensor(mine, dtype=torch.int64, device=device).view(-1)
+    rows = fill(header, counts, comm.history.slots)
+    equal = [rows.shape[1]] * comm.world_size
+    sent = torch.from_numpy(rows).view(-1).to(device)
     arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
-    rows = arrived.view(comm.world_size, width).tolist()  # host sync on a GPU: nobody can receive keys before he knows how many
+    rows = arrived.view(rows.shape).cpu().numpy()  # host sync on a GPU: nobody can receive keys before he knows how many
     compare(rows, comm.history.collections)
     # Only ranks that make the same call go on to this exchange, and then all of them do.
     if refused(rows):
         _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
-    return [counts_of(row) for row in rows]
+    return counts_of(rows, len(counts))
 
 
 def header_of(call: Call, collection: int, number: int, history: int, error_bytes: int) -> Header:
@@ -206,59 +255,8 @@ def _raise_together(texts: list[str], problem: Exception | None) -> None:
     raise rebuild(name, f"rank {first}: {text}{also}") from problem
 
 
-def _key_parts(
-    mine: Sequence[tuple[list[int], list[int]]], theirs: Sequence[tuple[list[int], list[int]]], sender: Sender
-) -> tuple[list[Part], list[Part]]:
-    def parts(counts: Sequence[tuple[list[int], list[int]]]) -> list[Part]:
-        found: list[Part] = []
-        for (segments, keys), spec in zip(counts, sender.slabs, strict=True):
-            found += [Part(keys, spec.key_dtype), Part(_lengths_counts(segments, keys), torch.int32)]
-            if spec.policy.scale_grad_by_freq:
-                found.append(Part(keys, torch.int32))
-        return found
-
-    return parts(mine), parts(theirs)
-
-
-def _lengths_counts(segments: list[int], keys: list[int]) -> list[int]:
-    """Lengths travel only to ranks that get a segment of several keys; no segment is empty, so the counts tell."""
-    return [s if s != k else 0 for s, k in zip(segments, keys, strict=True)]
-
-
-def _lengths_to_send(lengths_S: torch.Tensor | None, segments: list[int], keys: list[int]) -> torch.Tensor:
-    if lengths_S is None:
-        return torch.empty(0, dtype=torch.int32)
-    counts = _lengths_counts(segments, keys)
-    if counts == segments:
-        return lengths_S
-    return torch.cat([part for part, count in zip(lengths_S.split(segments), counts, strict=True) if count] or [lengths_S[:0]])
-
-
-def _offsets(lengths: torch.Tensor, segments: list[int], keys: list[int]) -> torch.Tensor | None:
-    counts = _lengths_counts(segments, keys)
-    if not any(counts):
-        return None
-    if counts != segments:
-        told = iter(lengths.split([count for count in counts if count]))
-        ones = (lengths.new_ones(size) if not count else next(told) for size, count in zip(segments, counts, strict=True))
-        lengths = torch.cat(list(ones))
-    offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64, device=lengths.device)
-    torch.cumsum(lengths, 0, out=offsets[1:])
-    return offsets
-
-
-def _vector_parts(counts: Sequence[list[int]], sender: Sender) -> list[Part]:
-    return [
-        _vector_part(count, dtype, spec.width) for count, dtype, spec in zip(counts, sender.wire_dtypes, sender.slabs, strict=True)
-    ]
-
-
-def _vector_part(count: list[int], dtype: torch.dtype, width: int) -> Part:
-    return Part(count, torch.uint8, (narrow.row_bytes(width, dtype),)) if dtype == torch.int8 else Part(count, dtype, (width,))
-
-
 def _narrow(vectors: Sequence[torch.Tensor], sender: Sender) -> list[torch.Tensor]:
-    """Encoded, where the wire has 8 bits; messages cast to other dtypes themselves."""
+    """Encoded, where the wire has 8 bits; to other dtypes vectors are cast as they leave."""
     pairs = zip(vectors, sender.wire_dtypes, strict=True)
     return [narrow.encode(part) if dtype == torch.int8 else part for part, dtype in pairs]
 

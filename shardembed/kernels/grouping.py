@@ -58,6 +58,8 @@ class Kernels:
     """
 
     ordering: Any
+    packing: Any
+    pooling: Any
     routing: Any
     updating: Any
 
@@ -76,9 +78,9 @@ def missing() -> str | None:
 
 @cache
 def _load() -> Kernels:
-    from shardembed.kernels.numba import ordering, routing, updating
+    from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
 
-    return Kernels(ordering, routing, updating)
+    return Kernels(ordering, packing, pooling, routing, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:
@@ -86,7 +88,7 @@ def compiled(device: torch.device) -> Kernels | None:
     return None if device.type != "cpu" or missing() else _load()
 
 
-def _sorts(count: int, limit: int) -> bool:
+def sorts(count: int, limit: int) -> bool:
     """A number and its place fit one word."""
     return count.bit_length() + limit.bit_length() <= WORD
 
@@ -94,7 +96,7 @@ def _sorts(count: int, limit: int) -> bool:
 def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
     """The order that sorts `numbers`, all from 0 to below `limit`, and keeps equal ones as they stand; int64."""
     kernels = compiled(numbers.device)
-    if kernels is not None and _sorts(numbers.numel(), limit):
+    if kernels is not None and sorts(numbers.numel(), limit):
         return torch.from_numpy(kernels.ordering.stable_order(numbers.numpy(), limit))
     # 32-bit keys sort in half the time.
     narrow = limit <= torch.iinfo(torch.int32).max
@@ -104,7 +106,7 @@ def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
 def group(numbers: torch.Tensor, limit: int) -> Groups:
     """Group `numbers`, all from 0 to below `limit`. Host sync on a GPU: how many distinct ones there are."""
     kernels = compiled(numbers.device)
-    if kernels is not None and _sorts(numbers.numel(), limit):
+    if kernels is not None and sorts(numbers.numel(), limit):
         return Groups(*(torch.from_numpy(part) for part in kernels.ordering.group(numbers.numpy(), limit)))
     order = stable_order(numbers, limit)
     numbers_U, counts = torch.unique_consecutive(numbers[order], return_counts=True)
@@ -116,7 +118,7 @@ def group_rows(waiting: Gradients, rows: int) -> Groups:
     if waiting.offsets is None:
         return group(waiting.rows_E, rows)
     kernels = compiled(waiting.rows_E.device)
-    if kernels is not None and _sorts(max(waiting.rows_E.numel(), waiting.offsets.numel()), rows):
+    if kernels is not None and sorts(max(waiting.rows_E.numel(), waiting.offsets.numel()), rows):
         found = kernels.ordering.group_segments(waiting.rows_E.numpy(), waiting.offsets.numpy(), rows)
         return Groups(*(torch.from_numpy(part) for part in found))
     groups = group(waiting.rows_E, rows)

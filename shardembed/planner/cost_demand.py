@@ -1,5 +1,5 @@
 """What one rank's batch asks of shards, and the bytes of it: the planner's mirror of
-`journey.route.segments`, `journey.messages` and `wire.layout`.
+`journey.route.segments`, `journey.messages` and `wire.message`.
 
 Legend: N ids, E entries (keys sent), S segments (vectors sent back), B bags, L ids a bag, p a block's share of the ids, n blocks.
 """
@@ -19,7 +19,7 @@ from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
 from shardembed.tables.placement import Packing
 from shardembed.tables.pooling import Pooling
-from shardembed.wire.layout import ALIGNMENT
+from shardembed.wire.message import ALIGNMENT
 from shardembed.wire.narrow import SCALE_BYTES
 
 Array = NDArray[np.float64]

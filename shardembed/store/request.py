@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from shardembed.wire.message import MessageLayout
+
 
 @dataclass(frozen=True)
 class SlabRequest:
@@ -17,28 +19,28 @@ class SlabRequest:
         offsets: where each segment's keys begin, int64 `[S + 1]`, or None when each has one key.
         multiplicities_E: how often each key's id occurs in the asking rank's batch, int32 `[E]`; None where the slab does not scale
             by frequency.
-        asked: segments by the rank that asks.
-        sent: segments that this rank asked of each rank.
     """
 
     keys_E: torch.Tensor
     offsets: torch.Tensor | None
     multiplicities_E: torch.Tensor | None
-    asked: list[int]
-    sent: list[int]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What all ranks ask of this one.
+    """What all ranks ask of this one, and what it has asked of them.
 
     Attributes:
         slabs: what is asked of each.
+        answers: the message of vectors for those who ask, one a segment.
+        vectors: the message of vectors that this rank has asked for.
         call: the number of the forward call.
         ahead: asked beside the main thread's calls.
     """
 
     slabs: tuple[SlabRequest, ...]
+    answers: MessageLayout
+    vectors: MessageLayout
     call: int
     ahead: bool = False
 

@@ -9,11 +9,13 @@ given, since what differs further up explains what differs below. The number its
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import numpy as np
 
 from shardembed.errors import SAME_CALLS, SAME_OUTPUTS, DisagreementError
 from shardembed.wire.fingerprint import described
+from shardembed.wire.message import Numbers
 
 NUMBER_BYTES = 8  # int64
 COUNTS_OF_SLAB = 2  # segments, keys
@@ -119,43 +121,57 @@ def _field(name: str, hint: Any) -> Agreed | Told:
 
 FIELDS: dict[str, Agreed | Told] = {name: _field(name, hint) for name, hint in get_type_hints(Header, include_extras=True).items()}
 AGREED: dict[str, Agreed] = {name: field for name, field in FIELDS.items() if isinstance(field, Agreed)}
-HEADER_BYTES = NUMBER_BYTES * len(Header._fields)
+WIDTH = len(Header._fields)
+HEADER_BYTES = NUMBER_BYTES * WIDTH
 SLAB_COUNTS_BYTES = NUMBER_BYTES * COUNTS_OF_SLAB
 
-Row = Sequence[int]
-_agreed: Callable[[Row], tuple[int, ...]] = itemgetter(*map(Header._fields.index, AGREED))
-_error_bytes: Callable[[Row], int] = itemgetter(Header._fields.index("error_bytes"))
+_AGREED = np.array([*map(Header._fields.index, AGREED)])
+_ERROR_BYTES = Header._fields.index("error_bytes")
 
 
 def numbers(slabs: int) -> int:
     """How many numbers a row has."""
-    return len(Header._fields) + COUNTS_OF_SLAB * slabs
+    return WIDTH + COUNTS_OF_SLAB * slabs
 
 
-def counts_of(row: list[int]) -> list[int]:
-    """A row without its header."""
-    return row[len(Header._fields) :]
+def fill(header: Header, counts: Numbers, slots: int) -> Numbers:
+    """A row to each rank, `[R, numbers]`.
+
+    Args:
+        counts: two a slab and rank, `[slabs, 2, R]`. slots: slabs that a row has room for.
+    """
+    slabs, each, ranks = counts.shape
+    rows = np.zeros((ranks, numbers(slots)), dtype=np.int64)
+    rows[:, :WIDTH] = header
+    rows[:, WIDTH : WIDTH + slabs * each] = counts.transpose(2, 0, 1).reshape(ranks, -1)
+    return rows
 
 
-def refused(rows: Sequence[Row]) -> bool:
+def counts_of(rows: Numbers, slabs: int) -> Numbers:
+    """What the rows say of so many slabs, `[slabs, 2, R]`."""
+    told = rows[:, WIDTH : numbers(slabs)]
+    return np.ascontiguousarray(told.reshape(len(rows), slabs, COUNTS_OF_SLAB).transpose(1, 2, 0))
+
+
+def refused(rows: Numbers) -> bool:
     """Whether some rank sends an error."""
-    return any(map(_error_bytes, rows))
+    return bool(rows[:, _ERROR_BYTES].any())
 
 
-def compare(rows: Sequence[Row], names: Sequence[str]) -> None:
+def compare(rows: Numbers, names: Sequence[str]) -> None:
     """See to it that all ranks make the same call.
 
     Args:
-        rows: of all ranks, in rank order.
+        rows: of all ranks, in rank order, `[R, numbers]`.
         names: of the collections on the group, in the order of their numbers.
 
     Raises:
         DisagreementError: they do not. It describes the call of each rank by what differs.
     """
-    mine = _agreed(rows[0])
-    if all(_agreed(row) == mine for row in rows):  # as good as always, in every forward: nothing else is worked out before
+    agreed = rows[:, _AGREED]
+    if (agreed == agreed[0]).all():  # as good as always, in every forward: nothing else is worked out before
         return
-    headers = [Header(*row[: len(Header._fields)]) for row in rows]
+    headers = [Header(*row) for row in rows[:, :WIDTH].tolist()]
     differing = {name: field for name, field in _compared(rows).items() if len({getattr(each, name) for each in headers}) > 1}
     if not differing:
         return
@@ -165,7 +181,7 @@ def compare(rows: Sequence[Row], names: Sequence[str]) -> None:
     raise DisagreementError(f"ranks are not making the same call: {said}. {advice}")
 
 
-def _compared(rows: Sequence[Row]) -> dict[str, Agreed]:
+def _compared(rows: Numbers) -> dict[str, Agreed]:
     return {name: field for name, field in AGREED.items() if field.refused} if refused(rows) else AGREED
 
 

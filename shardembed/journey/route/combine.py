@@ -22,8 +22,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
+from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
-from shardembed.kernels.grouping import stable_order
+from shardembed.kernels.pooling import spread
 from shardembed.tables.pooling import POOLINGS, PoolingKind
 
 Strips = list[list[tuple[int, torch.Tensor]]]  # by feature: strips and their vectors, [bags or ids, W]
@@ -46,17 +47,14 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> list[torch.Tensor]
 
 def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: Strips) -> None:
     """Pool pieces that are read by id."""
-    ids, segments, kind = route.ids, pieces.segments_N, POOLINGS[pieces.pooling]
-    features = [feature for feature, _ in pieces.columns]
+    ids, segments, kind, features = route.ids, pieces.segments_N, POOLINGS[pieces.how.pooling], pieces.how.features
     if kind.over_ids is None:
         pooled, counts = cast(torch.Tensor, _Take.apply(vectors_SW, segments)), [ids.sizes[i] for i in features]
     else:
-        lengths_B, counts = ids.bag_lengths(features), [ids.bags[i] for i in features]
-        starts_B = lengths_B.cumsum(0) - lengths_B
-        weights = [weight for weight in (ids.parts[i].weights for i in features) if weight is not None]
-        scale = _cat(weights).to(vectors_SW.dtype) if weights else None
+        starts_B, counts = pieces.starts_B, [ids.bags[i] for i in features]
+        scale = _weights(ids, features).to(vectors_SW.dtype) if pieces.how.weighted else None
         padding = None
-        if pieces.padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
+        if pieces.how.padded:  # one more row stands for padding; torch's own path for it gives the same bits as nn.EmbeddingBag
             padding = vectors_SW.shape[0]
             vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
             segments = torch.where(segments < 0, padding, segments)
@@ -66,9 +64,14 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: St
             options = {"per_sample_weights": scale, "padding_idx": padding}
             pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=kind.over_ids, **options)
             if kind.divides_ids:
+                lengths_B = _lengths(starts_B, segments)
                 pooled = kind.divided(pooled, lengths_B if padding is None else _without(segments, padding, lengths_B))
-    for (feature, strip), vectors in zip(pieces.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
+    for (feature, strip), vectors in zip(pieces.how.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
         strips[feature].append((strip, vectors))
+
+
+def _weights(ids: IdBatch, features: Sequence[int]) -> torch.Tensor:
+    return _cat([weights for weights in (ids.parts[i].weights for i in features) if weights is not None])
 
 
 class _Take(torch.autograd.Function):
@@ -81,50 +84,29 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        order_N, starts_S = _by_segment(ctx.segments, ctx.count)
-        return F.embedding_bag(order_N, grads[0].contiguous(), starts_S, mode="sum"), None
+        each_N = torch.arange(ctx.segments.numel(), device=ctx.segments.device)
+        return spread(ctx.segments, each_N, grads[0], ctx.count), None
 
 
 class _Pool(torch.autograd.Function):
-    """`F.embedding_bag` for plain sums over a divisor, with an adjoint that is a lookup itself: the bags of each segment, summed.
-    Torch's own (2.13, on the CPU) takes three times as long.
+    """`F.embedding_bag` for plain sums over a divisor, with a faster adjoint (`kernels.pooling`). once: no segment is in two
+    bags.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, kind: PoolingKind
+        ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, kind: PoolingKind, once: bool = False
     ) -> torch.Tensor:
-        ctx.segments, ctx.starts, ctx.kind, ctx.count = segments_N, starts_B, kind, vectors_SW.shape[0]
+        ctx.segments, ctx.starts, ctx.kind, ctx.once, ctx.count = segments_N, starts_B, kind, once, vectors_SW.shape[0]
         pooled_BW = F.embedding_bag(segments_N, vectors_SW, starts_B, mode=cast(str, kind.over_ids))
         return kind.divided(pooled_BW, _lengths(starts_B, segments_N)) if kind.divides_ids else pooled_BW
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        segments_N, lengths_B = ctx.segments, _lengths(ctx.starts, ctx.segments)
-        grad_BW = ctx.kind.divided(grads[0], lengths_B)
-        order_N, starts_S = _by_segment(segments_N, ctx.count)
-        bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())[order_N]
-        return F.embedding_bag(bags_N, grad_BW.contiguous(), starts_S, mode="sum"), None, None, None
-
-
-class _SumParts(torch.autograd.Function):
-    """Sums of partial sums: as `_Pool`, but each segment belongs to one bag at most, so its gradient is that bag's."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor) -> torch.Tensor:
-        ctx.segments, ctx.starts, ctx.count = segments_N, starts_B, vectors_SW.shape[0]
-        return F.embedding_bag(segments_N, vectors_SW, starts_B, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_BW,), segments_N = grads, ctx.segments
-        bags_N = torch.repeat_interleave(_lengths(ctx.starts, segments_N), output_size=segments_N.numel())
-        if segments_N.numel() == ctx.count:
-            bags_S = torch.empty_like(bags_N)
-            bags_S[segments_N] = bags_N
-            return grad_BW.index_select(0, bags_S), None, None
-        grads_SW = grad_BW.new_zeros(ctx.count, grad_BW.shape[1])  # the others are read by id
-        return grads_SW.index_copy_(0, segments_N, grad_BW.index_select(0, bags_N)), None, None
+        grad_BW = grads[0]
+        if ctx.kind.divisor is not None:
+            grad_BW = ctx.kind.divided(grad_BW, _lengths(ctx.starts, ctx.segments))
+        return spread(ctx.segments, ctx.starts, grad_BW, ctx.count, ctx.once), None, None, None, None
 
 
 def _lengths(starts_B: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
@@ -137,18 +119,12 @@ def _without(segments_N: torch.Tensor, padding: int, lengths_B: torch.Tensor) ->
     return torch.zeros_like(lengths_B).index_add_(0, bags_N, (segments_N != padding).to(lengths_B.dtype))
 
 
-def _by_segment(segments_N: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order that puts the entries of each segment together, `[N]`, and where each segment's begin, `[S]`."""
-    counts_S = torch.bincount(segments_N, minlength=count)
-    return stable_order(segments_N, count), counts_S.cumsum(0) - counts_S
-
-
 def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: Strips) -> None:
     """Sum the owners' partial sums of each bag, and divide by what follows from its length."""
     sizes = [route.ids.bags[feature] for feature, _ in slab.bagged]
     sums = vectors_SW if sum(sizes) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
-        sums = cast(torch.Tensor, _SumParts.apply(vectors_SW, slab.bag_segments, slab.bag_starts))
+        sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, POOLINGS["sum"], True))
     for (feature, number), strip in zip(slab.bagged, torch.unsafe_split_with_sizes(sums, sizes), strict=True):
         kind = POOLINGS[route.features[feature].pooling]
         if kind.divisor is not None:

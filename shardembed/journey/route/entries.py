@@ -1,70 +1,150 @@
-"""Entries of one slab to segments: those of one owner side by side, and of them those of one bag.
+"""Entries of one slab to segments: those of one owner side by side, and of them those of one bag. On a CPU by the compiled kernels
+(`kernels.numba.routing`) where Numba is installed, elsewhere in plain torch; both give the same numbers.
 
-Legend: E entries (a key in a segment), S segments, B bags, R ranks.
+Legend: N ids, U distinct ids, L lanes, E entries (a key in a segment), S segments, B bags, R ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from shardembed.kernels.grouping import compiled, stable_order
+from shardembed.inputs.ids import IdBatch
+from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
+from shardembed.kernels.grouping import compiled, group, sorts, stable_order
+from shardembed.tables.pooling import POOLINGS
+from shardembed.wire.message import Numbers
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The distinct ids of the tables that are read by id.
+
+    Attributes:
+        ids_U: ascending by (table, id), numbered through all tables.
+        counts_U: how often each occurs.
+        starts: where each table's begin, one more than tables, int64.
+        numbers_N: of each id, feature by feature, its number among `ids_U`.
+    """
+
+    ids_U: torch.Tensor
+    counts_U: torch.Tensor
+    starts: Numbers
+    numbers_N: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Segments:
     """What to ask of each owner.
 
-    keys_E: grouped by owner. lengths_S: keys of each segment, or None when each has one. keys, segments: how many go to each
-    rank. segment_of_single: the segments of the entries that are one each. bag_segments, bag_starts: the segments of each bag,
-    `[sum of bags]` starts; None where bag b is segment b.
+    Attributes:
+        keys_E: grouped by owner.
+        lengths_S: keys of each segment, or None when each has one.
+        counts: segments and keys that go to each rank, int64 `[2, R]`.
+        of_single: the segments of the entries that are one each.
+        shifts: what added to an id's number among the distinct ones gives its single in each lane, int64 `[L]`.
+        bag_segments, bag_starts: the segments of each bag, `[sum of bags]` starts; None where bag b is segment b.
     """
 
     keys_E: torch.Tensor
     lengths_S: torch.Tensor | None
-    keys: list[int]
-    segments: list[int]
-    segment_of_single: torch.Tensor
+    counts: torch.Tensor
+    of_single: torch.Tensor
+    shifts: Numbers
     bag_segments: torch.Tensor | None = None
     bag_starts: torch.Tensor | None = None
 
 
-def segment(
-    owner_E: torch.Tensor, key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, world_size: int, lone_owner: int | None
+def find_distinct(ids: IdBatch, routing: RoutingTable, lookup_plan: LookupPlan) -> Distinct:
+    """Each id of the features that are read by id once."""
+    by_id, limit = lookup_plan.by_id, int(routing.table_starts[-1])
+    if not by_id.size:
+        nothing = ids.ids[:0]
+        return Distinct(nothing, nothing, np.zeros(routing.table_starts.size, np.int64), nothing)
+    if (kernels := compiled(ids.ids.device)) is not None and sorts(ids.ids.numel(), limit):
+        found = kernels.routing.distinct(ids.ids.numpy(), ids.sizes_F, by_id, lookup_plan.starts, routing.table_starts)
+        return Distinct(torch.from_numpy(found[0]), torch.from_numpy(found[1]), found[2], torch.from_numpy(found[3]))
+    wanted = ids.ids + spread(lookup_plan.starts, ids)
+    if by_id.size < len(ids.parts):
+        parts = wanted.split(ids.sizes)
+        wanted = torch.cat([parts[i] for i in by_id.tolist()])
+    groups = group(wanted, limit)
+    starts = torch.searchsorted(groups.numbers_U, torch.from_numpy(routing.table_starts).to(wanted.device))
+    return Distinct(groups.numbers_U, groups.counts(), starts.cpu().numpy(), groups.inverse())  # host sync on a GPU
+
+
+def spread(numbers: Numbers, ids: IdBatch) -> torch.Tensor:
+    """One number a feature, repeated for each of its ids, `[N]`."""
+    device = ids.ids.device
+    if numbers.size == 1:
+        return torch.tensor(int(numbers[0]), device=device)
+    sizes = torch.from_numpy(ids.sizes_F).to(device)
+    return torch.repeat_interleave(torch.from_numpy(numbers).to(device), sizes, output_size=ids.ids.numel())
+
+
+def ask(slab: SlabOwners, lookup_plan: SlabLookupPlan, ids: IdBatch, distinct: Distinct, world_size: int) -> Segments:
+    """What to ask of one slab: each distinct id of the tables that are read by id, and the bags of what is read by bag."""
+    if (kernels := compiled(ids.ids.device)) is None:
+        return _ask(slab, lookup_plan, ids, distinct, world_size)
+    batch = ids.ids.numpy(), ids.sizes_F, lookup_plan.bag_lanes, ids.bags_F, ids.lengths_B.numpy()
+    owners = slab.blocks.numpy(), -1 if slab.lone_owner is None else slab.lone_owner
+    found = kernels.routing.ask(distinct.ids_U.numpy(), distinct.starts, lookup_plan.lanes, *batch, *owners, slab.keys, world_size)
+    keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = map(torch.from_numpy, found[:6])
+    shifts, bags, moved = found[6:]
+    if not bags:
+        return Segments(keys_E, None, counts, of_single, shifts)
+    return Segments(keys_E, lengths_S, counts, of_single, shifts, *((bag_segments, bag_starts) if moved else ()))
+
+
+def _ask(slab: SlabOwners, lookup_plan: SlabLookupPlan, ids: IdBatch, distinct: Distinct, world_size: int) -> Segments:
+    """In plain torch."""
+    tables = lookup_plan.lanes[0]
+    counts = distinct.starts[tables + 1] - distinct.starts[tables]
+    ends = np.cumsum(counts)
+    shifts, singles = ends - counts - distinct.starts[tables], int(ends[-1]) if ends.size else 0
+    positions = _positions(distinct.ids_U, np.diff(distinct.starts), lookup_plan.lanes) if singles else []
+    lengths_B = ids.ids[:0]
+    if lookup_plan.bags:
+        positions += _positions(ids.ids, ids.sizes_F, lookup_plan.bag_lanes)
+        lengths_B = ids.bag_lengths(lookup_plan.bag_lanes[0].tolist())
+    owner_E, key_E = slab.locate(cat(positions, ids.ids))
+    lone = slab.lone_owner
+    if lone is not None and not (singles and lengths_B.numel()) and bool((lengths_B > 0).all()):
+        return _of_one_owner(key_E, singles, lengths_B, shifts, world_size, lone)
+    return _segment(owner_E, key_E, singles, lengths_B, shifts, world_size)
+
+
+def _positions(numbers: torch.Tensor, sizes: Numbers, lanes: Numbers) -> list[torch.Tensor]:
+    """Where rows stand among a slab's positions.
+
+    Args:
+        numbers: of several streams one after the other, `sizes[i]` of stream i. lanes: `LaneNumbers`.
+    """
+    streams = numbers.split(sizes.tolist())
+    columns = zip(*lanes[:5].tolist(), strict=True)
+    return [positions_of(streams[i] - low if low else streams[i], start, stride, rows) for i, start, stride, rows, low in columns]
+
+
+def _of_one_owner(
+    key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, shifts: Numbers, world_size: int, owner: int
+) -> Segments:
+    """Only singles, or only bags and none of them empty: nothing has to move."""
+    bags = lengths_B.numel()
+    counts = torch.zeros(2, world_size, dtype=torch.int64)
+    counts[:, owner] = torch.tensor([bags or singles, key_E.numel()])
+    of_single = torch.arange(singles, device=key_E.device)
+    return Segments(key_E, lengths_B if bags else None, counts.to(key_E.device), of_single, shifts)
+
+
+def _segment(
+    owner_E: torch.Tensor, key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, shifts: Numbers, world_size: int
 ) -> Segments:
     """The first `singles` entries are segments of their own; of the others, which belong to bags of `lengths_B`, those with one
     owner and one bag are.
-
-    Args:
-        lone_owner: who owns all that there is, if that is one rank.
     """
-    if lone_owner is not None and not (singles and lengths_B.numel()) and bool((lengths_B > 0).all()):
-        return _of_one_owner(key_E, singles, lengths_B, world_size, lone_owner)
-    if (kernels := compiled(key_E.device)) is not None:
-        found = kernels.routing.segment(owner_E.numpy(), key_E.numpy(), singles, lengths_B.numpy(), world_size)
-        keys_E, lengths_S, keys, segments, of_single, bag_segments, bag_starts = map(torch.from_numpy, found)
-        return Segments(
-            keys_E,
-            lengths_S if lengths_B.numel() else None,
-            keys.tolist(),
-            segments.tolist(),
-            of_single,
-            *((bag_segments, bag_starts) if lengths_B.numel() else (None, None)),
-        )
-    return _segment(owner_E, key_E, singles, lengths_B, world_size)
-
-
-def _of_one_owner(key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, world_size: int, owner: int) -> Segments:
-    """Only singles, or only bags and none of them empty: nothing has to move."""
-    bags = lengths_B.numel()
-    keys, segments = [0] * world_size, [0] * world_size
-    keys[owner], segments[owner] = key_E.numel(), bags or singles
-    return Segments(key_E, lengths_B if bags else None, keys, segments, torch.arange(singles, device=key_E.device))
-
-
-def _segment(owner_E: torch.Tensor, key_E: torch.Tensor, singles: int, lengths_B: torch.Tensor, world_size: int) -> Segments:
-    """In plain torch."""
     device, bags = owner_E.device, lengths_B.numel()
     sorting = stable_order(owner_E, world_size)
     bag_of_entry = torch.repeat_interleave(lengths_B, output_size=owner_E.numel() - singles)
@@ -75,18 +155,44 @@ def _segment(owner_E: torch.Tensor, key_E: torch.Tensor, singles: int, lengths_B
     first_S = begins.nonzero().squeeze(1)  # host sync on a GPU: the number of segments
     segment_E = torch.empty_like(sorting)
     segment_E[sorting] = begins.cumsum(0) - 1
-    keys = torch.bincount(owners, minlength=world_size).tolist()
+    keys = torch.bincount(owners, minlength=world_size)
     if not bags:
-        return Segments(key_E[sorting], None, keys, keys, segment_E)
+        return Segments(key_E[sorting], None, torch.stack([keys, keys]), segment_E, shifts)
     group_S = groups[first_S]
     bag_segments = stable_order(group_S, singles + bags)[singles:]
     per_bag = torch.bincount(group_S[bag_segments] - singles, minlength=bags)
     return Segments(
         key_E[sorting],
         torch.cat([first_S, first_S.new_tensor([owners.numel()])]).diff(),
-        keys,
-        torch.bincount(owners[first_S], minlength=world_size).tolist(),
+        torch.stack([torch.bincount(owners[first_S], minlength=world_size), keys]),
         segment_E[:singles],
+        shifts,
         bag_segments,
         per_bag.cumsum(0) - per_bag,
     )
+
+
+def read(pieces: IdGroup, asked: Segments, distinct: Distinct, ids: IdBatch, by_id: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
+    """The segment of each id of strips that pool alike, `[N]`, -1 for padding; and where each bag of them begins, `[B]`."""
+    pooled = POOLINGS[pieces.pooling].over_ids is not None
+    if (kernels := compiled(ids.ids.device)) is not None:
+        numbers = asked.of_single.numpy(), distinct.numbers_N.numpy(), asked.shifts, pieces.strips, by_id
+        batch = ids.ids.numpy(), ids.sizes_F, ids.bags_F, ids.lengths_B.numpy()
+        segments_N, starts_B = kernels.routing.read(*numbers, *batch, pooled)
+        return torch.from_numpy(segments_N), torch.from_numpy(starts_B)
+    features, lanes, paddings = pieces.strips.tolist()
+    streams = dict(zip(by_id.tolist(), distinct.numbers_N.split(ids.sizes_F[by_id].tolist()), strict=True))
+    shifts = asked.shifts.tolist()
+    segments_N = cat([asked.of_single[streams[f] + shifts[lane]] for f, lane in zip(features, lanes, strict=True)], ids.ids)
+    if pieces.padded:
+        there = zip(features, paddings, strict=True)
+        segments_N = segments_N.masked_fill(torch.cat([ids.parts[f].ids == padding for f, padding in there]), -1)
+    lengths_B = ids.bag_lengths(features) if pooled else ids.ids[:0]
+    return segments_N, lengths_B.cumsum(0) - lengths_B
+
+
+def cat(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Side by side, without a copy where there is but one."""
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.cat(list(tensors)) if tensors else like.new_empty(0, dtype=torch.int64)

@@ -8,17 +8,19 @@ more than 2^31 rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from shardembed.kernels.grouping import compiled
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Feature, TableConfig
+from shardembed.wire.message import Numbers
 
 
 def positions_of(ids: torch.Tensor, start: int, stride: int, rows: int) -> torch.Tensor:
@@ -33,73 +35,110 @@ def positions_of(ids: torch.Tensor, start: int, stride: int, rows: int) -> torch
 KEPT = 64  # descriptions of how features are read
 
 
+class LaneNumbers(NamedTuple):
+    """What routes the ids of one lane, of which kernels get a column each, int64.
+
+    what: the table or feature that its ids are of. start: first position. stride, rows: of the table. low: what stands for its
+    row 0. first_block, blocks: its first block in the slab, and how many it has.
+    """
+
+    what: int
+    start: int
+    stride: int
+    rows: int
+    low: int
+    first_block: int
+    blocks: int
+
+
 @dataclass(frozen=True)
 class SlabOwners:
     """The owners of one slab's rows, as `rank` sees them (it is its own owner of what every rank holds).
 
-    starts: first position of every block, ascending, `[blocks]`. owners: the rank that answers. shifts: key = position + shift.
+    Attributes:
+        spec: the slab.
+        lane_starts: first position of every lane.
+        lane_blocks: the number of every lane's first block.
+        blocks: of every block the first position, ascending, the rank that answers, and what added to a position gives its key,
+            int64 `[3, blocks]`.
+        lone_owner: the rank that answers for all of them, if it is one.
     """
 
     spec: SlabSpec
     lane_starts: tuple[int, ...]
-    starts: torch.Tensor
-    owners: torch.Tensor
-    shifts: torch.Tensor
+    lane_blocks: tuple[int, ...]
+    blocks: torch.Tensor
     lone_owner: int | None
 
     def locate(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(owner rank, key in that owner's slab) of each position, both int64 `[E]`."""
-        if (kernels := compiled(positions.device)) is not None:
-            found = kernels.routing.locate(positions.numpy(), self.starts.numpy(), self.owners.numpy(), self.shifts.numpy())
-            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-        blocks = torch.searchsorted(self.starts, positions, right=True) - 1
-        return self.owners[blocks], positions + self.shifts[blocks]
+        starts, owners, shifts = self.blocks
+        blocks = torch.searchsorted(starts, positions, right=True) - 1
+        return owners[blocks], positions + shifts[blocks]
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """No key, of the dtype in which they travel."""
+        return np.empty(0, np.int32 if self.spec.key_dtype == torch.int32 else np.int64)
 
 
 @dataclass(frozen=True)
 class IdGroup:
     """What is read by id in one slab and pooled alike, a strip of a feature each.
 
-    columns: (feature, strip). places, lanes: the number of each feature among those that are read by id, and of its lane, int64.
-    paddings: the padding id of each table; empty where no table has one or nothing is pooled.
+    Attributes:
+        columns: (feature, strip).
+        pooling: of them.
+        weighted: whether ids have weights.
+        padded: whether the tables have a padding id that bags leave out.
+        strips: of each its feature, the number of its lane in the slab, and its padding id or -1, int64 `[3, strips]`.
     """
 
     columns: tuple[tuple[int, int], ...]
     pooling: Pooling
     weighted: bool
-    places: np.ndarray
-    lanes: np.ndarray
-    paddings: tuple[int, ...]
+    padded: bool
+    strips: Numbers
+
+    @cached_property
+    def features(self) -> list[int]:
+        """The feature of each column."""
+        return [feature for feature, _ in self.columns]
 
 
 @dataclass(frozen=True)
 class SlabLookupPlan:
     """How one slab is read.
 
-    by_id: what is read by id. bags: (feature, strip) of what is read by bag. arrays: of that, the feature, and of its lane the
-    first position, the stride, the table's rows, and the number that stands for its row 0; int64. lanes: as arrays, of every lane,
-    with its table in the place of a feature and rows numbered through all tables.
+    Attributes:
+        by_id: what is read by id.
+        bags: (feature, strip) of what is read by bag.
+        bag_lanes: `LaneNumbers` of that, each with its feature.
+        lanes: `LaneNumbers` of every lane, each with its table, and rows numbered through all tables.
     """
 
     by_id: tuple[IdGroup, ...]
     bags: tuple[tuple[int, int], ...]
-    arrays: tuple[np.ndarray, ...]
-    lanes: tuple[np.ndarray, ...]
+    bag_lanes: Numbers
+    lanes: Numbers
 
 
 @dataclass(frozen=True)
 class LookupPlan:
     """How features are read, which does not depend on their ids.
 
-    by_id: the features that are read by id; the others are read by bag. padded: of those the ones with a padding id, and that.
-    rows, starts: by feature, its table's rows and where they begin when all are numbered through, int64.
+    Attributes:
+        by_id: the features that are read by id, int64; the others are read by bag.
+        padded: of those the ones with a padding id, and that.
+        slabs: how each is read.
+        rows, starts: by feature, its table's rows and where they begin when all are numbered through, int64.
     """
 
-    by_id: tuple[int, ...]
+    by_id: Numbers
     padded: tuple[tuple[int, int], ...]
     slabs: tuple[SlabLookupPlan, ...]
-    rows: np.ndarray
-    starts: np.ndarray
+    rows: Numbers
+    starts: Numbers
 
 
 @dataclass(frozen=True)
@@ -111,7 +150,7 @@ class RoutingTable:
     tables: tuple[TableConfig, ...]
     packings: tuple[str, ...]
     slabs: tuple[SlabOwners, ...]
-    table_starts: tuple[int, ...]
+    table_starts: Numbers
     world_size: int
     _lookup_plans: dict[tuple[int, tuple[bool, ...]], tuple[tuple[Feature, ...], LookupPlan]] = field(
         default_factory=dict, compare=False, repr=False
@@ -132,7 +171,7 @@ class RoutingTable:
         by_bag = [self._by_bag(feature, weight) for feature, weight in zip(features, weighted, strict=True)]
         tables = [self.tables[feature.table] for feature in features]
         return LookupPlan(
-            tuple(i for i, bag in enumerate(by_bag) if not bag),
+            np.array([i for i, bag in enumerate(by_bag) if not bag], dtype=np.int64),
             tuple((i, table.padding_idx) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
             tuple(self._of_slab(slab, features, weighted, by_bag) for slab in self.slabs),
             np.array([table.num_embeddings for table in tables], dtype=np.int64),
@@ -147,44 +186,39 @@ class RoutingTable:
         self, slab: SlabOwners, features: Sequence[Feature], weighted: Sequence[bool], by_bag: Sequence[bool]
     ) -> SlabLookupPlan:
         bag_columns: list[tuple[int, int]] = []
-        bags: list[tuple[int, ...]] = []
-        lanes: list[tuple[int, ...]] = []
+        bags: list[LaneNumbers] = []
+        lanes: list[LaneNumbers] = []
         alike: dict[tuple[Pooling, bool, bool], list[tuple[int, int, int]]] = {}
         of_table: dict[int, list[int]] = {}
         for i, feature in enumerate(features):
             of_table.setdefault(feature.table, []).append(i)
-        for number, (start, lane) in enumerate(zip(slab.lane_starts, slab.spec.lanes, strict=True)):
+        for number, (start, block, lane) in enumerate(zip(slab.lane_starts, slab.lane_blocks, slab.spec.lanes, strict=True)):
             table = self.tables[lane.table]
-            lanes.append((lane.table, start, lane.stride, table.num_embeddings, self.table_starts[lane.table]))
+            numbers = LaneNumbers(lane.table, start, lane.stride, table.num_embeddings, 0, block, len(lane.blocks))
+            lanes.append(numbers._replace(low=self.table_starts[lane.table]))
             for i in of_table.get(lane.table, ()):
                 if by_bag[i]:
                     bag_columns.append((i, lane.strip))
-                    bags.append((i, start, lane.stride, table.num_embeddings, 0))
+                    bags.append(numbers._replace(what=i))
                     continue
                 pooling = features[i].pooling
                 padded = pooling is not None and table.padding_idx is not None  # unpooled, padding is answered with its row
                 alike.setdefault((pooling, weighted[i], padded), []).append((i, lane.strip, number))
-        places = {i: place for place, i in enumerate(i for i, bag in enumerate(by_bag) if not bag)}
-        groups = tuple(self._group(how, found, features, places) for how, found in alike.items())
-        return SlabLookupPlan(groups, tuple(bag_columns), _columns(bags), _columns(lanes))
+        groups = tuple(self._group(how, found, features) for how, found in alike.items())
+        return SlabLookupPlan(groups, tuple(bag_columns), _columns(bags, 7), _columns(lanes, 7))
 
     def _group(
         self,
         how: tuple[Pooling, bool, bool],
         found: Sequence[tuple[int, int, int]],
         features: Sequence[Feature],
-        places: Mapping[int, int],
     ) -> IdGroup:
         pooling, weighted, padded = how
-        paddings = [self.tables[features[i].table].padding_idx for i, _, _ in found]
-        return IdGroup(
-            tuple((i, strip) for i, strip, _ in found),
-            pooling,
-            weighted,
-            np.array([places[i] for i, _, _ in found], dtype=np.int64),
-            np.array([lane for _, _, lane in found], dtype=np.int64),
-            tuple(padding for padding in paddings if padding is not None) if padded else (),
-        )
+        strips: list[tuple[int, ...]] = []
+        for i, _, lane in found:
+            padding = self.tables[features[i].table].padding_idx
+            strips.append((i, lane, padding if padded and padding is not None else -1))
+        return IdGroup(tuple((i, strip) for i, strip, _ in found), pooling, weighted, padded, _columns(strips, 3))
 
     @staticmethod
     def of(
@@ -197,15 +231,16 @@ class RoutingTable:
     ) -> RoutingTable:
         rows = [table.num_embeddings for table in tables]
         slabs = tuple(_slab_owners(spec, rows, rank, device) for spec in specs)
-        return RoutingTable(tables, packings, slabs, tuple(accumulate(rows, initial=0)), world_size)
+        return RoutingTable(tables, packings, slabs, np.array([0, *accumulate(rows)], dtype=np.int64), world_size)
 
 
-def _columns(rows: list[tuple[int, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
+def _columns(rows: Sequence[tuple[int, ...]], width: int) -> Numbers:
+    return np.array(rows, dtype=np.int64).reshape(-1, width).T.copy()
 
 
 def _slab_owners(spec: SlabSpec, table_rows: list[int], rank: int, device: torch.device) -> SlabOwners:
     lane_starts = tuple(accumulate((table_rows[lane.table] for lane in spec.lanes), initial=0))[:-1]
+    lane_blocks = tuple(accumulate((len(lane.blocks) for lane in spec.lanes), initial=0))[:-1]
     starts: list[int] = []
     owners: list[int] = []
     shifts: list[int] = []
@@ -216,6 +251,5 @@ def _slab_owners(spec: SlabSpec, table_rows: list[int], rank: int, device: torch
             owners.append(rank if rank in ranks else ranks[rank % len(ranks)])
             shifts.append(block.first_key - position)
             position += len(block.shard.rows)
-    tensors = (torch.tensor(numbers, dtype=torch.int64, device=device) for numbers in (starts, owners, shifts))
-    lone = owners[0] if len(set(owners)) == 1 else None
-    return SlabOwners(spec, lane_starts, *tensors, lone_owner=lone)
+    blocks = torch.tensor([starts, owners, shifts], dtype=torch.int64, device=device)
+    return SlabOwners(spec, lane_starts, lane_blocks, blocks, lone_owner=owners[0] if len(set(owners)) == 1 else None)

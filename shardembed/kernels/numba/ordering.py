@@ -28,7 +28,7 @@ def bits_of(limit: int) -> int:
 
 
 @compiled
-def _sorted(words_E: Any, low: int, bits: int) -> Any:
+def sort_words(words_E: Any, low: int, bits: int) -> Any:
     """The words sorted by the `bits` above the `low` ones. Overwrites the array."""
     count = words_E.size
     passes = -(-bits // (LONG if count >= MANY else SHORT))
@@ -66,7 +66,7 @@ def _places(words_E: Any, low: int) -> Any:
 
 
 @compiled
-def _runs(words_E: Any, low: int) -> Any:
+def runs_of(words_E: Any, low: int) -> Any:
     """(the distinct numbers, where the words of each begin, `[U + 1]`)."""
     count = words_E.size
     distinct, last = 0, np.int64(-1)
@@ -99,15 +99,15 @@ def _words(numbers_E: Any, low: int) -> Any:
 def stable_order(numbers_E: Any, limit: int) -> Any:
     """The order that sorts numbers from 0 to below `limit` and keeps equal ones as they stand, int64."""
     low = bits_of(numbers_E.size)
-    return _places(_sorted(_words(numbers_E, low), low, bits_of(limit)), low)
+    return _places(sort_words(_words(numbers_E, low), low, bits_of(limit)), low)
 
 
 @compiled
 def group(numbers_E: Any, limit: int) -> Any:
     """(distinct numbers `[U]`, ascending; where each one's entries begin in the order, `[U + 1]`; the order `[E]`)."""
     low = bits_of(numbers_E.size)
-    words_E = _sorted(_words(numbers_E, low), low, bits_of(limit))
-    numbers_U, starts = _runs(words_E, low)
+    words_E = sort_words(_words(numbers_E, low), low, bits_of(limit))
+    numbers_U, starts = runs_of(words_E, low)
     return numbers_U, starts, _places(words_E, low)
 
 
@@ -121,8 +121,8 @@ def group_segments(rows_E: Any, offsets: Any, limit: int) -> Any:
     for s in range(offsets.size - 1):
         for e in range(offsets[s], offsets[s + 1]):
             words_E[e] = (np.int64(rows_E[e]) << low) | s
-    words_E = _sorted(words_E, low, bits_of(limit))
-    rows_U, starts = _runs(words_E, low)
+    words_E = sort_words(words_E, low, bits_of(limit))
+    rows_U, starts = runs_of(words_E, low)
     return rows_U, starts, _places(words_E, low)
 
 

@@ -1,6 +1,6 @@
-"""Ids to segments in two passes over them: count, then put in place.
+"""Ids to segments: one call a batch that numbers distinct ids, one a slab, and one for what pools alike in it.
 
-Legend: E entries (a key in a segment), S segments, B bags, R ranks.
+Legend: N ids, F features, T tables, L lanes, U distinct ids, E entries (a key in a segment), S segments, B bags, R ranks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shardembed.kernels.numba.ordering import bits_of, runs_of, sort_words
 from shardembed.kernels.numba.tools import compiled
 
 
@@ -30,77 +31,42 @@ def first_outside(ids_N: Any, sizes: Any, limits: Any) -> int:
 
 
 @compiled
-def positions(ids_N: Any, sizes: Any, features: Any, starts: Any, strides: Any, rows: Any, lows: Any) -> Any:
-    """As `route.ownership.positions_of`, for the ids of several features one after the other. sizes: ids of each feature of the
-    batch. lows: what stands for row 0.
+def distinct(ids_N: Any, sizes_F: Any, by_id: Any, starts_F: Any, starts_T: Any) -> Any:
+    """The distinct ids of the features `by_id`.
+
+    Args:
+        ids_N: of all features, `sizes_F[f]` of feature f.
+        starts_F: where the rows of each feature's table begin when those of all tables are numbered through.
+        starts_T: the same of each table, and the end.
+
+    Returns:
+        (those ids so numbered, ascending `[U]`; how often each occurs `[U]`; where each table's begin `[T + 1]`; the number of each
+        id among them, feature by feature `[N]`).
     """
-    firsts = np.cumsum(sizes) - sizes
+    firsts_F = np.cumsum(sizes_F) - sizes_F
     count = 0
-    for feature in features:
-        count += sizes[feature]
-    found = np.empty(count, np.int64)
+    for f in by_id:
+        count += sizes_F[f]
+    low = bits_of(count)
+    words = np.empty(count, np.int64)
     at = 0
-    for p in range(features.size):
-        first, size, stride, start = firsts[features[p]], sizes[features[p]], strides[p], starts[p]
-        base, extra = rows[p] // stride, rows[p] % stride
-        shift = 0
-        while (1 << shift) < stride:
-            shift += 1
-        for n in range(first, first + size):
-            place = ids_N[n] - lows[p]
-            if stride > 1:  # a division takes longer than all the rest, and most strides are powers of two
-                quotient = place >> shift if stride == 1 << shift else place // stride
-                residue = place - quotient * stride
-                place = residue * base + min(residue, extra) + quotient
-            found[at] = place + start
+    for f in by_id:
+        for n in range(firsts_F[f], firsts_F[f] + sizes_F[f]):
+            words[at] = ((ids_N[n] + starts_F[f]) << low) | at
             at += 1
-    return found
-
-
-@compiled
-def _block_of(position: int, starts: Any, near: int) -> int:
-    """The block that a position lies in; `near` is where the last one did."""
-    last = starts.size - 1
-    if starts[near] <= position and (near == last or position < starts[near + 1]):
-        return near
-    low, length = 0, last + 1
-    while length > 1:
-        half = length // 2
-        low = low + half if starts[low + half] <= position else low
-        length -= half
-    return low
-
-
-@compiled
-def locate(positions_E: Any, starts: Any, owners: Any, shifts: Any) -> Any:
-    """(owner rank, key in that owner's slab) of each position."""
-    owner_E, key_E = np.empty_like(positions_E), np.empty_like(positions_E)
-    block = 0
-    for e in range(positions_E.size):
-        block = _block_of(positions_E[e], starts, block)
-        owner_E[e] = owners[block]
-        key_E[e] = positions_E[e] + shifts[block]
-    return owner_E, key_E
-
-
-@compiled
-def look_up(segment_of_single: Any, numbers_N: Any, sizes: Any, features: Any, shifts: Any) -> Any:
-    """The segment of each id of some `features`, one after the other: that of single number + shift.
-
-    numbers_N: of the ids of all features, `sizes[i]` of feature i.
-    """
-    firsts = np.cumsum(sizes) - sizes
-    count = 0
-    for feature in features:
-        count += sizes[feature]
-    found = np.empty(count, np.int64)
-    at = 0
-    for p in range(features.size):
-        first = firsts[features[p]]
-        for n in range(first, first + sizes[features[p]]):
-            found[at] = segment_of_single[numbers_N[n] + shifts[p]]
-            at += 1
-    return found
+    words = sort_words(words, low, bits_of(starts_T[-1]))
+    ids_U, runs = runs_of(words, low)
+    numbers_N, mask = np.empty(count, np.int64), (1 << low) - 1
+    for u in range(ids_U.size):
+        for place in range(runs[u], runs[u + 1]):
+            numbers_N[words[place] & mask] = u
+    first_T = np.empty(starts_T.size, np.int64)
+    u = 0
+    for t in range(starts_T.size):
+        while u < ids_U.size and ids_U[u] < starts_T[t]:
+            u += 1
+        first_T[t] = u
+    return ids_U, runs[1:] - runs[:-1], first_T, numbers_N
 
 
 @compiled
@@ -108,10 +74,11 @@ def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: 
     """Entries to segments: the first `singles` entries are one each; of the others, which belong to bags of `lengths_B`, those
     with one owner and one bag are.
 
-    Returns (keys by owner `[E]`, keys of each segment `[S]`, keys to each rank `[R]`, segments to each rank `[R]`, the segment of
-    each single, segments bag by bag `[S - singles]`, where each bag's begin `[B]`).
+    Returns (keys by owner `[E]`, keys of each segment `[S]`, segments and keys to each rank `[2, R]`, the segment of each single,
+    segments bag by bag `[S - singles]`, where each bag's begin `[B]`).
     """
-    keys_R, segments_R = np.zeros(world_size, np.int64), np.zeros(world_size, np.int64)
+    counts = np.zeros((2, world_size), np.int64)
+    segments_R, keys_R = counts[0], counts[1]
     last_bag = np.full(world_size, -1, np.int64)
     for e in range(singles):
         keys_R[owner_E[e]] += 1
@@ -161,4 +128,160 @@ def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: 
         if b >= 0:
             segments_of_bags[next_of_bag[b]] = s
             next_of_bag[b] += 1
-    return keys_E, lengths_S, keys_R, segments_R, segment_of_single, segments_of_bags, starts_B
+    return keys_E, lengths_S, counts, segment_of_single, segments_of_bags, starts_B
+
+
+@compiled
+def _block_of(position: int, starts: Any, near: int, guess: int, first: int, last: int) -> int:
+    """The block of a lane, which has the blocks `first` to `last`, that a position lies in. near: where the one before did. guess:
+    where it is if all are equally long.
+    """
+    if starts[near] <= position and (near == last or position < starts[near + 1]):
+        return near
+    guess = min(max(guess, first), last)
+    if starts[guess] <= position and (guess == last or position < starts[guess + 1]):
+        return guess
+    low, length = first, last - first + 1
+    while length > 1:
+        half = length // 2
+        low = low + half if starts[low + half] <= position else low
+        length -= half
+    return low
+
+
+@compiled
+def _place(ids_N: Any, lane: Any, blocks: Any, owner_E: Any, key_E: Any) -> None:
+    """The owner and the key there of each id of one lane. lane, blocks: as `LaneNumbers` and `SlabOwners.blocks`."""
+    start, stride, rows, low, first = lane[1], lane[2], lane[3], lane[4], lane[5]
+    last = first + lane[6] - 1
+    starts, owners, shifts = blocks[0], blocks[1], blocks[2]
+    base, extra = rows // stride, rows % stride
+    per_row = lane[6] / rows
+    shift = 0
+    while (1 << shift) < stride:
+        shift += 1
+    near = first
+    for n in range(ids_N.size):
+        place = ids_N[n] - low
+        if stride > 1:  # a division takes longer than all the rest, and most strides are powers of two
+            quotient = place >> shift if stride == 1 << shift else place // stride
+            residue = place - quotient * stride
+            place = residue * base + min(residue, extra) + quotient
+        position = place + start
+        near = _block_of(position, starts, near, first + np.int64(place * per_row), first, last)
+        owner_E[n] = owners[near]
+        key_E[n] = position + shifts[near]
+
+
+@compiled
+def ask(
+    ids_U: Any,
+    starts_T: Any,
+    lanes: Any,
+    ids_N: Any,
+    sizes_F: Any,
+    bag_lanes: Any,
+    bags_F: Any,
+    lengths_B: Any,
+    blocks: Any,
+    lone_owner: int,
+    keys: Any,
+    world_size: int,
+) -> Any:
+    """What to ask of one slab: each distinct id of the tables that are read by id, in all `lanes`, and the bags of what is read by
+    bag.
+
+    Args:
+        ids_U, starts_T: distinct ids, numbered through all tables, and where each table's begin.
+        lanes, bag_lanes: `LaneNumbers`.
+        ids_N, sizes_F, bags_F, lengths_B: the batch.
+        blocks: `SlabOwners.blocks`.
+        lone_owner: who owns all that there is, if that is one rank, else -1.
+        keys: an array of the dtype that keys are to have.
+
+    Returns:
+        (what `segment` does; how far the singles of each lane lie from its distinct ids `[L]`; the number of bags; whether anything
+        had to move: if not, single s is segment s, or bag b is).
+    """
+    shifts_L = np.empty(lanes.shape[1], np.int64)
+    singles = 0
+    for p in range(lanes.shape[1]):
+        table = lanes[0, p]
+        shifts_L[p] = singles - starts_T[table]
+        singles += starts_T[table + 1] - starts_T[table]
+    firsts_F, first_bags_F = np.cumsum(sizes_F) - sizes_F, np.cumsum(bags_F) - bags_F
+    entries, bags = singles, 0
+    for p in range(bag_lanes.shape[1]):
+        entries += sizes_F[bag_lanes[0, p]]
+        bags += bags_F[bag_lanes[0, p]]
+    owner_E, key_E, lengths = np.empty(entries, np.int64), np.empty(entries, keys.dtype), np.empty(bags, np.int64)
+    at = 0
+    for p in range(lanes.shape[1]):
+        first, last = starts_T[lanes[0, p]], starts_T[lanes[0, p] + 1]
+        end = at + last - first
+        _place(ids_U[first:last], lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
+        at = end
+    bag = 0
+    for p in range(bag_lanes.shape[1]):
+        f = bag_lanes[0, p]
+        end = at + sizes_F[f]
+        _place(ids_N[firsts_F[f] : firsts_F[f] + sizes_F[f]], bag_lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
+        at = end
+        lengths[bag : bag + bags_F[f]] = lengths_B[first_bags_F[f] : first_bags_F[f] + bags_F[f]]
+        bag += bags_F[f]
+    if lone_owner >= 0 and (singles == 0 or bags == 0) and (lengths > 0).all():
+        counts, none = np.zeros((2, world_size), np.int64), np.empty(0, np.int64)
+        counts[0, lone_owner], counts[1, lone_owner] = singles + bags, entries
+        return key_E, lengths.astype(np.int32), counts, np.arange(singles), none, none, shifts_L, bags, False
+    keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = segment(owner_E, key_E, singles, lengths, world_size)
+    return keys_E, lengths_S, counts, of_single, bag_segments, bag_starts, shifts_L, bags, True
+
+
+@compiled
+def read(
+    of_single: Any,
+    numbers_N: Any,
+    shifts_L: Any,
+    strips: Any,
+    by_id: Any,
+    ids_N: Any,
+    sizes_F: Any,
+    bags_F: Any,
+    lengths_B: Any,
+    pooled: bool,
+) -> Any:
+    """The segment of each id of some strips that pool alike, -1 for padding, and where each bag of them begins, if they do pool.
+
+    Args:
+        of_single: the segment of each single. shifts_L: by `ask`.
+        numbers_N: of the ids of the features `by_id`, one after the other, their numbers among the distinct ones.
+        strips: `IdGroup.strips`.
+        ids_N, sizes_F, bags_F, lengths_B: the batch.
+    """
+    firsts_F, first_bags_F = np.cumsum(sizes_F) - sizes_F, np.cumsum(bags_F) - bags_F
+    first_numbers = np.zeros(sizes_F.size, np.int64)
+    at = 0
+    for f in by_id:
+        first_numbers[f] = at
+        at += sizes_F[f]
+    count, bags = 0, 0
+    for p in range(strips.shape[1]):
+        count += sizes_F[strips[0, p]]
+        bags += bags_F[strips[0, p]] if pooled else 0
+    segments_N, starts_B = np.empty(count, np.int64), np.empty(bags, np.int64)
+    at, b = 0, 0
+    for p in range(strips.shape[1]):
+        f, shift, padding = strips[0, p], shifts_L[strips[1, p]], strips[2, p]
+        begins = at
+        for n in range(first_numbers[f], first_numbers[f] + sizes_F[f]):
+            segments_N[at] = of_single[numbers_N[n] + shift]
+            at += 1
+        if padding >= 0:
+            for n in range(sizes_F[f]):
+                if ids_N[firsts_F[f] + n] == padding:
+                    segments_N[begins + n] = -1
+        for bag in range(first_bags_F[f], first_bags_F[f] + (bags_F[f] if pooled else 0)):
+            starts_B[b] = begins
+            begins += lengths_B[bag]
+            b += 1
+    return segments_N, starts_B

@@ -1,4 +1,4 @@
-"""How these kernels are compiled, and the one instruction that Numba has no word for: llvm.prefetch."""
+"""How these kernels are compiled, and what Numba has no word for: llvm.prefetch, and copies between addresses."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ def _fetch_type(typing_context: Any, flat: Any, index: Any) -> Any:
 
 # (flat array, index): asks for the cache line of an element that will be read and written soon.
 _fetch: Any = intrinsic(_fetch_type)
+
+
+def _copy_type(typing_context: Any, target: Any, source: Any, size: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        to, origin = (builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in arguments[:2])
+        cgutils.raw_memcpy(builder, to, origin, arguments[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+# (address to, address from, bytes); the two may not overlap.
+copy_bytes: Any = intrinsic(_copy_type)
 
 
 @compiled

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device, ranks_per_node
 from shardembed.kernels.memory import keep_freed_memory
+from shardembed.kernels.packing import pack, unpack
 from shardembed.planner.calibrate import drawn, fit
 from shardembed.planner.calibrate.stages import Case, Runner, gathered, in_turns
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.topology_sections import REQUIRED_OPS
 from shardembed.tables.placement import Cluster
-from shardembed.wire.layout import Part, pack, unpack
+from shardembed.wire.message import MessageLayout, Part
 
 Array = NDArray[np.float64]
 CASES, SEED = 80, 11
@@ -89,12 +90,13 @@ def _block_seconds(ranks: int = 64, slabs: int = 4, rounds: int = 15) -> float:
     """What a block of a message takes, on one side; the same on all ranks. Few ranks cannot tell it from what a slab takes, and
     many would pay for the error.
     """
-    parts = [Part([2] * ranks, torch.float32, (8,)) for _ in range(slabs)]
+    parts, counts = [Part(torch.float32, (8,))] * slabs, np.full((slabs, ranks), 2)
     vectors = [torch.ones(2 * ranks, 8, device=default_device()) for _ in parts]
     taken = []
     for _ in range(rounds):
         began = time.perf_counter()
-        unpack(pack(vectors, parts, ranks), parts, ranks)
+        layout = MessageLayout.of(parts, counts)
+        unpack(pack(vectors, layout), layout)
         taken.append((time.perf_counter() - began) / (2 * ranks * slabs))
     return float(np.mean(gathered(np.array([np.median(taken)]))))
 

@@ -24,7 +24,7 @@ from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, TablePlan
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
-from shardembed.wire.layout import ALIGNMENT
+from shardembed.wire.message import ALIGNMENT
 from tests.harness import run_ranks
 
 BAGS, LONG = 12, 60

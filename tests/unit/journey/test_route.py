@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route import Route, RoutingTable, combine, empty_route, make_route
+from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import SlabRoute
 from shardembed.kernels import grouping
 from shardembed.store.slab_spec import SlabSpec, build_slabs
@@ -52,13 +53,14 @@ def lay_out(specs: tuple[SlabSpec, ...], weights: list[np.ndarray], world_size: 
 
 def answer(route: SlabRoute, spec: SlabSpec, slabs: list[list[np.ndarray]]) -> torch.Tensor:
     """What the owners say, segment by segment, and what every request must look like."""
-    assert sum(route.keys) == route.keys_E.numel()
-    lengths = torch.ones(sum(route.segments), dtype=torch.int64) if route.lengths_S is None else route.lengths_S
-    assert lengths.numel() == sum(route.segments)
+    segments, keys_R = route.counts.tolist()
+    assert sum(keys_R) == route.keys_E.numel()
+    lengths = torch.ones(sum(segments), dtype=torch.int64) if route.lengths_S is None else route.lengths_S
+    assert lengths.numel() == sum(segments)
     assert lengths.sum() == route.keys_E.numel()
     assert (lengths > 0).all()  # an empty segment is never sent
     sums = []
-    asked = zip(route.keys_E.split(route.keys), lengths.split(route.segments), strict=True)
+    asked = zip(route.keys_E.split(keys_R), lengths.split(segments), strict=True)
     for owner, (keys, lengths_S) in enumerate(asked):
         assert lengths_S.sum() == keys.numel()
         if keys.numel():
@@ -71,7 +73,8 @@ def answer(route: SlabRoute, spec: SlabSpec, slabs: list[list[np.ndarray]]) -> t
 
 def plain(value: Any, feature: Feature, weights: np.ndarray) -> torch.Tensor:
     table = torch.from_numpy(weights)
-    ids, offsets, scale = (*value, None, None)[:3] if isinstance(value, tuple) else (value, None, None)
+    given: Any = (*value, None, None)[:3] if isinstance(value, tuple) else (value, None, None)
+    ids, offsets, scale = given
     if feature.pooling is None:
         return F.embedding(ids, table)
     if offsets is None:
@@ -125,6 +128,8 @@ def same(one: Any, other: Any) -> bool:
     """Equal, tensors by their numbers; where they are whole, of any type."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.tolist() == other.tolist()
+    if isinstance(one, IdGroup):
+        return one is other
     if is_dataclass(one):
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     if isinstance(one, tuple):
@@ -145,7 +150,7 @@ def test_an_empty_route_asks_nothing(case: Case) -> None:
     specs = build_slabs(case.tables, case.plan, case.optimizers)
     for routing in atlases(case, specs):
         for slab in empty_route(features_of(case.tables), routing).slabs:
-            assert (slab.keys_E.numel(), sum(slab.keys), sum(slab.segments)) == (0, 0, 0)
+            assert (slab.keys_E.numel(), slab.counts.tolist()) == (0, [[0] * routing.world_size] * 2)
 
 
 @given(cases(), st.data())

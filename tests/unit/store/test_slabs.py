@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import prod
 
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from shardembed.errors import PlanError
 from shardembed.optim import SGD, Adagrad, RowwiseAdagrad
@@ -17,7 +15,6 @@ from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.placement import Cluster, column_wise, grid, replicated, row_wise
 from shardembed.tables.plan import Plan, TablePlan, resolve
 from shardembed.tables.table_config import TableConfig
-from shardembed.wire.layout import ALIGNMENT, Part, message_bytes, pack, unpack
 from tests.unit.drawn import Case, cases
 
 
@@ -80,64 +77,3 @@ def test_strips_cut_differently_are_no_place_for_a_rowwise_optimizer() -> None:
     with pytest.raises(PlanError, match="table 'a': a rowwise optimizer or max_norm on cut columns needs the same row cuts"):
         build_slabs([TableConfig("a", 4, 2)], plan, [RowwiseAdagrad()])
     assert len(build_slabs([TableConfig("a", 4, 2)], plan, [Adagrad()])) == 1
-
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64]
-
-
-@st.composite
-def messages(draw: st.DrawFn) -> list[list[Part]]:
-    """`messages[rank]` are the parts that a rank sends; kinds of parts agree between ranks, counts do not."""
-    world_size = draw(st.integers(1, 4))
-    kinds = draw(
-        st.lists(st.tuples(st.sampled_from(DTYPES), st.sampled_from([(), (1,), (3,), (4,), (2, 5)])), min_size=1, max_size=4)
-    )
-    counts = st.lists(st.integers(0, 4), min_size=world_size, max_size=world_size)
-    return [[Part(draw(counts), dtype, shape) for dtype, shape in kinds] for _ in range(world_size)]
-
-
-def values(part: Part, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-100, 100, (part.items, *part.item_shape), generator=generator).to(part.dtype)
-
-
-@given(messages())
-def test_what_is_packed_is_unpacked(sent: list[list[Part]]) -> None:
-    world = len(sent)
-    tensors = [[values(part, 10 * rank + i) for i, part in enumerate(parts)] for rank, parts in enumerate(sent)]
-    buffers = [pack(tensors[rank], sent[rank], world) for rank in range(world)]
-    sizes = [message_bytes(parts, world) for parts in sent]
-    assert [buffer.numel() for buffer in buffers] == [sum(size) for size in sizes]
-    assert all(buffer.dtype == torch.uint8 for buffer in buffers)
-    assert all(size % ALIGNMENT == 0 for row in sizes for size in row)
-    for to in range(world):
-        arrived = torch.cat([buffers[source].split(sizes[source])[to] for source in range(world)])
-        parts = [
-            Part([sent[source][i].counts[to] for source in range(world)], p.dtype, p.item_shape) for i, p in enumerate(sent[0])
-        ]
-        assert message_bytes(parts, world) == [sizes[source][to] for source in range(world)]
-        for i, got in enumerate(unpack(arrived, parts, world)):
-            wanted = torch.cat([tensors[source][i].split(list(sent[source][i].counts))[to] for source in range(world)])
-            assert got.dtype == wanted.dtype
-            assert got.shape == wanted.shape
-            assert torch.equal(got, wanted)
-
-
-@given(messages())
-def test_blocks_start_where_every_dtype_can_be_viewed(sent: list[list[Part]]) -> None:
-    for parts in sent:
-        for rank in range(len(sent)):
-            for part in parts:
-                size = part.counts[rank] * prod(part.item_shape) * part.dtype.itemsize
-                assert size <= part.chunk_bytes(rank) < size + ALIGNMENT
-                assert part.chunk_bytes(rank) % ALIGNMENT == 0
-
-
-@pytest.mark.parametrize("width", [3, 8])
-def test_values_are_cast_on_the_way(width: int) -> None:
-    tensor = torch.full((2, width), 1e6)
-    for dtype, wanted in [(torch.float16, torch.inf), (torch.bfloat16, float(torch.tensor(1e6).bfloat16()))]:
-        part = Part([1, 1], dtype, (width,))
-        (got,) = unpack(pack([tensor], [part], 2), [part], 2)
-        assert got.dtype == dtype
-        assert got.float().eq(wanted).all()

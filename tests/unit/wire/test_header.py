@@ -8,21 +8,23 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from shardembed.errors import DisagreementError
 from shardembed.journey.messages import Call, header_of
 from shardembed.wire import header as headers
 from shardembed.wire.fingerprint import MASKED, described, fingerprint
-from shardembed.wire.header import AGREED, FIELDS, Agreed, Header, Mode, Told, compare, counts_of, numbers, refused, untold
+from shardembed.wire.header import AGREED, FIELDS, Agreed, Header, Mode, Told, compare, counts_of, fill, numbers, refused, untold
+from shardembed.wire.message import Numbers
 
 NAMES = ["user, item", "other"]
 SAME = Header(**{**dict.fromkeys(FIELDS, 0), "collection": 1})
-COUNTS = [[3, 4, 0, 0], [5, 6, 7, 8]]
+COUNTS = np.array([[[3, 5], [4, 6]], [[0, 7], [0, 8]]])  # of 2 slabs, segments and keys, by rank
 
 
-def rows(*each: Header) -> list[list[int]]:
-    return [[*header, *counts] for header, counts in zip(each, COUNTS, strict=True)]
+def rows(*each: Header) -> Numbers:
+    return np.stack([fill(header, COUNTS, slots=3)[rank] for rank, header in enumerate(each)])
 
 
 def heard(*each: Header) -> tuple[list[str], str]:
@@ -71,8 +73,9 @@ def test_rows_keep_their_counts() -> None:
     sent = rows(SAME, SAME)
     compare(sent, NAMES)
     assert not refused(sent)
-    assert [counts_of(row) for row in sent] == COUNTS
-    assert {len(row) for row in sent} == {numbers(slabs=2)}
+    assert sent.shape == (2, numbers(slabs=3))
+    assert sent[1].tolist() == [*SAME, 5, 6, 7, 8, 0, 0]
+    assert np.array_equal(counts_of(sent, 2), COUNTS)
 
 
 EVALUATION = "a forward in evaluation mode (no_grad) of collection 1 (user, item)"

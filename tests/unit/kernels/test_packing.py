@@ -1,0 +1,130 @@
+"""Messages: what is packed comes out at the other end, from the compiled kernels and from plain torch alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardembed.kernels import grouping
+from shardembed.kernels.packing import pack, unpack
+from shardembed.wire.message import ALIGNMENT, MessageLayout, Part
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64, torch.uint8]
+SHAPES = [(), (1,), (3,), (4,), (2, 5), (12,)]
+IMPLIED = 7
+
+
+@dataclass(frozen=True)
+class Job:
+    """layouts, tensors: of what each rank sends."""
+
+    layouts: list[MessageLayout]
+    tensors: list[list[torch.Tensor]]
+
+
+@st.composite
+def jobs(draw: st.DrawFn, most_ranks: int = 4) -> Job:
+    """Messages that ranks send each other; kinds of parts agree between ranks, counts do not."""
+    ranks = draw(st.integers(1, most_ranks))
+    kinds = st.tuples(st.sampled_from(DTYPES), st.sampled_from(SHAPES), st.booleans())
+    parts = [
+        Part(dtype, shape, IMPLIED if some_stay else None)
+        for dtype, shape, some_stay in draw(st.lists(kinds, min_size=1, max_size=4))
+    ]
+    numbers = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    most = draw(st.sampled_from([0, 1, 5]))
+    layouts, tensors = [], []
+    for _ in range(ranks):
+        items = numbers.integers(0, most + 1, (len(parts), ranks))
+        travels = numbers.random(items.shape) < 0.5
+        counts = np.where(travels | np.array([[part.implied is None] for part in parts]), items, 0)
+        some_stay = any(part.implied is not None for part in parts)
+        layouts.append(MessageLayout.of(parts, items, counts if some_stay else None))
+        tensors.append([values(part, size, numbers) for part, size in zip(parts, items.sum(1), strict=True)])
+    return Job(layouts, tensors)
+
+
+def values(part: Part, items: int, numbers: np.random.Generator) -> torch.Tensor:
+    """Every pattern of bits may come, nan too."""
+    drawn = numbers.integers(0, 256, (items, part.item_bytes), dtype=np.uint8)
+    return torch.from_numpy(drawn).view(-1).view(part.dtype).view(items, *part.item_shape)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def arriving(job: Job, to: int) -> tuple[torch.Tensor, MessageLayout]:
+    """What a rank gets, and the layout it knows of it."""
+    buffers = [pack(tensors, layout) for tensors, layout in zip(job.tensors, job.layouts, strict=True)]
+    shares = [buffer.split(layout.rank_bytes.tolist())[to] for buffer, layout in zip(buffers, job.layouts, strict=True)]
+    items, counts = (np.stack([getattr(layout, name)[:, to] for layout in job.layouts], 1) for name in ("items", "counts"))
+    schema = job.layouts[0].schema
+    return torch.cat(shares), MessageLayout.of(schema, items, counts if schema.implying else None)
+
+
+def wanted(job: Job, part: int, to: int) -> bytes:
+    """By plain slicing: what travels as it was sent, the rest as it is implied."""
+    found = b""
+    for layout, tensors in zip(job.layouts, job.tensors, strict=True):
+        share = tensors[part].split(layout.items[part].tolist())[to]
+        found += bits(share if layout.counts[part, to] else torch.full_like(share, IMPLIED))
+    return found
+
+
+def in_plain_torch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(grouping, "missing", lambda: "numba is not installed")
+
+
+@given(jobs())
+def test_what_is_packed_is_unpacked(job: Job) -> None:
+    for to in range(len(job.layouts)):
+        buffer, layout = arriving(job, to)
+        assert buffer.numel() == layout.rank_bytes.sum()
+        found = unpack(buffer, layout)
+        with pytest.MonkeyPatch.context() as patch:
+            in_plain_torch(patch)
+            twins = unpack(buffer, layout)
+        for part, (kind, one, twin) in enumerate(zip(layout.schema.parts, found, twins, strict=True)):
+            assert one.dtype == twin.dtype == kind.dtype
+            assert one.shape == twin.shape == (layout.items[part].sum(), *kind.item_shape)
+            assert bits(one) == bits(twin) == wanted(job, part, to)
+
+
+@given(jobs(most_ranks=9))
+def test_a_message_has_the_same_bytes_from_the_kernel_and_from_plain_torch(job: Job) -> None:
+    for layout, tensors in zip(job.layouts, job.tensors, strict=True):
+        one = pack(tensors, layout)
+        with pytest.MonkeyPatch.context() as patch:
+            in_plain_torch(patch)
+            twin = pack(tensors, layout)
+        assert one.dtype == twin.dtype == torch.uint8
+        at = 0
+        assert all(size % ALIGNMENT == 0 for size in layout.rank_bytes)
+        for sizes, share in zip(layout.sizes.T.tolist(), layout.rank_bytes.tolist(), strict=True):
+            end = at + share
+            for size in sizes:  # but not the padding, which holds anything
+                assert bits(one[at : at + size]) == bits(twin[at : at + size])
+                at += -(-size // ALIGNMENT) * ALIGNMENT
+            assert at == end
+        assert at == one.numel() == twin.numel()
+
+
+def test_tensors_that_are_not_contiguous_are_packed_as_they_read() -> None:
+    layout = MessageLayout.of([Part(torch.float32, (3,)), Part(torch.int64)], np.array([[1, 1], [2, 0]]))
+    tensors = [torch.arange(6.0).view(3, 2).T, torch.arange(4)[::2]]
+    found = unpack(pack(tensors, layout), layout)
+    assert all(torch.equal(one, other) for one, other in zip(found, tensors, strict=True))
+
+
+def test_a_lone_part_without_padding_is_not_copied() -> None:
+    layout = MessageLayout.of([Part(torch.float32, (4,))], np.array([[2, 0, 1]]))
+    tensor = torch.randn(3, 4)
+    buffer = pack([tensor], layout)
+    assert buffer.data_ptr() == tensor.data_ptr()
+    assert unpack(buffer, layout)[0].data_ptr() == tensor.data_ptr()
