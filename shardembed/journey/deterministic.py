@@ -34,7 +34,13 @@ BITS = 62  # of 63 below the sign: the largest contribution is below 2^exponent,
 
 @dataclass(frozen=True)
 class Contributions:
-    """What one table's ids add to the segments of one slab: `values_NW` (float64) to `segments_N`."""
+    """What one table's ids add to the segments of one slab.
+
+    Attributes:
+        table: its number in the collection.
+        segments_N: which segment each goes to.
+        values_NW: what it adds to that, float64.
+    """
 
     table: int
     segments_N: torch.Tensor

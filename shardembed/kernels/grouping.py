@@ -53,6 +53,8 @@ class Kernels:
 
     Attributes:
         ordering: which of many numbers are equal.
+        packing: tensors into messages and out of them.
+        pooling: gradients of bags to those of their segments.
         routing: ids to owners and keys.
         updating: merged gradients to new weights.
     """

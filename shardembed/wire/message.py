@@ -31,9 +31,12 @@ def aligned(sizes: Numbers) -> Numbers:
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a message, as it travels: `[items, *item_shape]` in `dtype`, in the order of the ranks.
+    """One tensor of a message, as it travels: `[items, *item_shape]` in the order of the ranks.
 
-    implied: what items hold that do not travel; None where all do.
+    Attributes:
+        dtype: that it travels in.
+        item_shape: of each item.
+        implied: what items hold that do not travel; None where all do.
     """
 
     dtype: torch.dtype
@@ -47,7 +50,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a kind of message consists of, which no batch changes."""
+    """What a kind of message consists of, which no batch changes.
+
+    Attributes:
+        parts: in the order in which they stand.
+    """
 
     parts: tuple[Part, ...]
 

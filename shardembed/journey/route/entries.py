@@ -46,7 +46,8 @@ class Segments:
         counts: segments and keys that go to each rank, int64 `[2, R]`.
         of_single: the segments of the entries that are one each.
         shifts: what added to an id's number among the distinct ones gives its single in each lane, int64 `[L]`.
-        bag_segments, bag_starts: the segments of each bag, `[sum of bags]` starts; None where bag b is segment b.
+        bag_segments: the segments of each bag, one bag after the other; None where bag b is segment b.
+        bag_starts: where those of each bag begin, `[sum of bags]`; None likewise.
     """
 
     keys_E: torch.Tensor

@@ -38,8 +38,14 @@ KEPT = 64  # descriptions of how features are read
 class LaneNumbers(NamedTuple):
     """What routes the ids of one lane, of which kernels get a column each, int64.
 
-    what: the table or feature that its ids are of. start: first position. stride, rows: of the table. low: what stands for its
-    row 0. first_block, blocks: its first block in the slab, and how many it has.
+    Attributes:
+        what: the table or feature that its ids are of.
+        start: first position.
+        stride: of the rows of the table.
+        rows: of the table.
+        low: what stands for its row 0.
+        first_block: the number of its first block in the slab.
+        blocks: how many it has.
     """
 
     what: int
@@ -131,7 +137,8 @@ class LookupPlan:
         by_id: the features that are read by id, int64; the others are read by bag.
         padded: of those the ones with a padding id, and that.
         slabs: how each is read.
-        rows, starts: by feature, its table's rows and where they begin when all are numbered through, int64.
+        rows: by feature, how many its table has, int64.
+        starts: by feature, where its table's rows begin when all are numbered through, int64.
     """
 
     by_id: Numbers
@@ -143,8 +150,14 @@ class LookupPlan:
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """All that routing needs to know of the plan. `table_starts[t]` is where table t begins when all rows are numbered
-    through.
+    """All that routing needs to know of the plan.
+
+    Attributes:
+        tables: of the collection.
+        packings: of each table, as it is read here.
+        slabs: who owns each slab's rows.
+        table_starts: where each table begins when all rows are numbered through, int64.
+        world_size: ranks that share the collection.
     """
 
     tables: tuple[TableConfig, ...]

@@ -52,7 +52,8 @@ class SlabRoute:
         multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
         unique: how answers become outputs by id.
         bagged: (feature, strip) of those read by bag, in the slab's order.
-        bag_segments, bag_starts: the answers that sum to each bag, `[sum of bags]` starts; None where answer b is bag b.
+        bag_segments: the answers that sum to each bag, one bag after the other; None where answer b is bag b.
+        bag_starts: where those of each bag begin, `[sum of bags]`; None likewise.
     """
 
     keys_E: torch.Tensor
@@ -67,7 +68,13 @@ class SlabRoute:
 
 @dataclass(frozen=True)
 class Route:
-    """One batch's way to the owners and back: `combine` consumes it."""
+    """One batch's way to the owners and back: `combine` consumes it.
+
+    Attributes:
+        ids: the batch, without padding where that is left out before it is sent.
+        features: what is looked up, in the order of the outputs.
+        slabs: what is asked of each.
+    """
 
     ids: IdBatch
     features: tuple[Feature, ...]
