@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardEmbedError as error:
         return failures.report(error)
     except KeyboardInterrupt as error:
+        if argv is None:  # a second one ends the process at once, without a traceback of how it was ending
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if str(error) and failures.QUIET not in os.environ:
             failures.note(str(error))
         return INTERRUPTED

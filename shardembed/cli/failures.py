@@ -60,6 +60,7 @@ def interrupts_arrive() -> Iterator[None]:
     raised there, so that Python would print the interrupt and go on.
     """
     before = sys.unraisablehook
+    asked: list[threading.Timer] = []
 
     def ask_again(unraisable: sys.UnraisableHookArgs) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
@@ -68,12 +69,18 @@ def interrupts_arrive() -> Iterator[None]:
         again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         again.daemon = True
         again.start()
+        asked.append(again)
 
     sys.unraisablehook = ask_again
     try:
         yield
     finally:
         sys.unraisablehook = before
+        late = [again for again in asked if again.is_alive()]
+        for again in late:  # it would come while Python ends, where nobody can say what it was
+            again.cancel()
+    if late:
+        raise KeyboardInterrupt
 
 
 def exit_code(error: BaseException) -> int:

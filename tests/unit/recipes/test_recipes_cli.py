@@ -247,6 +247,21 @@ def test_ctrl_c_is_not_lost_in_a_callback_of_c_code(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
+def test_ctrl_c_at_the_very_end_of_a_command_is_not_left_to_the_interpreter() -> None:
+    """What it asks for again would come while Python ends, and end the process by the signal."""
+
+    @ctypes.CFUNCTYPE(None)
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), failures.interrupts_arrive():
+        interrupted()  # and the command is through
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and thread.is_alive()]
+    for thread in waiting:
+        thread.join()  # a cancelled one ends at once, and interrupts nobody
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
 def test_a_misspelt_command_is_told_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian", "job.yaml"]) == 2
     said = capsys.readouterr().err
