@@ -21,7 +21,7 @@ train: setup ## train the quickstart model on two ranks; ARGS="..." is appended
 test: setup ## run tests of every kind in some five minutes; ARGS="tests/unit -k route" narrows them
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-all: setup ## run all that is tried, and not only the sample that "test" takes of it; some fifteen minutes
+test-all: setup ## run all that is tried, and not only the sample that "test" takes of it; some ten minutes
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --all $(ARGS)
 
 test-kill: setup ## kill and stop ranks at every stage of training, saving and loading; a sample is in "test"
