@@ -153,7 +153,7 @@ def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Time
     works: dict[str, Callable[[], object]] = {
         "lookup": lambda: ours.lookup(rows_E, offsets),
         "order": lambda: ours.order(rows_E, offsets),
-        "update": lambda: ours.update(waiting, made, False, OPTIMIZER.lr, 1, 1.0, None),
+        "update": lambda: ours.update(waiting, made, False, Step(OPTIMIZER.lr, 1), 1.0),
     }
     peers = {"plain torch": plain(data(), rows_E, waiting)}
     if (tbe := fbgemm(size, device)) is not None:

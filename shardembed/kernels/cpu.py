@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from shardembed.kernels import reference
+from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
-from shardembed.kernels.grouping import compiled, group_rows, merge, missing
+from shardembed.kernels.grouping import compiled, group_rows, missing
 from shardembed.kernels.kernel import SlabData, SlabFacts, lacks
+from shardembed.kernels.reference import ReferenceKernel
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, RowwiseAdam, TableOptimizer
 
 PIECE_ELEMENTS = 1 << 17  # of merged gradients at a time: 512 KiB of float32
@@ -91,42 +92,18 @@ def cannot(facts: SlabFacts) -> str | None:
 
 
 @dataclass(frozen=True)
-class NumbaKernel:
-    """`kernels.kernel.Kernel` whose updates are compiled; lookups and sums are torch's, which are as fast as memory.
+class NumbaKernel(ReferenceKernel):
+    """The reference with compiled updates. Its lookups and sums are torch's, which are as fast as memory."""
 
-    Attributes:
-        data: the memory that it works on.
-    """
-
-    data: SlabData
     name: ClassVar[str] = "numba"
     fuses: ClassVar[bool] = True
-    orders: ClassVar[bool] = False
 
-    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
-        return reference.lookup(self.data.weights, rows_E, offsets, self.data.compute_dtype)
-
-    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> None:
-        return None
-
-    def merge(self, waiting: Gradients, order: object) -> tuple[torch.Tensor, torch.Tensor]:
-        return merge(waiting, self.data.weights.shape[0])
-
-    def update(
-        self,
-        waiting: Gradients,
-        order: object,
-        merged: bool,
-        lr: float,
-        number: int,
-        factor: float,
-        mean_square_U: torch.Tensor | None,
-    ) -> None:
-        call = _call(self.data, lr, number, factor)
+    def update(self, waiting: Gradients, order: object, merged: bool, step: Step, factor: float) -> None:
+        call = _call(self.data, step, factor)
         if merged:
-            call(waiting.rows_E, waiting.grads_SW, mean_square_U)
+            call(waiting.rows_E, waiting.grads_SW, step.mean_square_U)
             return
-        assert mean_square_U is None, "a statistic of merged rows, for gradients that are not merged"
+        assert step.mean_square_U is None, "a statistic of merged rows, for gradients that are not merged"
         groups = group_rows(waiting, self.data.weights.shape[0])
         from_E, count = groups.order_E, groups.numbers_U.numel()
         many = max(1, PIECE_ELEMENTS // self.data.weights.shape[1])
@@ -137,7 +114,7 @@ class NumbaKernel:
             call(groups.numbers_U[first : first + many], grads_UW, None)
 
 
-def _call(data: SlabData, lr: float, number: int, factor: float) -> Call:
+def _call(data: SlabData, step: Step, factor: float) -> Call:
     """The update of some distinct rows: (rows `[U]`, gradients `[U, W]`, mean squares of whole rows `[U]` or None)."""
     kernels = compiled(data.weights.device)
     assert kernels is not None
@@ -147,7 +124,7 @@ def _call(data: SlabData, lr: float, number: int, factor: float) -> Call:
     scalar = where[0].dtype.type
     numbers = [
         tuple(map(scalar, part)) if isinstance(part, tuple) else scalar(part)
-        for part in formula.numbers(data.optimizer, lr, number)
+        for part in formula.numbers(data.optimizer, step.lr, step.number)
     ]
     none = torch.empty(0, dtype=data.weights.dtype)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
+from shardembed.kernels.formulas import Step
 from shardembed.kernels.rounding import Blocks
 from shardembed.optim import TableOptimizer
 
@@ -89,25 +90,14 @@ class Kernel(Protocol):
         """Distinct rows `[U]`, ascending, and the sum of the gradients of each, `[U, W]`, in the order of arrival."""
         ...
 
-    def update(
-        self,
-        waiting: Gradients,
-        order: Order | None,
-        merged: bool,
-        lr: float,
-        number: int,
-        factor: float,
-        mean_square_U: torch.Tensor | None,
-    ) -> None:
+    def update(self, waiting: Gradients, order: Order | None, merged: bool, step: Step, factor: float) -> None:
         """Apply one optimizer step to the summed gradients of each row times `factor`, in place; `waiting` may be written over.
 
         Args:
             order: of `waiting`, by `order`, or None where nobody has asked for it.
-            merged: `waiting` is what `merge` answers. Always so where the kernel does not fuse, and with `mean_square_U`.
-            lr: above 0 where the optimizer says that it divides.
-            number: steps taken, this one included.
-            mean_square_U: the mean of g^2 (`factor` included) over whole rows, where these lie on several ranks or must be summed
-                in one order whatever the plan; by default it is of the rows as they are.
+            merged: `waiting` is what `merge` answers. Always so where the kernel does not fuse, and with `step.mean_square_U`.
+            step: `mean_square_U` (`factor` included) is there where whole rows lie on several ranks, or must be summed in one order
+                whatever the plan; by default it is of the rows as they are.
         """
         ...
 

@@ -119,17 +119,8 @@ class ReferenceKernel:
     def merge(self, waiting: Gradients, order: object) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(waiting, self.data.weights.shape[0])
 
-    def update(
-        self,
-        waiting: Gradients,
-        order: object,
-        merged: bool,
-        lr: float,
-        number: int,
-        factor: float,
-        mean_square_U: torch.Tensor | None,
-    ) -> None:
+    def update(self, waiting: Gradients, order: object, merged: bool, step: Step, factor: float) -> None:
         assert merged
         if factor != 1.0:
             waiting.grads_SW.mul_(factor)
-        update(self.data, waiting.rows_E, waiting.grads_SW, Step(lr, number, mean_square_U))
+        update(self.data, waiting.rows_E, waiting.grads_SW, step)

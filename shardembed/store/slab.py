@@ -6,7 +6,7 @@ Legend: E entries, S segments, U distinct rows, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from shardembed.kernels.choose import ENTRIES, choose
+from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts
 from shardembed.kernels.memory import on_huge_pages
@@ -302,32 +303,24 @@ class Slab:
         if waiting is not None and not (lr == 0 and self.spec.optimizer.lr_divides):
             counts = {missed.get(table, 0) for table in self.tables} if missed else {0}
             if len(counts) == 1:
-                self._update(lr, number - counts.pop(), factor, mean_square_U)
+                self._update(Step(lr, number - counts.pop(), mean_square_U), factor)
             else:
-                self._update_apart(counts, missed or {}, lr, number, factor, mean_square_U)
+                self._update_apart(counts, missed or {}, Step(lr, number, mean_square_U), factor)
         self.drop()
 
-    def _update_apart(
-        self,
-        counts: Collection[int],
-        missed: Mapping[int, int],
-        lr: float,
-        number: int,
-        factor: float,
-        mean_square_U: torch.Tensor | None,
-    ) -> None:
+    def _update_apart(self, counts: Collection[int], missed: Mapping[int, int], step: Step, factor: float) -> None:
         """Tables that have taken different numbers of steps, one number after the other."""
         rows_U, grads_UW = self.merged()
         missed_U = self._of_block(rows_U, lambda lane, block: missed.get(lane.table, 0))
         for count in sorted(counts):
             part = missed_U == count
             self.replace(rows_U[part], grads_UW[part])
-            square = None if mean_square_U is None else mean_square_U[part]
-            self._update(lr, number - count, factor, square)
+            square = None if step.mean_square_U is None else step.mean_square_U[part]
+            self._update(Step(step.lr, step.number - count, square), factor)
 
-    def _update(self, lr: float, number: int, factor: float, mean_square_U: torch.Tensor | None) -> None:
+    def _update(self, step: Step, factor: float) -> None:
         if not self.kernel.fuses:
             self.merged()
-        square = None if mean_square_U is None else mean_square_U * factor**2
+        square = None if step.mean_square_U is None else step.mean_square_U * factor**2
         left = factor if self._merged else factor * self.reduction_factor
-        self.kernel.update(self._waiting[0], self._order, self._merged, lr, number, left, square)
+        self.kernel.update(self._waiting[0], self._order, self._merged, replace(step, mean_square_U=square), left)

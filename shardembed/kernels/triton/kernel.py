@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.kernel import SlabData
 from shardembed.kernels.triton.lookup import lookup
@@ -37,15 +38,6 @@ class TritonKernel:
     def merge(self, waiting: Gradients, order: Order | None) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(waiting, order or self.order(waiting.rows_E, waiting.offsets))
 
-    def update(
-        self,
-        waiting: Gradients,
-        order: Order | None,
-        merged: bool,
-        lr: float,
-        number: int,
-        factor: float,
-        mean_square_U: torch.Tensor | None,
-    ) -> None:
+    def update(self, waiting: Gradients, order: Order | None, merged: bool, step: Step, factor: float) -> None:
         made = order or self.order(waiting.rows_E, waiting.offsets)
-        update(self.data, waiting, made, lr, number, factor, mean_square_U)
+        update(self.data, waiting, made, step.lr, step.number, factor, step.mean_square_U)

@@ -133,8 +133,8 @@ def test_compiled_steps_are_the_references(
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]) if bags else None
         waiting = Gradients(rows_E, offsets, torch.randn(segments, width, dtype=dtype))
         lr = 0.1 / step  # schedules change it between steps
-        fused.update(waiting, None, False, lr, step, 0.5, None)
-        plain.update(merged(plain, waiting), None, True, lr, step, 0.5, None)
+        fused.update(waiting, None, False, Step(lr, step), 0.5)
+        plain.update(merged(plain, waiting), None, True, Step(lr, step), 0.5)
     bound = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(fused.data.weights, plain.data.weights, rtol=bound, atol=bound)
     for name, state in fused.data.state.items():
@@ -155,7 +155,7 @@ def test_compiled_updates_take_the_statistic_of_whole_rows(optimizer: TableOptim
     waiting = Gradients(torch.tensor([1, 2, 5, 7, 8]), None, torch.randn(5, width))
     fused, plain = NumbaKernel(data_of(optimizer, start.clone())), ReferenceKernel(data_of(optimizer, start.clone()))
     for kernel in (fused, plain):
-        kernel.update(waiting, None, True, 0.1, 1, 1.0, squares)
+        kernel.update(waiting, None, True, Step(0.1, 1, squares), 1.0)
     torch.testing.assert_close(fused.data.weights, plain.data.weights)
     for name, state in fused.data.state.items():
         torch.testing.assert_close(state, plain.data.state[name])
@@ -171,7 +171,7 @@ def test_a_gradient_that_is_not_finite_does_the_same_with_every_kernel(optimizer
     for step in (1, 2):  # then with the state that it left
         for kernel in kernels:
             given = grads if step == 1 else grads.nan_to_num(0.5, 0.5, 0.5)
-            kernel.update(Gradients(torch.tensor([0, 2]), None, given.clone()), None, True, 0.1, step, 1.0, None)
+            kernel.update(Gradients(torch.tensor([0, 2]), None, given.clone()), None, True, Step(0.1, step), 1.0)
     plain, *others = (kernel.data for kernel in kernels)
     assert plain.weights[0, 1].isnan() or not math.isnan(bad), "the weight of a gradient that was nan"
     assert plain.weights[2].isfinite().all()
@@ -189,7 +189,7 @@ def test_an_update_without_rows_changes_nothing(make: Callable[[SlabData], Kerne
     data = data_of(optimizer, torch.ones(3, 2))
     kernel, nothing = make(data), Gradients(torch.empty(0, dtype=torch.int64), None, torch.empty(0, 2))
     for is_merged in (True, *([False] if kernel.fuses else [])):
-        kernel.update(nothing, None, is_merged, 0.1, 1, 1.0, None)
+        kernel.update(nothing, None, is_merged, Step(0.1, 1), 1.0)
     assert data.weights.eq(1).all()
     assert all(tensor.eq(0).all() for tensor in data.state.values())
 
