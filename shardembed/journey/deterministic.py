@@ -21,6 +21,7 @@ from shardembed.errors import ConfigError
 from shardembed.journey.messages import Sender, send_fixed
 from shardembed.journey.route import Route, SlabRoute
 from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.pooling import lengths_of
 from shardembed.kernels.reference import frequencies
 from shardembed.store.reductions import sum_over_ranks
 from shardembed.store.request import Request, SlabRequest
@@ -131,8 +132,7 @@ def _of_bags(
         answers = torch.ones_like(bag_segments)
     else:
         bag_segments = slab.bag_segments
-        ends = bag_segments.new_tensor([bag_segments.numel()])
-        answers = torch.cat([slab.bag_starts, ends]).diff()  # of each bag, by owner
+        answers = lengths_of(slab.bag_starts, bag_segments.numel())  # of each bag, by owner
     found: list[Contributions] = []
     first = before = 0
     for number, strip in slab.bagged:

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from shardembed.kernels.grouping import compiled, stable_order
 
 
+def lengths_of(starts: torch.Tensor, entries: int) -> torch.Tensor:
+    """How many of so many entries belong to each of several neighbours, of which the last one ends with them; int64."""
+    return torch.cat([starts, starts.new_tensor([entries])]).diff()
+
+
 def spread(
     segments_N: torch.Tensor, starts_B: torch.Tensor, grads_BW: torch.Tensor, count: int, once: bool = False
 ) -> torch.Tensor:
@@ -26,7 +31,7 @@ def spread(
         grads_SW = torch.empty(count, grads_BW.shape[1], dtype=grads_BW.dtype)
         kernels.pooling.spread(segments_N.numpy(), starts_B.numpy(), grads_BW.numpy(), grads_SW.numpy())
         return grads_SW
-    lengths_B = torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
+    lengths_B = lengths_of(starts_B, segments_N.numel())
     bags_N = torch.repeat_interleave(lengths_B, output_size=segments_N.numel())
     if once:
         return grads_BW.new_zeros(count, grads_BW.shape[1]).index_copy_(0, segments_N, grads_BW.index_select(0, bags_N))

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from shardembed.inputs.ids import IdBatch
+from shardembed.journey.route.entries import cat
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
-from shardembed.kernels.pooling import spread
+from shardembed.kernels.pooling import lengths_of, spread
 from shardembed.tables.pooling import POOLINGS, PoolingKind
 
 Strips = list[list[tuple[int, torch.Tensor]]]  # by feature: strips and their vectors, [bags or ids, W]
@@ -64,14 +65,14 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, route: Route, strips: St
             options = {"per_sample_weights": scale, "padding_idx": padding}
             pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=kind.over_ids, **options)
             if kind.divides_ids:
-                lengths_B = _lengths(starts_B, segments)
+                lengths_B = lengths_of(starts_B, segments.numel())
                 pooled = kind.divided(pooled, lengths_B if padding is None else _without(segments, padding, lengths_B))
     for (feature, strip), vectors in zip(pieces.how.columns, torch.unsafe_split_with_sizes(pooled, counts), strict=True):
         strips[feature].append((strip, vectors))
 
 
 def _weights(ids: IdBatch, features: Sequence[int]) -> torch.Tensor:
-    return _cat([weights for weights in (ids.parts[i].weights for i in features) if weights is not None])
+    return cat([weights for weights in (ids.parts[i].weights for i in features) if weights is not None], ids.ids)
 
 
 class _Take(torch.autograd.Function):
@@ -99,18 +100,14 @@ class _Pool(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.segments, ctx.starts, ctx.kind, ctx.once, ctx.count = segments_N, starts_B, kind, once, vectors_SW.shape[0]
         pooled_BW = F.embedding_bag(segments_N, vectors_SW, starts_B, mode=cast(str, kind.over_ids))
-        return kind.divided(pooled_BW, _lengths(starts_B, segments_N)) if kind.divides_ids else pooled_BW
+        return kind.divided(pooled_BW, lengths_of(starts_B, segments_N.numel())) if kind.divides_ids else pooled_BW
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_BW = grads[0]
         if ctx.kind.divisor is not None:
-            grad_BW = ctx.kind.divided(grad_BW, _lengths(ctx.starts, ctx.segments))
+            grad_BW = ctx.kind.divided(grad_BW, lengths_of(ctx.starts, ctx.segments.numel()))
         return spread(ctx.segments, ctx.starts, grad_BW, ctx.count, ctx.once), None, None, None, None
-
-
-def _lengths(starts_B: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
-    return torch.cat([starts_B, starts_B.new_tensor([segments_N.numel()])]).diff()
 
 
 def _without(segments_N: torch.Tensor, padding: int, lengths_B: torch.Tensor) -> torch.Tensor:
@@ -134,7 +131,3 @@ def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route, strips: 
 
 def _side_by_side(strips: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
     return torch.cat([vectors for _, vectors in sorted(strips, key=itemgetter(0))], dim=1)
-
-
-def _cat(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

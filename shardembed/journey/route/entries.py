@@ -15,6 +15,7 @@ import torch
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.kernels.grouping import compiled, group, sorts, stable_order
+from shardembed.kernels.pooling import lengths_of
 from shardembed.tables.pooling import POOLINGS
 from shardembed.wire.message import Numbers
 
@@ -68,7 +69,7 @@ def find_distinct(ids: IdBatch, routing: RoutingTable, lookup_plan: LookupPlan) 
     if (kernels := compiled(ids.ids.device)) is not None and sorts(ids.ids.numel(), limit):
         found = kernels.routing.distinct(ids.ids.numpy(), ids.sizes_F, by_id, lookup_plan.starts, routing.table_starts)
         return Distinct(torch.from_numpy(found[0]), torch.from_numpy(found[1]), found[2], torch.from_numpy(found[3]))
-    wanted = ids.ids + spread(lookup_plan.starts, ids)
+    wanted = ids.ids + of_features(lookup_plan.starts, ids)
     if by_id.size < len(ids.parts):
         parts = wanted.split(ids.sizes)
         wanted = torch.cat([parts[i] for i in by_id.tolist()])
@@ -77,7 +78,7 @@ def find_distinct(ids: IdBatch, routing: RoutingTable, lookup_plan: LookupPlan) 
     return Distinct(groups.numbers_U, groups.counts(), starts.cpu().numpy(), groups.inverse())  # host sync on a GPU
 
 
-def spread(numbers: Numbers, ids: IdBatch) -> torch.Tensor:
+def of_features(numbers: Numbers, ids: IdBatch) -> torch.Tensor:
     """One number a feature, repeated for each of its ids, `[N]`."""
     device = ids.ids.device
     if numbers.size == 1:
@@ -164,7 +165,7 @@ def _segment(
     per_bag = torch.bincount(group_S[bag_segments] - singles, minlength=bags)
     return Segments(
         key_E[sorting],
-        torch.cat([first_S, first_S.new_tensor([owners.numel()])]).diff(),
+        lengths_of(first_S, owners.numel()),
         torch.stack([torch.bincount(owners[first_S], minlength=world_size), keys]),
         segment_E[:singles],
         shifts,

@@ -18,7 +18,7 @@ import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
-from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, read, spread
+from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, of_features, read
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
 from shardembed.kernels.grouping import compiled
 from shardembed.tables.table_config import Feature
@@ -126,7 +126,7 @@ def _first_outside(ids: IdBatch, lookup_plan: LookupPlan) -> int | None:
     if (kernels := compiled(ids.ids.device)) is not None:
         at = kernels.routing.first_outside(ids.ids.numpy(), ids.sizes_F, lookup_plan.rows)
         return None if at < 0 else at
-    bad = (ids.ids < 0) | (ids.ids >= spread(lookup_plan.rows, ids))
+    bad = (ids.ids < 0) | (ids.ids >= of_features(lookup_plan.rows, ids))
     return int(bad.nonzero()[0]) if bad.any() else None  # host sync on a GPU
 
 
