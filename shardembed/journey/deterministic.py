@@ -49,13 +49,13 @@ class Contributions:
 
 
 def contributions(
-    route: Route, specs: Sequence[SlabSpec], grads: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor], share: float
+    route: Route, specs: Sequence[SlabSpec], grads: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor], reduction_factor: float
 ) -> list[list[Contributions]]:
     """By slab: what each id, or each bag of a table that travels by bags, adds to its segment.
 
     Args:
         grads: of each feature's output, `[*shape, D]`. vectors: each slab's answers `[S, W]`, which tell what a maximum was.
-        share: multiplies every gradient.
+        reduction_factor: multiplies every gradient.
     """
     found: list[list[Contributions]] = []
     for slab, spec, vectors_SW in zip(route.slabs, specs, vectors, strict=True):
@@ -65,16 +65,16 @@ def contributions(
             of_piece = pieces.segments_N.split([route.ids.sizes[feature] for feature in pieces.how.features])
             for (feature, strip), segments_N in zip(pieces.how.columns, of_piece, strict=True):
                 table = route.features[feature].table
-                grad = _strip(grads[feature], columns[table, strip], share)
+                grad = _strip(grads[feature], columns[table, strip], reduction_factor)
                 parts.append(Contributions(table, *_of_ids(segments_N, feature, route, grad, vectors_SW)))
         if slab.bagged:
-            parts += _of_bags(slab, route, columns, grads, share)
+            parts += _of_bags(slab, route, columns, grads, reduction_factor)
         found.append([] if spec.policy.frozen else parts)
     return found
 
 
-def _strip(grad: torch.Tensor, columns: slice, share: float) -> torch.Tensor:
-    return grad.reshape(-1, grad.shape[-1])[:, columns].to(torch.float64) * share
+def _strip(grad: torch.Tensor, columns: slice, reduction_factor: float) -> torch.Tensor:
+    return grad.reshape(-1, grad.shape[-1])[:, columns].to(torch.float64) * reduction_factor
 
 
 def _of_ids(
@@ -124,7 +124,7 @@ def check_poolings(features: Sequence[Feature]) -> None:
 
 
 def _of_bags(
-    slab: SlabRoute, route: Route, columns: dict[tuple[int, int], slice], grads: Sequence[torch.Tensor], share: float
+    slab: SlabRoute, route: Route, columns: dict[tuple[int, int], slice], grads: Sequence[torch.Tensor], reduction_factor: float
 ) -> list[Contributions]:
     if slab.bag_segments is None or slab.bag_starts is None:
         bags = sum(route.ids.parts[feature].bags for feature, _ in slab.bagged)
@@ -139,7 +139,7 @@ def _of_bags(
         feature, part = route.features[number], route.ids.parts[number]
         mine = answers[first : first + part.bags]
         bags_S = torch.repeat_interleave(mine)
-        grad = _strip(grads[number], columns[feature.table, strip], share)
+        grad = _strip(grads[number], columns[feature.table, strip], reduction_factor)
         values_SW = POOLINGS[feature.pooling].divided(grad, part.bag_lengths())[bags_S]
         found.append(Contributions(feature.table, bag_segments[before : before + bags_S.numel()], values_SW))
         first, before = first + part.bags, before + bags_S.numel()
@@ -195,9 +195,9 @@ def gather(
     scales: Sequence[float],
     sender: Sender,
     comm: Comm,
-    still: frozenset[int],
+    frozen: frozenset[int],
 ) -> None:
-    """Bring the quanta to the owners, and let those of tables that are not `still` wait there as gradients. Collective."""
+    """Bring the quanta to the owners, and let those of tables that are not `frozen` wait there as gradients. Collective."""
     arrived = send_fixed(sums, request, sender, comm)
     merged = [_merge(slab, part, sums_SW) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
     copied = [i for i, slab in enumerate(slabs) if slab.spec.copied and not slab.spec.policy.frozen]
@@ -215,7 +215,7 @@ def gather(
             count_U = torch.empty_like(rows_U)
             count_U[torch.searchsorted(rows_U, rows_E)] = frequencies(rows_E, part.multiplicities_E)
             grads_UW = grads_UW / count_U.unsqueeze(1)
-        slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)), still=still)
+        slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)), frozen=frozen)
 
 
 def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -205,17 +205,17 @@ class Slab:
             rows_E, offsets = kept.rows_E, kept.offsets
         return self.kernel.order(rows_E, offsets)
 
-    def accumulate(self, gradients: Gradients, order: Order | None = None, still: frozenset[int] = NOBODY) -> None:
+    def accumulate(self, gradients: Gradients, order: Order | None = None, frozen: frozenset[int] = NOBODY) -> None:
         """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
 
-        order: of their rows, by `order`. still: tables that do not learn from this backward.
+        order: of their rows, by `order`. frozen: tables that do not learn from this backward.
         """
-        if self.spec.policy.frozen or self.tables <= still:
+        if self.spec.policy.frozen or self.tables <= frozen:
             return
         if self._padding.numel():
             gradients = gradients.without(self._padding)
-        if not self.tables.isdisjoint(still):
-            gradients, order = gradients.only(self._of_others(gradients.rows_E, still)), None
+        if not self.tables.isdisjoint(frozen):
+            gradients, order = gradients.only(self._of_others(gradients.rows_E, frozen)), None
         assert not self._merged, "what is merged has been multiplied with the reduction factor, and what comes now has not"
         self._order = None if self._waiting else order
         self._waiting.append(gradients)
