@@ -6,6 +6,7 @@ import copy
 import io
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -84,8 +85,8 @@ def test_torchs_state_dict_helpers_and_plain_checkpoints_work(tmp_path: Path) ->
 
 
 def dealt_a_few_rows_at_a_time(rank: int, world_size: int, folder: str) -> None:
-    boxes.WINDOW = 64  # two rows
-    save(rank, world_size, folder, "dealt and copied", se.optim.SGD())
+    with patch.object(boxes, "WINDOW", 64):  # two rows
+        save(rank, world_size, folder, "dealt and copied", se.optim.SGD())
 
 
 def test_dealt_rows_are_saved_as_one_block_a_rank(tmp_path: Path) -> None:
