@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import PlanError
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.shown import one_line
 from shardembed.errors import ConfigError, PlanError
 from shardembed.planner import report, words

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shardembed.config import located
-from shardembed.config.explain import explain, nearest
+from shardembed.config.explain import explain
+from shardembed.config.hints import nearest
 from shardembed.config.located import Located
 from shardembed.errors import ConfigError
 from shardembed.optim import RowwiseAdagrad, TableOptimizer, refused

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.paths import elsewhere
 from shardembed.tables.optimizer_section import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
