@@ -21,7 +21,7 @@ TITLE = "A rank's own work"
 WHERE = "one process, one thread, no network"
 OURS, TORCHREC = "shardembed", peer_ranks.NAME
 ROWS, SAMPLES = 12_800, 256
-FEW = 4  # samples where operators are counted: Triton's interpreter takes seconds, and the count is the same for all
+FEW = 2  # samples where operators are counted: Triton's interpreter takes seconds, and the count is the same for all
 ABOUT = (
     "A step (forward, backward, rowwise Adagrad) of one rank of as many as are said, over exchanges that hand back what is sent: "
     "so each other rank asks of this one what this one asks of it. Tables have "
