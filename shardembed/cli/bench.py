@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,30 +43,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's way of freeing memory alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the page here, and its plots beside it")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
     _find_benchmarks()
-    from benchmarks import jobs, report
+    from benchmarks import crew, jobs, report
 
     module, _, ranks = SETS[arguments.set]
     bench = importlib.import_module(f"benchmarks.{module}")
     options = _options(arguments, ranks)
-    if arguments.child:
-        jobs.rank_main(bench.measure, options, arguments.child)
-        return 0
     if launch.in_job():
         raise ConfigError("bench starts ranks of its own; run it outside of torchrun")
     for path in (arguments.json, arguments.markdown):
         if path and not path.absolute().parent.is_dir():  # before minutes are spent
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
     words = _words(arguments, options)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores; torchrun sets the same default
     try:
-        results = bench.collect(options, words) if hasattr(bench, "collect") else jobs.run_jobs(options.ranks, words)
+        results = bench.collect(options, words)
     except jobs.BenchFailedError as error:
         return error.code
+    except crew.CrewError as error:
+        jobs.say("\n".join(error.args))
+        return 1
     if arguments.json:
         arguments.json.write_text(json.dumps({**report.circumstances(words), "results": results}, indent=1))
     print(report.write(bench, results, words, options, arguments.markdown))
