@@ -30,17 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = "; ".join(f"{name}: {purpose}" for name, (_, purpose, _) in SETS.items())
     parser.add_argument("set", nargs="?", choices=SETS, default="step", metavar="SET", help=f"{listed} (default: step)")
     parser.add_argument("--workload", nargs="+", default=[], metavar="NAME", help="pooled, sequences, overhead, or a workload file")
-    parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, a job each")
-    parser.add_argument("--kind", nargs="+", default=[], help="row_wise, table_wise, column_wise, mixed (default: all)")
+    parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, one after the other")
+    parser.add_argument("--kind", nargs="+", default=[], help="row_wise, table_wise, column_wise, mixed, auto (default: all)")
     parser.add_argument("--full", action="store_true", help="every contender, packing, wire and optimizer")
     parser.add_argument("--only", default="", metavar="REGEX", help="contenders whose names match")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="rounds of turns (default 10)")
-    parser.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps of a turn (default 3)")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="counted steps of a turn (default 3)")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="of one rank's batch (default: the workload's own; of a file 1024)"
     )
     parser.add_argument("--max-rows", type=int, default=400_000, metavar="N", help="of a table from a file (default 400000)")
-    parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's way of freeing memory alone")
+    parser.add_argument("--plain-malloc", action="store_true", help="ours leaves glibc's way of freeing memory alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the page here, and its plots beside it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +50,7 @@ class Crews:
         return SimpleNamespace(do=self._do, close=lambda: self.events.append(f"close {name}"))
 
     def _do(self, action: Any, *given: int) -> list[Any]:
-        return [{"phases": []}] if action is split.measured else [[1.0] * given[2]]
+        return [{"phases": [], "limits": {}, "packings": {}}] if action is split.measured else [[1.0] * given[2]]
 
 
 def test_a_contender_that_fails_is_left_out_and_ours_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +72,13 @@ def test_ours_stays_while_the_others_come_in_heats(monkeypatch: pytest.MonkeyPat
     ]
     both = [event for name in ("FBGEMM TBE", plain) for event in (f"start {name}", f"close {name}")]
     assert crews.events == [f"start {OURS}", *both, f"close {OURS}"]
+
+
+def test_the_fields_of_the_json_are_those_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    Crews(monkeypatch, "")
+    text = (Path(__file__).parents[3] / "docs/benchmarks/README.md").read_text()
+    paragraph = next(part for part in text.split("\n\n") if part.startswith("The JSON has"))
+    assert set(re.findall("`([a-z_]+)`", paragraph)) - {"null"} == set(step.one(TINY, ONE_RANK, 1, Options(rounds=1)))
 
 
 def test_the_page_has_ours_beside_every_peer_that_makes_the_same_step() -> None:
