@@ -27,6 +27,7 @@ class Setting:
         strided: rows are dealt out in turn, where they are cut.
         wire_dtype: of vectors on their way.
         ahead: the ids of a batch are sent while the one before computes.
+        whole: the vectors' one tensor is asked for, where they pool, in place of a concatenation as of any tensors.
         read: batches are `IdBatch`es, made before the step, as by a worker of a DataLoader.
         keep_memory: as of `se.init`.
     """
@@ -35,6 +36,7 @@ class Setting:
     strided: bool = False
     wire_dtype: torch.dtype | None = None
     ahead: bool = False
+    whole: bool = False
     read: bool = False
     keep_memory: bool = True
 
@@ -60,7 +62,8 @@ def ours(task: Task, kind: str, setting: Setting, batches: Sequence[Batch]) -> C
     optimizer = se.Optimizer(emb)
 
     def step(batch: Any) -> None:
-        join(list(emb(batch).values()), task.pooled)
+        out = emb(batch)
+        learn(out.concatenated() if setting.whole else joined(list(out.values()), task.pooled))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -69,15 +72,18 @@ def ours(task: Task, kind: str, setting: Setting, batches: Sequence[Batch]) -> C
     return Contender(step, given, ahead, emb)
 
 
-def join(outputs: Sequence[torch.Tensor], pooled: bool) -> None:
-    """What a model does to the vectors of its features: one tensor of them all, and a gradient for it.
+def joined(outputs: Sequence[torch.Tensor], pooled: bool) -> torch.Tensor:
+    """One tensor of the vectors of all features, as a model makes it.
 
     Args:
         outputs: by feature, `[B, D]` each, or of sequences `[n, D]` or `[B, L, D]`.
     """
     if pooled:
-        vectors = torch.cat(list(outputs), 1)
-    else:
-        alike = len({output.shape[-1] for output in outputs}) == 1
-        vectors = torch.cat([output.flatten(0, -2 if alike else -1) for output in outputs])
+        return torch.cat(list(outputs), 1)
+    alike = len({output.shape[-1] for output in outputs}) == 1
+    return torch.cat([output.flatten(0, -2 if alike else -1) for output in outputs])
+
+
+def learn(vectors: torch.Tensor) -> None:
+    """A backward, in place of what a model makes of its vectors."""
     vectors.backward(torch.ones_like(vectors))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.contenders import join
+from benchmarks.contenders import joined, learn
 from benchmarks.crew import Contender
 from benchmarks.peers import LR
 from benchmarks.tasks import Batch, Task
@@ -34,7 +34,7 @@ def dtensor(task: Task, batches: Sequence[Batch]) -> Contender | str:
     called = [(modules[table.name], name) for table in task.tables for name in table.feature_names or ()]
 
     def step(batch: Batch) -> None:
-        join([module(batch[name][0]) for module, name in called], task.pooled)
+        learn(joined([module(batch[name][0]) for module, name in called], task.pooled))
         optimizer.step()
         optimizer.zero_grad()
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.contenders import AUTO, KINDS, join
+from benchmarks.contenders import AUTO, KINDS, joined, learn
 from benchmarks.crew import Contender
 from benchmarks.peers import LR
 from benchmarks.tasks import Batch, Flat, Task
@@ -73,11 +73,7 @@ def torchrec_step(
     def step(flat: Flat) -> None:
         out = model(torchrec.KeyedJaggedTensor(keys=features, values=flat.ids, lengths=flat.lengths))
         out = out.wait() if hasattr(out, "wait") else out
-        if pooled:
-            vectors = out.values()
-            vectors.backward(torch.ones_like(vectors))
-        else:
-            join([out[name].values() for name in features], pooled)
+        learn(out.values() if pooled else joined([out[name].values() for name in features], pooled))
 
     return Contender(step, [Flat.of(batch, features, one_an_id=as_bags) for batch in batches])
 

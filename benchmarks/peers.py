@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.contenders import join
+from benchmarks.contenders import joined, learn
 from benchmarks.crew import Contender
 from benchmarks.tasks import Batch, Flat, Task
 from shardembed.tables.pooling import Pooling
@@ -39,7 +39,7 @@ def plain_torch(task: Task, batches: Sequence[Batch]) -> Contender | str:
         for module, name in called:
             ids, offsets = batch[name]
             outputs.append(module(ids) if isinstance(module, nn.Embedding) else module(ids, offsets[:-1]))
-        join(outputs, task.pooled)
+        learn(joined(outputs, task.pooled))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -70,6 +70,6 @@ def fbgemm(task: Task, batches: Sequence[Batch]) -> Contender | str:
 
     def step(flat: Flat) -> None:
         vectors: Any = tables(flat.ids, flat.offsets)
-        vectors.backward(torch.ones_like(vectors))
+        learn(vectors)
 
     return Contender(step, [Flat.of(batch, task.features, one_an_id=not task.pooled) for batch in batches])

@@ -160,6 +160,8 @@ def _said(task: Task, kind: str) -> dict[str, Setting]:
         found["strided=True"] = Setting(strided=True)
         if task.pooled:
             found['packing="bag", strided=True'] = Setting(packing="bag", strided=True)
+    if task.pooled:
+        found["out.concatenated()"] = Setting(whole=True)
     found["bfloat16 wire"] = Setting(wire_dtype=torch.bfloat16)
     found["prefetched"] = Setting(ahead=True)
     found["from an IdBatch"] = Setting(read=True)
