@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -91,7 +90,7 @@ def cannot(facts: SlabFacts) -> str | None:
 
 @dataclass(frozen=True)
 class NumbaKernel(ReferenceKernel):
-    """The reference with compiled updates. Its lookups and sums are torch's, which are as fast as memory."""
+    """The reference with compiled updates. Its lookups and merges are torch's, which are as fast as memory."""
 
     name: ClassVar[str] = "numba"
     fuses: ClassVar[bool] = True
@@ -104,12 +103,11 @@ class NumbaKernel(ReferenceKernel):
             return
         kernels, formula, scalar = compiled(data.weights.device), FORMULAS[type(data.optimizer)], data.weights.numpy().dtype.type
         assert kernels is not None
-        given = waiting.rows_E.numpy(), segments_of(waiting.offsets), waiting.grads_SW.contiguous().numpy()
+        given = waiting.rows_E.contiguous().numpy(), segments_of(waiting.offsets), waiting.grads_SW.contiguous().numpy()
         square_U = data.weights.new_empty(0) if step.mean_square_U is None else step.mean_square_U
         numbers = tuple(map(scalar, formula.numbers(data.optimizer, step.lr, step.number)))
-        getattr(kernels.updating, formula.function)(self._slab, given, square_U.numpy(), scalar(factor), numbers)
+        getattr(kernels.updating, formula.function)(self._slab(), given, square_U.contiguous().numpy(), scalar(factor), numbers)
 
-    @cached_property
     def _slab(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Flat arrays: the weights and what has as many numbers as they; what has one a row."""
         declared, state = self.data.optimizer.state, self.data.state

@@ -101,7 +101,7 @@ def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
     """The order that sorts `numbers`, all from 0 to below `limit`, and keeps equal ones as they stand; int64."""
     kernels = compiled(numbers.device)
     if kernels is not None and sorts(numbers.numel(), limit):
-        return torch.from_numpy(kernels.ordering.stable_order(numbers.numpy(), limit))
+        return torch.from_numpy(kernels.ordering.stable_order(numbers.contiguous().numpy(), limit))
     # 32-bit keys sort in half the time.
     narrow = limit <= torch.iinfo(torch.int32).max
     return torch.argsort(numbers.to(torch.int32) if narrow else numbers, stable=True)
@@ -118,7 +118,7 @@ def group(numbers: torch.Tensor, limit: int) -> Groups:
 
 
 def _group(kernels: Kernels, numbers: torch.Tensor, offsets: torch.Tensor | None, limit: int) -> Groups:
-    found = kernels.ordering.group(numbers.numpy(), segments_of(offsets), limit)
+    found = kernels.ordering.group(numbers.contiguous().numpy(), segments_of(offsets), limit)
     return Groups(*(torch.from_numpy(part) for part in found))
 
 

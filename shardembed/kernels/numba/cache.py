@@ -9,15 +9,30 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 log = logging.getLogger("shardembed")
 _told: set[int] = set()  # processes; a fork is one of its own
 
 
+@cache
+def _neighbours() -> tuple[tuple[str, int, int], ...]:
+    """When the files beside this one were written, and their sizes."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 class _Cache(FunctionCache):
+    def __init__(self, py_func: Any) -> None:
+        super().__init__(py_func)
+        # Numba looks at the kernel's own file alone, and functions of the files beside it have become part of the kernel.
+        stamp = self._impl.locator.get_source_stamp(), _neighbours()
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)

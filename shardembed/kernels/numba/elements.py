@@ -3,7 +3,8 @@ references for each view of a row. In the inner loops of the updates the two too
 
 A function that an inner loop calls must take numbers alone, or be one of these: arrays that it takes are counted.
 
-Nothing is checked here: an index is an int64 from 0 to below the array's size. `..._each` do the same to every array of a tuple,
+An index is an int64 from 0 to below the array's size, which nobody checks; arrays that are not contiguous are refused when a
+kernel is compiled. `..._each` do the same to every array of a tuple,
 which may be empty; all arrays of a tuple are of one dtype.
 """
 
@@ -14,9 +15,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from shardembed.kernels.numba.tools import CACHE_LINE
+
+
+def _check(*flats: Any) -> None:
+    if not all(isinstance(flat, types.Array) and flat.ndim == 1 and flat.layout == "C" for flat in flats):
+        raise TypingError(f"elements are read and written in contiguous arrays of one dimension, not in {flats}")
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -36,6 +43,8 @@ def _prefetch(builder: Any, address: Any) -> None:
 
 
 def _load_type(typing_context: Any, flat: Any, index: Any) -> Any:
+    _check(flat)
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_address(context, builder, flat, *arguments))
 
@@ -43,6 +52,8 @@ def _load_type(typing_context: Any, flat: Any, index: Any) -> Any:
 
 
 def _store_type(typing_context: Any, flat: Any, index: Any, value: Any) -> Any:
+    _check(flat)
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store(arguments[2], _address(context, builder, flat, *arguments[:2]))
         return context.get_dummy_value()
@@ -55,6 +66,8 @@ def _values_type(flats: Any) -> Any:
 
 
 def _load_each_type(typing_context: Any, flats: Any, index: Any) -> Any:
+    _check(*flats.types)
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values = [builder.load(address) for address in _addresses(context, builder, flats.types, *arguments)]
         return context.make_tuple(builder, signature.return_type, values)
@@ -63,6 +76,8 @@ def _load_each_type(typing_context: Any, flats: Any, index: Any) -> Any:
 
 
 def _store_each_type(typing_context: Any, flats: Any, index: Any, values: Any) -> Any:
+    _check(*flats.types)
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         for i, address in enumerate(_addresses(context, builder, flats.types, *arguments[:2])):
             builder.store(builder.extract_value(arguments[2], i), address)
@@ -72,6 +87,8 @@ def _store_each_type(typing_context: Any, flats: Any, index: Any, values: Any) -
 
 
 def _fetch_each_type(typing_context: Any, flats: Any, first: Any, count: Any) -> Any:
+    _check(*flats.types)
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         arrays, first, count = arguments
         stop = builder.add(first, count)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -222,6 +223,27 @@ def test_grouping_is_torchs_own(numbers: list[int], bits: int) -> None:
     assert torch.equal(groups.order_E, torch.argsort(given, stable=True))
     short = (given % 2**31).to(torch.int32)
     assert torch.equal(grouping.stable_order(short, 2**31), torch.argsort(short, stable=True))
+
+
+def test_numbers_that_are_not_side_by_side_are_grouped_alike() -> None:
+    numbers = torch.randint(0, 50, (200,), generator=torch.Generator().manual_seed(0))
+    every_other = numbers[::2]
+    assert torch.equal(grouping.stable_order(every_other, 50), torch.argsort(every_other, stable=True))
+    assert torch.equal(grouping.group(every_other, 50).order_E, torch.argsort(every_other, stable=True))
+
+
+def test_elements_of_arrays_that_are_not_contiguous_are_refused() -> None:
+    """They are read by their place in memory."""
+    numba = pytest.importorskip("numba")
+    from shardembed.kernels.numba.elements import load, load_each
+
+    first, of_each = numba.njit(lambda values: load(values, 1)), numba.njit(lambda values: load_each((values,), 1))
+    assert first(np.arange(4)) == 1
+    assert of_each(np.arange(4)) == (1,)
+    for wrong in (np.arange(4)[::2], np.zeros((2, 2))):
+        for read in (first, of_each):
+            with pytest.raises(numba.TypingError, match="contiguous arrays of one dimension"):
+                read(wrong)
 
 
 def test_many_numbers_are_sorted_by_long_digits() -> None:
