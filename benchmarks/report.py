@@ -14,6 +14,7 @@ from benchmarks.jobs import Result
 from benchmarks.options import Options
 from shardembed._version import __version__
 
+WHERE = "Gloo on loopback, one thread a rank"
 PACKAGES = ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numba", "numpy")
 KEPT = (
     "Every process, of whatever library, keeps the memory that it frees, as a training job of ours is told to: else glibc hands "
@@ -47,7 +48,7 @@ def write(bench: Any, results: list[Result], words: list[str], options: Options,
     lines = [f"# {bench.TITLE}, {datetime.date.today()}", ""]
     lines += [f"`{command(words)} --ranks {ranks}`", ""]
     lines += pages.paragraph(
-        f"{pages.machine()}; {known}; Gloo on loopback, one thread a rank.", bench.ABOUT, KEPT if options.keep_memory else ""
+        f"{pages.machine()}; {known}; {getattr(bench, 'WHERE', WHERE)}.", bench.ABOUT, KEPT if options.keep_memory else ""
     )
     lines += bench.page(results, page)
     text = "\n".join(lines).rstrip() + "\n"

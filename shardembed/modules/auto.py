@@ -82,7 +82,7 @@ def workload_of(tables: Sequence[TableConfig], optimizers: Sequence[TableOptimiz
     loads = []
     for table, optimizer in zip(tables, optimizers, strict=True):
         ids = tuple(IDS_A_LOOKUP if table.pooling_of(name) is None else IDS_A_BAG for name in table.feature_names or ())
-        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=optimizer if optimizer.stepped else SGD()))
+        loads.append(TableLoad(table, ids, Zipf(EXPONENT), "unknown", optimizer=optimizer if optimizer.stepped else SGD()))
     return Workload("this collection", BATCH * ranks, tuple(loads), settings.wire_dtype)
 
 
