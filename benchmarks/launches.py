@@ -40,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import pages
 from benchmarks.own_work import Case, Rank
-from shardembed.kernels import grouping
+from shardembed.kernels import grouping, triton
 from shardembed.tables.settings import Settings
 
 PACKAGE = str(Path(grouping.__file__).parents[1])
@@ -280,12 +280,13 @@ def _around_triton(launched: Callable[[Any], None]) -> Callable[[], None]:
 @contextmanager
 def as_on_a_device() -> Iterator[None]:
     """Without the compiled kernels of the CPU, so that tensors take the way of those on a device."""
-    missing = grouping.missing
+    missing, serves = grouping.missing, triton.serves
     grouping.missing = lambda: "left out, as on a device"
+    triton.serves = lambda device: True  # type: ignore[assignment]
     try:
         yield
     finally:
-        grouping.missing = missing
+        grouping.missing, triton.serves = missing, serves
 
 
 def count(case: Case, ranks: int) -> Launches:
