@@ -12,15 +12,19 @@ Legend: N ids, U distinct ids, E entries (a key in a segment), S segments, B bag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, of_features, read
+from shardembed.journey.route.on_device import ask_all
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
+from shardembed.kernels import triton
 from shardembed.kernels.grouping import compiled
+from shardembed.kernels.host import to_host
 from shardembed.tables.table_config import Feature
 from shardembed.wire.message import Numbers
 
@@ -48,7 +52,7 @@ class SlabRoute:
     Attributes:
         keys_E: keys grouped by owner.
         lengths_S: keys of each segment, or None when each has one.
-        counts: segments and keys that go to each rank, int64 `[2, R]`.
+        counts: segments and keys that go to each rank, int64 `[2, R]`, on the host.
         multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
         unique: how answers become outputs by id.
         bagged: (feature, strip) of those read by bag, in the slab's order.
@@ -58,7 +62,7 @@ class SlabRoute:
 
     keys_E: torch.Tensor
     lengths_S: torch.Tensor | None
-    counts: torch.Tensor
+    counts: Numbers
     multiplicities_E: torch.Tensor | None = None
     unique: tuple[Unique, ...] = ()
     bagged: tuple[tuple[int, int], ...] = ()
@@ -71,7 +75,8 @@ class Route:
     """One batch's way to the owners and back: `combine` consumes it.
 
     Attributes:
-        ids: the batch, without padding where that is left out before it is sent.
+        ids: the batch, without padding where that is left out before it is sent; on a GPU its bags' lengths leave it out, and not
+            the ids.
         features: what is looked up, in the order of the outputs.
         slabs: what is asked of each.
     """
@@ -81,8 +86,8 @@ class Route:
     slabs: tuple[SlabRoute, ...]
 
     def counts(self) -> Numbers:
-        """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`. Host sync on a GPU."""
-        return torch.stack([slab.counts for slab in self.slabs]).cpu().numpy()
+        """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`."""
+        return np.stack([slab.counts for slab in self.slabs])
 
 
 def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable) -> Route:
@@ -92,6 +97,8 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
         IdRangeError: an id is negative or not below its table's num_embeddings.
     """
     lookup_plan = routing.lookup_plan(tuple(features), ids.weighted)
+    if triton.serves(ids.ids.device):
+        return _on_device(ids, tuple(features), routing, lookup_plan)
     _check_range(ids, features, routing, lookup_plan)
     ids = _drop_padding(ids, lookup_plan)
     distinct = find_distinct(ids, routing, lookup_plan)
@@ -100,10 +107,44 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
     return Route(ids, tuple(features), slabs)
 
 
+def _on_device(ids: IdBatch, features: tuple[Feature, ...], routing: RoutingTable, lookup_plan: LookupPlan) -> Route:
+    """The same route, of all slabs at once."""
+    asked = ask_all(ids, lookup_plan, routing, None)
+    if asked is None:
+        _check_range(ids, features, routing, lookup_plan)
+    assert asked is not None, "kernels and check disagree on whether an id is outside of its table"
+    slabs = [
+        SlabRoute(
+            found.keys_E,
+            found.lengths_S,
+            found.counts,
+            found.multiplicities_E,
+            tuple(Unique(how, *pair) for how, pair in zip(of_slab.by_id, found.unique, strict=True)),
+            of_slab.bags,
+            found.bag_segments,
+            found.bag_starts,
+        )
+        for found, of_slab in zip(asked, lookup_plan.slabs, strict=True)
+    ]
+    return Route(_without_padding_in_lengths(ids, lookup_plan), features, tuple(slabs))
+
+
+def _without_padding_in_lengths(ids: IdBatch, lookup_plan: LookupPlan) -> IdBatch:
+    """The batch, with lengths that leave out padding in the features that are read by bag. Their ids stay: how many they are is
+    known to the device alone.
+    """
+    if not lookup_plan.padded:
+        return ids
+    parts = list(ids.parts)
+    for i, padding in lookup_plan.padded:
+        parts[i] = parts[i]._replace(lengths=parts[i].lengths_without(padding))
+    return replace(ids, parts=tuple(parts))
+
+
 def empty_route(features: Sequence[Feature], routing: RoutingTable) -> Route:
     """A route that asks nothing, for a rank whose batch was refused."""
-    nothing = torch.zeros(2, routing.world_size, dtype=torch.int64)
-    slabs = tuple(SlabRoute(slab.blocks.new_empty(0), None, nothing.to(slab.blocks.device)) for slab in routing.slabs)
+    nothing = np.zeros((2, routing.world_size), dtype=np.int64)
+    slabs = tuple(SlabRoute(slab.blocks.new_empty(0), None, nothing) for slab in routing.slabs)
     return Route(IdBatch(torch.empty(0, dtype=torch.int64), ()), tuple(features), slabs)
 
 
@@ -153,7 +194,7 @@ def _slab_route(
     return SlabRoute(
         found.keys_E,
         found.lengths_S,
-        found.counts,
+        to_host(found.counts),  # host sync on a GPU
         multiplicities_E,
         tuple(Unique(how, *read(how, found, distinct, ids, by_id)) for how in of_slab.by_id),
         of_slab.bags,

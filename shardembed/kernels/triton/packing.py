@@ -37,7 +37,16 @@ def move(tensors: Sequence[torch.Tensor], layout: MessageLayout, buffer: torch.T
         return
     chunks = to_device(np.stack([begins // unit, here[some] - begins, (there[some] - begins) // unit]), buffer.device)
     launch(
-        _move, -(-units // BLOCK), buffer.view(UNITS[unit]), chunks, count, units, halvings(count), UNIT=unit, PACK=pack, BLOCK=BLOCK
+        _move,
+        -(-units // BLOCK),
+        buffer.view(UNITS[unit]),
+        chunks,
+        count,
+        units,
+        halvings(count),
+        UNIT=unit,
+        PACK=pack,
+        BLOCK=BLOCK,
     )
 
 
