@@ -155,7 +155,7 @@ class Rank:
         batch = self.batches[number % len(self.batches)]
         self.journey.watch(stage)
         with rest("combine"):
-            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features)
+            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features).each
         with rest("adjoint"):
             self._backward(outputs)
         with rest("update"):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.ownership import LookupPlan, RoutingTable
 from shardembed.kernels.host import to_device, to_host
+from shardembed.kernels.pooling import BagsOf
 from shardembed.tables.pooling import POOLINGS
 from shardembed.wire.message import Numbers
 
@@ -277,6 +278,7 @@ class Asked(NamedTuple):
     unique: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     bag_segments: torch.Tensor | None
     bag_starts: torch.Tensor | None
+    bags_of: BagsOf | None
 
 
 def ask_all(ids: IdBatch, lookup_plan: LookupPlan, routing_table: RoutingTable, samples: int | None) -> list[Asked] | None:
@@ -305,6 +307,7 @@ def ask_all(ids: IdBatch, lookup_plan: LookupPlan, routing_table: RoutingTable, 
         stays = slab.lone_owner is not None and not (singles[number] and bags[number]) and of_bags[number] == bags[number]
         moves.append(bool(bags[number]) and not (stays and (not streamed.by_sample or len(of_slab.bags) == 1)))
     listed = routing.segments_of_bags(plan.ways, streamed.batch, found, asked) if any(moves) else None
+    places_S = asked.bag_E.index_select(0, asked.entries[:-1]) if bags.any() else asked.bag_E
     found_slabs = []
     first_segments, first_keys = np.append(0, np.cumsum(segments.sum(1))), np.append(0, np.cumsum(keys.sum(1)))
     first_listed, first_bags = np.append(0, np.cumsum(of_bags)), np.append(0, np.cumsum(bags))
@@ -313,6 +316,9 @@ def ask_all(ids: IdBatch, lookup_plan: LookupPlan, routing_table: RoutingTable, 
         of_segments = slice(first_segments[number], first_segments[number + 1])
         with_end = slice(first_segments[number], first_segments[number + 1] + 1)
         unique = tuple(_unique(unit, streamed, asked.segment_E, found.starts) for unit in plan.streams.units[number][:-1])
+        bags_of = None  # where a slab is read in one way alone
+        if len(unique) + bool(bags[number]) == 1:
+            bags_of = BagsOf(places_S[of_segments], None) if bags[number] else BagsOf(asked.bag_E, asked.entries[with_end])
         scaled = slab.spec.policy.scale_grad_by_freq
         pair: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
         if listed is not None and moves[number]:
@@ -328,6 +334,7 @@ def ask_all(ids: IdBatch, lookup_plan: LookupPlan, routing_table: RoutingTable, 
                 asked.entries[with_end].diff() if scaled else None,
                 unique,
                 *pair,
+                bags_of,
             )
         )
     return found_slabs

@@ -12,19 +12,21 @@ Legend: N ids, U distinct ids, E entries (a key in a segment), S segments, B bag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
+from shardembed.journey.route.columns import Columns
 from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, of_features, read
 from shardembed.journey.route.on_device import ask_all
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
 from shardembed.kernels import triton
 from shardembed.kernels.grouping import compiled
 from shardembed.kernels.host import to_host
+from shardembed.kernels.pooling import BagsOf
 from shardembed.tables.table_config import Feature
 from shardembed.wire.message import Numbers
 
@@ -36,13 +38,16 @@ class Unique:
 
     Attributes:
         how: what is the same for all batches: the strips, and how they pool.
-        segments_N: -1 where a padding id stands in a bag.
+        segments_N: -1 where a padding id stands in a bag. Bags of outputs that lie side by side stand sample by sample, but for
+            those with weights.
         starts_B: where each bag begins.
+        bags_of: the bags, or ids where none are pooled, of each segment, where that is known already.
     """
 
     how: IdGroup
     segments_N: torch.Tensor
     starts_B: torch.Tensor
+    bags_of: BagsOf | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,10 @@ class SlabRoute:
         multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
         unique: how answers become outputs by id.
         bagged: (feature, strip) of those read by bag, in the slab's order.
-        bag_segments: the answers that sum to each bag, one bag after the other; None where answer b is bag b.
+        bag_segments: the answers that sum to each bag, one bag after the other; None where answer b is bag b. Bags of outputs
+            that lie side by side stand sample by sample.
         bag_starts: where those of each bag begin, `[sum of bags]`; None likewise.
+        bags_of: the bag of each segment, where that is known already.
     """
 
     keys_E: torch.Tensor
@@ -68,6 +75,7 @@ class SlabRoute:
     bagged: tuple[tuple[int, int], ...] = ()
     bag_segments: torch.Tensor | None = None
     bag_starts: torch.Tensor | None = None
+    bags_of: BagsOf | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,15 @@ class Route:
             the ids.
         features: what is looked up, in the order of the outputs.
         slabs: what is asked of each.
+        columns: how the outputs of those that pool lie side by side, or None where they do not.
+        samples: rows of these; 0 where there are none.
     """
 
     ids: IdBatch
     features: tuple[Feature, ...]
     slabs: tuple[SlabRoute, ...]
+    columns: Columns | None = None
+    samples: int = 0
 
     def counts(self) -> Numbers:
         """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`."""
@@ -102,14 +114,24 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
     _check_range(ids, features, routing, lookup_plan)
     ids = _drop_padding(ids, lookup_plan)
     distinct = find_distinct(ids, routing, lookup_plan)
+    samples = _samples(ids, lookup_plan.pooled)
     pairs = zip(routing.slabs, lookup_plan.slabs, strict=True)
-    slabs = tuple(_slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size) for slab, of_slab in pairs)
-    return Route(ids, tuple(features), slabs)
+    slabs = tuple(
+        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples) for slab, of_slab in pairs
+    )
+    return Route(ids, tuple(features), slabs, None if samples is None else lookup_plan.pooled, samples or 0)
+
+
+def _samples(ids: IdBatch, columns: Columns | None) -> int | None:
+    """Of the features that pool, if all have as many."""
+    found = set() if columns is None else {ids.bags[i] for i in columns.features}
+    return found.pop() if len(found) == 1 else None
 
 
 def _on_device(ids: IdBatch, features: tuple[Feature, ...], routing: RoutingTable, lookup_plan: LookupPlan) -> Route:
     """The same route, of all slabs at once."""
-    asked = ask_all(ids, lookup_plan, routing, None)
+    samples = _samples(ids, lookup_plan.pooled)
+    asked = ask_all(ids, lookup_plan, routing, samples)
     if asked is None:
         _check_range(ids, features, routing, lookup_plan)
     assert asked is not None, "kernels and check disagree on whether an id is outside of its table"
@@ -119,14 +141,16 @@ def _on_device(ids: IdBatch, features: tuple[Feature, ...], routing: RoutingTabl
             found.lengths_S,
             found.counts,
             found.multiplicities_E,
-            tuple(Unique(how, *pair) for how, pair in zip(of_slab.by_id, found.unique, strict=True)),
+            tuple(Unique(how, *pair, found.bags_of) for how, pair in zip(of_slab.by_id, found.unique, strict=True)),
             of_slab.bags,
             found.bag_segments,
             found.bag_starts,
+            found.bags_of,
         )
         for found, of_slab in zip(asked, lookup_plan.slabs, strict=True)
     ]
-    return Route(_without_padding_in_lengths(ids, lookup_plan), features, tuple(slabs))
+    ids = _without_padding_in_lengths(ids, lookup_plan)
+    return Route(ids, features, tuple(slabs), None if samples is None else lookup_plan.pooled, samples or 0)
 
 
 def _without_padding_in_lengths(ids: IdBatch, lookup_plan: LookupPlan) -> IdBatch:
@@ -182,9 +206,15 @@ def _drop_padding(ids: IdBatch, lookup_plan: LookupPlan) -> IdBatch:
 
 
 def _slab_route(
-    slab: SlabOwners, ids: IdBatch, of_slab: SlabLookupPlan, distinct: Distinct, by_id: Numbers, world_size: int
+    slab: SlabOwners,
+    ids: IdBatch,
+    of_slab: SlabLookupPlan,
+    distinct: Distinct,
+    by_id: Numbers,
+    world_size: int,
+    samples: int | None,
 ) -> SlabRoute:
-    found = ask(slab, of_slab, ids, distinct, world_size)
+    found = ask(slab, of_slab, ids, distinct, world_size, samples)
     multiplicities_E = None
     if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
         multiplicities_E = torch.empty(found.of_single.numel(), dtype=torch.int32, device=found.keys_E.device)
@@ -196,7 +226,7 @@ def _slab_route(
         found.lengths_S,
         to_host(found.counts),  # host sync on a GPU
         multiplicities_E,
-        tuple(Unique(how, *read(how, found, distinct, ids, by_id)) for how in of_slab.by_id),
+        tuple(Unique(how, *read(how, found, distinct, ids, by_id, samples)) for how in of_slab.by_id),
         of_slab.bags,
         found.bag_segments,
         found.bag_starts,
