@@ -33,7 +33,8 @@ class Unit(NamedTuple):
     """Streams whose entries are used together: those of an `IdGroup`, or what is read by bag in a slab.
 
     Attributes:
-        first, end: of the streams.
+        first: of the streams.
+        end: behind the last.
         pooled: by id.
         bagged: read by bag.
         weighted: ids have weights.
@@ -269,7 +270,18 @@ def _before(numbers: Numbers) -> Numbers:
 
 
 class Asked(NamedTuple):
-    """What one slab is asked: as in `SlabRoute`, and of each `IdGroup` the segment of each id, and where each bag begins."""
+    """What one slab is asked, as in `SlabRoute`.
+
+    Attributes:
+        keys_E: grouped by owner.
+        lengths_S: keys of each segment, or None when each has one.
+        counts: segments and keys that go to each rank, int64 `[2, R]`.
+        multiplicities_E: how often each key's id occurs, or None.
+        unique: of each `IdGroup` the segment of each id, and where each bag begins.
+        bag_segments: the segments of each bag, or None.
+        bag_starts: where those of each bag begin, or None.
+        bags_of: which bags each segment is in, where the slab is read in one way alone.
+    """
 
     keys_E: torch.Tensor
     lengths_S: torch.Tensor | None

@@ -39,7 +39,8 @@ class Sorted:
         sent: the key of each entry, or its complement where it is read by bag, `[E]`, as they stood.
         bags: the place of the bag of each entry, its complement where that is padding, `[E]`, as they stood.
         starts: of each slot, where its bag begins among the entries that are used together.
-        segments, keys: in front of each (slab, rank), and all, `[slabs * R + 1]`.
+        segments: in front of each (slab, rank), and all, `[slabs * R + 1]`.
+        keys: likewise.
         singles: segments that are one row, of each (slab, rank), `[slabs * R]`.
         kept: entries that were neither dropped nor at fault.
         wrong: entries at fault.

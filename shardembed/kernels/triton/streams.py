@@ -30,7 +30,8 @@ class Ways:
             int64 `[4, blocks]`.
         rows: of each (slab, rank) where sort keys of rows begin and end, if there were no bags, int64 `[2, slabs * R]`.
         keys: all sort keys of rows.
-        slabs, ranks: how many there are.
+        slabs: how many there are.
+        ranks: likewise.
         deepest: most blocks of a lane.
     """
 
