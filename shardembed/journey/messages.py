@@ -8,9 +8,10 @@ collection on the group needs, so that ranks which make different calls notice i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -63,13 +64,17 @@ class Sender:
     slabs: tuple[SlabSpec, ...]
     wire_dtypes: tuple[torch.dtype, ...]
     local: bool
+    _asking: dict[tuple[int, ...], Schema] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def ids(self) -> Schema:
-        """What asks: of all slabs the keys, of all the keys of each segment, and of the `scaled` how often each key's id occurs."""
-        keys = [Part(spec.key_dtype) for spec in self.slabs]
-        lengths = [Part(torch.int32, implied=1) for _ in self.slabs]
-        return Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+    def ids(self, told: tuple[int, ...]) -> Schema:
+        """What asks: of all slabs the keys, of those `told` the keys of each segment, and of the `scaled` how often each key's id
+        occurs.
+        """
+        if told not in self._asking:
+            keys = [Part(spec.key_dtype) for spec in self.slabs]
+            lengths = [Part(torch.int32, implied=1) for _ in told]
+            self._asking[told] = Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+        return self._asking[told]
 
     @cached_property
     def scaled(self) -> list[int]:
@@ -108,31 +113,35 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
     """
     mine = route.counts()
     theirs = open_call(call, mine, problem, sender, comm, device)
-    sent, received = _layout_of_ids(mine, sender), _layout_of_ids(theirs, sender)
-    count = len(sender.slabs)
-    lengths = zip(route.slabs, sent.totals[count : 2 * count], strict=True)
+    told, sent = _layout_of_ids(mine, sender)
+    told_here, received = _layout_of_ids(theirs, sender)
     tensors = [slab.keys_E for slab in route.slabs]
-    tensors += [slab.keys_E[:0] if slab.lengths_S is None or not told else slab.lengths_S for slab, told in lengths]
+    tensors += [cast(torch.Tensor, route.slabs[number].lengths_S) for number in told]
     for number in sender.scaled:
         slab = route.slabs[number]
         tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
-    arrived = _exchange("forward: send ids", tensors, sent, received, sender, comm)
-    keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
-    rows, offsets = _widened_keys(keys), _offsets(lengths, theirs[:, 1].sum(1))
-    slabs = tuple(SlabRequest(rows[i], offsets[i], occur.get(i)) for i in range(count))
+    arrived, count = _exchange("forward: send ids", tensors, sent, received, sender, comm), len(sender.slabs)
+    behind = count + len(told_here)
+    lengths = dict(zip(told_here, arrived[count:behind], strict=True))
+    occur = dict(zip(sender.scaled, arrived[behind:], strict=True))
+    rows, offsets = _widened_keys(arrived[:count]), _offsets(lengths, theirs[:, 1].sum(1))
+    slabs = tuple(SlabRequest(rows[i], offsets.get(i), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
     return Request(slabs, answers, vectors, comm.history.forwards)
 
 
-def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
-    """Of counts `[slabs, 2, R]`. Lengths travel only to ranks that get a segment of several keys. The counts tell which: no segment
-    is empty.
+def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], MessageLayout]:
+    """Of counts `[slabs, 2, R]`: the slabs of which lengths travel, and where all lies. Lengths travel only to ranks that get a
+    segment of several keys. The counts tell which: no segment is empty.
     """
     segments, keys = counts[:, 0], counts[:, 1]
-    told = np.where(segments != keys, segments, 0)
-    lengths = np.where(told.any(1, keepdims=True), segments, 0)  # none at all where none travels
-    occur = keys[sender.scaled]
-    return MessageLayout.of(sender.ids, np.concatenate([keys, lengths, occur]), np.concatenate([keys, told, occur]))
+    several = segments != keys
+    told = tuple(several.any(1).nonzero()[0].tolist())
+    of_told, occur = list(told), keys[sender.scaled]
+    lengths = segments[of_told]
+    items = np.concatenate([keys, lengths, occur])
+    travel = np.concatenate([keys, lengths * several[of_told], occur]) if told else None
+    return told, MessageLayout.of(sender.ids(told), items, travel)
 
 
 def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -145,22 +154,19 @@ def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     return wide
 
 
-def _offsets(lengths: Sequence[torch.Tensor], keys: Numbers) -> list[torch.Tensor | None]:
-    """Where each segment's keys begin, int64 `[S + 1]` a slab; None where each has one.
+def _offsets(lengths: Mapping[int, torch.Tensor], keys: Numbers) -> dict[int, torch.Tensor]:
+    """Where each segment's keys begin, int64 `[S + 1]` by slab; not of those of which each has one.
 
     Args:
-        lengths: `[S]` a slab, or none. keys: of each slab, `[slabs]`.
+        lengths: `[S]` by slab, of those of which they travel. keys: of each slab, `[slabs]`.
     """
-    told = [i for i, part in enumerate(lengths) if part.numel()]
-    found: list[torch.Tensor | None] = [None] * len(lengths)
-    if not told:
-        return found
+    if not lengths:
+        return {}
     # All slabs in one running sum: in front of each stands what takes it back to 0.
-    before = to_device(-np.array([0, *keys[told[:-1]]], dtype=np.int64), lengths[told[0]].device)
-    sums = torch.cat([part for i, zero in zip(told, before.split(1), strict=True) for part in (zero, lengths[i])]).cumsum(0)
-    for i, part in zip(told, sums.split([lengths[i].numel() + 1 for i in told]), strict=True):
-        found[i] = part
-    return found
+    back = to_device(-np.array([0, *keys[list(lengths)[:-1]]], dtype=np.int64), next(iter(lengths.values())).device)
+    parts = [part for zero, lengths_S in zip(back.split(1), lengths.values(), strict=True) for part in (zero, lengths_S)]
+    sums = torch.cat(parts).cumsum(0).split([part.numel() + 1 for part in lengths.values()])
+    return dict(zip(lengths, sums, strict=True))
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
@@ -207,7 +213,7 @@ def _exchange(
     tensors = [tensor.to(part.dtype) for tensor, part in zip(tensors, sent.schema.parts, strict=True)]
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return tensors
-    buffer, sizes = pack(tensors, sent), (sent.rank_bytes.tolist(), received.rank_bytes.tolist())
+    buffer, sizes = pack(tensors, sent), (sent.rank_sizes, received.rank_sizes)
     if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
