@@ -8,7 +8,7 @@ collection on the group needs, so that ranks which make different calls notice i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -19,6 +19,7 @@ import torch
 from shardembed.comm.comm import Comm
 from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
+from shardembed.kernels.host import to_device, to_host
 from shardembed.kernels.packing import pack, unpack
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
@@ -123,7 +124,8 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
     behind = count + len(told_here)
     lengths = dict(zip(told_here, arrived[count:behind], strict=True))
     occur = dict(zip(sender.scaled, arrived[behind:], strict=True))
-    slabs = tuple(SlabRequest(arrived[i], _offsets(lengths.get(i)), occur.get(i)) for i in range(count))
+    rows, offsets = _widened_keys(arrived[:count]), _offsets(lengths, theirs[:, 1].sum(1))
+    slabs = tuple(SlabRequest(rows[i], offsets.get(i), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
     return Request(slabs, answers, vectors, comm.history.forwards)
 
@@ -142,12 +144,29 @@ def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], Me
     return told, MessageLayout.of(sender.ids(told), items, travel)
 
 
-def _offsets(lengths_S: torch.Tensor | None) -> torch.Tensor | None:
-    if lengths_S is None:
-        return None
-    offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64, device=lengths_S.device)
-    torch.cumsum(lengths_S, 0, out=offsets[1:])
-    return offsets
+def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """As int64, those of all slabs by one operator."""
+    sizes = [part.numel() for part in keys]
+    if all(part.dtype == torch.int64 for part in keys):
+        return keys
+    wide = torch.empty(sum(sizes), dtype=torch.int64, device=keys[0].device).split(sizes)
+    torch._foreach_copy_(wide, list(keys))
+    return wide
+
+
+def _offsets(lengths: Mapping[int, torch.Tensor], keys: Numbers) -> dict[int, torch.Tensor]:
+    """Where each segment's keys begin, int64 `[S + 1]` by slab; not of those of which each has one.
+
+    Args:
+        lengths: `[S]` by slab, of those of which they travel. keys: of each slab, `[slabs]`.
+    """
+    if not lengths:
+        return {}
+    # All slabs in one running sum: in front of each stands what takes it back to 0.
+    back = to_device(-np.array([0, *keys[list(lengths)[:-1]]], dtype=np.int64), next(iter(lengths.values())).device)
+    parts = [part for zero, lengths_S in zip(back.split(1), lengths.values(), strict=True) for part in (zero, lengths_S)]
+    sums = torch.cat(parts).cumsum(0).split([part.numel() + 1 for part in lengths.values()])
+    return dict(zip(lengths, sums, strict=True))
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
@@ -224,9 +243,9 @@ def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Se
     header = header_of(call, sender.number, number, comm.history.checksum, len(text))
     rows = fill(header, counts, comm.history.slots)
     equal = [rows.shape[1]] * comm.world_size
-    sent = torch.from_numpy(rows).view(-1).to(device)
+    sent = to_device(rows.reshape(-1), device)
     arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
-    rows = arrived.view(rows.shape).cpu().numpy()  # host sync on a GPU: nobody can receive keys before he knows how many
+    rows = to_host(arrived).reshape(rows.shape)  # host sync on a GPU: nobody can receive keys before he knows how many
     compare(rows, comm.history.collections)
     # Only ranks that make the same call go on to this exchange, and then all of them do.
     if refused(rows):
