@@ -100,7 +100,7 @@ class Echo(Comm):
     def all_to_all(self, group: Any, stage: str, send: torch.Tensor, *sizes: Any, **number: Any) -> torch.Tensor:
         return send
 
-    def agree(self, what: str, lines: Sequence[str], device: torch.device) -> None:
+    def agree(self, what: str, lines: Sequence[str]) -> None:
         return
 
 

@@ -98,28 +98,56 @@ def _vector(spec: SlabSpec, dtype: torch.dtype) -> Part:
     return Part(dtype, (spec.width,))
 
 
-def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm, device: torch.device) -> Request:
+@dataclass(frozen=True)
+class Announced:
+    """Ids whose counts all ranks have been told, and which are yet to be exchanged.
+
+    Attributes:
+        tensors: the ids and what belongs to them, as they travel.
+        sent: how.
+        mine, theirs: segments and keys that this rank asks of each and each of it, int64 `[slabs, 2, R]`.
+        call: the number of the forward call.
+    """
+
+    tensors: Sequence[torch.Tensor]
+    sent: MessageLayout
+    mine: Numbers
+    theirs: Numbers
+    call: int
+
+
+def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm) -> Request:
     """All-to-all of counts and flags, then all-to-all of keys.
 
     Raises:
         InputError: on every rank, when any rank found its batch at fault.
         DisagreementError: on every rank, when they are not making the same call.
     """
+    return exchange_ids(announce_ids(route, problem, call, sender, comm), sender, comm)
+
+
+def announce_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm) -> Announced:
+    """The first half of `send_ids`, which speaks of the host only, and raises what that does."""
     mine = route.counts()
-    theirs = open_call(call, mine, problem, sender, comm, device)
-    sent, received = _layout_of_ids(mine, sender), _layout_of_ids(theirs, sender)
-    count = len(sender.slabs)
+    theirs = open_call(call, mine, problem, sender, comm)
+    sent, count = _layout_of_ids(mine, sender), len(sender.slabs)
     lengths = zip(route.slabs, sent.totals[count : 2 * count], strict=True)
     tensors = [slab.keys_E for slab in route.slabs]
     tensors += [slab.keys_E[:0] if slab.lengths_S is None or not told else slab.lengths_S for slab, told in lengths]
     for number in sender.scaled:
         slab = route.slabs[number]
         tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
-    arrived = _exchange("forward: send ids", tensors, sent, received, sender, comm)
+    return Announced(tensors, sent, mine, theirs, comm.history.forwards)
+
+
+def exchange_ids(announced: Announced, sender: Sender, comm: Comm) -> Request:
+    """The second half: keys arrive."""
+    mine, theirs, count = announced.mine, announced.theirs, len(sender.slabs)
+    arrived = _exchange("forward: send ids", announced.tensors, announced.sent, _layout_of_ids(theirs, sender), sender, comm)
     keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
     slabs = tuple(SlabRequest(keys[i], _offsets(lengths[i]), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
-    return Request(slabs, answers, vectors, comm.history.forwards)
+    return Request(slabs, answers, vectors, announced.call)
 
 
 def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
@@ -193,7 +221,7 @@ def _exchange(
     return unpack(buffer, received)
 
 
-def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Sender, comm: Comm, device: torch.device) -> Numbers:
+def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Sender, comm: Comm) -> Numbers:
     """Begin a call on the group "forward": tell each rank its counts, and get its from each.
 
     Args:
@@ -213,15 +241,12 @@ def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Se
         return counts
     text = json.dumps(travels(problem)) if problem else ""
     header = header_of(call, sender.number, number, comm.history.checksum, len(text))
-    rows = fill(header, counts, comm.history.slots)
-    equal = [rows.shape[1]] * comm.world_size
-    sent = torch.from_numpy(rows).view(-1).to(device)
-    arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
-    rows = arrived.view(rows.shape).cpu().numpy()  # host sync on a GPU: nobody can receive keys before he knows how many
+    # On the host, for a GPU too: nobody can receive keys before he knows how many, and so no device is waited for a second time.
+    rows = comm.tell("forward", "forward: counts", fill(header, counts, comm.history.slots))
     compare(rows, comm.history.collections)
     # Only ranks that make the same call go on to this exchange, and then all of them do.
     if refused(rows):
-        _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
+        _raise_together(comm.gather_texts("forward", "forward: error texts", text), problem)
     return counts_of(rows, len(counts))
 
 
