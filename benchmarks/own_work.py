@@ -148,7 +148,7 @@ class Rank:
         watch, batch = Stopwatch(), self.batches[number % len(self.batches)]
         self.journey.watch(watch.stage)
         with watch.rest("combine"):
-            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features)
+            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features).each
         with watch.rest("adjoint"):
             self._backward(outputs)
         with watch.rest("update"):
