@@ -23,8 +23,8 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ import torch
 import shardembed as se
 from benchmarks import pages
 from shardembed.comm.comm import Comm
+from shardembed.comm.stages import Stage
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.journey import Journey
 from shardembed.journey.setup import Setup
@@ -44,6 +45,7 @@ from shardembed.tables.placement import Cluster, Packing
 from shardembed.tables.plan import resolve
 from shardembed.tables.settings import Settings
 from shardembed.tables.table_config import Constant, TableConfig, features_of
+from shardembed.wire.message import Numbers
 
 CPU = torch.device("cpu")
 WIDTH = 16
@@ -100,6 +102,9 @@ class Echo(Comm):
     def all_to_all(self, group: Any, stage: str, send: torch.Tensor, *sizes: Any, **number: Any) -> torch.Tensor:
         return send
 
+    def tell(self, group: Any, stage: str, rows: Numbers) -> Numbers:
+        return rows
+
     def agree(self, what: str, lines: Sequence[str]) -> None:
         return
 
@@ -130,12 +135,12 @@ class Stopwatch:
 class Rank:
     """Rank 0 of so many, and batches for it."""
 
-    def __init__(self, case: Case, ranks: int) -> None:
+    def __init__(self, case: Case, ranks: int, settings: Settings = Settings()) -> None:  # noqa: B008
         configs = tuple(TableConfig(f"t{i}", case.rows, WIDTH, init=Constant(0.01)) for i in range(case.tables))
         # What sets the slabs apart is a setting of the optimizer, so that their work is the same however many they are.
         optimizers = [RowwiseAdagrad(lr=0.01 + 1e-6 * (i % case.slabs)) for i in range(case.tables)]
         plan = resolve(list(configs), se.row_wise(packing=case.packing), Cluster(ranks, ranks))
-        self.journey = Journey(Setup.of(configs, plan, optimizers, Settings(), Echo(ranks), CPU))
+        self.journey = Journey(Setup.of(configs, plan, optimizers, settings, Echo(ranks), CPU))
         self.features = features_of(configs)
         numbers = np.random.default_rng(0)
         shape = (case.samples, case.ids) if case.ids > 1 else (case.samples,)
@@ -145,15 +150,20 @@ class Rank:
         self._backward = Backward()
 
     def step(self, number: int) -> Figures:
-        watch, batch = Stopwatch(), self.batches[number % len(self.batches)]
-        self.journey.watch(watch.stage)
-        with watch.rest("combine"):
-            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features).each
-        with watch.rest("adjoint"):
-            self._backward(outputs)
-        with watch.rest("update"):
-            self.journey.step()
+        watch = Stopwatch()
+        self.walk(number, watch.stage, watch.rest)
         return {**watch.spent, "step": sum(watch.spent.values())}
+
+    def walk(self, number: int, stage: Stage, rest: Callable[[str], AbstractContextManager[None]]) -> None:
+        """One step. stage: around the stages of the journey. rest: around what else there is, which has them inside."""
+        batch = self.batches[number % len(self.batches)]
+        self.journey.watch(stage)
+        with rest("combine"):
+            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features).each
+        with rest("adjoint"):
+            self._backward(outputs)
+        with rest("update"):
+            self.journey.step()
 
 
 def measure(case: Case, ranks: int, rounds: int) -> Figures:
