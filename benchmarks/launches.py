@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks import pages
 from benchmarks.own_work import Case, Rank
@@ -266,13 +266,13 @@ def _around_triton(launched: Callable[[Any], None]) -> Callable[[], None]:
 
     def told(kernel: Any, *args: Any, **constants: Any) -> Any:
         launched(kernel)
-        with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
             return run(kernel, *args, **constants)
 
-    GridExecutor.__call__ = told
+    setattr(GridExecutor, "__call__", told)  # noqa: B010 - an assignment is no type of it
 
     def undo() -> None:
-        GridExecutor.__call__ = run
+        setattr(GridExecutor, "__call__", run)  # noqa: B010
 
     return undo
 

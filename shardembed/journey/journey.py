@@ -49,6 +49,7 @@ from shardembed.store.own_parameters import deliver, expose
 from shardembed.store.reductions import mean_squares, reduce_copies
 from shardembed.store.renorm import renormalise
 from shardembed.store.request import Request
+from shardembed.store.slab import orders
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import Feature
 from shardembed.wire.header import Mode
@@ -176,8 +177,8 @@ class Journey:
             return Outputs(list(found)) if ticket.route.columns is None else Outputs(list(found[1:]), found[0])
         vectors = Vectors.apply(anchor, answer, partial(self.learn, ticket), frozen.slabs, *ticket.shards)
         if torch.is_grad_enabled():  # sorted here, where the rows are known and the gradients are not
-            asked = zip(self.slabs, ticket.request, strict=True)
-            ticket.orders = [slab.order(slab.locate(part.keys_E), part.offsets) for slab, part in asked]
+            asked = [(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, ticket.request, strict=True)]
+            ticket.orders = orders(self.slabs, asked)
         outputs = combine(vectors, ticket.route)
         return without_grad(outputs, vectors, ticket.route, frozen.tables) if frozen.mixed else outputs
 

@@ -18,6 +18,7 @@ import torch
 from shardembed.comm.comm import Comm
 from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
+from shardembed.kernels.host import to_device
 from shardembed.kernels.packing import pack, unpack
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
@@ -145,7 +146,8 @@ def exchange_ids(announced: Announced, sender: Sender, comm: Comm) -> Request:
     mine, theirs, count = announced.mine, announced.theirs, len(sender.slabs)
     arrived = _exchange("forward: send ids", announced.tensors, announced.sent, _layout_of_ids(theirs, sender), sender, comm)
     keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
-    slabs = tuple(SlabRequest(keys[i], _offsets(lengths[i]), occur.get(i)) for i in range(count))
+    rows, offsets = _widened_keys(keys), _offsets(lengths, theirs[:, 1].sum(1))
+    slabs = tuple(SlabRequest(rows[i], offsets[i], occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
     return Request(slabs, answers, vectors, announced.call)
 
@@ -161,12 +163,32 @@ def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
     return MessageLayout.of(sender.ids, np.concatenate([keys, lengths, occur]), np.concatenate([keys, told, occur]))
 
 
-def _offsets(lengths_S: torch.Tensor) -> torch.Tensor | None:
-    if not lengths_S.numel():
-        return None
-    offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64, device=lengths_S.device)
-    torch.cumsum(lengths_S, 0, out=offsets[1:])
-    return offsets
+def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """As int64, those of all slabs by one operator."""
+    sizes = [part.numel() for part in keys]
+    if all(part.dtype == torch.int64 for part in keys):
+        return keys
+    wide = torch.empty(sum(sizes), dtype=torch.int64, device=keys[0].device).split(sizes)
+    torch._foreach_copy_(wide, list(keys))
+    return wide
+
+
+def _offsets(lengths: Sequence[torch.Tensor], keys: Numbers) -> list[torch.Tensor | None]:
+    """Where each segment's keys begin, int64 `[S + 1]` a slab; None where each has one.
+
+    Args:
+        lengths: `[S]` a slab, or none. keys: of each slab, `[slabs]`.
+    """
+    told = [i for i, part in enumerate(lengths) if part.numel()]
+    found: list[torch.Tensor | None] = [None] * len(lengths)
+    if not told:
+        return found
+    # All slabs in one running sum: in front of each stands what takes it back to 0.
+    before = to_device(-np.array([0, *keys[told[:-1]]], dtype=np.int64), lengths[told[0]].device)
+    sums = torch.cat([part for i, zero in zip(told, before.split(1), strict=True) for part in (zero, lengths[i])]).cumsum(0)
+    for i, part in zip(told, sums.split([lengths[i].numel() + 1 for i in told]), strict=True):
+        found[i] = part
+    return found
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
