@@ -42,8 +42,9 @@ def two_communicators(world_size: int, timeout: float = 60.0) -> Iterator[tuple[
         return said
 
     def carrier(self: Comm, kind: Group, number: int, device: torch.device) -> dist.ProcessGroup:
-        if self._communicators is None or getattr(on_host, "now", False):
+        if getattr(on_host, "now", False):
             return self._channel(kind, number)
+        assert self._communicators is not None, f"a Comm beside the main thread's carries tensors of devices: {kind}"
         carried.append(f"{threading.current_thread().name}: {kind} of {self.history.about or 'a forward'}")
         return self._communicators.of(kind)
 
