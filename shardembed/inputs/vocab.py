@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shardembed.comm.comm import Comm
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.paths import local, whole_file
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
 from shardembed.inputs.hashing import Raw

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -63,13 +64,17 @@ class Sender:
     slabs: tuple[SlabSpec, ...]
     wire_dtypes: tuple[torch.dtype, ...]
     local: bool
+    _asking: dict[tuple[int, ...], Schema] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def ids(self) -> Schema:
-        """What asks: of all slabs the keys, of all the keys of each segment, and of the `scaled` how often each key's id occurs."""
-        keys = [Part(spec.key_dtype) for spec in self.slabs]
-        lengths = [Part(torch.int32, implied=1) for _ in self.slabs]
-        return Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+    def ids(self, told: tuple[int, ...]) -> Schema:
+        """What asks: of all slabs the keys, of those `told` the keys of each segment, and of the `scaled` how often each key's id
+        occurs.
+        """
+        if told not in self._asking:
+            keys = [Part(spec.key_dtype) for spec in self.slabs]
+            lengths = [Part(torch.int32, implied=1) for _ in told]
+            self._asking[told] = Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+        return self._asking[told]
 
     @cached_property
     def scaled(self) -> list[int]:
@@ -131,10 +136,9 @@ def announce_ids(route: Route, problem: Exception | None, call: Call, sender: Se
     """The first half of `send_ids`, which speaks of the host only, and raises what that does."""
     mine = route.counts()
     theirs = open_call(call, mine, problem, sender, comm)
-    sent, count = _layout_of_ids(mine, sender), len(sender.slabs)
-    lengths = zip(route.slabs, sent.totals[count : 2 * count], strict=True)
+    told, sent = _layout_of_ids(mine, sender)
     tensors = [slab.keys_E for slab in route.slabs]
-    tensors += [slab.keys_E[:0] if slab.lengths_S is None or not told else slab.lengths_S for slab, told in lengths]
+    tensors += [cast(torch.Tensor, route.slabs[number].lengths_S) for number in told]
     for number in sender.scaled:
         slab = route.slabs[number]
         tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
@@ -144,23 +148,28 @@ def announce_ids(route: Route, problem: Exception | None, call: Call, sender: Se
 def exchange_ids(announced: Announced, sender: Sender, comm: Comm) -> Request:
     """The second half: keys arrive."""
     mine, theirs, count = announced.mine, announced.theirs, len(sender.slabs)
-    arrived = _exchange("forward: send ids", announced.tensors, announced.sent, _layout_of_ids(theirs, sender), sender, comm)
-    keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
-    rows, offsets = _widened_keys(keys), _offsets(lengths, theirs[:, 1].sum(1))
-    slabs = tuple(SlabRequest(rows[i], offsets[i], occur.get(i)) for i in range(count))
+    told, received = _layout_of_ids(theirs, sender)
+    arrived = _exchange("forward: send ids", announced.tensors, announced.sent, received, sender, comm)
+    behind = count + len(told)
+    rows, offsets = _widened_keys(arrived[:count]), _offsets(told, arrived[count:behind], theirs[:, 1].sum(1))
+    occur = dict(zip(sender.scaled, arrived[behind:], strict=True))
+    slabs = tuple(SlabRequest(rows[i], offsets.get(i), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
     return Request(slabs, answers, vectors, announced.call)
 
 
-def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
-    """Of counts `[slabs, 2, R]`. Lengths travel only to ranks that get a segment of several keys. The counts tell which: no segment
-    is empty.
+def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], MessageLayout]:
+    """Of counts `[slabs, 2, R]`: the slabs of which lengths travel, and where all lies. Lengths travel only to ranks that get a
+    segment of several keys. The counts tell which: no segment is empty.
     """
     segments, keys = counts[:, 0], counts[:, 1]
-    told = np.where(segments != keys, segments, 0)
-    lengths = np.where(told.any(1, keepdims=True), segments, 0)  # none at all where none travels
-    occur = keys[sender.scaled]
-    return MessageLayout.of(sender.ids, np.concatenate([keys, lengths, occur]), np.concatenate([keys, told, occur]))
+    several = segments != keys
+    told = tuple(several.any(1).nonzero()[0].tolist())
+    of_told, occur = list(told), keys[sender.scaled]
+    lengths = segments[of_told]
+    items = np.concatenate([keys, lengths, occur])
+    travel = np.concatenate([keys, lengths * several[of_told], occur]) if told else None
+    return told, MessageLayout.of(sender.ids(told), items, travel)
 
 
 def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -173,22 +182,19 @@ def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     return wide
 
 
-def _offsets(lengths: Sequence[torch.Tensor], keys: Numbers) -> list[torch.Tensor | None]:
-    """Where each segment's keys begin, int64 `[S + 1]` a slab; None where each has one.
+def _offsets(told: Sequence[int], lengths: Sequence[torch.Tensor], keys: Numbers) -> dict[int, torch.Tensor]:
+    """Where each segment's keys begin, int64 `[S + 1]`, by slab.
 
     Args:
-        lengths: `[S]` a slab, or none. keys: of each slab, `[slabs]`.
+        told: the slabs of which lengths travelled. lengths: of these, `[S]`. keys: of each slab, `[slabs]`.
     """
-    told = [i for i, part in enumerate(lengths) if part.numel()]
-    found: list[torch.Tensor | None] = [None] * len(lengths)
     if not told:
-        return found
+        return {}
     # All slabs in one running sum: in front of each stands what takes it back to 0.
-    before = to_device(-np.array([0, *keys[told[:-1]]], dtype=np.int64), lengths[told[0]].device)
-    sums = torch.cat([part for i, zero in zip(told, before.split(1), strict=True) for part in (zero, lengths[i])]).cumsum(0)
-    for i, part in zip(told, sums.split([lengths[i].numel() + 1 for i in told]), strict=True):
-        found[i] = part
-    return found
+    before = to_device(-np.array([0, *keys[list(told[:-1])]], dtype=np.int64), lengths[0].device)
+    pairs = zip(before.split(1), lengths, strict=True)
+    sums = torch.cat([part for pair in pairs for part in pair]).cumsum(0)
+    return dict(zip(told, sums.split([part.numel() + 1 for part in lengths]), strict=True))
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
@@ -235,7 +241,7 @@ def _exchange(
     tensors = [tensor.to(part.dtype) for tensor, part in zip(tensors, sent.schema.parts, strict=True)]
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return tensors
-    buffer, sizes = pack(tensors, sent), (sent.rank_bytes.tolist(), received.rank_bytes.tolist())
+    buffer, sizes = pack(tensors, sent), (sent.rank_sizes, received.rank_sizes)
     if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:
