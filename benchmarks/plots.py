@@ -59,16 +59,7 @@ def curves(path: Path, panels: Mapping[str, Sequence[Curve]], axis: str) -> str:
         figure, grid = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.8), squeeze=False)
         colours = list(dict.fromkeys(curve.colour for panel in panels.values() for curve in panel))
         for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
-            for curve in panel:
-                look: dict[str, Any] = {
-                    "color": COLOURS[colours.index(curve.colour) % len(COLOURS)],
-                    "marker": "o",
-                    "markersize": 4,
-                }
-                style = "--" if curve.dashed else "-"
-                axes.plot(curve.x, [value.median for value in curve.y], linestyle=style, label=curve.name, **look)
-                low, high = [value.low for value in curve.y], [value.high for value in curve.y]
-                axes.fill_between(curve.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            _draw(axes, panel, colours)
             ticks = sorted({x for curve in panel for x in curve.x})
             few = ticks[-1] <= 8
             axes.set(xlabel=title, xscale="linear" if few else "log", yscale="linear" if few else "log")
@@ -76,15 +67,51 @@ def curves(path: Path, panels: Mapping[str, Sequence[Curve]], axis: str) -> str:
                 axes.set_ylim(bottom=0.0)
             else:
                 _plain_ticks(axes.yaxis)
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
-            axes.xaxis.minorticks_off()
-            axes.grid(alpha=0.3)
+            _tick_at(axes, ticks)
         grid[0][0].set_ylabel(axis)
         shown: dict[str, Any] = {}
         for axes in grid[0]:
             shown.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(shown.values(), shown.keys(), fontsize=8, loc="outside upper center", ncols=4, frameon=False)
         return _save(figure, path)
+
+
+def with_parts(
+    path: Path, lines: Sequence[Curve], title: str, x: Sequence[float], parts: Mapping[str, Sequence[float]], axis: str
+) -> str:
+    """Lines over numbers of ranks, and beside them the parts of one of them, `title`, on top of each other; returns the file's
+    name.
+    """
+    with _figure() as pyplot:
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4))
+        _draw(left, lines, list(dict.fromkeys(curve.colour for curve in lines)))
+        left.set(xlabel="ranks", ylabel=axis, xscale="log", yscale="log")
+        _plain_ticks(left.yaxis)
+        _tick_at(left, sorted({number for curve in lines for number in curve.x}))
+        left.legend(fontsize=7, frameon=False)
+        shades = pyplot.get_cmap("viridis")
+        layers = right.stackplot(x, *parts.values(), colors=[shades(i / max(1, len(parts) - 1)) for i in range(len(parts))])
+        right.set(xlabel=f"ranks ({title})", xscale="log")
+        _tick_at(right, x)
+        right.margins(x=0)
+        # In the order in which they lie on top of each other.
+        right.legend(layers[::-1], list(parts)[::-1], fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _save(figure, path)
+
+
+def _draw(axes: Any, lines: Sequence[Curve], colours: Sequence[str]) -> None:
+    for curve in lines:
+        look: dict[str, Any] = {"color": COLOURS[colours.index(curve.colour) % len(COLOURS)], "marker": "o", "markersize": 4}
+        style = "--" if curve.dashed else "-"
+        axes.plot(curve.x, [value.median for value in curve.y], linestyle=style, label=curve.name, **look)
+        low, high = [value.low for value in curve.y], [value.high for value in curve.y]
+        axes.fill_between(curve.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def _tick_at(axes: Any, ticks: Sequence[float]) -> None:
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+    axes.xaxis.minorticks_off()
+    axes.grid(alpha=0.3)
 
 
 def _plain_ticks(axis: Any) -> None:

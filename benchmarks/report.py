@@ -14,6 +14,7 @@ from benchmarks.jobs import Result
 from benchmarks.options import Options
 from shardembed._version import __version__
 
+WHERE = "Gloo on loopback, one thread a rank"
 PACKAGES = ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numba", "numpy")
 KEPT = (
     "Ours keeps the memory that it frees, which is the default of `se.init`: glibc hands large buffers back, and each step pays "
@@ -48,7 +49,7 @@ def write(bench: Any, results: list[Result], words: list[str], options: Options,
     lines = [f"# {bench.TITLE}, {datetime.date.today()}", ""]
     lines += [f"`{command(words)} --ranks {ranks}`", ""]
     lines += pages.paragraph(
-        f"{pages.machine()}; {known}; Gloo on loopback, one thread a rank.", bench.ABOUT, KEPT if options.keep_memory else PLAIN
+        f"{pages.machine()}; {known}; {getattr(bench, 'WHERE', WHERE)}.", bench.ABOUT, KEPT if options.keep_memory else PLAIN
     )
     lines += bench.page(results, page)
     text = "\n".join(lines).rstrip() + "\n"

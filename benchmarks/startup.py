@@ -27,11 +27,7 @@ ABOUT = (
     "Joining the process group is in none of the stages. Seconds on the slowest rank, medians over rounds with their quartiles."
 )
 WHO = ("shardembed", "TorchRec")
-__all__ = ["ABOUT", "TITLE", "collect", "measure", "page"]
-
-
-def measure(options: Options) -> list[Result]:
-    raise NotImplementedError("startup has processes of its own")
+__all__ = ["ABOUT", "TITLE", "collect", "page"]
 
 
 def collect(options: Options, words: list[str]) -> list[Result]:
@@ -61,6 +57,8 @@ def start(who: str, ranks: int) -> dict[str, float]:
     source = Path(startup_child.__file__)
     job |= {"PYTHONPATH": os.pathsep.join([str(source.parents[1]), os.environ.get("PYTHONPATH", "")])}
     job |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
+    # A checkout keeps its bytecode as an installed package does, which the first round writes.
+    job |= {"PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for rank in range(ranks):

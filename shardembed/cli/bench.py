@@ -23,6 +23,7 @@ SETS = {  # name -> (module, what it measures, numbers of ranks)
     "bytes": ("wire_bytes", "bytes of a step through the loopback interface", (2, 4)),
     "growth": ("growth", "how a step grows with tables, samples, ids and ranks", (1, 2, 3, 4)),
     "startup": ("startup", "import, plan, build and first step", (2,)),
+    "ranks": ("ranks", "a rank's own work a step on many simulated ranks", (2, 8, 64, 256, 1024, 4096)),
 }
 
 
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = "; ".join(f"{name}: {purpose}" for name, (_, purpose, _) in SETS.items())
     parser.add_argument("set", nargs="?", choices=SETS, default="step", metavar="SET", help=f"{listed} (default: step)")
     parser.add_argument("--workload", nargs="+", default=[], metavar="NAME", help="pooled, sequences, overhead, or a workload file")
-    parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, one after the other")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, one after the other (ranks: simulated)"
+    )
     parser.add_argument("--kind", nargs="+", default=[], help="row_wise, table_wise, column_wise, mixed, auto (default: all)")
     parser.add_argument("--full", action="store_true", help="every contender, packing, wire and optimizer")
     parser.add_argument("--only", default="", metavar="REGEX", help="contenders whose names match")
@@ -68,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         jobs.say("\n".join(error.args))
         return 1
     if arguments.json:
-        arguments.json.write_text(json.dumps({**report.circumstances(words), "results": results}, indent=1))
+        figures = bench.as_json(results) if hasattr(bench, "as_json") else {"results": results}
+        arguments.json.write_text(json.dumps({**report.circumstances(words), **figures}, indent=1))
     print(report.write(bench, results, words, options, arguments.markdown))
     return 0
 

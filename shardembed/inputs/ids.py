@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardembed.errors import DtypeError, FeatureError
+from shardembed.inputs.dense import DenseParts
 from shardembed.inputs.features import FeatureIds, read_bags, read_feature
 from shardembed.inputs.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.tables.table_config import Feature
@@ -39,28 +40,41 @@ class IdBatch:
     """
 
     ids: torch.Tensor
-    parts: tuple[FeatureIds, ...]
+    parts: Sequence[FeatureIds]
     features: tuple[Feature, ...] = ()
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int64]:
+        """Of each feature the ids, the bags, and how many ids each bag has or -1 where these differ, int64 `[3, F]`."""
+        if isinstance(self.parts, DenseParts):
+            return self.parts.numbers
+        each = [(part.ids.numel(), part.bags, part.lengths if isinstance(part.lengths, int) else -1) for part in self.parts]
+        return np.ascontiguousarray(np.array(each, dtype=np.int64).reshape(-1, 3).T)
 
     @cached_property
     def sizes(self) -> list[int]:
         """Ids of each feature."""
-        return [part.ids.numel() for part in self.parts]
+        return self.sizes_F.tolist()
 
     @cached_property
     def bags(self) -> list[int]:
         """Bags of each feature."""
-        return [part.bags for part in self.parts]
+        return self.bags_F.tolist()
 
-    @cached_property
+    @property
     def sizes_F(self) -> NDArray[np.int64]:
         """`sizes` as an array."""
-        return np.array(self.sizes, dtype=np.int64)
+        return self._numbers[0]
 
-    @cached_property
+    @property
     def bags_F(self) -> NDArray[np.int64]:
         """`bags` as an array."""
-        return np.array(self.bags, dtype=np.int64)
+        return self._numbers[1]
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, ...]]:
+        """The leading shape of each feature's output."""
+        return self.parts.shapes if isinstance(self.parts, DenseParts) else [part.shape for part in self.parts]
 
     @cached_property
     def lengths_B(self) -> torch.Tensor:
@@ -70,15 +84,16 @@ class IdBatch:
     @cached_property
     def weighted(self) -> tuple[bool, ...]:
         """Whether each feature has weights."""
+        if isinstance(self.parts, DenseParts):
+            return (False,) * len(self.parts)
         return tuple([part.weights is not None for part in self.parts])
 
     def bag_lengths(self, features: Sequence[int]) -> torch.Tensor:
         """Ids of each bag of these features, one feature after the other, int64 `[bags]`."""
-        parts = [self.parts[i] for i in features]
-        uniform = [part.lengths for part in parts if isinstance(part.lengths, int)]
-        if len(uniform) < len(parts):
-            return torch.cat([part.bag_lengths() for part in parts])
-        return torch.from_numpy(np.repeat(np.array(uniform, np.int64), [self.bags[i] for i in features])).to(self.ids.device)
+        _, bags, lengths = self._numbers[:, np.asarray(features, dtype=np.int64)]
+        if (lengths < 0).any():
+            return torch.cat([self.parts[i].bag_lengths() for i in features])
+        return torch.from_numpy(np.repeat(lengths, bags)).to(self.ids.device)
 
     @staticmethod
     def of(batch: Any, features: Sequence[Feature], device: torch.device = CPU) -> IdBatch:
@@ -94,8 +109,10 @@ class IdBatch:
                     "it with IdBatch.of(batch, emb.features) of this collection"
                 )
             return batch if batch.ids.device == device else batch.to(device, non_blocking=batch.ids.is_pinned())
-        if type(batch) is dict and (usual := _usual(batch, features, device)) is not None:
-            return usual
+        if type(batch) is dict and len(batch) == len(features):
+            usual = _usual(batch, features, device) or _usual_bags(batch, features, device)
+            if usual is not None:
+                return usual
         return IdBatch.join(read_features(batch, features, device), tuple(features))
 
     @staticmethod
@@ -136,6 +153,8 @@ class IdBatch:
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> IdBatch:
         ids = change(self.ids)
+        if isinstance(self.parts, DenseParts):
+            return IdBatch(ids, self.parts.of(ids), self.features)
 
         def moved(part: FeatureIds, piece: torch.Tensor) -> FeatureIds:
             lengths = change(part.lengths) if isinstance(part.lengths, torch.Tensor) else part.lengths
@@ -171,8 +190,6 @@ def _usual(batch: dict[str, Any], features: Sequence[Feature], device: torch.dev
     """What `_dense` would read, with little work a feature, of int64 ids `[B]` or `[B, L]` on the device; None for any other
     batch, at fault or not.
     """
-    if len(batch) != len(features):
-        return None
     given: list[torch.Tensor] = []
     for feature in features:
         ids = batch.get(feature.key)
@@ -180,19 +197,40 @@ def _usual(batch: dict[str, Any], features: Sequence[Feature], device: torch.dev
         if type(ids) is not torch.Tensor or ids.dtype is not torch.int64 or ids.is_nested or ids.device != device:
             return None
         given.append(ids)
-    shapes = [tuple(ids.shape) for ids in given]
-    # torch.cat takes what differs in the first dimension only.
-    if len({shape[1:] for shape in shapes}) > 1:
-        given = [ids.reshape(-1) for ids in given]
-    if not all(0 < len(shape) < 3 for shape in shapes):
+    shapes = [ids.shape for ids in given]
+    found = set(shapes)
+    if not all(0 < len(shape) < 3 for shape in found):
         return None
+    # torch.cat takes what differs in the first dimension only.
+    if len({shape[1:] for shape in found}) > 1:
+        given = [ids.reshape(-1) for ids in given]
     ids = (torch.cat(given) if len(given) > 1 else given[0]).reshape(-1)
-    parts = ids.split([shape[0] if len(shape) == 1 else shape[0] * shape[1] for shape in shapes])
-    found = [
-        FeatureIds(part, 1, shape) if len(shape) == 1 or feature.pooling is None else FeatureIds(part, shape[1], shape[:1])
-        for part, shape, feature in zip(parts, shapes, features, strict=True)
-    ]
-    return IdBatch(ids, tuple(found), tuple(features))
+    return IdBatch(ids, DenseParts(ids, shapes, features), tuple(features))
+
+
+def _usual_bags(batch: dict[str, Any], features: Sequence[Feature], device: torch.device) -> IdBatch | None:
+    """As `_usual`, of int64 `(ids [n], offsets [B + 1])`, as many offsets for each feature: they are checked all at once."""
+    given, offsets = [], []
+    for feature in features:
+        pair = batch.get(feature.key)
+        if type(pair) is not tuple or len(pair) != 2:
+            return None
+        for tensor in pair:
+            plain = type(tensor) is torch.Tensor and tensor.dtype is torch.int64 and tensor.dim() == 1 and not tensor.is_nested
+            if not plain or tensor.device != device:
+                return None
+        given.append(pair[0])
+        offsets.append(pair[1])
+    if not offsets or len({each.numel() for each in offsets}) > 1 or not offsets[0].numel():
+        return None
+    sizes, offsets_FB = [ids.numel() for ids in given], torch.stack(offsets)
+    lengths_FB = offsets_FB.diff(dim=1)
+    ends_F = torch.tensor(sizes, device=device)
+    if bool(offsets_FB[:, 0].any() | (offsets_FB[:, -1] != ends_F).any() | (lengths_FB < 0).any()):  # host sync on a GPU
+        return None
+    ids, bags = torch.cat(given) if len(given) > 1 else given[0], lengths_FB.shape[1]
+    shapes = [(size,) if feature.pooling is None else (bags,) for size, feature in zip(sizes, features, strict=True)]
+    return IdBatch(ids, tuple(map(FeatureIds, ids.split(sizes), lengths_FB.unbind(0), shapes)), tuple(features))
 
 
 def _keys(features: Sequence[Feature]) -> list[str]:

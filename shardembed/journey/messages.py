@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,13 +63,17 @@ class Sender:
     slabs: tuple[SlabSpec, ...]
     wire_dtypes: tuple[torch.dtype, ...]
     local: bool
+    _asking: dict[tuple[int, ...], Schema] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def ids(self) -> Schema:
-        """What asks: of all slabs the keys, of all the keys of each segment, and of the `scaled` how often each key's id occurs."""
-        keys = [Part(spec.key_dtype) for spec in self.slabs]
-        lengths = [Part(torch.int32, implied=1) for _ in self.slabs]
-        return Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+    def ids(self, told: tuple[int, ...]) -> Schema:
+        """What asks: of all slabs the keys, of those `told` the keys of each segment, and of the `scaled` how often each key's id
+        occurs.
+        """
+        if told not in self._asking:
+            keys = [Part(spec.key_dtype) for spec in self.slabs]
+            lengths = [Part(torch.int32, implied=1) for _ in told]
+            self._asking[told] = Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+        return self._asking[told]
 
     @cached_property
     def scaled(self) -> list[int]:
@@ -107,34 +112,38 @@ def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender
     """
     mine = route.counts()
     theirs = open_call(call, mine, problem, sender, comm, device)
-    sent, received = _layout_of_ids(mine, sender), _layout_of_ids(theirs, sender)
-    count = len(sender.slabs)
-    lengths = zip(route.slabs, sent.totals[count : 2 * count], strict=True)
+    told, sent = _layout_of_ids(mine, sender)
+    told_here, received = _layout_of_ids(theirs, sender)
     tensors = [slab.keys_E for slab in route.slabs]
-    tensors += [slab.keys_E[:0] if slab.lengths_S is None or not told else slab.lengths_S for slab, told in lengths]
+    tensors += [cast(torch.Tensor, route.slabs[number].lengths_S) for number in told]
     for number in sender.scaled:
         slab = route.slabs[number]
         tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
-    arrived = _exchange("forward: send ids", tensors, sent, received, sender, comm)
-    keys, lengths, occur = arrived[:count], arrived[count : 2 * count], dict(zip(sender.scaled, arrived[2 * count :], strict=True))
-    slabs = tuple(SlabRequest(keys[i], _offsets(lengths[i]), occur.get(i)) for i in range(count))
+    arrived, count = _exchange("forward: send ids", tensors, sent, received, sender, comm), len(sender.slabs)
+    behind = count + len(told_here)
+    lengths = dict(zip(told_here, arrived[count:behind], strict=True))
+    occur = dict(zip(sender.scaled, arrived[behind:], strict=True))
+    slabs = tuple(SlabRequest(arrived[i], _offsets(lengths.get(i)), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
     return Request(slabs, answers, vectors, comm.history.forwards)
 
 
-def _layout_of_ids(counts: Numbers, sender: Sender) -> MessageLayout:
-    """Of counts `[slabs, 2, R]`. Lengths travel only to ranks that get a segment of several keys. The counts tell which: no segment
-    is empty.
+def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], MessageLayout]:
+    """Of counts `[slabs, 2, R]`: the slabs of which lengths travel, and where all lies. Lengths travel only to ranks that get a
+    segment of several keys. The counts tell which: no segment is empty.
     """
     segments, keys = counts[:, 0], counts[:, 1]
-    told = np.where(segments != keys, segments, 0)
-    lengths = np.where(told.any(1, keepdims=True), segments, 0)  # none at all where none travels
-    occur = keys[sender.scaled]
-    return MessageLayout.of(sender.ids, np.concatenate([keys, lengths, occur]), np.concatenate([keys, told, occur]))
+    several = segments != keys
+    told = tuple(several.any(1).nonzero()[0].tolist())
+    of_told, occur = list(told), keys[sender.scaled]
+    lengths = segments[of_told]
+    items = np.concatenate([keys, lengths, occur])
+    travel = np.concatenate([keys, lengths * several[of_told], occur]) if told else None
+    return told, MessageLayout.of(sender.ids(told), items, travel)
 
 
-def _offsets(lengths_S: torch.Tensor) -> torch.Tensor | None:
-    if not lengths_S.numel():
+def _offsets(lengths_S: torch.Tensor | None) -> torch.Tensor | None:
+    if lengths_S is None:
         return None
     offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64, device=lengths_S.device)
     torch.cumsum(lengths_S, 0, out=offsets[1:])
@@ -185,7 +194,7 @@ def _exchange(
     tensors = [tensor.to(part.dtype) for tensor, part in zip(tensors, sent.schema.parts, strict=True)]
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
         return tensors
-    buffer, sizes = pack(tensors, sent), (sent.rank_bytes.tolist(), received.rank_bytes.tolist())
+    buffer, sizes = pack(tensors, sent), (sent.rank_sizes, received.rank_sizes)
     if of_call is None:
         buffer = comm.all_to_all("forward", stage, buffer, *sizes)
     else:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from shardembed.config.collector import uncollected
 from shardembed.kernels.gradients import Gradients
 
 WORD = 63  # bits; as in `kernels.numba.ordering`
@@ -80,7 +81,8 @@ def missing() -> str | None:
 
 @cache
 def _load() -> Kernels:
-    from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
+    with uncollected():
+        from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
 
     return Kernels(ordering, packing, pooling, routing, updating)
 

@@ -101,6 +101,11 @@ class MessageLayout:
         return aligned(self.sizes).sum(0)
 
     @cached_property
+    def rank_sizes(self) -> list[int]:
+        """The same, as collectives want it."""
+        return self.rank_bytes.tolist()
+
+    @cached_property
     def totals(self) -> list[int]:
         """Items of each part's tensor."""
         return self.items.sum(1).tolist()

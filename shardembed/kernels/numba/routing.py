@@ -158,20 +158,26 @@ def _block_of(position: int, starts: Any, near: int, guess: int, first: int, las
 def _place(ids_N: Any, lane: Any, blocks: Any, owner_E: Any, key_E: Any) -> None:
     """The owner and the key there of each id of one lane. lane, blocks: as `LaneNumbers` and `SlabOwners.blocks`."""
     start, stride, rows, low, first = lane[1], lane[2], lane[3], lane[4], lane[5]
-    last = first + lane[6] - 1
     starts, owners, shifts = blocks[0], blocks[1], blocks[2]
-    base, extra = rows // stride, rows % stride
+    if stride > 1:  # a residue's number is its block's, so nothing is searched
+        inverse = 1.0 / stride
+        for n in range(ids_N.size):
+            place = ids_N[n] - low
+            quotient = np.int64(place * inverse)  # a division takes longer; off by one at most below 2^52 rows
+            residue = place - quotient * stride
+            if residue < 0:
+                quotient, residue = quotient - 1, residue + stride
+            elif residue >= stride:
+                quotient, residue = quotient + 1, residue - stride
+            block = first + residue
+            owner_E[n] = owners[block]
+            key_E[n] = starts[block] + quotient + shifts[block]
+        return
+    last = first + lane[6] - 1
     per_row = lane[6] / rows
-    shift = 0
-    while (1 << shift) < stride:
-        shift += 1
     near = first
     for n in range(ids_N.size):
         place = ids_N[n] - low
-        if stride > 1:  # a division takes longer than all the rest, and most strides are powers of two
-            quotient = place >> shift if stride == 1 << shift else place // stride
-            residue = place - quotient * stride
-            place = residue * base + min(residue, extra) + quotient
         position = place + start
         near = _block_of(position, starts, near, first + np.int64(place * per_row), first, last)
         owner_E[n] = owners[near]

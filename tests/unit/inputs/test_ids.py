@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.errors import DtypeError, FeatureError, InputError, OffsetsError
+from shardembed.inputs.dense import DenseParts
 from shardembed.inputs.features import FeatureIds
 from shardembed.inputs.ids import IdBatch
 from shardembed.tables.pooling import Pooling
@@ -279,8 +280,49 @@ def test_tensors_are_read_alike_the_short_way_and_the_long_one(shapes: list[tupl
     short, long = (IdBatch.of(batch, features, CPU) for batch in (given_ids, MappingProxyType(given_ids)))
     assert parts_of(short) == parts_of(long)
     assert short.ids.tolist() == long.ids.tolist()
-    assert (short.sizes, short.bags, short.weighted) == (long.sizes, long.bags, long.weighted)
     assert short.features == long.features == tuple(features)
+    some = [i for i in range(len(features)) if i % 2 == 0]
+    for batch in (short, pickle.loads(pickle.dumps(short)), short.to("cpu")):
+        assert (batch.sizes, batch.bags, batch.weighted) == (long.sizes, long.bags, long.weighted)
+        assert list(batch.shapes) == list(long.shapes) == [part.shape for part in long.parts]
+        assert batch.lengths_B.tolist() == long.lengths_B.tolist()
+        assert batch.bag_lengths(some).tolist() == long.bag_lengths(some).tolist()
+
+
+def test_what_routing_wants_to_know_of_tensors_is_known_without_their_parts() -> None:
+    batch = IdBatch.of({"item": IDS, "user": IDS.view(5, 1)}, [*POOLED, Feature("user", 1, "mean")], CPU)
+    assert isinstance(batch.parts, DenseParts)
+    asked = (batch.sizes_F, batch.bags_F, batch.lengths_B, batch.weighted, batch.shapes, batch.to("meta").sizes, len(batch.parts))
+    assert len(asked) == 7
+    assert "_cut" not in vars(batch.parts)
+    assert [part.ids.tolist() for part in batch.parts] == [IDS.tolist()] * 2
+    assert "_cut" in vars(batch.parts)
+
+
+@given(st.data(), st.integers(0, 3), st.sampled_from([(None,), ("sum",), ("sum", None, "mean")]))
+def test_bags_are_read_alike_together_and_one_by_one(data: st.DataObject, bags: int, poolings: tuple[Pooling, ...]) -> None:
+    features = tuple(Feature(f"f{i}", i, pooling) for i, pooling in enumerate(poolings))
+    batch, cuts = {}, st.lists(st.integers(-1, 4), min_size=bags + 1, max_size=bags + 1)  # at fault as often as not
+    for feature in features:
+        offsets = data.draw(st.one_of(cuts, cuts.map(lambda cut: [0, *sorted(map(abs, cut))[1:]])))
+        count = data.draw(st.sampled_from([max(0, offsets[-1]), 3]))
+        batch[feature.name] = torch.arange(count), torch.tensor(offsets)
+    results = []
+    for given_batch in (batch, MappingProxyType(batch)):  # the latter takes the long way
+        try:
+            results.append(IdBatch.of(given_batch, features))
+        except OffsetsError as error:
+            results.append(str(error))
+    short, long = results
+    if isinstance(long, str):
+        assert short == long
+        return
+    assert isinstance(short, IdBatch)
+    assert torch.equal(short.ids, long.ids)
+    for ours, theirs in zip(short.parts, long.parts, strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.bag_lengths(), theirs.bag_lengths())
 
 
 def test_a_batch_that_has_been_read_is_taken_as_it_is() -> None:
