@@ -12,9 +12,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 
 from shardembed.config.collector import uncollected
@@ -24,7 +26,20 @@ ARRAYS = "numba.np.arraymath"
 _told: set[int] = set()  # processes; a fork is one of its own
 
 
+@cache
+def _neighbours() -> tuple[tuple[str, int, int], ...]:
+    """When the files beside this one were written, and their sizes."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 class _Cache(FunctionCache):
+    def __init__(self, py_func: Any) -> None:
+        super().__init__(py_func)
+        # Numba looks at the kernel's own file alone, and functions of the files beside it have become part of the kernel.
+        stamp = self._impl.locator.get_source_stamp(), _neighbours()
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             # Not Numba's own: that first loads all that Numba can compile, SciPy's linear algebra among it, which takes six times

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shardembed.kernels.numba.ordering import bits_of, runs_of, sort_words
+from shardembed.kernels.numba.ordering import runs_of, sorted_words
 from shardembed.kernels.numba.tools import compiled
 
 
@@ -47,14 +47,13 @@ def distinct(ids_N: Any, sizes_F: Any, by_id: Any, starts_F: Any, starts_T: Any)
     count = 0
     for f in by_id:
         count += sizes_F[f]
-    low = bits_of(count)
-    words = np.empty(count, np.int64)
+    numbered_N = np.empty(count, np.int64)
     at = 0
     for f in by_id:
         for n in range(firsts_F[f], firsts_F[f] + sizes_F[f]):
-            words[at] = ((ids_N[n] + starts_F[f]) << low) | at
+            numbered_N[at] = ids_N[n] + starts_F[f]
             at += 1
-    words = sort_words(words, low, bits_of(starts_T[-1]))
+    words, low = sorted_words(numbered_N, np.empty(0, np.int64), starts_T[-1])
     ids_U, runs = runs_of(words, low)
     numbers_N, mask = np.empty(count, np.int64), (1 << low) - 1
     for u in range(ids_U.size):
