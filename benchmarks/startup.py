@@ -28,11 +28,7 @@ ABOUT = (
     "process group is in none of the stages. Seconds on the slowest rank, medians over rounds with their quartiles."
 )
 WHO = ("shardembed", "TorchRec")
-__all__ = ["ABOUT", "TITLE", "collect", "measure", "page"]
-
-
-def measure(options: Options) -> list[Result]:
-    raise NotImplementedError("startup has processes of its own")
+__all__ = ["ABOUT", "TITLE", "collect", "page"]
 
 
 def collect(options: Options, words: list[str]) -> list[Result]:
