@@ -23,7 +23,10 @@ from benchmarks.tasks import Batch, Task
 from shardembed.comm import lifeline
 
 BATCHES = 4  # that every contender steps through, again and again
-PRELOADED = ("benchmarks.roster",)  # what is imported once, in a process that all ranks are forks of; peers import theirs later
+PRELOADED = (
+    "benchmarks.tied",
+    "benchmarks.roster",
+)  # what is imported once, in a process that all ranks are forks of; peers import theirs later
 Found = TypeVar("Found")
 
 
