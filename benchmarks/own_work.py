@@ -162,6 +162,6 @@ class Rank:
         with rest("combine"):
             outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features)
         with rest("adjoint"):
-            self._backward(outputs)
+            self._backward(outputs.each if outputs.whole is None else [outputs.whole])
         with rest("update"):
             self.journey.step()

@@ -145,7 +145,8 @@ class SharedLookup(Target):
         calls, ticket = self.sent_batches.take(arguments, named) or self._send(arguments, named)
         for module in self._modules.values():
             module.forget()
-        outputs = iter(self.journey.outputs(ticket))
+        # Contiguous, as these modules answered before: a model may have relied on it.
+        outputs = iter([output.contiguous() for output in self.journey.outputs(ticket).each])
         for path, given in calls:
             self._modules[path].hand_out(given, list(islice(outputs, len(self._modules[path].features))))
 

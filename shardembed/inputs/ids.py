@@ -109,8 +109,10 @@ class IdBatch:
                     "it with IdBatch.of(batch, emb.features) of this collection"
                 )
             return batch if batch.ids.device == device else batch.to(device, non_blocking=batch.ids.is_pinned())
-        if type(batch) is dict and (usual := _usual(batch, features, device)) is not None:
-            return usual
+        if type(batch) is dict and len(batch) == len(features):
+            usual = _usual(batch, features, device) or _usual_bags(batch, features, device)
+            if usual is not None:
+                return usual
         return IdBatch.join(read_features(batch, features, device), tuple(features))
 
     @staticmethod
@@ -188,8 +190,6 @@ def _usual(batch: dict[str, Any], features: Sequence[Feature], device: torch.dev
     """What `_dense` would read, with little work a feature, of int64 ids `[B]` or `[B, L]` on the device; None for any other
     batch, at fault or not.
     """
-    if len(batch) != len(features):
-        return None
     given: list[torch.Tensor] = []
     for feature in features:
         ids = batch.get(feature.key)
@@ -206,6 +206,31 @@ def _usual(batch: dict[str, Any], features: Sequence[Feature], device: torch.dev
         given = [ids.reshape(-1) for ids in given]
     ids = (torch.cat(given) if len(given) > 1 else given[0]).reshape(-1)
     return IdBatch(ids, DenseParts(ids, shapes, features), tuple(features))
+
+
+def _usual_bags(batch: dict[str, Any], features: Sequence[Feature], device: torch.device) -> IdBatch | None:
+    """As `_usual`, of int64 `(ids [n], offsets [B + 1])`, as many offsets for each feature: they are checked all at once."""
+    given, offsets = [], []
+    for feature in features:
+        pair = batch.get(feature.key)
+        if type(pair) is not tuple or len(pair) != 2:
+            return None
+        for tensor in pair:
+            plain = type(tensor) is torch.Tensor and tensor.dtype is torch.int64 and tensor.dim() == 1 and not tensor.is_nested
+            if not plain or tensor.device != device:
+                return None
+        given.append(pair[0])
+        offsets.append(pair[1])
+    if not offsets or len({each.numel() for each in offsets}) > 1 or not offsets[0].numel():
+        return None
+    sizes, offsets_FB = [ids.numel() for ids in given], torch.stack(offsets)
+    lengths_FB = offsets_FB.diff(dim=1)
+    ends_F = torch.tensor(sizes, device=device)
+    if bool(offsets_FB[:, 0].any() | (offsets_FB[:, -1] != ends_F).any() | (lengths_FB < 0).any()):  # host sync on a GPU
+        return None
+    ids, bags = torch.cat(given) if len(given) > 1 else given[0], lengths_FB.shape[1]
+    shapes = [(size,) if feature.pooling is None else (bags,) for size, feature in zip(sizes, features, strict=True)]
+    return IdBatch(ids, tuple(map(FeatureIds, ids.split(sizes), lengths_FB.unbind(0), shapes)), tuple(features))
 
 
 def _keys(features: Sequence[Feature]) -> list[str]:

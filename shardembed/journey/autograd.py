@@ -16,6 +16,8 @@ import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.journey.route import Route, combine
+from shardembed.journey.route.columns import Columns
+from shardembed.journey.route.side_by_side import Guard
 
 Answer = Callable[[], list[torch.Tensor]]
 Gradient = torch.Tensor | None
@@ -74,8 +76,9 @@ class Vectors(torch.autograd.Function):
 class FixedOutputs(torch.autograd.Function):
     """Stages 4 to 6 forward, 7 to 9 backward in deterministic mode: autograd itself must not add up gradients.
 
-    One output a feature, `[*shape, D]`. `learn` gets the vectors of each slab and the gradients of the outputs. `frozen` has a flag
-    a feature. Behind the per-sample weights of each feature come the shards.
+    One output a feature, `[*shape, D]`, and before them the whole of those that lie side by side, if they do. `learn` gets the
+    vectors of each slab and the gradients of the outputs. `frozen` has a flag a feature. Behind the per-sample weights of each
+    feature come the shards.
     """
 
     @staticmethod
@@ -89,19 +92,37 @@ class FixedOutputs(torch.autograd.Function):
         *per_sample_weights_and_shards: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         vectors, per_sample_weights = answer(), per_sample_weights_and_shards[: len(frozen)]
-        outputs = tuple(combine(vectors, route))
+        found = combine(vectors, route)
         ctx.route, ctx.learn, ctx.vectors = route, learn, vectors
+        ctx.set_materialize_grads(False)  # who uses the whole, and who its parts, is of interest
+        ctx.like = [output.new_zeros(1).expand(output.shape) for output in found.each]
+        ctx.guard = Guard.of(found, [] if route.columns is None else [found.each[i] for i in route.columns.features])
         ctx.save_for_backward(*per_sample_weights)  # which notices weights that the user has written into in the meantime
-        of_features = zip(outputs, frozen, per_sample_weights, strict=True)
+        of_features = zip(found.each, frozen, per_sample_weights, strict=True)
         ctx.mark_non_differentiable(*(output for output, is_frozen, weights in of_features if is_frozen and weights is None))
-        return outputs
+        return (*found.each,) if found.whole is None else (found.whole, *found.each)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *arrived: Gradient) -> tuple[Gradient, ...]:
+        grads = _of_outputs(arrived, ctx.like, ctx.route.columns, ctx.guard)
         of_weights = _per_sample_gradients(ctx.saved_tensors, ctx.vectors, ctx.route, grads)
         with torch.no_grad():
             of_shards = ctx.learn(ctx.vectors, grads, _is_whole(ctx))
         return None, None, None, None, None, *_once([*of_weights, *of_shards])
+
+
+def _of_outputs(
+    arrived: Sequence[Gradient], like: Sequence[torch.Tensor], columns: Columns | None, guard: Guard | None
+) -> list[torch.Tensor]:
+    """The gradient of each output, with what came for it through the whole. like: zeros of their shapes."""
+    whole, grads = (arrived[0], list(arrived[1:])) if guard is not None else (None, list(arrived))
+    if guard is not None and columns is not None:
+        guard.check(whole, [grads[i] for i in columns.features])
+        if whole is not None:
+            for i, part in zip(columns.features, whole.split(columns.widths, 1), strict=True):
+                grad = grads[i]
+                grads[i] = part if grad is None else grad + part
+    return [zeros if grad is None else grad for grad, zeros in zip(grads, like, strict=True)]
 
 
 def _per_sample_gradients(
@@ -114,6 +135,6 @@ def _per_sample_gradients(
     leaves = {i: weights[i].detach().requires_grad_() for i in wanted}  # type: ignore[union-attr]
     parts = tuple(part._replace(weights=leaves.get(i, part.weights)) for i, part in enumerate(route.ids.parts))
     with torch.enable_grad():
-        outputs = combine(vectors, replace(route, ids=replace(route.ids, parts=parts)))
+        outputs = combine(vectors, replace(route, ids=replace(route.ids, parts=parts))).each
         found = torch.autograd.grad([outputs[i] for i in wanted], list(leaves.values()), [grads[i] for i in wanted])
     return [found[wanted.index(i)] if i in leaves else None for i in range(len(weights))]

@@ -20,6 +20,7 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import ConfigError
 from shardembed.journey.messages import Sender, send_fixed
 from shardembed.journey.route import Route, SlabRoute
+from shardembed.journey.route.segments import Unique
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.pooling import lengths_of
 from shardembed.kernels.reference import frequencies
@@ -62,8 +63,7 @@ def contributions(
         columns = {(lane.table, lane.strip): slice(lane.columns.start, lane.columns.stop) for lane in spec.lanes}
         parts: list[Contributions] = []
         for pieces in slab.unique:
-            of_piece = pieces.segments_N.split([route.ids.sizes[feature] for feature in pieces.how.features])
-            for (feature, strip), segments_N in zip(pieces.how.columns, of_piece, strict=True):
+            for (feature, strip), segments_N in zip(pieces.how.columns, _by_strip(pieces, route), strict=True):
                 table = route.features[feature].table
                 grad = _strip(grads[feature], columns[table, strip], reduction_factor)
                 parts.append(Contributions(table, *_of_ids(segments_N, feature, route, grad, vectors_SW)))
@@ -71,6 +71,22 @@ def contributions(
             parts += _of_bags(slab, route, columns, grads, reduction_factor)
         found.append([] if spec.policy.frozen else parts)
     return found
+
+
+def _by_strip(pieces: Unique, route: Route) -> list[torch.Tensor]:
+    """The segment of each id, strip by strip, whether bags stand so or sample by sample."""
+    how, segments_N = pieces.how, pieces.segments_N
+    if POOLINGS[how.pooling].over_ids is None or how.weighted or route.columns is None:
+        return list(segments_N.split([route.ids.sizes[feature] for feature in how.features]))
+    lengths_B = lengths_of(pieces.starts_B, segments_N.numel())
+    strips_N = _strips_of(lengths_B, len(how.columns))
+    return [segments_N[strips_N == number] for number in range(len(how.columns))]
+
+
+def _strips_of(lengths_B: torch.Tensor, strips: int) -> torch.Tensor:
+    """The strip of each entry of bags that stand sample by sample, `[N]`."""
+    numbers_B = torch.arange(lengths_B.numel(), device=lengths_B.device) % strips
+    return torch.repeat_interleave(numbers_B, lengths_B)
 
 
 def _strip(grad: torch.Tensor, columns: slice, reduction_factor: float) -> torch.Tensor:
@@ -133,16 +149,20 @@ def _of_bags(
     else:
         bag_segments = slab.bag_segments
         answers = lengths_of(slab.bag_starts, bag_segments.numel())  # of each bag, by owner
+    if route.columns is None:
+        sizes = [route.ids.bags[feature] for feature, _ in slab.bagged]
+        each = answers.split(sizes)
+        segments = bag_segments.split([int(part.sum()) for part in each])
+    else:
+        each = answers.view(-1, len(slab.bagged)).unbind(1)
+        strips_S = _strips_of(answers, len(slab.bagged))
+        segments = [bag_segments[strips_S == number] for number in range(len(slab.bagged))]
     found: list[Contributions] = []
-    first = before = 0
-    for number, strip in slab.bagged:
+    for (number, strip), answers_B, segments_S in zip(slab.bagged, each, segments, strict=True):
         feature, part = route.features[number], route.ids.parts[number]
-        mine = answers[first : first + part.bags]
-        bags_S = torch.repeat_interleave(mine)
         grad = _strip(grads[number], columns[feature.table, strip], reduction_factor)
-        values_SW = POOLINGS[feature.pooling].divided(grad, part.bag_lengths())[bags_S]
-        found.append(Contributions(feature.table, bag_segments[before : before + bags_S.numel()], values_SW))
-        first, before = first + part.bags, before + bags_S.numel()
+        values_SW = POOLINGS[feature.pooling].divided(grad, part.bag_lengths())[torch.repeat_interleave(answers_B)]
+        found.append(Contributions(feature.table, segments_S, values_SW))
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.journey.route import Route, combine
+from shardembed.journey.route.side_by_side import Outputs
 from shardembed.store.own_parameters import OwnParameters
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import TableConfig
@@ -153,16 +154,15 @@ class Freezing:
         return left
 
 
-def without_grad(
-    outputs: list[torch.Tensor], vectors: Sequence[torch.Tensor], route: Route, frozen: frozenset[int]
-) -> list[torch.Tensor]:
-    """The outputs, those of frozen tables cut off from the vectors that they share with other tables: only per-sample weights get
-    gradients through them.
+def without_grad(outputs: Outputs, vectors: Sequence[torch.Tensor], route: Route, frozen: frozenset[int]) -> Outputs:
+    """The outputs, each of a frozen table cut off from the vectors that it shares with other tables: only per-sample weights get
+    gradients through it. What gets to a frozen table through the whole, its owner drops.
     """
     cut = [number for number, feature in enumerate(route.features) if feature.table in frozen]
     per_sample = [route.ids.parts[number].weights for number in cut]
     learned = [weights is not None and weights.requires_grad for weights in per_sample]
-    again = combine([part.detach() for part in vectors], route) if any(learned) else outputs
+    again = combine([part.detach() for part in vectors], route).each if any(learned) else outputs.each
+    each = list(outputs.each)
     for number, learns in zip(cut, learned, strict=True):
-        outputs[number] = again[number] if learns else outputs[number].detach()
-    return outputs
+        each[number] = again[number] if learns else each[number].detach()
+    return outputs._replace(each=each)

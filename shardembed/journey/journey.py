@@ -38,6 +38,7 @@ from shardembed.journey.freezing import Freezing, Frozen, without_grad
 from shardembed.journey.messages import Call, open_call, send_back, send_grads, send_ids
 from shardembed.journey.pending import PendingStep, State
 from shardembed.journey.route import combine, empty_route, make_route
+from shardembed.journey.route.side_by_side import Outputs
 from shardembed.journey.setup import Setup
 from shardembed.journey.ticket import Ticket
 from shardembed.kernels.gradients import Gradients
@@ -94,7 +95,7 @@ class Journey:
 
     # Forward: stages 1 to 6.
 
-    def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> list[torch.Tensor]:
+    def forward(self, read: Callable[[], IdBatch], features: Sequence[Feature], as_they_are: bool = False) -> Outputs:
         """Stages 1 to 6: one output a feature, `[*shape, embedding_dim]`. Collective.
 
         Args:
@@ -140,7 +141,7 @@ class Journey:
             mode = Mode.TRAINING if torch.is_grad_enabled() else Mode.EVALUATION
         return Call(mode, self.steps, self.pending.waiting, table, k, self.freezing.frozen.fingerprint)
 
-    def outputs(self, ticket: Ticket) -> list[torch.Tensor]:
+    def outputs(self, ticket: Ticket) -> Outputs:
         """Stages 4 to 6. Collective.
 
         Raises:
@@ -156,11 +157,11 @@ class Journey:
             outputs = self._combined(ticket)
         if self._narrow:
             dtypes = (self.tables[feature.table].dtype for feature in ticket.route.features)
-            return [output.to(dtype) for output, dtype in zip(outputs, dtypes, strict=True)]
-        return list(outputs)
+            return outputs._replace(each=[output.to(dtype) for output, dtype in zip(outputs.each, dtypes, strict=True)])
+        return outputs
 
-    def _combined(self, ticket: Ticket) -> Sequence[torch.Tensor]:
-        """The outputs in the compute dtype, with a way back for autograd: `answer` here, `learn` when their gradients come."""
+    def _combined(self, ticket: Ticket) -> Outputs:
+        """The outputs, with a way back for autograd: `answer` here, `learn` when their gradients come."""
         answer, frozen, anchor = partial(self.answer, ticket.request), self.freezing.frozen, self.freezing.anchor
         ticket.frozen = frozen.tables
         if self.own_parameters:
@@ -170,7 +171,8 @@ class Journey:
             per_sample_weights = [part.weights for part in ticket.route.ids.parts]
             of_features = [feature.table in frozen.tables for feature in ticket.route.features]
             learn = partial(self.learn_fixed, ticket)
-            return FixedOutputs.apply(anchor, ticket.route, answer, learn, of_features, *per_sample_weights, *ticket.shards)
+            found = FixedOutputs.apply(anchor, ticket.route, answer, learn, of_features, *per_sample_weights, *ticket.shards)
+            return Outputs(list(found)) if ticket.route.columns is None else Outputs(list(found[1:]), found[0])
         vectors = Vectors.apply(anchor, answer, partial(self.learn, ticket), frozen.slabs, *ticket.shards)
         if torch.is_grad_enabled():  # sorted here, where the rows are known and the gradients are not
             asked = zip(self.slabs, ticket.request, strict=True)

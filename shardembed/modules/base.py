@@ -201,7 +201,7 @@ class ShardedModule(TableModule):
                 raise problem
             return IdBatch.of({"rows": ids}, [feature], self.journey.device)
 
-        return self.journey.forward(read, [feature], as_they_are=True)[0]
+        return self.journey.forward(read, [feature], as_they_are=True).each[0]
 
     @torch.no_grad()
     def load_rows(self, table: Any = None, source: Any = None) -> None:

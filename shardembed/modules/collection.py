@@ -14,7 +14,8 @@ from shardembed.inputs.jagged import is_keyed_jagged, split_keyed_jagged
 from shardembed.journey.ahead import Ahead
 from shardembed.journey.journey import Ticket
 from shardembed.journey.prefetch import Sent, SentBatches, Target
-from shardembed.modules.answers import check_bags, jagged_tensor, keyed_tensor, nested_like
+from shardembed.journey.route.side_by_side import Outputs
+from shardembed.modules.answers import Vectors, check_bags, jagged_tensor, keyed_tensor, nested_like
 from shardembed.modules.base import ShardedModule, eager
 from shardembed.modules.build import TableOptimizers, build_journey
 from shardembed.tables.plan import PlanLike
@@ -97,7 +98,8 @@ class EmbeddingCollection(ShardedModule, Target):
 
         Returns:
             A dict by feature ("feature@table" for one that several tables look up): `[B, embedding_dim]` when pooled,
-            `[*ids.shape, embedding_dim]` otherwise (nested for a nested tensor). For a KeyedJaggedTensor: a
+            `[*ids.shape, embedding_dim]` otherwise (nested for a nested tensor). Pooled vectors are parts of one tensor, which
+            `concatenated()` of the dict gives without a copy. For a KeyedJaggedTensor: a
             `KeyedTensor` when all features are pooled, a dict of `JaggedTensor` when none is, else a dict of both kinds of values.
 
         Raises:
@@ -106,9 +108,9 @@ class EmbeddingCollection(ShardedModule, Target):
         """
         ahead = batch if isinstance(batch, Prefetched) else self.sent_batches.take((batch,)) or self.prefetch(batch)
         given, outputs = ahead.batch, self.journey.outputs(ahead.ticket)
-        named = dict(zip(self._names, outputs, strict=True))
         if is_keyed_jagged(given):
-            return self._keyed(named, given)
+            return self._keyed(outputs, given)
+        named = Vectors(zip(self._names, outputs.each, strict=True), None if self._unpooled else outputs.whole)
         if isinstance(given, IdBatch):
             return named
         for feature in self._unpooled:
@@ -147,14 +149,12 @@ class EmbeddingCollection(ShardedModule, Target):
             check_bags("the collection", batch, [feature.key for feature in self.features], given)
         return IdBatch.of(given, self.features, self.journey.device)
 
-    def _keyed(self, named: dict[str, torch.Tensor], batch: Any) -> Any:
+    def _keyed(self, outputs: Outputs, batch: Any) -> Any:
         """TorchRec's output types for TorchRec's input type."""
         if self._all_pooled:
-            return keyed_tensor(list(named), self.features, list(named.values()), batch)
+            return keyed_tensor(self._names, self.features, outputs, batch)
         parts = split_keyed_jagged(batch)
         return {
-            feature.name: named[feature.name]
-            if feature.pooling is not None
-            else jagged_tensor(named[feature.name], parts[feature.key])
-            for feature in self.features
+            feature.name: output if feature.pooling is not None else jagged_tensor(output, parts[feature.key])
+            for feature, output in zip(self.features, outputs.each, strict=True)
         }

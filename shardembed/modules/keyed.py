@@ -96,8 +96,7 @@ class ShardedEmbeddingBagCollection(_Keyed):
     @eager
     def forward(self, features: Any) -> Any:
         """A `KeyedTensor`, `[B, sum of embedding_dim]`. Collective; the batch of a rank may be empty."""
-        pooled = [output.float() for output in self.look_up(features)]  # as TorchRec, whatever the dtype of the table
-        return keyed_tensor(self.outputs, self.features, pooled, features)
+        return keyed_tensor(self.outputs, self.features, self.look_up(features), features, torch.float32)  # as TorchRec, always
 
     def _weighed(self, key: str, part: Jagged) -> Jagged:
         if self._is_weighted and part.weights is None:
@@ -137,7 +136,7 @@ class ShardedEmbeddingCollection(_Keyed):
         """A `JaggedTensor` a feature, `[ids, embedding_dim]`, with the ids as its weights where they are needed. Collective; the
         batch of a rank may be empty.
         """
-        vectors = self.look_up(features)
+        vectors = self.look_up(features).each
         parts = split_keyed_jagged(features)
         return {
             name: jagged_tensor(output.float(), parts[feature.key], self._need_indices)

@@ -17,6 +17,7 @@ from shardembed.inputs.features import FeatureIds
 from shardembed.inputs.ids import IdBatch
 from shardembed.inputs.jagged import is_keyed_jagged
 from shardembed.journey.journey import Journey
+from shardembed.journey.route.side_by_side import Outputs
 from shardembed.modules.base import ShardedModule
 from shardembed.tables.table_config import Feature
 
@@ -88,14 +89,14 @@ class Lookup(ShardedModule):
         """
         raise NotImplementedError  # each module does
 
-    def look_up(self, *arguments: Any) -> list[torch.Tensor]:
+    def look_up(self, *arguments: Any) -> Outputs:
         """One output a feature, from what was handed out for this call, or from a call of its own."""
         ready = self._handed_out(arguments)
         # Nobody has looked up for all modules together, so this one makes a call of its own: a journey a module.
         if ready is None:
             return self.journey.forward(lambda: IdBatch.join(self.checked(*arguments)), self.features)
         self.check_shards()
-        return ready.outputs
+        return Outputs(ready.outputs)
 
     def checked(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         """As `read`, for a call in which the weights are looked up: its errors reach all ranks."""

@@ -80,7 +80,7 @@ def _best_of_share(journey: Journey, table: int, all_AD: torch.Tensor, k: int) -
     for begin in range(0, share, CHUNK_ROWS):  # as often on every rank: the fetch is collective
         chunk = torch.arange(min(first + begin, last), min(first + begin + CHUNK_ROWS, last), device=all_AD.device)
         batch = IdBatch.of({"topk": chunk}, [feature], journey.device)
-        vectors = journey.forward(lambda batch=batch: batch, [feature], as_they_are=True)[0].to(all_AD.dtype)
+        vectors = journey.forward(lambda batch=batch: batch, [feature], as_they_are=True).each[0].to(all_AD.dtype)
         step = max(1, BLOCK_SCORES.get(all_AD.device.type, 2**22) // max(1, len(chunk)))
         for start in range(0, len(all_AD), step):
             part = slice(start, start + step)

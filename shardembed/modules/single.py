@@ -156,7 +156,7 @@ class Embedding(_Single):
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[*input.shape, embedding_dim]`. Collective; the batch of a rank may be empty."""
-        output = self.look_up(input)[0]
+        output = self.look_up(input).each[0]
         return nested_like(input, output) if input.is_nested else output
 
     def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
@@ -256,7 +256,7 @@ class EmbeddingBag(_Single):
         self, input: torch.Tensor, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`[B, embedding_dim]`, from `[B, L]` ids, or `[n]` ids with offsets. Collective; the batch of a rank may be empty."""
-        return self.look_up(input, offsets, per_sample_weights)[0]
+        return self.look_up(input, offsets, per_sample_weights).each[0]
 
     def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         ids, offsets, weights = (*arguments, None, None)[:3]

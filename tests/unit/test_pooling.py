@@ -72,7 +72,7 @@ def ask(kind: PoolingKind, packing: Packing, padding: int | None, scale: torch.T
     lengths_S = torch.ones_like(slab.keys_E) if slab.lengths_S is None else slab.lengths_S
     answers = torch.zeros(len(lengths_S), COLUMNS, dtype=torch.float64)
     answers = answers.index_add(0, torch.repeat_interleave(lengths_S), weights[rows_E])
-    return Asked(specs, route, [answers], combine([answers], route)[0])
+    return Asked(specs, route, [answers], combine([answers], route).each[0])
 
 
 def truth(kind: PoolingKind, padding: int | None, scale: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from shardembed.journey.route.columns import Columns
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Feature, TableConfig
@@ -114,7 +115,7 @@ class IdGroup:
 
 @dataclass(frozen=True)
 class SlabLookupPlan:
-    """How one slab is read.
+    """How one slab is read. Strips stand in the order of their features, and those of a feature from left to right.
 
     Attributes:
         by_id: what is read by id.
@@ -128,6 +129,12 @@ class SlabLookupPlan:
     bag_lanes: Numbers
     lanes: Numbers
 
+    @cached_property
+    def pooled(self) -> list[tuple[tuple[int, int], ...]]:
+        """(feature, strip) of what is pooled together, in the order in which that is done."""
+        of_ids = [group.columns for group in self.by_id if group.pooling is not None]
+        return [*of_ids, self.bags] if self.bags else of_ids
+
 
 @dataclass(frozen=True)
 class LookupPlan:
@@ -139,6 +146,7 @@ class LookupPlan:
         slabs: how each is read.
         rows: by feature, how many its table has, int64.
         starts: by feature, where its table's rows begin when all are numbered through, int64.
+        pooled: how the outputs of those that pool lie side by side, or None where none does, or their tables differ in dtype.
     """
 
     by_id: Numbers
@@ -146,6 +154,7 @@ class LookupPlan:
     slabs: tuple[SlabLookupPlan, ...]
     rows: Numbers
     starts: Numbers
+    pooled: Columns | None
 
 
 @dataclass(frozen=True)
@@ -183,12 +192,16 @@ class RoutingTable:
     def _read(self, features: tuple[Feature, ...], weighted: tuple[bool, ...]) -> LookupPlan:
         by_bag = [self._by_bag(feature, weight) for feature, weight in zip(features, weighted, strict=True)]
         tables = [self.tables[feature.table] for feature in features]
+        slabs = tuple(self._of_slab(slab, features, weighted, by_bag) for slab in self.slabs)
         return LookupPlan(
             np.array([i for i, bag in enumerate(by_bag) if not bag], dtype=np.int64),
             tuple((i, table.padding_idx) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
-            tuple(self._of_slab(slab, features, weighted, by_bag) for slab in self.slabs),
+            slabs,
             np.array([table.num_embeddings for table in tables], dtype=np.int64),
             np.array([self.table_starts[feature.table] for feature in features], dtype=np.int64),
+            Columns.of(
+                features, self.tables, [(slab.spec.width, found.pooled) for slab, found in zip(self.slabs, slabs, strict=True)]
+            ),
         )
 
     def _by_bag(self, feature: Feature, weighted: bool) -> bool:
@@ -198,8 +211,7 @@ class RoutingTable:
     def _of_slab(
         self, slab: SlabOwners, features: Sequence[Feature], weighted: Sequence[bool], by_bag: Sequence[bool]
     ) -> SlabLookupPlan:
-        bag_columns: list[tuple[int, int]] = []
-        bags: list[LaneNumbers] = []
+        bags: list[tuple[int, int, LaneNumbers]] = []
         lanes: list[LaneNumbers] = []
         alike: dict[tuple[Pooling, bool, bool], list[tuple[int, int, int]]] = {}
         of_table: dict[int, list[int]] = {}
@@ -211,14 +223,14 @@ class RoutingTable:
             lanes.append(numbers._replace(low=self.table_starts[lane.table]))
             for i in of_table.get(lane.table, ()):
                 if by_bag[i]:
-                    bag_columns.append((i, lane.strip))
-                    bags.append(numbers._replace(what=i))
+                    bags.append((i, lane.strip, numbers._replace(what=i)))
                     continue
                 pooling = features[i].pooling
                 padded = pooling is not None and table.padding_idx is not None  # unpooled, padding is answered with its row
                 alike.setdefault((pooling, weighted[i], padded), []).append((i, lane.strip, number))
-        groups = tuple(self._group(how, found, features) for how, found in alike.items())
-        return SlabLookupPlan(groups, tuple(bag_columns), _columns(bags, 7), _columns(lanes, 7))
+        groups = tuple(self._group(how, sorted(found), features) for how, found in alike.items())
+        bags.sort()
+        return SlabLookupPlan(groups, tuple(bag[:2] for bag in bags), _columns([bag[2] for bag in bags], 7), _columns(lanes, 7))
 
     def _group(
         self,

@@ -18,6 +18,7 @@ import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
+from shardembed.journey.route.columns import Columns
 from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, of_features, read
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
 from shardembed.kernels.grouping import compiled
@@ -32,7 +33,8 @@ class Unique:
 
     Attributes:
         how: what is the same for all batches: the strips, and how they pool.
-        segments_N: -1 where a padding id stands in a bag.
+        segments_N: -1 where a padding id stands in a bag. Bags of outputs that lie side by side stand sample by sample, but for
+            those with weights.
         starts_B: where each bag begins.
     """
 
@@ -52,7 +54,8 @@ class SlabRoute:
         multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
         unique: how answers become outputs by id.
         bagged: (feature, strip) of those read by bag, in the slab's order.
-        bag_segments: the answers that sum to each bag, one bag after the other; None where answer b is bag b.
+        bag_segments: the answers that sum to each bag, one bag after the other; None where answer b is bag b. Bags of outputs
+            that lie side by side stand sample by sample.
         bag_starts: where those of each bag begin, `[sum of bags]`; None likewise.
     """
 
@@ -74,11 +77,15 @@ class Route:
         ids: the batch, without padding where that is left out before it is sent.
         features: what is looked up, in the order of the outputs.
         slabs: what is asked of each.
+        columns: how the outputs of those that pool lie side by side, or None where they do not.
+        samples: rows of these; 0 where there are none.
     """
 
     ids: IdBatch
     features: tuple[Feature, ...]
     slabs: tuple[SlabRoute, ...]
+    columns: Columns | None = None
+    samples: int = 0
 
     def counts(self) -> Numbers:
         """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`. Host sync on a GPU."""
@@ -95,9 +102,18 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
     _check_range(ids, features, routing, lookup_plan)
     ids = _drop_padding(ids, lookup_plan)
     distinct = find_distinct(ids, routing, lookup_plan)
+    samples = _samples(ids, lookup_plan.pooled)
     pairs = zip(routing.slabs, lookup_plan.slabs, strict=True)
-    slabs = tuple(_slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size) for slab, of_slab in pairs)
-    return Route(ids, tuple(features), slabs)
+    slabs = tuple(
+        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples) for slab, of_slab in pairs
+    )
+    return Route(ids, tuple(features), slabs, None if samples is None else lookup_plan.pooled, samples or 0)
+
+
+def _samples(ids: IdBatch, columns: Columns | None) -> int | None:
+    """Of the features that pool, if all have as many."""
+    found = set() if columns is None else {ids.bags[i] for i in columns.features}
+    return found.pop() if len(found) == 1 else None
 
 
 def empty_route(features: Sequence[Feature], routing: RoutingTable) -> Route:
@@ -141,9 +157,15 @@ def _drop_padding(ids: IdBatch, lookup_plan: LookupPlan) -> IdBatch:
 
 
 def _slab_route(
-    slab: SlabOwners, ids: IdBatch, of_slab: SlabLookupPlan, distinct: Distinct, by_id: Numbers, world_size: int
+    slab: SlabOwners,
+    ids: IdBatch,
+    of_slab: SlabLookupPlan,
+    distinct: Distinct,
+    by_id: Numbers,
+    world_size: int,
+    samples: int | None,
 ) -> SlabRoute:
-    found = ask(slab, of_slab, ids, distinct, world_size)
+    found = ask(slab, of_slab, ids, distinct, world_size, samples)
     multiplicities_E = None
     if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
         multiplicities_E = torch.empty(found.of_single.numel(), dtype=torch.int32, device=found.keys_E.device)
@@ -155,7 +177,7 @@ def _slab_route(
         found.lengths_S,
         found.counts,
         multiplicities_E,
-        tuple(Unique(how, *read(how, found, distinct, ids, by_id)) for how in of_slab.by_id),
+        tuple(Unique(how, *read(how, found, distinct, ids, by_id, samples)) for how in of_slab.by_id),
         of_slab.bags,
         found.bag_segments,
         found.bag_starts,

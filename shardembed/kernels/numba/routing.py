@@ -70,9 +70,13 @@ def distinct(ids_N: Any, sizes_F: Any, by_id: Any, starts_F: Any, starts_T: Any)
 
 
 @compiled
-def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: int) -> Any:
+def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: int, side_by_side: int) -> Any:
     """Entries to segments: the first `singles` entries are one each; of the others, which belong to bags of `lengths_B`, those
     with one owner and one bag are.
+
+    Args:
+        side_by_side: so many strips that the bags belong to, one strip after the other, are to stand sample by sample in what is
+            returned; 1 leaves them as they are.
 
     Returns (keys by owner `[E]`, keys of each segment `[S]`, segments and keys to each rank `[2, R]`, the segment of each single,
     segments bag by bag `[S - singles]`, where each bag's begin `[B]`).
@@ -105,18 +109,19 @@ def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: 
         next_segment[owner] += 1
     last_bag[:] = -1
     starts_B = np.zeros(lengths_B.size, np.int64)
-    e = singles
+    e, samples = singles, lengths_B.size // side_by_side
     for b in range(lengths_B.size):
+        place = (b % samples) * side_by_side + b // samples
         for _ in range(lengths_B[b]):
             owner = owner_E[e]
             keys_E[next_key[owner]] = key_E[e]
             next_key[owner] += 1
             if last_bag[owner] != b:
                 last_bag[owner] = b
-                bag_S[next_segment[owner]] = b
+                bag_S[next_segment[owner]] = place
                 lengths_S[next_segment[owner]] = 1
                 next_segment[owner] += 1
-                starts_B[b] += 1
+                starts_B[place] += 1
             else:
                 lengths_S[next_segment[owner] - 1] += 1
             e += 1
@@ -124,10 +129,10 @@ def segment(owner_E: Any, key_E: Any, singles: int, lengths_B: Any, world_size: 
     next_of_bag = starts_B.copy()
     segments_of_bags = np.empty(count - singles, np.int64)
     for s in range(count):
-        b = bag_S[s]
-        if b >= 0:
-            segments_of_bags[next_of_bag[b]] = s
-            next_of_bag[b] += 1
+        place = bag_S[s]
+        if place >= 0:
+            segments_of_bags[next_of_bag[place]] = s
+            next_of_bag[place] += 1
     return keys_E, lengths_S, counts, segment_of_single, segments_of_bags, starts_B
 
 
@@ -187,6 +192,7 @@ def ask(
     lone_owner: int,
     keys: Any,
     world_size: int,
+    side_by_side: int,
 ) -> Any:
     """What to ask of one slab: each distinct id of the tables that are read by id, in all `lanes`, and the bags of what is read by
     bag.
@@ -198,6 +204,7 @@ def ask(
         blocks: `SlabOwners.blocks`.
         lone_owner: who owns all that there is, if that is one rank, else -1.
         keys: an array of the dtype that keys are to have.
+        side_by_side: as in `segment`.
 
     Returns:
         (what `segment` does; how far the singles of each lane lie from its distinct ids `[L]`; the number of bags; whether anything
@@ -230,10 +237,14 @@ def ask(
         lengths[bag : bag + bags_F[f]] = lengths_B[first_bags_F[f] : first_bags_F[f] + bags_F[f]]
         bag += bags_F[f]
     if lone_owner >= 0 and (singles == 0 or bags == 0) and (lengths > 0).all():
-        counts, none = np.zeros((2, world_size), np.int64), np.empty(0, np.int64)
+        counts, moved = np.zeros((2, world_size), np.int64), side_by_side > 1
         counts[0, lone_owner], counts[1, lone_owner] = singles + bags, entries
-        return key_E, lengths.astype(np.int32), counts, np.arange(singles), none, none, shifts_L, bags, False
-    keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = segment(owner_E, key_E, singles, lengths, world_size)
+        there = np.empty(bags if moved else 0, np.int64)
+        for place in range(there.size):
+            there[place] = (place % side_by_side) * (bags // side_by_side) + place // side_by_side
+        return key_E, lengths.astype(np.int32), counts, np.arange(singles), there, np.arange(there.size), shifts_L, bags, moved
+    found = segment(owner_E, key_E, singles, lengths, world_size, side_by_side)
+    keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = found
     return keys_E, lengths_S, counts, of_single, bag_segments, bag_starts, shifts_L, bags, True
 
 
@@ -249,6 +260,7 @@ def read(
     bags_F: Any,
     lengths_B: Any,
     pooled: bool,
+    side_by_side: bool,
 ) -> Any:
     """The segment of each id of some strips that pool alike, -1 for padding, and where each bag of them begins, if they do pool.
 
@@ -257,6 +269,7 @@ def read(
         numbers_N: of the ids of the features `by_id`, one after the other, their numbers among the distinct ones.
         strips: `IdGroup.strips`.
         ids_N, sizes_F, bags_F, lengths_B: the batch.
+        side_by_side: the bags are to stand sample by sample, and not strip by strip; all strips have as many.
     """
     firsts_F, first_bags_F = np.cumsum(sizes_F) - sizes_F, np.cumsum(bags_F) - bags_F
     first_numbers = np.zeros(sizes_F.size, np.int64)
@@ -269,19 +282,28 @@ def read(
         count += sizes_F[strips[0, p]]
         bags += bags_F[strips[0, p]] if pooled else 0
     segments_N, starts_B = np.empty(count, np.int64), np.empty(bags, np.int64)
-    at, b = 0, 0
+    apart, first = strips.shape[1] if side_by_side else 1, 0
+    for p in range(strips.shape[1] if pooled else 0):
+        f, first = strips[0, p], p if side_by_side else first
+        for b in range(bags_F[f]):
+            starts_B[first + b * apart] = lengths_B[first_bags_F[f] + b]
+        first += bags_F[f]
+    starts_B = np.cumsum(starts_B) - starts_B
+    at, first = 0, 0
     for p in range(strips.shape[1]):
         f, shift, padding = strips[0, p], shifts_L[strips[1, p]], strips[2, p]
-        begins = at
-        for n in range(first_numbers[f], first_numbers[f] + sizes_F[f]):
-            segments_N[at] = of_single[numbers_N[n] + shift]
-            at += 1
-        if padding >= 0:
-            for n in range(sizes_F[f]):
-                if ids_N[firsts_F[f] + n] == padding:
-                    segments_N[begins + n] = -1
-        for bag in range(first_bags_F[f], first_bags_F[f] + (bags_F[f] if pooled else 0)):
-            starts_B[b] = begins
-            begins += lengths_B[bag]
-            b += 1
+        if not pooled:
+            for n in range(first_numbers[f], first_numbers[f] + sizes_F[f]):
+                segments_N[at] = of_single[numbers_N[n] + shift]
+                at += 1
+            continue
+        first, n = p if side_by_side else first, 0
+        for b in range(bags_F[f]):
+            at = starts_B[first + b * apart]
+            for _ in range(lengths_B[first_bags_F[f] + b]):
+                is_padding = padding >= 0 and ids_N[firsts_F[f] + n] == padding
+                segments_N[at] = -1 if is_padding else of_single[numbers_N[first_numbers[f] + n] + shift]
+                at += 1
+                n += 1
+        first += bags_F[f]
     return segments_N, starts_B

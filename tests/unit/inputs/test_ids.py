@@ -299,6 +299,32 @@ def test_what_routing_wants_to_know_of_tensors_is_known_without_their_parts() ->
     assert "_cut" in vars(batch.parts)
 
 
+@given(st.data(), st.integers(0, 3), st.sampled_from([(None,), ("sum",), ("sum", None, "mean")]))
+def test_bags_are_read_alike_together_and_one_by_one(data: st.DataObject, bags: int, poolings: tuple[Pooling, ...]) -> None:
+    features = tuple(Feature(f"f{i}", i, pooling) for i, pooling in enumerate(poolings))
+    batch, cuts = {}, st.lists(st.integers(-1, 4), min_size=bags + 1, max_size=bags + 1)  # at fault as often as not
+    for feature in features:
+        offsets = data.draw(st.one_of(cuts, cuts.map(lambda cut: [0, *sorted(map(abs, cut))[1:]])))
+        count = data.draw(st.sampled_from([max(0, offsets[-1]), 3]))
+        batch[feature.name] = torch.arange(count), torch.tensor(offsets)
+    results = []
+    for given_batch in (batch, MappingProxyType(batch)):  # the latter takes the long way
+        try:
+            results.append(IdBatch.of(given_batch, features))
+        except OffsetsError as error:
+            results.append(str(error))
+    short, long = results
+    if isinstance(long, str):
+        assert short == long
+        return
+    assert isinstance(short, IdBatch)
+    assert torch.equal(short.ids, long.ids)
+    for ours, theirs in zip(short.parts, long.parts, strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.bag_lengths(), theirs.bag_lengths())
+
+
 def test_a_batch_that_has_been_read_is_taken_as_it_is() -> None:
     batch = IdBatch.of({"item": (IDS, OFFSETS)}, POOLED)
     again = pickle.loads(pickle.dumps(batch))  # as from a worker of a DataLoader

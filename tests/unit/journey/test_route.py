@@ -5,7 +5,7 @@ Weights are whole numbers in float64, so sums are exact in any order and equalit
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route import Route, RoutingTable, combine, empty_route, make_route
 from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import SlabRoute
+from shardembed.journey.route.side_by_side import Outputs
 from shardembed.kernels import grouping
 from shardembed.store.slab_spec import SlabSpec, build_slabs
 from shardembed.tables.pooling import POOLINGS
@@ -83,15 +84,18 @@ def plain(value: Any, feature: Feature, weights: np.ndarray) -> torch.Tensor:
 
 
 @st.composite
-def inputs(draw: st.DrawFn, feature: Feature, rows: int) -> Any:
+def inputs(draw: st.DrawFn, feature: Feature, rows: int, bags: int | None = None) -> Any:
+    """bags: of features that pool, where all are to have as many."""
     ids = draw(st.lists(st.integers(0, rows - 1), max_size=12))
     tensor = torch.tensor(ids, dtype=draw(st.sampled_from([torch.int32, torch.int64])))
-    form = draw(st.sampled_from(["vector", "matrix", "ragged", "weighted"]))
+    alike = bags is not None and feature.pooling is not None
+    form = draw(st.sampled_from(["ragged", "weighted"] if alike else ["vector", "matrix", "ragged", "weighted"]))
     if form == "vector":
         return tensor
     if form == "matrix":
         return tensor[: len(ids) // 3 * 3].view(-1, 3)
-    cuts = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=4)))
+    fewest, most = (bags - 1, bags - 1) if alike and bags is not None else (0, 4)
+    cuts = sorted(draw(st.lists(st.integers(0, len(ids)), min_size=fewest, max_size=most)))
     offsets = torch.tensor([0, *cuts, len(ids)], dtype=tensor.dtype)
     if form == "weighted" and POOLINGS[feature.pooling].takes_weights:
         return (
@@ -102,17 +106,32 @@ def inputs(draw: st.DrawFn, feature: Feature, rows: int) -> Any:
     return tensor, offsets
 
 
+def check_whole(outputs: Outputs, features: tuple[Feature, ...], bags: int | None) -> None:
+    """Pooled outputs of as many bags are parts of one tensor."""
+    pooled = [output for feature, output in zip(features, outputs.each, strict=True) if feature.pooling is not None]
+    if not pooled or (bags is None and len({len(output) for output in pooled}) > 1):
+        assert outputs.whole is None
+        return
+    assert outputs.whole is not None
+    assert torch.equal(outputs.whole, torch.cat(pooled, 1))
+    assert all(part.untyped_storage().data_ptr() == outputs.whole.untyped_storage().data_ptr() for part in pooled)
+
+
 @given(cases(), st.data())
 def test_routes_answer_like_a_plain_lookup(case: Case, data: st.DataObject) -> None:
+    case = replace(case, tables=tuple(replace(table, dtype=torch.float64) for table in case.tables))
+    bags = data.draw(st.sampled_from([None, 1, 3]))
     specs = build_slabs(case.tables, case.plan, case.optimizers)
     features = features_of(case.tables)
     weights = [whole_numbers(table, number) for number, table in enumerate(case.tables)]
     slabs = lay_out(specs, weights, case.plan.world_size)
     for routing in atlases(case, specs):
-        batch = {f.name: data.draw(inputs(f, case.tables[f.table].num_embeddings)) for f in features}
+        batch = {f.name: data.draw(inputs(f, case.tables[f.table].num_embeddings, bags)) for f in features}
         route = make_route(IdBatch.of(batch, features, CPU), features, routing)
         answers = [answer(slab, spec, slabs) for slab, spec in zip(route.slabs, specs, strict=True)]
-        for feature, output in zip(features, combine(answers, route), strict=True):
+        outputs = combine(answers, route)
+        check_whole(outputs, features, bags)
+        for feature, output in zip(features, outputs.each, strict=True):
             wanted = plain(batch[feature.name], feature, weights[feature.table])
             assert output.shape == wanted.shape
             torch.testing.assert_close(output, wanted, rtol=1e-15, atol=1e-12)  # a mean divides

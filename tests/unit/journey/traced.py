@@ -6,6 +6,7 @@ enters `wire` and the collectives of `comm` besides.
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def traced_step() -> Step:
             entered.append(frame.f_code)
 
     before = sys.getprofile()
+    gc.disable()  # what others left behind would be finalised in the middle of the step
     sys.setprofile(note)
     try:
         loss = lose()
@@ -72,6 +74,7 @@ def traced_step() -> Step:
         optimizer.step()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return Step(by_file(entered[:forward]), by_file(entered))
 
 
