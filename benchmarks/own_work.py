@@ -81,9 +81,14 @@ class Case:
     def batches(self, ranks: int) -> list[dict[str, torch.Tensor]]:
         """A few that take turns, by feature `[samples]` or `[samples, ids]`; the same for whoever asks."""
         numbers = np.random.default_rng(0)
-        shape = (self.samples, self.ids) if self.ids > 1 else (self.samples,)
-        names = [f"t{i}" for i in range(self.tables)]
-        return [{name: torch.from_numpy(numbers.integers(0, self.rows * ranks, shape)) for name in names} for _ in range(BATCHES)]
+        return [{f"t{i}": torch.from_numpy(self._ids(numbers, ranks)) for i in range(self.tables)} for _ in range(BATCHES)]
+
+    def _ids(self, numbers: np.random.Generator, ranks: int) -> np.ndarray:
+        if self.ids == 1:
+            return numbers.integers(0, self.rows * ranks, self.samples)
+        ids = numbers.integers(0, self.rows * ranks, (self.samples, self.ids))
+        ids[0, 1] = ids[0, 0]  # so that a segment has several keys on any number of ranks, as in a large batch
+        return ids
 
 
 BATCHES = 4
