@@ -1,83 +1,89 @@
-"""What takes part in a benchmark: a training step of one task under one kind of plan, with batches as it likes them. Ours."""
+"""Ours: a training step as a user of the library writes it, under each kind of plan and with each setting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import shardembed as se
-from benchmarks.formulas import cheaper_packing
+from benchmarks.crew import Contender
 from benchmarks.tasks import Batch, Task
-from shardembed.planner.calibrate.stages import Case, Runner
-from shardembed.tables.placement import Cluster, Packing, Placement
-from shardembed.tables.plan import Plan, resolve
+from shardembed.tables.placement import Packing, Placement
 
 OURS = "shardembed"  # the contender that the others are compared with
-KINDS = ("row_wise", "table_wise", "column_wise", "mixed")
+AUTO = "auto"
+KINDS = ("row_wise", "table_wise", "column_wise", "mixed", AUTO)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A training step. every: rounds between its turns, for one that is much slower than all others.
+class Setting:
+    """What a user may say beside the kind of plan; what he gets by default is what is measured as `OURS`.
 
-    ahead: gives batches as the model's call takes them, for steps whose ids are sent while the step before computes.
+    Attributes:
+        packing: of all tables.
+        strided: rows are dealt out in turn, where they are cut.
+        wire_dtype: of vectors on their way.
+        ahead: the ids of a batch are sent while the one before computes.
+        whole: the vectors' one tensor is asked for, where they pool, in place of a concatenation as of any tensors.
+        read: batches are `IdBatch`es, made before the step, as by a worker of a DataLoader.
+        keep_memory: as of `se.init`.
     """
 
-    name: str
-    step: Callable[[Any], None]
-    batches: Sequence[Any]
-    every: int = 1
-    ahead: Callable[[Sequence[Any]], Iterator[Any]] | None = None
-    runner: Runner | None = None
+    packing: Packing | None = None
+    strided: bool = False
+    wire_dtype: torch.dtype | None = None
+    ahead: bool = False
+    whole: bool = False
+    read: bool = False
+    keep_memory: bool = True
 
 
-# Plans.
-
-
-def placement(kind: str, number: int, ranks: int, packing: Packing | None, strided: bool = True) -> Placement:
-    """Where table `number` lies. mixed: a third of the tables each way.
-
-    strided: rows are dealt out in turn, so that popular ones, which come first, lie on all ranks; else in one block a rank.
-    """
+def placement(kind: str, number: int, ranks: int, setting: Setting = Setting()) -> Placement:
+    """Where table `number` lies. mixed: a third of the tables each way."""
+    packing = setting.packing
     if kind == "mixed":
-        return placement(KINDS[number % 3], number // 3, ranks, packing, strided)
+        return placement(KINDS[number % 3], number // 3, ranks, setting)
     if kind == "row_wise":
-        return se.row_wise(strided=strided, packing=packing)
+        return se.row_wise(strided=setting.strided, packing=packing)
     if kind == "table_wise":
         return se.table_wise(number % ranks, packing=packing)
     return se.column_wise(packing=packing)
 
 
-def plan_of(task: Task, kind: str, ranks: int, packing: Packing | None, strided: bool = True) -> Plan:
-    """packing: None takes for each table the one that sends fewer bytes."""
-    chosen = {table.name: placement(kind, i, ranks, packing, strided) for i, table in enumerate(task.tables)}
-    plan = resolve(task.tables, chosen, Cluster(ranks, ranks))
-    return plan if packing else cheaper_packing(task.workload, plan, task.samples)
+def ours(task: Task, kind: str, setting: Setting, batches: Sequence[Batch]) -> Contender:
+    """On dicts of ids and offsets."""
+    se.init(keep_memory=setting.keep_memory)
+    optimizers = {load.table.name: load.optimizer for load in task.workload.tables}
+    cut = {table.name: placement(kind, i, se.world_size(), setting) for i, table in enumerate(task.tables) if kind != AUTO}
+    emb = se.EmbeddingCollection(task.tables, optimizer=optimizers, plan=cut or AUTO, wire_dtype=setting.wire_dtype)
+    optimizer = se.Optimizer(emb)
+
+    def step(batch: Any) -> None:
+        out = emb(batch)
+        learn(out.concatenated() if setting.whole else joined(list(out.values()), task.pooled))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    ahead: Callable[[Sequence[Any]], Any] | None = (lambda batches: se.prefetched(batches, emb)) if setting.ahead else None
+    given: Sequence[Any] = [se.IdBatch.of(batch, emb.features) for batch in batches] if setting.read else batches
+    return Contender(step, given, ahead, emb)
 
 
-# Ours.
+def joined(outputs: Sequence[torch.Tensor], pooled: bool) -> torch.Tensor:
+    """One tensor of the vectors of all features, as a model makes it.
+
+    Args:
+        outputs: by feature, `[B, D]` each, or of sequences `[n, D]` or `[B, L, D]`.
+    """
+    if pooled:
+        return torch.cat(list(outputs), 1)
+    alike = len({output.shape[-1] for output in outputs}) == 1
+    return torch.cat([output.flatten(0, -2 if alike else -1) for output in outputs])
 
 
-def ours(
-    task: Task, plan: Plan, batches: Sequence[Batch], wire_dtype: torch.dtype | None = None, from_dict: bool = False
-) -> Contender:
-    """A training step of ours. from_dict: on dicts of tensors; else they have been read before, as peers' batches have."""
-    workload = replace(task.workload, wire_dtype=wire_dtype)
-    runner = Runner(Case(task.name, workload, plan), list(batches), join_small=True)
-    if not from_dict:
-        runner.batches = [se.IdBatch.of(batch, runner.emb.features) for batch in batches]
-    return Contender(OURS, runner.learn, runner.batches, runner=runner)
-
-
-def prefetching(task: Task, plan: Plan, batches: Sequence[Batch], wire_dtype: torch.dtype | None = None) -> Contender | str:
-    """As `ours`, with the ids of a batch sent while the one before it computes."""
-    prefetched = getattr(se, "prefetched", None)
-    if prefetched is None:
-        return "this version has no se.prefetched"
-    made = ours(task, plan, batches, wire_dtype)
-    assert made.runner is not None
-    emb = made.runner.emb
-    return replace(made, ahead=lambda batches: iter(prefetched(batches, emb)))
+def learn(vectors: torch.Tensor) -> None:
+    """A backward, in place of what a model makes of its vectors."""
+    vectors.backward(torch.ones_like(vectors))

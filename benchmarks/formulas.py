@@ -18,7 +18,6 @@ from shardembed.tables.plan import Plan, TablePlan
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 
 INT64 = 8
-PACKINGS = ("unique", "bag")
 
 
 @dataclass(frozen=True)
@@ -49,24 +48,6 @@ def table_bytes(load: TableLoad, plan: TablePlan, samples: int, ranks: int, wire
         vectors += float(table.vector_bytes(demand, np.full(len(rows), float(len(strip.columns)))).sum())
     # Each owner is asked by all ranks alike, itself among them.
     return keys * (ranks - 1), vectors * (ranks - 1)
-
-
-def cheaper_packing(workload: Workload, plan: Plan, samples: int) -> Plan:
-    """The plan with each table packed as sends fewer bytes, there and back."""
-
-    def cheaper(load: TableLoad, table: TablePlan) -> TablePlan:
-        if table.layout.copied:
-            return table
-        # Where both send as much, bags, which need no deduplication.
-        options = [replace(table, packing=packing) for packing in reversed(PACKINGS)]
-
-        def cost(option: TablePlan) -> float:
-            keys, vectors = table_bytes(load, option, samples, plan.world_size)
-            return keys + (1 if load.table.frozen else 2) * vectors
-
-        return min(options, key=cost)
-
-    return replace(plan, tables=tuple(map(cheaper, workload.tables, plan.tables)))
 
 
 def our_bytes(workload: Workload, plan: Plan, samples: int, slabs: int = 1) -> Sent:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-import shardembed as se
-from benchmarks import contenders, pages, peer_torchrec, peers, plots, rounds, tasks
-from benchmarks.contenders import OURS, plan_of
+from benchmarks import pages, plots, rounds, tasks
 from benchmarks.figures import Spread, spread
 from benchmarks.jobs import Result, say
 from benchmarks.options import Options
-from benchmarks.roster import Entry, Roster
+from benchmarks.roster import ONE_RANK, roster_of
 from benchmarks.tasks import Task
 
 TITLE = "How a step grows"
@@ -29,14 +27,15 @@ NEAR = (100, 300)  # numbers of tables between which the slope at 200 is taken
 VARIED_ON = 2  # ranks on which tables, samples and ids are varied
 
 
-def measure(options: Options) -> list[Result]:
-    """All quantities on `VARIED_ON` ranks and on one; elsewhere the middle point alone, for the growth with ranks. Collective."""
-    ranks = se.world_size()
+def collect(options: Options, words: Sequence[str]) -> list[Result]:
+    """All quantities on `VARIED_ON` ranks and on one; elsewhere the middle point alone, for the growth with ranks."""
+    del words
     found = []
-    for quantity, points in series(options.full, everything=ranks in (1, VARIED_ON)).items():
-        for value, task in points.items():
-            say(f"{ranks} rank(s): {quantity} {value}")
-            found.append({"quantity": quantity, "value": value, "ranks": ranks, **_times(task, options)})
+    for ranks in options.ranks:
+        for quantity, points in series(options.full, everything=ranks in (1, VARIED_ON)).items():
+            for value, task in points.items():
+                say(f"{ranks} rank(s): {quantity} {value}")
+                found.append({"quantity": quantity, "value": value, "ranks": ranks, **_times(task, ranks, options)})
     return found
 
 
@@ -59,17 +58,11 @@ def grown(samples: int = 1024, ids: int = 10) -> Task:
     return tasks.alike("grown", 8, 200_000, 64, samples, ids)
 
 
-def _times(task: Task, options: Options) -> Result:
-    batches, ranks = task.batches(se.rank(), 4), se.world_size()
-    kind = "row_wise" if ranks > 1 else "table_wise"
-    plan = plan_of(task, kind, ranks, None)
-    entries = [Entry(OURS, lambda: contenders.ours(task, plan, batches))]
-    if ranks > 1:
-        entries.append(Entry("TorchRec", lambda: peer_torchrec.torchrec_step(task, kind, batches)))
-    else:
-        entries.append(Entry("FBGEMM TBE", lambda: peers.fbgemm(task, batches)))
-    elements = sum(table.num_embeddings * table.embedding_dim for table in task.tables)
-    roster = Roster(elements, [entry for entry in entries if entry.name == OURS or options.wants(entry.name)])
+def _times(task: Task, ranks: int, options: Options) -> Result:
+    """Ours by default beside the peer of this number of ranks."""
+    peer = "TorchRec" if ranks > 1 else "FBGEMM TBE"
+    wants = lambda name: name == peer and options.wants(name)  # noqa: E731
+    roster = roster_of(task, "row_wise" if ranks > 1 else ONE_RANK, ranks, wants=wants, keep_memory=options.keep_memory)
     times: dict[str, list[float | None]] = {}
     turns = options.rounds * (4 if task.samples <= 64 else 1)
     for heat in roster.heats():

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import shardembed as se
-from shardembed.kernels.numba.tools import compiled, fetch_row
+from shardembed.kernels.numba.elements import fetch_each
+from shardembed.kernels.numba.tools import compiled
 from shardembed.planner.calibrate.stages import barrier, gathered
 
 COPIED = 64 << 20  # bytes of a copy: beyond the caches
@@ -97,7 +98,7 @@ def _gather(flat: Any, keys: Any, starts: Any, out: Any) -> None:
     for segment in range(len(starts) - 1):
         for i in range(starts[segment], starts[segment + 1]):
             if i + AHEAD < len(keys):
-                fetch_row(flat, keys[i + AHEAD], width)
+                fetch_each((flat,), keys[i + AHEAD] * width, width)
             first = keys[i] * width
             if i == starts[segment]:
                 for j in range(width):

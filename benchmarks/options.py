@@ -1,4 +1,4 @@
-"""What a run of `shardembed bench` was asked for; the ranks that it starts are told the same."""
+"""What a run of `shardembed bench` was asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """ranks: numbers of ranks, a job each. rounds, steps: rounds of turns, and timed steps of a turn. full: all contenders and all
-    kinds of plan. samples: of one rank's batch; None is the workload's own. only: contenders whose names match.
+    """ranks: numbers of ranks, one after the other. rounds, steps: rounds of turns, and counted steps of a turn. full: all
+    contenders. samples: of one rank's batch; None is the workload's own. keep_memory: as of `se.init`, for ours. only: contenders
+    whose names match; ours by default always takes part.
     """
 
     ranks: tuple[int, ...] = (1, 2)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-import shardembed as se
-from benchmarks.contenders import Contender
+from benchmarks.contenders import joined, learn
+from benchmarks.crew import Contender
 from benchmarks.peers import LR
 from benchmarks.tasks import Batch, Task
-from shardembed.planner.calibrate.stages import Backward
-
-EVERY = 5  # rounds between its turns: its gradients and its optimizer step are dense
 
 
 def dtensor(task: Task, batches: Sequence[Batch]) -> Contender | str:
@@ -25,20 +23,19 @@ def dtensor(task: Task, batches: Sequence[Batch]) -> Contender | str:
     single = all(length == 1 for load in task.workload.tables for length in load.ids_per_sample)
     if task.pooled and not single:
         return "its rows are cut for nn.Embedding alone, which sums no bags"
-    if any(not isinstance(ids, torch.Tensor) for batch in batches for ids in batch.values()):
+    if any(length % 1 for load in task.workload.tables for length in load.ids_per_sample):
         return "the ranks have different numbers of ids, which it cannot gather"
-    mesh = init_device_mesh("cpu", (se.world_size(),))
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     modules = nn.ModuleDict({table.name: nn.Embedding(table.num_embeddings, table.embedding_dim) for table in task.tables})
     for module in modules.values():
         parallelize_module(module, mesh, RowwiseParallel(input_layouts=Shard(0), output_layouts=Shard(0)))
     optimizer = torch.optim.Adagrad(modules.parameters(), lr=LR)
     called = [(modules[table.name], name) for table in task.tables for name in table.feature_names or ()]
-    backward = Backward()
 
     def step(batch: Batch) -> None:
-        outputs = [module(batch[name]) for module, name in called]
-        backward(outputs)
+        learn(joined([module(batch[name][0]) for module, name in called], task.pooled))
         optimizer.step()
         optimizer.zero_grad()
 
-    return Contender("", step, batches, every=EVERY)
+    return Contender(step, batches)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.contenders import Contender
+from benchmarks.contenders import joined, learn
+from benchmarks.crew import Contender
 from benchmarks.tasks import Batch, Flat, Task
-from shardembed.planner.calibrate.stages import Backward
 from shardembed.tables.pooling import Pooling
 
 LR = 0.01
@@ -33,27 +33,23 @@ def plain_torch(task: Task, batches: Sequence[Batch]) -> Contender | str:
         modules[table.name] = kinds[mode is not None]()
     optimizer = torch.optim.Adagrad([p for module in modules.values() for p in module.parameters()], lr=LR)
     called = [(modules[table.name], name) for table in task.tables for name in table.feature_names or ()]
-    backward = Backward()
 
     def step(batch: Batch) -> None:
         outputs = []
         for module, name in called:
-            given = batch[name]
-            if not isinstance(given, tuple):
-                outputs.append(module(given))
-            elif isinstance(module, nn.Embedding):
-                outputs.append(module(given[0]))
-            else:
-                outputs.append(module(given[0], given[1][:-1]))
-        backward(outputs)
+            ids, offsets = batch[name]
+            outputs.append(module(ids) if isinstance(module, nn.Embedding) else module(ids, offsets[:-1]))
+        learn(joined(outputs, task.pooled))
         optimizer.step()
         optimizer.zero_grad()
 
-    return Contender("", step, batches)
+    return Contender(step, batches)
 
 
 def fbgemm(task: Task, batches: Sequence[Batch]) -> Contender | str:
-    """FBGEMM's table-batched embedding bags alone. Sequences are bags of one id each, which is its faster way."""
+    """FBGEMM's table-batched embedding bags alone, which give one tensor and update on the way back. Sequences are bags of one id
+    each, which is its faster way.
+    """
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
@@ -71,10 +67,9 @@ def fbgemm(task: Task, batches: Sequence[Batch]) -> Contender | str:
     )
     for weight in tables.split_embedding_weights():
         weight.fill_(0.01)
-    backward = Backward()
 
     def step(flat: Flat) -> None:
         vectors: Any = tables(flat.ids, flat.offsets)
-        backward([vectors])
+        learn(vectors)
 
-    return Contender("", step, [Flat.of(batch, task.features, one_an_id=not task.pooled) for batch in batches])
+    return Contender(step, [Flat.of(batch, task.features, one_an_id=not task.pooled) for batch in batches])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import jobs, launches, own_work, pages, peer_ranks, plots
 from benchmarks.figures import Spread
 from benchmarks.jobs import Result
 from benchmarks.options import Options
 from benchmarks.own_work import PARTS, Case, Rank
+from shardembed.kernels.memory import keep_freed_memory
 from shardembed.tables.placement import Packing
 
 TITLE = "A rank's own work"
@@ -45,14 +51,27 @@ def cases(samples: int) -> list[Case]:
     return found + [Case(*shape, ROWS, samples, ids, packing) for shape in SHAPES for packing, ids in ON_SHAPES]
 
 
-def collect(options: Options, words: list[str]) -> list[Result]:
-    """All numbers of ranks in one process, which is a rank on its own."""
-    return jobs.run_jobs([1], [*words, "--ranks", *map(str, options.ranks)])
+def collect(options: Options, words: Sequence[str]) -> list[Result]:
+    """All numbers of ranks in one process."""
+    del words
+    try:
+        return jobs.in_a_process("benchmarks.ranks", asdict(options))
+    except subprocess.CalledProcessError as error:
+        raise jobs.BenchFailedError(error.returncode) from None
+
+
+def main() -> None:
+    told = Path(sys.argv[1])
+    options = Options(**json.loads(told.read_text()))
+    torch.set_num_threads(1)
+    os.environ["TRITON_INTERPRET"] = "1"  # for the counting, before Triton is imported
+    if options.keep_memory:
+        keep_freed_memory()
+    told.write_text(json.dumps(measure(options)))
 
 
 def measure(options: Options) -> list[Result]:
     """A point for each case and number of ranks; behind ours TorchRec's."""
-    os.environ["TRITON_INTERPRET"] = "1"  # for the counting, before Triton is imported
     ranks, samples = [number for number in options.ranks if number > 1], options.samples or SAMPLES
     found: list[Result] = []
     for case in cases(samples):
@@ -229,3 +248,7 @@ def _stacked(ours: dict[tuple[Any, ...], ByRanks]) -> tuple[str, list[float], di
     case = next((case for case in ours if case[2] > 1), next(iter(ours)))
     points = ours[case]
     return _name(case), list(points), {part: [each["parts"][part] for each in points.values()] for part in PARTS}
+
+
+if __name__ == "__main__":
+    main()

@@ -17,9 +17,10 @@ from shardembed._version import __version__
 WHERE = "Gloo on loopback, one thread a rank"
 PACKAGES = ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numba", "numpy")
 KEPT = (
-    "Every process, of whatever library, keeps the memory that it frees, as a training job of ours is told to: else glibc hands "
-    "large buffers back, and each step pays for getting them again (`--plain-malloc` leaves it so)."
+    "Ours keeps the memory that it frees, which is the default of `se.init`: glibc hands large buffers back, and each step pays "
+    "for getting them again. Peers run as they come."
 )
+PLAIN = "Ours runs with `se.init(keep_memory=False)`, and glibc's way of freeing memory."
 
 
 def versions() -> dict[str, str]:
@@ -48,7 +49,7 @@ def write(bench: Any, results: list[Result], words: list[str], options: Options,
     lines = [f"# {bench.TITLE}, {datetime.date.today()}", ""]
     lines += [f"`{command(words)} --ranks {ranks}`", ""]
     lines += pages.paragraph(
-        f"{pages.machine()}; {known}; {getattr(bench, 'WHERE', WHERE)}.", bench.ABOUT, KEPT if options.keep_memory else ""
+        f"{pages.machine()}; {known}; {getattr(bench, 'WHERE', WHERE)}.", bench.ABOUT, KEPT if options.keep_memory else PLAIN
     )
     lines += bench.page(results, page)
     text = "\n".join(lines).rstrip() + "\n"

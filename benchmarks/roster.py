@@ -1,30 +1,26 @@
 """Who takes part: every way to make the same training step that this machine, the workload and the number of ranks allow.
 
-Contenders are built in heats, as many at a time as fit into memory, each heat with ours beside them. What cannot take part is left
-out, and the page says why.
+Contenders are started in heats, as many at a time as fit into memory, each heat with ours beside them. What cannot take part is
+left out, and the page says why.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import shardembed as se
 from benchmarks import peer_dtensor, peer_torchrec, peers
-from benchmarks.contenders import OURS, Contender, ours, plan_of, prefetching
-from benchmarks.tasks import Batch, Task
+from benchmarks.contenders import AUTO, OURS, Setting, ours
+from benchmarks.crew import Crew, CrewError, Make
+from benchmarks.tasks import Task
 from shardembed import optim
-from shardembed.planner.calibrate.stages import gathered
-from shardembed.tables.placement import Packing
 
 ONE_RANK = "one rank"
 MEMORY = 0.5  # of what is free, that tables and their state may fill
@@ -34,44 +30,65 @@ log = logging.getLogger("shardembed")
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender to be. size: of its tables, state and dense gradients, in multiples of the tables'."""
+    """A contender to be.
+
+    Attributes:
+        name: on the page; of ours it begins with `OURS`.
+        make: its step, in the process of each rank.
+        size: of its tables, state and dense gradients, in multiples of the tables'.
+        every: rounds between its turns, for one that is much slower than all others.
+    """
 
     name: str
-    make: Callable[[], Contender | str]
+    make: Make
     size: float = 1.0
+    every: int = 1
 
 
 @dataclass
 class Roster:
-    """The entries, and by name why some do not take part. elements: of all tables."""
+    """The contenders of one task.
 
-    elements: int
-    entries: list[Entry] = field(default_factory=list)
+    Attributes:
+        task: what they train.
+        ranks: of each.
+        entries: ours first.
+        left_out: by name, why some do not take part.
+    """
+
+    task: Task
+    ranks: int
+    entries: list[Entry]
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def heats(self) -> Iterator[list[Contender]]:
-        """Contenders to be timed together, ours first. Those of a heat are gone when the next is built. Collective."""
-        for entries in divided(self.entries[1:], self.entries[0], budget() / (4 * self.elements)):
-            heat = [made for made in map(self._made, entries) if made is not None]
-            yield heat
-            heat.clear()  # whoever took the list has it still
-            give_back()
+    @property
+    def every(self) -> dict[str, int]:
+        return {entry.name: entry.every for entry in self.entries}
 
-    def _made(self, entry: Entry) -> Contender | None:
-        """Built, and tried with one step; None where that does not work."""
-        try:
-            made = entry.make()
-            if isinstance(made, Contender):
-                made.step(made.batches[0])
-                return replace(made, name=entry.name)
-            reason = made
-        except Exception as error:  # whatever another library raises for what it cannot do
-            if entry.name.startswith(OURS):
-                raise
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        log.warning("%s is left out: %s", entry.name, reason)
-        self.left_out[entry.name] = reason
-        return None
+    def heats(self) -> Iterator[dict[str, Crew]]:
+        """Contenders to be timed together, ours first, which stays; the others of a heat are gone when the next is started.
+
+        Raises:
+            CrewError: one of ours cannot take part.
+        """
+        elements = sum(table.num_embeddings * table.embedding_dim for table in self.task.tables)
+        first, room = self.entries[0], budget() / (4 * elements)  # of what is free before ours is there
+        with closing(self._start(first)) as lead:
+            for entries in divided(self.entries[1:], first, room):
+                with ExitStack() as heat:
+                    crews = {first.name: lead}
+                    for entry in entries[1:]:
+                        try:
+                            crews[entry.name] = heat.enter_context(closing(self._start(entry)))
+                        except CrewError as error:
+                            if entry.name.startswith(OURS):
+                                raise
+                            self.left_out[entry.name] = error.args[0]
+                            log.warning("%s is left out: %s", entry.name, error.args[0])
+                    yield crews
+
+    def _start(self, entry: Entry) -> Crew:
+        return Crew.start(entry.make, self.task, self.ranks)
 
 
 def divided(entries: Sequence[Entry], first: Entry, room: float) -> list[list[Entry]]:
@@ -85,66 +102,67 @@ def divided(entries: Sequence[Entry], first: Entry, room: float) -> list[list[En
 
 
 def budget() -> float:
-    """Bytes for the tables of all ranks, which share this machine; the same on all. Collective."""
+    """Bytes for the tables of all ranks, which share this machine."""
     listing = Path("/proc/meminfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     free = next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0.0)
-    free = free or float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return MEMORY * float(np.min(gathered(np.array([free]))))
+    return MEMORY * (free or float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
 
 
-def give_back() -> None:
-    """What a heat has left behind goes back to the system: memory that a process keeps may lie in pieces that are too small."""
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+def roster_of(
+    task: Task,
+    kind: str,
+    ranks: int,
+    full: bool = False,
+    wants: Callable[[str], bool] = lambda name: True,
+    keep_memory: bool = True,
+) -> Roster:
+    """All that can take part, if it is wanted; ours by default always is."""
+    entries = _alone(task, full, keep_memory) if kind == ONE_RANK else _together(task, kind, full, keep_memory)
+    return Roster(task, ranks, [entries[0], *(entry for entry in entries[1:] if wants(entry.name))])
 
 
-def roster_of(task: Task, kind: str, batches: list[Batch], full: bool, wants: Callable[[str], bool] = lambda name: True) -> Roster:
-    """All that can take part, if it is wanted; ours always is."""
-    entries = _alone(task, batches, full) if kind == ONE_RANK else _together(task, kind, batches, full)
-    elements = sum(table.num_embeddings * table.embedding_dim for table in task.tables)
-    return Roster(elements, [entries[0], *(entry for entry in entries[1:] if wants(entry.name))])
-
-
-def _alone(task: Task, batches: list[Batch], full: bool) -> list[Entry]:
-    plan = plan_of(task, "table_wise", 1, None)
-    found = [Entry(OURS, lambda: ours(task, plan, batches))]
-    if task.pooled:  # nothing is sent, so neither packing sends less
-        found.append(Entry(f"{OURS}, unique", lambda: ours(task, plan_of(task, "table_wise", 1, "unique"), batches)))
-    found.append(Entry("FBGEMM TBE", lambda: peers.fbgemm(task, batches)))
-    name = "nn.EmbeddingBag(sparse)" if task.pooled else "nn.Embedding(sparse)"
-    found.append(Entry(f"{name}, torch Adagrad", lambda: peers.plain_torch(task, batches), 2))
+def _alone(task: Task, full: bool, keep_memory: bool) -> list[Entry]:
+    setting, kind = Setting(keep_memory=keep_memory), "row_wise"
+    found = [
+        Entry(OURS, partial(ours, task, kind, setting)),
+        Entry("FBGEMM TBE", partial(peers.fbgemm, task)),
+        Entry(f"nn.Embedding{'Bag' * task.pooled}(sparse), torch Adagrad", partial(peers.plain_torch, task), 2),
+    ]
     for optimizer in OPTIMIZERS if full else ():
-        other = task.optimized_by(optimizer)
-        size = 1 + len(optimizer.state)
-        found.append(Entry(f"{OURS}, {type(optimizer).__name__}", lambda other=other: ours(other, plan, batches), size))
+        other = partial(ours, task.optimized_by(optimizer), kind, setting)
+        found.append(Entry(f"{OURS}, {type(optimizer).__name__}", other, 1 + len(optimizer.state)))
     return found
 
 
-def _together(task: Task, kind: str, batches: list[Batch], full: bool) -> list[Entry]:
-    ranks = se.world_size()
-    auto = plan_of(task, kind, ranks, None)
-    found = [
-        Entry(OURS, lambda: ours(task, auto, batches)),
-        Entry(f"{OURS}, from a dict", lambda: ours(task, auto, batches, from_dict=True)),
-        Entry(f"{OURS}, bfloat16 wire", lambda: ours(task, auto, batches, torch.bfloat16)),
-        Entry(f"{OURS}, prefetched", lambda: prefetching(task, auto, batches)),
-    ]
-    if kind == "row_wise":
-        blocks = plan_of(task, kind, ranks, None, strided=False)
-        found.append(Entry(f"{OURS}, rows in blocks", lambda: ours(task, blocks, batches)))
+def _together(task: Task, kind: str, full: bool, keep_memory: bool) -> list[Entry]:
+    settings = {OURS: Setting(keep_memory=keep_memory)}
     if full:
-        found.append(Entry(f"{OURS}, prefetched, bfloat16 wire", lambda: prefetching(task, auto, batches, torch.bfloat16)))
-        packings: tuple[Packing, ...] = ("unique", "bag") if task.pooled else ()
-        plans = {packing: plan_of(task, kind, ranks, packing) for packing in packings}
-        for packing, plan in plans.items():
-            if plan != auto:
-                found.append(Entry(f"{OURS}, {packing}", lambda plan=plan: ours(task, plan, batches)))
-    for name, (bags, narrow) in peer_torchrec.variants(task, full).items():
-        made = partial(peer_torchrec.torchrec_step, task, kind, batches, bags, narrow)
-        found.append(Entry(name, made))
-    if full and kind == "row_wise":
-        found.append(Entry("DTensor, torch Adagrad", lambda: peer_dtensor.dtensor(task, batches), 3))
+        settings |= {f"{OURS}, {said}": replace(setting, keep_memory=keep_memory) for said, setting in _said(task, kind).items()}
+    found = [Entry(name, partial(ours, task, kind, setting)) for name, setting in settings.items()]
+    for name, how in peer_torchrec.variants(task, full).items():
+        found.append(Entry(name, partial(peer_torchrec.torchrec_step, task, kind, **how)))
+    if kind == AUTO:
+        found.append(Entry(f"{peer_torchrec.NAME}, row-wise", partial(peer_torchrec.torchrec_step, task, "row_wise")))
+    if full and kind == "row_wise":  # its gradients and its optimizer step are dense
+        found.append(Entry("DTensor, torch Adagrad", partial(peer_dtensor.dtensor, task), 3, every=5))
+    return found
+
+
+def _said(task: Task, kind: str) -> dict[str, Setting]:
+    """What else a user may say of ours, by how a page calls it; the packing, where it is not what he gets anyway."""
+    found: dict[str, Setting] = {}
+    if task.pooled and kind in ("row_wise", "mixed"):
+        found['packing="bag"'] = Setting(packing="bag")
+    if task.pooled and kind in ("table_wise", "column_wise", "mixed"):
+        found['packing="unique"'] = Setting(packing="unique")
+    if kind == "row_wise":
+        found["strided=True"] = Setting(strided=True)
+        if task.pooled:
+            found['packing="bag", strided=True'] = Setting(packing="bag", strided=True)
+    if task.pooled:
+        found["out.concatenated()"] = Setting(whole=True)
+    found["bfloat16 wire"] = Setting(wire_dtype=torch.bfloat16)
+    found["prefetched"] = Setting(ahead=True)
+    found["from an IdBatch"] = Setting(read=True)
     return found

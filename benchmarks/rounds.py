@@ -1,61 +1,66 @@
 """All contenders take turns, round after round, so that a noisy moment troubles them alike.
 
-A turn is a step that is not timed, and then a few that are, one after the other as in training. Ranks leave a barrier together, and
-the last to end counts.
+A turn is some steps, one after the other as in training, each between two barriers; the first of them, which find the caches full
+of others' rows, are not counted.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from benchmarks.contenders import Contender
-from shardembed.planner.calibrate.stages import barrier
+import torch.distributed as dist
+
+from benchmarks.crew import Contender, Crew
+
+FIRST = 5  # steps that are made before all rounds
+UNCOUNTED = 2  # steps at the beginning of a turn
 
 
-def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> dict[str, list[float | None]]:
-    """Milliseconds of a step, by contender and round; None where it sat out. Collective."""
-    times: dict[str, list[float | None]] = {contender.name: [] for contender in contenders}
-    for number in range(-1, rounds):  # the first round warms caches and buffers
-        first = number % len(contenders)
-        for contender in [*contenders[first:], *contenders[:first]]:  # none always runs after the same other one
-            runs = number % contender.every == 0 or number < 0
-            taken = turn(contender, number * (steps + 1), steps) if runs else None
-            if number >= 0:
-                times[contender.name].append(taken)
+def take_turns(
+    crews: Mapping[str, Crew], rounds: int, steps: int, every: Mapping[str, int] | None = None
+) -> dict[str, list[float | None]]:
+    """Milliseconds of each counted step, by contender, in order of rounds; None in rounds in which it sat out.
+
+    Args:
+        every: rounds between the turns of a contender, by name, for those that are much slower than all others.
+    """
+    every = every or {}
+    times: dict[str, list[float | None]] = {name: [] for name in crews}
+    for name, crew in crews.items():
+        crew.do(turn, 0, 0, FIRST if every.get(name, 1) == 1 else 1)
+    for number in range(rounds):
+        order = list(crews)
+        first = number % len(order)
+        for name in [*order[first:], *order[:first]]:  # none always runs after the same other one
+            runs = number % every.get(name, 1) == 0
+            times[name] += crews[name].do(turn, number * (UNCOUNTED + steps), UNCOUNTED, steps)[0] if runs else [None] * steps
     return times
 
 
-def turn(contender: Contender, first: int, steps: int) -> float:
-    """Milliseconds of each of `steps` steps, from batch `first` + 1 on. Collective."""
-    if contender.ahead is not None:
-        return _turn_ahead(contender, first, steps)
-    batches = contender.batches
-    contender.step(batches[first % len(batches)])
-    barrier()
-    began = time.perf_counter()
-    for number in range(first + 1, first + 1 + steps):
-        contender.step(batches[number % len(batches)])
-    barrier()
-    return 1e3 * (time.perf_counter() - began) / steps
+def turn(contender: Contender, first: int, uncounted: int, steps: int) -> list[float]:
+    """Milliseconds of `steps` steps, after some that do not count, from batch `first` on. All ranks of the contender at once.
 
-
-def _turn_ahead(contender: Contender, first: int, steps: int) -> float:
-    """Steady state: as many batches are sent ahead in the time that is taken as are trained. The one that is sent ahead beside the
-    last step is trained later, untimed.
+    Steps whose ids are sent ahead are counted in a steady state: as many batches are sent in the counted time as are trained. What
+    is sent beside the last of them is trained later, and not counted.
     """
-    assert contender.ahead is not None
-    batches = contender.batches
-    loader = [batches[number % len(batches)] for number in range(first, first + steps + 2)]
-    tickets = contender.ahead(loader)
-    contender.step(next(tickets))
-    barrier()
-    began = time.perf_counter()
-    for ticket in itertools.islice(tickets, steps):
-        contender.step(ticket)
-    barrier()
-    taken = time.perf_counter() - began
-    for ticket in tickets:
-        contender.step(ticket)
-    return 1e3 * taken / steps
+    batches, ran = contender.batches, uncounted + steps
+    loader = [batches[number % len(batches)] for number in range(first, first + ran + (contender.ahead is not None))]
+    given = iter(contender.ahead(loader) if contender.ahead else loader)
+    times = []
+    for _ in range(ran):
+        barrier()
+        began = time.perf_counter()
+        contender.step(next(given))
+        barrier()
+        times.append(1e3 * (time.perf_counter() - began))
+    for batch in itertools.islice(given, 1):
+        contender.step(batch)
+    return times[uncounted:]
+
+
+def barrier() -> None:
+    """Wait for all ranks of this contender."""
+    if dist.is_initialized():
+        dist.barrier()

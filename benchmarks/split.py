@@ -10,7 +10,9 @@ The limit of a phase is the time, measured in the same run, of the least work th
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,9 @@ import torch
 
 import shardembed as se
 from benchmarks import limits
+from benchmarks.crew import Contender
 from benchmarks.limits import Limits
-from shardembed.planner.calibrate.stages import Runner, barrier, gathered, phases_of
+from shardembed.planner.calibrate.stages import barrier, gathered, phases_of, timed
 from shardembed.planner.cost_phases import BACK, COMBINE, COPIES, GRADS, IDS, LOOKUP, PHASES, UPDATE
 
 BY_STAGE = {  # the beginning of a collective's stage, and the phase that it belongs to
@@ -44,12 +47,19 @@ class Phase:
     calls: float
 
 
-def split(runner: Runner, machine: Limits) -> list[Phase]:
+def measured(ours: Contender) -> dict[str, Any]:
+    """The phases of our step, the machine's limits, and how many tables are packed in which way. Collective."""
+    machine = limits.measure(max(spec.width for spec in ours.emb.journey.specs))
+    packings = Counter(table.packing for table in ours.emb.plan.tables)
+    return {"limits": machine.__dict__, "phases": [phase.__dict__ for phase in split(ours, machine)], "packings": packings}
+
+
+def split(ours: Contender, machine: Limits) -> list[Phase]:
     """The phases of a step. Collective."""
-    tally = se.Comm.of().tally
-    runner.measure(1, warm=1)
+    tally, batches = se.Comm.of().tally, cycle(ours.batches)
+    timed(lambda: ours.step(next(batches)), 1, warm=1)
     before_calls, before_bytes = tally.calls.copy(), tally.bytes.copy()
-    taken = phases_of(gathered(runner.measure(STEPS, warm=0)))
+    taken = phases_of(gathered(timed(lambda: ours.step(next(batches)), STEPS, warm=0)))
     calls, sent = np.zeros(len(PHASES)), np.zeros(len(PHASES))
     for key, count in (tally.calls - before_calls).items():
         if key[1] == "benchmark barrier" or key[1] == "benchmark results":
@@ -57,7 +67,7 @@ def split(runner: Runner, machine: Limits) -> list[Phase]:
         calls[_phase(key[1])] += count / STEPS
         sent[_phase(key[1])] += (tally.bytes[key] - before_bytes[key]) / STEPS
     sent = np.sum(gathered(sent), 0)
-    least = floors(runner, machine, sent)
+    least = floors(ours, machine, sent)
     middle = 1e3 * np.median(taken, 0)
     return [Phase(name, middle[i], least.get(i), sent[i], calls[i]) for i, name in enumerate(PHASES) if middle[i] > 0]
 
@@ -68,15 +78,16 @@ def _phase(stage: str) -> int:
     return next((phase for start, phase in BY_STAGE.items() if stage.startswith(start)), UPDATE)
 
 
-def floors(runner: Runner, machine: Limits, sent: Any) -> dict[int, float]:
+def floors(ours: Contender, machine: Limits, sent: Any) -> dict[int, float]:
     """Milliseconds by phase, of the least work. Collective."""
     ranks = se.world_size()
     pairs = max(1, ranks * (ranks - 1))
     found = {phase: limits.exchange_seconds(int(sent[phase] / pairs)) for phase in (IDS, BACK, GRADS)}
     found[IDS] += machine.empty
     lookup = update = combined = 0.0
-    ticket = runner.emb.prefetch(runner.batches[0]).ticket
-    for i, (slab, asked) in enumerate(zip(runner.emb.journey.slabs, ticket.request, strict=True)):
+    emb, batch = ours.emb, ours.batches[0]
+    ticket = emb.prefetch(batch).ticket
+    for i, (slab, asked) in enumerate(zip(emb.journey.slabs, ticket.request, strict=True)):
         rows = slab.locate(asked.keys_E)
         distinct = rows.unique()
         bytes_a_row = slab.spec.width * slab.weights.element_size()
@@ -85,18 +96,8 @@ def floors(runner: Runner, machine: Limits, sent: Any) -> dict[int, float]:
         update += 2 * limits.gather_seconds(slab.weights, distinct) + segments * bytes_a_row / machine.copy
         combined += 2 * ticket.request.vectors.totals[i] * bytes_a_row / machine.copy
     with torch.no_grad():
-        outputs = sum(output.numel() * output.element_size() for output in runner.emb(runner.batches[0]).values())
+        outputs = sum(output.numel() * output.element_size() for output in emb(batch).values())
     found |= {LOOKUP: lookup, UPDATE: update, COMBINE: combined + 2 * outputs / machine.copy}
     barrier()
     slowest = np.max(gathered(np.array([found[phase] for phase in sorted(found)])), 0)
     return {phase: 1e3 * float(seconds) for phase, seconds in zip(sorted(found), slowest, strict=True) if ranks > 1 or seconds}
-
-
-def total(phases: list[Phase]) -> tuple[float, float]:
-    """(milliseconds of all phases that have a limit, their limits)."""
-    known = [phase for phase in phases if phase.limit_ms]
-    return sum(phase.ms for phase in known), sum(phase.limit_ms or 0.0 for phase in known)
-
-
-def as_json(phases: list[Phase]) -> list[dict[str, Any]]:
-    return [phase.__dict__ for phase in phases]

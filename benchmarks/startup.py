@@ -61,6 +61,8 @@ def start(who: str, ranks: int) -> dict[str, float]:
     source = Path(startup_child.__file__)
     job |= {"PYTHONPATH": os.pathsep.join([str(source.parents[1]), os.environ.get("PYTHONPATH", "")])}
     job |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
+    # A checkout keeps its bytecode as an installed package does, which the first round writes.
+    job |= {"PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for rank in range(ranks):

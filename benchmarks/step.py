@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 
-import shardembed as se
-from benchmarks import limits, rounds, split, tasks
-from benchmarks.contenders import KINDS
+from benchmarks import rounds, split, tasks
+from benchmarks.contenders import KINDS, OURS
 from benchmarks.jobs import Result, say
 from benchmarks.options import Options
 from benchmarks.roster import ONE_RANK, roster_of
 from benchmarks.step_page import ABOUT, TITLE, page
 from benchmarks.tasks import Task
-from shardembed.planner.calibrate.stages import Runner
 
-BATCHES = 4
-__all__ = ["ABOUT", "TITLE", "measure", "page"]
+__all__ = ["ABOUT", "TITLE", "collect", "page"]
 
 
-def measure(options: Options) -> list[Result]:
-    """All workloads under all kinds of plan that this number of ranks has. Collective."""
+def collect(options: Options, words: Sequence[str]) -> list[Result]:
+    """All workloads under all kinds of plan, on each number of ranks."""
+    del words
     results = []
-    for name in options.workloads or tuple(tasks.BUILT_IN):
-        task = tasks.task_of(name, _rows(name, options), options.samples)
-        for kind in kinds(options):
-            results.append(one(task, kind, options))
+    for ranks in options.ranks:
+        for name in options.workloads or tuple(tasks.BUILT_IN):
+            task = tasks.task_of(name, _rows(name, options), options.samples)
+            results += [one(task, kind, ranks, options) for kind in kinds(ranks, options)]
     return results
 
 
@@ -33,26 +31,19 @@ def _rows(name: str, options: Options) -> int:
     return 1 << 62 if name in tasks.BUILT_IN else options.max_rows
 
 
-def kinds(options: Options) -> tuple[str, ...]:
-    return (ONE_RANK,) if se.world_size() == 1 else options.kinds or KINDS
+def kinds(ranks: int, options: Options) -> tuple[str, ...]:
+    return (ONE_RANK,) if ranks == 1 else options.kinds or KINDS
 
 
-def one(task: Task, kind: str, options: Options) -> Result:
-    """One workload under one kind of plan: times by heat, contender and round, the split of our step, and the machine's limits."""
-    say(f"{task.name}, {se.world_size()} rank(s), {kind}")
-    roster = roster_of(task, kind, task.batches(se.rank(), BATCHES), options.full, options.wants)
-    found: Result = {"workload": task.name, "size": task.describe(), "ranks": se.world_size(), "kind": kind, "heats": []}
+def one(task: Task, kind: str, ranks: int, options: Options) -> Result:
+    """One workload under one kind of plan: times by heat, contender and step, the phases of our step, and the machine's limits."""
+    say(f"{task.name}, {ranks} rank(s), {kind}")
+    roster = roster_of(task, kind, ranks, options.full, options.wants, options.keep_memory)
+    found: Result = {"workload": task.name, "size": task.describe(), "ranks": ranks, "kind": kind, "heats": []}
     # A fast step needs more turns for the same certainty, and takes no longer for it.
     turns = options.rounds * (4 if task.samples <= 64 else 1)
     for heat in roster.heats():
-        found["heats"].append(rounds.take_turns(heat, turns, options.steps))
+        found["heats"].append(rounds.take_turns(heat, turns, options.steps, roster.every))
         if "phases" not in found:
-            found |= _split(heat[0].runner)
+            found |= heat[OURS].do(split.measured)[0]
     return {**found, "left_out": roster.left_out}
-
-
-def _split(ours: Runner | None) -> Result:
-    assert ours is not None
-    machine = limits.measure(max(spec.width for spec in ours.emb.journey.specs))
-    packings = Counter(table.packing for table in ours.emb.journey.plan.tables)
-    return {"limits": machine.__dict__, "phases": split.as_json(split.split(ours, machine)), "packings": packings}

@@ -20,7 +20,7 @@ from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Constant, TableConfig
 
 START = Constant(0.01)  # tables are made anew for every contender, and their first weights do not matter
-Batch = dict[str, Any]  # by feature: ids `[samples, L]`, or (ids, offsets) where L varies
+Batch = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by feature: ids, and where each sample's begin and end, `[samples + 1]`
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ class Task:
         return replace(self, workload=replace(self.workload, tables=loads))
 
     def batches(self, rank: int, count: int, seed: int = 0) -> list[Batch]:
-        """This rank's batches; the same for every contender."""
+        """This rank's batches, as raw tensors; the same ids for every contender."""
         numbers = np.random.default_rng([seed, rank])
         draw = folded_zipf if self.folded else stages.by_skew
-        return [stages.batch_of(self.workload, self.samples, numbers, draw) for _ in range(count)]
+        drawn = (stages.batch_of(self.workload, self.samples, numbers, draw) for _ in range(count))
+        return [{name: _with_offsets(given) for name, given in batch.items()} for batch in drawn]
 
 
 def _skew(load: TableLoad, folded: bool) -> str:
@@ -86,6 +87,15 @@ def _skew(load: TableLoad, folded: bool) -> str:
     if isinstance(load.skew, workloads.Reuse):
         return f"repeating as in {load.skew.name}"
     return "as counted" if isinstance(load.skew, Counts) else "uniform"
+
+
+def _with_offsets(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(given, tuple):
+        return given
+    samples, length = given.shape
+    return given.reshape(-1), torch.arange(0, samples * length + 1, length) if length else torch.zeros(
+        samples + 1, dtype=torch.int64
+    )
 
 
 def folded_zipf(load: TableLoad, count: int, numbers: np.random.Generator) -> np.ndarray:
@@ -158,17 +168,8 @@ class Flat:
     @staticmethod
     def of(batch: Batch, features: Sequence[str], one_an_id: bool = False) -> Flat:
         """one_an_id: every id is a bag of its own."""
-        ids, lengths = [], []
-        for name in features:
-            given = batch[name]
-            if isinstance(given, tuple):
-                ids.append(given[0])
-                lengths.append(given[1].diff())
-            else:
-                ids.append(given.reshape(-1))
-                lengths.append(torch.full((len(given),), given.shape[1], dtype=torch.int64))
-        flat = torch.cat(ids)
-        sizes = torch.ones_like(flat) if one_an_id else torch.cat(lengths)
+        flat = torch.cat([batch[name][0] for name in features])
+        sizes = torch.ones_like(flat) if one_an_id else torch.cat([batch[name][1].diff() for name in features])
         offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64)
         torch.cumsum(sizes, 0, out=offsets[1:])
         return Flat(flat, sizes, offsets)

@@ -7,24 +7,25 @@ Whatever else uses the interface counts too: what passes in an idle moment is su
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 import shardembed as se
-from benchmarks import contenders, formulas, pages, peer_torchrec, tasks
-from benchmarks.contenders import OURS, Contender, plan_of
+from benchmarks import contenders, formulas, pages, peer_torchrec, rounds, tasks
+from benchmarks.contenders import OURS, Setting
+from benchmarks.crew import Contender, Crew
 from benchmarks.jobs import Result, say
 from benchmarks.options import Options
 from benchmarks.roster import Entry, Roster
-from benchmarks.tasks import Task
+from benchmarks.tasks import Batch, Task
 from shardembed.errors import ConfigError
-from shardembed.planner.calibrate.stages import barrier, gathered
+from shardembed.tables.placement import Cluster
+from shardembed.tables.plan import resolve
 
 TITLE = "Bytes of a step on the wire"
 ABOUT = (
@@ -37,77 +38,78 @@ IDLE_SECONDS = 1.0
 PROBES = (1, 1 << 20)  # bytes of the messages that tell what a message and a byte take on the wire
 
 
-def measure(options: Options) -> list[Result]:
-    """Collective."""
-    if not COUNTERS.exists() or se.world_size() < 2:
+def collect(options: Options, words: Sequence[str]) -> list[Result]:
+    """
+    Raises:
+        ConfigError: bytes cannot be counted here, or there are none.
+    """
+    del words
+    if not COUNTERS.exists() or min(options.ranks) < 2:
         raise ConfigError("bytes are counted on Linux, between at least 2 ranks; pass --ranks 2 4")
     found = []
-    for name in options.workloads or ("dlrm-dcnv2",):
-        say(f"{name}, {se.world_size()} ranks")
-        found.append(one(tasks.task_of(name, options.max_rows, options.samples), options))
+    for ranks in options.ranks:
+        for name in options.workloads or ("dlrm-dcnv2",):
+            say(f"{name}, {ranks} ranks")
+            found.append(one(tasks.task_of(name, options.max_rows, options.samples), ranks, options))
     return found
 
 
-def one(task: Task, options: Options) -> Result:
-    ranks = se.world_size()
-    batches = task.batches(se.rank(), 4)
-    plans = {OURS: plan_of(task, "row_wise", ranks, None)}
-    plans |= {f"{OURS}, all {packing}": plan_of(task, "row_wise", ranks, packing) for packing in ("unique", "bag")}
-    entries = [Entry(name, lambda plan=plan: contenders.ours(task, plan, batches)) for name, plan in plans.items()]
-    entries.append(Entry("TorchRec", lambda: peer_torchrec.torchrec_step(task, "row_wise", batches)))
-    elements = sum(table.num_embeddings * table.embedding_dim for table in task.tables)
-    roster = Roster(elements, [entry for entry in entries if entry.name == OURS or options.wants(entry.name)])
-    message, factor = overheads()
+def one(task: Task, ranks: int, options: Options) -> Result:
+    settings = {OURS: Setting(), f'{OURS}, packing="bag"': Setting(packing="bag")}
+    entries = [Entry(name, partial(contenders.ours, task, "row_wise", setting)) for name, setting in settings.items()]
+    entries.append(Entry("TorchRec", partial(peer_torchrec.torchrec_step, task, "row_wise")))
+    roster = Roster(task, ranks, [entry for entry in entries if entry.name == OURS or options.wants(entry.name)])
+    message, factor = overheads(task, ranks)
     counted: dict[str, Any] = {}
     for heat in roster.heats():
-        for contender in heat:
-            if contender.name not in counted:
-                counted[contender.name] = _count(contender, options.rounds)
-    for name, plan in plans.items():
+        counted |= {name: _count(crew, options.rounds) for name, crew in heat.items() if name not in counted}
+    for name, setting in settings.items():
         if name in counted:
-            expected = formulas.our_bytes(task.workload, plan, task.samples)
+            cut = {table.name: contenders.placement("row_wise", i, ranks, setting) for i, table in enumerate(task.tables)}
+            expected = formulas.our_bytes(task.workload, resolve(task.tables, cut, Cluster(ranks, ranks)), task.samples)
             messages = counted[name]["collectives"] * ranks * (ranks - 1)
             counted[name] |= {"formula": expected.total, "on the wire": expected.total * factor + messages * message}
     if "TorchRec" in counted:
         counted["TorchRec"]["formula"] = formulas.torchrec_bytes(task.workload, task.samples, ranks).total
     least = formulas.reduce_scatter_bytes(task.workload, task.samples, ranks)
-    packings = Counter(table.packing for table in plans[OURS].tables)
-    where = {"workload": task.name, "size": task.describe(), "ranks": ranks, "packings": packings}
+    where = {"workload": task.name, "size": task.describe(), "ranks": ranks}
     wire = {"message": message, "factor": factor, "reduce-scatter": least.total, "its all-gather alone": 2 * least.backward}
     return {**where, "counted": counted, "left_out": roster.left_out, "wire": wire}
 
 
-def _count(contender: Contender, steps: int) -> dict[str, float]:
-    """Bytes and collectives of a step. Collective."""
-    batches, tally = contender.batches, se.Comm.of().tally
-    for number in range(2):
-        contender.step(batches[number % len(batches)])
-    calls, sent = tally.calls.copy(), tally.bytes.copy()
+def _count(crew: Crew, steps: int) -> dict[str, float]:
+    """Bytes and collectives of a step."""
+    crew.do(rounds.turn, 0, 2, 0)
+    before = crew.do(tallied)
+    passed = passing(lambda: crew.do(run, steps)) / steps
+    after = crew.do(tallied)
+    sent = sum(now[1] - then[1] for now, then in zip(after, before, strict=True))
+    return {"bytes": passed, "collectives": (after[0][0] - before[0][0]) / steps, "tally": sent / steps}
 
-    def train() -> None:
-        for number in range(steps):
-            contender.step(batches[number % len(batches)])
 
-    passed = passing(train) / steps
-    ran = {key: count for key, count in (tally.calls - calls).items() if not key[1].startswith("benchmark")}
-    mine = sum(tally.bytes[key] - sent[key] for key in ran) / steps
-    return {"bytes": passed, "collectives": sum(ran.values()) / steps, "tally": float(np.sum(gathered(np.array([mine]))))}
+def run(contender: Contender, steps: int) -> None:
+    """So many steps, without the barriers that a clock needs."""
+    for number in range(steps):
+        contender.step(contender.batches[number % len(contender.batches)])
+
+
+def tallied(contender: Contender) -> tuple[int, int]:
+    """(collectives, bytes) that this rank has sent, by our own count; of peers nothing."""
+    tally = se.Comm.of().tally if contender.emb is not None else None
+    return (sum(tally.calls.values()), sum(tally.bytes.values())) if tally else (0, 0)
 
 
 def passing(action: Callable[[], object]) -> float:
-    """Bytes that pass the interface because of what all ranks do. Collective; rank 0's figure counts."""
+    """Bytes that pass the interface because of what a contender's ranks do; all others are idle."""
     idle = _rate()
-    barrier()
     before, began = _counter(), time.perf_counter()
     action()
-    barrier()
     taken = time.perf_counter() - began
     return _counter() - before - idle * taken
 
 
 def _rate() -> float:
-    """Bytes a second while the ranks do nothing."""
-    barrier()
+    """Bytes a second while nobody does anything."""
     before, began = _counter(), time.perf_counter()
     time.sleep(IDLE_SECONDS)
     return (_counter() - before) / (time.perf_counter() - began)
@@ -120,20 +122,30 @@ def _counter() -> float:
     return float(fields[8])
 
 
-def overheads(rounds: int = 40) -> tuple[float, float]:
-    """(bytes that a message takes on the wire beside its content, bytes that a byte of content takes). Collective."""
-    ranks, found = se.world_size(), []
-    for size in PROBES:
-        send = torch.zeros(size * ranks, dtype=torch.uint8)
-        received = torch.empty_like(send)
-
-        def exchange(send: torch.Tensor = send, received: torch.Tensor = received) -> None:
-            for _ in range(rounds):
-                dist.all_to_all_single(received, send)
-
-        found.append(passing(exchange) / rounds / (ranks * (ranks - 1)))
+def overheads(task: Task, ranks: int, steps: int = 40) -> tuple[float, float]:
+    """(bytes that a message takes on the wire beside its content, bytes that a byte of content takes)."""
+    roster = Roster(task, ranks, [Entry("probes", exchanging)])
+    found = []
+    for heat in roster.heats():
+        for first in range(len(PROBES)):
+            passed = passing(lambda: heat["probes"].do(same, first, steps))  # noqa: B023
+            found.append(passed / steps / (ranks * (ranks - 1)))
     factor = (found[1] - found[0]) / (PROBES[1] - PROBES[0])
     return found[0] - factor * PROBES[0], factor
+
+
+def exchanging(batches: Sequence[Batch]) -> Contender:
+    """An all-to-all for each of `PROBES` is a step."""
+    del batches
+    dist.init_process_group("gloo")
+    sent = [torch.zeros(size * dist.get_world_size(), dtype=torch.uint8) for size in PROBES]
+    return Contender(lambda send: dist.all_to_all_single(torch.empty_like(send), send), sent)
+
+
+def same(contender: Contender, number: int, steps: int) -> None:
+    """So many steps with one batch."""
+    for _ in range(steps):
+        contender.step(contender.batches[number])
 
 
 # The page.
@@ -150,10 +162,9 @@ def page(results: list[Result], path: Path | None) -> list[str]:
 def _section(result: Result) -> list[str]:
     wire, counted = result["wire"], result["counted"]
     size = ", ".join(f"{key} {value}" for key, value in result["size"].items())
-    packed = " and ".join(f"{count} tables as {packing}" for packing, count in result["packings"].items())
     lines = [f"## {result['workload']}, {result['ranks']} ranks", ""]
     lines += pages.paragraph(
-        f"{size[0].upper()}{size[1:]}. {OURS} packs {packed}, whichever sends fewer bytes. A message takes "
+        f"{size[0].upper()}{size[1:]}. {OURS} is `row_wise()` as it comes. A message takes "
         f"{wire['message']:.0f} bytes beside its content and a byte of content {wire['factor']:.4f} (measured with messages of "
         f"{PROBES[0]} and {PROBES[1]} bytes); our formula on the wire has both. A true reduce-scatter of all bags, with every "
         f"id sent as int64 and an all-gather of the gradients, would send {wire['reduce-scatter'] / 1e6:.2f} MB."

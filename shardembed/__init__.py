@@ -3,47 +3,75 @@
 The public names, and nothing else.
 """
 
-from shardembed import errors, optim, testing
-from shardembed._version import __version__
-from shardembed.checkpoint import (
-    IdMap,
-    PendingSave,
-    Restored,
-    async_save_checkpoint,
-    checkpoints,
-    convert_checkpoint,
-    load_checkpoint,
-    load_plain,
-    newest_checkpoint,
-    save_checkpoint,
-)
-from shardembed.comm.comm import Comm
-from shardembed.comm.job import init
-from shardembed.convert import shard, unshard
-from shardembed.embeddings import export_tables, neighbors, table_map
-from shardembed.errors import ShardEmbedError
-from shardembed.inputs.collate import Collate, Collated
-from shardembed.inputs.hashing import Hashing
-from shardembed.inputs.ids import IdBatch
-from shardembed.inputs.vocab import Vocabulary
-from shardembed.journey.clipping import clip_grad_norm_
-from shardembed.journey.loaders import synced
-from shardembed.journey.prefetch import prefetched
-from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
-from shardembed.observe import memory, profile
-from shardembed.optimizer import Optimizer
-from shardembed.store.wrappers import ignored
-from shardembed.tables.placement import (
-    Placement,
-    column_wise,
-    grid,
-    replicated,
-    row_wise,
-    table_row_wise,
-    table_wise,
-)
-from shardembed.tables.plan import Plan, TablePlan
-from shardembed.tables.table_config import Constant, Normal, TableConfig, Uniform
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from shardembed.config.collector import uncollected
+
+with uncollected():
+    from shardembed import errors, optim
+    from shardembed._version import __version__
+    from shardembed.comm.comm import Comm
+    from shardembed.comm.job import init
+    from shardembed.convert import shard, unshard
+    from shardembed.errors import ShardEmbedError
+    from shardembed.inputs.collate import Collate, Collated
+    from shardembed.inputs.hashing import Hashing
+    from shardembed.inputs.ids import IdBatch
+    from shardembed.inputs.vocab import Vocabulary
+    from shardembed.journey.clipping import clip_grad_norm_
+    from shardembed.journey.loaders import synced
+    from shardembed.journey.prefetch import prefetched
+    from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
+    from shardembed.optimizer import Optimizer
+    from shardembed.store.wrappers import ignored
+    from shardembed.tables.placement import (
+        Placement,
+        column_wise,
+        grid,
+        replicated,
+        row_wise,
+        table_row_wise,
+        table_wise,
+    )
+    from shardembed.tables.plan import Plan, TablePlan
+    from shardembed.tables.table_config import Constant, Normal, TableConfig, Uniform
+
+if TYPE_CHECKING:
+    from shardembed import testing
+    from shardembed.checkpoint import (
+        IdMap,
+        PendingSave,
+        Restored,
+        async_save_checkpoint,
+        checkpoints,
+        convert_checkpoint,
+        load_checkpoint,
+        load_plain,
+        newest_checkpoint,
+        save_checkpoint,
+    )
+    from shardembed.embeddings import export_tables, neighbors, table_map
+    from shardembed.observe import memory, profile
+
+# What no step needs is imported when it is first asked for: it takes as long as all that a step does need.
+_LATER = {
+    "shardembed.testing": (),
+    "shardembed.checkpoint": (
+        "IdMap",
+        "PendingSave",
+        "Restored",
+        "async_save_checkpoint",
+        "checkpoints",
+        "convert_checkpoint",
+        "load_checkpoint",
+        "load_plain",
+        "newest_checkpoint",
+        "save_checkpoint",
+    ),
+    "shardembed.embeddings": ("export_tables", "neighbors", "table_map"),
+    "shardembed.observe": ("memory", "profile"),
+}
 
 __all__ = [
     "Collate",
@@ -109,3 +137,15 @@ def rank() -> int:
 def world_size() -> int:
     """The number of ranks of the job; 1 when this process is alone."""
     return Comm.of().world_size
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _LATER.items():
+        if name in names or home == f"{__name__}.{name}":
+            module = importlib.import_module(home)  # which puts itself among the names here
+            return globals().setdefault(name, getattr(module, name) if name in names else module)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

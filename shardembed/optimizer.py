@@ -22,6 +22,7 @@ from shardembed.journey.journey import Journey
 from shardembed.journey.waiting import check, comms_of, finite_factors, finite_here, journeys, lost_tables, zero_nonfinite
 from shardembed.kernels.reference import is_finite
 from shardembed.optim import TableOptimizer
+from shardembed.store.compiler import unmarked
 from shardembed.store.guarded import Factor
 from shardembed.store.wrappers import refuse_torch_checkpoint
 
@@ -158,7 +159,8 @@ class Optimizer(torch.optim.Optimizer):
             self.zero_grad()
             return loss
         if self.dense is not None:
-            self.dense.step()
+            with unmarked():
+                self.dense.step()
         for journey in self.journeys:
             journey.step()
         return loss

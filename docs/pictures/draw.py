@@ -18,7 +18,7 @@ COLOURS = ("#77aadd", "#eedd88", "#ee8866", "#bbcc33")
 PANELS = {
     "table_wise(1)": se.table_wise(1),
     "row_wise()": se.row_wise(),
-    "row_wise(strided=True)": se.row_wise(strided=True),
+    "row_wise(strided=False)": se.row_wise(strided=False),
     "column_wise()": se.column_wise(),
     "table_row_wise(node=1)": se.table_row_wise(1),
     "grid(2)": se.grid(2),

@@ -39,13 +39,14 @@ class Likes(nn.Module):
 # ## Shard it
 #
 # `se.shard` puts a sharded table in the place of each `nn.Embedding`. Films are asked for by everybody, people are many: here both
-# are cut by rows, each with a plan of its own. `inputs=` says what a batch will look up, so both tables share one exchange.
+# are dealt out by rows, and each could have another plan. `inputs=` says what a batch will look up, so both tables share one
+# exchange.
 
 # %%
 model = se.shard(
     Likes(),
     optimizer=se.optim.Adagrad(lr=0.5),
-    plan={"person": se.row_wise(), "film": se.row_wise(strided=True)},
+    plan={"person": se.row_wise(), "film": se.row_wise()},
     inputs=lambda person, film: {"person": person, "film": film},
     verbose=False,
 )

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.inventory import Item
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import CheckpointError
 
 SHOWN = 20

@@ -17,7 +17,7 @@ from shardembed.checkpoint.format.manifest import Source, read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files
 from shardembed.checkpoint.retention import warn_of
 from shardembed.checkpoint.selection import IdMap, Selection, checked_ids
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import CheckpointError
 
 SHOWN = 10

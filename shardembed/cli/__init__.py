@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from shardembed._version import __version__
 from shardembed.cli import failures
+from shardembed.config.hints import nearest
 from shardembed.config.paths import elsewhere
 from shardembed.config.shown import printable
 from shardembed.errors import ShardEmbedError
@@ -73,8 +74,6 @@ def _values(arguments: argparse.Namespace) -> Iterator[str | PurePath]:
 
 
 def _unknown(word: str) -> int:
-    from shardembed.config.explain import nearest  # with what reads configurations, which takes a moment to import
-
     failures.say(f"{word!r} is not a command{nearest(word, COMMANDS)} (commands: {', '.join(COMMANDS)})")
     return failures.WRONG
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,43 +31,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = "; ".join(f"{name}: {purpose}" for name, (_, purpose, _) in SETS.items())
     parser.add_argument("set", nargs="?", choices=SETS, default="step", metavar="SET", help=f"{listed} (default: step)")
     parser.add_argument("--workload", nargs="+", default=[], metavar="NAME", help="pooled, sequences, overhead, or a workload file")
-    parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, a job each (ranks: simulated)")
-    parser.add_argument("--kind", nargs="+", default=[], help="row_wise, table_wise, column_wise, mixed (default: all)")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", metavar="N", help="numbers of ranks, one after the other (ranks: simulated)"
+    )
+    parser.add_argument("--kind", nargs="+", default=[], help="row_wise, table_wise, column_wise, mixed, auto (default: all)")
     parser.add_argument("--full", action="store_true", help="every contender, packing, wire and optimizer")
     parser.add_argument("--only", default="", metavar="REGEX", help="contenders whose names match")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="rounds of turns (default 10)")
-    parser.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps of a turn (default 3)")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="counted steps of a turn (default 3)")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="of one rank's batch (default: the workload's own; of a file 1024)"
     )
     parser.add_argument("--max-rows", type=int, default=400_000, metavar="N", help="of a table from a file (default 400000)")
-    parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's way of freeing memory alone")
+    parser.add_argument("--plain-malloc", action="store_true", help="ours leaves glibc's way of freeing memory alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the page here, and its plots beside it")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
     _find_benchmarks()
-    from benchmarks import jobs, report
+    from benchmarks import crew, jobs, report
 
     module, _, ranks = SETS[arguments.set]
     bench = importlib.import_module(f"benchmarks.{module}")
     options = _options(arguments, ranks)
-    if arguments.child:
-        jobs.rank_main(bench.measure, options, arguments.child)
-        return 0
     if launch.in_job():
         raise ConfigError("bench starts ranks of its own; run it outside of torchrun")
     for path in (arguments.json, arguments.markdown):
         if path and not path.absolute().parent.is_dir():  # before minutes are spent
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
     words = _words(arguments, options)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores; torchrun sets the same default
     try:
-        results = bench.collect(options, words) if hasattr(bench, "collect") else jobs.run_jobs(options.ranks, words)
+        results = bench.collect(options, words)
     except jobs.BenchFailedError as error:
         return error.code
+    except crew.CrewError as error:
+        jobs.say("\n".join(error.args))
+        return 1
     if arguments.json:
         figures = bench.as_json(results) if hasattr(bench, "as_json") else {"results": results}
         arguments.json.write_text(json.dumps({**report.circumstances(words), **figures}, indent=1))

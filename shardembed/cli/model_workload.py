@@ -23,7 +23,7 @@ from torch import nn
 
 from shardembed.comm.comm import Comm
 from shardembed.config import located
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.convert.find import find_sites
 from shardembed.convert.sites import tables_of
 from shardembed.errors import ConfigError, ShardEmbedError

@@ -189,7 +189,7 @@ def _with_memory(topology: Topology, gib: float) -> Topology:
 
 def _workload(arguments: argparse.Namespace, ranks: int) -> Workload:
     from shardembed.cli import model_workload
-    from shardembed.config.explain import nearest
+    from shardembed.config.hints import nearest
 
     name = arguments.optimizer
     if name is not None and name not in optim.NAMES:

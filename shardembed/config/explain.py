@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from shardembed.config.hints import nearest
 from shardembed.config.located import Located, brief
 from shardembed.errors import ConfigError
 
 MISTAKES_SHOWN = 20
-COMPARED = 4_000_000  # pairs of characters that are compared for a hint: names may come from a stranger's file
 
 
 def explain(error: ValidationError, root: type[BaseModel], document: Located) -> ConfigError:
@@ -27,18 +25,6 @@ def explain(error: ValidationError, root: type[BaseModel], document: Located) ->
     if more > 0:
         lines.append(f"and {more} more")
     return ConfigError("\n".join(lines))
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `names`, or nothing when none is near. Of very many names the first are tried."""
-    compared, looked_at = [], 0
-    for other in names:
-        looked_at += len(name) * len(other)
-        if looked_at > COMPARED:
-            break
-        compared.append(other)
-    close = difflib.get_close_matches(name, compared, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _sentence(path: tuple[str | int, ...], detail: dict[str, Any], root: type[BaseModel]) -> str:

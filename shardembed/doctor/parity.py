@@ -84,11 +84,11 @@ def cuts(world_size: int, a_node: int) -> Mapping[str, Placement]:
     kinds = {
         "table_wise": table_wise(world_size - 1),
         "row_wise": row_wise(),
-        "row_wise, strided": row_wise(strided=True),
+        "row_wise, blocks": row_wise(strided=False),
         "column_wise": column_wise(list(every)[:COLUMNS]),
         "table_row_wise": table_row_wise((world_size - 1) // a_node),
         "grid": grid(strips, list(every)),
-        "grid, strided": grid(strips, list(every), strided=True),
+        "grid, blocks": grid(strips, list(every), strided=False),
     }
     found = {f"{name}, {packing}": replace(kind, packing=packing) for name, kind in kinds.items() for packing in PACKINGS}
     return {**found, "replicated": replicated()}

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardembed.checkpoint.plain import load_plain
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import CheckpointError, ConfigError
 
 Metric = Literal["cosine", "dot"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shardembed._version import __version__
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import Metric, Which
 from shardembed.embeddings.formats import FORMATS, IDS, SCALE, Format, Shape, holds, writer_of
 from shardembed.embeddings.narrowing import CHOICES, As, narrowed, written_dtype

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import METRICS, Metric, Which
 from shardembed.embeddings.stored import BLOCK_BYTES, Block, StoredTable, StoredTables
 from shardembed.errors import ConfigError

@@ -20,7 +20,7 @@ from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifes
 from shardembed.checkpoint.format.pieces import Files, read_state
 from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.selection import IdMap, Selection
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, read_noted, tower_of
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import ConfigError, DtypeError, FeatureError, InputError
 from shardembed.inputs.features import FeatureIds
 from shardembed.inputs.ids import IdBatch

@@ -24,7 +24,7 @@ import numpy as np
 
 from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.paths import local, whole_file
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
 from shardembed.inputs.hashing import Raw

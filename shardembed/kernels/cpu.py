@@ -1,5 +1,5 @@
-"""Compiled updates for slabs on a CPU: merge and update in pieces that stay in the cache, so that merged gradients are never laid
-out in memory as a whole.
+"""Compiled updates for slabs on a CPU: one call sorts the rows, sums the gradients of each and updates it, so that merged gradients
+are never laid out in memory.
 
 This file imports no Numba, which may be absent.
 
@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
-from shardembed.kernels.grouping import compiled, group_rows, missing
-from shardembed.kernels.kernel import SlabData, SlabFacts, lacks
+from shardembed.kernels.grouping import compiled, missing, segments_of, waiting_sorts
+from shardembed.kernels.kernel import SlabFacts, lacks
 from shardembed.kernels.reference import ReferenceKernel
 from shardembed.optim import FTRL, SGD, Adagrad, Adam, AdamW, Lion, RowwiseAdagrad, RowwiseAdam, TableOptimizer
 
-PIECE_ELEMENTS = 1 << 17  # of merged gradients at a time: 512 KiB of float32
 DTYPES = (torch.float32, torch.float64)
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], None]
-Numbers = tuple[float | tuple[float, ...], ...]
+Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class Compiled:
 
     Attributes:
         function: its name in `kernels.numba.updating`.
-        numbers: what the function takes last, from the settings, the learning rate and the number of steps; in float64, as the
-            reference computes them.
+        numbers: what its formula reads of the settings, the learning rate and the number of steps; in float64, as the reference
+            computes them.
     """
 
     function: str
@@ -46,19 +43,19 @@ def _adam(settings: Adam, lr: float, number: int) -> Numbers:
     beta1, beta2 = settings.betas
     size = lr * (1 - beta2**number) ** 0.5 / (1 - beta1**number)
     kept = 1 - lr * settings.weight_decay if isinstance(settings, AdamW) else 1.0
-    return size, kept, settings.eps, (beta1, beta2), (1 - beta1, 1 - beta2)
+    return size, kept, settings.eps, beta1, beta2, 1 - beta1, 1 - beta2
 
 
 def _rowwise_adam(settings: RowwiseAdam, lr: float, number: int) -> Numbers:
     beta1, beta2 = settings.betas
     root = (1 - beta2**number) ** 0.5
     kept = 1 - lr * settings.weight_decay
-    return lr * root / (1 - beta1**number), kept, settings.eps * root, (beta1, beta2), (1 - beta1, 1 - beta2)
+    return lr * root / (1 - beta1**number), kept, settings.eps * root, beta1, beta2, 1 - beta1, 1 - beta2
 
 
 def _lion(settings: Lion, lr: float, number: int) -> Numbers:
     beta1, beta2 = settings.betas
-    return lr, 1 - lr * settings.weight_decay, (beta1, beta2), (1 - beta1, 1 - beta2)
+    return lr, 1 - lr * settings.weight_decay, beta1, beta2, 1 - beta1, 1 - beta2
 
 
 def _ftrl(settings: FTRL, lr: float, number: int) -> Numbers:
@@ -93,48 +90,30 @@ def cannot(facts: SlabFacts) -> str | None:
 
 @dataclass(frozen=True)
 class NumbaKernel(ReferenceKernel):
-    """The reference with compiled updates. Its lookups and sums are torch's, which are as fast as memory."""
+    """The reference with compiled updates. Its lookups and merges are torch's, which are as fast as memory."""
 
     name: ClassVar[str] = "numba"
     fuses: ClassVar[bool] = True
 
     def update(self, waiting: Gradients, order: object, merged: bool, step: Step, factor: float) -> None:
-        call = _call(self.data, step, factor)
-        if merged:
-            call(waiting.rows_E, waiting.grads_SW, step.mean_square_U)
+        data = self.data
+        assert waiting_sorts(waiting, data.weights.shape[0]), "rows and places that no word holds, and so no memory"
+        assert merged or step.mean_square_U is None, "a statistic of merged rows, for gradients that are not merged"
+        if not waiting.rows_E.numel():
             return
-        assert step.mean_square_U is None, "a statistic of merged rows, for gradients that are not merged"
-        groups = group_rows(waiting, self.data.weights.shape[0])
-        from_E, count = groups.order_E, groups.numbers_U.numel()
-        many = max(1, PIECE_ELEMENTS // self.data.weights.shape[1])
-        for first in range(0, count, many):
-            starts = groups.starts[first : first + many + 1]
-            begin, end = int(starts[0]), int(starts[-1])
-            grads_UW = F.embedding_bag(from_E[begin:end], waiting.grads_SW, starts - begin, mode="sum", include_last_offset=True)
-            call(groups.numbers_U[first : first + many], grads_UW, None)
+        kernels, formula, scalar = compiled(data.weights.device), FORMULAS[type(data.optimizer)], data.weights.numpy().dtype.type
+        assert kernels is not None
+        given = waiting.rows_E.contiguous().numpy(), segments_of(waiting.offsets), waiting.grads_SW.contiguous().numpy()
+        square_U = data.weights.new_empty(0) if step.mean_square_U is None else step.mean_square_U
+        numbers = tuple(map(scalar, formula.numbers(data.optimizer, step.lr, step.number)))
+        getattr(kernels.updating, formula.function)(self._slab(), given, square_U.contiguous().numpy(), scalar(factor), numbers)
 
-
-def _call(data: SlabData, step: Step, factor: float) -> Call:
-    """The update of some distinct rows: (rows `[U]`, gradients `[U, W]`, mean squares of whole rows `[U]` or None)."""
-    kernels = compiled(data.weights.device)
-    assert kernels is not None
-    formula = FORMULAS[type(data.optimizer)]
-    function = getattr(kernels.updating, formula.function)
-    where = (data.weights.numpy(), *(data.state[name].numpy() for name in data.optimizer.state))
-    scalar = where[0].dtype.type
-    numbers = [
-        tuple(map(scalar, part)) if isinstance(part, tuple) else scalar(part)
-        for part in formula.numbers(data.optimizer, step.lr, step.number)
-    ]
-    none = torch.empty(0, dtype=data.weights.dtype)
-
-    def call(rows_U: torch.Tensor, grads_UW: torch.Tensor, mean_square_U: torch.Tensor | None) -> None:
-        if not rows_U.numel():
-            return
-        square = ((none if mean_square_U is None else mean_square_U).numpy(),) if data.optimizer.rowwise else ()
-        function(*where, rows_U.numpy(), grads_UW.contiguous().numpy(), scalar(factor), *square, *numbers)
-
-    return call
+    def _slab(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Flat arrays: the weights and what has as many numbers as they; what has one a row."""
+        declared, state = self.data.optimizer.state, self.data.state
+        by_column = self.data.weights, *(state[name] for name, shape in declared.items() if shape == "element")
+        by_row = (state[name] for name, shape in declared.items() if shape == "row")
+        return tuple(array.view(-1).numpy() for array in by_column), tuple(array.numpy() for array in by_row)
 
 
 def square_sums(grads_UW: torch.Tensor) -> torch.Tensor:

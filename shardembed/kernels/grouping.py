@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from shardembed.config.collector import uncollected
 from shardembed.kernels.gradients import Gradients
 
 WORD = 63  # bits; as in `kernels.numba.ordering`
@@ -80,7 +83,8 @@ def missing() -> str | None:
 
 @cache
 def _load() -> Kernels:
-    from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
+    with uncollected():
+        from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
 
     return Kernels(ordering, packing, pooling, routing, updating)
 
@@ -99,7 +103,7 @@ def stable_order(numbers: torch.Tensor, limit: int) -> torch.Tensor:
     """The order that sorts `numbers`, all from 0 to below `limit`, and keeps equal ones as they stand; int64."""
     kernels = compiled(numbers.device)
     if kernels is not None and sorts(numbers.numel(), limit):
-        return torch.from_numpy(kernels.ordering.stable_order(numbers.numpy(), limit))
+        return torch.from_numpy(kernels.ordering.stable_order(numbers.contiguous().numpy(), limit))
     # 32-bit keys sort in half the time.
     narrow = limit <= torch.iinfo(torch.int32).max
     return torch.argsort(numbers.to(torch.int32) if narrow else numbers, stable=True)
@@ -109,10 +113,20 @@ def group(numbers: torch.Tensor, limit: int) -> Groups:
     """Group `numbers`, all from 0 to below `limit`. Host sync on a GPU: how many distinct ones there are."""
     kernels = compiled(numbers.device)
     if kernels is not None and sorts(numbers.numel(), limit):
-        return Groups(*(torch.from_numpy(part) for part in kernels.ordering.group(numbers.numpy(), limit)))
+        return _group(kernels, numbers, None, limit)
     order = stable_order(numbers, limit)
     numbers_U, counts = torch.unique_consecutive(numbers[order], return_counts=True)
     return Groups(numbers_U, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), order)
+
+
+def _group(kernels: Kernels, numbers: torch.Tensor, offsets: torch.Tensor | None, limit: int) -> Groups:
+    found = kernels.ordering.group(numbers.contiguous().numpy(), segments_of(offsets), limit)
+    return Groups(*(torch.from_numpy(part) for part in found))
+
+
+def segments_of(offsets: torch.Tensor | None) -> NDArray[np.int64]:
+    """Offsets as compiled kernels take them: none where every segment is a single entry."""
+    return np.empty(0, np.int64) if offsets is None else offsets.numpy()
 
 
 def group_rows(waiting: Gradients, rows: int) -> Groups:
@@ -120,12 +134,16 @@ def group_rows(waiting: Gradients, rows: int) -> Groups:
     if waiting.offsets is None:
         return group(waiting.rows_E, rows)
     kernels = compiled(waiting.rows_E.device)
-    if kernels is not None and sorts(max(waiting.rows_E.numel(), waiting.offsets.numel()), rows):
-        found = kernels.ordering.group_segments(waiting.rows_E.numpy(), waiting.offsets.numpy(), rows)
-        return Groups(*(torch.from_numpy(part) for part in found))
+    if kernels is not None and waiting_sorts(waiting, rows):
+        return _group(kernels, waiting.rows_E, waiting.offsets, rows)
     groups = group(waiting.rows_E, rows)
     segments = torch.repeat_interleave(waiting.offsets.diff(), output_size=groups.order_E.numel())
     return Groups(groups.numbers_U, groups.starts, segments[groups.order_E])
+
+
+def waiting_sorts(waiting: Gradients, rows: int) -> bool:
+    """As `sorts`, of a row and its segment."""
+    return sorts(max(waiting.rows_E.numel(), 0 if waiting.offsets is None else waiting.offsets.numel()), rows)
 
 
 def merge(waiting: Gradients, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

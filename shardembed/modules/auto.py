@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardembed.comm.comm import Comm
+from shardembed.config.collector import uncollected
 from shardembed.errors import PlanError, ShardEmbedError
 from shardembed.optim import SGD, TableOptimizer
 from shardembed.tables.placement import Cluster
@@ -81,7 +82,7 @@ def workload_of(tables: Sequence[TableConfig], optimizers: Sequence[TableOptimiz
     loads = []
     for table, optimizer in zip(tables, optimizers, strict=True):
         ids = tuple(IDS_A_LOOKUP if table.pooling_of(name) is None else IDS_A_BAG for name in table.feature_names or ())
-        loads.append(TableLoad(table, ids, Zipf(EXPONENT), optimizer=optimizer if optimizer.stepped else SGD()))
+        loads.append(TableLoad(table, ids, Zipf(EXPONENT), "unknown", optimizer=optimizer if optimizer.stepped else SGD()))
     return Workload("this collection", BATCH * ranks, tuple(loads), settings.wire_dtype)
 
 
@@ -110,9 +111,10 @@ def ask_planner(
     device: torch.device,
 ) -> str:
     """The planner's answer as JSON, or the default plan where that is as fast; errors too, since the other ranks are waiting."""
-    from shardembed import planner
-    from shardembed.planner.constraints import Constraints
-    from shardembed.planner.highs import WAITED_FOR  # the other ranks wait meanwhile
+    with uncollected():  # importing takes ten times as long as the search
+        from shardembed import planner
+        from shardembed.planner.constraints import Constraints
+        from shardembed.planner.highs import WAITED_FOR  # the other ranks wait meanwhile
 
     try:
         workload, topology = workload_of(tables, optimizers, settings, cluster.world_size), topology_of(cluster, device)

@@ -14,7 +14,8 @@ from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbed
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.journey import Journey
 from shardembed.modules import retrieval
-from shardembed.modules.handle import Held, Live, TableHandle
+from shardembed.modules.boxes import Held, Owners
+from shardembed.modules.handle import Live, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
 from shardembed.modules.whole import TableModule, watch
 from shardembed.store.own_parameters import ShardParameter
@@ -281,7 +282,9 @@ class ShardedModule(TableModule):
     def _handle(self, table: str, live: Live | None = None) -> TableHandle:
         shards = [local for local in self._shards() if local.table == table]
         held = [Held(local.shard, local.weights, local.shard.ranks[0] == self.journey.comm.rank) for local in shards]
-        return TableHandle.of(self.journey.tables[self._table(table)], held, self.journey.device, partial(self._touch, table), live)
+        number, device = self._table(table), self.journey.device
+        owners = Owners(self.journey.plan.tables[number].layout, self.journey.comm, device)
+        return TableHandle.of(self.journey.tables[number], held, owners, device, partial(self._touch, table), live)
 
     def _load_from_state_dict(
         self,

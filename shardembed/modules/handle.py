@@ -1,7 +1,8 @@
 """What stands for the weight of a sharded table: a tensor of the whole table's shape that holds this rank's shards only.
 
-`torch.distributed.checkpoint` asks a tensor which boxes (offsets and sizes) it has here, and saves and loads each of them by
-itself, so a checkpoint fits every plan and number of ranks. Nothing else can be computed with a handle: no rank has the table.
+`torch.distributed.checkpoint` asks a tensor which boxes (offsets and sizes) it has here (`boxes`), and saves and loads each of
+them by itself, so a checkpoint fits every plan and number of ranks. Nothing else can be computed with a handle: no rank has the
+table.
 """
 
 from __future__ import annotations
@@ -13,42 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from shardembed.errors import PickleError, UnsupportedError
-from shardembed.tables.layout import Shard
+from shardembed.modules import boxes
+from shardembed.modules.boxes import Box, Held, Owners
 from shardembed.tables.table_config import TableConfig
 
 if TYPE_CHECKING:  # importing them takes most of a second, and whoever calls for them has done so
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
     from torch.distributed.checkpoint.planner import WriteItem
-
-STRIDED_ROWS = 4096  # every n-th row is no box: each row is one, and the checkpoint's index lists them all
-
-
-@dataclass(frozen=True)
-class Held:
-    """A shard that this rank holds.
-
-    Attributes:
-        shard: what of the table it is.
-        weights: its rows, `[rows, columns]`, in the slab's memory.
-        first: of several copies, this is the one that is saved.
-    """
-
-    shard: Shard
-    weights: torch.Tensor
-    first: bool
-
-
-@dataclass(frozen=True)
-class _Box:
-    offsets: torch.Size
-    weights: torch.Tensor
-    first: bool
-
-    @property
-    def chunk(self) -> ChunkStorageMetadata:
-        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
-
-        return ChunkStorageMetadata(self.offsets, self.weights.shape)
 
 
 @dataclass(frozen=True)
@@ -75,6 +47,8 @@ class TableHandle(torch.Tensor):
 
     table: TableConfig
     held: tuple[Held, ...]
+    owners: Owners
+    boxes: Sequence[Box]  # as torch.distributed.checkpoint was told last
     touch: Callable[[], None]
     live: Live | None  # None in a state dict, where a weight is detached from its module
 
@@ -82,6 +56,7 @@ class TableHandle(torch.Tensor):
     def of(
         table: TableConfig,
         held: Sequence[Held],
+        owners: Owners,
         device: torch.device,
         touch: Callable[[], None] = lambda: None,
         live: Live | None = None,
@@ -89,7 +64,8 @@ class TableHandle(torch.Tensor):
         """`touch` is called when somebody is about to write the weights that it stands for."""
         shape = (table.num_embeddings, table.embedding_dim)
         handle = torch.Tensor._make_wrapper_subclass(TableHandle, shape, dtype=table.dtype, device=device)
-        handle.table, handle.held, handle.touch, handle.live = table, tuple(held), touch, live
+        handle.table, handle.held, handle.owners, handle.boxes = table, tuple(held), owners, ()
+        handle.touch, handle.live = touch, live
         handle._is_param = live is not None  # so that torch takes it for a Parameter, and what it would do with one is refused
         return handle
 
@@ -163,7 +139,7 @@ class TableHandle(torch.Tensor):
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TableHandle:
         held = [replace(one, weights=change(one.weights)) for one in self.held]
         device = change(torch.empty(0, dtype=self.dtype, device=self.device)).device
-        return TableHandle.of(self.table, held, device)
+        return TableHandle.of(self.table, held, self.owners, device)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -228,47 +204,38 @@ class TableHandle(torch.Tensor):
             "read rows with rows(table, ids), write them with load_rows(table, source), or get a plain module from se.unshard()"
         )
 
-    def _boxes(self) -> list[_Box]:
-        """What this rank holds, as boxes of the whole table."""
-        boxes: list[_Box] = []
-        for one in self.held:
-            rows, columns = one.shard.rows, one.shard.columns
-            if rows.step == 1:
-                boxes.append(_Box(torch.Size((rows.start, columns.start)), one.weights, one.first))
-                continue
-            if self.table.num_embeddings > STRIDED_ROWS:
-                raise UnsupportedError(
-                    f"table {self.table.name!r}: torch.distributed.checkpoint holds boxes, and each of the "
-                    f"{self.table.num_embeddings} rows of a strided cut would be one (at most {STRIDED_ROWS} rows are written "
-                    "so); cut it with strided=False"
-                )
-            parts = zip(rows, one.weights.split(1), strict=True)
-            boxes += [_Box(torch.Size((row, columns.start)), part, one.first) for row, part in parts]
-        return boxes
-
     # What torch.distributed.checkpoint asks of a tensor (torch.distributed._checkpointable).
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
+        """Collective where rows are dealt out, which `torch.distributed.checkpoint.save` on all ranks is too."""
         from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
         from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
         properties = TensorProperties(dtype=self.dtype)
+        self.boxes = boxes.to_save(self.held, self.owners, self.dtype)
         return [
             WriteItem(
                 MetadataIndex(fqn, box.offsets),
                 WriteItemType.SHARD,
-                tensor_data=TensorWriteData(box.chunk, properties, self.size()),
+                tensor_data=TensorWriteData(_chunk(box), properties, self.size()),
             )
-            for box in self._boxes()
+            for box in self.boxes
             if box.first
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [box.chunk for box in self._boxes()]
+        self.boxes = boxes.to_load(self.held, self.owners.layout)
+        return [_chunk(box) for box in self.boxes]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
-        for box in self._boxes():
+        for box in self.boxes:
             if box.offsets == index.offset:
                 self.touch()  # to be saved, or to be loaded into
-                return box.weights
+                return box.tensor
         raise UnsupportedError(f"table {self.table.name!r}: this rank holds nothing that begins at {index.offset}")
+
+
+def _chunk(box: Box) -> ChunkStorageMetadata:
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+    return ChunkStorageMetadata(box.offsets, box.tensor.shape)

@@ -261,7 +261,7 @@ class EmbeddingBag(_Single):
     def read(self, *arguments: Any) -> tuple[FeatureIds, ...]:
         ids, offsets, weights = (*arguments, None, None)[:3]
         device, last = self.journey.device, self.include_last_offset
-        return IdBatch.of_bags(ids, offsets, weights, last, self.feature, device, self._last_takes_rest).parts
+        return tuple(IdBatch.of_bags(ids, offsets, weights, last, self.feature, device, self._last_takes_rest).parts)
 
     @property
     def _last_takes_rest(self) -> bool:

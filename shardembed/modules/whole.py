@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from shardembed.errors import UnsupportedError
 from shardembed.modules.handle import TableHandle
+from shardembed.store import compiler
 from shardembed.store.own_parameters import ShardParameter
 
 
@@ -42,6 +43,7 @@ def watch() -> None:
     if _state.watching:
         return
     _state.watching = True
+    compiler.watch()
     for name, wrapper in {"requires_grad_": _requires_grad, "zero_grad": _zero_grad, "_apply": _apply}.items():
         setattr(nn.Module, name, wrapper(getattr(nn.Module, name)))
     AveragedModel.update_parameters = _update_parameters(AveragedModel.update_parameters)

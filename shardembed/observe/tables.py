@@ -6,11 +6,9 @@ import io
 from collections.abc import Sequence
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from shardembed.comm.comm import Comm
-from shardembed.config.console import CleanConsole
 from shardembed.errors import ConfigError
 from shardembed.journey.journey import Journey
 from shardembed.journey.waiting import journeys
@@ -34,6 +32,10 @@ def journeys_of(model: nn.Module) -> tuple[list[Journey], Comm, torch.device]:
 
 def rendered(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as text; the first column to the left, numbers to the right."""
+    from rich.table import Table  # here, so that `import shardembed` does not wait for it
+
+    from shardembed.config.console import CleanConsole
+
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import ConfigError
 
 Kind = Literal["topologies", "workloads", "train"]

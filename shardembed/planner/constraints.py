@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import PlanError
 from shardembed.planner.topology import Topology
 from shardembed.planner.workload import TableLoad, Workload
@@ -136,7 +136,7 @@ class Constraints:
         for table, pin in pins.items():
             if isinstance(pin, Pin):
                 _about(table, pin.check)
-            self._check_allowed(table, pin.kind.partition(",")[0] if pin.kind else None)  # a layout may be "row_wise, strided"
+            self._check_allowed(table, pin.kind.partition(",")[0] if pin.kind else None)  # a layout may be "row_wise, blocks"
         for text in self.forbid:
             _forbidden_of(text)
 

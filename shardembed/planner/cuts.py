@@ -38,13 +38,14 @@ class Cut:
 
 
 def ordered(load: TableLoad) -> bool:
-    """Whether rows near each other are asked for alike often."""
-    return not isinstance(load.skew, Uniform) and (load.order == "sorted" or isinstance(load.skew, Counts))
+    """Whether rows near each other may be asked for alike often."""
+    return not isinstance(load.skew, Uniform) and (load.order != "hashed" or isinstance(load.skew, Counts))
 
 
 def flavours(load: TableLoad, packing: Packing, blocks: int) -> list[str]:
     # Read by id, a block's distinct ids are what counts: then no flavour is better balanced, or cheaper, than dealt blocks.
-    return ["dealt", "even", "traffic"] if packing == "bag" and blocks > 1 and ordered(load) else ["dealt"]
+    known = load.order == "sorted" or isinstance(load.skew, Counts)
+    return ["dealt", "even", "traffic"] if packing == "bag" and blocks > 1 and known and ordered(load) else ["dealt"]
 
 
 def kinds_of(cut: Cut, node: int) -> list[str]:
@@ -62,11 +63,13 @@ def widths_of(columns: int, strips: int) -> list[int]:
 
 
 def dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list[Shard]:
-    """Shares of the rows: contiguous, or every n-th row with a rank as often as its share."""
+    """Shares of the rows: every n-th row with a rank as often as its share; contiguous where shares are unequal and rows lie in no
+    order, since a layout has a shard for each residue of its stride.
+    """
     rows, columns = load.table.num_embeddings, range(load.table.embedding_dim)
     if len(ranks) == 1:
         return [Shard(range(rows), columns, (ranks[0],))]
-    if ordered(load):
+    if ordered(load) or len(set(shares)) == 1:
         step = gcd(*shares)
         owners = _interleaved(ranks, [share // step for share in shares])
         return [Shard(range(residue, rows, len(owners)), columns, (owner,)) for residue, owner in enumerate(owners)]

@@ -193,7 +193,7 @@ def _link(link: Link) -> str:
 def _skew(load: TableLoad) -> str:
     skew = load.skew
     if isinstance(skew, Zipf):
-        return f"Zipf {skew.exponent:g}, {load.order} ids"
+        return f"Zipf {skew.exponent:g}, ids in {load.order} order"
     if isinstance(skew, Reuse):
         return f"reuse histogram {skew.name}"
     return "counts of the user's data" if isinstance(skew, Counts) else "all rows alike"

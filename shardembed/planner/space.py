@@ -5,7 +5,7 @@ rows. C and n are any power of two, the number of ranks of a node, or of the job
 C x n is no more than the ranks. A block's parts lie on different ranks, any of them. Table-wise, row-wise, column-wise,
 table-row-wise and grid layouts are C and n, and where the parts lie. Blocks of a strip are
 
-- `dealt`: every n-th row (balanced, however rows are ordered), or contiguous where rows lie in no order that is known;
+- `dealt`: every n-th row, balanced however rows are ordered;
 - `even`: contiguous blocks of as many rows each, where popular rows come first: uneven traffic;
 - `traffic`: contiguous blocks of as many ids each, likewise.
 
@@ -289,7 +289,7 @@ class Space:
             return [range(rows)]
         if cut.flavour == "traffic":
             edges = self._traffic_edges(load, blocks)
-        elif cut.flavour == "dealt" and ordered(load):
+        elif cut.flavour == "dealt":
             return [range(residue, rows, blocks) for residue in range(blocks)]
         else:
             edges = [rows * block // blocks for block in range(blocks + 1)]

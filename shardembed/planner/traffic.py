@@ -1,9 +1,9 @@
 """What batches ask of a table and of any part of its rows: ids, distinct rows, and rows that some rank touches.
 
 The most popular rows are placed one by one, because one of them can make its block busy; all others are summed (`popularity`).
-Where popular rows come first ("sorted"), their place is their row number. In "hashed" order it is drawn by a fixed hash of the
-row's popularity and the size of the table: nobody knows where the hot rows of a real table lie, but that they lie somewhere, and
-not spread over all blocks, is part of what a cut by rows costs. Equal tables get equal draws.
+Where popular rows come first ("sorted"), or may do so ("unknown"), their place is their row number. In "hashed" order it is drawn
+by a fixed hash of the row's popularity and the size of the table: nobody knows where the hot rows of a real table lie, but that
+they lie somewhere, and not spread over all blocks, is part of what a cut by rows costs. Equal tables get equal draws.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _profile(skew: Skew, order: Order, rows: int, batch: Batch) -> Profile:
         law: Law = popularity.Zipf(rows, skew.exponent, batch)
     else:
         law = popularity.Observed(rows, skew, batch)
-    return _sorted(law, HOT) if order == "sorted" else _hashed(law, HOT)
+    return _hashed(law, HOT) if order == "hashed" else _sorted(law, HOT)
 
 
 @lru_cache(maxsize=64)

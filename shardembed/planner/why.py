@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.shown import one_line
 from shardembed.errors import ConfigError, PlanError
 from shardembed.planner import report, words
@@ -113,7 +113,7 @@ def _placements(planned: Planned, index: int, cluster: Cluster) -> Iterator[Plac
     for packing in packings(table):
         yield table_wise(free[0], packing=packing)
         yield row_wise(packing=packing)
-        yield row_wise(strided=True, packing=packing)
+        yield row_wise(strided=False, packing=packing)
         yield table_row_wise(node, packing=packing)
         for strips in (2, 4, 8):
             if strips <= min(cluster.world_size, table.embedding_dim):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shardembed.config import located
-from shardembed.config.explain import explain, nearest
+from shardembed.config.explain import explain
+from shardembed.config.hints import nearest
 from shardembed.config.located import Located
 from shardembed.errors import ConfigError
 from shardembed.optim import RowwiseAdagrad, TableOptimizer, refused
 from shardembed.planner import builtin
-from shardembed.planner.workload_sections import GroupSection, ReuseFile, TableSection, WorkloadSection
+from shardembed.planner.workload_sections import GroupSection, Order, ReuseFile, TableSection, WorkloadSection
 from shardembed.tables.table_config import TableConfig
 
 
@@ -73,7 +74,6 @@ class Counts:
 
 
 Skew = Uniform | Zipf | Reuse | Counts
-Order = Literal["sorted", "hashed"]  # popular rows come first; or lie anywhere
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class TableLoad:
         table: its settings.
         ids_per_sample: mean ids a sample, one a feature of the table, in the order of its features.
         skew: how unequally rows are asked for.
-        order: "sorted" where popular rows come first, "hashed" where they lie anywhere.
+        order: "sorted" where popular rows come first, "hashed" where they lie anywhere, "unknown": then rows are dealt out
+            wherever they are cut, which is balanced in any order, and blocks are counted as if popular rows came first.
         optimizer: that updates it.
     """
 

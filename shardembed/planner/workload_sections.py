@@ -39,6 +39,7 @@ def _number(value: Any) -> Any:
 
 # Beyond these a number is a slip, and what is computed from it no longer exact or finite.
 MAX_IDS = 1e9  # of a sample, in one feature
+Order = Literal["sorted", "hashed", "unknown"]  # popular rows come first; lie anywhere; or nobody knows
 Size = Annotated[int, Field(ge=1, le=1 << 50)]
 Length = Annotated[float, Field(gt=0, le=MAX_IDS, allow_inf_nan=False)]
 IdsPerSample = Annotated[tuple[Length, ...], BeforeValidator(_several), Field(min_length=1)]
@@ -58,7 +59,7 @@ class _Traffic(Section):
     dtype: Float | None = None
     pooling: Annotated[Any, PlainValidator(_pooling)] = "sum"
     id_skew: NotNegative | None = None
-    id_order: Literal["sorted", "hashed"] | None = None
+    id_order: Order | None = None
     reuse: ReuseChoice | None = None
     counts: str | None = None
 

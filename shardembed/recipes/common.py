@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.paths import elsewhere
 from shardembed.tables.optimizer_section import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
@@ -96,7 +96,9 @@ class TrainConfig(Section):
 
 
 class PlacementConfig(Section):
-    """How one table is cut: a kind, or a mapping with the kind and its settings."""
+    """How one table is cut: a kind, or a mapping with the kind and its settings. Rows are dealt out unless `strided: false` or
+    `bounds` ask for contiguous blocks.
+    """
 
     kind: Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "replicated"] = "auto"
     rank: Annotated[int, Field(ge=0)] | None = None

@@ -14,7 +14,8 @@ from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, 
 from pydantic_core import CoreSchema
 
 from shardembed.config import located
-from shardembed.config.explain import explain, nearest
+from shardembed.config.explain import explain
+from shardembed.config.hints import nearest
 from shardembed.errors import ConfigError
 from shardembed.recipes.common import JobConfig, Paths, PlacementConfig, RankingConfig, Seed, TrainConfig, Workers, or_text
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig

@@ -9,16 +9,21 @@ device starts from the same table; the price is that a rank with a strip of colu
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from shardembed.errors import ConfigError
 from shardembed.tables.layout import meeting
-from shardembed.tables.table_config import Constant, Normal, TableConfig, Uniform
+from shardembed.tables.table_config import Constant, Loaded, Normal, RowFunction, TableConfig, Uniform
 
 BLOCK_ROWS = 4096
+PIECE = 1 << 15  # numbers that are drawn, then scaled in the cache
+WORTH = 1 << 19  # numbers, some milliseconds, for which one more thread is started
+MOST_CORES = 16  # which write as fast as memory takes it
 
 
 def fill(out: torch.Tensor, table: TableConfig, seed: int, rows: range, columns: range) -> None:
@@ -26,28 +31,70 @@ def fill(out: torch.Tensor, table: TableConfig, seed: int, rows: range, columns:
     start = table.start
     if isinstance(start, Constant):
         out.fill_(start.value)
+    elif isinstance(start, Normal | Uniform):
+        _draw_blocks(out, table, start, seed, rows, columns)
     else:
-        _fill_blocks(out, table, seed, rows, columns)
+        assert not isinstance(start, Loaded), "what is loaded starts as something else"
+        _call_for_blocks(out, table, start, rows, columns)
     if table.padding_idx is not None and table.padding_idx in rows:
         out[rows.index(table.padding_idx)] = 0
 
 
-def _fill_blocks(out: torch.Tensor, table: TableConfig, seed: int, rows: range, columns: range) -> None:
-    start = table.start
+def _draw_blocks(out: torch.Tensor, table: TableConfig, start: Normal | Uniform, seed: int, rows: range, columns: range) -> None:
+    blocks = [*_blocks(rows, table.num_embeddings)]
+    # What NumPy can write is written on several cores, by threads in which torch's modes (inference_mode, say) do not hold.
+    target = out.detach().numpy() if out.device.type == "cpu" and out.dtype in (torch.float32, torch.float64) else None
+    many = max(1, PIECE // table.embedding_dim)  # rows
+
+    def draw(mine: list[tuple[range, slice, slice]]) -> None:
+        beside = np.empty((0, table.embedding_dim), np.float32)
+        for block, kept, span in mine:
+            stream = _stream(seed, table.name, block.start)
+            there = None if target is None else target[span]
+            if there is not None and _takes(there, len(block), table.embedding_dim):
+                values, there = there, None
+            else:
+                beside = beside if len(beside) else np.empty((BLOCK_ROWS, table.embedding_dim), np.float32)
+                values = beside[: len(block)]
+            for first in range(0, len(block), many):
+                _draw(start, stream, values[first : first + many])
+            if there is not None:
+                there[:] = values[kept, columns.start : columns.stop]
+            elif target is None:
+                out[span] = torch.from_numpy(values[kept, columns.start : columns.stop]).to(out.dtype)
+
+    workers = max(1, min(_cores(), len(blocks) * BLOCK_ROWS * table.embedding_dim // WORTH)) if target is not None else 1
+    parts = [blocks[len(blocks) * n // workers : len(blocks) * (n + 1) // workers] for n in range(workers)]
+    if workers == 1:
+        draw(blocks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for done in pool.map(draw, parts):
+            assert done is None  # or its error has been raised
+
+
+def _takes(there: np.ndarray, rows: int, columns: int) -> bool:
+    """A whole block can be drawn where it belongs."""
+    return there.dtype == np.float32 and there.shape == (rows, columns) and there.flags.c_contiguous
+
+
+def _call_for_blocks(out: torch.Tensor, table: TableConfig, start: RowFunction, rows: range, columns: range) -> None:
     for block, kept, span in _blocks(rows, table.num_embeddings):
-        if isinstance(start, Normal | Uniform):
-            values = torch.from_numpy(_draw(start, _stream(seed, table.name, block.start), (len(block), table.embedding_dim)))
-            values = values[kept]
-        else:
-            assert not isinstance(start, Constant)
-            numbers = torch.arange(block.start, block.stop)[kept]
-            values = start(numbers)
-            if values.shape != (len(numbers), table.embedding_dim):
-                raise ConfigError(
-                    f"table {table.name!r}: init returned shape {tuple(values.shape)} for {len(numbers)} rows; "
-                    f"it must return [{len(numbers)}, {table.embedding_dim}]"
-                )
+        numbers = torch.arange(block.start, block.stop)[kept]
+        values = start(numbers)
+        if values.shape != (len(numbers), table.embedding_dim):
+            raise ConfigError(
+                f"table {table.name!r}: init returned shape {tuple(values.shape)} for {len(numbers)} rows; "
+                f"it must return [{len(numbers)}, {table.embedding_dim}]"
+            )
         out[span] = values[:, columns.start : columns.stop].to(out.dtype)
+
+
+def _cores() -> int:
+    """Cores for this process, of those that the ranks of this machine share."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return min(MOST_CORES, max(1, here // ranks))
 
 
 def _blocks(rows: range, num_embeddings: int) -> Iterator[tuple[range, slice, slice]]:
@@ -75,13 +122,13 @@ def _stream(seed: int, name: str, first_row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, first_row // BLOCK_ROWS]))
 
 
-def _draw(start: Normal | Uniform, stream: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _draw(start: Normal | Uniform, stream: np.random.Generator, out: np.ndarray) -> None:
+    """Fill `out`, float32, with the next numbers of the stream."""
     if isinstance(start, Normal):
-        values = stream.standard_normal(shape, dtype=np.float32)
-        values *= np.float32(start.std)
-        values += np.float32(start.mean)
+        stream.standard_normal(dtype=np.float32, out=out)
+        out *= np.float32(start.std)
+        out += np.float32(start.mean)
     else:
-        values = stream.random(shape, dtype=np.float32)
-        values *= np.float32(start.high - start.low)
-        values += np.float32(start.low)
-    return values
+        stream.random(dtype=np.float32, out=out)
+        out *= np.float32(start.high - start.low)
+        out += np.float32(start.low)

@@ -56,7 +56,7 @@ class Placement:
         kind: of `KINDS`.
         ranks: where the parts lie, in their order; None takes all ranks, or all of a node.
         bounds: the inner row bounds of a strip; None cuts evenly.
-        strided: row i goes to block i % n rather than to contiguous blocks.
+        strided: True deals rows out, row i to block i % n; False cuts contiguous blocks; None deals out unless there are bounds.
         strips: of columns, of a grid.
         node: which the table lies in, of table_row_wise.
         packing: how ids travel: "unique" (each distinct id once) or "bag" (one partial sum a bag and owner). None takes "bag" for
@@ -67,7 +67,7 @@ class Placement:
     kind: str
     ranks: tuple[int, ...] | None = None
     bounds: tuple[int, ...] | None = None
-    strided: bool = False
+    strided: bool | None = None
     strips: int | None = None
     node: int | None = None
     packing: Packing | None = None
@@ -101,10 +101,15 @@ def row_wise(
     ranks: Sequence[int] | None = None,
     *,
     bounds: Sequence[int] | None = None,
-    strided: bool = False,
+    strided: bool | None = None,
     packing: Packing | None = None,
 ) -> Placement:
-    """Rows cut over `ranks` (default: all): even blocks, blocks at `bounds` (one fewer than ranks), or every n-th row."""
+    """Rows dealt out over `ranks` (default: all), row i to the (i % n)-th of them; or cut into contiguous blocks, even ones with
+    `strided=False`, others at `bounds` (one fewer than ranks).
+
+    Ids are often sorted by popularity, as those of `Vocabulary` are: then the rank with the first of several blocks would be asked
+    for most rows, and all others would wait for it.
+    """
     return Placement("row_wise", _several(ranks), _several(bounds), strided, packing=packing)
 
 
@@ -113,13 +118,15 @@ def column_wise(ranks: Sequence[int] | None = None, *, packing: Packing | None =
     return Placement("column_wise", _several(ranks), packing=packing)
 
 
-def table_row_wise(node: int, *, strided: bool = False, packing: Packing | None = None) -> Placement:
-    """Rows cut over the ranks of one node, so that the table's traffic ends inside it."""
+def table_row_wise(node: int, *, strided: bool | None = None, packing: Packing | None = None) -> Placement:
+    """Rows dealt out over the ranks of one node, so that the table's traffic ends inside it. strided: as of `row_wise`."""
     return Placement("table_row_wise", strided=strided, node=node, packing=packing)
 
 
-def grid(strips: int, ranks: Sequence[int] | None = None, *, strided: bool = False, packing: Packing | None = None) -> Placement:
-    """`strips` strips of columns, each cut by rows over its part of `ranks`.
+def grid(
+    strips: int, ranks: Sequence[int] | None = None, *, strided: bool | None = None, packing: Packing | None = None
+) -> Placement:
+    """`strips` strips of columns, each dealt out by rows over its part of `ranks`. strided: as of `row_wise`.
 
     By default every strip takes a node's ranks, strip i those of node i modulo the number of nodes. With `ranks` given, they
     are dealt out to the strips in equal parts.
@@ -154,7 +161,7 @@ def _even(size: int, parts: int) -> list[range]:
 
 
 def _row_cuts(placement: Placement, rows: int, parts: int) -> list[range]:
-    if placement.strided:
+    if placement.strided or (placement.strided is None and placement.bounds is None):
         return [range(residue, rows, parts) for residue in range(parts)]
     if placement.bounds is None:
         return _even(rows, parts)

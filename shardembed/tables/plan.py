@@ -50,14 +50,14 @@ class TablePlan:
 
     @property
     def kind(self) -> str:
-        """What people call this layout; for display only."""
+        """What people call this layout; for display only. "row_wise" deals rows out, "row_wise, blocks" cuts contiguous ones."""
         strips, shards = self.layout.strips, self.layout.shards
         if self.layout.copied:
             return "replicated"
         if len(shards) == 1:
             return "table_wise"
         if len(strips) == 1:
-            return "row_wise, strided" if strips[0].stride > 1 else "row_wise"
+            return "row_wise" if strips[0].stride > 1 else "row_wise, blocks"
         return "column_wise" if len(strips) == len(shards) else "grid"
 
 
@@ -217,7 +217,7 @@ def packing_of(placement: Placement, table: TableConfig, layout: Layout) -> Pack
 
 
 def default_placements(tables: Sequence[TableConfig]) -> dict[str, Placement]:
-    """Small tables copied, smallest first while their sum stays small; all others cut evenly by rows, which balances bytes.
+    """Small tables copied, smallest first while their sum stays small; all others dealt out by rows, which balances bytes and ids.
 
     Tables whose policy needs the ids of all ranks (max_norm, scale_grad_by_freq) are never copied.
     """

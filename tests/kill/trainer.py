@@ -61,7 +61,7 @@ class Net(nn.Module):
         self.tables = se.EmbeddingCollection(
             [se.TableConfig(name, rows, WIDTH) for name, rows in TABLES.items()],
             optimizer={"user": adagrad, "item": adam, "shop": adagrad, "tag": adam},
-            plan={"user": se.row_wise(), "item": se.row_wise(strided=True), "shop": se.column_wise(), "tag": se.replicated()},
+            plan={"user": se.row_wise(strided=False), "item": se.row_wise(), "shop": se.column_wise(), "tag": se.replicated()},
             deterministic=exact,
             gradient_reduction="sum" if exact else "mean",
             seed=3,

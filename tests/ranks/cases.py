@@ -36,17 +36,17 @@ def layouts(world_size: int) -> dict[str, tuple[int, Placement]]:
     bounds = [0, 2, 2, 11][1:world_size] if world_size > 2 else [2][:last]  # one block may be empty
     return {
         "table_wise": (4, se.table_wise(last)),
-        "row_even": (4, se.row_wise()),
+        "row_even": (4, se.row_wise(strided=False)),
         "row_uneven": (4, se.row_wise(bounds=bounds)),
-        "row_strided": (4, se.row_wise(strided=True)),
-        "row_twice": (4, se.row_wise([last, 0, last])),
+        "row_dealt": (4, se.row_wise()),
+        "row_twice": (4, se.row_wise([last, 0, last], strided=False)),
         "column_even": (2 * world_size, se.column_wise()),
         "column_uneven": (7, se.column_wise([rank % world_size for rank in (0, 1, 2)])),
         "column_twice": (8, se.column_wise([last, 0, last, last])),
-        "table_row_wise": (4, se.table_row_wise(last // 2)),
-        "table_row_wise_strided": (4, se.table_row_wise(last // 2, strided=True)),
-        "grid": (5, se.grid(2, ranks=ranks + ranks[::-1])),
-        "grid_strided": (6, se.grid(2, ranks=ranks[1:] + ranks[:1] + ranks, strided=True)),
+        "table_row_wise": (4, se.table_row_wise(last // 2, strided=False)),
+        "table_row_wise_dealt": (4, se.table_row_wise(last // 2)),
+        "grid": (5, se.grid(2, ranks=ranks + ranks[::-1], strided=False)),
+        "grid_dealt": (6, se.grid(2, ranks=ranks[1:] + ranks[:1] + ranks)),
         "replicated": (4, se.replicated()),
     }
 
@@ -56,15 +56,15 @@ IS: dict[str, Callable[[Layout, int], bool]] = {
     "table_wise": lambda cut, W: len(cut.shards) == 1 and cut.ranks == {W - 1},
     "row_even": lambda cut, W: len(cut.shards) == W and max(_sizes(cut)) - min(_sizes(cut)) <= 1 and not cut.copied,
     "row_uneven": lambda cut, W: len(cut.strips) == 1 and (W == 1 or max(_sizes(cut)) - min(_sizes(cut)) > 1),
-    "row_strided": lambda cut, W: len(cut.strips) == 1 and cut.strips[0].stride == W,
+    "row_dealt": lambda cut, W: len(cut.strips) == 1 and cut.strips[0].stride == W,
     "row_twice": lambda cut, W: len(cut.strips) == 1 and [s.ranks for s in cut.shards].count((W - 1,)) >= 2,
     "column_even": lambda cut, W: len(cut.strips) == len(cut.shards) == W and len(_widths(cut)) == 1,
     "column_uneven": lambda cut, W: sorted(len(s.columns) for s in cut.shards) == [2, 2, 3],
     "column_twice": lambda cut, W: len(cut.strips) == 4 and [s.ranks for s in cut.shards].count((W - 1,)) >= 3,
     "table_row_wise": lambda cut, W: len(cut.strips) == 1 and cut.ranks == set(range((W - 1) // 2 * 2, W)),
-    "table_row_wise_strided": lambda cut, W: cut.ranks == set(range((W - 1) // 2 * 2, W)) and cut.strips[0].stride in (1, 2),
+    "table_row_wise_dealt": lambda cut, W: cut.ranks == set(range((W - 1) // 2 * 2, W)) and cut.strips[0].stride in (1, 2),
     "grid": lambda cut, W: len(cut.strips) == 2 and len(cut.shards) == 2 * W and cut.strips[0].stride == 1,
-    "grid_strided": lambda cut, W: len(cut.strips) == 2 and len(cut.shards) == 2 * W and cut.strips[0].stride == W,
+    "grid_dealt": lambda cut, W: len(cut.strips) == 2 and len(cut.shards) == 2 * W and cut.strips[0].stride == W,
     "replicated": lambda cut, W: all(len(s.ranks) == W for s in cut.shards) and len(cut.shards) == 1,
 }
 

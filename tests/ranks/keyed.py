@@ -121,9 +121,9 @@ def plan_of(name: str, world_size: int) -> Any:
         return name
     last = world_size - 1
     placements = (
-        se.row_wise(packing="bag"),
+        se.row_wise(strided=False, packing="bag"),
         se.column_wise([0, last]),
-        se.row_wise(strided=True),
+        se.row_wise(),
         se.table_wise(last),
         se.replicated(),
         se.grid(2, ranks=[0, last, last, 0]),

@@ -38,7 +38,7 @@ Hook = Callable[[torch.Tensor], torch.Tensor]
 
 def plans(world_size: int) -> dict[str, se.Placement]:
     return {
-        "rows": se.row_wise(strided=True),
+        "rows": se.row_wise(),
         "columns": se.column_wise(),
         "copies": se.replicated(),
         "whole": se.table_wise(world_size - 1),

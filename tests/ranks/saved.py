@@ -19,7 +19,7 @@ from shardembed.errors import CheckpointError
 from tests.held import Piece, copied, pieces, whole
 
 ROWS, COLUMNS, BATCH = 37, 6, 24  # of the largest table; samples of all ranks together
-LAYOUTS = ("row", "strided", "column", "grid", "copied", "whole", "uneven")
+LAYOUTS = ("row", "dealt", "column", "grid", "copied", "whole", "uneven")
 OPTIMIZERS = {
     "SGD": se.optim.SGD(lr=0.1),
     "RowwiseAdagrad": se.optim.RowwiseAdagrad(lr=0.1),
@@ -31,8 +31,8 @@ def placement(layout: str, rows: int, world_size: int) -> se.Placement:
     """A layout for a table, as far as the ranks go."""
     bounds = [1 + rows * rank // (2 * world_size) for rank in range(1, world_size)]
     made = {
-        "row": se.row_wise(),
-        "strided": se.row_wise(strided=True),
+        "row": se.row_wise(strided=False),
+        "dealt": se.row_wise(),
         "column": se.column_wise(),
         "grid": se.grid(strips=2),
         "copied": se.replicated(),

@@ -18,7 +18,7 @@ from tests.ranks.beside import F64, ITEMS, USERS, Towers, batches
 
 ROOT = Path(__file__).parents[2]
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
-PLAN = {"user": se.row_wise(strided=True), "towers.item": se.column_wise()}
+PLAN = {"user": se.row_wise(), "towers.item": se.column_wise()}
 
 
 class Scored(Towers):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shardembed.kernels.numba.elements import load, store
 from shardembed.kernels.numba.tools import compiled
 
 WORD = 63  # bits that a number and its place may have together
@@ -28,37 +29,64 @@ def bits_of(limit: int) -> int:
 
 
 @compiled
-def sort_words(words_E: Any, low: int, bits: int) -> Any:
-    """The words sorted by the `bits` above the `low` ones. Overwrites the array."""
-    count = words_E.size
-    passes = -(-bits // (LONG if count >= MANY else SHORT))
-    digit = -(-bits // passes)
-    size, mask = 1 << digit, (1 << digit) - 1
-    at = np.zeros((passes, size), np.int64)
-    for e in range(count):
-        number = words_E[e] >> low
-        for p in range(passes):
-            at[p, (number >> (p * digit)) & mask] += 1
-    for p in range(passes):
-        before = 0
-        for i in range(size):
-            here = at[p, i]
-            at[p, i] = before
-            before += here
-    other_E = np.empty_like(words_E)
-    for p in range(passes):
-        starts, shift = at[p], low + p * digit
-        for e in range(count):
-            word = words_E[e]
-            d = (word >> shift) & mask
-            other_E[starts[d]] = word
-            starts[d] += 1
-        words_E, other_E = other_E, words_E
-    return words_E
+def _is_sorted(numbers_E: Any) -> bool:
+    e = 1
+    while e < numbers_E.size and load(numbers_E, e) >= load(numbers_E, e - 1):
+        e += 1
+    return e >= numbers_E.size
 
 
 @compiled
-def _places(words_E: Any, low: int) -> Any:
+def sorted_words(numbers_E: Any, offsets: Any, limit: int) -> Any:
+    """Numbers from 0 to below `limit` and the place of each, as words in ascending order; and how many bits a place has.
+
+    Args:
+        offsets: where the place is a segment's: segment s has the entries from `offsets[s]` to `offsets[s + 1]`. Else empty.
+    """
+    count, segments = numbers_E.size, offsets.size - 1
+    low, bits = bits_of(max(count, segments)), bits_of(limit)
+    if _is_sorted(numbers_E):
+        bits = 0
+    passes = -(-bits // (LONG if count >= MANY else SHORT))
+    digit = -(-bits // max(passes, 1))
+    mask = (1 << digit) - 1
+    at = np.zeros(passes << digit, np.int64)  # where the next number with each digit goes, pass by pass
+    for e in range(count):
+        number = np.int64(load(numbers_E, e))
+        for p in range(passes):
+            d = (p << digit) | (number & mask)
+            store(at, d, load(at, d) + 1)
+            number >>= digit
+    for p in range(passes):
+        before = 0
+        for d in range(p << digit, (p + 1) << digit):
+            here = load(at, d)
+            store(at, d, before)
+            before += here
+    words_E, other_E = np.empty(count, np.int64), np.empty(count if passes > 1 else 0, np.int64)
+    for s in range(segments if segments >= 0 else count):  # the first pass makes the words
+        first, last = (offsets[s], offsets[s + 1]) if segments >= 0 else (s, s + 1)
+        for e in range(first, last):
+            number, target = np.int64(load(numbers_E, e)), e
+            if passes > 0:
+                target = load(at, number & mask)
+                store(at, number & mask, target + 1)
+            store(words_E, target, (number << low) | s)
+    for p in range(1, passes):
+        first, shift = p << digit, low + p * digit
+        for e in range(count):
+            word = load(words_E, e)
+            d = first | ((word >> shift) & mask)
+            target = load(at, d)
+            store(other_E, target, word)
+            store(at, d, target + 1)
+        words_E, other_E = other_E, words_E
+    return words_E, low
+
+
+@compiled
+def places_of(words_E: Any, low: int) -> Any:
+    """The places alone. Overwrites the array."""
     mask = (1 << low) - 1
     for e in range(words_E.size):
         words_E[e] &= mask
@@ -88,42 +116,22 @@ def runs_of(words_E: Any, low: int) -> Any:
 
 
 @compiled
-def _words(numbers_E: Any, low: int) -> Any:
-    words_E = np.empty(numbers_E.size, np.int64)
-    for e in range(numbers_E.size):
-        words_E[e] = (np.int64(numbers_E[e]) << low) | e
-    return words_E
-
-
-@compiled
 def stable_order(numbers_E: Any, limit: int) -> Any:
     """The order that sorts numbers from 0 to below `limit` and keeps equal ones as they stand, int64."""
-    low = bits_of(numbers_E.size)
-    return _places(sort_words(_words(numbers_E, low), low, bits_of(limit)), low)
+    words_E, low = sorted_words(numbers_E, np.empty(0, np.int64), limit)
+    return places_of(words_E, low)
 
 
 @compiled
-def group(numbers_E: Any, limit: int) -> Any:
-    """(distinct numbers `[U]`, ascending; where each one's entries begin in the order, `[U + 1]`; the order `[E]`)."""
-    low = bits_of(numbers_E.size)
-    words_E = sort_words(_words(numbers_E, low), low, bits_of(limit))
-    numbers_U, starts = runs_of(words_E, low)
-    return numbers_U, starts, _places(words_E, low)
+def group(numbers_E: Any, offsets: Any, limit: int) -> Any:
+    """(distinct numbers `[U]`, ascending; where each one's entries begin in the order, `[U + 1]`; the order `[E]`).
 
-
-@compiled
-def group_segments(rows_E: Any, offsets: Any, limit: int) -> Any:
-    """As `group`, but of each entry not its place but its segment: segment s has the entries from `offsets[s]` to
-    `offsets[s + 1]`.
+    Args:
+        offsets: as in `sorted_words`; the order then names not entries but their segments.
     """
-    low = bits_of(offsets.size)
-    words_E = np.empty(rows_E.size, np.int64)
-    for s in range(offsets.size - 1):
-        for e in range(offsets[s], offsets[s + 1]):
-            words_E[e] = (np.int64(rows_E[e]) << low) | s
-    words_E = sort_words(words_E, low, bits_of(limit))
-    rows_U, starts = runs_of(words_E, low)
-    return rows_U, starts, _places(words_E, low)
+    words_E, low = sorted_words(numbers_E, offsets, limit)
+    numbers_U, starts = runs_of(words_E, low)
+    return numbers_U, starts, places_of(words_E, low)
 
 
 @compiled

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shardembed.kernels.numba.ordering import bits_of, runs_of, sort_words
+from shardembed.kernels.numba.ordering import runs_of, sorted_words
 from shardembed.kernels.numba.tools import compiled
 
 
@@ -47,14 +47,13 @@ def distinct(ids_N: Any, sizes_F: Any, by_id: Any, starts_F: Any, starts_T: Any)
     count = 0
     for f in by_id:
         count += sizes_F[f]
-    low = bits_of(count)
-    words = np.empty(count, np.int64)
+    numbered_N = np.empty(count, np.int64)
     at = 0
     for f in by_id:
         for n in range(firsts_F[f], firsts_F[f] + sizes_F[f]):
-            words[at] = ((ids_N[n] + starts_F[f]) << low) | at
+            numbered_N[at] = ids_N[n] + starts_F[f]
             at += 1
-    words = sort_words(words, low, bits_of(starts_T[-1]))
+    words, low = sorted_words(numbered_N, np.empty(0, np.int64), starts_T[-1])
     ids_U, runs = runs_of(words, low)
     numbers_N, mask = np.empty(count, np.int64), (1 << low) - 1
     for u in range(ids_U.size):
@@ -158,20 +157,26 @@ def _block_of(position: int, starts: Any, near: int, guess: int, first: int, las
 def _place(ids_N: Any, lane: Any, blocks: Any, owner_E: Any, key_E: Any) -> None:
     """The owner and the key there of each id of one lane. lane, blocks: as `LaneNumbers` and `SlabOwners.blocks`."""
     start, stride, rows, low, first = lane[1], lane[2], lane[3], lane[4], lane[5]
-    last = first + lane[6] - 1
     starts, owners, shifts = blocks[0], blocks[1], blocks[2]
-    base, extra = rows // stride, rows % stride
+    if stride > 1:  # a residue's number is its block's, so nothing is searched
+        inverse = 1.0 / stride
+        for n in range(ids_N.size):
+            place = ids_N[n] - low
+            quotient = np.int64(place * inverse)  # a division takes longer; off by one at most below 2^52 rows
+            residue = place - quotient * stride
+            if residue < 0:
+                quotient, residue = quotient - 1, residue + stride
+            elif residue >= stride:
+                quotient, residue = quotient + 1, residue - stride
+            block = first + residue
+            owner_E[n] = owners[block]
+            key_E[n] = starts[block] + quotient + shifts[block]
+        return
+    last = first + lane[6] - 1
     per_row = lane[6] / rows
-    shift = 0
-    while (1 << shift) < stride:
-        shift += 1
     near = first
     for n in range(ids_N.size):
         place = ids_N[n] - low
-        if stride > 1:  # a division takes longer than all the rest, and most strides are powers of two
-            quotient = place >> shift if stride == 1 << shift else place // stride
-            residue = place - quotient * stride
-            place = residue * base + min(residue, extra) + quotient
         position = place + start
         near = _block_of(position, starts, near, first + np.int64(place * per_row), first, last)
         owner_E[n] = owners[near]

@@ -1,179 +1,182 @@
-"""Updates of distinct rows, in place, by optimizer: the formulas of `kernels.formulas`, up to rounding (torch's square root is
-MKL's, which is not always the nearest; squares of a row are summed in another order here, and RowwiseAdagrad divides only once).
+"""Updates of rows, in place, by optimizer: the formulas of `kernels.formulas`, up to rounding (torch's square root is MKL's, which
+is not always the nearest; squares of a row are summed in another order here, and RowwiseAdagrad divides only once).
 
-weights and states are `[rows, W]` or `[rows]`, rows_U is int64 `[U]`, grads_UW is merged and counts `factor` times. The numbers are
-of the weights' dtype, as torch's scalars become. Rows lie anywhere in memory, so each is asked for some rows ahead.
+A formula is a function of numbers, compiled into the one loop over rows (`_update`):
+
+    (held, g, of_row, numbers) -> held    one column: its weight and then its state, in the order that the optimizer declares
+    (held, square, numbers) -> (held, of_row)    of optimizers that keep a number a row: that state, and what the columns need of it
+
+g is the summed gradient, times the factor; square the mean of its square over the row. What formulas read of settings, `numbers`,
+has the dtype of the weights, as torch's scalars become; a constant in a formula must have it too, or float32 is widened.
+
+Legend: E entries, S segments, U distinct rows, W width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
-from shardembed.kernels.numba.tools import compiled, fetch_row, reassociated
+from shardembed.kernels.numba.elements import fetch_each, load, load_each, store, store_each
+from shardembed.kernels.numba.ordering import sorted_words
+from shardembed.kernels.numba.tools import called, compiled, reassociated
 
-AHEAD = 16  # rows
+AHEAD = 16  # entries; rows lie anywhere in memory, so each is asked for before its turn
 
 
 @reassociated
-def _mean_square(grad_W: Any, factor: Any) -> Any:
+def _mean_square(grad_W: Any) -> Any:
     total = grad_W.dtype.type(0)
     for j in range(grad_W.size):
-        g = grad_W[j] * factor
+        g = load(grad_W, j)
         total += g * g
     return total / grad_W.dtype.type(grad_W.size)
 
 
-@compiled
-def sgd(weights: Any, rows_U: Any, grads_UW: Any, factor: Any, lr: Any) -> None:
-    flat, width, count = weights.reshape(-1), weights.shape[1], rows_U.size
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-        w, g = weights[rows_U[u]], grads_UW[u]
-        for j in range(width):
-            w[j] = w[j] - lr * (g[j] * factor)
+@called
+def _nothing(held: Any, square: Any, numbers: Any) -> Any:
+    """Of the row, for optimizers that keep no number of it."""
+    return held, square
 
 
-@compiled
-def rowwise_adagrad(weights: Any, sums: Any, rows_U: Any, grads_UW: Any, factor: Any, squares_U: Any, lr: Any, eps: Any) -> None:
-    """squares_U: the mean of g^2 over whole rows, or empty where these are whole rows."""
-    flat, width, count = weights.reshape(-1), weights.shape[1], rows_U.size
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-            fetch_row(sums, rows_U[u + AHEAD], 1)
-        row, g = rows_U[u], grads_UW[u]
-        seen = sums[row] + (squares_U[u] if squares_U.size else _mean_square(g, factor))
-        sums[row] = seen
-        scale = lr / (np.sqrt(seen) + eps)
-        w = weights[row]
-        for j in range(width):
-            w[j] = w[j] - scale * (g[j] * factor)
+ROW = COLUMN = _nothing  # in the loop: formulas, see `_in_loop`
 
 
-@compiled
-def adagrad(weights: Any, sums: Any, rows_U: Any, grads_UW: Any, factor: Any, lr: Any, eps: Any) -> None:
-    flat, flat_sums, width, count = weights.reshape(-1), sums.reshape(-1), weights.shape[1], rows_U.size
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-            fetch_row(flat_sums, rows_U[u + AHEAD], width)
-        w, n, g = weights[rows_U[u]], sums[rows_U[u]], grads_UW[u]
-        for j in range(width):
-            g_j = g[j] * factor
-            n[j] = n[j] + g_j * g_j
-            w[j] = w[j] - lr * g_j / (np.sqrt(n[j]) + eps)
+def _update(slab: Any, waiting: Any, squares_U: Any, factor: Any, numbers: Any) -> None:
+    """Sum the gradients of each row, in the order of arrival, and apply the formulas to it.
 
-
-@compiled
-def adam(
-    weights: Any,
-    means: Any,
-    squares: Any,
-    rows_U: Any,
-    grads_UW: Any,
-    factor: Any,
-    size: Any,
-    kept: Any,
-    eps: Any,
-    beta: Any,
-    new: Any,
-) -> None:
-    """size: of the step, bias corrected. kept: what is left of a weight (1 - lr decay). new: 1 - beta1 and 1 - beta2."""
-    flat, width, count = weights.reshape(-1), weights.shape[1], rows_U.size
-    flat_means, flat_squares = means.reshape(-1), squares.reshape(-1)
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-            fetch_row(flat_means, rows_U[u + AHEAD], width)
-            fetch_row(flat_squares, rows_U[u + AHEAD], width)
-        row, g = rows_U[u], grads_UW[u]
-        w, m, v = weights[row], means[row], squares[row]
-        for j in range(width):
-            g_j = g[j] * factor
-            m[j] = m[j] * beta[0] + g_j * new[0]
-            v[j] = v[j] * beta[1] + g_j * g_j * new[1]
-            w[j] = w[j] * kept - size * m[j] / (np.sqrt(v[j]) + eps)
-
-
-@compiled
-def rowwise_adam(
-    weights: Any,
-    means: Any,
-    squares: Any,
-    rows_U: Any,
-    grads_UW: Any,
-    factor: Any,
-    squares_U: Any,
-    size: Any,
-    kept: Any,
-    eps: Any,
-    beta: Any,
-    new: Any,
-) -> None:
-    """squares: one number a row. squares_U: as in `rowwise_adagrad`. The others: as in `adam`,
-    eps times sqrt(1 - beta2^t).
+    Args:
+        slab: (flat arrays with W elements a row, the weights first; those with one).
+        waiting: as `Gradients`: rows_E, offsets (empty where every segment is a single row), grads_SW.
+        squares_U: the mean of g^2 over whole rows where these rows are not whole; then they are distinct and ascend. Else empty.
     """
-    flat, width, count = weights.reshape(-1), weights.shape[1], rows_U.size
-    flat_means = means.reshape(-1)
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-            fetch_row(flat_means, rows_U[u + AHEAD], width)
-            fetch_row(squares, rows_U[u + AHEAD], 1)
-        row, g = rows_U[u], grads_UW[u]
-        square = squares[row] * beta[1] + (squares_U[u] if squares_U.size else _mean_square(g, factor)) * new[1]
-        squares[row] = square
-        divisor = np.sqrt(square) + eps
-        w, m = weights[row], means[row]
+    by_column, by_row = slab
+    rows_E, offsets, grads_SW = waiting
+    width, grads = grads_SW.shape[1], grads_SW.reshape(-1)
+    words_E, low = sorted_words(rows_E, offsets, by_column[0].size // width)
+    count, mask, gradients = words_E.size, (1 << low) - 1, (grads,)
+    grad_W, zero, one = np.empty(width, grads.dtype), grads.dtype.type(0), grads.dtype.type(1)
+    e, u = 0, 0
+    while e < count:
+        word = load(words_E, e)
+        number, first = word >> low, (word & mask) * width
         for j in range(width):
-            m[j] = m[j] * beta[0] + g[j] * factor * new[0]
-            w[j] = w[j] * kept - size * m[j] / divisor
-
-
-@compiled
-def lion(weights: Any, means: Any, rows_U: Any, grads_UW: Any, factor: Any, lr: Any, kept: Any, beta: Any, new: Any) -> None:
-    """kept, new: as in `adam`."""
-    flat, flat_means, width, count = weights.reshape(-1), means.reshape(-1), weights.shape[1], rows_U.size
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-            fetch_row(flat_means, rows_U[u + AHEAD], width)
-        w, m, g = weights[rows_U[u]], means[rows_U[u]], grads_UW[u]
+            store(grad_W, j, zero + load(grads, first + j))  # a sum that begins with -0 would be another
+        while True:
+            if e + AHEAD < count:
+                word = load(words_E, e + AHEAD)
+                fetch_each(gradients, (word & mask) * width, width)
+                if word >> low != load(words_E, e + AHEAD - 1) >> low:  # else the entry before has asked for it
+                    fetch_each(by_column, (word >> low) * width, width)
+                    fetch_each(by_row, word >> low, 1)
+            e += 1
+            if e == count:
+                break
+            word = load(words_E, e)
+            if word >> low != number:
+                break
+            first = (word & mask) * width
+            for j in range(width):
+                store(grad_W, j, load(grad_W, j) + load(grads, first + j))
+        if factor != one:
+            for j in range(width):
+                store(grad_W, j, load(grad_W, j) * factor)
+        square = zero
+        if len(by_row) > 0:
+            square = load(squares_U, u) if squares_U.size else _mean_square(grad_W)
+        held, of_row = ROW(load_each(by_row, number), square, numbers)
+        store_each(by_row, number, held)
+        first = number * width
         for j in range(width):
-            g_j = g[j] * factor
-            direction = np.sign(m[j] * beta[0] + g_j * new[0])
-            m[j] = m[j] * beta[1] + g_j * new[1]
-            w[j] = w[j] * kept - lr * direction
+            store_each(by_column, first + j, COLUMN(load_each(by_column, first + j), load(grad_W, j), of_row, numbers))
+        u += 1
 
 
-@compiled
-def ftrl(
-    weights: Any, z: Any, n: Any, rows_U: Any, grads_UW: Any, factor: Any, lr: Any, beta: Any, l1: Any, l2: Any, start: Any
-) -> None:
+def _in_loop(row: Any = _nothing) -> Callable[[Callable[..., Any]], Any]:
+    """Makes of the formula of a column, and of one of its row, the update of a slab. Numba keeps no kernel on the disk that takes
+    functions or closes over them, so the loop finds the two among its globals.
+    """
+
+    def made(column: Callable[..., Any]) -> Any:
+        update = FunctionType(_update.__code__, {**globals(), "ROW": row, "COLUMN": called(column)}, column.__name__)
+        update.__qualname__ = column.__name__
+        return compiled(update)
+
+    return made
+
+
+@_in_loop()
+def sgd(held: Any, g: Any, of_row: Any, numbers: Any) -> Any:
+    (w,), (lr,) = held, numbers
+    return (w - lr * g,)
+
+
+@_in_loop()
+def adagrad(held: Any, g: Any, of_row: Any, numbers: Any) -> Any:
+    (w, n), (lr, eps) = held, numbers
+    n = n + g * g
+    return w - lr * g / (np.sqrt(n) + eps), n
+
+
+@called
+def _scale(held: Any, square: Any, numbers: Any) -> Any:
+    (n,), (lr, eps) = held, numbers
+    n = n + square
+    return (n,), lr / (np.sqrt(n) + eps)
+
+
+@_in_loop(_scale)
+def rowwise_adagrad(held: Any, g: Any, scale: Any, numbers: Any) -> Any:
+    return (held[0] - scale * g,)
+
+
+@_in_loop()
+def adam(held: Any, g: Any, of_row: Any, numbers: Any) -> Any:
+    """size: of the step, bias corrected. kept: what is left of a weight (1 - lr decay). new1, new2: 1 - beta1, 1 - beta2."""
+    (w, m, v), (size, kept, eps, beta1, beta2, new1, new2) = held, numbers
+    m = m * beta1 + g * new1
+    v = v * beta2 + g * g * new2
+    return w * kept - size * m / (np.sqrt(v) + eps), m, v
+
+
+@called
+def _divisor(held: Any, square: Any, numbers: Any) -> Any:
+    (v,), (_, _, eps, _, beta2, _, new2) = held, numbers
+    v = v * beta2 + square * new2
+    return (v,), np.sqrt(v) + eps
+
+
+@_in_loop(_divisor)
+def rowwise_adam(held: Any, g: Any, divisor: Any, numbers: Any) -> Any:
+    """As `adam`, eps times sqrt(1 - beta2^t)."""
+    (w, m), (size, kept, _, beta1, _, new1, _) = held, numbers
+    m = m * beta1 + g * new1
+    return w * kept - size * m / divisor, m
+
+
+@_in_loop()
+def lion(held: Any, g: Any, of_row: Any, numbers: Any) -> Any:
+    """kept, new1, new2: as in `adam`."""
+    (w, m), (lr, kept, beta1, beta2, new1, new2) = held, numbers
+    direction = np.sign(m * beta1 + g * new1)
+    return w * kept - lr * direction, m * beta2 + g * new2
+
+
+@_in_loop()
+def ftrl(held: Any, g: Any, of_row: Any, numbers: Any) -> Any:
     """start: beta / lr + l2, the divisor of weights that have not been updated yet."""
-    flat, width, count = weights.reshape(-1), weights.shape[1], rows_U.size
-    flat_z, flat_n = z.reshape(-1), n.reshape(-1)
-    zero = weights.dtype.type(0)
-    for u in range(count):
-        if u + AHEAD < count:
-            fetch_row(flat, rows_U[u + AHEAD], width)
-            fetch_row(flat_z, rows_U[u + AHEAD], width)
-            fetch_row(flat_n, rows_U[u + AHEAD], width)
-        row, g = rows_U[u], grads_UW[u]
-        w, z_W, n_W = weights[row], z[row], n[row]
-        for j in range(width):
-            old, before, g_j = w[j], n_W[j], g[j] * factor
-            held = -old * start - np.sign(old) * l1 if before == zero else z_W[j]
-            seen = before + g_j * g_j
-            held = held + g_j - (np.sqrt(seen) - np.sqrt(before)) / lr * old
-            scale = (beta + np.sqrt(seen)) / lr + l2
-            shrunk = -(held - np.sign(held) * l1) / scale
-            z_W[j], n_W[j] = held, seen
-            if scale != zero:
-                w[j] = zero if abs(held) <= l1 else shrunk
+    (w, z, n), (lr, beta, l1, l2, start) = held, numbers
+    zero = lr - lr  # of its dtype
+    z = -w * start - np.sign(w) * l1 if n == zero else z
+    seen = n + g * g
+    z = z + g - (np.sqrt(seen) - np.sqrt(n)) / lr * w
+    scale = (beta + np.sqrt(seen)) / lr + l2
+    shrunk = -(z - np.sign(z) * l1) / scale
+    moved = zero if abs(z) <= l1 else shrunk
+    return (w if scale == zero else moved), z, seen
 
 
 @compiled

@@ -51,7 +51,7 @@ def plan_of(workload: Workload, cluster: Cluster, numbers: np.random.Generator, 
     return Plan(tuple(plans), cluster.world_size)
 
 
-KINDS = ("table_wise", "row_wise", "strided", "uneven", "column_wise", "grid", "table_row_wise", "replicated")
+KINDS = ("table_wise", "blocks", "row_wise", "uneven", "column_wise", "grid", "table_row_wise", "replicated")
 
 
 def _placement(kind: str, table: TableConfig, packing: Packing, cluster: Cluster, numbers: np.random.Generator) -> Placement:
@@ -59,10 +59,10 @@ def _placement(kind: str, table: TableConfig, packing: Packing, cluster: Cluster
     rows, columns = table.num_embeddings, table.embedding_dim
     if kind == "replicated" and rows * columns <= COPIED_ELEMENTS:
         return replicated()
-    if kind == "strided" and rows > 1:
-        return row_wise(ranks, strided=True, packing=packing)
-    if kind == "row_wise":
+    if kind == "row_wise" and rows > 1:
         return row_wise(ranks, packing=packing)
+    if kind == "blocks":
+        return row_wise(ranks, strided=False, packing=packing)
     if kind == "uneven":
         return row_wise(ranks, bounds=sorted(numbers.integers(0, rows, len(ranks) - 1).tolist()), packing=packing)
     if kind == "table_row_wise":

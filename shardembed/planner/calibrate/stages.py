@@ -47,47 +47,46 @@ class Case:
 
 
 class Runner:
-    """A case on this rank: its collection, and batches to step through: given ones, or so many that are drawn."""
+    """A case on this rank: its collection, and so many batches to step through."""
 
-    def __init__(self, case: Case, batches: int | Sequence[Any], seed: int = 0, join_small: bool = False) -> None:
+    def __init__(self, case: Case, batches: int, seed: int = 0) -> None:
         self.case = case
         comm = se.Comm.of()
         configs = [load.table for load in case.workload.tables]
         chosen = {load.table.name: load.optimizer for load in case.workload.tables}
         self.emb = se.EmbeddingCollection(configs, optimizer=chosen, plan=case.plan, wire_dtype=case.workload.wire_dtype)
         self.optimizer = se.Optimizer(self.emb)
-        if isinstance(batches, int):
-            numbers = np.random.default_rng([seed, comm.rank])
-            samples = case.workload.global_batch_size // comm.world_size
-            batches = [batch_of(case.workload, samples, numbers) for _ in range(batches)]
-        self.batches = batches
-        self._backward = Backward(join_small)
+        numbers = np.random.default_rng([seed, comm.rank])
+        samples = case.workload.global_batch_size // comm.world_size
+        self.batches = [batch_of(case.workload, samples, numbers) for _ in range(batches)]
+        self._backward = Backward(join_small=False)
         self.number = 0
 
     def step(self) -> None:
         """Forward, backward from ready gradients of the outputs, and update."""
         batch = self.batches[self.number % len(self.batches)]
         self.number += 1
-        self.learn(batch)
-
-    def learn(self, batch: Any) -> None:
-        """The step of one batch, or of a ticket for it."""
         self._backward([output for output in self.emb(batch).values() if output.requires_grad])
         self.optimizer.step()
 
     def measure(self, rounds: int, warm: int) -> Array:
-        """When each phase of each step ended, in seconds since the ranks left a barrier, `[rounds, P + 1]`; the last line of a
-        step is its end. Collective.
-        """
-        for _ in range(warm):
-            self.step()
-        barrier()
-        began, ends = time.perf_counter(), []
-        for _ in range(rounds):
-            with watched() as marks:
-                self.step()
-                ends.append(_ends(marks, time.perf_counter()))
-        return np.array(ends) - began
+        """`timed` steps of this case. Collective."""
+        return timed(self.step, rounds, warm)
+
+
+def timed(step: Callable[[], object], rounds: int, warm: int) -> Array:
+    """When each phase of each step ended, in seconds since the ranks left a barrier, `[rounds, P + 1]`; the last line of a step is
+    its end. Collective.
+    """
+    for _ in range(warm):
+        step()
+    barrier()
+    began, ends = time.perf_counter(), []
+    for _ in range(rounds):
+        with watched() as marks:
+            step()
+            ends.append(_ends(marks, time.perf_counter()))
+    return np.array(ends) - began
 
 
 class Backward:

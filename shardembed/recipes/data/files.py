@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.config.optional import missing
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Dropped, Problem

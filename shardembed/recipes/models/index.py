@@ -48,19 +48,21 @@ def _computed(model: TwoTower) -> se.EmbeddingCollection:
     blocks = []
     for start in range(0, longest, BLOCK_ROWS):  # as many calls on every rank: reading rows is collective
         block = mine[start : start + BLOCK_ROWS]
-        rows = model.tables.rows("item", torch.arange(block.start, block.stop, device=device))
+        rows = model.tables.rows("item", torch.arange(block.start, block.stop, block.step, device=device))
         blocks.append(model.item_vectors(rows))
-    index.load_rows("item", _Rows(torch.cat(blocks), mine.start, (items.num_embeddings, items.embedding_dim)))
+    index.load_rows("item", _Rows(torch.cat(blocks), mine, (items.num_embeddings, items.embedding_dim)))
     return index
 
 
 class _Rows:
-    """Stands for a whole table of `shape`, of which it holds the rows from `first` on: all that this rank will ask for."""
+    """Stands for a whole table of `shape`, of which it holds the rows `mine`: all that this rank will ask for."""
 
-    def __init__(self, values: torch.Tensor, first: int, shape: tuple[int, int]) -> None:
+    def __init__(self, values: torch.Tensor, mine: range, shape: tuple[int, int]) -> None:
         self.shape = shape
-        self._values, self._first = values, first
+        self._values, self._mine = values, mine
 
     def __getitem__(self, key: tuple[slice, Any]) -> torch.Tensor:
         rows, columns = key
-        return self._values[rows.start - self._first : rows.stop - self._first, columns]
+        asked = range(self.shape[0])[rows]  # of the step of `mine`
+        first = self._mine.index(asked[0])
+        return self._values[first : first + len(asked), columns]

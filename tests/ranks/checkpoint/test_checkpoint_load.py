@@ -67,7 +67,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> flo
 
 
 def saved(rank: int, world_size: int, folder: str) -> dict[str, torch.Tensor]:
-    model, optimizer = made(plan={"user": se.row_wise(strided=True), "item": se.column_wise()})
+    model, optimizer = made(plan={"user": se.row_wise(), "item": se.column_wise()})
     for number in range(3):
         step(model, optimizer, number)
     se.save_checkpoint(folder, model, optimizer=optimizer)

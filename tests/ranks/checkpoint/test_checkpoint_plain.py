@@ -18,8 +18,8 @@ from tests.harness import run_ranks
 USERS, ITEMS, TAGS = 40, 31, 7
 Plan = dict[str, se.Placement]
 PLANS: dict[str, Callable[[], Plan]] = {
-    "rows and columns": lambda: {"user": se.row_wise(), "item": se.column_wise(), "tags": se.replicated()},
-    "strides and a grid": lambda: {"user": se.row_wise(strided=True), "item": se.grid(2), "tags": se.table_wise(0)},
+    "rows and columns": lambda: {"user": se.row_wise(strided=False), "item": se.column_wise(), "tags": se.replicated()},
+    "dealt rows and a grid": lambda: {"user": se.row_wise(), "item": se.grid(2), "tags": se.table_wise(0)},
 }
 
 

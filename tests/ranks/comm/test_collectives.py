@@ -171,7 +171,7 @@ def many_tables() -> se.EmbeddingCollection:
     last = se.Comm.of().world_size - 1
     cuts = [
         ROWS,
-        se.row_wise(strided=True, packing="bag"),
+        se.row_wise(strided=False, packing="bag"),
         se.row_wise(bounds=[5] * last),
         COLUMNS,
         se.table_wise(last),

@@ -50,7 +50,7 @@ WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 CUTS: dict[str, dict[str, se.Placement]] = {
     "cut": PLAN,
-    "strided and whole": {"user": se.row_wise(strided=True), "towers.item": se.table_wise(0)},
+    "dealt and whole": {"user": se.row_wise(), "towers.item": se.table_wise(0)},
     "copies": {"user": se.replicated(), "towers.item": se.row_wise()},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {

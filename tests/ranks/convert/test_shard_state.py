@@ -6,6 +6,7 @@ import copy
 import io
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,19 +15,21 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 import shardembed as se
 from shardembed.errors import ConfigError, PickleError, UnsupportedError
+from shardembed.modules import boxes
 from tests.harness import run_ranks
 from tests.ranks.beside import COLUMNS, F64, ITEMS, USERS, Towers, seeded, weights_of
 from tests.ranks.convert.test_shard import equal
 
 CUTS: dict[str, dict[str, se.Placement]] = {
-    "rows and columns": {"user": se.row_wise(), "towers.item": se.column_wise()},
+    "rows and columns": {"user": se.row_wise(strided=False), "towers.item": se.column_wise()},
     "uneven": {"user": se.table_wise(0), "towers.item": se.grid(2, strided=False)},
-    "strided and copied": {"user": se.row_wise(strided=True), "towers.item": se.replicated()},
+    "dealt and copied": {"user": se.row_wise(), "towers.item": se.replicated()},
+    "dealt strips": {"user": se.table_wise(0), "towers.item": se.grid(2)},
 }
 
 
@@ -81,15 +84,25 @@ def test_torchs_state_dict_helpers_and_plain_checkpoints_work(tmp_path: Path) ->
     run_ranks(2, through_torch, str(tmp_path))
 
 
-def many_strided_rows(rank: int, world_size: int, folder: str) -> None:
-    model = nn.ModuleDict({"big": nn.Embedding(5000, 1)})
-    se.shard(model, plan=se.row_wise(strided=True), verbose=False)
-    with pytest.raises(CheckpointException, match=r"table 'big': torch.distributed.checkpoint holds boxes.*strided=False"):
-        dcp.save(model.state_dict(), checkpoint_id=folder)
+def dealt_a_few_rows_at_a_time(rank: int, world_size: int, folder: str) -> None:
+    with patch.object(boxes, "WINDOW", 64):  # two rows
+        save(rank, world_size, folder, "dealt and copied", se.optim.SGD())
 
 
-def test_a_large_strided_cut_is_refused_by_distributed_checkpoints(tmp_path: Path) -> None:
-    run_ranks(2, many_strided_rows, str(tmp_path))
+def test_dealt_rows_are_saved_as_one_block_a_rank(tmp_path: Path) -> None:
+    run_ranks(3, dealt_a_few_rows_at_a_time, str(tmp_path))
+    written = dcp.FileSystemReader(str(tmp_path)).read_metadata().state_dict_metadata["user.weight"]
+    assert isinstance(written, TensorStorageMetadata)
+    assert sorted((chunk.offsets[0], chunk.sizes[0]) for chunk in written.chunks) == [(0, 8), (8, 8), (16, 7)]  # of 23 rows
+    plain = weights_of(seeded(Towers, 3))
+    dcp.load(plain, checkpoint_id=str(tmp_path), no_dist=True)
+    assert equal(plain, weights_of(seeded(Towers, 1)))
+
+
+def test_rows_that_wait_to_be_loaded_do_nothing_else() -> None:
+    rows = boxes.OwnRows.of(((range(1, 6, 2), torch.zeros(3, 2)),), range(6))
+    with pytest.raises(UnsupportedError, match="can be loaded into, and nothing else"):
+        _ = rows + 1
 
 
 def test_a_state_dict_is_not_pickled() -> None:

@@ -163,7 +163,7 @@ def step_with(rank: int, world_size: int, names: list[str], plan: Any, refused: 
 
 
 def test_optimizers_that_need_more_than_a_shard_are_refused_before_they_step() -> None:
-    run_ranks(2, step_with, list(REFUSED), CUTS["strided and whole"] | {"towers.item": se.column_wise()}, True)
+    run_ranks(2, step_with, list(REFUSED), CUTS["dealt and whole"] | {"towers.item": se.column_wise()}, True)
     run_ranks(2, step_with, ["LBFGS", "ZeroRedundancyOptimizer"], ON_ONE, True)
     run_ranks(1, step_with, ["Adafactor", "Muon"], CUTS["cut"], False)
 

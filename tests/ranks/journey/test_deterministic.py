@@ -22,7 +22,7 @@ PLANS: dict[str, Any] = {
     "table_wise bag": se.table_wise(0, packing="bag"),
     "row_wise": se.row_wise(),
     "row_wise bag": se.row_wise(packing="bag"),
-    "strided": se.row_wise(strided=True, packing="bag"),
+    "blocks": se.row_wise(strided=False, packing="bag"),
     "column_wise": se.column_wise(),
     "grid": se.grid(3),
     "replicated": se.replicated(),

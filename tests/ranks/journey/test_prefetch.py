@@ -15,7 +15,7 @@ TABLES = [
     se.TableConfig("a", 20, 4, dtype=torch.float64, max_norm=1.5),
     se.TableConfig("b", 9, 4, pooling=None, dtype=torch.float64),
 ]
-PLAN: dict[str, Any] = {"a": se.column_wise(), "b": se.row_wise(strided=True)}
+PLAN: dict[str, Any] = {"a": se.column_wise(), "b": se.row_wise()}
 
 
 def batch_of(rank: int, step: int) -> dict[str, torch.Tensor]:

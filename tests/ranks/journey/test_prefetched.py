@@ -41,8 +41,8 @@ class Case:
 
 
 CASES = {
-    "rows": Case(se.row_wise()),
-    "bags of strided rows": Case(se.row_wise(strided=True, packing="bag")),
+    "blocks of rows": Case(se.row_wise(strided=False)),
+    "bags of rows": Case(se.row_wise(packing="bag")),
     "columns": Case(se.column_wise()),
     "whole tables": Case({"a": se.table_wise(0), "b": se.table_wise(0, packing="bag")}),
     "copies": Case(se.replicated()),
@@ -111,7 +111,7 @@ def all_between(rank: int, world_size: int, folder: str) -> list[list[torch.Tens
 
         return loop
 
-    return [train(rank, CASES["rows"], busy(ahead)) for ahead in (True, False)]
+    return [train(rank, CASES["blocks of rows"], busy(ahead)) for ahead in (True, False)]
 
 
 def test_rows_retrieval_evaluation_checkpoints_and_new_collections_come_between(tmp_path: Path) -> None:

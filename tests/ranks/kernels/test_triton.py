@@ -16,7 +16,7 @@ from tests.ranks.cases import cross
 from tests.ranks.sharded import check
 
 ROWS, COLUMNS = 30, 6
-LAYOUTS = ("row_strided", "grid_strided", "column_uneven", "replicated")
+LAYOUTS = ("row_dealt", "grid_dealt", "column_uneven", "replicated")
 
 
 @pytest.mark.parametrize("optimizer", [optim.RowwiseAdagrad(lr=0.1), optim.FTRL(lr=0.2, l1=0.05)], ids=["RowwiseAdagrad", "FTRL"])
@@ -30,7 +30,7 @@ def test_they_agree_with_whole_tables(optimizer: optim.TableOptimizer) -> None:
 def train(rank: int, world_size: int, kernel: str) -> list[Piece]:
     """Tables of each dtype, with padding and random rounding, under every cut."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    cuts = {"rows": se.row_wise(strided=True), "columns": se.column_wise(), "copies": se.replicated()}
+    cuts = {"rows": se.row_wise(), "columns": se.column_wise(), "copies": se.replicated()}
     tables = [
         se.TableConfig(f"{cut} {dtype}", ROWS, COLUMNS, dtype=dtype, init=se.Normal(), padding_idx=3, rounding=rounding)
         for dtype, rounding in zip(dtypes, (None, "stochastic", "stochastic"), strict=True)

@@ -17,8 +17,8 @@ from tests.harness import run_ranks
 ROWS, COLUMNS = 12, 6
 CUTS: dict[str, se.Placement] = {
     "table": se.table_wise(0),
-    "rows": se.row_wise(),
-    "strided": se.row_wise(strided=True, packing="bag"),
+    "rows": se.row_wise(strided=False),
+    "dealt": se.row_wise(packing="bag"),
     "columns": se.column_wise(),
     "grid": se.grid(2, ranks=[0, 1, 1, 0]),
 }

@@ -49,9 +49,9 @@ def tables() -> list[se.TableConfig]:
 
 OPTIMIZERS = {"long": se.optim.RowwiseAdagrad(), "shared": se.optim.Adagrad(), "*": se.optim.Adam()}
 PLANS: dict[str, Any] = {
-    "rows by id": se.row_wise(),
-    "rows by bag": se.row_wise(packing="bag"),
-    "strided": se.row_wise(strided=True, packing="bag"),
+    "rows by id": se.row_wise(strided=False),
+    "rows by bag": se.row_wise(strided=False, packing="bag"),
+    "dealt": se.row_wise(packing="bag"),
     "columns": se.column_wise(ranks=[0, 1]),
     "columns by bag": se.column_wise(ranks=[1, 0], packing="bag"),
     "mixed": {
@@ -144,7 +144,7 @@ def model_of(ranks: int, wire: torch.dtype | None) -> CostModel:
         ("rows by id", 2, None),
         ("rows by bag", 2, torch.bfloat16),
         ("rows by bag", 3, None),
-        ("strided", 2, None),
+        ("dealt", 2, None),
         ("columns", 2, None),
         ("columns by bag", 3, None),
         ("mixed", 2, torch.bfloat16),

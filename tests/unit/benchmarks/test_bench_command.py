@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import growth, limits, report, startup, step, tasks, wire_bytes
+from benchmarks import growth, report, roster, split, startup, step, tasks, wire_bytes
 from benchmarks.contenders import OURS
+from benchmarks.crew import CrewError
 from benchmarks.options import Options
 from benchmarks.roster import ONE_RANK
 from shardembed import cli
 
+TINY = tasks.alike("tiny", 1, 50, 8, 4, 3)
+
 
 @pytest.mark.exhaustive
-def test_one_rank_runs_all_contenders_and_says_where_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "COPIED", 1 << 16)
-    monkeypatch.setattr(limits, "GATHERED", 1 << 16)
+def test_one_rank_runs_all_contenders_and_says_where_time_goes(tmp_path: Path) -> None:
     task = tasks.alike("tiny", 2, 50, 8, 4, 3)
-    result = step.one(task, ONE_RANK, Options(rounds=1, steps=1, full=True))
+    result = step.one(task, ONE_RANK, 1, Options(rounds=1, steps=2, full=True))
     times = {name: values for heat in result["heats"] for name, values in heat.items()}
-    assert {OURS, f"{OURS}, unique", f"{OURS}, Adam", f"{OURS}, FTRL", "nn.EmbeddingBag(sparse), torch Adagrad"} <= set(times)
-    assert all(len(values) == 4 and min(values) > 0 for values in times.values()), times
+    assert {OURS, f"{OURS}, Adam", f"{OURS}, FTRL", "FBGEMM TBE", "nn.EmbeddingBag(sparse), torch Adagrad"} <= set(times)
+    assert all(len(values) == 8 and min(values) > 0 for values in times.values()), times
     assert {"route", "lookup", "update"} <= {phase["name"] for phase in result["phases"]}
     assert all(phase["limit_ms"] > 0 for phase in result["phases"] if phase["name"] in ("lookup", "combine", "update"))
     page = tmp_path / "page.md"
@@ -32,25 +35,59 @@ def test_one_rank_runs_all_contenders_and_says_where_time_goes(tmp_path: Path, m
     assert "2 tables, rows 100, columns 8, samples a rank 4" in text.lower()
 
 
+class Crews:
+    """In place of processes: notes who is started and ended, and answers every call with one step's time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+        self.broken, self.events = broken, []
+        monkeypatch.setattr(roster.Roster, "_start", lambda _, entry: self._start(entry.name))
+        monkeypatch.setattr(roster, "budget", lambda: 4 * 50 * 8 * 2.5)
+
+    def _start(self, name: str) -> Any:
+        if name == self.broken:
+            raise CrewError("RuntimeError: no such kernel", "a long story")
+        self.events.append(f"start {name}")
+        return SimpleNamespace(do=self._do, close=lambda: self.events.append(f"close {name}"))
+
+    def _do(self, action: Any, *given: int) -> list[Any]:
+        return [{"phases": [], "limits": {}, "packings": {}}] if action is split.measured else [[1.0] * given[2]]
+
+
 def test_a_contender_that_fails_is_left_out_and_ours_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> Any:
-        raise RuntimeError("no such kernel\nand a long story")
-
-    monkeypatch.setattr(step.rounds, "take_turns", lambda contenders, *rest: {each.name: [1.0] for each in contenders})
-    monkeypatch.setattr("benchmarks.peers.fbgemm", broken)
-    task, options = tasks.alike("tiny", 1, 50, 8, 4, 3), Options(rounds=1, steps=1, only="FBGEMM")
-    assert step.one(task, ONE_RANK, options)["left_out"] == {"FBGEMM TBE": "RuntimeError: no such kernel"}
-    monkeypatch.setattr("benchmarks.roster.ours", broken)
-    with pytest.raises(RuntimeError, match="no such kernel"):
-        step.one(task, ONE_RANK, options)
+    Crews(monkeypatch, "FBGEMM TBE")
+    options = Options(rounds=1, steps=1, only="FBGEMM")
+    assert step.one(TINY, ONE_RANK, 1, options)["left_out"] == {"FBGEMM TBE": "RuntimeError: no such kernel"}
+    Crews(monkeypatch, OURS)
+    with pytest.raises(CrewError, match="no such kernel"):
+        step.one(TINY, ONE_RANK, 1, options)
 
 
-def test_the_fastest_variant_stands_for_a_peer() -> None:
+def test_ours_stays_while_the_others_come_in_heats(monkeypatch: pytest.MonkeyPatch) -> None:
+    crews = Crews(monkeypatch, "")
+    result = step.one(TINY, ONE_RANK, 1, Options(rounds=1, steps=3))
+    plain = "nn.EmbeddingBag(sparse), torch Adagrad"
+    assert [{name: len(times) for name, times in heat.items()} for heat in result["heats"]] == [
+        {OURS: 12, "FBGEMM TBE": 12},
+        {OURS: 12, plain: 12},
+    ]
+    both = [event for name in ("FBGEMM TBE", plain) for event in (f"start {name}", f"close {name}")]
+    assert crews.events == [f"start {OURS}", *both, f"close {OURS}"]
+
+
+def test_the_fields_of_the_json_are_those_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    Crews(monkeypatch, "")
+    text = (Path(__file__).parents[3] / "docs/benchmarks/README.md").read_text()
+    paragraph = next(part for part in text.split("\n\n") if part.startswith("The JSON has"))
+    assert set(re.findall("`([a-z_]+)`", paragraph)) - {"null"} == set(step.one(TINY, ONE_RANK, 1, Options(rounds=1)))
+
+
+def test_the_page_has_ours_beside_every_peer_that_makes_the_same_step() -> None:
     times = {
         OURS: [1.0, 2.0],
+        f'{OURS}, packing="bag"': [0.5, 1.0],
         "TorchRec": [4.0, 4.0],
-        "TorchRec, as bags of one id": [3.0, 3.0],
         "TorchRec, bfloat16 wire": [1.0, 1.0],
+        "DTensor": [9.0, None],
     }
     result = {
         "workload": "w",
@@ -58,11 +95,15 @@ def test_the_fastest_variant_stands_for_a_peer() -> None:
         "ranks": 2,
         "kind": "row_wise",
         "heats": [times],
-        "left_out": {"DTensor": "why"},
+        "left_out": {"FBGEMM TBE": "why"},
     }
     text = "\n".join(step.page([result], None))
-    assert "| w | 2 | row-wise | 1.50 | TorchRec, as bags of one id | 3.00 | **2.25** (1.88 to 2.62) |" in text
-    assert "- Left out: DTensor: why" in text
+    summary, rest = text.split("Below, for each")
+    assert "| w | 2 | row-wise | 1.50 | TorchRec | 4.00 | **3.00** (2.50 to 3.50) | 4.00 |" in summary
+    assert "| w | 2 | row-wise | 1.50 | DTensor | 9.00 | **9.00** (9.00 to 9.00) | 9.00 |" in summary
+    assert "bfloat16" not in summary
+    assert '| shardembed, packing="bag" | 0.75 | 0.62 to 0.88 | 0.50 | 0.50 (0.50 to 0.50) | 0.50 |' in rest
+    assert "- Left out: FBGEMM TBE: why" in rest
 
 
 def test_the_page_of_bytes_compares_with_torchrec_and_the_formula() -> None:
@@ -75,7 +116,6 @@ def test_the_page_of_bytes_compares_with_torchrec_and_the_formula() -> None:
         "workload": "w",
         "size": {"tables": 1},
         "ranks": 2,
-        "packings": {"bag": 1},
         "counted": counted,
         "left_out": {},
         "wire": wire,

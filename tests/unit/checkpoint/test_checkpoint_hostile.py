@@ -19,7 +19,7 @@ from shardembed.checkpoint import chance
 from shardembed.checkpoint.codec import MAX_ALIKE, decode, encode
 from shardembed.checkpoint.matching import fits
 from shardembed.config import plain_json
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.embeddings.stored import ROW_BYTES, StoredTables
 from shardembed.errors import CheckpointError, ConfigError
 from tests.unit.checkpoint.altered import FULL, limits, signed_again

@@ -100,13 +100,13 @@ def test_a_script_reads_one_json_object(root: Path, capsys: pytest.CaptureFixtur
 
 def test_the_plan_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = [TableConfig("user", 8, 4), TableConfig("item", 9, 2)]
-    plan = resolve(tables, {"user": row_wise(strided=True), "item": column_wise()}, Cluster(4, 4))
+    plan = resolve(tables, {"user": row_wise(), "item": column_wise()}, Cluster(4, 4))
     planned(tmp_path / FULL, (plan.to_json(),))
     assert main(["inspect", str(tmp_path / FULL)]) == 0
     shown = capsys.readouterr().out
     assert "plan for 4 ranks" in shown
     lines = [line.split() for line in shown.splitlines()]
-    assert ["user", "row_wise,", "strided", "unique", "4", "0-3"] in lines
+    assert ["user", "row_wise", "unique", "4", "0-3"] in lines
     assert ["item", "column_wise", "bag", "2", "0-1"] in lines
     assert main(["inspect", str(tmp_path / FULL), "--json"]) == 0
     assert Plan.from_json(json.loads(capsys.readouterr().out)["checkpoint"]["plans"][0]) == plan

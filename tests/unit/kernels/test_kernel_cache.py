@@ -57,6 +57,20 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> Iterator[str]:
     return (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
+def test_a_kernel_is_made_anew_when_a_file_beside_it_changes(
+    tmp_path: Path, make: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions of other files are compiled into it."""
+    assert works(make(tmp_path))
+    read = make(tmp_path)
+    assert works(read)
+    assert sum(read.stats.cache_hits.values()) == 2
+    monkeypatch.setattr(cache, "_neighbours", lambda: (("elements.py", 1, 1),))
+    anew = make(tmp_path)
+    assert works(anew)
+    assert not sum(anew.stats.cache_hits.values())
+
+
 def test_a_kernel_is_kept_and_read_again(tmp_path: Path, make: Callable[[Path], Any], caplog: pytest.LogCaptureFixture) -> None:
     assert works(make(tmp_path / "cache"))
     again = make(tmp_path / "cache")

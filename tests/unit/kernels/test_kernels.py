@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -119,10 +120,7 @@ UPDATES = [*(one for one in EXAMPLES.values() if type(one) in cpu.FORMULAS), Ada
 @pytest.mark.parametrize("width", [1, 3, 4, 16, 33, 128])
 @pytest.mark.parametrize("bags", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_compiled_steps_are_the_references(
-    optimizer: TableOptimizer, width: int, bags: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu, "PIECE_ELEMENTS", 8 * width)  # several pieces
+def test_compiled_steps_are_the_references(optimizer: TableOptimizer, width: int, bags: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     rows = 20
     start = torch.randn(rows, width, dtype=dtype)
@@ -140,6 +138,26 @@ def test_compiled_steps_are_the_references(
     for name, state in fused.data.state.items():
         torch.testing.assert_close(state, plain.data.state[name], rtol=bound, atol=bound)
     assert torch.equal(fused.data.weights[0], start[0])
+
+
+@pytest.mark.parametrize("optimizer", UPDATES, ids=lambda one: one.describe())
+@pytest.mark.parametrize("bags", [False, True])
+def test_compiled_steps_sum_gradients_as_a_merge_does(optimizer: TableOptimizer, bags: bool) -> None:
+    """To the bit: a row's gradients are added in the order of arrival, one by one."""
+    torch.manual_seed(0)
+    rows, segments = 5000, 2000  # enough to be sorted by long digits, in more than one pass
+    lengths = torch.randint(1, 6, (segments,)) if bags else torch.ones(segments, dtype=torch.int64)
+    count = int(lengths.sum())
+    rows_E = (torch.rand(count).pow(4) * rows).long()  # popular rows among them
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]) if bags else None
+    waiting, start = Gradients(rows_E, offsets, torch.randn(segments, 16)), torch.randn(rows, 16)
+    at_once, apart = NumbaKernel(data_of(optimizer, start.clone())), NumbaKernel(data_of(optimizer, start.clone()))
+    for step in (1, 2):
+        at_once.update(waiting, None, False, Step(0.1, step), 0.5)
+        apart.update(merged(apart, waiting), None, True, Step(0.1, step), 0.5)
+    assert torch.equal(at_once.data.weights, apart.data.weights)
+    for name, state in at_once.data.state.items():
+        assert torch.equal(state, apart.data.state[name])
 
 
 def merged(kernel: Kernel, waiting: Gradients) -> Gradients:
@@ -205,6 +223,27 @@ def test_grouping_is_torchs_own(numbers: list[int], bits: int) -> None:
     assert torch.equal(groups.order_E, torch.argsort(given, stable=True))
     short = (given % 2**31).to(torch.int32)
     assert torch.equal(grouping.stable_order(short, 2**31), torch.argsort(short, stable=True))
+
+
+def test_numbers_that_are_not_side_by_side_are_grouped_alike() -> None:
+    numbers = torch.randint(0, 50, (200,), generator=torch.Generator().manual_seed(0))
+    every_other = numbers[::2]
+    assert torch.equal(grouping.stable_order(every_other, 50), torch.argsort(every_other, stable=True))
+    assert torch.equal(grouping.group(every_other, 50).order_E, torch.argsort(every_other, stable=True))
+
+
+def test_elements_of_arrays_that_are_not_contiguous_are_refused() -> None:
+    """They are read by their place in memory."""
+    numba = pytest.importorskip("numba")
+    from shardembed.kernels.numba.elements import load, load_each
+
+    first, of_each = numba.njit(lambda values: load(values, 1)), numba.njit(lambda values: load_each((values,), 1))
+    assert first(np.arange(4)) == 1
+    assert of_each(np.arange(4)) == (1,)
+    for wrong in (np.arange(4)[::2], np.zeros((2, 2))):
+        for read in (first, of_each):
+            with pytest.raises(numba.TypingError, match="contiguous arrays of one dimension"):
+                read(wrong)
 
 
 def test_many_numbers_are_sorted_by_long_digits() -> None:

@@ -41,10 +41,10 @@ def plan_of(model: Workload, ranks: int, seed: int = 0) -> Plan:
         kinds: list[Placement] = [
             replicated(),
             table_wise((index + seed) % ranks, packing=packing),
-            row_wise(packing=packing),
+            row_wise(strided=False, packing=packing),
             column_wise(some[: max(1, len(some) // 2)], packing=packing),
-            row_wise(some, strided=True, packing=packing),
-            grid(2, some if len(some) % 2 == 0 else (0, 0), packing=packing),
+            row_wise(some, packing=packing),
+            grid(2, some if len(some) % 2 == 0 else (0, 0), strided=False, packing=packing),
         ]
         placement = kinds[(index + seed) % len(kinds)]
         table = load.table

@@ -81,10 +81,12 @@ def test_plans_are_drawn_from_every_kind_cut_and_packing() -> None:
     assert len(trials) == 65
     tables = [table for trial in trials for table in trial.case.plan.tables]
     kinds = Counter(table.kind for table in tables)
-    assert set(kinds) == {"table_wise", "row_wise", "row_wise, strided", "column_wise", "grid", "replicated"}
+    assert set(kinds) == {"table_wise", "row_wise", "row_wise, blocks", "column_wise", "grid", "replicated"}
     assert {table.packing for table in tables} == {"unique", "bag"}
     assert {len(table.layout.strips) for table in tables} >= {1, 2, 4}
-    uneven = [table for table in tables if table.kind == "row_wise" and len({len(s.rows) // 2 for s in table.layout.shards}) > 1]
+    uneven = [
+        table for table in tables if table.kind == "row_wise, blocks" and len({len(s.rows) // 2 for s in table.layout.shards}) > 1
+    ]
     assert uneven
     again = unseen.trials(CLUSTER, 13)
     assert [trial.case.plan.hash for trial in again] == [trial.case.plan.hash for trial in trials]

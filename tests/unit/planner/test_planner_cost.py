@@ -53,7 +53,9 @@ def loads(draw: st.DrawFn) -> TableLoad:
     )
     lengths = tuple(draw(st.floats(0.1, 30.0)) for _ in poolings)
     skew = draw(st.sampled_from([Uniform(), Zipf(1.1)]))
-    return TableLoad(table, lengths, skew, draw(st.sampled_from(["sorted", "hashed"])), draw(st.sampled_from(OPTIMIZERS)))
+    return TableLoad(
+        table, lengths, skew, draw(st.sampled_from(["sorted", "hashed", "unknown"])), draw(st.sampled_from(OPTIMIZERS))
+    )
 
 
 @st.composite

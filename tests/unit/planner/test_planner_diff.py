@@ -50,7 +50,7 @@ KINDS = [
     table_wise(0),
     table_wise(1),
     row_wise(),
-    row_wise(strided=True),
+    row_wise(strided=False),
     row_wise([1, 0, 2], bounds=[5, 11]),
     column_wise([2, 0]),
     grid(2, [0, 1, 2, 3]),
@@ -70,7 +70,7 @@ def test_bytes_that_move_are_those_a_rank_did_not_hold(old: Placement, new: Plac
 
 
 def test_more_ranks_are_new_and_fewer_are_gone() -> None:
-    small, large = plan(2, t=row_wise()), plan(4, t=row_wise())
+    small, large = plan(2, t=row_wise(strided=False)), plan(4, t=row_wise(strided=False))
     grown, shrunk = diff.compare(small, large), diff.compare(large, small)
     quarter = ROWS // 4 * COLUMNS * 4
     assert grown.arriving.tolist() == [0, quarter, quarter, quarter]
@@ -80,7 +80,9 @@ def test_more_ranks_are_new_and_fewer_are_gone() -> None:
 
 
 def test_changes_are_named() -> None:
-    old = plan(2, moved=table_wise(0), packed=row_wise(), kind=row_wise(), cut=row_wise(), same=row_wise(), gone=row_wise())
+    old = plan(
+        2, moved=table_wise(0), packed=row_wise(), kind=row_wise(), cut=row_wise(strided=False), same=row_wise(), gone=row_wise()
+    )
     new = plan(
         2,
         moved=table_wise(1),
@@ -95,7 +97,7 @@ def test_changes_are_named() -> None:
         "moved": "table_wise, on other ranks",
         "packed": "packing unique -> bag",
         "kind": "row_wise -> column_wise",
-        "cut": "row_wise, cut elsewhere",
+        "cut": "row_wise, blocks, cut elsewhere",
         "gone": "only in the old plan",
         "added": "only in the new plan",
     }

@@ -164,7 +164,7 @@ def test_explaining_says_what_a_table_is_asked_for() -> None:
     assert max(map(len, text.splitlines())) <= report.WIDTH
     assert "--pin" in text
     assert "8,192 samples ask for 41 k ids (2 features, 5 a sample)" in " ".join(text.split())
-    assert any(line.startswith("*") and "row_wise, unique" in line for line in text.splitlines())
+    assert any(line.startswith("*") and "row_wise, blocks, unique" in line for line in text.splitlines())
     assert "…" not in text
     assert json.loads(json.dumps(found))["layouts"][0]["phase_seconds"].keys() == set(planned.estimate.phases)
 
@@ -183,11 +183,13 @@ def test_only_one_packing_is_weighed_where_rows_are_read_by_id() -> None:
 def test_a_layout_has_a_sentence() -> None:
     tables: dict[str, TablePlan] = {table.kind: table for table in made_up(8).plan.tables}
     assert words.sentence(tables["table_wise"]) == "whole on rank 7; sums of bags travel"
-    assert words.sentence(tables["row_wise"]) == "rows cut over 8 ranks (0-7), in even blocks of 1,250; distinct rows travel"
+    assert (
+        words.sentence(tables["row_wise, blocks"]) == "rows cut over 8 ranks (0-7), in even blocks of 1,250; distinct rows travel"
+    )
     assert words.sentence(tables["column_wise"]).startswith("columns cut over 4 ranks (0-3), 4 strips of 32 columns")
     assert words.sentence(tables["grid"]).startswith("2 strips of 16 columns, each cut by rows, in even blocks of 2.5 M, on")
     assert words.sentence(tables["replicated"]).startswith("a copy on every rank")
-    assert "row i in block i % 8" in words.sentence(tables["row_wise, strided"])
+    assert "row i in block i % 8" in words.sentence(tables["row_wise"])
 
 
 def test_made_up_plans_hang_together() -> None:

@@ -121,6 +121,7 @@ SPACES = {
     "even traffic, an id a sample": (load("a", 4, 4, 1.0, Uniform()), load("b", 8, 3, 1.0, Uniform())),
     "popular rows first": (load("a", 4, 4, 3.0, Zipf(1.2), "sorted"), load("b", 8, 2, 5.0, Zipf(0.8), "sorted")),
     "popular rows anywhere": (load("a", 8, 2, 1.0, Zipf(1.2)), load("b", 4, 4, 1.0, Zipf(1.5))),
+    "popular rows nobody knows where": (load("a", 8, 2, 3.0, Zipf(1.2), "unknown"), load("b", 4, 4, 1.0, Zipf(1.5), "unknown")),
     "shares that may be unequal": (load("a", 4, 2, 6.0, Uniform()), load("b", 8, 2, 3.0, Zipf(1.1))),
 }
 
@@ -144,6 +145,13 @@ def plans(space: Space, problem: Problem) -> Iterator[Plan]:
                     ways[-1] += [replace(choice, shares=(part, parts - part)) for part in (parts // 8, parts // 4)]
     for choices in itertools.product(*ways):
         yield space.plan(problem, choices)
+
+
+def test_rows_are_dealt_out_where_their_order_is_not_known() -> None:
+    space = Space(CostModel(Workload("unknown", 64, SPACES["popular rows nobody knows where"]), TWO), planner.Constraints())
+    strips = [strip for plan in plans(space, space.problem()) for table in plan.tables for strip in table.layout.strips]
+    assert {strip.stride for strip in strips if len(strip.blocks) > 1} >= {2}
+    assert all(strip.stride > 1 for strip in strips if len(strip.blocks) > 1)
 
 
 @pytest.mark.parametrize("room", [None, 1.05], ids=["loose", "tight"])
@@ -175,7 +183,7 @@ def test_layouts_that_users_fix_are_kept_and_counted_as_plans_are() -> None:
     workload = workload_of(tables, 5.0, 64, skew=Zipf(1.1), order="sorted")
     placements = {
         "a": se.row_wise([2, 0], bounds=[7], packing="bag"),
-        "b": se.grid(2, strided=True),
+        "b": se.grid(2),
         "c": se.replicated(),
         "d": se.column_wise([1, 1, 3]),
     }

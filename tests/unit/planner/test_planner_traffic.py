@@ -101,7 +101,11 @@ def test_drawn_batches_look_like_that(skew: Skew) -> None:
 
 @examples(60)
 @given(
-    st.sampled_from(SKEWS), st.sampled_from(["sorted", "hashed"]), st.integers(1, 20_000), st.integers(1, 64), st.floats(0.5, 1e5)
+    st.sampled_from(SKEWS),
+    st.sampled_from(["sorted", "hashed", "unknown"]),
+    st.integers(1, 20_000),
+    st.integers(1, 64),
+    st.floats(0.5, 1e5),
 )
 def test_blocks_add_up_to_the_whole(skew: Skew, order: Order, rows: int, parts: int, ids: float) -> None:
     found = traffic(rows, ids, skew, order)

@@ -20,11 +20,11 @@ CPU = torch.device("cpu")
 ROWS = 2**33 + 7
 WORLD = 3
 CUTS: dict[str, Placement] = {
+    "blocks": row_wise(strided=False),
     "row_wise": row_wise(),
-    "strided": row_wise(strided=True),
     "bounds": row_wise(bounds=[2**31 + 1, 2**32 + 5]),
-    "grid": grid(2, [0, 1, 2, 0]),
-    "strided grid": grid(3, [0, 1, 2], strided=True),
+    "grid of blocks": grid(2, [0, 1, 2, 0], strided=False),
+    "grid": grid(3, [0, 1, 2]),
     "column_wise": column_wise(),
     "table_wise": table_wise(2),
     "table_row_wise": table_row_wise(0),

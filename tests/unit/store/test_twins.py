@@ -16,12 +16,12 @@ from shardembed.tables.table_config import TableConfig
 
 RANKS = 4
 CUTS = (
-    row_wise(),
+    row_wise(strided=False),
     column_wise(),
     column_wise(ranks=[1, 3]),
     column_wise(ranks=[2, 2]),
+    grid(2, ranks=[0, 1, 2, 3], strided=False),
     grid(2, ranks=[0, 1, 2, 3]),
-    grid(2, ranks=[0, 1, 2, 3], strided=True),
 )
 
 

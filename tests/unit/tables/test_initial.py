@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -40,6 +43,62 @@ def test_any_cut_of_a_table_is_a_part_of_the_whole(name: str, a: int, b: int, st
     rows, columns = range(min(a, b), max(a, b), step), range(min(c, d), max(c, d))
     got = filled(TableConfig("t", ROWS, COLUMNS, init=STARTS[name]), rows, columns)
     assert torch.equal(got, WHOLE[name][rows.start : rows.stop : rows.step, columns.start : columns.stop])
+
+
+def by_definition(start: Normal | Uniform, rows: int, columns: int, seed: int) -> np.ndarray:
+    """Table "t" as the top of the module says: each block whole, from the stream of its number, then scaled."""
+    key = np.frombuffer(hashlib.blake2b(f"{seed}/t".encode(), digest_size=16).digest(), np.uint64)
+    blocks = []
+    for number, first in enumerate(range(0, rows, initial.BLOCK_ROWS)):
+        stream = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
+        shape = (min(initial.BLOCK_ROWS, rows - first), columns)
+        if isinstance(start, Normal):
+            block = stream.standard_normal(shape, np.float32) * np.float32(start.std) + np.float32(start.mean)
+        else:
+            block = stream.random(shape, np.float32) * np.float32(start.high - start.low) + np.float32(start.low)
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("start", [Normal(0.5, 2.0), Uniform(-2.0, 3.0)], ids=["normal", "uniform"])
+@pytest.mark.parametrize("columns", [1, 3, 70])  # of the last a piece has a number of rows that divides no block
+def test_rows_have_the_bits_of_their_definition_however_they_are_written(
+    columns: int, start: Normal | Uniform, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = TableConfig("t", ROWS, columns, init=start, dtype=dtype)
+    expected = torch.from_numpy(by_definition(start, ROWS, columns, 7)).to(dtype)
+    monkeypatch.setattr(initial, "WORTH", 1)
+    cuts = itertools.product((range(ROWS), range(5, ROWS, 3)), (range(columns), range(columns // 2, columns)), (1, 2, 5))
+    for rows, kept, cores in cuts:
+        monkeypatch.setattr(initial, "_cores", lambda cores=cores: cores)
+        slab = torch.full((len(rows) + 2, len(kept)), torch.nan, dtype=dtype)
+        wider = torch.full((len(rows), len(kept) + 1), torch.nan, dtype=dtype)
+        for out, around in ((slab[1:-1], slab[[0, -1]]), (wider[:, 1:], wider[:, :1])):  # the latter's rows are apart
+            initial.fill(out, table, 7, rows, kept)
+            assert torch.equal(out, expected[rows.start :: rows.step, kept.start : kept.stop])
+            assert around.isnan().all()
+
+
+def test_rows_can_be_drawn_in_inference_mode_and_by_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initial, "WORTH", 1)
+    monkeypatch.setattr(initial, "_cores", lambda: 3)
+    with torch.inference_mode():
+        got = filled(TableConfig("t", ROWS, COLUMNS, init=Normal()), range(ROWS), range(COLUMNS))
+    assert torch.equal(got, WHOLE["normal"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "cores"),
+    [({}, 4), ({"WORLD_SIZE": "2"}, 2), ({"WORLD_SIZE": "64", "LOCAL_WORLD_SIZE": "4"}, 1), ({"WORLD_SIZE": "8"}, 1)],
+)
+def test_ranks_of_a_machine_share_its_cores(settings: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(initial.os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
+    assert initial._cores() == cores
 
 
 def test_rows_far_out_are_drawn_without_the_rows_before() -> None:

@@ -90,8 +90,8 @@ def test_the_gap_is_named(shards: list[tuple[range, range]], says: str) -> None:
         Layout(6, 4, tuple(Shard(rows, columns, (0,)) for rows, columns in shards))
 
 
-@given(SIZES, st.integers(1, 6), st.integers(1, 3), st.booleans(), st.data())
-def test_every_kind_tiles(size: tuple[int, int], world: int, per_node: int, strided: bool, data: st.DataObject) -> None:
+@given(SIZES, st.integers(1, 6), st.integers(1, 3), st.none() | st.booleans(), st.data())
+def test_every_kind_tiles(size: tuple[int, int], world: int, per_node: int, strided: bool | None, data: st.DataObject) -> None:
     rows, columns = size
     cluster = Cluster(world, per_node)
     rank, node = st.integers(0, world - 1), st.integers(0, (world - 1) // per_node)
@@ -125,6 +125,14 @@ def test_even_cuts_differ_by_one_row_at_most() -> None:
     assert [len(shard.rows) for shard in layout.shards] == [3, 3, 3, 2]
     strips = column_wise().layout(1, 11, Cluster(4, 4)).strips
     assert [len(strip.columns) for strip in strips] == [3, 3, 3, 2]
+
+
+def test_rows_are_dealt_out_unless_blocks_are_asked_for() -> None:
+    cluster = Cluster(3, 3)
+    for placement in (row_wise(), table_row_wise(0), grid(1), row_wise(strided=True)):
+        assert [shard.rows for shard in placement.layout(8, 2, cluster).shards] == [range(0, 8, 3), range(1, 8, 3), range(2, 8, 3)]
+    for placement in (row_wise(strided=False), table_row_wise(0, strided=False), grid(1, strided=False), row_wise(bounds=[3, 6])):
+        assert [shard.rows for shard in placement.layout(8, 2, cluster).shards] == [range(0, 3), range(3, 6), range(6, 8)]
 
 
 def test_grid_takes_a_node_a_strip() -> None:

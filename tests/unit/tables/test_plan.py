@@ -56,7 +56,8 @@ def test_a_mapping_goes_to_the_tables_it_names() -> None:
 
 
 def test_what_people_call_a_layout() -> None:
-    assert resolve([BIG], row_wise(strided=True), TWO).tables[0].kind == "row_wise, strided"
+    assert resolve([BIG], row_wise(), TWO).tables[0].kind == "row_wise"
+    assert resolve([BIG], row_wise(strided=False), TWO).tables[0].kind == "row_wise, blocks"
     layout = Layout(
         4, 4, (Shard(range(4), range(2), (0,)), Shard(range(2), range(2, 4), (0,)), Shard(range(2, 4), range(2, 4), (1,)))
     )
@@ -124,7 +125,7 @@ def test_the_hash_sees_every_part() -> None:
     base = resolve([BIG], row_wise(), TWO)
     others = [
         resolve([BIG], wanted, TWO)
-        for wanted in (row_wise(packing="bag"), row_wise([1, 0]), row_wise(strided=True), row_wise(bounds=[1]), column_wise())
+        for wanted in (row_wise(packing="bag"), row_wise([1, 0]), row_wise(strided=False), row_wise(bounds=[1]), column_wise())
     ]
     others += [resolve([TableConfig("gib", 1_000_000, 16)], row_wise(), TWO), Plan(base.tables, 3)]
     assert len({plan.hash for plan in [base, *others]}) == len(others) + 1
@@ -132,13 +133,24 @@ def test_the_hash_sees_every_part() -> None:
 
 
 def test_a_saved_plan_loads(tmp_path: Path) -> None:
-    plan = resolve([BIG, SMALL], {"big": row_wise(strided=True, packing="bag")}, TWO)
+    plan = resolve([BIG, SMALL], {"big": row_wise(packing="bag")}, TWO)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
 
 
+def test_a_plan_says_which_rows_its_shards_have(tmp_path: Path) -> None:
+    """So one of blocks that was saved when these were the default means blocks for ever."""
+    shards = [{"rows": [first, first + 5, 1], "columns": [0, 4], "ranks": [first // 5]} for first in (0, 5)]
+    table = {"num_embeddings": 10, "embedding_dim": 4, "packing": "unique", "shards": shards}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": 1, "world_size": 2, "tables": {"small": table}}))
+    plan = resolve([SMALL], Plan.load(path), TWO)
+    assert [shard.rows for shard in plan.tables[0].layout.shards] == [range(0, 5), range(5, 10)]
+    assert plan == resolve([SMALL], {"small": row_wise(strided=False)}, TWO)
+
+
 def spoiled(change: Any) -> str:
-    data = resolve([SMALL], row_wise(), TWO).to_json()
+    data = resolve([SMALL], row_wise(strided=False), TWO).to_json()
     change(data)
     return json.dumps(data)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from shardembed.config.arrow_types import plain, plain_type
-from shardembed.config.explain import nearest
+from shardembed.config.hints import nearest
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
