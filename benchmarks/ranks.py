@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import shardembed as se
 from benchmarks import jobs, launches, own_work, pages, peer_ranks, plots
 from benchmarks.figures import Spread
 from benchmarks.jobs import Result
 from benchmarks.options import Options
 from benchmarks.own_work import PARTS, Case, Rank
-from shardembed.kernels.memory import keep_freed_memory
 from shardembed.tables.placement import Packing
 
 TITLE = "A rank's own work"
@@ -51,27 +48,17 @@ def cases(samples: int) -> list[Case]:
     return found + [Case(*shape, ROWS, samples, ids, packing) for shape in SHAPES for packing, ids in ON_SHAPES]
 
 
-def collect(options: Options, words: Sequence[str]) -> list[Result]:
-    """All numbers of ranks in one process."""
+def collect(options: Options, words: list[str]) -> list[Result]:
+    """All numbers of ranks in this process, which is a rank on its own."""
     del words
-    try:
-        return jobs.in_a_process("benchmarks.ranks", asdict(options))
-    except subprocess.CalledProcessError as error:
-        raise jobs.BenchFailedError(error.returncode) from None
-
-
-def main() -> None:
-    told = Path(sys.argv[1])
-    options = Options(**json.loads(told.read_text()))
     torch.set_num_threads(1)
-    os.environ["TRITON_INTERPRET"] = "1"  # for the counting, before Triton is imported
-    if options.keep_memory:
-        keep_freed_memory()
-    told.write_text(json.dumps(measure(options)))
+    se.init(keep_memory=options.keep_memory)
+    return measure(options)
 
 
 def measure(options: Options) -> list[Result]:
     """A point for each case and number of ranks; behind ours TorchRec's."""
+    os.environ["TRITON_INTERPRET"] = "1"  # for the counting, before Triton is imported
     ranks, samples = [number for number in options.ranks if number > 1], options.samples or SAMPLES
     found: list[Result] = []
     for case in cases(samples):
@@ -151,7 +138,7 @@ def page(results: list[Result], path: Path | None) -> list[str]:
         lines += [f"![a rank's own work against the number of ranks]({name})", ""]
     ranks = sorted({number for points in ours.values() for number in points})
     if ours:
-        lines += ["## All ranks", "", *pages.paragraph("Milliseconds a step. In the picture bands reach up to the median.")]
+        lines += ["## All ranks", "", *pages.paragraph("Milliseconds a step.")]
         rows = [[_name(case), *_cells(points, ranks), _grown(points)] for case, points in ours.items()]
         lines += [*pages.table(["", *map(_ranks, ranks), f"{FAR:,} / {NEAR}"], rows), ""]
         lines += _left_out(ours, ranks)
@@ -248,7 +235,3 @@ def _stacked(ours: dict[tuple[Any, ...], ByRanks]) -> tuple[str, list[float], di
     case = next((case for case in ours if case[2] > 1), next(iter(ours)))
     points = ours[case]
     return _name(case), list(points), {part: [each["parts"][part] for each in points.values()] for part in PARTS}
-
-
-if __name__ == "__main__":
-    main()
