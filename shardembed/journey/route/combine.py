@@ -59,9 +59,9 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> Outputs:
         for feature, part in zip(columns.features, parts, strict=True):
             strips[feature].append((0, part))
     outputs = [found[0][1] if len(found) == 1 else _joined(found) for found in strips]
-    for i, part in enumerate(route.ids.parts):
-        if len(part.shape) != 1:
-            outputs[i] = torch.ops.aten._unsafe_view.default(outputs[i], [*part.shape, outputs[i].shape[1]])
+    for i, shape in enumerate(route.ids.shapes):
+        if len(shape) != 1:
+            outputs[i] = torch.ops.aten._unsafe_view.default(outputs[i], [*shape, outputs[i].shape[1]])
     return Outputs(outputs, whole)
 
 
