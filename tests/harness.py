@@ -46,6 +46,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).parents[1]
 SECONDS = 300.0  # ranks that have not started or answered by then hang, however loaded the machine is
 GRACE = 2.0  # after a rank has failed, how long its peers may still answer: they are probably waiting for it
+WARM = "tests.warm"  # what ranks are forks of
+COLD = f"something else started the process that ranks are forks of, without {WARM}: call `harness.forks` before it"
 GROUP_TIMEOUT = timedelta(minutes=10)  # the pool's own time limits are shorter, and tell more
 
 
@@ -175,7 +177,8 @@ class _Pool:
             apart = world_size == 2 and rank == 1 and not fresh
             context = multiprocessing.get_context("spawn") if apart else forks()
             ours, theirs = context.Pipe()
-            arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)))
+            forked = context.get_start_method() == "forkserver"
+            arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)), forked)
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank-{rank}")
             process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
@@ -248,11 +251,14 @@ class _Pool:
 
 
 def forks() -> Any:
-    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there."""
+    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there.
+
+    Python has one such server for a process: a test of code that has forks of its own calls this before, or ranks would be those.
+    """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.warm"])
+    context.set_forkserver_preload([WARM])
     with _folder(ROOT):  # where the server finds it
         forkserver.ensure_running()
     return context
@@ -268,8 +274,11 @@ def _folder(path: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _serve(rank: int, world_size: int, port: int, pipe: Connection, stack_file: str) -> None:
+def _serve(rank: int, world_size: int, port: int, pipe: Connection, stack_file: str, forked: bool) -> None:
     """A rank's life: join the group, then answer calls until the pipe ends."""
+    if forked and WARM not in sys.modules:
+        pipe.send_bytes(pickle.dumps(Outcome(error=RuntimeError(COLD))))
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its ranks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stacks = open(stack_file, "w")  # noqa: SIM115 (stays open for the signal handler)
