@@ -6,7 +6,7 @@ group broken, or that ends a process, asks for `fresh_ranks=True`.
 
 On Linux ranks are forks of one process that has imported `tests.warm`, which saves each of them seconds. Forks
 hash strings alike, so an order of sets would be the same on all ranks, as it is not in a job: in the pool of two
-ranks, which most tests use, one is therefore a process of its own.
+ranks, which most tests use, one is therefore a fork of another such process.
 
 The function must be at the top of a module (processes find it by name), and its arguments and results must
 pickle. Every call starts from seed 0. pytest does not rewrite assertions in a rank: give them a message, or
@@ -175,12 +175,13 @@ class _Pool:
         self._processes: list[Any] = []
         for rank in range(world_size):
             apart = world_size == 2 and rank == 1 and not fresh
-            context = multiprocessing.get_context("spawn") if apart else forks()
+            context = forks()
             ours, theirs = context.Pipe()
             forked = context.get_start_method() == "forkserver"
             arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)), forked)
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank-{rank}")
-            process.start()
+            with _hashing_otherwise() if apart and forked else contextlib.nullcontext():
+                process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             self._pipes.append(ours)
             self._processes.append(process)
@@ -262,6 +263,23 @@ def forks() -> Any:
     with _folder(ROOT):  # where the server finds it
         forkserver.ensure_running()
     return context
+
+
+_other = forkserver.ForkServer()
+
+
+@contextlib.contextmanager
+def _hashing_otherwise() -> Iterator[None]:
+    """Processes that start meanwhile are forks of a second warm process, whose hashes of strings are its own."""
+    _other.set_forkserver_preload([WARM])
+    with _folder(ROOT):
+        _other.ensure_running()
+    first = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = _other.connect_to_new_process
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = first
 
 
 @contextlib.contextmanager
