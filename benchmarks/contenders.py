@@ -24,7 +24,7 @@ class Setting:
 
     Attributes:
         packing: of all tables.
-        strided: rows are dealt out in turn, where they are cut.
+        strided: as of `row_wise`.
         wire_dtype: of vectors on their way.
         ahead: the ids of a batch are sent while the one before computes.
         whole: the vectors' one tensor is asked for, where they pool, in place of a concatenation as of any tensors.
@@ -33,7 +33,7 @@ class Setting:
     """
 
     packing: Packing | None = None
-    strided: bool = False
+    strided: bool | None = None
     wire_dtype: torch.dtype | None = None
     ahead: bool = False
     whole: bool = False

@@ -1,6 +1,6 @@
 """The ranks of one contender: processes of their own, which wait until the command that started them tells them to do something.
 
-Between its turns a contender blocks in a read from a pipe, and so takes no time from the others.
+Between its turns a contender is stopped, and so takes nothing from the others: Gloo's threads look around a hundred times a second.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.tasks import Batch, Task
+from shardembed.comm import lifeline
 
 BATCHES = 4  # that every contender steps through, again and again
-PRELOADED = ("benchmarks.roster",)  # what is imported once, in a process that all ranks are forks of; peers import theirs later
+PRELOADED = (
+    "benchmarks.tied",
+    "benchmarks.roster",
+)  # what is imported once, in a process that all ranks are forks of; peers import theirs later
 Found = TypeVar("Found")
 
 
@@ -96,8 +100,12 @@ class Crew:
         Raises:
             CrewError: a rank failed.
         """
-        for words in self.words:
-            words.send((action, given))
+        try:
+            for process, words in zip(self.processes, self.words, strict=True):
+                os.kill(process.pid, signal.SIGCONT)
+                words.send((action, given))
+        except OSError as error:  # the system was short of memory, for example
+            raise CrewError(f"a rank has ended: {error}", "") from error
         return self._answers()
 
     def _answers(self) -> list[Any]:
@@ -112,6 +120,8 @@ class Crew:
                 if isinstance(answer, CrewError):
                     raise answer
                 found[self.words.index(words)] = answer
+        for process in self.processes:
+            os.kill(process.pid, signal.SIGSTOP)
         return [found[rank] for rank in range(len(self.words))]
 
     def close(self) -> None:
@@ -131,7 +141,8 @@ def _job(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def _serve(words: Connection, job: dict[str, str], make: Make, task: Task) -> None:
-    """A rank: builds its step, then does what it is told until nobody is there any more."""
+    """A rank: builds its step, then does what it is told."""
+    lifeline.end_with(os.getppid())  # it is stopped most of the time, and then sees nobody leave
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its ranks
     os.dup2(2, 1)  # what libraries print is no part of the page
     os.environ.update(job)
@@ -147,8 +158,6 @@ def _serve(words: Connection, job: dict[str, str], make: Make, task: Task) -> No
         while True:
             action, given = words.recv()
             words.send(action(made, *given))
-    except EOFError:
-        return
     except CrewError as error:
         words.send(error)
     except Exception as error:  # whatever another library raises for what it cannot do

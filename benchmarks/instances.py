@@ -41,7 +41,7 @@ def tight(topology: Topology, workload: Workload, loose: Estimate) -> Topology:
     """
     others = loose.memory_bytes - sum(loose.memory[loose.categories.index(name)] for name in HELD)
     limit = TIGHT * table_bytes(workload) / topology.ranks + float(others.max())
-    return replace(topology, memory=round(limit) + topology.reserve)
+    return replace(topology, memory=round(limit) + topology.memory - topology.room)
 
 
 def table_bytes(workload: Workload) -> float:

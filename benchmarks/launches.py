@@ -36,11 +36,11 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks import pages
 from benchmarks.own_work import Case, Rank
-from shardembed.kernels import grouping
+from shardembed.kernels import grouping, triton
 from shardembed.tables.settings import Settings
 
 PACKAGE = str(Path(grouping.__file__).parents[1])
@@ -266,13 +266,13 @@ def _around_triton(launched: Callable[[Any], None]) -> Callable[[], None]:
 
     def told(kernel: Any, *args: Any, **constants: Any) -> Any:
         launched(kernel)
-        with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
             return run(kernel, *args, **constants)
 
-    GridExecutor.__call__ = told
+    setattr(GridExecutor, "__call__", told)  # noqa: B010 - an assignment is no type of it
 
     def undo() -> None:
-        GridExecutor.__call__ = run
+        setattr(GridExecutor, "__call__", run)  # noqa: B010
 
     return undo
 
@@ -280,12 +280,13 @@ def _around_triton(launched: Callable[[Any], None]) -> Callable[[], None]:
 @contextmanager
 def as_on_a_device() -> Iterator[None]:
     """Without the compiled kernels of the CPU, so that tensors take the way of those on a device."""
-    missing = grouping.missing
+    missing, serves = grouping.missing, triton.serves
     grouping.missing = lambda: "left out, as on a device"
+    triton.serves = lambda device: True  # type: ignore[assignment]
     try:
         yield
     finally:
-        grouping.missing = missing
+        grouping.missing, triton.serves = missing, serves
 
 
 def count(case: Case, ranks: int) -> Launches:

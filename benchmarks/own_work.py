@@ -36,6 +36,7 @@ from shardembed.tables.placement import Cluster, Packing
 from shardembed.tables.plan import resolve
 from shardembed.tables.settings import Settings
 from shardembed.tables.table_config import Constant, TableConfig, features_of
+from shardembed.wire.message import Numbers
 
 CPU = torch.device("cpu")
 WIDTH = 16
@@ -81,9 +82,14 @@ class Case:
     def batches(self, ranks: int) -> list[dict[str, torch.Tensor]]:
         """A few that take turns, by feature `[samples]` or `[samples, ids]`; the same for whoever asks."""
         numbers = np.random.default_rng(0)
-        shape = (self.samples, self.ids) if self.ids > 1 else (self.samples,)
-        names = [f"t{i}" for i in range(self.tables)]
-        return [{name: torch.from_numpy(numbers.integers(0, self.rows * ranks, shape)) for name in names} for _ in range(BATCHES)]
+        return [{f"t{i}": torch.from_numpy(self._ids(numbers, ranks)) for i in range(self.tables)} for _ in range(BATCHES)]
+
+    def _ids(self, numbers: np.random.Generator, ranks: int) -> np.ndarray:
+        if self.ids == 1:
+            return numbers.integers(0, self.rows * ranks, self.samples)
+        ids = numbers.integers(0, self.rows * ranks, (self.samples, self.ids))
+        ids[0, 1] = ids[0, 0]  # so that a segment has several keys on any number of ranks, as in a large batch
+        return ids
 
 
 BATCHES = 4
@@ -110,7 +116,10 @@ class Echo(Comm):
     def _channel(self, group: Any, number: int) -> Any:
         return _Mirror()
 
-    def agree(self, what: str, lines: Sequence[str], device: torch.device) -> None:
+    def tell(self, group: Any, stage: str, rows: Numbers) -> Numbers:
+        return rows  # as they are: to `launches` a tensor of them would look like one that has to leave the device
+
+    def agree(self, what: str, lines: Sequence[str]) -> None:
         return
 
 
@@ -160,8 +169,8 @@ class Rank:
         batch = self.batches[number % len(self.batches)]
         self.journey.watch(stage)
         with rest("combine"):
-            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features).each
+            outputs = self.journey.forward(lambda: IdBatch.of(batch, self.features), self.features)
         with rest("adjoint"):
-            self._backward(outputs)
+            self._backward(outputs.each if outputs.whole is None else [outputs.whole])
         with rest("update"):
             self.journey.step()

@@ -14,7 +14,6 @@ import json
 import logging
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from torch import nn
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 from torch.futures import Future
 
+from benchmarks import jobs
 from benchmarks.options import Options
 from benchmarks.own_work import WIDTH, Case, Figures
-from shardembed.kernels.memory import keep_freed_memory
 
 NAME = "TorchRec"
 PARTS = ("input dist", "lookup", "output dist", "backward and update")
@@ -108,14 +107,11 @@ def in_a_process(case: Case, ranks: int, options: Options) -> list[Figures] | st
     """Seconds by part of each timed step, or why there are none."""
     if importlib.util.find_spec("torchrec") is None:
         return "TorchRec is not installed"
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.json"
-        asked = {"case": case.__dict__, "ranks": ranks, "rounds": options.rounds, "steps": options.steps}
-        told.write_text(json.dumps({**asked, "keep_memory": options.keep_memory}))
-        done = subprocess.run([sys.executable, "-m", "benchmarks.peer_ranks", str(told)], capture_output=True, text=True)
-        if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return json.loads(told.read_text())
+    asked = {"case": case.__dict__, "ranks": ranks, "rounds": options.rounds, "steps": options.steps}
+    try:
+        return jobs.in_a_process("benchmarks.peer_ranks", asked, keep_errors=True)
+    except subprocess.CalledProcessError as error:
+        return (error.stderr.strip().splitlines() or [str(error)])[-1]
 
 
 def main() -> None:
@@ -123,8 +119,6 @@ def main() -> None:
     asked = json.loads(told.read_text())
     torch.set_num_threads(1)
     logging.disable(logging.ERROR)
-    if asked["keep_memory"]:
-        keep_freed_memory()
     told.write_text(json.dumps(measure(Case(**asked["case"]), asked["ranks"], asked["rounds"], asked["steps"])))
 
 

@@ -73,7 +73,7 @@ def rows_of(workloads: Sequence[Workload], topology: Topology, ranks: Sequence[i
 
 def attempt(instance: Instance, topology: Topology) -> Row:
     start = time.perf_counter()
-    limit = float(topology.memory - topology.reserve)
+    limit = float(topology.room)
     try:
         planned = plan(instance.workload, topology)
     except ShardEmbedError as error:

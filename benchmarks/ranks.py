@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import shardembed as se
 from benchmarks import jobs, launches, own_work, pages, peer_ranks, plots
 from benchmarks.figures import Spread
 from benchmarks.jobs import Result
@@ -46,8 +49,11 @@ def cases(samples: int) -> list[Case]:
 
 
 def collect(options: Options, words: list[str]) -> list[Result]:
-    """All numbers of ranks in one process, which is a rank on its own."""
-    return jobs.run_jobs([1], [*words, "--ranks", *map(str, options.ranks)])
+    """All numbers of ranks in this process, which is a rank on its own."""
+    del words
+    torch.set_num_threads(1)
+    se.init(keep_memory=options.keep_memory)
+    return measure(options)
 
 
 def measure(options: Options) -> list[Result]:

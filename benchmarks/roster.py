@@ -157,9 +157,7 @@ def _said(task: Task, kind: str) -> dict[str, Setting]:
     if task.pooled and kind in ("table_wise", "column_wise", "mixed"):
         found['packing="unique"'] = Setting(packing="unique")
     if kind == "row_wise":
-        found["strided=True"] = Setting(strided=True)
-        if task.pooled:
-            found['packing="bag", strided=True'] = Setting(packing="bag", strided=True)
+        found["strided=False"] = Setting(strided=False)
     if task.pooled:
         found["out.concatenated()"] = Setting(whole=True)
     found["bfloat16 wire"] = Setting(wire_dtype=torch.bfloat16)

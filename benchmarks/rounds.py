@@ -31,9 +31,10 @@ def take_turns(
     for name, crew in crews.items():
         crew.do(turn, 0, 0, FIRST if every.get(name, 1) == 1 else 1)
     for number in range(rounds):
-        order = list(crews)
-        first = number % len(order)
-        for name in [*order[first:], *order[:first]]:  # none always runs after the same other one
+        names = list(crews)
+        first = number // 2 % len(names)
+        order = [*names[first:], *names[:first]]
+        for name in reversed(order) if number % 2 else order:  # none always runs after the same other one
             runs = number % every.get(name, 1) == 0
             times[name] += crews[name].do(turn, number * (UNCOUNTED + steps), UNCOUNTED, steps)[0] if runs else [None] * steps
     return times

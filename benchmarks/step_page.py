@@ -15,7 +15,7 @@ ABOUT = (
     "Forward, concatenation of the vectors, backward, update (rowwise Adagrad; torch's is Adagrad) and `zero_grad` of the "
     "embedding part, as a user of each library writes them, from raw tensors. Every contender has processes of its own, one a "
     "rank, and they take turns on the same ids: two steps that are not counted, since they find the caches full of others' rows, "
-    "then the counted ones, each between two barriers; meanwhile the others wait, blocked. Milliseconds are medians over all steps "
+    "then the counted ones, each between two barriers; meanwhile the others are stopped. Milliseconds are medians over all steps "
     "with their quartiles; a ratio is the median of the ratios of single steps, on the same ids in the same round, and beside it "
     "stands the ratio of the least steps. Ours is what `row_wise()` and its siblings give without further settings, unless a name "
     "says otherwise. Ranks that share cores measure total work, not scaling."

@@ -111,7 +111,7 @@ def their_cost(space: Space, found: Found) -> tuple[TheirCost, Assigned | None]:
 def our_cost(space: Space, found: Assigned | None, chosen: Assigned | None, topology: Topology) -> OurCost:
     """The same plans by our cost, beside what our planner makes of the instance with all that it may choose from."""
     here = topology.scaled(space.ranks)
-    here = replace(here, memory=space.capacity + here.reserve)
+    here = replace(here, memory=space.capacity + here.memory - here.room)
     model = CostModel(space.workload, here)
     theirs, fits = _step(space, found, model) if found else (None, False)
     for_theirs, _ = _step(space, chosen, model) if chosen else (None, False)
@@ -138,7 +138,7 @@ def _step(space: Space, assigned: Assigned, model: CostModel) -> tuple[float, bo
 
     each = np.array([counted(dict.fromkeys(names, packing)).table_seconds.sum(1) for packing in PACKINGS])
     best = counted({name: PACKINGS[i] for name, i in zip(names, each.argmin(0), strict=True)})
-    fits = best.memory_bytes.max() <= model.topology.memory - model.topology.reserve
+    fits = best.memory_bytes.max() <= model.topology.room
     return 1e3 * best.step_seconds, bool(fits)
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device
 from shardembed.config.scalars import integer
 from shardembed.errors import ConfigError, NonFiniteGradientError, PickleError, StepError
 from shardembed.journey.journey import Journey
@@ -183,8 +182,7 @@ class Optimizer(torch.optim.Optimizer):
             "tables": not finite_here(self.journeys),
             "the factor they were clipped by": not finite_factors(self.journeys),
         }
-        device = self.journeys[0].device if self.journeys else default_device()
-        flags = torch.tensor(list(bad.values()), dtype=torch.float32, device=device)
+        flags = torch.tensor(list(bad.values()), dtype=torch.float32)  # known on the host, so told there
         for comm in comms_of(self.journeys) or [Comm.of()]:
             comm.all_reduce("step: agree that gradients are finite", flags, maximum=True)
         if not flags.any():

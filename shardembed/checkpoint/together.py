@@ -6,12 +6,9 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 
-import torch
-
 from shardembed.comm.comm import Comm
 from shardembed.errors import CheckpointError, ShardEmbedError
 
-CPU = torch.device("cpu")
 SIGNS_OF_LIFE = 4  # in the time after which a rank that gives none counts as lost
 
 
@@ -43,7 +40,7 @@ def together(comm: Comm, stage: str, work: Callable[[], str], long: bool = False
     while not said or not all(said):
         if working is not None:
             working.join(comm.timeout / SIGNS_OF_LIFE)
-        said = comm.gather_texts("control", f"checkpoint: {stage}", outcome[0] if outcome else "", CPU)
+        said = comm.gather_texts("control", f"checkpoint: {stage}", outcome[0] if outcome else "")
     texts, troubles = zip(*map(json.loads, said), strict=True)
     if any(troubles):
         raise CheckpointError(merged(troubles))

@@ -32,7 +32,7 @@ from shardembed.checkpoint.format.manifest import Manifest, read_manifest
 from shardembed.checkpoint.format.pieces import Part, write_file, write_state
 from shardembed.checkpoint.sharing import Saved
 from shardembed.checkpoint.snapshot import Snapshot
-from shardembed.checkpoint.together import CPU, on_first, together
+from shardembed.checkpoint.together import on_first, together
 from shardembed.comm.comm import Comm
 from shardembed.errors import CheckpointError, NonFiniteError
 
@@ -146,8 +146,7 @@ def _write_files(saving: Path, snapshot: Snapshot, comm: Comm) -> list[dict[str,
     together(comm, "write", work, long=True)
     # Not in `work`: these texts are long, and rank 0 alone needs them.
     return [
-        json.loads(text)
-        for text in comm.gather_texts("control", "checkpoint: tell what was written", json.dumps(report), CPU, to=0)
+        json.loads(text) for text in comm.gather_texts("control", "checkpoint: tell what was written", json.dumps(report), to=0)
     ]
 
 

@@ -127,7 +127,7 @@ def _clicks(settings: CtrConfig) -> Workload:
     from shardembed.recipes.data.criteo.encode import Encoder
     from shardembed.recipes.models.ctr import table_configs
 
-    data = scan(settings.data, Comm.of(), torch.device("cpu"))
+    data = scan(settings.data, Comm.of())
     encoder = Encoder.of(settings.data, data)
     counts = encoder.counts(data.training())
     tables = table_configs(settings.model, dict(zip(encoder.categories, encoder.sizes, strict=True)))

@@ -179,10 +179,11 @@ class Question:
 
 def _with_memory(topology: Topology, gib: float) -> Topology:
     memory = round(gib * GIB)
-    if memory <= topology.reserve:
+    kept = topology.memory - topology.room
+    if memory <= kept:
         raise ConfigError(
-            f"--memory {gib:g}: {topology.name} keeps {topology.reserve / GIB:.1f} GiB of a rank for what is no table, so nothing "
-            "is left for tables; give more"
+            f"--memory {gib:g}: {topology.name} keeps {kept / GIB:.1f} GiB of a rank for what is no table, so nothing is left for "
+            "tables; give more"
         )
     return replace(topology, memory=memory)
 

@@ -1,4 +1,4 @@
-"""Work beside the main thread, one piece after the other: in a thread, or on a GPU's own stream.
+"""Work beside the main thread, one piece after the other: in a thread, and for a GPU on a stream of its own there.
 
 A line goes on until a piece fails; what comes behind that is dropped, on all ranks alike, since a piece fails on all of them.
 """
@@ -6,15 +6,15 @@ A line goes on until a piece fails; what comes behind that is dropped, on all ra
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-import torch
+from shardembed.comm.streams import Event, Side
 
 Work = Callable[[], Any]
+Finish = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -37,107 +37,67 @@ def _done(work: Work) -> Outcome:
         return Outcome(error=error)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work on its way to the thread.
+
+    Attributes:
+        work: what to do.
+        given: what it is done on.
+        ready: when that is there.
+    """
+
+    work: Work
+    given: Any
+    ready: Event
+
+
 class Line:
-    """Pieces of work in order, and their outcomes in the same order."""
+    """Pieces of work in order, in a thread of their own, and their outcomes in the same order. The thread keeps nothing alive but
+    what it works at.
+    """
 
-    def submit(self, work: Work, given: Any) -> None:
-        """Do `work` on `given`."""
-        raise NotImplementedError  # both do
-
-    def take(self) -> Outcome:
-        """The next outcome, when it is there. Not to be asked for again after one that failed."""
-        raise NotImplementedError  # both do
-
-    def close(self) -> None:
-        """Return when all that was submitted is done."""
-
-
-def line_for(device: torch.device) -> Line:
-    return OnStream(device) if device.type == "cuda" else InThread()
-
-
-class InThread(Line):
-    """In a thread of its own, which keeps nothing alive but what it works at."""
-
-    def __init__(self) -> None:
-        self._work: SimpleQueue[Work | None] = SimpleQueue()
-        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._work, self._outcomes), daemon=True, name="shardembed-prefetch")
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        self._outcomes: SimpleQueue[tuple[Outcome, Event]] = SimpleQueue()
+        args = (self._pieces, self._outcomes, side)
+        self._thread = threading.Thread(target=_serve, args=args, daemon=True, name="shardembed-prefetch")
         self._thread.start()
 
     def submit(self, work: Work, given: Any) -> None:
-        self._work.put(work)
+        """Do `work` on `given`."""
+        self._pieces.put(Piece(work, given, self._side.lend(given)))
 
-    def take(self) -> Outcome:
-        return self._outcomes.get()
+    def take(self, finish: Finish) -> Outcome:
+        """The next outcome, when it is there. Not to be asked for again after one that failed.
+
+        Args:
+            finish: what is done with the value first, in this thread and on the line's stream: collectives that keep the order of
+                the program. Not after a failure.
+        """
+        outcome, done = self._outcomes.get()
+        if outcome.error is None:
+            with self._side.working(done):
+                finish(outcome.value)
+                done = self._side.mark()
+        self._side.fetch(outcome.value, done)
+        return outcome
 
     def close(self) -> None:
-        self._work.put(None)
+        """Return when all that was submitted is done."""
+        self._pieces.put(None)
         if threading.current_thread() is not self._thread:  # else garbage is collected there
             self._thread.join()
 
 
-def _serve(pieces: SimpleQueue[Work | None], outcomes: SimpleQueue[Outcome]) -> None:
+def _serve(pieces: SimpleQueue[Piece | None], outcomes: SimpleQueue[tuple[Outcome, Event]], side: Side) -> None:
     failed = False
-    while (work := pieces.get()) is not None:
+    while (piece := pieces.get()) is not None:
         if not failed:
-            outcome = _done(work)
-            failed = outcome.error is not None
-            outcomes.put(outcome)
+            with side.working(piece.ready):
+                outcome = _done(piece.work)
+                failed = outcome.error is not None
+                outcomes.put((outcome, side.mark()))
             del outcome  # or a batch would live until the next one
-        del work
-
-
-class OnStream(Line):
-    """At once, in the main thread, on a stream of its own: what the GPU computes elsewhere goes on meanwhile."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
-        self._outcomes: deque[tuple[Outcome, Any]] = deque()
-        self._failed = False
-
-    def submit(self, work: Work, given: Any) -> None:
-        if self._failed:
-            return
-        here = [tensor for tensor in tensors_in(given) if tensor.device.type == "cuda"]
-        if here:  # somebody makes them there; from host memory there is nothing to wait for
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        for tensor in here:
-            tensor.record_stream(self._stream)
-        with torch.cuda.stream(self._stream):
-            outcome = _done(work)
-            self._outcomes.append((outcome, self._stream.record_event()))
-        self._failed = outcome.error is not None
-
-    def take(self) -> Outcome:
-        outcome, event = self._outcomes.popleft()
-        current = torch.cuda.current_stream(self._device)
-        current.wait_event(event)
-        for tensor in tensors_in(outcome.value):
-            if tensor.device.type == "cuda":
-                tensor.record_stream(current)  # or its memory would be given away on the other stream too early
-        return outcome
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a value made of dataclasses, containers and plain objects, each once."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen or isinstance(one, str | bytes | int | float | type | torch.nn.Module | None):
-            continue
-        seen.add(id(one))
-        if isinstance(one, torch.Tensor):
-            if one.is_nested:
-                yield from (one.values(), one.offsets())  # type: ignore[operator]
-            else:
-                yield one
-        elif isinstance(one, Mapping):
-            waiting += one.values()
-        elif isinstance(one, tuple | list | set | frozenset):
-            waiting += one
-        elif is_dataclass(one):
-            waiting += (getattr(one, field.name) for field in fields(one))
-        elif hasattr(one, "__dict__"):
-            waiting += vars(one).values()
+        del piece

@@ -1,4 +1,6 @@
-"""The process groups of a Comm: some of each kind, each of them a channel."""
+"""The process groups of a Comm over Gloo: some of each kind, each of them a channel. On a job without GPUs all calls go by them; on
+one with GPUs those whose tensors lie in host memory, beside the two `communicators`.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,15 @@ def open_channels(
         CollectiveError: some ranks do not take part, or their store is lost.
     """
     ranks = dist.get_process_group_ranks(group)
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
+    backend = "gloo" if torch.cuda.is_available() else None
+    on_host = [kind for kind in watched if kind == "cpu"]
     began = time.monotonic()
     made: Channels = {}
     keys: list[tuple[Group, int]] = [(kind, channel) for kind, count in counts.items() for channel in range(count)]
     try:
         for key in keys:
-            made[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, watched, device))
+            made[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, on_host, backend, None))
     except RuntimeError as error:
         close_channels(made)
         # Torch has no time limit for a store that does not answer.

@@ -12,6 +12,9 @@ ends the process, an equally long one is used; only calls of different kinds wai
 
 Of each kind there are one or more process groups, the channels (`channels`). A tag is a checksum of all calls so far, and of the
 optimizer step (`history`, `tag`). The row of counts has it too.
+
+Tensors on a GPU go over NCCL, whose communicators are too large to have one a channel: there are two, for forwards and for the
+rest, and their calls keep the order of the program (`communicators`). Counts and texts lie on the host: they go by channels.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from shardembed.comm.channels import BESIDE, CHANNELS, CONTROL, Group, close_channels, open_channels
+from shardembed.comm.communicators import Communicators, nccl_carries, open_communicators
 from shardembed.comm.diagnosis import Place, Reports, explain, explain_lines, explain_mismatch, gather_reports, of_torch
 from shardembed.comm.heartbeat import Heartbeat, Watch, device_is_through
 from shardembed.comm.history import History
@@ -59,6 +65,7 @@ class Comm:
         channels: Mapping[Group, int] = CHANNELS,
         label: str = "",
     ) -> None:
+        """watched: types of device whose collectives a heartbeat watches."""
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         self.timeout = timeout
@@ -73,6 +80,7 @@ class Comm:
         self._watch, self._watched = Watch(), watched  # calls on these types of device
         alone = self.world_size == 1
         self._channels = {} if alone else open_channels(group, self.rank, channels, watched, timeout)
+        self._communicators: Communicators | None = None
         self._heartbeat: Heartbeat | None = None
         if watched and not alone:
             self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
@@ -96,10 +104,42 @@ class Comm:
         if comm is None:
             if group is None:
                 refuse_unjoined()
-            on_gpu = ["cuda"] if torch.cuda.is_available() and heartbeat is not False else []
-            watched = [*on_gpu, "cpu"] if heartbeat else on_gpu
-            comm = _known[group] = Comm(group, timeout or DEFAULT_TIMEOUT, watched)
+            over_nccl = nccl_carries(group)
+            on_gpu = ["cuda"] if over_nccl and heartbeat is not False else []
+            comm = Comm(group, timeout or DEFAULT_TIMEOUT, [*on_gpu, "cpu"] if heartbeat else on_gpu)
+            if over_nccl:
+                comm.connect(torch.device("cuda", torch.cuda.current_device()), "nccl")
+            _known[group] = comm
         return comm
+
+    def connect(self, device: torch.device, backend: str) -> None:
+        """Have communicators of their own carry the tensors on devices of this type. Collective.
+
+        Raises:
+            CollectiveError: on every rank, when it does not work on any; this Comm is closed then.
+        """
+        began, problem = time.monotonic(), ""
+        try:
+            ranks = dist.get_process_group_ranks(self._group)
+            self._communicators = open_communicators(ranks, device, backend, self._watched, self.timeout)
+        except RuntimeError as error:
+            problem = f"after {time.monotonic() - began:.1f} s: {str(error).splitlines()[0]}"
+        told = self.gather_texts("control", "init: connect devices", problem)
+        if any(told):
+            self.close()
+            cause = "; ".join(f"rank {rank}, {text}" for rank, text in enumerate(told) if text)
+            raise CollectiveError(f"the {backend.upper()} communicators of {len(told)} ranks could not be made: {cause}")
+
+    def in_turn(self, device: torch.device) -> bool:
+        """Whether collectives of tensors there must keep the order of the program, so that nothing beside the main thread may
+        make any (see `communicators`).
+        """
+        return self._communicators is not None and self._communicators.device.type == device.type
+
+    @property
+    def communicator_bytes(self) -> int | None:
+        """What the communicators took of this rank's device when they were made; 0 without any, None where that cannot be seen."""
+        return 0 if self._communicators is None else self._communicators.bytes
 
     def side(self) -> Comm:
         """A second Comm over the same ranks, with the group "control" alone, for a thread that talks while training goes on: the
@@ -115,11 +155,12 @@ class Comm:
     @contextmanager
     def beside(self) -> Iterator[Comm]:
         """A Comm over the same ranks for calls that run beside those of this one, nobody else's until the end: with the group
-        "forward", and numbers of calls of its own. Collective where all that there are have been lent.
+        "forward", and numbers of calls of its own. It has no communicators. Collective where all that there are have been lent.
         """
         comm = next((comm for comm in self._beside if comm not in self._lent), None)
         if comm is None:
-            comm = Comm(self._group, self.timeout, self._watched, BESIDE, label="beside the loop")
+            on_host = [kind for kind in self._watched if kind == "cpu"]
+            comm = Comm(self._group, self.timeout, on_host, BESIDE, label="beside the loop")
             self._beside.append(comm)
         comm.history.lent(self.history)
         self._lent.append(comm)
@@ -140,6 +181,9 @@ class Comm:
                 comm.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
+        if self._communicators is not None:
+            self._communicators.close()
+            self._communicators = None
         close_channels(self._channels)
 
     def all_to_all(
@@ -161,15 +205,22 @@ class Comm:
         sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
         self.tally.largest = max(self.tally.largest, (send.numel() + received.numel()) * send.element_size())
         self.history.note(group, stage, number)
-        chosen = self._channel(group, number)
+        carrier = self._carrier(group, number, send.device)
         self._run(
             ("all_to_all", stage),
             sent,
             # What dist.all_to_all_single calls, without the time it takes to get there: a third of a small exchange.
-            lambda: chosen.alltoall_base(received, send, list(receive_sizes), list(send_sizes), self._options).wait(),
+            lambda: carrier.alltoall_base(received, send, list(receive_sizes), list(send_sizes), self._options).wait(),
             send.device,
         )
         return received
+
+    def tell(self, group: Group, stage: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Each rank a row of numbers, `rows[r]` for rank r, and from each one, int64 `[R, n]` both. On the host, whatever the
+        device: who waits for numbers of other ranks then waits for no device, and any thread may.
+        """
+        equal = [rows.shape[1]] * self.world_size
+        return self.all_to_all(group, stage, torch.from_numpy(rows).view(-1), equal, equal).view(rows.shape).numpy()
 
     def all_reduce(self, stage: str, tensor: torch.Tensor, maximum: bool = False) -> torch.Tensor:
         """Sum (or take the maximum of) a few numbers over the ranks, in place; every rank gets the same bits.
@@ -194,7 +245,7 @@ class Comm:
 
     def _reduce(self, group: Group, stage: str, buffer: torch.Tensor, maximum: bool = False, number: int = 0) -> None:
         self.history.note(group, stage, number)
-        chosen = self._channel(group, number)
+        chosen = self._carrier(group, number, buffer.device)
         mine = tag_of(self.history.checksum, maximum)
         buffer[-TAG:] = torch.tensor(mine, dtype=buffer.dtype)
         operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
@@ -209,50 +260,54 @@ class Comm:
         """Overwrite `tensor` with rank 0's, in place."""
         if self.world_size > 1:
             sent = tensor.numel() * tensor.element_size() if self.rank == 0 else 0
-            group = self._channel("control", 0)
+            group = self._carrier("control", 0, tensor.device)
             source = dist.get_global_rank(group, 0)
             self.history.note("control", stage, 0)
             self._run(("broadcast", stage), sent, lambda: dist.broadcast(tensor, source, group=group), tensor.device)
         return tensor
 
-    def gather_texts(self, group: Group, stage: str, text: str, device: torch.device, to: int | None = None) -> list[str]:
-        """Every rank's text, in rank order. With `to`, that rank alone gets them, and the others an empty list."""
+    def gather_texts(self, group: Group, stage: str, text: str, to: int | None = None) -> list[str]:
+        """Every rank's text, in rank order. With `to`, that rank alone gets them, and the others an empty list. On the host."""
         if self.world_size == 1:
             return [text]
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
-        ones = [1] * self.world_size
-        sizes = torch.full((self.world_size,), data.numel(), dtype=torch.int64, device=device)
-        received_sizes: list[int] = self.all_to_all(group, stage, sizes, ones, ones).tolist()
+        received_sizes: list[int] = self.tell(group, stage, np.full((self.world_size, 1), data.numel())).ravel().tolist()
         send_sizes = [data.numel() if to in (None, rank) else 0 for rank in range(self.world_size)]
         if to not in (None, self.rank):
             received_sizes = [0] * self.world_size
-        send = data.to(device).repeat(self.world_size if to is None else 1)
+        send = data.repeat(self.world_size if to is None else 1)
         received = self.all_to_all(group, stage, send, send_sizes, received_sizes)
         if to not in (None, self.rank):
             return []
-        return [bytes(part.cpu().numpy()).decode() for part in received.split(received_sizes)]
+        return [bytes(part.numpy()).decode() for part in received.split(received_sizes)]
 
-    def agree(self, what: str, lines: Sequence[str], device: torch.device) -> None:
+    def agree(self, what: str, lines: Sequence[str]) -> None:
         """Check that all ranks hold the same lines of text. Collective.
 
         Raises:
             DisagreementError: on every rank, naming the first line that differs and who holds what.
         """
-        texts = [text.split("\n") for text in self.gather_texts("control", f"agree on {what}", "\n".join(lines), device)]
+        texts = [text.split("\n") for text in self.gather_texts("control", f"agree on {what}", "\n".join(lines))]
         if said := explain_lines(what, texts):
             raise DisagreementError(said)
 
     @contextmanager
-    def preparing(self, what: str, device: torch.device) -> Iterator[None]:
+    def preparing(self, what: str) -> Iterator[None]:
         """What comes before an `agree` on `what`: the other ranks wait there, so an error in here is told them there."""
         try:
             yield
         except ShardEmbedError as error:
-            self.agree(what, [f"{type(error).__name__}: {error}"], device)
+            self.agree(what, [f"{type(error).__name__}: {error}"])
             raise
 
     def _channel(self, group: Group, number: int) -> dist.ProcessGroup:
         return self._channels[group, number % CHANNELS[group]]
+
+    def _carrier(self, group: Group, number: int, device: torch.device) -> dist.ProcessGroup:
+        """What a collective of tensors on this device goes by."""
+        if self._communicators is not None and self._communicators.device.type == device.type:
+            return self._communicators.of(group)
+        return self._channel(group, number)
 
     def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device) -> None:
         if self._failure is not None:

@@ -24,11 +24,14 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_memory: bool = True) -> Comm:
+def init(
+    timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_memory: bool = True, backend: str | None = None
+) -> Comm:
     """Join the job that torchrun (or a scheduler that sets RANK and WORLD_SIZE) started, or the process group that exists
     already.
 
-    Alone, there is one rank and no group. Collective over the job.
+    Alone, there is one rank and no group. Collective over the job. On GPUs it makes the two NCCL communicators that all collections
+    share, and connects every rank with every other, so that no step pays for that and a broken network shows here.
 
     Args:
         timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
@@ -36,17 +39,23 @@ def init(timeout: float = DEFAULT_TIMEOUT, heartbeat: bool | None = None, keep_m
             they are done, so that no error can be raised. It says which ranks are dead, stopped or hang elsewhere, and ends the
             process.
         keep_memory: have glibc keep what this process frees (`kernels.memory`): faster steps, and memory stays at its peak.
+        backend: of the process group that is made here, as torch.distributed names it; by default Gloo, and beside it NCCL where
+            there are GPUs. With "gloo" that carries the tensors of GPUs too: slow, but several ranks may share a GPU.
+
+    Raises:
+        CollectiveError: on every rank, when GPUs cannot be connected.
     """
     if keep_memory:
         keep_freed_memory()
     if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        backend = "gloo"
+        usual = "gloo"
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "cpu:gloo,cuda:nccl"
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            torch.cuda.set_device(local % torch.cuda.device_count() if backend == "gloo" else local)
+            usual = "cpu:gloo,cuda:nccl"
         timeout = float(timeout)  # NumPy's are none to timedelta
         store, rank, world_size = meet(timeout)
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend or usual, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
         _joined.append(True)
     return Comm.of(timeout=timeout, heartbeat=heartbeat)
 

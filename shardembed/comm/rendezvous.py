@@ -48,16 +48,18 @@ def refuse_unjoined() -> None:
         )
 
 
-def new_group(ranks: list[int], timeout: float, watched: Sequence[str], device: int | None) -> dist.ProcessGroup:
+def new_group(
+    ranks: list[int], timeout: float, watched: Sequence[str], backend: str | None, device: torch.device | None
+) -> dist.ProcessGroup:
     """A process group over `ranks`. Collective over them, in any thread.
 
     Args:
-        watched: types of device on which a heartbeat tells more than the backend's own watchdog. device: this rank's GPU.
+        watched: types of device that it carries and on which a heartbeat tells more than the backend's own watchdog.
+        backend: None for that of the job.
+        device: this rank's GPU, where it has one.
     """
-    if device is not None:
+    if device is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own
-    # The job may have been started with NCCL alone, which cannot carry what lies in host memory.
-    backend = "cpu:gloo,cuda:nccl" if device is not None else None
     made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
     assert isinstance(made, dist.ProcessGroup)
     for kind in watched:

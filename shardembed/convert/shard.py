@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import nn
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device
 from shardembed.config.shown import printable
 from shardembed.convert.find import find_sites
 from shardembed.convert.left import Left
@@ -88,7 +87,7 @@ def shard(
     tables = tables_of(model, sites)
     _check_plan(plan, [table.name for table in tables])
     settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)
-    exists = _existing(tables, Comm.of(process_group), torch.device(device) if device is not None else default_device())
+    exists = _existing(tables, Comm.of(process_group))
     configs = [table.config(table.name in exists) for table in tables]
     journey = build_journey(configs, optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
@@ -192,10 +191,10 @@ def _load_from_rank_zero(journey: Journey, tables: list[Table], path: str, exist
             _broadcast(journey, table, journey.comm)
 
 
-def _existing(tables: Sequence[Table], comm: Comm, device: torch.device) -> set[str]:
+def _existing(tables: Sequence[Table], comm: Comm) -> set[str]:
     """The tables whose weights rank 0 has; the others may have theirs on the meta device."""
     mine = json.dumps([table.name for table in tables if not table.weight.is_meta])
-    return set(json.loads(comm.gather_texts("control", "shard: say which weights exist", mine, device)[0]))
+    return set(json.loads(comm.gather_texts("control", "shard: say which weights exist", mine)[0]))
 
 
 def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:

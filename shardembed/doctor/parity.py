@@ -70,11 +70,8 @@ def compare(comm: Comm, device: torch.device | None = None) -> list[Compared]:
     except Exception as error:
         differences = [f"{type(error).__name__}: {error}"] * len(found)
     answers = [Compared(cut.name, cut.bound, text) for cut, text in zip(found, differences, strict=True)]
-    texts = comm.gather_texts("control", "doctor: tell what was found", json.dumps([asdict(each) for each in answers]), _CPU, to=0)
+    texts = comm.gather_texts("control", "doctor: tell what was found", json.dumps([asdict(each) for each in answers]), to=0)
     return _together([[Compared(**each) for each in json.loads(text)] for text in texts])
-
-
-_CPU = torch.device("cpu")
 
 
 def cuts(world_size: int, a_node: int) -> Mapping[str, Placement]:

@@ -45,11 +45,14 @@ class FeatureIds(NamedTuple):  # and no dataclass: 800 features are as many of t
             return self.lengths
         return torch.full((self.bags,), self.lengths, dtype=torch.int64, device=self.ids.device)
 
+    def lengths_without(self, padding: int) -> torch.Tensor:
+        """How long the bags are without the id `padding`, int64 `[bags]`."""
+        bags = torch.repeat_interleave(self.bag_lengths(), output_size=self.ids.numel())
+        return torch.zeros_like(self.bag_lengths()).index_add_(0, bags, (self.ids != padding).to(torch.int64))
+
     def without(self, padding: int) -> FeatureIds:
         """The same bags without the id `padding`."""
-        kept = self.ids != padding
-        bags = torch.repeat_interleave(self.bag_lengths(), output_size=self.ids.numel())
-        lengths = torch.zeros_like(self.bag_lengths()).index_add_(0, bags, kept.to(torch.int64))
+        kept, lengths = self.ids != padding, self.lengths_without(padding)
         weights = None if self.weights is None else self.weights[kept]
         return self._replace(ids=self.ids[kept], lengths=lengths, weights=weights)  # host sync on a GPU: how many are kept
 

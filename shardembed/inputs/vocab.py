@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device
 from shardembed.config.hints import nearest
 from shardembed.config.paths import local, whole_file
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
@@ -130,12 +129,12 @@ class Vocabulary:
         """
         comm = comm or Comm.of()
         listed = [paths] if isinstance(paths, str | Path) else list(paths)
-        with comm.preparing("vocabulary", default_device()):
+        with comm.preparing("vocabulary"):
             counts = Counts()
             for path in listed[comm.rank :: comm.world_size]:
                 for values in _column(local(path, DataError), column):
                     counts.add(values)
-        comm.agree("vocabulary", [], default_device())
+        comm.agree("vocabulary", [])
         return counts.merged(comm).vocabulary(min_count, max_size)
 
     def save(self, path: str | Path) -> None:
@@ -213,7 +212,7 @@ class Counts:
             return self
         mine = {"integers": [part.tolist() for part in self.integers], "texts": self.texts}
         total = Counts()
-        for text in comm.gather_texts("control", "merge vocabularies", json.dumps(mine), default_device()):
+        for text in comm.gather_texts("control", "merge vocabularies", json.dumps(mine)):
             told = json.loads(text)
             total.texts.update(told["texts"])
             total._waiting.append((np.array(told["integers"][0], np.int64), np.array(told["integers"][1], np.int64)))

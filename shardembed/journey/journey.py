@@ -35,7 +35,7 @@ from shardembed.journey import deterministic, tracing
 from shardembed.journey.ahead import Ahead
 from shardembed.journey.autograd import FixedOutputs, Vectors
 from shardembed.journey.freezing import Freezing, Frozen, without_grad
-from shardembed.journey.messages import Call, open_call, send_back, send_grads, send_ids
+from shardembed.journey.messages import Announced, Call, announce_ids, exchange_ids, open_call, send_back, send_grads, send_ids
 from shardembed.journey.pending import PendingStep, State
 from shardembed.journey.route import combine, empty_route, make_route
 from shardembed.journey.route.side_by_side import Outputs
@@ -49,6 +49,7 @@ from shardembed.store.own_parameters import deliver, expose
 from shardembed.store.reductions import mean_squares, reduce_copies
 from shardembed.store.renorm import renormalise
 from shardembed.store.request import Request
+from shardembed.store.slab import orders
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import Feature
 from shardembed.wire.header import Mode
@@ -132,8 +133,9 @@ class Journey:
             route, problem = empty_route(features, self._routing), error
         comm, call = ahead.begin() if ahead else (self.comm, self._call(Mode.ROWS if as_they_are else None))
         with self.stage("send ids"):
-            request = send_ids(route, problem, call, self._sender, comm, self.device)
-        return Ticket(route, replace(request, ahead=ahead is not None), as_they_are)
+            later = ahead is not None and self.comm.in_turn(self.device)  # in `arrive`
+            asked = (announce_ids if later else send_ids)(route, problem, call, self._sender, comm)
+        return Ticket(route, asked, as_they_are)
 
     def _call(self, mode: Mode | None = None, table: int = 0, k: int = 0) -> Call:
         """What the other ranks must be doing too: a plain forward, where nothing else is said."""
@@ -175,8 +177,8 @@ class Journey:
             return Outputs(list(found)) if ticket.route.columns is None else Outputs(list(found[1:]), found[0])
         vectors = Vectors.apply(anchor, answer, partial(self.learn, ticket), frozen.slabs, *ticket.shards)
         if torch.is_grad_enabled():  # sorted here, where the rows are known and the gradients are not
-            asked = zip(self.slabs, ticket.request, strict=True)
-            ticket.orders = [slab.order(slab.locate(part.keys_E), part.offsets) for slab, part in asked]
+            asked = [(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, ticket.request, strict=True)]
+            ticket.orders = orders(self.slabs, asked)
         outputs = combine(vectors, ticket.route)
         return without_grad(outputs, vectors, ticket.route, frozen.tables) if frozen.mixed else outputs
 
@@ -289,8 +291,12 @@ class Journey:
         return Ahead(comm, self._call(), self.comm.history.step, self.comm.history.checksum)
 
     def arrive(self, ticket: Ticket) -> None:
-        """Number a ticket that was made beside the main thread among the calls of that: all ranks get as many."""
-        ticket.request = replace(ticket.request, call=self.comm.history.open_call())
+        """Take over a ticket that was made beside the main thread: ids that have only been announced are exchanged now, and it gets
+        its number among the calls of the main thread. All ranks get as many. Collective.
+        """
+        asked = ticket.asked
+        request = exchange_ids(asked, self._sender, self.comm) if isinstance(asked, Announced) else asked
+        ticket.asked = replace(request, call=self.comm.history.open_call(), ahead=True)
 
     def watch(self, stage: Stage) -> None:
         """Put this around each stage from now on."""
@@ -299,5 +305,5 @@ class Journey:
     def open_topk(self, table: int, k: int, queries: int, problem: Exception | None) -> list[int]:
         """Begin a retrieval: how many queries each rank has. Collective."""
         counts = np.array([queries, 0], dtype=np.int64)[None, :, None].repeat(self.comm.world_size, 2)
-        told = open_call(self._call(Mode.TOPK, table, k), counts, problem, self._sender, self.comm, self.device)
+        told = open_call(self._call(Mode.TOPK, table, k), counts, problem, self._sender, self.comm)
         return told[0, 0].tolist()

@@ -8,7 +8,7 @@ collection on the group needs, so that ranks which make different calls notice i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -19,6 +19,7 @@ import torch
 from shardembed.comm.comm import Comm
 from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
+from shardembed.kernels.host import to_device
 from shardembed.kernels.packing import pack, unpack
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
@@ -103,29 +104,59 @@ def _vector(spec: SlabSpec, dtype: torch.dtype) -> Part:
     return Part(dtype, (spec.width,))
 
 
-def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm, device: torch.device) -> Request:
+@dataclass(frozen=True)
+class Announced:
+    """Ids whose counts all ranks have been told, and which are yet to be exchanged.
+
+    Attributes:
+        tensors: the ids and what belongs to them, as they travel.
+        sent: how.
+        mine, theirs: segments and keys that this rank asks of each and each of it, int64 `[slabs, 2, R]`.
+        call: the number of the forward call.
+    """
+
+    tensors: Sequence[torch.Tensor]
+    sent: MessageLayout
+    mine: Numbers
+    theirs: Numbers
+    call: int
+
+
+def send_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm) -> Request:
     """All-to-all of counts and flags, then all-to-all of keys.
 
     Raises:
         InputError: on every rank, when any rank found its batch at fault.
         DisagreementError: on every rank, when they are not making the same call.
     """
+    return exchange_ids(announce_ids(route, problem, call, sender, comm), sender, comm)
+
+
+def announce_ids(route: Route, problem: Exception | None, call: Call, sender: Sender, comm: Comm) -> Announced:
+    """The first half of `send_ids`, which speaks of the host only, and raises what that does."""
     mine = route.counts()
-    theirs = open_call(call, mine, problem, sender, comm, device)
+    theirs = open_call(call, mine, problem, sender, comm)
     told, sent = _layout_of_ids(mine, sender)
-    told_here, received = _layout_of_ids(theirs, sender)
     tensors = [slab.keys_E for slab in route.slabs]
     tensors += [cast(torch.Tensor, route.slabs[number].lengths_S) for number in told]
     for number in sender.scaled:
         slab = route.slabs[number]
         tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
-    arrived, count = _exchange("forward: send ids", tensors, sent, received, sender, comm), len(sender.slabs)
-    behind = count + len(told_here)
-    lengths = dict(zip(told_here, arrived[count:behind], strict=True))
+    return Announced(tensors, sent, mine, theirs, comm.history.forwards)
+
+
+def exchange_ids(announced: Announced, sender: Sender, comm: Comm) -> Request:
+    """The second half: keys arrive."""
+    mine, theirs, count = announced.mine, announced.theirs, len(sender.slabs)
+    told, received = _layout_of_ids(theirs, sender)
+    arrived = _exchange("forward: send ids", announced.tensors, announced.sent, received, sender, comm)
+    behind = count + len(told)
+    lengths = dict(zip(told, arrived[count:behind], strict=True))
+    rows, offsets = _widened_keys(arrived[:count]), _offsets(lengths, theirs[:, 1].sum(1))
     occur = dict(zip(sender.scaled, arrived[behind:], strict=True))
-    slabs = tuple(SlabRequest(arrived[i], _offsets(lengths.get(i)), occur.get(i)) for i in range(count))
+    slabs = tuple(SlabRequest(rows[i], offsets.get(i), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
-    return Request(slabs, answers, vectors, comm.history.forwards)
+    return Request(slabs, answers, vectors, announced.call)
 
 
 def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], MessageLayout]:
@@ -142,12 +173,29 @@ def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], Me
     return told, MessageLayout.of(sender.ids(told), items, travel)
 
 
-def _offsets(lengths_S: torch.Tensor | None) -> torch.Tensor | None:
-    if lengths_S is None:
-        return None
-    offsets = torch.zeros(lengths_S.numel() + 1, dtype=torch.int64, device=lengths_S.device)
-    torch.cumsum(lengths_S, 0, out=offsets[1:])
-    return offsets
+def _widened_keys(keys: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """As int64, those of all slabs by one operator."""
+    sizes = [part.numel() for part in keys]
+    if all(part.dtype == torch.int64 for part in keys):
+        return keys
+    wide = torch.empty(sum(sizes), dtype=torch.int64, device=keys[0].device).split(sizes)
+    torch._foreach_copy_(wide, list(keys))
+    return wide
+
+
+def _offsets(lengths: Mapping[int, torch.Tensor], keys: Numbers) -> dict[int, torch.Tensor]:
+    """Where each segment's keys begin, int64 `[S + 1]` by slab; not of those of which each has one.
+
+    Args:
+        lengths: `[S]` by slab, of those of which they travel. keys: of each slab, `[slabs]`.
+    """
+    if not lengths:
+        return {}
+    # All slabs in one running sum: in front of each stands what takes it back to 0.
+    back = to_device(-np.array([0, *keys[list(lengths)[:-1]]], dtype=np.int64), next(iter(lengths.values())).device)
+    parts = [part for zero, lengths_S in zip(back.split(1), lengths.values(), strict=True) for part in (zero, lengths_S)]
+    sums = torch.cat(parts).cumsum(0).split([part.numel() + 1 for part in lengths.values()])
+    return dict(zip(lengths, sums, strict=True))
 
 
 def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
@@ -202,7 +250,7 @@ def _exchange(
     return unpack(buffer, received)
 
 
-def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Sender, comm: Comm, device: torch.device) -> Numbers:
+def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Sender, comm: Comm) -> Numbers:
     """Begin a call on the group "forward": tell each rank its counts, and get its from each.
 
     Args:
@@ -222,15 +270,12 @@ def open_call(call: Call, counts: Numbers, problem: Exception | None, sender: Se
         return counts
     text = json.dumps(travels(problem)) if problem else ""
     header = header_of(call, sender.number, number, comm.history.checksum, len(text))
-    rows = fill(header, counts, comm.history.slots)
-    equal = [rows.shape[1]] * comm.world_size
-    sent = torch.from_numpy(rows).view(-1).to(device)
-    arrived = comm.all_to_all("forward", "forward: counts", sent, equal, equal)
-    rows = arrived.view(rows.shape).cpu().numpy()  # host sync on a GPU: nobody can receive keys before he knows how many
+    # On the host, for a GPU too: nobody can receive keys before he knows how many, and so no device is waited for a second time.
+    rows = comm.tell("forward", "forward: counts", fill(header, counts, comm.history.slots))
     compare(rows, comm.history.collections)
     # Only ranks that make the same call go on to this exchange, and then all of them do.
     if refused(rows):
-        _raise_together(comm.gather_texts("forward", "forward: error texts", text, device), problem)
+        _raise_together(comm.gather_texts("forward", "forward: error texts", text), problem)
     return counts_of(rows, len(counts))
 
 

@@ -1,7 +1,9 @@
 """`prefetched(loader, model)`: while a batch is computed, the ids of the next ones are routed and sent.
 
-Stages 1 to 3 of a journey read no rows, so they run beside the main thread: on the CPU in a thread, with process groups of its
-own (`Comm.beside`); for a GPU on a stream of its own, issued from the main thread, because NCCL wants calls in program order.
+Stages 1 to 3 of a journey read no rows, so they run beside the main thread: in a thread, with process groups of its own
+(`Comm.beside`), and for a GPU on a stream of its own. There the thread routes the ids and tells their counts, which waits for the
+GPU and for other ranks, over Gloo; the ids themselves go over NCCL, which wants all calls in the order of the program
+(`comm/communicators.py`), so the main thread exchanges them when the batch's turn comes, and waits for nothing.
 
 The loader is read in the main thread, so that what it draws from random generators does not depend on timing. Whatever ranks must
 agree on (the number of the call, steps taken, the checksum of earlier calls) is noted there too, when a batch is read. A rank whose
@@ -24,8 +26,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from shardembed.comm.beside import Line, line_for
+from shardembed.comm.beside import Line
 from shardembed.comm.comm import Comm
+from shardembed.comm.streams import side_for
 from shardembed.config.scalars import integer
 from shardembed.errors import ConfigError, EndOfData, LoaderError, UnusedBatchWarning
 from shardembed.journey.ahead import Ahead
@@ -109,8 +112,8 @@ def prefetched(loader: Iterable[Any], model: nn.Module, depth: int = 1, *, argum
 
     Batches may be left out, or be copied before the model is called with them (their ids were sent for nothing then), as long as
     all ranks do the same. Evaluation, `rows`, `topk` and checkpoints may come between batches. Ranks that leave the loop must do so
-    after the same batch. `inputs=` is called ahead of the steps in between, and on a CPU in another thread, so it must not depend
-    on what is trained. The loader must give every batch memory of its own.
+    after the same batch. `inputs=` is called ahead of the steps in between, and in another thread, so it must not depend on what is
+    trained. The loader must give every batch memory of its own.
 
     Args:
         depth: batches to be ahead; their ids and routes are kept in memory.
@@ -210,18 +213,17 @@ class _Reader:
 
 def _loop(loader: Iterable[Any], target: Target, depth: int, arguments: Arguments, tickets: bool) -> Iterator[Any]:
     reader, coming, watch = _Reader(loader, arguments), deque[_Read](), _Watch()
-    with target.journey.comm.beside() as comm, closing(line_for(target.journey.device)) as line:
+    with target.journey.comm.beside() as comm, closing(Line(side_for(target.journey.device))) as line:
         while True:
             while not reader.ended and len(coming) <= depth:
                 coming.append(reader.read())
                 _submit(coming[-1], target, line, comm)
             read = coming.popleft()
             with target.journey.stage("wait for ids"):
-                outcome = line.take()
+                outcome = line.take(lambda sent: target.journey.arrive(sent.ticket))
             if outcome.error is not None:
                 _stop(reader, read, outcome.error)
                 return
-            target.journey.arrive(outcome.value.ticket)
             if tickets:
                 yield outcome.value.value
                 continue

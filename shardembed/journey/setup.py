@@ -63,9 +63,9 @@ class Setup:
             ConfigError, PlanError: the tables do not fit together.
             DisagreementError: on all ranks, when they were given different things.
         """
-        with comm.preparing(AGREED, device):
+        with comm.preparing(AGREED):
             specs = build_slabs(tables, plan, optimizers)
-        comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device), device)
+        comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device))
         number = comm.history.register(names_of([table.name for table in tables]), len(specs))
         pairs = zip(tables, plan.tables, strict=True)
         packings = tuple(_packing(table, planned, settings, comm.world_size) for table, planned in pairs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardembed.errors import StepError
+from shardembed.journey.messages import Announced
 from shardembed.journey.route import Route
 from shardembed.store.own_parameters import ShardParameter
 from shardembed.store.request import Request
@@ -22,7 +23,7 @@ class Ticket:
 
     Attributes:
         route: which rows answer which ids.
-        request: what the other ranks asked this one for.
+        asked: what the other ranks asked this one for; or only how much, until the ids of a batch that was sent ahead arrive.
         as_they_are: leave rows longer than max_norm alone.
         used: its rows have been looked up.
         frozen: tables that were frozen in the lookup.
@@ -31,12 +32,18 @@ class Ticket:
     """
 
     route: Route
-    request: Request
+    asked: Request | Announced
     as_they_are: bool
     used: bool = False
     frozen: frozenset[int] = frozenset()
     shards: Sequence[ShardParameter] = ()
     orders: Sequence[Order | None] = ()
+
+    @property
+    def request(self) -> Request:
+        """What the other ranks asked this one for."""
+        assert isinstance(self.asked, Request)
+        return self.asked
 
     def use(self) -> None:
         """Raises StepError where somebody has."""

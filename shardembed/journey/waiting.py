@@ -48,9 +48,9 @@ def lost_tables(found: Iterable[Journey]) -> tuple[str, ...]:
     """The tables whose waiting gradients hold inf or nan on any rank, in words. Collective; asked for when something is wrong."""
     names: list[str] = []
     for journey in found:
-        flags = torch.zeros(len(journey.tables), device=journey.device)
+        flags = torch.zeros(len(journey.tables))
         for slab in journey.slabs:
-            flags[slab.lost()] = 1
+            flags[slab.lost().cpu()] = 1
         journey.comm.all_reduce("step: agree where gradients are not finite", flags, maximum=True)
         names += [repr(table.name) for table, flag in zip(journey.tables, flags.tolist(), strict=True) if flag]
     return (f"table(s) {', '.join(names)}",)

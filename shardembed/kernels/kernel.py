@@ -69,7 +69,7 @@ class Kernel(Protocol):
     Attributes:
         name: as `kernel=` takes it.
         fuses: `update` takes gradients that have not been merged, too.
-        orders: `order` is of use.
+        orders: `merge` and `update` take an order of the rows, which may be found out before the gradients come.
     """
 
     name: ClassVar[str]
@@ -82,10 +82,6 @@ class Kernel(Protocol):
         """
         ...
 
-    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order | None:
-        """What merge and update need to know of the rows, found out in the forward; None where they need nothing."""
-        ...
-
     def merge(self, waiting: Gradients, order: Order | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Distinct rows `[U]`, ascending, and the sum of the gradients of each, `[U, W]`, in the order of arrival."""
         ...
@@ -94,7 +90,7 @@ class Kernel(Protocol):
         """Apply one optimizer step to the summed gradients of each row times `factor`, in place; `waiting` may be written over.
 
         Args:
-            order: of `waiting`, by `order`, or None where nobody has asked for it.
+            order: of `waiting`, by `triton.order.orders`, or None where nobody has asked for it.
             merged: `waiting` is what `merge` answers. Always so where the kernel does not fuse, and with `step.mean_square_U`.
             step: `mean_square_U` (`factor` included) is there where whole rows lie on several ranks, or must be summed in one order
                 whatever the plan; by default it is of the rows as they are.

@@ -1,5 +1,5 @@
-"""Tensors into a message, and out of one: all parts and ranks at once. On a CPU by one compiled call where Numba is installed,
-elsewhere by index arithmetic in plain torch; both move the same bytes.
+"""Tensors into a message, and out of one: all parts and ranks at once. By one compiled call, on a CPU where Numba is installed and
+on a GPU where Triton is; elsewhere by index arithmetic in plain torch. All move the same bytes.
 
 Legend: P parts, R ranks, U units.
 """
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from shardembed.kernels import triton
 from shardembed.kernels.grouping import compiled
+from shardembed.kernels.host import to_device
 from shardembed.wire.message import MessageLayout, Numbers, aligned
 
 UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what plain torch moves, by its bytes
@@ -29,6 +31,11 @@ def pack(tensors: Sequence[torch.Tensor], layout: MessageLayout) -> torch.Tensor
     if (kernels := compiled(buffer.device)) is not None:
         kept = [tensor.contiguous() for tensor in tensors]  # addresses keep nothing alive
         kernels.packing.pack(*_addressed(kept, layout), buffer.data_ptr())
+    elif triton.serves(buffer.device):
+        from shardembed.kernels.triton.packing import move
+
+        kept = [tensor.contiguous() for tensor in tensors]
+        move(kept, layout, buffer, pack=True)
     else:
         sizes = layout.tensor_bytes
         unit, there_U, here_U = _places(layout, sizes, buffer.device)
@@ -48,14 +55,40 @@ def unpack(buffer: torch.Tensor, layout: MessageLayout) -> list[torch.Tensor]:
         _fill_implied(found, layout)
         kernels.packing.unpack(*_addressed(found, layout), buffer.data_ptr())
         return found
-    sizes = aligned(layout.tensor_bytes)  # so that each can be viewed in place
-    whole = torch.empty(int(sizes.sum()), dtype=torch.uint8, device=buffer.device)
-    shares = zip(whole.split(sizes.tolist()), layout.tensor_bytes.tolist(), parts, strict=True)
-    found = [share[:size].view(part.dtype).view(-1, *part.item_shape) for share, size, part in shares]
-    _fill_implied(found, layout)
+    sizes, whole, found = _room(layout, buffer.device)
+    if triton.serves(buffer.device):
+        from shardembed.kernels.triton.packing import move
+
+        move(found, layout, buffer, pack=False)
+        return found
     unit, there_U, here_U = _places(layout, sizes, buffer.device)
     whole.view(unit)[here_U] = buffer.view(unit)[there_U]
     return found
+
+
+def _room(layout: MessageLayout, device: torch.device) -> tuple[Numbers, torch.Tensor, list[torch.Tensor]]:
+    """(bytes of each part, memory for all of them, and each in it as it is to be); what is implied is there already."""
+    parts = layout.schema.parts
+    sizes = aligned(layout.tensor_bytes)  # so that each can be viewed in place
+    whole = torch.empty(int(sizes.sum()), dtype=torch.uint8, device=device)
+    shares = zip(whole.split(sizes.tolist()), layout.tensor_bytes.tolist(), parts, strict=True)
+    found = [share[:size].view(part.dtype).view(-1, *part.item_shape) for share, size, part in shares]
+    _fill_room(layout, sizes, whole, found)
+    return sizes, whole, found
+
+
+def _fill_room(layout: MessageLayout, sizes: Numbers, whole: torch.Tensor, found: Sequence[torch.Tensor]) -> None:
+    """As `_fill_implied`, by one fill where the parts are of one kind and stand side by side."""
+    numbers = layout.schema.implying
+    kinds = {layout.schema.parts[number] for number in numbers}
+    if len(kinds) != 1 or numbers[-1] - numbers[0] != len(numbers) - 1:
+        _fill_implied(found, layout)
+        return
+    (kind,) = kinds
+    ends = np.cumsum(sizes)
+    room = whole[int(ends[numbers[0]] - sizes[numbers[0]]) : int(ends[numbers[-1]])].view(kind.dtype)
+    if room.numel():
+        room.fill_(kind.implied or 0)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +116,7 @@ def _places(layout: MessageLayout, sizes: Numbers, device: torch.device) -> tupl
     here = (_before(layout.items * item_bytes[:, None], axis=1) + _before(sizes)[:, None]).T.reshape(-1)
     units = np.stack([travel, there, here]) // unit
     units[1:] -= _before(units[0])
-    travels, to, origin = torch.from_numpy(units).to(device)
+    travels, to, origin = to_device(units, device)
     count = int(units[0].sum())
     number_U = torch.arange(count, device=device)
     # Sizes are known on the host, so nothing waits for a GPU.

@@ -6,26 +6,51 @@ Legend: N entries (a segment in a bag), S segments, B bags, W columns.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 from shardembed.kernels.grouping import compiled, stable_order
 
 
+@dataclass(frozen=True)
+class BagsOf:
+    """Which bags each segment is in, where a GPU's route knows it already.
+
+    Attributes:
+        bags_N: one segment after the other, in the order of its entries.
+        starts: where those of each segment begin, and the end, `[S + 1]`; None where each is in one bag.
+    """
+
+    bags_N: torch.Tensor
+    starts: torch.Tensor | None
+
+
 def lengths_of(starts: torch.Tensor, entries: int) -> torch.Tensor:
     """How many of so many entries belong to each of several neighbours, of which the last one ends with them; int64."""
-    return torch.cat([starts, starts.new_tensor([entries])]).diff()
+    return torch.cat([starts, starts.new_full((1,), entries)]).diff()
 
 
 def spread(
-    segments_N: torch.Tensor, starts_B: torch.Tensor, grads_BW: torch.Tensor, count: int, once: bool = False
+    segments_N: torch.Tensor,
+    starts_B: torch.Tensor,
+    grads_BW: torch.Tensor,
+    count: int,
+    once: bool = False,
+    bags_of: BagsOf | None = None,
 ) -> torch.Tensor:
     """The sum of the gradients of the bags that each of `count` segments is in, `[S, W]`, in the order of its entries.
 
     Args:
         starts_B: where each bag's entries begin; the last one ends with them.
         once: no segment is in two bags.
+        bags_of: the same, the other way round.
     """
+    if bags_of is not None:
+        from shardembed.kernels.triton.lookup import lookup  # Triton may be absent
+
+        return lookup(grads_BW.detach().contiguous(), bags_of.bags_N, bags_of.starts, grads_BW.dtype)
     if (kernels := compiled(grads_BW.device)) is not None:
         grads_BW = grads_BW.detach().contiguous()
         grads_SW = torch.empty(count, grads_BW.shape[1], dtype=grads_BW.dtype)

@@ -113,9 +113,6 @@ class ReferenceKernel:
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
         return lookup(self.data.weights, rows_E, offsets, self.data.compute_dtype)
 
-    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> None:
-        return None
-
     def merge(self, waiting: Gradients, order: object) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(waiting, self.data.weights.shape[0])
 

@@ -57,12 +57,12 @@ def settle(
     if not wants_planning(tables, wanted, cluster):
         return default
     # Ranks that were given something else do not come here; they meet this call with one of the same kind, and both say so.
-    comm.agree(AGREED, [*agreed_lines(tables, default, optimizers, settings, device), 'plan="auto"'], device)
+    comm.agree(AGREED, [*agreed_lines(tables, default, optimizers, settings, device), 'plan="auto"'])
     text = ""
     if comm.rank == 0:
         pinned = frozenset(wanted) if isinstance(wanted, Mapping) else frozenset()
         text = ask_planner(tables, optimizers, settings, default, pinned, cluster, device)
-    answer = json.loads(_from_rank_zero(comm, text, device))
+    answer = json.loads(_from_rank_zero(comm, text))
     if "error" in answer:
         raise PlanError(f'{answer["error"]}\n(plan="auto"; pass placements, such as plan=se.row_wise(), to do without the planner)')
     return Plan.from_json(answer["plan"])
@@ -121,7 +121,7 @@ def ask_planner(
         pins = {table.name: table for table in default.tables if table.name in pinned}
         found = planner.plan(workload, topology, Constraints(pins=pins), effort=WAITED_FOR)
         usual = planner.estimate(default, workload, topology)
-        fits = float(usual.memory_bytes.max()) <= topology.memory - topology.reserve
+        fits = float(usual.memory_bytes.max()) <= topology.room
         as_good = fits and usual.step_seconds <= found.estimate.step_seconds  # the search looks only so far
         return json.dumps({"plan": (default if as_good else found.plan).to_json()})
     except ShardEmbedError as error:
@@ -130,9 +130,9 @@ def ask_planner(
         return json.dumps({"error": f"the planner failed on rank 0: {type(error).__name__}: {error}"})
 
 
-def _from_rank_zero(comm: Comm, text: str, device: torch.device) -> str:
+def _from_rank_zero(comm: Comm, text: str) -> str:
     """Rank 0's text, on every rank. Collective."""
     data = zlib.compress(text.encode())
-    size = comm.broadcast("plan: its size", torch.tensor([len(data)], device=device))
+    size = comm.broadcast("plan: its size", torch.tensor([len(data)]))
     mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if comm.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
-    return zlib.decompress(bytes(comm.broadcast("plan", mine.to(device)).cpu().numpy())).decode()
+    return zlib.decompress(bytes(comm.broadcast("plan", mine).numpy())).decode()

@@ -41,7 +41,7 @@ def build_journey(
     comm = Comm.of(process_group)
     cluster = Cluster(comm.world_size, ranks_per_node(comm.world_size))
     where = torch.device(device) if device is not None else default_device()
-    with comm.preparing(AGREED, where):
+    with comm.preparing(AGREED):
         configs = tuple(TableConfig.of(table) for table in tables)
         features = features_of(configs)
         if settings.deterministic:

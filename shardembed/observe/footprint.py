@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shardembed.comm.job import ranks_per_node
 from shardembed.journey.journey import Journey
 from shardembed.modules.auto import BATCH, topology_of, workload_of
 from shardembed.observe.tables import bytes_text, journeys_of, rendered
@@ -22,6 +23,7 @@ from shardembed.tables.placement import Cluster
 
 WEIGHTS, STATE, WAITING = "weights", "optimizer state", "waiting gradients"
 BUFFERS, PREFETCH = "exchange buffers", "prefetch"
+COMMUNICATORS = "communicators"
 DENSE, DENSE_GRADS, RESIDENT, PEAK = "dense parameters", "dense gradients", "process", "process, at most"
 ALLOCATED, ALLOCATED_PEAK = "on the GPU", "on the GPU, at most"
 Figures = dict[str, dict[str, float | None]]
@@ -67,7 +69,8 @@ def memory(model: nn.Module, samples: int = BATCH) -> Memory:
     Weights and optimizer state are planned exactly. What waits and travels depends on the traffic, and is planned for `samples` a
     rank with ids as `plan="auto"` assumes them. Gradients that wait are counted as they are now, so call it between a
     backward and its step. Of "exchange buffers" what is there is the largest message so far, sent and received. State of a torch
-    optimizer of your own (`optimizer=None`) is in the figures of the process alone.
+    optimizer of your own (`optimizer=None`) is in the figures of the process alone. On GPUs "communicators" is what NCCL takes for
+    all collections of a process group: as estimated, and as it was measured when they were made (`planner/communicators.py`).
 
     Raises:
         ConfigError: the model has no sharded tables, or they lie on several process groups.
@@ -80,8 +83,10 @@ def memory(model: nn.Module, samples: int = BATCH) -> Memory:
     actual: dict[str, float | None] = {**categories, BUFFERS: largest, PREFETCH: None}
     actual |= {**_dense(model, journeys), **_process(device)}
     planned, planned_tables = _planned(journeys, samples)
+    if COMMUNICATORS in planned:  # on GPUs
+        actual[COMMUNICATORS] = comm.communicator_bytes
     mine = {"categories": actual, "tables": tables}
-    told = comm.gather_texts("control", "memory: gather what ranks hold", json.dumps(mine), device)
+    told = comm.gather_texts("control", "memory: gather what ranks hold", json.dumps(mine))
     ranks = [json.loads(text) for text in told]
     return Memory(
         {
@@ -152,7 +157,10 @@ def _planned(journeys: Sequence[Journey], samples: int) -> tuple[dict[str, list[
         ranks = journey.comm.world_size
         workload = workload_of(journey.tables, _optimizers(journey), journey.settings, ranks)
         workload = replace(workload, global_batch_size=samples * ranks)
-        found = planner.estimate(journey.plan, workload, topology_of(Cluster(ranks, ranks), journey.device))
+        topology = topology_of(Cluster(ranks, ranks_per_node(ranks)), journey.device)
+        found = planner.estimate(journey.plan, workload, topology)
+        if topology.communicators:  # shared by all collections
+            categories[COMMUNICATORS] = [float(topology.communicators)] * ranks
         for name, line in zip(found.categories, found.memory.tolist(), strict=True):
             categories[name] = [one + more for one, more in zip(categories.get(name, [0.0] * ranks), line, strict=True)]
         for table, line in zip(journey.tables, found.table_memory.tolist(), strict=True):

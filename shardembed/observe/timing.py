@@ -98,7 +98,7 @@ def profile(model: nn.Module) -> Iterator[Profile]:
     steps = max(journey.steps - past for journey, past in zip(journeys, before, strict=True))
     stages = {name: _told(each) for name, each in recorder.stretches.items()}
     mine = {"seconds": seconds, "steps": steps, "rows": _read(journeys) - read_before, "stages": stages}
-    told = comm.gather_texts("control", "profile: gather what ranks took", json.dumps(mine), device)
+    told = comm.gather_texts("control", "profile: gather what ranks took", json.dumps(mine))
     found._found = summary([json.loads(text) for text in told])
 
 

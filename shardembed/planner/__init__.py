@@ -67,7 +67,7 @@ def plan(
         found = space.plan(problem, solution.choices)
         counted = estimate(found, workload, topology, model)
         used = float(counted.memory_bytes.max())
-        if used <= topology.memory - topology.reserve:
+        if used <= topology.room:
             bound = _certified(first.bound, counted.step_seconds)
             return Planned(found, workload, topology, counted, bound, time.monotonic() - started, solution.stopped)
         # Where popular rows fall, a shard holds more than its share says: ask for as much less.

@@ -25,8 +25,9 @@ def explain(model: CostModel, space: Space, problem: Problem) -> str:
     found = needs(full)
     topology = model.topology
     room = f"{problem.ranks} rank(s) with {gib(problem.capacity)} each"
-    if topology.reserve:
-        room += f" ({gib(topology.memory)} less {gib(topology.reserve)} in reserve)"
+    kept = [(topology.reserve, "in reserve"), (topology.communicators, "of communicators")]
+    if topology.room < topology.memory:
+        room += f" ({gib(topology.memory)} less {' and '.join(f'{gib(bytes_)} {what}' for bytes_, what in kept if bytes_)})"
     binding = next((need for need in found if need.least > problem.capacity), None)
     proved = binding is not None or packed(full, TRIAL).impossible
     head = (

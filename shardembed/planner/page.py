@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from shardembed._version import __version__
 from shardembed.planner import charts, html, report, sweep, words
 from shardembed.planner.result import Planned
-from shardembed.planner.topology import Link
+from shardembed.planner.topology import Link, Topology
 from shardembed.planner.workload import Counts, Reuse, TableLoad, Zipf
 
 TABLES = "lnnponon"  # columns of the table of tables
@@ -78,13 +78,19 @@ def _memory(planned: Planned) -> html.Markup:
     parts = ", ".join(
         f"{words.size(float(estimate.memory[index, full]))} {category}" for index, category in enumerate(estimate.categories)
     )
-    has, kept, least = (words.size(each) for each in (planned.topology.memory, planned.topology.reserve, float(memory.min())))
+    has, least = words.size(planned.topology.memory), words.size(float(memory.min()))
     about = (
         f"Each column is a rank; tables count with their optimizer state. The fullest is rank {full:,} with "
-        f"{words.size(float(memory[full]))}: {parts}. The least full has {least}. A rank has {has}, of which {kept} are kept for "
-        "everything that is no table."
+        f"{words.size(float(memory[full]))}: {parts}. The least full has {least}. A rank has {has}, of which "
+        f"{_kept(planned.topology)}."
     )
     return html.section("Memory of each rank", about, charts.svg(charts.memory(planned), "memory"))
+
+
+def _kept(topology: Topology) -> str:
+    """What of a rank's memory tables must leave alone."""
+    kept = f"{words.size(topology.reserve)} are kept for everything that is no table"
+    return f"{kept} and {words.size(topology.communicators)} for communicators" if topology.communicators else kept
 
 
 def _time(planned: Planned) -> html.Markup:
@@ -153,7 +159,7 @@ def _kinds(planned: Planned) -> html.Markup:
 
 def _inputs(planned: Planned, command: str) -> html.Markup:
     topology, workload = planned.topology, planned.workload
-    has, kept = words.size(topology.memory), words.size(topology.reserve)
+    has = words.size(topology.memory)
     model = [
         ["workload", workload.name],
         ["global batch", f"{workload.global_batch_size:,} samples"],
@@ -163,7 +169,7 @@ def _inputs(planned: Planned, command: str) -> html.Markup:
     ]
     machines = [
         ["ranks", f"{topology.ranks:,}, {topology.ranks_per_node:,} to a node"],
-        ["memory of a rank", f"{has}, of which {kept} are kept free"],
+        ["memory of a rank", f"{has}, of which {_kept(topology)}"],
         ["link within a node", _link(topology.intra)],
         ["link between nodes", _link(topology.inter)],
     ]

@@ -107,10 +107,10 @@ class Trials:
                 return
 
     def memory(self, needed_now: float, problem: Problem) -> Iterator[str]:
-        reserve, least = self.topology.reserve, max(needed_now, problem.capacity)
+        kept, least = self.topology.memory - self.topology.room, max(needed_now, problem.capacity)
         for step in STEPS:
-            memory = rounded_up(least * (1 + step) + reserve)
-            if solvable(replace(problem, capacity=memory - reserve)):
+            memory = rounded_up(least * (1 + step) + kept)
+            if solvable(replace(problem, capacity=memory - kept)):
                 more = gib(memory - self.topology.memory)
                 yield f"{gib(memory)} of memory a rank instead of {gib(self.topology.memory)} ({more} more)"
                 return

@@ -75,7 +75,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
 
 def limit(planned: Planned) -> int:
     """Bytes of a rank that tables may fill."""
-    return planned.topology.memory - planned.topology.reserve
+    return planned.topology.room
 
 
 def heading(planned: Planned) -> str:

@@ -64,7 +64,7 @@ class Space:
 
     @property
     def _capacity(self) -> float:
-        return float(self.model.topology.memory - self.model.topology.reserve)
+        return float(self.model.topology.room)
 
     def _alike(self, number: int) -> object:
         """Tables with equal keys have the same options."""

@@ -14,10 +14,19 @@ from shardembed.config.explain import explain
 from shardembed.config.located import Located
 from shardembed.errors import ConfigError
 from shardembed.planner import builtin
-from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS, LinkSection, OpSection, TopologySection
+from shardembed.planner.communicators import communicator_bytes
+from shardembed.planner.topology_sections import (
+    GIB,
+    OPTIONAL_OPS,
+    REQUIRED_OPS,
+    DeviceType,
+    LinkSection,
+    OpSection,
+    TopologySection,
+)
 from shardembed.tables.layout import MAX_RANKS
 
-GIB, GB = 2**30, 1e9
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Topology:
         inter: the link between nodes.
         ops: kinds of work by name (see `cost_ops`).
         source: where the figures are from, by name.
+        device: type of device that tables lie on.
     """
 
     name: str
@@ -78,6 +88,17 @@ class Topology:
     inter: Link
     ops: dict[str, Op]
     source: dict[str, str] = field(default_factory=dict)
+    device: DeviceType = "cpu"
+
+    @property
+    def communicators(self) -> int:
+        """Bytes a rank that its communicators take; none on a CPU, where they are a few sockets."""
+        return communicator_bytes(self.ranks, self.ranks_per_node) if self.device == "cuda" else 0
+
+    @property
+    def room(self) -> int:
+        """Bytes a rank that tables may fill."""
+        return self.memory - self.reserve - self.communicators
 
     def scaled(self, ranks: int) -> Topology:
         """The same machines, as many as `ranks` ranks need; the last node may be part of one.
@@ -116,6 +137,7 @@ def load(name_or_path: str | Path, ranks: int | None = None) -> Topology:
         _link(section.inter),
         {name: _op(name, op, section, document) for name, op in given.items()},
         dict(section.source),
+        section.device,
     )
     return topology if ranks is None else topology.scaled(ranks)
 
@@ -141,6 +163,7 @@ def to_yaml(topology: Topology) -> str:
         "name": topology.name,
         "ranks": topology.ranks,
         "ranks_per_node": topology.ranks_per_node,
+        "device": topology.device,
         "memory_gib": round(topology.memory / GIB, 6),
         "reserve_gib": round(topology.reserve / GIB, 6),
     }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
 from shardembed import optim
 from shardembed.optim import TableOptimizer
+from shardembed.planner.communicators import communicator_bytes
 from shardembed.tables.layout import MAX_RANKS
 from shardembed.tables.optimizer_section import Section
 
@@ -28,11 +29,13 @@ OPTIONAL_OPS = (
     *(f"{kind}_{name}" for kind in ("update", "fused") for name in map(optimizer_name, optim.KINDS)),
 )
 
+GIB = 2**30
 # Beyond these a number is a slip, and what is computed from it infinite.
 LEAST, MOST = 1e-9, 1e12
 Share = Annotated[float, Field(gt=0, le=1), Field(ge=LEAST)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False), Field(ge=LEAST, le=MOST)]
 Cost = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+DeviceType = Literal["cpu", "cuda"]
 
 
 class LinkSection(Section):
@@ -79,6 +82,7 @@ class TopologySection(Section):
     name: Annotated[str, Field(min_length=1)] | None = None
     ranks: Annotated[int, Field(ge=1, le=MAX_RANKS)]
     ranks_per_node: Annotated[int, Field(ge=1, le=MAX_RANKS)]
+    device: DeviceType = "cpu"
     memory_gib: Amount
     reserve_gib: Cost = 0.0
     memory_bandwidth_gb_per_s: Amount | None = None
@@ -89,6 +93,10 @@ class TopologySection(Section):
 
     @model_validator(mode="after")
     def _room(self) -> Any:
-        if self.reserve_gib >= self.memory_gib:
-            raise ValueError(f"reserve_gib {self.reserve_gib:g} leaves nothing of memory_gib {self.memory_gib:g} for tables")
+        taken = communicator_bytes(self.ranks, self.ranks_per_node) / GIB if self.device == "cuda" else 0.0
+        if self.reserve_gib + taken >= self.memory_gib:
+            beside = f", beside {taken:.1f} GiB of communicators," if taken else ""
+            raise ValueError(
+                f"reserve_gib {self.reserve_gib:g}{beside} leaves nothing of memory_gib {self.memory_gib:g} for tables"
+            )
         return self

@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 
 import shardembed as se
-from shardembed.comm.job import default_device
 from shardembed.config.shown import printable
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError, ShardEmbedError
@@ -53,12 +52,10 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     task = prepare(config, comm)
     folder = Path(checkpoint)
     run_folder = _run_of(folder)
-    with comm.preparing("the data", default_device()):
+    with comm.preparing("the data"):
         if run_folder is not None:
             task = task.with_vocabularies(run_folder / VOCABULARIES)
-    comm.agree(
-        "the data", [task.counted(), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())], default_device()
-    )
+    comm.agree("the data", [task.counted(), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
     if comm.rank == 0 and run_folder is not None and (warning := _seen_in_training(config, run_folder)):
         print(printable(f"shardembed: {warning}"), file=sys.stderr, flush=True)
     job = task.build()
@@ -76,9 +73,9 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
         found.show(console)
     if predictions is not None:
         assert isinstance(task, CtrTask)
-        with comm.preparing("the predictions", default_device()):
+        with comm.preparing("the predictions"):
             write_predictions(task, job, Path(predictions))
-        comm.agree("the predictions", [], default_device())
+        comm.agree("the predictions", [])
     return {**found.to_json(), "checkpoint": str(restored.path), "step": restored.step, "ranks": comm.world_size}
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from shardembed.checkpoint import newest_checkpoint
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device
 from shardembed.config import plain_json
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
 from shardembed.recipes import config as settings
@@ -112,7 +111,7 @@ def _saved(path: Path) -> str:
 
 
 def _share(comm: Comm, said: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(comm.gather_texts("control", "choose the run folder", json.dumps(said), default_device())[0])
+    return json.loads(comm.gather_texts("control", "choose the run folder", json.dumps(said))[0])
 
 
 def _check_seen(comm: Comm, path: Path, token: str) -> None:
@@ -120,7 +119,7 @@ def _check_seen(comm: Comm, path: Path, token: str) -> None:
         seen = (path / LOCK).read_text() == token
     except OSError:
         seen = False
-    answers = comm.gather_texts("control", "see the run folder", "seen" * seen, default_device())
+    answers = comm.gather_texts("control", "see the run folder", "seen" * seen)
     blind = [rank for rank, answer in enumerate(answers) if not answer]
     if blind:
         raise ConfigError(

@@ -339,7 +339,7 @@ def prepare(config: JobConfig, comm: Comm) -> Task:
     """
     # Every kind of job: its settings decide which it is. A new one is a task above and a line here.
     if isinstance(config, CtrConfig):
-        return CtrTask(config, clicks.scan(config.data, comm, default_device()))
+        return CtrTask(config, clicks.scan(config.data, comm))
     if isinstance(config, SequenceConfig):
         return SequenceTask(config, on_all(comm, "scan the data", lambda: sequences.scan(open_source(config.data))))
     assert isinstance(config, Config)

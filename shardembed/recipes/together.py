@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device
 from shardembed.errors import ShardEmbedError, rebuild, travels
 
 Found = TypeVar("Found")
@@ -25,7 +24,7 @@ def on_all(comm: Comm, stage: str, work: Callable[[], Found]) -> Found:
         found = work()
     except ShardEmbedError as error:
         mine = error
-    told = comm.gather_texts("control", stage, json.dumps(travels(mine)) if mine is not None else "", default_device())
+    told = comm.gather_texts("control", stage, json.dumps(travels(mine)) if mine is not None else "")
     if mine is not None:
         raise mine
     for text in filter(None, told):

@@ -20,7 +20,6 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device
 from shardembed.errors import NonFiniteError
 from shardembed.recipes import nonfinite, report, runs
 from shardembed.recipes.build import TrainingJob
@@ -192,9 +191,8 @@ class _Log:
 
 def _agree(comm: Comm, config: JobConfig, counted: str) -> None:
     """Ranks on several machines might have read different files; training would go wrong slowly rather than fail."""
-    device = default_device()
-    comm.agree("the configuration", resolved_yaml(config).split("\n"), device)
-    comm.agree("the data", [counted], device)
+    comm.agree("the configuration", resolved_yaml(config).split("\n"))
+    comm.agree("the data", [counted])
 
 
 def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:

@@ -196,14 +196,12 @@ class Slab:
         self.looked_up += rows_E.numel()
         return self.kernel.lookup(rows_E, offsets)
 
-    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order | None:
-        """What the step of these rows needs to know of them, found out before their gradients come; None where it cannot use it."""
+    def to_order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Gradients | None:
+        """Of a lookup of these rows, what `orders` sorts before gradients come; None where the step cannot use it."""
         if not self.kernel.orders or self.spec.policy.frozen or self._waiting:
             return None
-        if self._padding.numel():
-            kept = Gradients(rows_E, offsets, rows_E).without(self._padding)
-            rows_E, offsets = kept.rows_E, kept.offsets
-        return self.kernel.order(rows_E, offsets)
+        asked = Gradients(rows_E, offsets, rows_E)  # of which the gradients are not looked at
+        return asked.without(self._padding) if self._padding.numel() else asked
 
     def accumulate(self, gradients: Gradients, order: Order | None = None, frozen: frozenset[int] = NOBODY) -> None:
         """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
@@ -324,3 +322,20 @@ class Slab:
         square = None if step.mean_square_U is None else step.mean_square_U * factor**2
         left = factor if self._merged else factor * self.reduction_factor
         self.kernel.update(self._waiting[0], self._order, self._merged, replace(step, mean_square_U=square), left)
+
+
+def orders(slabs: Sequence[Slab], asked: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> list[Order | None]:
+    """What the steps of these lookups, rows and offsets a slab, need to know of them, found out before their gradients come and for
+    all slabs together; None where a step cannot use it.
+    """
+    wanted = [slab.to_order(*part) for slab, part in zip(slabs, asked, strict=True)]
+    numbers = [number for number, part in enumerate(wanted) if part is not None]
+    found: list[Order | None] = [None] * len(slabs)
+    if numbers:
+        from shardembed.kernels.triton import order
+
+        pairs = ((wanted[number], slabs[number].weights.shape[0]) for number in numbers)
+        made = order.orders([order.Asked(part.rows_E, part.offsets, rows) for part, rows in pairs if part is not None])
+        for number, one in zip(numbers, made, strict=True):
+            found[number] = one
+    return found

@@ -41,14 +41,13 @@ def fill(out: torch.Tensor, table: TableConfig, seed: int, rows: range, columns:
 
 
 def _draw_blocks(out: torch.Tensor, table: TableConfig, start: Normal | Uniform, seed: int, rows: range, columns: range) -> None:
-    blocks = [*_blocks(rows, table.num_embeddings)]
     # What NumPy can write is written on several cores, by threads in which torch's modes (inference_mode, say) do not hold.
     target = out.detach().numpy() if out.device.type == "cpu" and out.dtype in (torch.float32, torch.float64) else None
     many = max(1, PIECE // table.embedding_dim)  # rows
 
-    def draw(mine: list[tuple[range, slice, slice]]) -> None:
+    def draw(numbers: range) -> None:
         beside = np.empty((0, table.embedding_dim), np.float32)
-        for block, kept, span in mine:
+        for block, kept, span in _blocks(rows, table.num_embeddings, numbers):
             stream = _stream(seed, table.name, block.start)
             there = None if target is None else target[span]
             if there is not None and _takes(there, len(block), table.embedding_dim):
@@ -63,12 +62,13 @@ def _draw_blocks(out: torch.Tensor, table: TableConfig, start: Normal | Uniform,
             elif target is None:
                 out[span] = torch.from_numpy(values[kept, columns.start : columns.stop]).to(out.dtype)
 
-    workers = max(1, min(_cores(), len(blocks) * BLOCK_ROWS * table.embedding_dim // WORTH)) if target is not None else 1
-    parts = [blocks[len(blocks) * n // workers : len(blocks) * (n + 1) // workers] for n in range(workers)]
+    numbers = _touched(rows)
+    workers = max(1, min(_cores(), len(numbers) * BLOCK_ROWS * table.embedding_dim // WORTH)) if target is not None else 1
     if workers == 1:
-        draw(blocks)
+        draw(numbers)
         return
     with ThreadPoolExecutor(workers) as pool:
+        parts = [numbers[len(numbers) * n // workers : len(numbers) * (n + 1) // workers] for n in range(workers)]
         for done in pool.map(draw, parts):
             assert done is None  # or its error has been raised
 
@@ -79,7 +79,7 @@ def _takes(there: np.ndarray, rows: int, columns: int) -> bool:
 
 
 def _call_for_blocks(out: torch.Tensor, table: TableConfig, start: RowFunction, rows: range, columns: range) -> None:
-    for block, kept, span in _blocks(rows, table.num_embeddings):
+    for block, kept, span in _blocks(rows, table.num_embeddings, _touched(rows)):
         numbers = torch.arange(block.start, block.stop)[kept]
         values = start(numbers)
         if values.shape != (len(numbers), table.embedding_dim):
@@ -97,12 +97,15 @@ def _cores() -> int:
     return min(MOST_CORES, max(1, here // ranks))
 
 
-def _blocks(rows: range, num_embeddings: int) -> Iterator[tuple[range, slice, slice]]:
-    """The blocks that `rows` touch: (block, which of its rows, where they go)."""
-    if not rows:
-        return
-    for first in range(rows.start // BLOCK_ROWS * BLOCK_ROWS, rows[-1] + 1, BLOCK_ROWS):
-        block = range(first, min(first + BLOCK_ROWS, num_embeddings))
+def _touched(rows: range) -> range:
+    """The numbers of the blocks that `rows` begin and end in, and of all between."""
+    return range(rows[0] // BLOCK_ROWS, rows[-1] // BLOCK_ROWS + 1) if rows else range(0)
+
+
+def _blocks(rows: range, num_embeddings: int, numbers: range) -> Iterator[tuple[range, slice, slice]]:
+    """Of some blocks those that `rows` touch: (block, which of its rows, where they go)."""
+    for number in numbers:
+        block = range(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, num_embeddings))
         if met := meeting(rows, block.start, block.stop):
             yield block, *met
 

@@ -67,7 +67,7 @@ def ask(kind: PoolingKind, packing: Packing, padding: int | None, scale: torch.T
     route = make_route(IdBatch.of({"t": given}, features, CPU), features, routing)
     slab = route.slabs[0]
     numbers = lay_out(specs, [np.repeat(np.arange(ROWS, dtype=float)[:, None], COLUMNS, 1)], RANKS)
-    owners = torch.repeat_interleave(slab.counts[1]).tolist()
+    owners = torch.repeat_interleave(torch.from_numpy(slab.counts[1])).tolist()
     rows_E = torch.tensor([int(numbers[owner][0][key, 0]) for owner, key in zip(owners, slab.keys_E.tolist(), strict=True)])
     lengths_S = torch.ones_like(slab.keys_E) if slab.lengths_S is None else slab.lengths_S
     answers = torch.zeros(len(lengths_S), COLUMNS, dtype=torch.float64)

@@ -29,7 +29,7 @@ from shardembed.journey.route.entries import cat
 from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
 from shardembed.journey.route.side_by_side import Outputs, side_by_side
-from shardembed.kernels.pooling import lengths_of, spread
+from shardembed.kernels.pooling import BagsOf, lengths_of, spread
 from shardembed.tables.pooling import POOLINGS, PoolingKind
 
 Strips = list[list[tuple[int, torch.Tensor]]]  # by feature: strips and their vectors, [bags or ids, W]
@@ -59,9 +59,9 @@ def combine(answers: Sequence[torch.Tensor], route: Route) -> Outputs:
         for feature, part in zip(columns.features, parts, strict=True):
             strips[feature].append((0, part))
     outputs = [found[0][1] if len(found) == 1 else _joined(found) for found in strips]
-    for i, part in enumerate(route.ids.parts):
-        if len(part.shape) != 1:
-            outputs[i] = torch.ops.aten._unsafe_view.default(outputs[i], [*part.shape, outputs[i].shape[1]])
+    for i, shape in enumerate(route.ids.shapes):
+        if len(shape) != 1:
+            outputs[i] = torch.ops.aten._unsafe_view.default(outputs[i], [*shape, outputs[i].shape[1]])
     return Outputs(outputs, whole)
 
 
@@ -76,7 +76,7 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, ids: IdBatch) -> torch.T
     """Pool pieces that are read by id: a row an id where they are not pooled, else a row a bag."""
     segments, kind = pieces.segments_N, POOLINGS[pieces.how.pooling]
     if kind.over_ids is None:
-        return cast(torch.Tensor, _Take.apply(vectors_SW, segments))
+        return cast(torch.Tensor, _Take.apply(vectors_SW, segments, pieces.bags_of))
     starts_B = pieces.starts_B
     scale = _weights(ids, pieces.how.features).to(vectors_SW.dtype) if pieces.how.weighted else None
     padding = None
@@ -85,7 +85,7 @@ def _pool_ids(vectors_SW: torch.Tensor, pieces: Unique, ids: IdBatch) -> torch.T
         vectors_SW = torch.cat([vectors_SW, vectors_SW.new_zeros(1, vectors_SW.shape[1])])
         segments = torch.where(segments < 0, padding, segments)
     if kind.partial_sums and scale is None and padding is None:
-        return cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, kind))
+        return cast(torch.Tensor, _Pool.apply(vectors_SW, segments, starts_B, kind, False, pieces.bags_of))
     options = {"per_sample_weights": scale, "padding_idx": padding}
     pooled = F.embedding_bag(segments, vectors_SW, starts_B, mode=kind.over_ids, **options)
     if not kind.divides_ids:
@@ -102,14 +102,14 @@ class _Take(torch.autograd.Function):
     """`F.embedding`, with the adjoint of `_Pool`."""
 
     @staticmethod
-    def forward(ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor) -> torch.Tensor:
-        ctx.segments, ctx.count = segments_N, vectors_SW.shape[0]
+    def forward(ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, bags_of: BagsOf | None) -> torch.Tensor:
+        ctx.segments, ctx.count, ctx.bags_of = segments_N, vectors_SW.shape[0], bags_of
         return vectors_SW.index_select(0, segments_N)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        each_N = torch.arange(ctx.segments.numel(), device=ctx.segments.device)
-        return spread(ctx.segments, each_N, grads[0], ctx.count), None
+        each_N = ctx.segments if ctx.bags_of else torch.arange(ctx.segments.numel(), device=ctx.segments.device)
+        return spread(ctx.segments, each_N, grads[0], ctx.count, bags_of=ctx.bags_of), None, None
 
 
 class _Pool(torch.autograd.Function):
@@ -119,8 +119,15 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vectors_SW: torch.Tensor, segments_N: torch.Tensor, starts_B: torch.Tensor, kind: PoolingKind, once: bool = False
+        ctx: Any,
+        vectors_SW: torch.Tensor,
+        segments_N: torch.Tensor,
+        starts_B: torch.Tensor,
+        kind: PoolingKind,
+        once: bool,
+        bags_of: BagsOf | None,
     ) -> torch.Tensor:
+        ctx.bags_of = bags_of
         ctx.segments, ctx.starts, ctx.kind, ctx.once, ctx.count = segments_N, starts_B, kind, once, vectors_SW.shape[0]
         pooled_BW = F.embedding_bag(segments_N, vectors_SW, starts_B, mode=cast(str, kind.over_ids))
         return kind.divided(pooled_BW, lengths_of(starts_B, segments_N.numel())) if kind.divides_ids else pooled_BW
@@ -130,7 +137,7 @@ class _Pool(torch.autograd.Function):
         grad_BW = grads[0]
         if ctx.kind.divisor is not None:
             grad_BW = ctx.kind.divided(grad_BW, lengths_of(ctx.starts, ctx.segments.numel()))
-        return spread(ctx.segments, ctx.starts, grad_BW, ctx.count, ctx.once), None, None, None, None
+        return spread(ctx.segments, ctx.starts, grad_BW, ctx.count, ctx.once, ctx.bags_of), None, None, None, None, None
 
 
 def _without(segments_N: torch.Tensor, padding: int, lengths_B: torch.Tensor) -> torch.Tensor:
@@ -143,7 +150,7 @@ def _pool_bags(vectors_SW: torch.Tensor, slab: SlabRoute, route: Route) -> torch
     """Sum the owners' partial sums of each bag, and divide by what follows from its length."""
     sums = vectors_SW if sum(route.ids.bags[feature] for feature, _ in slab.bagged) else vectors_SW[:0]
     if slab.bag_segments is not None and slab.bag_starts is not None:
-        sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, POOLINGS["sum"], True))
+        sums = cast(torch.Tensor, _Pool.apply(vectors_SW, slab.bag_segments, slab.bag_starts, POOLINGS["sum"], True, slab.bags_of))
     kinds = [(POOLINGS[route.features[feature].pooling], route.ids.parts[feature]) for feature, _ in slab.bagged]
     if all(kind.divisor is None for kind, _ in kinds):
         return sums

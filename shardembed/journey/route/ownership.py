@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Feature, TableConfig
 from shardembed.wire.message import Numbers
+
+if TYPE_CHECKING:
+    from shardembed.journey.route.on_device import DevicePlan
 
 
 def positions_of(ids: torch.Tensor, start: int, stride: int, rows: int) -> torch.Tensor:
@@ -147,6 +150,7 @@ class LookupPlan:
         rows: by feature, how many its table has, int64.
         starts: by feature, where its table's rows begin when all are numbered through, int64.
         pooled: how the outputs of those that pool lie side by side, or None where none does, or their tables differ in dtype.
+        on_device: the same as a GPU's kernels take it, by device; made when it is first needed.
     """
 
     by_id: Numbers
@@ -155,6 +159,7 @@ class LookupPlan:
     rows: Numbers
     starts: Numbers
     pooled: Columns | None
+    on_device: dict[torch.device, DevicePlan] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,21 @@ Legend: N ids, U distinct ids, E entries (a key in a segment), S segments, B bag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.columns import Columns
 from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, of_features, read
+from shardembed.journey.route.on_device import ask_all
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
+from shardembed.kernels import triton
 from shardembed.kernels.grouping import compiled
+from shardembed.kernels.host import to_host
+from shardembed.kernels.pooling import BagsOf
 from shardembed.tables.table_config import Feature
 from shardembed.wire.message import Numbers
 
@@ -36,11 +41,13 @@ class Unique:
         segments_N: -1 where a padding id stands in a bag. Bags of outputs that lie side by side stand sample by sample, but for
             those with weights.
         starts_B: where each bag begins.
+        bags_of: the bags, or ids where none are pooled, of each segment, where that is known already.
     """
 
     how: IdGroup
     segments_N: torch.Tensor
     starts_B: torch.Tensor
+    bags_of: BagsOf | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,23 +57,25 @@ class SlabRoute:
     Attributes:
         keys_E: keys grouped by owner.
         lengths_S: keys of each segment, or None when each has one.
-        counts: segments and keys that go to each rank, int64 `[2, R]`.
+        counts: segments and keys that go to each rank, int64 `[2, R]`, on the host.
         multiplicities_E: how often each key's id occurs, int32, or None where nobody wants to know.
         unique: how answers become outputs by id.
         bagged: (feature, strip) of those read by bag, in the slab's order.
         bag_segments: the answers that sum to each bag, one bag after the other; None where answer b is bag b. Bags of outputs
             that lie side by side stand sample by sample.
         bag_starts: where those of each bag begin, `[sum of bags]`; None likewise.
+        bags_of: the bag of each segment, where that is known already.
     """
 
     keys_E: torch.Tensor
     lengths_S: torch.Tensor | None
-    counts: torch.Tensor
+    counts: Numbers
     multiplicities_E: torch.Tensor | None = None
     unique: tuple[Unique, ...] = ()
     bagged: tuple[tuple[int, int], ...] = ()
     bag_segments: torch.Tensor | None = None
     bag_starts: torch.Tensor | None = None
+    bags_of: BagsOf | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ class Route:
     """One batch's way to the owners and back: `combine` consumes it.
 
     Attributes:
-        ids: the batch, without padding where that is left out before it is sent.
+        ids: the batch, without padding where that is left out before it is sent; on a GPU its bags' lengths leave it out, and not
+            the ids.
         features: what is looked up, in the order of the outputs.
         slabs: what is asked of each.
         columns: how the outputs of those that pool lie side by side, or None where they do not.
@@ -88,8 +98,8 @@ class Route:
     samples: int = 0
 
     def counts(self) -> Numbers:
-        """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`. Host sync on a GPU."""
-        return torch.stack([slab.counts for slab in self.slabs]).cpu().numpy()
+        """Segments and keys that go to each rank, of all slabs, int64 `[slabs, 2, R]`."""
+        return np.stack([slab.counts for slab in self.slabs])
 
 
 def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable) -> Route:
@@ -99,6 +109,8 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
         IdRangeError: an id is negative or not below its table's num_embeddings.
     """
     lookup_plan = routing.lookup_plan(tuple(features), ids.weighted)
+    if triton.serves(ids.ids.device):
+        return _on_device(ids, tuple(features), routing, lookup_plan)
     _check_range(ids, features, routing, lookup_plan)
     ids = _drop_padding(ids, lookup_plan)
     distinct = find_distinct(ids, routing, lookup_plan)
@@ -116,10 +128,47 @@ def _samples(ids: IdBatch, columns: Columns | None) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _on_device(ids: IdBatch, features: tuple[Feature, ...], routing: RoutingTable, lookup_plan: LookupPlan) -> Route:
+    """The same route, of all slabs at once."""
+    samples = _samples(ids, lookup_plan.pooled)
+    asked = ask_all(ids, lookup_plan, routing, samples)
+    if asked is None:
+        _check_range(ids, features, routing, lookup_plan)
+    assert asked is not None, "kernels and check disagree on whether an id is outside of its table"
+    slabs = [
+        SlabRoute(
+            found.keys_E,
+            found.lengths_S,
+            found.counts,
+            found.multiplicities_E,
+            tuple(Unique(how, *pair, found.bags_of) for how, pair in zip(of_slab.by_id, found.unique, strict=True)),
+            of_slab.bags,
+            found.bag_segments,
+            found.bag_starts,
+            found.bags_of,
+        )
+        for found, of_slab in zip(asked, lookup_plan.slabs, strict=True)
+    ]
+    ids = _without_padding_in_lengths(ids, lookup_plan)
+    return Route(ids, features, tuple(slabs), None if samples is None else lookup_plan.pooled, samples or 0)
+
+
+def _without_padding_in_lengths(ids: IdBatch, lookup_plan: LookupPlan) -> IdBatch:
+    """The batch, with lengths that leave out padding in the features that are read by bag. Their ids stay: how many they are is
+    known to the device alone.
+    """
+    if not lookup_plan.padded:
+        return ids
+    parts = list(ids.parts)
+    for i, padding in lookup_plan.padded:
+        parts[i] = parts[i]._replace(lengths=parts[i].lengths_without(padding))
+    return replace(ids, parts=tuple(parts))
+
+
 def empty_route(features: Sequence[Feature], routing: RoutingTable) -> Route:
     """A route that asks nothing, for a rank whose batch was refused."""
-    nothing = torch.zeros(2, routing.world_size, dtype=torch.int64)
-    slabs = tuple(SlabRoute(slab.blocks.new_empty(0), None, nothing.to(slab.blocks.device)) for slab in routing.slabs)
+    nothing = np.zeros((2, routing.world_size), dtype=np.int64)
+    slabs = tuple(SlabRoute(slab.blocks.new_empty(0), None, nothing) for slab in routing.slabs)
     return Route(IdBatch(torch.empty(0, dtype=torch.int64), ()), tuple(features), slabs)
 
 
@@ -175,7 +224,7 @@ def _slab_route(
     return SlabRoute(
         found.keys_E,
         found.lengths_S,
-        found.counts,
+        to_host(found.counts),  # host sync on a GPU
         multiplicities_E,
         tuple(Unique(how, *read(how, found, distinct, ids, by_id, samples)) for how in of_slab.by_id),
         of_slab.bags,

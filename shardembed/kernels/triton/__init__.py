@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from functools import cache
 
 import torch
 
@@ -31,16 +32,29 @@ def cannot(facts: SlabFacts) -> str | None:
         return f"its kernels have no {facts.dtype}"
     if not 1 <= facts.width <= MAX_WIDTH:
         return f"its kernels are for 1 to {MAX_WIDTH:,} columns"
+    if (why := missing()) is not None:
+        return why
+    here = facts.device.type
+    if here != "cuda" and not (here == "cpu" and importlib.import_module("triton").knobs.runtime.interpret):
+        return f"its kernels run on CUDA devices, not on {here}; on the CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
+    return lacks(importlib.import_module("shardembed.kernels.triton.formulas").FORMULAS, facts.optimizer)
+
+
+def missing() -> str | None:
+    """Why there are no kernels of Triton's here, or None when there are."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     try:
-        triton = importlib.import_module("triton")
+        importlib.import_module("triton")
     except (ImportError, OSError) as error:
         return f"triton does not load here: {error}"
-    here = facts.device.type
-    if here != "cuda" and not (here == "cpu" and triton.knobs.runtime.interpret):
-        return f"its kernels run on CUDA devices, not on {here}; on the CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
-    return lacks(importlib.import_module("shardembed.kernels.triton.formulas").FORMULAS, facts.optimizer)
+    return None
+
+
+@cache
+def serves(device: torch.device) -> bool:
+    """Whether what is no slab's goes through kernels of Triton's, for tensors on `device`: routes, messages, the order of rows."""
+    return device.type == "cuda" and missing() is None
 
 
 def make(data: SlabData) -> Kernel:

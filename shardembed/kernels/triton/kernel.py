@@ -32,12 +32,12 @@ class TritonKernel:
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
         return lookup(self.data.weights, rows_E, offsets, self.data.compute_dtype)
 
-    def order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Order:
-        return order(rows_E, offsets, self.data.weights.shape[0])
-
     def merge(self, waiting: Gradients, order: Order | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return merge(waiting, order or self.order(waiting.rows_E, waiting.offsets))
+        return merge(waiting, order or self._order(waiting))
 
     def update(self, waiting: Gradients, order: Order | None, merged: bool, step: Step, factor: float) -> None:
-        made = order or self.order(waiting.rows_E, waiting.offsets)
+        made = order or self._order(waiting)
         update(self.data, waiting, made, step.lr, step.number, factor, step.mean_square_U)
+
+    def _order(self, waiting: Gradients) -> Order:
+        return order(waiting.rows_E, waiting.offsets, self.data.weights.shape[0])

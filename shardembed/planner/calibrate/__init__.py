@@ -72,10 +72,11 @@ def typical(phases: Array) -> Array:
 
 
 def _blank(name: str, cluster: Cluster) -> Topology:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = _memory(cluster.ranks_per_node)
     # With several nodes, what is measured is told as between nodes, for they are the slower links.
     per_node = cluster.ranks_per_node if cluster.world_size <= cluster.ranks_per_node else 1
-    return Topology(name, cluster.world_size, per_node, memory, int(RESERVE * memory), fit.FREE, fit.FREE, {})
+    return Topology(name, cluster.world_size, per_node, memory, int(RESERVE * memory), fit.FREE, fit.FREE, {}, device=device)
 
 
 def _memory(ranks: int) -> int:

@@ -15,11 +15,9 @@ from shardembed.errors import CollectiveError
 from tests.harness import run_ranks
 from tests.ranks.strays import own_job, warm_up
 
-CPU = torch.device("cpu")
-
 
 def gather(comm: Comm, to: int | None) -> list[str]:
-    return comm.gather_texts("control", "texts", "é" * 10 * comm.rank, CPU, to=to)
+    return comm.gather_texts("control", "texts", "é" * 10 * comm.rank, to=to)
 
 
 def gathered(rank: int, world_size: int) -> tuple[list[str], list[str], int]:

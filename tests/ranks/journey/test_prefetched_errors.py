@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 import shardembed as se
 from shardembed.comm import diagnosis
-from shardembed.comm.beside import InThread, tensors_in
+from shardembed.comm.beside import Line
+from shardembed.comm.streams import Side, tensors_in
 from shardembed.errors import CollectiveError, DisagreementError
 from tests.harness import run_ranks
 from tests.ranks.strays import own_job, warm_up
@@ -221,14 +222,14 @@ def test_every_tensor_of_a_batch_is_found_once() -> None:
 
 
 def test_what_comes_behind_a_failure_is_dropped() -> None:
-    line, done = InThread(), []
+    line, done = Line(Side()), []
 
     def fail() -> None:
         raise LookupError("no")
 
     for work in (lambda: done.append(0), fail, lambda: done.append(1)):
         line.submit(work, None)
-    assert line.take().error is None
-    assert isinstance(line.take().error, LookupError)
+    assert line.take(lambda value: None).error is None
+    assert isinstance(line.take(lambda value: None).error, LookupError)
     line.close()
     assert done == [0]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 import shardembed as se
+from shardembed.comm.comm import Comm
 from shardembed.comm.stages import STAGES
 from shardembed.errors import ConfigError, StepError
+from shardembed.observe import footprint
 from shardembed.observe.timing import balance, summary
+from shardembed.planner.communicators import communicator_bytes
 from tests.harness import run_ranks
 
 TABLES = [se.TableConfig("a", 40, 8), se.TableConfig("b", 30, 4, pooling=None), se.TableConfig("c", 10, 4)]
@@ -183,6 +188,30 @@ def test_what_was_planned_of_weights_and_state_is_what_is_there(plan: Any, optim
         assert (found["rank"], found["world_size"], found["samples"]) == (rank, 2, 2)
         assert "table a" in table
         assert json.loads(json.dumps(found)) == found
+
+
+def said_of_communicators(rank: int, world_size: int) -> list[dict[str, Any]]:
+    """What a CPU says of them, and then as if its tables lay on a GPU."""
+    found = [se.memory(build()).as_dict()["categories"]]
+    real = footprint.topology_of
+    on_gpu = mock.patch.object(footprint, "topology_of", lambda *args: replace(real(*args), device="cuda"))
+    taken = mock.patch.object(Comm, "communicator_bytes", 7 if rank == 0 else 9)
+    with on_gpu, taken:
+        found.append(se.memory(build()).as_dict()["categories"])
+    return found
+
+
+def test_communicators_are_told_where_there_are_any() -> None:
+    for rank, (on_cpu, on_gpu) in enumerate(run_ranks(2, said_of_communicators)):
+        assert "communicators" not in on_cpu
+        planned = communicator_bytes(2, 2)
+        assert on_gpu["communicators"] == {
+            "planned": planned,
+            "actual": (7, 9)[rank],
+            "largest_planned": planned,
+            "largest_actual": 9,
+            "largest_rank": 1,
+        }
 
 
 def test_shards_of_a_torch_optimizer_are_no_dense_parameters() -> None:

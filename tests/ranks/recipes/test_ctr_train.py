@@ -115,7 +115,7 @@ def test_the_auc_is_exact_across_ranks(ranks: int) -> None:
 def data_of(rank: int, world_size: int, settings: CtrConfig) -> Any:
     from shardembed.recipes.data.criteo.clicks import scan
 
-    data = scan(settings.data, Comm.of(), CPU)
+    data = scan(settings.data, Comm.of())
     return data.describe(), data.counted, data.vocabularies
 
 

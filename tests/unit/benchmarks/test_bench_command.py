@@ -136,8 +136,8 @@ def test_the_page_of_growth_has_a_slope_and_a_plot(tmp_path: Path) -> None:
 
 
 def test_the_page_of_startup_adds_the_stages() -> None:
-    ours = {"import": 1.0, "plan and build": 1.0, "first step": 0.5}
-    theirs = {"import": 4.0, "plan and build": 0.5, "first step": 0.5}
+    ours = {startup.TORCH: 0.75, "import": 1.0, "plan and build": 1.0, "first step": 0.5}
+    theirs = {startup.TORCH: 0.75, "import": 4.0, "plan and build": 0.5, "first step": 0.5}
     text = "\n".join(startup.page([{"ranks": 2, "seconds": {"shardembed": [ours], "TorchRec": [theirs]}}], None))
     assert "| all | 2.50 (2.50 to 2.50) | 5.00 (5.00 to 5.00) | 0.50 (0.50 to 0.50) |" in text
 

@@ -33,7 +33,7 @@ def test_pooling_has_the_oracles_output_and_gradient(kind: PoolingKind, drawn: A
     torch.manual_seed(0)
     vectors = torch.randn(count, WIDTH, dtype=torch.float64)
     ours, theirs = (vectors.clone().requires_grad_() for _ in range(2))
-    found = _Pool.apply(ours, segments, starts, kind)
+    found = _Pool.apply(ours, segments, starts, kind, False, None)
     expected = lookup(theirs, kind.name, segments, torch.cat([starts, torch.tensor([len(segments)])]), None)
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if kind.name == kind.over_ids else 1e-14)  # torch's own: to the bit
     slopes = torch.randn_like(expected)

@@ -21,7 +21,7 @@ from shardembed.journey.route import Route, RoutingTable, combine, empty_route, 
 from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import SlabRoute
 from shardembed.journey.route.side_by_side import Outputs
-from shardembed.kernels import grouping
+from shardembed.kernels import grouping, triton
 from shardembed.store.slab_spec import SlabSpec, build_slabs
 from shardembed.tables.pooling import POOLINGS
 from shardembed.tables.table_config import Feature, TableConfig, features_of
@@ -136,21 +136,23 @@ def test_routes_answer_like_a_plain_lookup(case: Case, data: st.DataObject) -> N
             assert output.shape == wanted.shape
             torch.testing.assert_close(output, wanted, rtol=1e-15, atol=1e-12)  # a mean divides
         check_deduplication(case, route)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(grouping, "missing", lambda: "numba is not installed")
-            again = make_route(IdBatch.of(batch, features, CPU), features, routing)
-        for one, other in zip(route.slabs, again.slabs, strict=True):
-            assert same(one, other), "compiled and in plain torch, routes are the same"
+        for name, serves in (("plain torch", False), ("Triton", True)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(grouping, "missing", lambda: "numba is not installed")
+                patch.setattr(triton, "serves", lambda device, serves=serves: serves)
+                again = make_route(IdBatch.of(batch, features, CPU), features, routing)
+            for one, other in zip(route.slabs, again.slabs, strict=True):
+                assert same(one, other), f"compiled for the CPU and in {name}, routes are the same"
 
 
 def same(one: Any, other: Any) -> bool:
     """Equal, tensors by their numbers; where they are whole, of any type."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.tolist() == other.tolist()
+    if isinstance(one, torch.Tensor | np.ndarray):
+        return isinstance(other, type(one)) and one.tolist() == other.tolist()
     if isinstance(one, IdGroup):
         return one is other
     if is_dataclass(one):
-        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one) if field.compare)
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)

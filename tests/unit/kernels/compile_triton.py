@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shardembed.kernels.triton import lookup, order, update
+from shardembed.kernels.triton import locate, lookup, order, packing, routing, update
 from shardembed.kernels.triton.formulas import FORMULAS, STATES
 from shardembed.kernels.triton.tiles import Tile
 from shardembed.optim import SGD, TableOptimizer
@@ -22,10 +22,23 @@ RUNS = {"rows_E": "*i32", "segments_E": "*i32", "starts": "*i32", "piece_starts"
 FLOATS = ("grads", "partials", "first_state", "second_state", "mean_squares", "out", "weights")
 INTEGERS = {"blocks": "*i64", "blocks_count": "i32", "stepped": "i64", "factor": "i64"} | dict.fromkeys("abcdefh", "i64")
 
+BLOCKS = {"BLOCK": 1024, "num_warps": 4}
+ARRAYS = (
+    "numbers facts sorted_E order_E runs_E counts of_slot ends begins until firsts totals ones lengths sent ids ways blocks rows "
+    "order sums there keys_64 places segment_E segments chunks order_S"
+)
+NARROW_ARRAYS = "sort_keys bag_E keys_32 sorted_bags bag_S"
+SIZES = (
+    "slabs total items slots pieces direct streams runs entries blocks_count ranks kept keys count bags units halvings "
+    "segment_halvings slot_halvings block_halvings bag_halvings"
+)
+OF_ROUTES = {"rows": "*i64", "starts": "*i64", "segments": "i32", "count": "i32"}
+
 
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
     tile = {name: value for name, value in constants.items() if name != "num_warps"}
-    types = dict.fromkeys(FLOATS, "*fp32") | RUNS | INTEGERS | types
+    of_arrays = dict.fromkeys(ARRAYS.split(), "*i64") | dict.fromkeys(NARROW_ARRAYS.split(), "*i32")
+    types = dict.fromkeys(FLOATS, "*fp32") | of_arrays | dict.fromkeys(SIZES.split(), "i32") | RUNS | INTEGERS | types
     signature = {name: "constexpr" if name in tile else types[name] for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")}
     source = ASTSource(kernel, signature, constexprs=tile, attrs=aligned)
@@ -55,7 +68,14 @@ def of_kind(kind: type[TableOptimizer]) -> dict[str, Any]:
 def main() -> None:
     entries = {"rows_E": "*i64", "offsets": "*i64", "scales_E": "*fp32", "segments": "i32"}
     compiled(lookup._lookup, entries, constants(100, SEGMENTS=True, SCALED=True))
-    compiled(order._mark_starts, {"numbers_E": "*i64", "entries": "i32"}, {"BLOCK": 1024, "num_warps": 4})
+    for kernel in (order._number, order._cut, order._count_pieces, order._cut_pieces, locate._measure):
+        compiled(kernel, {}, BLOCKS)
+    for kernel in (locate._locate, routing._mark, routing._bound):
+        compiled(kernel, OF_ROUTES, BLOCKS)
+    compiled(routing._list_bags, OF_ROUTES | {"segments": "*i64"}, BLOCKS)
+    compiled(routing._cut, OF_ROUTES, BLOCKS | {"NARROW": True, "WIDE": True})
+    compiled(packing._move, {"message": "*i64", "count": "i32"}, BLOCKS | {"UNIT": 8, "PACK": True})
+    compiled(packing._move, {"message": "*u8", "count": "i32"}, BLOCKS | {"UNIT": 1, "PACK": False})
     exact = {"enable_fp_fusion": False}
     plain: dict[str, Any] = {"GIVEN": False, "PIECES": True, "HALVINGS": 0}
     for kind in {formula.function: kind for kind, formula in FORMULAS.items()}.values():  # some share one

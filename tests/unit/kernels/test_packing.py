@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardembed.kernels import grouping
+from shardembed.kernels import grouping, triton
 from shardembed.kernels.packing import pack, unpack
 from shardembed.wire.message import ALIGNMENT, MessageLayout, Part
 
@@ -81,38 +81,49 @@ def in_plain_torch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(grouping, "missing", lambda: "numba is not installed")
 
 
+def in_triton(patch: pytest.MonkeyPatch) -> None:
+    in_plain_torch(patch)
+    patch.setattr(triton, "serves", lambda device: True)
+
+
+OTHERS = [in_plain_torch, in_triton]
+
+
 @given(jobs())
 def test_what_is_packed_is_unpacked(job: Job) -> None:
     for to in range(len(job.layouts)):
         buffer, layout = arriving(job, to)
         assert buffer.numel() == layout.rank_bytes.sum()
-        found = unpack(buffer, layout)
-        with pytest.MonkeyPatch.context() as patch:
-            in_plain_torch(patch)
-            twins = unpack(buffer, layout)
-        for part, (kind, one, twin) in enumerate(zip(layout.schema.parts, found, twins, strict=True)):
-            assert one.dtype == twin.dtype == kind.dtype
-            assert one.shape == twin.shape == (layout.items[part].sum(), *kind.item_shape)
-            assert bits(one) == bits(twin) == wanted(job, part, to)
+        found = [unpack(buffer, layout)]
+        for other in OTHERS:
+            with pytest.MonkeyPatch.context() as patch:
+                other(patch)
+                found.append(unpack(buffer, layout))
+        for tensors in found:
+            for part, (kind, one) in enumerate(zip(layout.schema.parts, tensors, strict=True)):
+                assert one.dtype == kind.dtype
+                assert one.shape == (layout.items[part].sum(), *kind.item_shape)
+                assert bits(one) == wanted(job, part, to)
 
 
 @given(jobs(most_ranks=9))
 def test_a_message_has_the_same_bytes_from_the_kernel_and_from_plain_torch(job: Job) -> None:
     for layout, tensors in zip(job.layouts, job.tensors, strict=True):
-        one = pack(tensors, layout)
-        with pytest.MonkeyPatch.context() as patch:
-            in_plain_torch(patch)
-            twin = pack(tensors, layout)
-        assert one.dtype == twin.dtype == torch.uint8
+        one, twins = pack(tensors, layout), []
+        for other in OTHERS:
+            with pytest.MonkeyPatch.context() as patch:
+                other(patch)
+                twins.append(pack(tensors, layout))
+        assert all(twin.dtype == torch.uint8 for twin in (one, *twins))
         at = 0
         assert all(size % ALIGNMENT == 0 for size in layout.rank_bytes)
         for sizes, share in zip(layout.sizes.T.tolist(), layout.rank_bytes.tolist(), strict=True):
             end = at + share
             for size in sizes:  # but not the padding, which holds anything
-                assert bits(one[at : at + size]) == bits(twin[at : at + size])
+                assert all(bits(one[at : at + size]) == bits(twin[at : at + size]) for twin in twins)
                 at += -(-size // ALIGNMENT) * ALIGNMENT
             assert at == end
-        assert at == one.numel() == twin.numel()
+        assert all(at == twin.numel() for twin in (one, *twins))
 
 
 def test_tensors_that_are_not_contiguous_are_packed_as_they_read() -> None:

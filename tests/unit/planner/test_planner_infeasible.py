@@ -159,3 +159,8 @@ def test_memory_is_shown_with_digits_enough_and_rounded_up() -> None:
     for size in (1.0, 12345.6, 0.02 * GIB, 5.001 * GIB, 1234.5678 * GIB):
         shown, unit = gib(rounded_up(size)).replace(",", "").split()
         assert size <= float(shown) * {"GiB": GIB, "MiB": 2**20}[unit] <= size * 1.01 + 110
+
+
+def test_what_communicators_take_is_said() -> None:
+    message = refused(tables(*[30.0] * 5), replace(FOUR, device="cuda"))
+    assert "(10.00 GiB less 2.00 GiB in reserve and 1.75 GiB of communicators)" in message

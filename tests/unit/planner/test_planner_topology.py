@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from shardembed.comm.communicators import Communicators
 from shardembed.errors import ConfigError
 from shardembed.planner import builtin, cost_ops, topology
+from shardembed.planner.communicators import COMMUNICATORS, communicator_bytes
 from shardembed.planner.topology import GB, GIB
 from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS
 
@@ -88,7 +91,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     path.write_text(topology.to_yaml(found))
     again = topology.load(path)
-    assert (again.name, again.ranks, again.memory, again.reserve) == (found.name, 16, found.memory, found.reserve)
+    assert (again.name, again.ranks, again.memory, again.room) == (found.name, 16, found.memory, found.room)
     assert again.source == found.source
     assert again.ops.keys() == found.ops.keys()
     for name, op in found.ops.items():
@@ -154,3 +157,28 @@ def test_the_package_carries_all_of_them() -> None:
     for kind in ("topologies", "workloads"):
         assert f'"share/shardembed/{kind}" = ["configs/{kind}/*.yaml"]' in settings
         assert builtin.files(kind)
+
+
+def test_communicators_are_counted_as_many_as_are_made() -> None:
+    assert sum(part.type == "dist.ProcessGroup" for part in dataclasses.fields(Communicators)) == COMMUNICATORS
+    # github.com/NVIDIA/nccl, issue 1685: what the first all-to-all of eight H100 took.
+    assert communicator_bytes(8, 8) / COMMUNICATORS == pytest.approx(3.28e9, rel=0.05)
+    assert communicator_bytes(1024, 8) == communicator_bytes(8, 8) > communicator_bytes(4, 8) > communicator_bytes(2, 8) > 0
+    assert communicator_bytes(1, 8) == 0
+
+
+@pytest.mark.parametrize("name", ["h200x8", "h100x8", "a100x8", "cpu"])
+def test_tables_may_fill_what_neither_the_reserve_nor_communicators_take(name: str) -> None:
+    found = topology.load(name)
+    taken = communicator_bytes(found.ranks, found.ranks_per_node) if name != "cpu" else 0
+    assert found.communicators == taken
+    assert found.room == found.memory - found.reserve - taken > 0
+    assert found.scaled(1).communicators == 0
+
+
+def test_a_gpu_whose_memory_communicators_fill_is_refused(tmp_path: Path) -> None:
+    text = topology.to_yaml(topology.load("h100x8"))
+    path = tmp_path / "small.yaml"
+    path.write_text(text.replace("memory_gib: 79", "memory_gib: 18"))
+    with pytest.raises(ConfigError, match=r"beside 6\.2 GiB of communicators, leaves nothing of memory_gib 18"):
+        topology.load(path)

@@ -160,7 +160,7 @@ def test_planted_clicks_follow_their_model() -> None:
 def test_categories_become_rows_and_missing_ones_row_0(kind: str) -> None:
     ids = {"num_embeddings": 50, "tables": {"C2": 60}} if kind == "hash" else {"min_count": 30, "max_size": 10}
     config = CtrDataConfig.model_validate({"ids": {"kind": kind, **ids}, "generator": {"rows": 2000, "max_cardinality": 200}})
-    data = scan(config, Comm.of(), CPU)
+    data = scan(config, Comm.of())
     encoder = Encoder.of(config, data)
     clicks = Clicks(np.array([1], np.int8), np.array([[np.nan, -2, 4, *[0] * 10]], np.float32), np.full((1, 26), MISSING))
     batch = encoder(clicks, 1)

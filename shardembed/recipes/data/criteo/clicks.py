@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.errors import DataError, ShardEmbedError, rebuild, travels
@@ -172,7 +171,7 @@ def open_sources(config: CtrDataConfig) -> tuple[ClickSource, ClickSource | None
     return source, other
 
 
-def scan(config: CtrDataConfig, comm: Comm, device: torch.device) -> ClickData:
+def scan(config: CtrDataConfig, comm: Comm) -> ClickData:
     """Count rows and, where they are asked for, build vocabularies; each rank reads its share of the parts. Collective.
 
     Raises:
@@ -187,7 +186,7 @@ def scan(config: CtrDataConfig, comm: Comm, device: torch.device) -> ClickData:
         mine = {"found": [_scan_parts(one, comm, values * (one is source)) for one in (source, other) if one is not None]}
     except ShardEmbedError as error:
         mine = {"error": travels(error)}
-    told = [json.loads(text) for text in comm.gather_texts("control", "scan the data", json.dumps(mine), device)]
+    told = [json.loads(text) for text in comm.gather_texts("control", "scan the data", json.dumps(mine))]
     failed = [one["error"] for one in told if "error" in one]
     if failed:
         raise rebuild(*failed[0])

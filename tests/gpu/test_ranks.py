@@ -1,0 +1,89 @@
+"""Ranks on GPUs: over Gloo on one that they share, and over NCCL where each has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import shardembed as se
+from shardembed.comm.comm import Comm
+from shardembed.planner.communicators import communicator_bytes
+from tests.harness import run_ranks
+
+TABLES = [
+    se.TableConfig("rows", 3000, 32, feature_names=["rows", "list"], pooling={"rows": "sum", "list": None}),
+    se.TableConfig("columns", 2000, 64, pooling="mean"),
+    se.TableConfig("copies", 500, 64),
+]
+PLAN = {"rows": se.row_wise(), "columns": se.column_wise(), "copies": se.replicated()}
+FEATURES = {"rows": 3000, "list": 3000, "columns": 2000, "copies": 500}
+STEPS = 6
+Loop = Callable[[Iterable[Any], se.EmbeddingCollection], Iterable[Any]]
+
+
+def train(rank: int, group: dist.ProcessGroup, device: torch.device, loop: Loop, sent_from: torch.device) -> list[torch.Tensor]:
+    emb = se.EmbeddingCollection(
+        TABLES, optimizer=se.optim.RowwiseAdagrad(lr=0.1), plan=PLAN, process_group=group, device=device, deterministic=True
+    )
+    optimizer = se.Optimizer(emb, on_nonfinite="raise")
+
+    def batches() -> Iterable[dict[str, torch.Tensor]]:
+        for step in range(STEPS):
+            seed = torch.Generator().manual_seed(10 * step + rank)
+            yield {name: torch.randint(rows, (256, 8), generator=seed).to(sent_from) for name, rows in FEATURES.items()}
+
+    for batch in loop(batches(), emb):
+        torch.stack([output.square().sum() for output in emb(batch).values()]).sum().backward()
+        se.clip_grad_norm_(emb, 1e9)
+        optimizer.step()
+    return [emb.rows(table.name, torch.arange(table.num_embeddings)).cpu() for table in TABLES]
+
+
+def differing(rank: int, group: dist.ProcessGroup, device: torch.device) -> list[str]:
+    """The loops that end in other bits than the plain one."""
+    plain = train(rank, group, device, lambda loader, emb: loader, device)
+    found = []
+    for sent_from in (torch.device("cpu"), device):
+        for depth in (1, 2):
+            ahead = train(rank, group, device, lambda loader, emb, depth=depth: se.prefetched(loader, emb, depth), sent_from)
+            if not all(map(torch.equal, ahead, plain)):
+                found.append(f"depth {depth}, batches on {sent_from}")
+    return found
+
+
+def group_over(backend: str, world_size: int) -> dist.ProcessGroup:
+    group = dist.new_group(list(range(world_size)), backend=backend)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def sharing(rank: int, world_size: int, device: str) -> list[str]:
+    return differing(rank, group_over("gloo", world_size), torch.device(device, 0) if device == "cuda" else torch.device(device))
+
+
+def test_ranks_that_share_a_gpu_end_with_the_bits_of_the_plain_loop() -> None:
+    assert run_ranks(2, sharing, "cuda", timeout=600) == [[], []]
+
+
+def apart(rank: int, world_size: int) -> tuple[list[str], int | None, int, int]:
+    """Differing loops; bytes that communicators took at the start, and that the device has lost since; ranks of the node."""
+    torch.cuda.set_device(rank)
+    group = group_over("cpu:gloo,cuda:nccl", world_size)
+    comm = Comm.of(group)
+    before = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    found = differing(rank, group, torch.device("cuda", rank))
+    torch.cuda.synchronize()
+    return found, comm.communicator_bytes, before - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved(), world_size
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL takes one rank a GPU, and there is one GPU")
+def test_nccl_is_connected_at_the_start_and_never_again() -> None:
+    for different, taken, later, ranks in run_ranks(min(4, torch.cuda.device_count()), apart, timeout=600):
+        assert different == []
+        assert later < 256 << 20, "something was connected in a step"
+        assert taken is not None
+        assert 0 < taken < 1.5 * communicator_bytes(ranks, ranks), "planner/communicators.py takes them for too small"
