@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import shardembed as se
 from benchmarks.launches import as_on_a_device
 from shardembed import optim
-from shardembed.kernels.triton.kernel import TritonKernel
+from shardembed.kernels.triton import order
 from shardembed.tables.placement import Packing
 from tests.harness import run_ranks
 from tests.held import Piece, pieces
@@ -62,13 +63,13 @@ def test_the_tables_are_the_references_bits() -> None:
 
 def test_rows_are_sorted_in_the_forward_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_in: list[str] = []
-    made = TritonKernel.order
+    made = order.orders
 
-    def order(self: TritonKernel, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> object:
+    def orders(asked: Sequence[order.Asked]) -> list[order.Order]:
         sorted_in.append(stage)
-        return made(self, rows_E, offsets)
+        return made(asked)
 
-    monkeypatch.setattr(TritonKernel, "order", order)
+    monkeypatch.setattr(order, "orders", orders)
     emb = se.EmbeddingBag(ROWS, COLUMNS, mode="sum", padding_idx=3, optimizer=optim.Adagrad(lr=0.1), kernel="triton")
     learner = se.Optimizer(emb)
     for _ in range(2):
