@@ -224,10 +224,11 @@ def _usual_bags(batch: dict[str, Any], features: Sequence[Feature], device: torc
     if not offsets or len({each.numel() for each in offsets}) > 1 or not offsets[0].numel():
         return None
     sizes, offsets_FB = [ids.numel() for ids in given], torch.stack(offsets)
-    lengths_FB = offsets_FB.diff(dim=1)
+    falls_FB = offsets_FB[:, 1:] < offsets_FB[:, :-1]  # and not a length below 0: one of huge offsets may wrap around
     ends_F = torch.tensor(sizes, device=device)
-    if bool(offsets_FB[:, 0].any() | (offsets_FB[:, -1] != ends_F).any() | (lengths_FB < 0).any()):  # host sync on a GPU
+    if bool(offsets_FB[:, 0].any() | (offsets_FB[:, -1] != ends_F).any() | falls_FB.any()):  # host sync on a GPU
         return None
+    lengths_FB = offsets_FB.diff(dim=1)
     ids, bags = torch.cat(given) if len(given) > 1 else given[0], lengths_FB.shape[1]
     shapes = [(size,) if feature.pooling is None else (bags,) for size, feature in zip(sizes, features, strict=True)]
     return IdBatch(ids, tuple(map(FeatureIds, ids.split(sizes), lengths_FB.unbind(0), shapes)), tuple(features))
