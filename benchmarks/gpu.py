@@ -139,6 +139,7 @@ def plain(data: SlabData, rows_E: torch.Tensor, waiting: Gradients) -> dict[str,
 def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Times:
     """Everything on one case, in turns."""
     from shardembed.kernels.triton.kernel import TritonKernel
+    from shardembed.kernels.triton.order import order
 
     weights = torch.randn(size.rows, size.width, device=device)
 
@@ -149,10 +150,10 @@ def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Time
     rows_E, offsets = draw(size, device), torch.arange(0, size.bags * size.ids + 1, size.ids, device=device)
     grads = torch.randn(size.bags, size.width, device=device)
     waiting = Gradients(rows_E, offsets, grads)
-    made = ours.order(rows_E, offsets)
+    made = order(rows_E, offsets, size.rows)
     works: dict[str, Callable[[], object]] = {
         "lookup": lambda: ours.lookup(rows_E, offsets),
-        "order": lambda: ours.order(rows_E, offsets),
+        "order": lambda: order(rows_E, offsets, size.rows),
         "update": lambda: ours.update(waiting, made, False, Step(OPTIMIZER.lr, 1), 1.0),
     }
     peers = {"plain torch": plain(data(), rows_E, waiting)}

@@ -24,6 +24,17 @@ def exhaustive(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
+def sample_of(cases: Iterable[tuple[Any, ...]], *chosen: tuple[Any, ...]) -> list[Any]:
+    """These cases, for `parametrize`: the chosen ones, and the rest exhaustive.
+
+    For parameters whose values other tests try, one by one: then not even `sampled` must have them all.
+    """
+    cases = list(cases)
+    strangers = [case for case in chosen if case not in cases]
+    assert not strangers, f"{strangers} are none of the cases"
+    return [pytest.param(*case) if case in chosen else exhaustive(*case) for case in cases]
+
+
 def sampled(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
     """These cases, for `parametrize`: as few as have every value of every parameter, and the rest exhaustive.
 

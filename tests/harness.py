@@ -6,7 +6,7 @@ group broken, or that ends a process, asks for `fresh_ranks=True`.
 
 On Linux ranks are forks of one process that has imported `tests.warm`, which saves each of them seconds. Forks
 hash strings alike, so an order of sets would be the same on all ranks, as it is not in a job: in the pool of two
-ranks, which most tests use, one is therefore a process of its own.
+ranks, which most tests use, one is therefore a fork of another such process.
 
 The function must be at the top of a module (processes find it by name), and its arguments and results must
 pickle. Every call starts from seed 0. pytest does not rewrite assertions in a rank: give them a message, or
@@ -46,6 +46,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).parents[1]
 SECONDS = 300.0  # ranks that have not started or answered by then hang, however loaded the machine is
 GRACE = 2.0  # after a rank has failed, how long its peers may still answer: they are probably waiting for it
+WARM = "tests.warm"  # what ranks are forks of
+COLD = f"something else started the process that ranks are forks of, without {WARM}: call `harness.forks` before it"
 GROUP_TIMEOUT = timedelta(minutes=10)  # the pool's own time limits are shorter, and tell more
 
 
@@ -173,11 +175,13 @@ class _Pool:
         self._processes: list[Any] = []
         for rank in range(world_size):
             apart = world_size == 2 and rank == 1 and not fresh
-            context = multiprocessing.get_context("spawn") if apart else forks()
+            context = forks()
             ours, theirs = context.Pipe()
-            arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)))
+            forked = context.get_start_method() == "forkserver"
+            arguments = (rank, world_size, self._store.port, theirs, str(self._stack_file(rank)), forked)
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank-{rank}")
-            process.start()
+            with _hashing_otherwise() if apart and forked else contextlib.nullcontext():
+                process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             self._pipes.append(ours)
             self._processes.append(process)
@@ -248,14 +252,34 @@ class _Pool:
 
 
 def forks() -> Any:
-    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there."""
+    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there.
+
+    Python has one such server for a process: a test of code that has forks of its own calls this before, or ranks would be those.
+    """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.warm"])
+    context.set_forkserver_preload([WARM])
     with _folder(ROOT):  # where the server finds it
         forkserver.ensure_running()
     return context
+
+
+_other = forkserver.ForkServer()
+
+
+@contextlib.contextmanager
+def _hashing_otherwise() -> Iterator[None]:
+    """Processes that start meanwhile are forks of a second warm process, whose hashes of strings are its own."""
+    _other.set_forkserver_preload([WARM])
+    with _folder(ROOT):
+        _other.ensure_running()
+    first = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = _other.connect_to_new_process
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = first
 
 
 @contextlib.contextmanager
@@ -268,8 +292,11 @@ def _folder(path: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _serve(rank: int, world_size: int, port: int, pipe: Connection, stack_file: str) -> None:
+def _serve(rank: int, world_size: int, port: int, pipe: Connection, stack_file: str, forked: bool) -> None:
     """A rank's life: join the group, then answer calls until the pipe ends."""
+    if forked and WARM not in sys.modules:
+        pipe.send_bytes(pickle.dumps(Outcome(error=RuntimeError(COLD))))
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its ranks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stacks = open(stack_file, "w")  # noqa: SIM115 (stays open for the signal handler)

@@ -23,6 +23,7 @@ from shardembed.errors import DtypeError, FeatureError
 from shardembed.inputs.dense import DenseParts
 from shardembed.inputs.features import FeatureIds, read_bags, read_feature
 from shardembed.inputs.jagged import is_keyed_jagged, split_keyed_jagged
+from shardembed.kernels.host import to_host
 from shardembed.tables.table_config import Feature
 
 CPU = torch.device("cpu")
@@ -224,12 +225,13 @@ def _usual_bags(batch: dict[str, Any], features: Sequence[Feature], device: torc
     if not offsets or len({each.numel() for each in offsets}) > 1 or not offsets[0].numel():
         return None
     sizes, offsets_FB = [ids.numel() for ids in given], torch.stack(offsets)
-    falls_FB = offsets_FB[:, 1:] < offsets_FB[:, :-1]  # and not a length below 0: one of huge offsets may wrap around
-    ends_F = torch.tensor(sizes, device=device)
-    if bool(offsets_FB[:, 0].any() | (offsets_FB[:, -1] != ends_F).any() | falls_FB.any()):  # host sync on a GPU
+    bags = offsets_FB.shape[1] - 1
+    falls = (offsets_FB[:, 1:] < offsets_FB[:, :-1]).sum(1, keepdim=True)  # and no length below 0: one may have wrapped around
+    firsts, lasts, falling = to_host(torch.cat([offsets_FB[:, :1], offsets_FB[:, -1:], falls], 1)).T
+    if firsts.any() or lasts.tolist() != sizes or falling.any():
         return None
     lengths_FB = offsets_FB.diff(dim=1)
-    ids, bags = torch.cat(given) if len(given) > 1 else given[0], lengths_FB.shape[1]
+    ids = torch.cat(given) if len(given) > 1 else given[0]
     shapes = [(size,) if feature.pooling is None else (bags,) for size, feature in zip(sizes, features, strict=True)]
     return IdBatch(ids, tuple(map(FeatureIds, ids.split(sizes), lengths_FB.unbind(0), shapes)), tuple(features))
 

@@ -5,14 +5,16 @@
               3  request  = send_ids(route)                all-to-all: counts and flags; all-to-all: keys
               4  answers  = slab.lookup(request)           owner: keys -> rows (locate), one vector a segment
               5  vectors  = send_back(answers)             all-to-all: vectors in the wire dtype
-              6  output   = combine(vectors, route)        requester: segments pool, column strips concatenate
+              6  outputs  = combine(vectors, route)        requester: segments pool, into one tensor side by side
     backward  7  grads    = (adjoint of combine)           autograd: one gradient a segment
               8  grads    = send_grads(grads)              all-to-all: sizes mirrored
               9  slab.accumulate(request, grads)           owner keeps them until the step
     step     10  slab.step()                               merge duplicate rows, fused update in place
 
-A segment is a list of ids of one table that live on one owner, answered by one vector (see `journey.route.segments`). One rank
-runs the same code: its route leads to itself and `Comm` hands back what it was given.
+A segment is a list of ids of one table that live on one owner, answered by one vector (see `journey.route.segments`). Five of the
+stages pass over all that a batch has: route (2), lookup (4), pool (6), spread of gradients (7) and update (10), for which a GPU
+orders the rows as soon as they are known. One rank runs the same code: its route leads to itself and `Comm` hands back what it was
+given.
 
 The methods of `Journey` stand in this order, and docstrings name the stages by these numbers. What has to be in place first is
 made in `setup`, which gradients wait for a step is told by `pending`, and which tables learn by `freezing`.

@@ -111,7 +111,8 @@ class Announced:
     Attributes:
         tensors: the ids and what belongs to them, as they travel.
         sent: how.
-        mine, theirs: segments and keys that this rank asks of each and each of it, int64 `[slabs, 2, R]`.
+        mine: segments and keys that this rank asks of each, int64 `[slabs, 2, R]`.
+        theirs: the same that each asks of this rank.
         call: the number of the forward call.
     """
 

@@ -77,6 +77,10 @@ def _widths(cut: Layout) -> set[int]:
     return {len(shard.columns) for shard in cut.shards}
 
 
+def _every(layout: str) -> bool:
+    return True
+
+
 def cross(
     world_size: int,
     optimizer: optim.TableOptimizer,
@@ -88,13 +92,21 @@ def cross(
     poolings: tuple[str, ...] = tuple(POOLINGS),
     packings: tuple[Packing, ...] = PACKINGS,
     positive: bool | None = None,
-    chosen: Callable[[str], bool] = lambda layout: True,
+    chosen: Callable[[str], bool] = _every,
 ) -> Case:
     """One collection with a table for every layout and packing, and a feature of each for every pooling.
 
     positive: contributions above zero and a linear loss, as narrow dtypes need; default: for all but float64.
     """
     positive = dtype != torch.float64 if positive is None else positive
+    tables, plan = _tables(world_size, dtype, poolings, packings, chosen)
+    batches = _batches(world_size, tables, steps, micro, seed, poolings, positive)
+    return Case(tables, {table.name: optimizer for table in tables}, plan, batches, curved=not positive, seed=seed)
+
+
+def _tables(
+    world_size: int, dtype: torch.dtype, poolings: tuple[str, ...], packings: tuple[Packing, ...], chosen: Callable[[str], bool]
+) -> tuple[tuple[se.TableConfig, ...], dict[str, Placement]]:
     tables, plan = [], {}
     for layout, (columns, placement) in layouts(world_size).items():
         for packing in packings if chosen(layout) else ():
@@ -103,20 +115,42 @@ def cross(
             # Normal, and not the default of a collection: spread starting values make wrong rows visible.
             tables.append(se.TableConfig(name, ROWS, columns, list(features), features, dtype, se.Normal(0.25, 1.0)))
             plan[name] = replace(placement, packing=packing)
+    return tuple(tables), plan
+
+
+_drawn: dict[tuple[object, ...], list[list[list[Batch]]]] = {}  # the last ones: all would be much for the garbage collector to walk
+
+
+def _batches(
+    world_size: int,
+    tables: tuple[se.TableConfig, ...],
+    steps: int,
+    micro: int,
+    seed: int,
+    poolings: tuple[str, ...],
+    positive: bool,
+) -> list[list[list[Batch]]]:
+    """Drawn once for cases that follow each other and differ in their optimizer or dtype alone: nobody writes to batches."""
+    widths = tuple((table.name, table.embedding_dim) for table in tables)
+    key = (world_size, widths, steps, micro, seed, poolings, positive)
+    if key in _drawn:
+        return _drawn[key]
     draw = torch.Generator().manual_seed(seed)
 
     def batch(rank: int, step: int) -> Batch:
         size = BATCH_SIZES[(rank + step) % len(BATCH_SIZES)]
         found: Batch = {}
-        for table in tables:
+        for name, columns in widths:
             for pooling in poolings:
                 kind, weighted = POOLINGS[pooling]
-                bags = make_bags(draw, ROWS, table.embedding_dim, kind, size, 4, weighted=weighted, positive=positive)
-                found[f"{table.name}-{pooling}"] = bags
+                bags = make_bags(draw, ROWS, columns, kind, size, 4, weighted=weighted, positive=positive)
+                found[f"{name}-{pooling}"] = bags
         return found
 
     batches = [[[batch(rank, step * micro + part) for rank in range(world_size)] for part in range(micro)] for step in range(steps)]
-    return Case(tuple(tables), {table.name: optimizer for table in tables}, plan, batches, curved=not positive, seed=seed)
+    _drawn.clear()
+    _drawn[key] = batches
+    return batches
 
 
 def covered(case: Case) -> set[tuple[str, str, str]]:

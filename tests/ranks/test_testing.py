@@ -87,8 +87,8 @@ def pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testing, "_spawn", lambda ranks, job, shares: run_ranks(ranks, on_this_rank, job, shares))
 
 
-@pytest.mark.usefixtures("pooled")
 def test_a_model_that_returns_its_loss_agrees() -> None:
+    """On ranks that are started for it, as a user's are."""
     optimizer = {"user": se.optim.Adam(lr=0.1), "*": se.optim.Adagrad(lr=0.1)}
     report = se.testing.compare(Scored, batches(2), plan=PLAN, optimizer=optimizer, inputs=announced, **TIGHT)
     assert report, report.text
@@ -147,6 +147,7 @@ class Collected(nn.Module):
         return self.ebc(KeyedJaggedTensor.from_lengths_sync(["b", "a"], ids.t().reshape(-1), lengths)).values().square().mean()
 
 
+@pytest.mark.usefixtures("pooled")
 def test_a_collection_of_torchrecs_is_compared_table_by_table() -> None:
     pytest.importorskip("torchrec")
     batch = torch.randint(0, 9, (6, 2), generator=torch.Generator().manual_seed(0))

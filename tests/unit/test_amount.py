@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.amount import sampled
+from tests.amount import sample_of, sampled
 
 CASES = [
     list(product((1, 2, 3, 4), ("a", "b", "c"), (None, [0]))),
@@ -32,3 +32,11 @@ def test_a_sample_has_every_value_and_the_rest_is_kept(cases: list[tuple[Any, ..
 
 def test_a_sample_of_a_product_is_as_small_as_its_longest_part() -> None:
     assert [left_out(case) for case in sampled(CASES[0])].count(False) == 4
+
+
+def test_a_sample_that_is_named_is_the_sample_and_the_rest_is_kept() -> None:
+    found = sample_of(CASES[1], (2, "a"))
+    assert [case.values for case in found] == CASES[1]
+    assert [case.values for case in found if not left_out(case)] == [(2, "a")]
+    with pytest.raises(AssertionError, match=r"\[\(3, 'a'\)\] are none of the cases"):
+        sample_of(CASES[1], (3, "a"))

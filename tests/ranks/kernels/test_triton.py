@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
 import shardembed as se
+from benchmarks.launches import as_on_a_device
 from shardembed import optim
-from shardembed.kernels.triton.kernel import TritonKernel
+from shardembed.kernels.triton import order
+from shardembed.tables.placement import Packing
 from tests.harness import run_ranks
 from tests.held import Piece, pieces
 from tests.ranks.cases import cross
@@ -27,10 +30,10 @@ def test_they_agree_with_whole_tables(optimizer: optim.TableOptimizer) -> None:
     assert {kernel for run in runs for kernel, _ in run.kernels} == {"triton"}
 
 
-def train(rank: int, world_size: int, kernel: str) -> list[Piece]:
+def train(rank: int, world_size: int, kernel: str, packing: Packing = "unique") -> list[Piece]:
     """Tables of each dtype, with padding and random rounding, under every cut."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    cuts = {"rows": se.row_wise(), "columns": se.column_wise(), "copies": se.replicated()}
+    cuts = {"rows": se.row_wise(packing=packing), "columns": se.column_wise(), "copies": se.replicated()}
     tables = [
         se.TableConfig(f"{cut} {dtype}", ROWS, COLUMNS, dtype=dtype, init=se.Normal(), padding_idx=3, rounding=rounding)
         for dtype, rounding in zip(dtypes, (None, "stochastic", "stochastic"), strict=True)
@@ -60,13 +63,13 @@ def test_the_tables_are_the_references_bits() -> None:
 
 def test_rows_are_sorted_in_the_forward_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_in: list[str] = []
-    made = TritonKernel.order
+    made = order.orders
 
-    def order(self: TritonKernel, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> object:
+    def orders(asked: Sequence[order.Asked]) -> list[order.Order]:
         sorted_in.append(stage)
-        return made(self, rows_E, offsets)
+        return made(asked)
 
-    monkeypatch.setattr(TritonKernel, "order", order)
+    monkeypatch.setattr(order, "orders", orders)
     emb = se.EmbeddingBag(ROWS, COLUMNS, mode="sum", padding_idx=3, optimizer=optim.Adagrad(lr=0.1), kernel="triton")
     learner = se.Optimizer(emb)
     for _ in range(2):
@@ -80,3 +83,17 @@ def test_rows_are_sorted_in_the_forward_and_not_again(monkeypatch: pytest.Monkey
     with torch.no_grad():
         emb(torch.tensor([[1, 2]]))
     assert len(sorted_in) == 2, "nothing can be learned from it"
+
+
+def train_as_on_a_device(rank: int, world_size: int, packing: Packing) -> list[Piece]:
+    with as_on_a_device():
+        return train(rank, world_size, "triton", packing)
+
+
+@pytest.mark.parametrize("packing", ["unique", "bag"])
+def test_what_devices_do_between_ranks_gives_the_same_bits(packing: Packing) -> None:
+    """Routes, messages and the order of rows by the kernels of devices, and by those of the CPU."""
+    here, there = run_ranks(2, train, "triton", packing), run_ranks(2, train_as_on_a_device, packing)
+    for one, other in zip([piece for rank in here for piece in rank], [piece for rank in there for piece in rank], strict=True):
+        assert (one.name, one.where) == (other.name, other.where)
+        assert torch.equal(one.values, other.values), one.name

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from shardembed.recipes.build import Job
 from shardembed.recipes.common import CheckpointConfig, OptimizerConfig, RankingConfig, TableOptimizerConfig
 from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
 from shardembed.recipes.models.two_tower import TwoTower
-from tests.amount import exhaustive, sampled
+from tests.amount import exhaustive, sample_of, sampled
 from tests.harness import run_ranks
 
 STEPS = 12
@@ -158,8 +159,7 @@ def overflow(rank: int, world_size: int, run_dir: str, saves: int | None) -> dic
         return run(rank, world_size, config(run_dir, "skip", saves=saves))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("saves", [SAVES, None])
+@pytest.mark.parametrize(("ranks", "saves"), sample_of(product([1, 2], [SAVES, None]), (2, SAVES), (1, None)))
 def test_a_table_that_overflows_is_seen_before_it_is_saved_and_at_the_end(tmp_path: Path, ranks: int, saves: int | None) -> None:
     found = run_ranks(ranks, overflow, str(tmp_path), saves)
     assert len({answer["error"] for answer in found}) == 1

@@ -179,7 +179,7 @@ def changing(rank: int, world_size: int, settings: Config | CtrConfig, when: int
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "when"), [("pairs", 3), ("pairs", 5), ("clicks", 2), ("clicks", 4)])
+@pytest.mark.parametrize(("kind", "when"), [("pairs", 3), exhaustive("pairs", 5), exhaustive("clicks", 2), ("clicks", 4)])
 def test_data_that_changed_on_one_rank_end_all_of_them(tmp_path: Path, kind: str, when: int) -> None:
     """In a later epoch, and in the evaluation at the end."""
     data = tmp_path / "data.csv"

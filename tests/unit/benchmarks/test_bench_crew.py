@@ -15,8 +15,15 @@ from benchmarks import rounds, tasks
 from benchmarks.contenders import AUTO, KINDS, OURS, placement
 from benchmarks.crew import Contender, Crew, CrewError
 from benchmarks.roster import ONE_RANK, roster_of
+from tests.harness import forks
 
 TINY = tasks.alike("tiny", 3, 50, 8, 4, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> None:
+    """A crew's ranks are forks too, and whoever comes first says of what."""
+    forks()
 
 
 def learning(batches: Sequence[Any]) -> Contender:

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 import shardembed as se
 from shardembed.errors import ConfigError, DataError, DtypeError, InputError
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 
 TEXTS = st.text(st.characters(max_codepoint=0x2FF) | st.sampled_from("\\\t\n\r\u2028\U0001f600"), max_size=6)
@@ -72,15 +73,16 @@ def from_files(rank: int, world_size: int, paths: list[Path]) -> se.Vocabulary:
     return se.Vocabulary.from_files(paths, "id", min_count=5, max_size=9)
 
 
-def build(rank: int, world_size: int) -> tuple[se.Vocabulary, se.Vocabulary]:
-    """Ranks have different shares; one has none."""
+def build(rank: int, world_size: int, sharing: int) -> tuple[se.Vocabulary, se.Vocabulary]:
+    """The first ranks, as many as are sharing, have different shares; the others have none."""
     numbers = np.arange(1000) ** 2 % 37
-    mine = numbers[rank :: world_size - 1] if rank < world_size - 1 else numbers[:0]
+    mine = numbers[rank::sharing] if rank < sharing else numbers[:0]
     texts = [f"t{number}" for number in mine.tolist()]
     return se.Vocabulary.build([mine], min_count=20), se.Vocabulary.build([texts] if texts else [], max_size=7)
 
 
-def test_all_ranks_get_the_vocabulary_that_one_rank_gets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [2, exhaustive(3)])
+def test_all_ranks_get_the_vocabulary_that_one_rank_gets(tmp_path: Path, world_size: int) -> None:
     paths, counts = write_columns(tmp_path)
     alone = from_files(0, 1, paths)
     assert dict(zip(alone.values, alone.counts, strict=True)).items() <= counts.items()
@@ -90,8 +92,9 @@ def test_all_ranks_get_the_vocabulary_that_one_rank_gets(tmp_path: Path) -> None
         se.Vocabulary.build([numbers], min_count=20),
         se.Vocabulary.build([[f"t{number}" for number in numbers.tolist()]], max_size=7),
     )
-    assert run_ranks(3, from_files, paths) == [alone] * 3
-    assert run_ranks(3, build) == [expected] * 3
+    assert run_ranks(world_size, from_files, paths) == [alone] * world_size
+    for sharing in (world_size - 1, world_size):
+        assert run_ranks(world_size, build, sharing) == [expected] * world_size
 
 
 def fail(rank: int, world_size: int, path: Path) -> None:

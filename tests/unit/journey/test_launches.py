@@ -23,7 +23,7 @@ HOST_SYNCS = 2
 
 @cache
 def launches(tables: int, slabs: int, ranks: int, ids: int, packing: Packing) -> tuple[int, int]:
-    samples = -(-SAMPLES * slabs // (tables * ids))
+    samples = max(3, -(-SAMPLES * slabs // (tables * ids)))  # of less, messages may happen to need no padding, and no call
     counted: Launches = count(Case(tables, slabs, 1_000, samples, ids, packing), ranks)
     return counted.operators, counted.host_syncs
 

@@ -22,6 +22,7 @@ from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import SlabRoute
 from shardembed.journey.route.side_by_side import Outputs
 from shardembed.kernels import grouping, triton
+from shardembed.kernels.pooling import BagsOf, spread
 from shardembed.store.slab_spec import SlabSpec, build_slabs
 from shardembed.tables.pooling import POOLINGS
 from shardembed.tables.table_config import Feature, TableConfig, features_of
@@ -143,6 +144,7 @@ def test_routes_answer_like_a_plain_lookup(case: Case, data: st.DataObject) -> N
                 again = make_route(IdBatch.of(batch, features, CPU), features, routing)
             for one, other in zip(route.slabs, again.slabs, strict=True):
                 assert same(one, other), f"compiled for the CPU and in {name}, routes are the same"
+                check_way_back(other)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -156,6 +158,25 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def check_way_back(route: SlabRoute) -> None:
+    """Where a route knows the bags of each segment, gradients come back by them as by the segments of each bag."""
+    count = int(route.counts[0].sum())
+    for part in route.unique:
+        if not part.how.padded:
+            starts = part.starts_B if part.how.pooling is not None else torch.arange(part.segments_N.numel())
+            check_spread(part.segments_N, starts, count, part.bags_of)
+    if route.bag_segments is not None and route.bag_starts is not None:
+        check_spread(route.bag_segments, route.bag_starts, count, route.bags_of)
+
+
+def check_spread(segments_N: torch.Tensor, starts_B: torch.Tensor, count: int, bags_of: BagsOf | None) -> None:
+    if bags_of is not None:
+        grads_BW = torch.arange(2.0 * starts_B.numel()).view(-1, 2)
+        assert torch.equal(
+            spread(segments_N, starts_B, grads_BW, count, bags_of=bags_of), spread(segments_N, starts_B, grads_BW, count)
+        )
 
 
 def check_deduplication(case: Case, route: Route) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shardembed.kernels import grouping
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.triton.merge import merge
-from shardembed.kernels.triton.order import DIRECT
+from shardembed.kernels.triton.order import DIRECT, Asked, orders
 from tests.amount import examples
 from tests.unit.kernels.triton_cases import DEVICE, gradients, order_of, there
 
@@ -91,3 +91,24 @@ def test_the_order_knows_no_more_rows_than_there_are() -> None:
     assert order_of(there(Gradients(torch.tensor([1] * 9), None, torch.ones(9, 1))), 2).bound == 2
     assert order_of(there(Gradients(torch.tensor([1, 1]), None, torch.ones(2, 1))), 100).bound == 2
     assert order_of(there(Gradients(torch.tensor([1, 1]), None, torch.ones(2, 1))), 100).starts.device.type == DEVICE.type
+
+
+def test_slabs_are_ordered_together_as_each_alone() -> None:
+    torch.manual_seed(3)
+    asked = [(5, [3, 0, 1, 2], 4), (1, None, 0), (2, None, 300), (7, [0, 0], 2), (2**33, None, 9), (3, [90, 0, 85], 3)]
+    slabs = [(gradients(rows, lengths, segments, 1, torch.float32, whole=True), rows) for rows, lengths, segments in asked]
+    made = [(there(waiting), rows) for waiting, rows in slabs]
+    together = orders([Asked(waiting.rows_E, waiting.offsets, rows) for waiting, rows in made])
+    for (waiting, rows), one in zip(made, together, strict=True):
+        alone = order_of(waiting, rows)
+        distinct = int(alone.count)
+        assert int(one.count) == distinct
+        for name in ("rows_E", "segments_E", "starts"):
+            assert getattr(one, name).tolist() == getattr(alone, name).tolist(), name
+        assert (one.pieces is None) == (alone.pieces is None)
+        if one.pieces is not None and alone.pieces is not None:
+            assert one.pieces.starts.tolist() == alone.pieces.starts.tolist()
+            pieces = int(one.pieces.count)
+            assert pieces == int(alone.pieces.count)
+            assert one.pieces.begins[:pieces].tolist() == alone.pieces.begins[:pieces].tolist()
+            assert one.pieces.ends[:pieces].tolist() == alone.pieces.ends[:pieces].tolist()

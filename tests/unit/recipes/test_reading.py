@@ -98,7 +98,7 @@ def two_epochs(first: Callable[[int], Iterator[Any]], second: Callable[[int], It
 
 
 def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None:
-    """Two of them, from the middle of an epoch on, until a bad row in the next one; and where a file has changed since the scan."""
+    """Two of them, from the middle of an epoch on, until a bad row in the next one."""
     task = prepare(config.load(job), Comm.of())
     stream = replace(task.stream(), rank=1, world_size=3)
     made, schema = clicks_of(job)
@@ -118,9 +118,13 @@ def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None
     assert multiprocessing.active_children() == before
     assert torch.equal(torch.get_rng_state(), random)
 
+
+@pytest.mark.parametrize("workers", [0, exhaustive(1)])
+def test_a_file_that_has_changed_since_the_scan_is_told(job: Path, workers: int) -> None:
+    task = prepare(config.load(job), Comm.of())
     day = job.parent / "day_0"
     day.write_bytes(day.read_bytes()[:-1000])
-    found, said = taken(task.stream(), range(40), 1)
+    found, said = taken(task.stream(), range(40), workers)
     assert not found
     assert said.startswith(f"{day}:")
     assert "the data have changed under the run. Bring them back" in said
