@@ -8,8 +8,8 @@ this process on the processor, which other programs disturb less than the clock'
     read      the input to flat ids                     combine   vectors to outputs
     route     ids to what each rank is asked            adjoint   gradients of outputs to those of vectors
     ids       counts and keys, packed and unpacked      grads     gradients, packed and unpacked
-    lookup    keys to vectors                           update    duplicates merged, optimizer applied
-    back      vectors, packed and unpacked
+    lookup    keys to vectors, packed                   update    duplicates merged, optimizer applied
+    back      vectors, unpacked
 """
 
 from __future__ import annotations

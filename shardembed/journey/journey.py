@@ -3,7 +3,7 @@
     forward   1  ids      = IdBatch.of(input)              any accepted input as flat ids
               2  route    = make_route(ids, plan)          who owns what; pure, no communication
               3  request  = send_ids(route)                all-to-all: counts and flags; all-to-all: keys
-              4  answers  = slab.lookup(request)           owner: keys -> rows (locate), one vector a segment
+              4  answers  = slab.lookup(request)           owner: keys -> rows (locate), one vector a segment, in a message
               5  vectors  = send_back(answers)             all-to-all: vectors in the wire dtype
               6  outputs  = combine(vectors, route)        requester: segments pool, into one tensor side by side
     backward  7  grads    = (adjoint of combine)           autograd: one gradient a segment
@@ -37,7 +37,17 @@ from shardembed.journey import deterministic, tracing
 from shardembed.journey.ahead import Ahead
 from shardembed.journey.autograd import FixedOutputs, Vectors
 from shardembed.journey.freezing import Freezing, Frozen, without_grad
-from shardembed.journey.messages import Announced, Call, announce_ids, exchange_ids, open_call, send_back, send_grads, send_ids
+from shardembed.journey.messages import (
+    Announced,
+    Call,
+    announce_ids,
+    exchange_ids,
+    open_call,
+    pack_answers,
+    send_back,
+    send_grads,
+    send_ids,
+)
 from shardembed.journey.pending import PendingStep, State
 from shardembed.journey.route import combine, empty_route, make_route
 from shardembed.journey.route.side_by_side import Outputs
@@ -187,7 +197,8 @@ class Journey:
     def answer(self, request: Request) -> list[torch.Tensor]:
         """Stages 4 and 5, on detached weights: the vectors this rank asked for, `[S, W]` a slab."""
         with self.stage("lookup"):
-            answers = [slab.lookup(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, request, strict=True)]
+            found = [slab.lookup(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, request, strict=True)]
+            answers = pack_answers(found, request, self._sender, self.comm)  # rows are read now, straight into the message
         with self.stage("send back"):
             return send_back(answers, request, self._sender, self.comm)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import precedence, rebuild, travels
 from shardembed.journey.route import Route
 from shardembed.kernels.host import to_device
+from shardembed.kernels.kernel import Source, gathered
 from shardembed.kernels.packing import pack, unpack
 from shardembed.store.request import Request, SlabRequest
 from shardembed.store.slab_spec import SlabSpec
@@ -199,13 +200,22 @@ def _offsets(lengths: Mapping[int, torch.Tensor], keys: Numbers) -> dict[int, to
     return dict(zip(lengths, sums, strict=True))
 
 
-def send_back(answers: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
-    """All-to-all of vectors, `[S, W]` a slab, in the wire dtype; they arrive in the compute dtype."""
+# Bytes that go to all ranks; where nothing leaves this one, the tensors that would have been packed.
+Message = torch.Tensor | list[torch.Tensor]
+Vectors = TypeVar("Vectors", bound=Source)
+
+
+def pack_answers(vectors: Sequence[Source], request: Request, sender: Sender, comm: Comm) -> Message:
+    """What is sent back, `[S, W]` a slab: in the wire dtype, and with rows gathered."""
+    return _packed(_narrow(vectors, sender), request.answers, sender, comm)
+
+
+def send_back(answers: Message, request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
+    """All-to-all of vectors, by `pack_answers`; they arrive in the compute dtype, `[S, W]` a slab."""
     # Of ids that were sent ahead, nothing on the group "forward" said that these vectors come now: they go where sizes follow from
     # the forward call.
     of_call = request.call if request.ahead else None
-    sent = _narrow(answers, sender)
-    return _widened(_exchange("forward: send back", sent, request.answers, request.vectors, sender, comm, of_call), sender)
+    return _widened(_sent("forward: send back", answers, request.answers, request.vectors, comm, of_call), sender)
 
 
 def send_grads(grads: Sequence[torch.Tensor], request: Request, sender: Sender, comm: Comm) -> list[torch.Tensor]:
@@ -238,16 +248,29 @@ def _exchange(
     comm: Comm,
     of_call: int | None = None,
 ) -> list[torch.Tensor]:
-    """All-to-all of one message. of_call: the forward call that its sizes follow from, where no counts message announces it."""
+    """All-to-all of one message: `_packed` and `_sent`."""
+    return _sent(stage, _packed(tensors, sent, sender, comm), sent, received, comm, of_call)
+
+
+def _packed(sources: Sequence[Source], layout: MessageLayout, sender: Sender, comm: Comm) -> Message:
     # What overflows a float16 or bfloat16 wire becomes inf here.
-    tensors = [tensor.to(part.dtype) for tensor, part in zip(tensors, sent.schema.parts, strict=True)]
+    leaving = [source.to(part.dtype) for source, part in zip(sources, layout.schema.parts, strict=True)]
     if sender.local or comm.world_size == 1:  # the same tensors come back, as the wire would have rounded them
-        return tensors
-    buffer, sizes = pack(tensors, sent), (sent.rank_sizes, received.rank_sizes)
+        return list(map(gathered, leaving))
+    return pack(leaving, layout)
+
+
+def _sent(
+    stage: str, message: Message, sent: MessageLayout, received: MessageLayout, comm: Comm, of_call: int | None
+) -> list[torch.Tensor]:
+    """What the others sent. of_call: the forward call that its sizes follow from, where no counts message announces it."""
+    if isinstance(message, list):
+        return message
+    sizes = sent.rank_sizes, received.rank_sizes
     if of_call is None:
-        buffer = comm.all_to_all("forward", stage, buffer, *sizes)
+        buffer = comm.all_to_all("forward", stage, message, *sizes)
     else:
-        buffer = comm.all_to_all("backward", stage, buffer, *sizes, number=of_call)
+        buffer = comm.all_to_all("backward", stage, message, *sizes, number=of_call)
     return unpack(buffer, received)
 
 
@@ -310,10 +333,10 @@ def _raise_together(texts: list[str], problem: Exception | None) -> None:
     raise rebuild(name, f"rank {first}: {text}{also}") from problem
 
 
-def _narrow(vectors: Sequence[torch.Tensor], sender: Sender) -> list[torch.Tensor]:
+def _narrow(vectors: Sequence[Vectors], sender: Sender) -> list[Vectors | torch.Tensor]:
     """Encoded, where the wire has 8 bits; to other dtypes vectors are cast as they leave."""
     pairs = zip(vectors, sender.wire_dtypes, strict=True)
-    return [narrow.encode(part) if dtype == torch.int8 else part for part, dtype in pairs]
+    return [narrow.encode(gathered(part)) if dtype == torch.int8 else part for part, dtype in pairs]
 
 
 def _widened(arrived: Sequence[torch.Tensor], sender: Sender) -> list[torch.Tensor]:

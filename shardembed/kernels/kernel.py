@@ -63,6 +63,34 @@ class SlabData:
     blocks: Blocks | None = None
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Single rows that nobody has gathered yet, so that a message of several parts gets them without a copy on the way.
+
+    Attributes:
+        weights: where they lie, `[rows, W]`, contiguous.
+        rows_E: which, int64 `[E]`.
+    """
+
+    weights: torch.Tensor
+    rows_E: torch.Tensor
+
+    def gathered(self) -> torch.Tensor:
+        """`[E, W]`."""
+        return self.weights.index_select(0, self.rows_E)
+
+    def to(self, dtype: torch.dtype) -> torch.Tensor | Rows:
+        """As `Tensor.to`: gathered where a cast is needed."""
+        return self if self.weights.dtype == dtype else self.gathered().to(dtype)
+
+
+Source = torch.Tensor | Rows
+
+
+def gathered(source: Source) -> torch.Tensor:
+    return source.gathered() if isinstance(source, Rows) else source
+
+
 class Kernel(Protocol):
     """Lookup, merge and update of one slab.
 
@@ -76,9 +104,9 @@ class Kernel(Protocol):
     fuses: ClassVar[bool]
     orders: ClassVar[bool]
 
-    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Source:
         """The sum of each segment's rows, `[S, W]` in the compute dtype; the rows themselves, in the table's dtype, where `offsets`
-        is None and so every segment is a single row.
+        is None and so every segment is a single row. These may be left to be gathered (`Rows`).
         """
         ...
 

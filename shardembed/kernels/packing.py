@@ -1,5 +1,6 @@
 """Tensors into a message, and out of one: all parts and ranks at once. By one compiled call, on a CPU where Numba is installed and
-on a GPU where Triton is; elsewhere by index arithmetic in plain torch. All move the same bytes.
+on a GPU where Triton is; elsewhere by index arithmetic in plain torch. All move the same bytes. Rows that
+travel as they lie in a table need not be gathered before: the call for a CPU reads them there.
 
 Legend: P parts, R ranks, U units.
 """
@@ -7,6 +8,7 @@ Legend: P parts, R ranks, U units.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,24 +16,30 @@ import torch
 from shardembed.kernels import triton
 from shardembed.kernels.grouping import compiled
 from shardembed.kernels.host import to_device
+from shardembed.kernels.kernel import Rows, Source, gathered
 from shardembed.wire.message import MessageLayout, Numbers, aligned
 
 UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what plain torch moves, by its bytes
 
 
-def pack(tensors: Sequence[torch.Tensor], layout: MessageLayout) -> torch.Tensor:
+def pack(sources: Sequence[Source], layout: MessageLayout) -> torch.Tensor:
     """One message, uint8 `[sum of rank_bytes]`; padding is whatever was there.
 
     Args:
-        tensors: of each part, in its dtype, `[items, *item_shape]`.
+        sources: of each part, in its dtype, `[items, *item_shape]`, or rows of a matrix that are to be that.
+
+    Raises:
+        IndexError: a matrix has no such row.
     """
     if layout.dense:
-        return _bytes(tensors[0])
-    buffer = torch.empty(int(layout.rank_bytes.sum()), dtype=torch.uint8, device=tensors[0].device)
-    if (kernels := compiled(buffer.device)) is not None:
-        kept = [tensor.contiguous() for tensor in tensors]  # addresses keep nothing alive
-        kernels.packing.pack(*_addressed(kept, layout), buffer.data_ptr())
-    elif triton.serves(buffer.device):
+        return _bytes(gathered(sources[0]))
+    device = (sources[0].weights if isinstance(sources[0], Rows) else sources[0]).device
+    buffer = torch.empty(int(layout.rank_bytes.sum()), dtype=torch.uint8, device=device)
+    if (kernels := compiled(device)) is not None:
+        _pack_compiled(kernels.packing, sources, layout, buffer)
+        return buffer
+    tensors = [gathered(source) for source in sources]
+    if triton.serves(buffer.device):
         from shardembed.kernels.triton.packing import move
 
         kept = [tensor.contiguous() for tensor in tensors]
@@ -41,6 +49,21 @@ def pack(tensors: Sequence[torch.Tensor], layout: MessageLayout) -> torch.Tensor
         unit, there_U, here_U = _places(layout, sizes, buffer.device)
         buffer.view(unit)[there_U] = torch.cat([_bytes(tensor) for tensor in tensors]).view(unit)[here_U]
     return buffer
+
+
+def _pack_compiled(packing: Any, sources: Sequence[Source], layout: MessageLayout, buffer: torch.Tensor) -> None:
+    # Addresses keep nothing alive.
+    kept = [(source.weights if isinstance(source, Rows) else source).contiguous() for source in sources]
+    rows = {part: source.rows_E.contiguous() for part, source in enumerate(sources) if isinstance(source, Rows)}
+    if not rows:
+        packing.pack(*_addressed(kept, layout), buffer.data_ptr())
+        return
+    picked = np.zeros((3, len(sources)), dtype=np.int64)
+    for part, rows_E in rows.items():
+        first = rows_E.data_ptr()
+        picked[:, part] = first, first + rows_E.numel() * rows_E.itemsize, kept[part].shape[0]
+    if not packing.gather(*_addressed(kept, layout), *picked, buffer.data_ptr()):
+        raise IndexError("a request names a row that the slab does not have")
 
 
 def unpack(buffer: torch.Tensor, layout: MessageLayout) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from shardembed.kernels.formulas import FORMULAS, Step
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.grouping import merge
-from shardembed.kernels.kernel import SlabData, SlabFacts, lacks
+from shardembed.kernels.kernel import Rows, SlabData, SlabFacts, Source, lacks
 from shardembed.kernels.rounding import stochastic
 
 PIECE_ELEMENTS = 1 << 16  # updated at a time on a CPU
@@ -110,7 +110,9 @@ class ReferenceKernel:
     fuses: ClassVar[bool] = False
     orders: ClassVar[bool] = False
 
-    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Source:
+        if offsets is None:
+            return Rows(self.data.weights, rows_E)
         return lookup(self.data.weights, rows_E, offsets, self.data.compute_dtype)
 
     def merge(self, waiting: Gradients, order: object) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from shardembed.kernels.choose import ENTRIES, choose
 from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
-from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts
+from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts, Source
 from shardembed.kernels.memory import on_huge_pages
 from shardembed.kernels.reference import is_finite
 from shardembed.kernels.rounding import Blocks, Origin
@@ -191,8 +191,8 @@ class Slab:
         """The slab row of each key, int64. Plain tables: the key itself."""
         return keys_E.to(torch.int64)
 
-    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
-        """One vector a segment, `[S, W]`: the row itself, or the sum of the segment's rows (in the compute dtype)."""
+    def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Source:
+        """One vector a segment, `[S, W]`: the row itself, perhaps not yet gathered, or its rows' sum in the compute dtype."""
         self.looked_up += rows_E.numel()
         return self.kernel.lookup(rows_E, offsets)
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from shardembed.kernels.numba.tools import CACHE_LINE
+from shardembed.kernels.numba.tools import CACHE_LINE, prefetch
 
 
 def _check(*flats: Any) -> None:
@@ -33,13 +32,6 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
 def _addresses(context: Any, builder: Any, kinds: Any, arrays: Any, index: Any) -> list[Any]:
     each = (builder.extract_value(arrays, i) for i in range(len(kinds)))
     return [_address(context, builder, kind, array, index) for kind, array in zip(kinds, each, strict=True)]
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    byte, number = builder.bitcast(address, ir.IntType(8).as_pointer()), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte.type, number, number, number])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [byte, number(0), number(3), number(1)])  # a read, for all caches, of data
 
 
 def _load_type(typing_context: Any, flat: Any, index: Any) -> Any:
@@ -96,8 +88,8 @@ def _fetch_each_type(typing_context: Any, flats: Any, first: Any, count: Any) ->
         for i, kind in enumerate(flats.types):
             array, step = builder.extract_value(arrays, i), first.type(max(1, CACHE_LINE * 8 // kind.dtype.bitwidth))
             with cgutils.for_range_slice(builder, first, stop, step, first.type) as (index, _):
-                _prefetch(builder, _address(context, builder, kind, array, index))
-            _prefetch(builder, _address(context, builder, kind, array, last))
+                prefetch(builder, _address(context, builder, kind, array, index))
+            prefetch(builder, _address(context, builder, kind, array, last))
         return context.get_dummy_value()
 
     return types.void(flats, types.int64, types.int64), generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.kernels import grouping, triton
+from shardembed.kernels.kernel import Rows, Source, gathered
 from shardembed.kernels.packing import pack, unpack
 from shardembed.wire.message import ALIGNMENT, MessageLayout, Part
 
@@ -124,6 +126,71 @@ def test_a_message_has_the_same_bytes_from_the_kernel_and_from_plain_torch(job: 
                 at += -(-size // ALIGNMENT) * ALIGNMENT
             assert at == end
         assert all(at == twin.numel() for twin in (one, *twins))
+
+
+def scattered(tensor: torch.Tensor, numbers: np.random.Generator) -> Rows:
+    """Rows that are this tensor when they are gathered, of a matrix that has others too; each equal pair lies in one place."""
+    rows_U, inverse = np.unique(tensor.view(torch.uint8).numpy(), axis=0, return_inverse=True)
+    places = numbers.permutation(len(rows_U) + 3)[: len(rows_U)]
+    matrix = torch.zeros(len(rows_U) + 3, tensor.shape[1] * tensor.dtype.itemsize, dtype=torch.uint8)
+    matrix[torch.from_numpy(places)] = torch.from_numpy(rows_U)
+    return Rows(matrix.view(tensor.dtype), torch.from_numpy(places[inverse.reshape(-1)].astype(np.int64)))
+
+
+@given(jobs(most_ranks=9), st.integers(0, 2**32 - 1))
+def test_rows_are_packed_as_if_they_had_been_gathered_before(job: Job, seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    for layout, tensors in zip(job.layouts, job.tensors, strict=True):
+        sources: list[Source] = [
+            scattered(tensor, numbers) if tensor.ndim == 2 and tensor.numel() and numbers.random() < 0.7 else tensor
+            for tensor in tensors
+        ]
+        for source, tensor in zip(sources, tensors, strict=True):
+            assert bits(gathered(source)) == bits(tensor)
+        messages = [pack(sources, layout)]
+        for other in OTHERS:
+            with pytest.MonkeyPatch.context() as patch:
+                other(patch)
+                messages.append(pack(sources, layout))
+        chunks = [_chunks(message, layout) for message in (pack(tensors, layout), *messages)]
+        assert all(found == chunks[0] for found in chunks[1:])
+
+
+def _chunks(message: torch.Tensor, layout: MessageLayout) -> list[bytes]:
+    """What is in it, without the padding, which holds anything."""
+    padded = -(-layout.sizes.T // ALIGNMENT) * ALIGNMENT
+    shares = message.split(padded.reshape(-1).tolist())
+    return [bits(share[:size]) for share, size in zip(shares, layout.sizes.T.reshape(-1).tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 40])
+@pytest.mark.parametrize("left", [[0], [1], [0, 2], [0, 1, 2]])
+def test_rows_and_tensors_lie_in_one_message(left: list[int], ranks: int) -> None:
+    """left: the parts that are yet to be gathered. On 40 ranks more rows are asked for ahead than one of them gets."""
+    numbers = np.random.default_rng(ranks)
+    parts = [Part(torch.float32, (64,)), Part(torch.bfloat16, (5,)), Part(torch.uint8, (3,))]
+    layout = MessageLayout.of(parts, numbers.integers(0, 4, (3, ranks)))
+    tensors = [values(part, size, numbers) for part, size in zip(parts, layout.totals, strict=True)]
+    rows = {part: scattered(tensors[part], numbers) for part in left}
+    message = pack([rows.get(part, tensor) for part, tensor in enumerate(tensors)], layout)
+    assert _chunks(message, layout) == _chunks(pack(tensors, layout), layout)
+
+
+@pytest.mark.parametrize("row", [-1, 5])
+@pytest.mark.parametrize("how", [lambda patch: None, *OTHERS])
+def test_rows_that_the_matrix_does_not_have_are_refused(row: int, how: Callable[[pytest.MonkeyPatch], None]) -> None:
+    layout = MessageLayout.of([Part(torch.float32, (4,)), Part(torch.int64)], np.array([[2, 0], [0, 0]]))
+    sources = [Rows(torch.zeros(5, 4), torch.tensor([1, row])), torch.zeros(0, dtype=torch.int64)]
+    with pytest.MonkeyPatch.context() as patch:
+        how(patch)
+        with pytest.raises(IndexError):
+            pack(sources, layout)
+
+
+def test_a_lone_part_of_rows_is_gathered_by_torch() -> None:
+    layout = MessageLayout.of([Part(torch.float32, (4,))], np.array([[2, 0, 1]]))
+    rows = Rows(torch.randn(5, 4), torch.tensor([4, 0, 4]))
+    assert bits(pack([rows], layout)) == bits(rows.weights[[4, 0, 4]])
 
 
 def test_tensors_that_are_not_contiguous_are_packed_as_they_read() -> None:
