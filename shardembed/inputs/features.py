@@ -210,7 +210,7 @@ def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device, o
     if offsets.numel() == 0:
         raise OffsetsError(f"feature {feature.name!r}: offsets are empty; they start with 0 and end with the number of ids")
     offsets = _moved(offsets, device).to(torch.int64)
-    lengths = offsets.diff()
+    falls = offsets[1:] < offsets[:-1]  # and not a length below 0: one of huge offsets may wrap around
     first, last = int(offsets[0]), int(offsets[-1])  # host sync on a GPU
     if of_bags and first != 0:
         raise OffsetsError(f"feature {feature.name!r}: offsets begin at {first}, but the first bag must begin at 0")
@@ -219,8 +219,8 @@ def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device, o
             f"feature {feature.name!r}: offsets run from {first} to {last}, but must run from 0 to {count}, the number of ids. "
             "There is one offset more than there are bags; nn.EmbeddingBag's offsets need the number of ids appended"
         )
-    if lengths.numel() and int(lengths.min()) < 0:
-        at = int((lengths < 0).nonzero()[0])
+    if bool(falls.any()):
+        at = int(falls.nonzero()[0])
         raise OffsetsError(
             f"feature {feature.name!r}: offsets fall from {int(offsets[at])} to {int(offsets[at + 1])} at position {at + 1}; "
             "they must not fall"
@@ -230,7 +230,7 @@ def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device, o
             f"feature {feature.name!r}: offsets end at {last}, but there are {count} id(s); with include_last_offset=True the last "
             "offset is the end of the last bag"
         )
-    return lengths
+    return offsets.diff()
 
 
 def _checked_ids(ids: Any, feature: Feature, device: torch.device) -> torch.Tensor:

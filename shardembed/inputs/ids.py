@@ -225,11 +225,12 @@ def _usual_bags(batch: dict[str, Any], features: Sequence[Feature], device: torc
     if not offsets or len({each.numel() for each in offsets}) > 1 or not offsets[0].numel():
         return None
     sizes, offsets_FB = [ids.numel() for ids in given], torch.stack(offsets)
-    lengths_FB, bags = offsets_FB.diff(dim=1), offsets_FB.shape[1] - 1
-    least = lengths_FB.amin(1, keepdim=True) if bags else torch.zeros_like(offsets_FB)
-    firsts, lasts, shortest = to_host(torch.cat([offsets_FB[:, :1], offsets_FB[:, -1:], least], 1)).T
-    if firsts.any() or lasts.tolist() != sizes or (shortest < 0).any():
+    bags = offsets_FB.shape[1] - 1
+    falls = (offsets_FB[:, 1:] < offsets_FB[:, :-1]).sum(1, keepdim=True)  # and no length below 0: one may have wrapped around
+    firsts, lasts, falling = to_host(torch.cat([offsets_FB[:, :1], offsets_FB[:, -1:], falls], 1)).T
+    if firsts.any() or lasts.tolist() != sizes or falling.any():
         return None
+    lengths_FB = offsets_FB.diff(dim=1)
     ids = torch.cat(given) if len(given) > 1 else given[0]
     shapes = [(size,) if feature.pooling is None else (bags,) for size, feature in zip(sizes, features, strict=True)]
     return IdBatch(ids, tuple(map(FeatureIds, ids.split(sizes), lengths_FB.unbind(0), shapes)), tuple(features))

@@ -106,8 +106,11 @@ class FixedOutputs(torch.autograd.Function):
     def backward(ctx: Any, *arrived: Gradient) -> tuple[Gradient, ...]:
         grads = _of_outputs(arrived, ctx.like, ctx.route.columns, ctx.guard)
         of_weights = _per_sample_gradients(ctx.saved_tensors, ctx.vectors, ctx.route, grads)
-        with torch.no_grad():
-            of_shards = ctx.learn(ctx.vectors, grads, _is_whole(ctx))
+        of_shards: Sequence[Gradient] = [None] * (len(ctx.needs_input_grad) - 5 - len(grads))
+        # Else nothing learns, and a rank without weights that do has no backward to meet the others in.
+        if ctx.needs_input_grad[0] or any(ctx.needs_input_grad[5 + len(grads) :]):
+            with torch.no_grad():
+                of_shards = ctx.learn(ctx.vectors, grads, _is_whole(ctx))
         return None, None, None, None, None, *_once([*of_weights, *of_shards])
 
 

@@ -214,6 +214,9 @@ class Journey:
         frozen = self._begin_backward(ticket, whole)
         with self.stage("send grads"):
             arrived = send_grads(grads, ticket.request, self._sender, self.comm)
+        # Where nothing travels, gradients of bags that go out as they were answered are memory of others, who may write into it.
+        of_slabs = zip(arrived, grads, ticket.route.slabs, strict=True)
+        arrived = [part.clone() if part is sent and slab.passes_on else part for part, sent, slab in of_slabs]
         with self.stage("accumulate"):
             for slab, part, grads_SW, order in zip(self.slabs, ticket.request, arrived, ticket.orders, strict=True):
                 rows_E = slab.locate(part.keys_E)

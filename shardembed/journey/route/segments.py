@@ -77,6 +77,11 @@ class SlabRoute:
     bag_starts: torch.Tensor | None = None
     bags_of: BagsOf | None = field(default=None, compare=False)
 
+    @property
+    def passes_on(self) -> bool:
+        """Answers are bags as they are, and so are the gradients that come back."""
+        return bool(self.bagged) and self.bag_segments is None
+
 
 @dataclass(frozen=True)
 class Route:

@@ -183,3 +183,23 @@ def not_finite(rank: int, world_size: int) -> tuple[bool, bool]:
 
 def test_a_gradient_that_is_not_finite_is_seen_by_all_ranks() -> None:
     assert run_ranks(2, not_finite) == [(True, True)] * 2
+
+
+def weights_on_one_rank(rank: int, world_size: int) -> torch.Tensor | None:
+    """The gradient of weights that only one rank has, below a table that does not learn: no other rank has a backward."""
+    emb = se.EmbeddingCollection([se.TableConfig("t", ROWS, COLUMNS)], optimizer=se.optim.SGD(), deterministic=True)
+    emb.freeze("t")
+    weights = torch.ones(3, requires_grad=True) if rank == 0 else None
+    ids, offsets = torch.arange(3), torch.tensor([0, 3])
+    out = emb({"t": (ids, offsets) if weights is None else (ids, offsets, weights)})["t"]
+    if weights is not None:
+        out.sum().backward()
+    emb({"t": (ids, offsets)})  # and they go on together
+    return None if weights is None else weights.grad
+
+
+def test_where_nothing_learns_weights_of_one_rank_have_their_gradient() -> None:
+    found, nothing = run_ranks(2, weights_on_one_rank, timeout=60)
+    assert found.shape == (3,)
+    assert found.all()
+    assert nothing is None

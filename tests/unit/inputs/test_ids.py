@@ -132,6 +132,8 @@ def test_to_moves_every_tensor() -> None:
     assert IdBatch.of({"item": IDS}, POOLED, CPU).to("meta").parts[0].lengths == 1
 
 
+# Differences of these wrap around: all are above 0, and add up to the number of ids.
+WRAPPED = torch.tensor([0, 2**63 - 1, -(2**63), -1, 5])
 HOLES = torch.nested.nested_tensor_from_jagged(torch.arange(6), torch.tensor([0, 3, 6]), torch.tensor([2, 2]))
 STRIDED = torch.nested.nested_tensor([torch.arange(2), torch.arange(3)], layout=torch.strided)
 WRONG = [
@@ -150,6 +152,7 @@ WRONG = [
     ("torch's offsets", (IDS, OFFSETS[:-1]), OffsetsError, "need the number of ids appended"),
     ("offsets past the end", (IDS, torch.tensor([0, 6])), OffsetsError, "from 0 to 6"),
     ("offsets that fall", (IDS, torch.tensor([0, 4, 2, 5])), OffsetsError, "fall from 4 to 2 at position 2"),
+    ("offsets beyond all numbers", (IDS, WRAPPED), OffsetsError, "fall from 9223372036854775807 to -9223372036854775808"),
     ("no offsets at all", (IDS, OFFSETS[:0]), OffsetsError, "offsets are empty"),
     ("no offsets and no ids", (IDS[:0], OFFSETS[:0]), OffsetsError, "offsets are empty"),
     ("float offsets", (IDS, OFFSETS.float()), DtypeError, "offsets must be a one-dimensional tensor of integers"),
@@ -170,6 +173,12 @@ def test_a_malformed_feature_is_refused_by_name(value: Any, error: type[InputErr
         read(value)
     assert type(caught.value) is error
     assert "feature 'item'" in str(caught.value)
+
+
+def test_offsets_of_many_features_are_checked_as_those_of_one() -> None:
+    features = [Feature("item", 0, "sum"), Feature("history", 0, "sum")]
+    with pytest.raises(OffsetsError, match="feature 'history': offsets fall from 9223372036854775807"):
+        IdBatch.of({"item": (IDS, torch.tensor([0, 1, 2, 3, 5])), "history": (IDS, WRAPPED)}, features, CPU)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", None])

@@ -113,6 +113,20 @@ def check_gathered(grad: torch.Tensor) -> None:
     assert torch.equal(gathered(None, swapped, WIDTHS, grad), torch.cat(swapped, 1))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("widths", [(3,), (3, 5), (3, 3)])
+@pytest.mark.parametrize("kernel", ["reference", "auto"])
+def test_gradients_that_wait_are_not_memory_of_whoever_gave_them(widths: tuple[int, ...], kernel: Any) -> None:
+    tables = [se.TableConfig(name, ROWS, width, dtype=torch.float64) for name, width in zip(NAMES, widths, strict=False)]
+    emb = se.EmbeddingCollection(tables, optimizer=se.optim.SGD(lr=1.0), plan=se.row_wise(), kernel=kernel)
+    before, optimizer = [emb.rows(table.name, torch.arange(3)) for table in tables], se.Optimizer(emb)
+    grad = torch.ones(3, sum(widths), dtype=torch.float64)
+    emb({table.name: torch.arange(3) for table in tables}).concatenated().backward(grad)
+    grad.zero_()  # as an optimizer's zero_grad(set_to_none=False) does with what autograd has made a parameter's gradient
+    optimizer.step()
+    for table, rows in zip(tables, before, strict=True):
+        torch.testing.assert_close(emb.rows(table.name, torch.arange(3)), rows - 1, rtol=0, atol=1e-12)
+
+
 def test_second_derivatives_through_the_outputs_are_torchs() -> None:
     out = collection()(batch())
     loss = (torch.cat(list(out.values()), 1) ** 3).sum()
