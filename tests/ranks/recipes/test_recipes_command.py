@@ -197,6 +197,7 @@ def test_ctrl_c_says_what_the_run_goes_on_from(job: Path, tmp_path: Path, starte
         assert err == f"shardembed: stopped; {run} holds {newest}: give the same command again to go on from there\n"
 
 
+@pytest.mark.exhaustive  # tests/kill has a sample of such ends
 def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: list[subprocess.Popen[str]]) -> None:
     process = start(*TRAIN, job, *UNSAVED, "--ranks", 2, *WORKERS)
     started.append(process)

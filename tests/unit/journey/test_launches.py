@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.own_work import Case, Rank
 from shardembed.inputs.ids import IdBatch
 from shardembed.tables.placement import Packing
 from shardembed.tables.settings import Settings
+from tests.amount import sampled
 
 SAMPLES = 80  # so that rows of one table in a slab are more than one program sums by itself
 LIMITS = {1: 60, 10: 120}
@@ -28,9 +30,7 @@ def launches(tables: int, slabs: int, ranks: int, ids: int, packing: Packing) ->
     return counted.operators, counted.host_syncs
 
 
-@pytest.mark.parametrize("packing", ["unique", "bag"])
-@pytest.mark.parametrize("ids", [1, 10])
-@pytest.mark.parametrize("slabs", [1, 10])
+@pytest.mark.parametrize(("slabs", "ids", "packing"), sampled(product([1, 10], [1, 10], ["unique", "bag"])))
 def test_launches_depend_on_slabs_alone(slabs: int, ids: int, packing: Packing) -> None:
     few = max(8, slabs)
     found = {(tables, ranks): launches(tables, slabs, ranks, ids, packing) for tables, ranks in [(few, 2), (few, 64), (200, 2)]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 START = """
 import sys, torch
 from torch import nn
@@ -56,6 +58,7 @@ for name in methods:
 """)
 
 
+@pytest.mark.exhaustive
 def test_who_asks_for_the_compiler_during_a_step_gets_it() -> None:
     run("""
 emb, dense, optimizer = model(torch.optim.SGD, lr=0.1)
@@ -76,6 +79,7 @@ assert len(seen) == 1 and compiler.loaded() and sys.modules[compiler.COMPILER]._
 """)
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_function_leaves_the_marked_places_alone() -> None:
     run("""
 emb, dense, optimizer = model(torch.optim.SGD, lr=0.1)

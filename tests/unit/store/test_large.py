@@ -5,6 +5,8 @@ Nothing is allocated: routes need no weights.
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from shardembed.store.slab_spec import SlabSpec, build_slabs
 from shardembed.tables.placement import Cluster, Placement, column_wise, grid, row_wise, table_row_wise, table_wise
 from shardembed.tables.plan import resolve
 from shardembed.tables.table_config import TableConfig, features_of
+from tests.amount import sampled
 
 CPU = torch.device("cpu")
 ROWS = 2**33 + 7
@@ -61,8 +64,7 @@ def expected(spec: SlabSpec, table: int, row: int) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("packing", ["unique", "bag"])
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(("cut", "packing"), sampled(product(CUTS, ["unique", "bag"])))
 def test_owners_and_keys_of_very_many_rows(cut: str, packing: str) -> None:
     # Three tables in one slab, so that keys and positions begin far out.
     tables = tuple(TableConfig(name, ROWS + number, 6) for number, name in enumerate("abc"))
