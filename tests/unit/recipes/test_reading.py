@@ -115,7 +115,7 @@ def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None
     assert found == alone[7:]
     assert said == told
     assert said.startswith(f"{bad}:334: 2 field(s), but a row has 5")
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= set(before)
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -177,7 +177,7 @@ def test_a_run_whose_worker_was_killed_says_so_and_goes_on_where_it_was_saved(
         "shardembed: error: rank 0: a worker that reads data was killed by SIGKILL; if memory ran out, use fewer"
     )
     assert "read by 1 worker process of each rank" in said
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= set(before)
     assert signal.getsignal(signal.SIGCHLD) == handler
 
     resumed, whole = Watched(0, list), Watched(0, list)
