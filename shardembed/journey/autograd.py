@@ -96,7 +96,9 @@ class FixedOutputs(torch.autograd.Function):
         ctx.route, ctx.learn, ctx.vectors = route, learn, vectors
         ctx.set_materialize_grads(False)  # who uses the whole, and who its parts, is of interest
         ctx.like = [output.new_zeros(1).expand(output.shape) for output in found.each]
-        ctx.guard = Guard.of(found, [] if route.columns is None else [found.each[i] for i in route.columns.features])
+        ctx.guard = None
+        if found.whole is not None and route.columns is not None:
+            ctx.guard = Guard.of(found.whole, [found.each[i] for i in route.columns.features])
         ctx.save_for_backward(*per_sample_weights)  # which notices weights that the user has written into in the meantime
         of_features = zip(found.each, frozen, per_sample_weights, strict=True)
         ctx.mark_non_differentiable(*(output for output, is_frozen, weights in of_features if is_frozen and weights is None))

@@ -114,16 +114,9 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
         IdRangeError: an id is negative or not below its table's num_embeddings.
     """
     lookup_plan = routing.lookup_plan(tuple(features), ids.weighted)
-    if triton.serves(ids.ids.device):
-        return _on_device(ids, tuple(features), routing, lookup_plan)
-    _check_range(ids, features, routing, lookup_plan)
-    ids = _drop_padding(ids, lookup_plan)
-    distinct = find_distinct(ids, routing, lookup_plan)
     samples = _samples(ids, lookup_plan.pooled)
-    pairs = zip(routing.slabs, lookup_plan.slabs, strict=True)
-    slabs = tuple(
-        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples) for slab, of_slab in pairs
-    )
+    slab_routes = _all_at_once if triton.serves(ids.ids.device) else _slab_by_slab
+    ids, slabs = slab_routes(ids, features, routing, lookup_plan, samples)
     return Route(ids, tuple(features), slabs, None if samples is None else lookup_plan.pooled, samples or 0)
 
 
@@ -133,14 +126,28 @@ def _samples(ids: IdBatch, columns: Columns | None) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _on_device(ids: IdBatch, features: tuple[Feature, ...], routing: RoutingTable, lookup_plan: LookupPlan) -> Route:
-    """The same route, of all slabs at once."""
-    samples = _samples(ids, lookup_plan.pooled)
+def _slab_by_slab(
+    ids: IdBatch, features: Sequence[Feature], routing: RoutingTable, lookup_plan: LookupPlan, samples: int | None
+) -> tuple[IdBatch, tuple[SlabRoute, ...]]:
+    """The batch as `Route` has it, and what is asked of each slab."""
+    _check_range(ids, features, routing, lookup_plan)
+    ids = _drop_padding(ids, lookup_plan)
+    distinct = find_distinct(ids, routing, lookup_plan)
+    pairs = zip(routing.slabs, lookup_plan.slabs, strict=True)
+    return ids, tuple(
+        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples) for slab, of_slab in pairs
+    )
+
+
+def _all_at_once(
+    ids: IdBatch, features: Sequence[Feature], routing: RoutingTable, lookup_plan: LookupPlan, samples: int | None
+) -> tuple[IdBatch, tuple[SlabRoute, ...]]:
+    """The same on a device, of all slabs by as many calls as of one."""
     asked = ask_all(ids, lookup_plan, routing, samples)
     if asked is None:
         _check_range(ids, features, routing, lookup_plan)
     assert asked is not None, "kernels and check disagree on whether an id is outside of its table"
-    slabs = [
+    slabs = tuple(
         SlabRoute(
             found.keys_E,
             found.lengths_S,
@@ -153,9 +160,8 @@ def _on_device(ids: IdBatch, features: tuple[Feature, ...], routing: RoutingTabl
             found.bags_of,
         )
         for found, of_slab in zip(asked, lookup_plan.slabs, strict=True)
-    ]
-    ids = _without_padding_in_lengths(ids, lookup_plan)
-    return Route(ids, features, tuple(slabs), None if samples is None else lookup_plan.pooled, samples or 0)
+    )
+    return _without_padding_in_lengths(ids, lookup_plan), slabs
 
 
 def _without_padding_in_lengths(ids: IdBatch, lookup_plan: LookupPlan) -> IdBatch:

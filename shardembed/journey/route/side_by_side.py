@@ -45,9 +45,8 @@ class Guard:
     parts: tuple[torch.Tensor, ...]
 
     @staticmethod
-    def of(outputs: Outputs, parts: Sequence[torch.Tensor]) -> Guard | None:
-        """None where there is nothing to watch."""
-        return None if outputs.whole is None else Guard(outputs.whole.detach(), tuple(part.detach() for part in parts))
+    def of(whole: torch.Tensor, parts: Sequence[torch.Tensor]) -> Guard:
+        return Guard(whole.detach(), tuple(part.detach() for part in parts))
 
     def check(self, whole: Gradient, parts: Sequence[Gradient]) -> None:
         """Given the gradients that came.
@@ -96,7 +95,7 @@ class SideBySide(torch.autograd.Function):
         whole, *parts = _laid_out(pieces, columns, samples)
         needed = ctx.needs_input_grad[2:]
         ctx.columns, ctx.shapes = columns, [piece.shape for piece in pieces]
-        ctx.guard = Guard.of(Outputs([], whole), parts) if any(needed) else None
+        ctx.guard = Guard.of(whole, parts) if any(needed) else None
         of_parts = zip(parts, columns.sources, strict=True)
         ctx.mark_non_differentiable(*(part for part, source in of_parts if not any(needed[piece] for piece in source)))
         return whole, *parts
