@@ -7,7 +7,7 @@ WORKERS ?= 2
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all test-kill test-launch test-wheel check docs bench clean distclean
+.PHONY: help setup train test test-all test-kill test-launch test-wheel gpu check docs bench clean distclean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-launch: setup ## launch a job in every way that launch/ has; not part of "t
 
 test-wheel: setup ## build the wheel, and try it in new environments: the core alone, and with each extra
 	@.ci/wheel
+
+gpu: ## see what GPU code does on this machine's GPUs, without installing anything; PYTHON= names the interpreter
+	@.ci/gpu $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(PY) -m ruff check .

@@ -11,6 +11,9 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
 
+from tests import where  # before torch, too: it hides GPUs from tests of the CPU
+
+# isort: split
 import hypothesis
 import pytest
 import torch
@@ -38,6 +41,7 @@ LEFT_OUT = {"exhaustive": "--all", "matrix": "--kill-matrix", "launcher": "--lau
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="everything that is tried, and not only a sample: make test-all")
+    parser.addoption(where.OPTION, action="store_true", help="on a GPU, what is for one, and nothing else: see make gpu")
     parser.addoption("--kill-matrix", action="store_true", help="kill ranks at every point, not only at a sample of them")
     parser.addoption("--launchers", action="store_true", help="launch a job in every way that launch/ has")
 
@@ -57,7 +61,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         accelerator = f"{len(names)} GPU(s): {', '.join(sorted(set(names)))}"
     else:
-        accelerator = "no GPU: tests/gpu is skipped"
+        accelerator = "no GPU: tests/gpu is skipped" if where.ON_GPU else f"no GPU is looked for without {where.OPTION}"
     scope = "everything" if config.getoption("--all") else "a sample of everything; the rest is deselected: make test-all"
     return [", ".join(versions), accelerator, scope]
 
@@ -69,7 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
-    no_gpu = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
+    if where.ON_GPU:
+        others = [item for item in items if not where.belongs(_folder(item), item.path.name)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+    why = "and this machine has none" if where.ON_GPU else f"and without {where.OPTION} none is looked for (make gpu)"
+    no_gpu = pytest.mark.skip(reason=f"needs a CUDA device, {why}")
     for item in items:
         if _folder(item) == "gpu":
             item.add_marker(pytest.mark.gpu)

@@ -39,6 +39,9 @@ from typing import Any
 # One thread a process, here and (by inheritance) in the ranks: more would only fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from tests import where  # before torch, which looks for GPUs once
+
+# isort: split
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -252,11 +255,12 @@ class _Pool:
 
 
 def forks() -> Any:
-    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash: each starts anew there.
+    """The way to start a process as a fork of a warm one. On other systems than Linux a fork may crash, and none can use a GPU that
+    the warm one has looked at: each starts anew there.
 
     Python has one such server for a process: a test of code that has forks of its own calls this before, or ranks would be those.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or where.ON_GPU:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([WARM])
