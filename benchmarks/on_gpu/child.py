@@ -13,6 +13,8 @@ import torch
 from benchmarks.on_gpu.check import Here, NotSeenError, Status
 from benchmarks.on_gpu.checks import CHECKS
 
+OURS = ("shardembed", "benchmarks", "tests")
+
 
 def here() -> Here:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -39,6 +41,11 @@ def main(name: str, file: str) -> None:
     except NotSeenError as error:
         lines.append(f"not seen: {error}")
         status = "not seen"
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        ours = package in OURS
+        lines.append(f"ModuleNotFoundError: {error}" if ours else f"not seen: it needs {package}, which this Python has not")
+        status = "FAILS" if ours else "not seen"
     except torch.OutOfMemoryError as error:
         lines.append(f"not seen: the GPU has too little memory: {str(error).splitlines()[0]}")
         status = "not seen"

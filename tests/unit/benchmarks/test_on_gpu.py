@@ -50,6 +50,11 @@ def test_a_check_passes_fails_or_has_not_seen(tmp_path: Path, monkeypatch: pytes
         "not seen",
         ["a line", "not seen: the GPU has too little memory: 2 GiB"],
     ]
+    assert verdict(ModuleNotFoundError("", name="scipy.sparse"))[1:] == [
+        "not seen",
+        ["a line", "not seen: it needs scipy, which this Python has not"],
+    ]
+    assert verdict(ModuleNotFoundError("no such room", name="shardembed.room"))[1] == "FAILS"
     assert verdict(needs_gpu=True) == ["it", "not seen", ["not seen: all of it"]]
 
 
