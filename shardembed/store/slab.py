@@ -335,8 +335,9 @@ def orders(slabs: Sequence[Slab], asked: Sequence[tuple[torch.Tensor, torch.Tens
     if numbers:
         from shardembed.kernels.triton import order
 
-        pairs = ((wanted[number], slabs[number].weights.shape[0]) for number in numbers)
-        made = order.orders([order.Asked(part.rows_E, part.offsets, rows) for part, rows in pairs if part is not None])
+        pairs = ((wanted[number], slabs[number].weights.shape) for number in numbers)
+        asked_for = [order.Asked(part.rows_E, part.offsets, rows, order.direct_of(width)) for part, (rows, width) in pairs if part]
+        made = order.orders(asked_for)
         for number, one in zip(numbers, made, strict=True):
             found[number] = one
     return found

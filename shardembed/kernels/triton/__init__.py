@@ -6,7 +6,8 @@
     update    the same sums and the optimizer's step on them, in one pass over weights and state      update.py, formulas.py
 
 Nothing is summed by atomic additions, so results are the same bits every time. A row's gradients are summed by one program, in
-the order of arrival, unless there are many (`order.DIRECT`): then by several, in pieces whose bounds depend on their number only.
+the order of arrival, unless there are many (`order.direct_of`): then by several, in pieces whose bounds depend on their number and
+the width only.
 No call but `merge`, whose result has as many rows as there are, waits for the device: grids are bounded by what the host knows.
 
 An optimizer that they have stands in `formulas.FORMULAS`. This file imports no Triton, which may be absent.

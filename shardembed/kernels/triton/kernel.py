@@ -12,7 +12,7 @@ from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.kernel import SlabData
 from shardembed.kernels.triton.lookup import lookup
 from shardembed.kernels.triton.merge import merge
-from shardembed.kernels.triton.order import Order, order
+from shardembed.kernels.triton.order import Order, direct_of, order
 from shardembed.kernels.triton.update import update
 
 
@@ -40,4 +40,5 @@ class TritonKernel:
         update(self.data, waiting, made, step.lr, step.number, factor, step.mean_square_U)
 
     def _order(self, waiting: Gradients) -> Order:
-        return order(waiting.rows_E, waiting.offsets, self.data.weights.shape[0])
+        rows, width = self.data.weights.shape
+        return order(waiting.rows_E, waiting.offsets, rows, direct_of(width))

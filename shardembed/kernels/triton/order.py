@@ -16,9 +16,11 @@ import triton.language as tl
 
 from shardembed.kernels.host import to_device
 from shardembed.kernels.triton.search import halvings, not_above
-from shardembed.kernels.triton.tiles import launch
+from shardembed.kernels.triton.tiles import Tile, launch
 
-DIRECT = 64  # duplicates that one program sums by itself
+DIRECT = 64  # duplicates that one program sums by itself, at most
+LEAST_DIRECT = 8
+SHARED = 256  # vectors that a tile goes through for its longest run, most of them masked where the others are short
 BLOCK = 1024
 MOST_DOUBLINGS = tl.constexpr(20)
 INT32 = torch.iinfo(torch.int32).max
@@ -32,11 +34,13 @@ class Asked:
         rows_E: their rows, int64.
         offsets: where each segment's entries begin, int64 `[S + 1]`, or None when each has one.
         rows: of the slab.
+        direct: the longest run that is not cut (`direct_of`).
     """
 
     rows_E: torch.Tensor
     offsets: torch.Tensor | None
     rows: int
+    direct: int = DIRECT
 
 
 @dataclass(frozen=True)
@@ -80,22 +84,27 @@ class Order:
         return self.starts.numel() - 1
 
 
+def direct_of(width: int) -> int:
+    """The longest run that is not cut, of rows so wide. Narrow rows share a tile, which takes as long as its longest run: there
+    runs are cut sooner. What a sum is depends on it, so it depends on nothing but the width.
+    """
+    return max(LEAST_DIRECT, min(DIRECT, SHARED // Tile.of(width).many))
+
+
 def order(rows_E: torch.Tensor, offsets: torch.Tensor | None, rows: int, direct: int = DIRECT) -> Order:
     """`orders` of one slab."""
-    return orders([Asked(rows_E, offsets, rows)], direct)[0]
+    return orders([Asked(rows_E, offsets, rows, direct)])[0]
 
 
-def orders(asked: Sequence[Asked], direct: int = DIRECT) -> list[Order]:
-    """Sort the entries of each slab by their row. Waits for nothing.
-
-    Args:
-        direct: the longest run that is not cut. What a sum is depends on it, so it is the same for all calls but in tests.
-    """
-    asked = [Asked(slab.rows_E.contiguous(), _contiguous(slab.offsets), slab.rows) for slab in asked]  # read by their addresses
+def orders(asked: Sequence[Asked]) -> list[Order]:
+    """Sort the entries of each slab by their row. Waits for nothing."""
+    # Read by their addresses.
+    asked = [Asked(slab.rows_E.contiguous(), _contiguous(slab.offsets), slab.rows, slab.direct) for slab in asked]
     device, slabs = asked[0].rows_E.device, len(asked)
     entries = np.array([slab.rows_E.numel() for slab in asked], dtype=np.int64)
     rows = np.array([slab.rows for slab in asked], dtype=np.int64)
     bounds = np.minimum(entries, rows)
+    direct = np.array([slab.direct for slab in asked], dtype=np.int64)
     many = np.where(entries > direct, 2 * entries // direct, 0)  # a run of n > direct has at most n / direct + 1 pieces
     segments = [0 if slab.offsets is None else slab.offsets.numel() - 1 for slab in asked]
     addresses = [0 if slab.offsets is None else slab.offsets.data_ptr() for slab in asked]
@@ -104,6 +113,7 @@ def orders(asked: Sequence[Asked], direct: int = DIRECT) -> list[Order]:
         [slab.rows_E.data_ptr() for slab in asked],
         addresses,
         segments,
+        direct.tolist(),
     ]
     facts = to_device(np.array([[*line, 0][: slabs + 1] for line in table], dtype=np.int64), device)
     total, slots, pieces = int(entries.sum()), int(bounds.sum()) + slabs, int(many.sum())
@@ -118,6 +128,7 @@ def orders(asked: Sequence[Asked], direct: int = DIRECT) -> list[Order]:
         runs_E = (sorted_E[1:] != sorted_E[:-1]).cumsum(0)  # of entry i > 0, runs that began behind the first entry
     rows_E, segments_E = torch.empty_like(sorted_E), torch.empty(total, dtype=narrow, device=device)
     starts, counts = torch.empty(slots, dtype=narrow, device=device), torch.empty(slabs, dtype=torch.int64, device=device)
+    of_slot = torch.empty(slots if pieces else 0, dtype=torch.int64, device=device)
     most = halvings(max(segments, default=0))
     launch(
         _cut,
@@ -126,6 +137,7 @@ def orders(asked: Sequence[Asked], direct: int = DIRECT) -> list[Order]:
         segments_E,
         starts,
         counts,
+        of_slot,
         sorted_E,
         order_E,
         runs_E,
@@ -134,9 +146,11 @@ def orders(asked: Sequence[Asked], direct: int = DIRECT) -> list[Order]:
         total + slabs,
         steps,
         most,
+        halvings(total),
+        PIECES=pieces > 0,
         BLOCK=BLOCK,
     )
-    cut = _pieces(starts, counts, facts, slots, bounds, many, direct) if pieces else [None] * slabs
+    cut = _pieces(starts, of_slot, facts, bounds, many) if pieces else [None] * slabs
     parts = zip(
         rows_E.split(entries.tolist()),
         segments_E.split(entries.tolist()),
@@ -157,16 +171,16 @@ def _starts(sizes: np.ndarray) -> list[int]:
 
 
 def _pieces(
-    starts: torch.Tensor, counts: torch.Tensor, facts: torch.Tensor, slots: int, bounds: np.ndarray, many: np.ndarray, direct: int
+    starts: torch.Tensor, of_slot: torch.Tensor, facts: torch.Tensor, bounds: np.ndarray, many: np.ndarray
 ) -> list[Pieces | None]:
-    """Pieces of about as many entries as their run has pieces, so that neither is a long way for one program."""
-    slabs, device, pieces = len(bounds), starts.device, int(many.sum())
-    of_slot = torch.empty(slots, dtype=torch.int64, device=device)
-    steps = halvings(slabs)
-    launch(_count_pieces, -(-slots // BLOCK), of_slot, starts, counts, facts, slabs, slots, steps, direct, BLOCK=BLOCK)
+    """Pieces of about as many entries as their run has pieces, so that neither is a long way for one program.
+
+    of_slot: into how many pieces each run is cut.
+    """
+    slabs, device, slots, pieces = len(bounds), starts.device, of_slot.numel(), int(many.sum())
     ends = of_slot.cumsum(0)
     begins, until = torch.empty(2, pieces, dtype=torch.int64, device=device).unbind(0)
-    firsts, totals = torch.empty(slots, dtype=torch.int64, device=device), torch.empty_like(counts)
+    firsts, totals = (torch.empty(count, dtype=torch.int64, device=device) for count in (slots, slabs))
     items, deep = max(slots, pieces), halvings(int(bounds.max()))
     launch(
         _cut_pieces,
@@ -182,9 +196,8 @@ def _pieces(
         slabs,
         slots,
         pieces,
-        steps,
+        halvings(slabs),
         deep,
-        direct,
         BLOCK=BLOCK,
     )
     parts = zip(
@@ -194,7 +207,7 @@ def _pieces(
 
 
 # facts: by slab, `slabs + 1` numbers each: where its entries begin, its rows, its slots (one a run, and one), its pieces, its items
-# (one an entry, and one); the addresses of its rows and offsets (0 where it has none), and its segments.
+# (one an entry, and one); the addresses of its rows and offsets (0 where it has none), its segments, and its `direct`.
 
 
 @triton.jit(do_not_specialize=["slabs", "total", "halvings"])
@@ -216,12 +229,13 @@ def _runs_before(runs_E, entry, live):
     return tl.load(runs_E + entry - 1, mask=live & (entry > 0), other=0)
 
 
-@triton.jit(do_not_specialize=["slabs", "items", "halvings", "segment_halvings"])
+@triton.jit(do_not_specialize=["slabs", "items", "halvings", "segment_halvings", "entry_halvings"])
 def _cut(
     rows_E,
     segments_E,
     starts,
     counts,
+    of_slot,
     sorted_E,
     order_E,
     runs_E,
@@ -230,10 +244,13 @@ def _cut(
     items,
     halvings,
     segment_halvings,
+    entry_halvings,
+    PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """What each slab has of the sorted entries. An item is an entry, or what stands behind the last one of a slab; item k of a slab
-    writes the start of its run where it is the first of it, and the start of run k where there is no such run.
+    writes the start of its run, and into how many pieces that is cut, where it is the first of it; and the start of run k where
+    there is no such run.
     """
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = item < items
@@ -252,11 +269,24 @@ def _cut(
     before = _runs_before(runs_E, entry - 1, there & (within > 0)) - begun
     slots = tl.load(facts + 2 * (slabs + 1) + slab, mask=live, other=0)
     slots_end = tl.load(facts + 2 * (slabs + 1) + slab + 1, mask=live, other=0)
-    tl.store(starts + slots + number, within.to(starts.dtype.element_ty), mask=there & ((within == 0) | (number != before)))
+    begins = there & ((within == 0) | (number != before))
+    tl.store(starts + slots + number, within.to(starts.dtype.element_ty), mask=begins)
     beyond = live & (within >= distinct) & (slots + within < slots_end)
     tl.store(starts + slots + within, (end - first).to(starts.dtype.element_ty), mask=beyond)
 
-    row = tl.load(sorted_E + entry, mask=there, other=0).to(tl.int64) - tl.load(facts + slabs + 1 + slab, mask=live, other=0)
+    of_all = tl.load(sorted_E + entry, mask=there, other=0).to(tl.int64)
+    if PIECES:
+        direct = tl.load(facts + 8 * (slabs + 1) + slab, mask=live, other=1)
+        far = begins & (entry + direct < end)
+        long = far & (tl.load(sorted_E + entry + direct, mask=far, other=0).to(tl.int64) == of_all)
+        # Few runs are long: where none begins in this block, nothing is searched.
+        rounds = tl.where(tl.max(long.to(tl.int32), 0) > 0, entry_halvings, 0)
+        length = tl.where(long, not_above(sorted_E, entry, end - entry, of_all, long, rounds), 0)
+        size = _piece_size(length, direct)
+        tl.store(of_slot + slots + number, (length + size - 1) // size, mask=begins)
+        tl.store(of_slot + slots + within, tl.zeros_like(within), mask=beyond)
+
+    row = of_all - tl.load(facts + slabs + 1 + slab, mask=live, other=0)
     tl.store(rows_E + entry, row.to(rows_E.dtype.element_ty), mask=there)
     place = tl.load(order_E + entry, mask=there, other=0) - first
     address = tl.load(facts + 6 * (slabs + 1) + slab, mask=live, other=0)
@@ -272,10 +302,10 @@ def _cut(
 def _piece_size(length, direct):
     """The least direct * 2^d of which a run of this length has no more than direct * 2^d."""
     doublings = tl.zeros_like(length)
-    limit = direct.to(tl.int64) * direct
+    limit = direct * direct
     for doubling in tl.static_range(MOST_DOUBLINGS):
         doublings += (length > (limit << (2 * doubling))).to(tl.int64)
-    return direct.to(tl.int64) << doublings
+    return direct << doublings
 
 
 @triton.jit
@@ -284,19 +314,7 @@ def _length(starts, slot, live):
     return tl.load(starts + slot + 1, mask=live, other=0).to(tl.int64) - first
 
 
-@triton.jit(do_not_specialize=["slabs", "slots", "halvings", "direct"])
-def _count_pieces(of_slot, starts, counts, facts, slabs, slots, halvings, direct, BLOCK: tl.constexpr):
-    """Into how many pieces each run is cut; none where it is short."""
-    slot = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = slot < slots
-    slab = not_above(facts, 2 * (slabs + 1), slabs, slot, live, halvings) - 1
-    within = slot - tl.load(facts + 2 * (slabs + 1) + slab, mask=live, other=0)
-    length = _length(starts, slot, live & (within < tl.load(counts + slab, mask=live, other=0)))
-    size = _piece_size(length, direct)
-    tl.store(of_slot + slot, tl.where(length > direct, (length + size - 1) // size, 0), mask=live)
-
-
-@triton.jit(do_not_specialize=["slabs", "slots", "pieces", "halvings", "slot_halvings", "direct"])
+@triton.jit(do_not_specialize=["slabs", "slots", "pieces", "halvings", "slot_halvings"])
 def _cut_pieces(
     begins,
     until,
@@ -311,7 +329,6 @@ def _cut_pieces(
     pieces,
     halvings,
     slot_halvings,
-    direct,
     BLOCK: tl.constexpr,
 ):
     """Where each run's pieces begin, and which entries each piece has. ends: pieces of all slots up to each."""
@@ -334,6 +351,7 @@ def _cut_pieces(
     number = item - tl.load(facts + 3 * (slabs + 1) + slab, mask=live, other=0)
     run = first + not_above(ends, first, last - first, number + before, live, slot_halvings)
     run = tl.minimum(run, tl.maximum(last - 1, first))  # pieces behind the last one have anything
+    direct = tl.load(facts + 8 * (slabs + 1) + slab, mask=live, other=1)
     size = _piece_size(_length(starts, run, live), direct)
     whole_first = tl.load(starts + run, mask=live, other=0).to(tl.int64)
     whole_end = tl.load(starts + run + 1, mask=live, other=0).to(tl.int64)

@@ -29,8 +29,8 @@ ARRAYS = (
 )
 NARROW_ARRAYS = "sort_keys bag_E keys_32 sorted_bags bag_S"
 SIZES = (
-    "slabs total items slots pieces direct streams runs entries blocks_count ranks kept keys count bags units halvings "
-    "segment_halvings slot_halvings block_halvings bag_halvings"
+    "slabs total items slots pieces streams runs entries blocks_count ranks kept keys count bags units halvings "
+    "segment_halvings entry_halvings slot_halvings block_halvings bag_halvings"
 )
 OF_ROUTES = {"rows": "*i64", "starts": "*i64", "segments": "i32", "count": "i32"}
 
@@ -68,8 +68,10 @@ def of_kind(kind: type[TableOptimizer]) -> dict[str, Any]:
 def main() -> None:
     entries = {"rows_E": "*i64", "offsets": "*i64", "scales_E": "*fp32", "segments": "i32"}
     compiled(lookup._lookup, entries, constants(100, SEGMENTS=True, SCALED=True))
-    for kernel in (order._number, order._cut, order._count_pieces, order._cut_pieces, locate._measure):
+    for kernel in (order._number, order._cut_pieces, locate._measure):
         compiled(kernel, {}, BLOCKS)
+    for pieces in (False, True):
+        compiled(order._cut, {}, BLOCKS | {"PIECES": pieces})
     for kernel in (locate._locate, routing._mark, routing._bound):
         compiled(kernel, OF_ROUTES, BLOCKS)
     compiled(routing._list_bags, OF_ROUTES | {"segments": "*i64"}, BLOCKS)

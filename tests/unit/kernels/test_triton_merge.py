@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from shardembed.kernels import grouping
 from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.triton.kernel import TritonKernel
 from shardembed.kernels.triton.merge import merge
-from shardembed.kernels.triton.order import DIRECT, Asked, orders
+from shardembed.kernels.triton.order import DIRECT, LEAST_DIRECT, Asked, direct_of, orders
+from shardembed.optim import SGD
 from tests.amount import examples
-from tests.unit.kernels.triton_cases import DEVICE, gradients, order_of, there
+from tests.unit.kernels.triton_cases import DEVICE, data_of, gradients, order_of, there
 
 
 def merged(waiting: Gradients, rows: int, direct: int = DIRECT) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,6 +62,20 @@ def test_a_hot_row_is_cut_into_as_many_pieces_as_they_are_long() -> None:
     assert int((pieces.ends - pieces.begins)[:count].sum()) == many
 
 
+def test_narrow_rows_are_cut_sooner_whoever_orders_them() -> None:
+    """A tile of many rows takes as long as the one with most duplicates. The forward orders, or the step: the bits are the same."""
+    assert [direct_of(width) for width in (1, 8, 16, 32, 64, 128, 512, 4096)] == [8, 8, 8, 16, 32, 64, 64, 64]
+    torch.manual_seed(0)
+    waiting = there(gradients(4, None, 100, 4, torch.float32, whole=False))
+    kernel = TritonKernel(data_of(SGD(0.1), torch.zeros(4, 4, device=DEVICE)))
+    (made,) = orders([Asked(waiting.rows_E, None, 4, direct_of(4))])
+    assert made.pieces is not None
+    assert int(made.pieces.count) > 100 // DIRECT + 4
+    assert int((made.pieces.ends - made.pieces.begins)[: int(made.pieces.count)].max()) <= LEAST_DIRECT
+    for one, other in zip(kernel.merge(waiting, made), kernel.merge(waiting, None), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_bits_of_a_sum_depend_on_its_own_gradients_only() -> None:
     torch.manual_seed(0)
     waiting = gradients(2, None, 200, 5, torch.float32, whole=False)
@@ -98,9 +114,11 @@ def test_slabs_are_ordered_together_as_each_alone() -> None:
     asked = [(5, [3, 0, 1, 2], 4), (1, None, 0), (2, None, 300), (7, [0, 0], 2), (2**33, None, 9), (3, [90, 0, 85], 3)]
     slabs = [(gradients(rows, lengths, segments, 1, torch.float32, whole=True), rows) for rows, lengths, segments in asked]
     made = [(there(waiting), rows) for waiting, rows in slabs]
-    together = orders([Asked(waiting.rows_E, waiting.offsets, rows) for waiting, rows in made])
-    for (waiting, rows), one in zip(made, together, strict=True):
-        alone = order_of(waiting, rows)
+    directs = [3, 64, 8, 2, 64, 7]
+    pairs = zip(made, directs, strict=True)
+    together = orders([Asked(waiting.rows_E, waiting.offsets, rows, direct) for (waiting, rows), direct in pairs])
+    for (waiting, rows), one, direct in zip(made, together, directs, strict=True):
+        alone = order_of(waiting, rows, direct)
         distinct = int(alone.count)
         assert int(one.count) == distinct
         for name in ("rows_E", "segments_E", "starts"):
