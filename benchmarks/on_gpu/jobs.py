@@ -24,7 +24,7 @@ ROWS = {"bags": 3000, "list": 3000, "columns": 2000, "copies": 6000}
 PLAN = {"bags": se.row_wise(packing="bag"), "columns": se.column_wise(), "copies": se.replicated()}
 STEPS = 4
 GLOO, NCCL = "gloo", "cpu:gloo,cuda:nccl"  # backends
-SECONDS = 150.0
+SECONDS = 120.0
 Loop = Callable[[Iterable[Any], se.EmbeddingCollection], Iterable[Any]]
 Weights = list[torch.Tensor]
 Work = Callable[[int, Here], dict[str, float]]  # of a rank
