@@ -70,7 +70,7 @@ class Case:
     wire_dtype: torch.dtype | None = None
     reduction: Literal["mean", "sum"] = "mean"
     update: Literal["step", "backward"] = "step"
-    kernel: Literal["auto", "reference", "numba", "triton"] = "auto"
+    kernel: Literal["auto", "reference", "numba", "triton", "fbgemm"] = "auto"
     ranks_per_node: int = 2
     seed: int = 0
 

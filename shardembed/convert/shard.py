@@ -52,7 +52,7 @@ def shard(
     device: torch.device | str | None = None,
     process_group: dist.ProcessGroup | None = None,
     seed: int = 0,
-    kernel: Literal["auto", "reference", "numba", "triton"] = "auto",
+    kernel: Literal["auto", "reference", "numba", "triton", "fbgemm"] = "auto",
     deterministic: bool = False,
     verbose: bool = True,
 ) -> Model:

@@ -57,8 +57,8 @@ PACKAGES = (
     Package("torchmetrics", "torchmetrics", "metrics", (1, 0), extra="train"),
     Package("tensorboard", "tensorboard", "curves in TensorBoard", extra="tensorboard"),
     Package("torchx", "torchx", "launching on clusters", (0, 7), extra="torchx"),
-    Package("fbgemm-gpu-cpu", "fbgemm_gpu", "TorchRec on CPUs", extra="cpu"),
-    Package("fbgemm-gpu", "fbgemm_gpu", "TorchRec on GPUs", extra="cuda"),
+    Package("fbgemm-gpu-cpu", "fbgemm_gpu", "TorchRec and kernel='fbgemm' on CPUs", extra="cpu"),
+    Package("fbgemm-gpu", "fbgemm_gpu", "TorchRec and kernel='fbgemm' on GPUs", extra="cuda"),
     Package("torchrec", "torchrec", "models of TorchRec", extra="torchrec"),
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardembed.errors import ConfigError, UnsupportedError
-from shardembed.kernels import cpu, reference, triton
+from shardembed.kernels import cpu, fbgemm, reference, triton
 from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts
 
 log = logging.getLogger("shardembed")
@@ -30,12 +30,13 @@ ENTRIES: dict[str, Entry] = {
     "reference": Entry(reference.cannot, reference.ReferenceKernel),
     "numba": Entry(cpu.cannot, cpu.NumbaKernel),
     "triton": Entry(triton.cannot, triton.make),
+    "fbgemm": Entry(fbgemm.cannot, fbgemm.make),
 }
 KERNELS: tuple[str, ...] = ("auto", *ENTRIES)
 
 
 def choose(wanted: str, facts: SlabFacts) -> str:
-    """The name of the compiled kernel of the device where it serves, else "reference"; `wanted` pins one.
+    """The name of our compiled kernel of the device where it serves, else "reference"; `wanted` pins one.
 
     Raises:
         ConfigError: the pinned kernel cannot serve this slab; the message says why.

@@ -32,6 +32,8 @@ class SlabFacts:
         width: columns of a row.
         rows: how many this rank has.
         device: where they lie.
+        shares_squares: updates are told the mean of g^2 of each row, of which this slab has some columns only.
+        rounds_at_random: to the dtype of the rows; else to the nearest.
     """
 
     optimizer: TableOptimizer
@@ -39,6 +41,8 @@ class SlabFacts:
     width: int
     rows: int
     device: torch.device
+    shares_squares: bool = False
+    rounds_at_random: bool = False
 
     def __str__(self) -> str:
         return f"{self.rows:,} x {self.width} {self.dtype}"

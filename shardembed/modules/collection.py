@@ -54,7 +54,7 @@ class EmbeddingCollection(ShardedModule, Target):
         device: where the shards lie; default this rank's GPU, else the CPU.
         process_group: default the job's.
         seed: of the starting weights, which do not depend on the plan or the number of ranks.
-        kernel: "auto", or "reference" / "numba" / "triton" to pin what updates the tables.
+        kernel: "auto", or "reference" / "numba" / "triton" / "fbgemm" to pin what updates the tables.
         deterministic: the tables are the same bits for every plan, packing and number of ranks (a power of two, with "mean"),
             given the same gradients of the outputs. Costs 8 bytes an element on the way back, one small exchange a backward,
             another for rowwise statistics of cut columns, memory for one float64 vector an id, and the compiled updates.
@@ -75,7 +75,7 @@ class EmbeddingCollection(ShardedModule, Target):
         device: torch.device | str | None = None,
         process_group: dist.ProcessGroup | None = None,
         seed: int = 0,
-        kernel: Literal["auto", "reference", "numba", "triton"] = "auto",
+        kernel: Literal["auto", "reference", "numba", "triton", "fbgemm"] = "auto",
         deterministic: bool = False,
     ) -> None:
         settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)

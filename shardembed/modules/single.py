@@ -41,7 +41,7 @@ class Sharding(TypedDict, total=False):
     gradient_reduction: Literal["mean", "sum"]
     process_group: dist.ProcessGroup | None
     seed: int
-    kernel: Literal["auto", "reference", "numba", "triton"]
+    kernel: Literal["auto", "reference", "numba", "triton", "fbgemm"]
     deterministic: bool
 
 

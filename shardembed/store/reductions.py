@@ -1,25 +1,34 @@
 """Stage 10's two exchanges, each made only where a plan needs it: copies share gradients, cut rows share their statistic.
 
-Legend: U distinct rows, W width.
+Copies are reduced in one of two ways, and every rank takes the same, from counts that all of them know:
+
+    whole   the tables as they are, with a column of touches, in one all-reduce
+    rows    the touched rows of each rank to every other, in one all-to-all; each row's sum is made in the order of ranks
+
+Legend: T rows of all ranks, U distinct rows, W width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.comm.tag import TAG
 from shardembed.kernels.cpu import square_sums
+from shardembed.kernels.gradients import Gradients
 from shardembed.store.slab import Slab
 from shardembed.store.twins import RowParts, Stretch, combine_rows, total, tree_total
+from shardembed.wire.message import Numbers
 
 Rows = tuple[torch.Tensor, torch.Tensor]  # distinct rows [U], ascending, and a number an element [U, W]
+COUNTED = 1 << 18  # bytes of copies from which ranks ask each other for their counts; less is reduced whole before they had answers
 
 
 def reduce_copies(slabs: Sequence[Slab], comm: Comm, collection: int) -> None:
-    """Give every copy the gradients of all ranks: one all-reduce of sums and touch counts, for all copied slabs together.
+    """Give every copy the gradients of all ranks, for all copied slabs together.
 
     All ranks get the same bits and then make the same update, so copies stay bit-identical.
     """
@@ -34,13 +43,39 @@ def sum_over_ranks(
     slabs: Sequence[Slab], rows: Sequence[Rows], dtype: torch.dtype, stage: str, comm: Comm, collection: int
 ) -> list[Rows]:
     """The rows that any rank has, and their sums over the ranks, in `dtype`, for slabs that every rank holds. One all-reduce, none
-    without slabs.
+    without slabs; or, where these are large (`COUNTED`), an all-to-all of counts, and then one all-reduce or all-to-all.
     """
     if not slabs:
         return []
+    if picture_elements(slabs) * dtype.itemsize >= COUNTED:
+        mine = [rows_U.numel() for rows_U, _ in rows]
+        counts_RS = comm.share(f"{stage}, counts", mine, collection)
+        if rows_elements(slabs, counts_RS, dtype) < picture_elements(slabs):
+            return _sum_rows(slabs, rows, counts_RS, dtype, stage, comm, collection)
+    return _sum_whole(slabs, rows, dtype, stage, comm, collection)
+
+
+def picture_elements(slabs: Sequence[Slab]) -> int:
+    """Numbers that are reduced where copies are reduced whole."""
+    return sum(slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs)
+
+
+def rows_elements(slabs: Sequence[Slab], counts_RS: Numbers, dtype: torch.dtype) -> int:
+    """Numbers that a rank puts together where rows travel, of so many rows by rank and slab `[R, slabs]`: its own and those that
+    come.
+
+    An all-reduce moves each number twice, so by what travels rows could be up to twice as many; but they are sorted, too.
+    """
+    return sum(
+        int(count) * (slab.spec.width + _key_elements(slab, dtype)) for slab, count in zip(slabs, counts_RS.sum(0), strict=True)
+    )
+
+
+def _sum_whole(
+    slabs: Sequence[Slab], rows: Sequence[Rows], dtype: torch.dtype, stage: str, comm: Comm, collection: int
+) -> list[Rows]:
     sizes = [slab.weights.shape[0] * (slab.spec.width + 1) for slab in slabs]
-    # A picture of the whole tables with a column of touches: copies are small by plan, and ranks need not agree on sizes. At the
-    # end is room for what `Comm` tags each all-reduce with.
+    # A picture of the whole tables with a column of touches. At the end is room for what `Comm` tags each all-reduce with.
     buffer = torch.zeros(sum(sizes) + TAG, dtype=dtype, device=slabs[0].weights.device)
     dense = [part.view(-1, slab.spec.width + 1) for slab, part in zip(slabs, buffer[:-TAG].split(sizes), strict=True)]
     for sums, (rows_U, values_UW) in zip(dense, rows, strict=True):
@@ -50,6 +85,65 @@ def sum_over_ranks(
     comm.all_reduce_tables(stage, buffer, collection)
     touched = [sums[:, -1].nonzero().squeeze(1) for sums in dense]  # host sync on a GPU
     return [(rows_U, sums[rows_U, :-1]) for sums, rows_U in zip(dense, touched, strict=True)]
+
+
+def _sum_rows(
+    slabs: Sequence[Slab],
+    rows: Sequence[Rows],
+    counts_RS: Numbers,
+    dtype: torch.dtype,
+    stage: str,
+    comm: Comm,
+    collection: int,
+) -> list[Rows]:
+    here, ranks = comm.rank, comm.world_size
+    keys = [rows_U.to(_key_dtype(slab, dtype)) for slab, (rows_U, _) in zip(slabs, rows, strict=True)]
+    values = [values_UW.to(dtype).contiguous() for _, values_UW in rows]
+    # Numbers of rows go as bits among the others: nobody calculates with a message.
+    mine = torch.cat([part.view(dtype).view(-1) for pair in zip(keys, values, strict=True) for part in pair])
+    elements_S = np.array([slab.spec.width + _key_elements(slab, dtype) for slab in slabs], dtype=np.int64)
+    received = (counts_RS @ elements_S).tolist()
+    assert received[here] == mine.numel()
+    received[here] = 0
+    sent = [0 if rank == here else mine.numel() for rank in range(ranks)]
+    arrived = comm.all_to_all("step", stage, mine.repeat(ranks - 1), sent, received, collection).split(received)
+    parts = [_taken_apart(mine if rank == here else message, slabs, counts_RS[rank], dtype) for rank, message in enumerate(arrived)]
+    found = []
+    for number, slab in enumerate(slabs):
+        rows_T = torch.cat([part[number][0] for part in parts])
+        values_TW = torch.cat([part[number][1] for part in parts])
+        found.append(_merged(slab, rows_T, values_TW))
+    return found
+
+
+def _taken_apart(message: torch.Tensor, slabs: Sequence[Slab], counts_S: Numbers, dtype: torch.dtype) -> list[Rows]:
+    """One rank's rows of each slab, int64, and their numbers."""
+    found, begin = [], 0
+    for slab, count in zip(slabs, counts_S.tolist(), strict=True):
+        middle = begin + count * _key_elements(slab, dtype)
+        end = middle + count * slab.spec.width
+        # A copy, since wide numbers may begin at half of one.
+        keys = message[begin:middle].clone().view(_key_dtype(slab, dtype)).to(torch.int64)
+        found.append((keys, message[middle:end].view(count, slab.spec.width)))
+        begin = end
+    return found
+
+
+def _merged(slab: Slab, rows_T: torch.Tensor, values_TW: torch.Tensor) -> Rows:
+    """Distinct rows and their sums. Entries stand in the order of ranks, and so do sums of floats."""
+    if values_TW.dtype.is_floating_point:
+        return slab.kernel.merge(Gradients(rows_T, None, values_TW), None)
+    rows_U, inverse = torch.unique(rows_T, return_inverse=True)
+    return rows_U, values_TW.new_zeros(rows_U.numel(), slab.spec.width).index_add_(0, inverse, values_TW)
+
+
+def _key_dtype(slab: Slab, dtype: torch.dtype) -> torch.dtype:
+    """What rows are numbered in, in a message of `dtype`: as wide as it, or twice as wide."""
+    return slab.spec.key_dtype if dtype.itemsize == 4 else torch.int64
+
+
+def _key_elements(slab: Slab, dtype: torch.dtype) -> int:
+    return _key_dtype(slab, dtype).itemsize // dtype.itemsize
 
 
 def mean_squares(

@@ -78,7 +78,8 @@ class Slab:
         self.rank = rank
         self.tables = frozenset(lane.table for lane in spec.lanes)
         rows = spec.rows[rank]
-        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device))
+        shares, at_random = spec.split_rows and spec.optimizer.rowwise, spec.policy.rounding == "stochastic"
+        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device, shares, at_random))
         self.weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
         shapes = {"row": (rows,), "element": (rows, spec.width)}
         self.state = {

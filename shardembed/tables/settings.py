@@ -29,7 +29,7 @@ class Settings:
         update: "step" keeps gradients until `Optimizer.step`; "backward" applies them at once and keeps nothing.
         reduction: "mean" divides gradients by the number of ranks, as DDP does; "sum" does not.
         seed: of the starting weights.
-        kernel: "auto", or "reference" / "numba" / "triton" to pin what updates the tables.
+        kernel: "auto", or "reference" / "numba" / "triton" / "fbgemm" to pin what updates the tables.
         deterministic: sum gradients as fixed-point numbers, so that tables do not depend on the plan (see `journey.deterministic`).
     """
 
@@ -47,6 +47,10 @@ class Settings:
             raise ConfigError(f"gradient_reduction must be 'mean' or 'sum', not {self.reduction!r}")
         if self.wire_dtype not in WIRE_DTYPES:
             raise ConfigError(f"wire_dtype must be a floating-point dtype, torch.int8 or None, not {self.wire_dtype!r}")
+        if self.deterministic and self.kernel == "fbgemm":
+            raise ConfigError(
+                "kernel='fbgemm' cannot be deterministic: the order of its sums depends on widths. Leave one of them out"
+            )
         seed = integer(self.seed)
         if seed is None:
             raise ConfigError(f"seed must be an integer, not {self.seed!r}")

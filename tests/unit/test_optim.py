@@ -14,7 +14,7 @@ import torch
 import shardembed as se
 from shardembed import optim
 from shardembed.errors import ConfigError, UnsupportedError
-from shardembed.kernels import cpu, formulas
+from shardembed.kernels import cpu, fbgemm, formulas
 from shardembed.kernels.choose import ENTRIES
 from shardembed.kernels.triton import formulas as triton_formulas
 from shardembed.planner.cost import estimate
@@ -31,8 +31,10 @@ from tests.oracle import EXAMPLES, LEARNERS
 
 ALL = optim.KINDS
 COMPILED: dict[str, dict[type[optim.TableOptimizer], Any]] = {"numba": cpu.FORMULAS, "triton": triton_formulas.FORMULAS}
+COMPILED["fbgemm"] = {kind: fused for kind, fused in fbgemm.FORMULAS.items() if fused.on_cpu}
 # By kernel, the optimizers that it leaves to the reference on purpose; one that is forgotten would only be slow.
 LEFT: dict[str, set[type[optim.TableOptimizer]]] = {"numba": set(), "triton": set()}
+LEFT["fbgemm"] = {optim.Adam, optim.AdamW, optim.RowwiseAdam, optim.FTRL, optim.Lion}  # on CPUs
 COUNTERPARTS = {
     optim.SGD: torch.optim.SGD,
     optim.Adagrad: torch.optim.Adagrad,
@@ -97,7 +99,7 @@ def test_settings_that_differ_describe_themselves_differently() -> None:
     assert len({settings.describe() for settings in near}) == len(near)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "reference", "numba", "triton"])
+@pytest.mark.parametrize("kernel", ["auto", *ENTRIES])
 @pytest.mark.parametrize("parent", [optim.TableOptimizer, *ALL])
 def test_a_class_made_from_one_of_ours_is_refused(parent: type[optim.TableOptimizer], kernel: Any) -> None:
     """It would learn as its parent, or fail in the first step, by kernel."""
@@ -216,15 +218,17 @@ def test_the_planner_prices_it(name: str, fused: bool) -> None:
 @pytest.mark.parametrize("kernel", [name for name in ENTRIES if name != "reference"])
 def test_a_compiled_kernel_has_it_or_refuses_it_by_name(name: str, kernel: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = EXAMPLES[name]
+    if kernel == "fbgemm" and (missing := fbgemm.missing("cpu")):
+        pytest.skip(missing)
     with caplog.at_level(logging.INFO, logger="shardembed"):
         assert se.Embedding(6, 3, optimizer=settings).journey.slabs[0].kernel.name in ENTRIES
     if type(settings) in COMPILED[kernel]:
-        module = se.Embedding(6, 3, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
+        module = se.Embedding(6, 4, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
         assert module.journey.slabs[0].kernel.name == kernel
         return
     lacks = f"it has no update for {name}"
-    with pytest.raises(ConfigError, match=rf"kernel='{kernel}' cannot serve 6 x 3 .* with {name}\(.*: {lacks}"):
-        se.Embedding(6, 3, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=rf"kernel='{kernel}' cannot serve 6 x 4 .* with {name}\(.*: {lacks}"):
+        se.Embedding(6, 4, optimizer=settings, kernel=kernel)  # pyright: ignore[reportArgumentType]
     if kernel == "numba":
         assert f"kernel reference (numba: {lacks})" in caplog.text
 
@@ -245,6 +249,6 @@ def test_kernels_have_none_that_tables_cannot_have() -> None:
 
 def test_what_nobody_has_is_refused_when_the_slab_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (formulas.FORMULAS, *COMPILED.values()):
-        monkeypatch.delitem(found, optim.FTRL)
+        monkeypatch.delitem(found, optim.FTRL, raising=False)
     with pytest.raises(UnsupportedError, match=r"no kernel can serve 6 x 3 .* with FTRL\(.*it has no update for FTRL"):
         se.Embedding(6, 3, optimizer=optim.FTRL())

@@ -124,6 +124,12 @@ def collection(plan: Any, optimizer: Any = ADAGRAD, **settings: Any) -> se.Embed
     return se.EmbeddingCollection(SMALL, plan=plan, optimizer=optimizer, **settings)
 
 
+def beside(rows: int) -> se.EmbeddingCollection:
+    """A cut table and a copied one of some 300 KB, of whose `rows` the batch touches 12 and more."""
+    tables = [SMALL[0], se.TableConfig("b", rows, 300_000 // (4 * rows))]
+    return se.EmbeddingCollection(tables, plan=MIXED, optimizer=ADAGRAD)
+
+
 def of_one_dtype(optimizer: Any) -> se.EmbeddingCollection:
     return se.EmbeddingCollection(SMALL[1:], plan=ROWS, optimizer=optimizer)
 
@@ -146,6 +152,8 @@ OPTIONS: dict[str, Callable[[int], dict[str, Calls]]] = {
     "cut tables: any number, cut in any ways": lambda rank: count(rank, many_tables),
     "only replicated tables": lambda rank: count(rank, lambda: collection(COPIES)),
     "+ replicated tables beside cut ones": lambda rank: count(rank, lambda: collection(MIXED)),
+    "+ replicated tables beside cut ones, large, and few of their rows touched": lambda rank: count(rank, lambda: beside(3000)),
+    "+ replicated tables beside cut ones, large, and most of their rows touched": lambda rank: count(rank, lambda: beside(12)),
     f"+ {ROWWISE} on tables whose columns are cut": lambda rank: count(
         rank, lambda: collection(COLUMNS, se.optim.RowwiseAdagrad())
     ),
