@@ -79,7 +79,7 @@ def each_class() -> Iterator[Case]:
     for width, (kind, given) in product(classes(), formulas()):
         yield of_update(width, kind, given, next(turns))
         yield of_update(width, kind, given, next(turns) + 3)
-    for width, turn in product(classes(), range(len(DTYPES))):
+    for turn, width in enumerate(classes()):
         yield from of_others(width, turn)
 
 
