@@ -26,6 +26,7 @@ is counted by slab, at its expected size.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -129,6 +130,14 @@ class CostModel:
         back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
         return phases_with({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
 
+    def together(self, tables: Sequence[int]) -> CostModel:
+        """A model whose only table, number 0, is all of these (see `Table.together`): where this one gives a number, it gives an
+        array `[n]`, of tables in one block of rows a strip.
+        """
+        other = copy.copy(self)
+        other.tables = (Table.together([self.tables[table] for table in tables]),)
+        return other
+
     # What a shard adds to its owner.
 
     def parts(self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing) -> tuple[Array, Array]:
@@ -207,11 +216,12 @@ class CostModel:
                 blocks with equal shares of the ids.
         """
         seconds, memory = self.common_in_detail(table, [(width, blocks) for width in widths], packing)
-        return seconds, float(memory.sum())
+        return seconds, memory.sum(0)
 
     def common_in_detail(self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str) -> tuple[Array, Array]:
         """As `common`, of strips that are cut into blocks in ways of their own, with bytes by category `[C]`."""
-        this, loads, memory = self.tables[table], np.zeros(len(PHASES)), np.zeros(len(CATEGORIES))
+        this = self.tables[table]
+        loads, memory = (np.zeros((len(lines), *np.shape(this.traffic.ids))) for lines in (PHASES, CATEGORIES))
         bags = this.read_by_bag(packing)
         by_id = sum(this.feature_ids(feature) for feature, bag in enumerate(bags) if not bag)
         loads[ROUTE] += self._op("route_unique").seconds(0, by_id, 0)
@@ -237,32 +247,29 @@ class CostModel:
         if isinstance(blocks, Asked):
             return blocks
         traffic = table.traffic
-        return Asked(*(np.full(blocks, number / blocks) for number in (traffic.ids, traffic.distinct, traffic.touched)))
+        whole = (traffic.ids, traffic.distinct, traffic.touched)
+        return Asked(*(np.broadcast_to(number / blocks, (blocks, *np.shape(number))) for number in whole))
 
     def _common_strip(
         self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, loads: Array, memory: Array
     ) -> None:
-        entries, segments = float(demand.entries.sum()), float(demand.segments.sum())
-        keys = float(table.key_bytes(demand, np.zeros_like(demand.singles)).sum())
+        entries, segments, singles, sums = (each.sum(0) for each in (demand.entries, demand.segments, demand.singles, demand.sums))
+        keys = table.key_bytes(demand, np.zeros_like(demand.singles)).sum(0)
         vectors, wanted = segments * (width * table.wire + table.scale), segments * width * table.compute
         copy = self._op("copy").byte
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
-        singles = float(demand.singles.sum())
         loads[ROUTE] += self._op("route_place").seconds(1, singles, demands.ID_BYTES * ids)
-        loads[ROUTE] += self._op("route_bag").seconds(
-            sum(bags), float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum())
-        )
+        loads[ROUTE] += self._op("route_bag").seconds(sum(bags), demand.bagged.sum(0), demands.ID_BYTES * sums)
         loads[IDS] += copy * keys
         loads[BACK] += copy * (vectors + (wanted if table.wire != table.compute else 0.0))
         loads[COMBINE] += self._op("piece").seconds(len(bags), 0, 0)
         for feature in by_id:
-            share = table.feature_ids(feature) / max(ids, 1e-300)
+            share = table.feature_ids(feature) / np.maximum(ids, 1e-300)
             loads[COMBINE] += self._pool(table, feature, share * singles, width, self._groups[self._kind(table)])
         for feature in (feature for feature, bag in enumerate(bags) if bag):
-            share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
-            sums = share * float(demand.sums.sum())
-            loads[COMBINE] += self._pool_sums(table, feature, sums, width)
+            share = table.feature_ids(feature) / np.maximum(table.traffic.ids - ids, 1e-300)
+            loads[COMBINE] += self._pool_sums(table, feature, share * sums, width)
         if table.learns:
             loads[GRADS] += copy * vectors
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
@@ -307,12 +314,12 @@ class CostModel:
     def copied(self, table: int) -> tuple[Array, float]:
         """A copy of the table on every rank: what each of them does and holds, (`[P]` seconds, bytes)."""
         loads, memory = self.copied_in_detail(table)
-        return loads, float(memory.sum())
+        return loads, memory.sum(0)
 
     def copied_in_detail(self, table: int) -> tuple[Array, Array]:
         """As `copied`, with bytes by category `[C]`."""
         this, copy = self.tables[table], self._op("copy").byte
-        traffic, width, rows = this.traffic, float(this.width), float(this.rows)
+        traffic, width, rows = this.traffic, float(this.width), this.rows * 1.0
         loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
         found, row = traffic.distinct, width * this.itemsize
         loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)

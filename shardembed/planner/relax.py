@@ -44,13 +44,18 @@ class Figures:
 
     def fitting(self, capacity: float) -> NDArray[np.bool_]:
         """Which lines fit into a rank's memory, to the last digits."""
-        return self.least <= capacity * (1 + 1e-9)
+        return fits(self.least, capacity)
 
     def only(self, kept: Sequence[int]) -> Figures:
         index = np.asarray(kept, dtype=np.intp)
         charges = tuple(self.charges[number] for number in kept)
         columns = (self.common, self.mean, self.largest, self.memory, self.least)
         return Figures(self.option[index], charges, *(column[index] for column in columns))
+
+
+def fits(least: Array, capacity: float) -> NDArray[np.bool_]:
+    """Whether what some rank must hold at least is no more than it can, to the last digits."""
+    return least <= capacity * (1 + 1e-9)
 
 
 def figures(options: tuple[Option, ...], ranks: int) -> Figures:
