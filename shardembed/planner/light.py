@@ -86,6 +86,11 @@ class Light:
         common, held = self.one.common(0, widths, 1, cut.packing)
         return Way(cut, tuple(pieces), np.transpose(common), np.asarray(held), self.one.charges_of(0, widths, cut.packing), dealt)
 
+    def weights(self) -> Array:
+        """`[N]` seconds, all phases and ranks together, if cut in no way."""
+        loads, _ = self.one.parts(0, np.full(len(self._rows), float(self.width)), self._asked, self._rows, "unique")
+        return loads.sum(1)
+
     def copied(self) -> Way:
         """On every rank."""
         seconds, held = self.one.copied(0)

@@ -16,8 +16,9 @@ shares, as many as `PARTS` allows: this serves every n of its C. A table that th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -40,6 +41,9 @@ RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
 FEW_RANKS = 128
 MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
+MOST_MIDDLING = 240  # of which most are: the next, as far as they are heavy
+HEAVY = 0.3  # of a rank's share of all work
+Listing = Literal["all", "some", "light"]
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
 
@@ -57,13 +61,12 @@ class Space:
         for number in range(len(self.model.tables)):
             kinds.setdefault(self._alike(number), []).append(number)
         options: dict[int, tuple[Option, ...]] = {}
-        heaviest = self._heaviest_first(list(kinds.values()))
         light: dict[object, list[list[int]]] = {}
-        for rank, kind in enumerate(heaviest):
-            if rank >= MOST_KINDS and self._by_columns_alone(kind[0]):
+        for kind, listing in self._listings(list(kinds.values())):
+            if listing == "light":
                 light.setdefault(self._alike_but_for_traffic(kind[0]), []).append(kind)
             else:
-                options.update(dict.fromkeys(kind, self._options(kind[0])))
+                options.update(dict.fromkeys(kind, self._options(kind[0], listing == "all")))
         for alike in light.values():
             for kind, found in zip(alike, self._light([kind[0] for kind in alike]), strict=True):
                 options.update(dict.fromkeys(kind, found))
@@ -88,18 +91,22 @@ class Space:
         kind = (config.embedding_dim, config.dtype, config.policy, config.padding_idx is None, table.poolings, table.load.optimizer)
         return *kind, len(table.traffic.lengths), self._constrained(number)
 
-    def _heaviest_first(self, kinds: list[list[int]]) -> list[list[int]]:
-        """By what one table does for all ranks together, if cut in no way."""
+    def _listings(self, kinds: list[list[int]]) -> Iterator[tuple[list[int], Listing]]:
+        """How much is listed of each kind of tables. Heavy ones are told by what one does for all ranks together, cut in no way."""
         if len(kinds) <= MOST_KINDS:
-            return kinds
-
-        def weight(kind: list[int]) -> float:
-            table = self.model.tables[kind[0]]
-            whole = Asked(*(np.array([n]) for n in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-            width, rows = np.array([float(table.width)]), np.array([float(table.rows)])
-            return float(self.model.parts(kind[0], width, whole, rows, "unique")[0].sum())
-
-        return sorted(kinds, key=lambda kind: (-weight(kind), kind[0]))
+            yield from ((kind, "all") for kind in kinds)
+            return
+        alike: dict[object, list[int]] = {}
+        for number, kind in enumerate(kinds):
+            alike.setdefault(self._alike_but_for_traffic(kind[0]), []).append(number)
+        weights = np.zeros(len(kinds))
+        for numbers in alike.values():
+            weights[numbers] = Light(self.model, [kinds[number][0] for number in numbers]).weights()
+        share = float(weights @ [len(kind) for kind in kinds]) / self.ranks
+        for place, number in enumerate(np.lexsort(([kind[0] for kind in kinds], -weights)).tolist()):
+            few = place >= MOST_KINDS and self._by_columns_alone(kinds[number][0])
+            some = place < MOST_MIDDLING and weights[number] > HEAVY * share
+            yield kinds[number], "all" if not few else "some" if some else "light"
 
     def _by_columns_alone(self, number: int) -> bool:
         """Whether a light table may be listed cut by columns alone."""
@@ -141,8 +148,8 @@ class Space:
         plain = policy.max_norm is None and not policy.scale_grad_by_freq
         return self.ranks > 1 and plain and self._allowed(number, "replicated")
 
-    def _options(self, number: int) -> tuple[Option, ...]:
-        found = self.options(number)
+    def _options(self, number: int, every: bool) -> tuple[Option, ...]:
+        found = self.options(number, every)
         if not found:
             name = self.model.tables[number].load.table.name
             raise PlanError(
@@ -154,8 +161,12 @@ class Space:
         kept = undominated(figures(found, self.ranks), self._capacity, floor).option
         return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
 
-    def options(self, number: int) -> tuple[Option, ...]:
-        """Every option of a table that the constraints allow."""
+    def options(self, number: int, every: bool = True) -> tuple[Option, ...]:
+        """Every option of a table that the constraints allow.
+
+        Args:
+            every: list all; else, of strips that are cut by rows too, at most those of two blocks, to stand for all.
+        """
         table = self.model.tables[number]
         fixed = self.constraints.fixed(table.load.table.name)
         if fixed is not None:
@@ -168,7 +179,10 @@ class Space:
         for packing in packings:
             for strips in self._counts(table.width, pinned):
                 whole = self._cut(number, Cut("", packing, strips, 1)) if strips <= self.ranks else []
-                found += whole + self._in_blocks(number, packing, strips, pinned)
+                if every or strips == 1:
+                    found += whole + self._in_blocks(number, packing, strips, pinned)
+                else:
+                    found += whole + self._standing(number, packing, strips, whole)
         if self._copies(number):
             found.append(self._copied(number, Cut("replicated")))
         return tuple(found)
@@ -180,6 +194,18 @@ class Space:
                 for flavour in flavours(self.model.tables[number].load, packing, blocks):
                     found += self._cut(number, Cut("", packing, strips, blocks, flavour))
         return found
+
+    def _standing(self, number: int, packing: Packing, strips: int, whole: list[Option]) -> list[Option]:
+        """Options that stand for all ways to cut strips by rows. In two blocks of dealt rows they ask for no more sums than in any
+        even number; where there may be another number, or flavour, the whole stands for them.
+        """
+        counts = [blocks for blocks in self._counts(self.model.tables[number].rows) if 1 < blocks <= self.ranks // strips]
+        if not counts or not self._allowed(number, "grid", packing):
+            return []
+        even = packing == "bag" and all(blocks % 2 == 0 for blocks in counts)
+        if even and flavours(self.model.tables[number].load, packing, 2) == ["dealt"]:
+            whole = self._cut(number, Cut("", packing, strips, 2))
+        return [replace(option, cuttable=True) for option in whole]
 
     def _copied(self, number: int, key: Cut | TablePlan) -> Option:
         seconds, held = self.model.copied(number)
