@@ -24,7 +24,7 @@ import numpy as np
 
 from shardembed.errors import PlanError
 from shardembed.planner.constraints import Constraints
-from shardembed.planner.cost_demand import INT32_MAX
+from shardembed.planner.cost_demand import INT32_MAX, Holdings
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut, dealt, flavours, kinds_of, ordered, widths_of
 from shardembed.planner.light import Light
@@ -220,13 +220,12 @@ class Space:
         loads, memory = np.zeros((len(ranks), len(self.model.phases))), np.zeros(len(ranks))
         strips: list[tuple[float, Asked]] = []
         for strip in plan.layout.strips:
-            rows, width = [block.rows for block in strip.blocks], float(len(strip.columns))
-            strips.append((width, self._asked(number, rows)))
-            sizes = np.array([float(len(block)) for block in rows])
-            held = np.searchsorted(ranks, [block.ranks[0] for block in strip.blocks])
-            seconds, bytes_ = self.model.parts(number, np.full(len(rows), width), strips[-1][1], sizes, plan.packing)
-            np.add.at(loads, held, seconds)
-            np.add.at(memory, held, bytes_)
+            width, held = float(len(strip.columns)), Holdings.of(strip, self._asked(number, [block.rows for block in strip.blocks]))
+            strips.append((width, held.asked))
+            where = np.searchsorted(ranks, held.ranks)
+            seconds, bytes_ = self.model.parts(number, np.full(len(where), width), held.asked, held.rows, plan.packing)
+            loads[where] += seconds
+            memory[where] += bytes_
         common, alike = self.model.common_in_detail(number, strips, plan.packing)
         charges = self.model.charges_of(number, [width for width, _ in strips], plan.packing)
         return Option(plan, loads, memory, common, float(alike.sum()), charges=charges, ranks=ranks)
