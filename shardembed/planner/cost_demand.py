@@ -6,9 +6,11 @@ Legend: N ids, E entries (keys sent), S segments (vectors sent back), B bags, L 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +107,15 @@ class Table:
     ranks: int
     wire: int
 
+    @staticmethod
+    def together(tables: Sequence[Table]) -> Table:
+        """Tables that differ in rows and traffic alone, as one whose rows and traffic are arrays `[n]`; its rows cannot be cut."""
+        first, traffics = tables[0], [table.traffic for table in tables]
+        rows, ids, distinct, touched = np.array([(each.rows, each.ids, each.distinct, each.touched) for each in traffics]).T
+        bags, lengths = (tuple(np.array([getattr(each, name) for each in traffics]).T) for name in ("bags", "lengths"))
+        traffic: Any = Traffic(rows, ids, distinct, touched, bags, lengths, first.traffic.place)  # pyright: ignore[reportArgumentType]
+        return replace(first, traffic=traffic)
+
     @cached_property
     def itemsize(self) -> int:
         return self.load.table.dtype.itemsize
@@ -121,7 +132,7 @@ class Table:
 
     @property
     def rows(self) -> int:
-        return self.load.table.num_embeddings
+        return self.traffic.rows
 
     @property
     def width(self) -> int:
@@ -185,7 +196,7 @@ class Table:
         if not any(bags):
             nothing = np.zeros_like(asked.ids)
             return Demand(asked.distinct, nothing, nothing, asked.touched)
-        share = asked.ids / max(self.traffic.ids, 1e-300)
+        share = asked.ids / np.maximum(self.traffic.ids, 1e-300)
         sums, bagged = np.zeros_like(asked.ids), np.zeros_like(asked.ids)
         for feature, bag in enumerate(bags):
             if bag:

@@ -30,6 +30,7 @@ messages is counted by slab, at its expected size.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -125,6 +126,14 @@ class CostModel:
         back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
         combine = back + features * self._op("output").call
         return phases_with({ROUTE: route, IDS: counts, COMBINE: combine, UPDATE: applied})
+
+    def together(self, tables: Sequence[int]) -> CostModel:
+        """A model whose only table, number 0, is all of these (see `Table.together`): where this one gives a number, it gives an
+        array `[n]`, of tables in one block of rows a strip.
+        """
+        other = copy.copy(self)
+        other.tables = (Table.together([self.tables[table] for table in tables]),)
+        return other
 
     def _cut(self) -> Array:
         """An exchange there, one back and one of gradients, each a message that is put together and taken apart."""
@@ -243,11 +252,12 @@ class CostModel:
                 with equal shares of the ids.
         """
         seconds, memory = self.common_in_detail(table, [(width, blocks) for width in widths], packing)
-        return seconds, float(memory.sum())
+        return seconds, memory.sum(0)
 
     def common_in_detail(self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str) -> tuple[Array, Array]:
         """As `common`, of strips that are cut by rows in ways of their own, with bytes by category `[C]`."""
-        this, loads, memory = self.tables[table], np.zeros(len(PHASES)), np.zeros(len(CATEGORIES))
+        this = self.tables[table]
+        loads, memory = (np.zeros((len(lines), *np.shape(this.traffic.ids))) for lines in (PHASES, CATEGORIES))
         bags = this.read_by_bag(packing)
         by_id = sum(this.feature_ids(feature) for feature, bag in enumerate(bags) if not bag)
         loads[ROUTE] += self._op("route_unique").seconds(0, by_id, 0)
@@ -271,29 +281,29 @@ class CostModel:
         if isinstance(blocks, Asked):
             return blocks
         traffic = table.traffic
-        return Asked(*(np.full(blocks, number / blocks) for number in (traffic.ids, traffic.distinct, traffic.touched)))
+        whole = (traffic.ids, traffic.distinct, traffic.touched)
+        return Asked(*(np.broadcast_to(number / blocks, (blocks, *np.shape(number))) for number in whole))
 
     def _common_strip(
         self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, loads: Array, memory: Array
     ) -> None:
-        entries, segments = float(demand.entries.sum()), float(demand.segments.sum())
-        keys = float(table.key_bytes(demand, np.zeros_like(demand.singles)).sum())
+        entries, segments, singles, sums = (each.sum(0) for each in (demand.entries, demand.segments, demand.singles, demand.sums))
+        keys = table.key_bytes(demand, np.zeros_like(demand.singles)).sum(0)
         vectors, wanted = segments * (width * table.wire + table.scale), segments * width * table.compute
         copy = self._op("copy").byte
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
-        singles = float(demand.singles.sum())
         loads[ROUTE] += self._op("route_place").seconds(0, singles, demands.ID_BYTES * ids)
-        loads[ROUTE] += self._op("route_bag").seconds(0, float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum()))
+        loads[ROUTE] += self._op("route_bag").seconds(0, demand.bagged.sum(0), demands.ID_BYTES * sums)
         loads[IDS] += copy * keys
         packed = 0.0 if self._one_slab else vectors
         loads[BACK] += copy * (packed + (wanted if table.wire != table.compute else 0.0))
         for feature in by_id:
-            share = table.feature_ids(feature) / max(ids, 1e-300)
+            share = table.feature_ids(feature) / np.maximum(ids, 1e-300)
             loads[COMBINE] += self._combining.pool(table, feature, share * singles, width)
         for feature in (feature for feature, bag in enumerate(bags) if bag):
-            share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
-            loads[COMBINE] += self._combining.pool_sums(table, feature, share * float(demand.sums.sum()), width)
+            share = table.feature_ids(feature) / np.maximum(table.traffic.ids - ids, 1e-300)
+            loads[COMBINE] += self._combining.pool_sums(table, feature, share * sums, width)
         if table.learns:
             loads[GRADS] += copy * packed
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
@@ -305,12 +315,12 @@ class CostModel:
     def copied(self, table: int) -> tuple[Array, float]:
         """A copy of the table on every rank: what each of them does and holds, (`[P]` seconds, bytes)."""
         loads, memory = self.copied_in_detail(table)
-        return loads, float(memory.sum())
+        return loads, memory.sum(0)
 
     def copied_in_detail(self, table: int) -> tuple[Array, Array]:
         """As `copied`, with bytes by category `[C]`."""
         this, copy = self.tables[table], self._op("copy").byte
-        traffic, width, rows = this.traffic, float(this.width), float(this.rows)
+        traffic, width, rows = this.traffic, float(this.width), this.rows * 1.0
         loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
         found, row = traffic.distinct, width * this.itemsize
         loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
