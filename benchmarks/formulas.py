@@ -42,10 +42,10 @@ def table_bytes(load: TableLoad, plan: TablePlan, samples: int, ranks: int, wire
     table = demands.Table(load, traffic, samples, ranks, wire or load.table.dtype.itemsize)
     keys, vectors = 0.0, 0.0
     for strip in plan.layout.strips:
-        rows = [shard.rows for shard in strip.blocks]
-        demand = table.demand(traffic.blocks(rows), plan.packing)
-        keys += float(table.key_bytes(demand, np.array([len(block) for block in rows], np.float64)).sum())
-        vectors += float(table.vector_bytes(demand, np.full(len(rows), float(len(strip.columns)))).sum())
+        held = demands.Holdings.of(strip, traffic.blocks([shard.rows for shard in strip.blocks]))
+        demand = table.demand(held.asked, plan.packing)
+        keys += float(table.key_bytes(demand, held.rows).sum())
+        vectors += float(table.vector_bytes(demand, np.full(len(held.rows), float(len(strip.columns)))).sum())
     # Each owner is asked by all ranks alike, itself among them.
     return keys * (ranks - 1), vectors * (ranks - 1)
 

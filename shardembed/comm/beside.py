@@ -92,6 +92,7 @@ class Line:
 
 
 def _serve(pieces: SimpleQueue[Piece | None], outcomes: SimpleQueue[tuple[Outcome, Event]], side: Side) -> None:
+    side.begin()
     failed = False
     while (piece := pieces.get()) is not None:
         if not failed:

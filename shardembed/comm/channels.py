@@ -20,7 +20,7 @@ Group = Literal["forward", "backward", "step", "control"]
 Channels = dict[tuple[Group, int], dist.ProcessGroup]
 # How many there are of each kind. Messages that lie so many numbers apart go by the same one.
 CHANNELS: dict[Group, int] = {"forward": 1, "backward": 4, "step": 4, "control": 1}
-BESIDE: dict[Group, int] = {"forward": 1, "control": 1}  # of a Comm for calls beside the main thread's
+SPEECH: dict[Group, int] = {"forward": 1, "control": 1}  # what counts and texts go by: all there is beside NCCL, or a main thread
 CONTROL: dict[Group, int] = {"control": 1}
 
 
@@ -46,7 +46,7 @@ def open_channels(
     keys: list[tuple[Group, int]] = [(kind, channel) for kind, count in counts.items() for channel in range(count)]
     try:
         for key in keys:
-            made[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, on_host, backend, None))
+            made[key] = within(timeout + STORE_SECONDS, partial(new_group, ranks, timeout, on_host, backend))
     except RuntimeError as error:
         close_channels(made)
         # Torch has no time limit for a store that does not answer.
@@ -54,6 +54,13 @@ def open_channels(
         where = f"to make process groups with the ranks {ranks if len(ranks) < 9 else f'({len(ranks)} of them)'}"
         raise CollectiveError(f"rank {rank} waited {time.monotonic() - began:.1f} s {where}. {why}") from error
     return made
+
+
+def sockets_a_peer(over_nccl: bool) -> int:
+    """Sockets that a rank has open for each other rank, beside NCCL's own: one a group over Gloo. These are the job's group, the
+    channels of a Comm, those of the Comm beside it that `prefetched` uses, and that of the one which saves.
+    """
+    return 1 + sum((SPEECH if over_nccl else CHANNELS).values()) + sum(SPEECH.values()) + sum(CONTROL.values())
 
 
 def close_channels(channels: Channels) -> None:

@@ -19,9 +19,12 @@ rest, and their calls keep the order of the program (`communicators`). Counts an
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,17 +32,20 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from shardembed.comm.channels import BESIDE, CHANNELS, CONTROL, Group, close_channels, open_channels
-from shardembed.comm.communicators import Communicators, nccl_carries, open_communicators
+from shardembed.comm.channels import CHANNELS, CONTROL, SPEECH, Group, close_channels, open_channels
+from shardembed.comm.communicators import Communicators, device_of, identity, nccl_carries, open_communicators, shared
 from shardembed.comm.diagnosis import Place, Reports, explain, explain_lines, explain_mismatch, gather_reports, of_torch
 from shardembed.comm.heartbeat import Heartbeat, Watch, device_is_through
 from shardembed.comm.history import History
+from shardembed.comm.patience import listed, together
 from shardembed.comm.rendezvous import refuse_unjoined
 from shardembed.comm.stages import Tally
 from shardembed.comm.tag import ROW, TAG, reduced, tag_of, with_room
+from shardembed.comm.threads import at_home
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
 
 DEFAULT_TIMEOUT = 300.0
+PATIENCE = timedelta(days=365)
 
 _known: dict[Any, Comm] = {}
 
@@ -64,26 +70,30 @@ class Comm:
         watched: Sequence[str] = (),
         channels: Mapping[Group, int] = CHANNELS,
         label: str = "",
+        device: torch.device | None = None,
     ) -> None:
-        """watched: types of device whose collectives a heartbeat watches."""
+        """watched: types of device whose collectives a heartbeat watches. device: this rank's GPU, where it asks that."""
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         self.timeout = timeout
         self.tally = Tally()
         self.history = History(label)
-        self._options = dist.AllToAllOptions()
+        self._options, self._patient = dist.AllToAllOptions(), dist.AllToAllOptions()
+        self._patient.timeout = PATIENCE
         self._failure: ShardEmbedError | None = None
         self._group = group
         self._side: Comm | None = None
         self._beside: list[Comm] = []
         self._lent: list[Comm] = []
         self._watch, self._watched = Watch(), watched  # calls on these types of device
+        self._device = device
         alone = self.world_size == 1
         self._channels = {} if alone else open_channels(group, self.rank, channels, watched, timeout)
         self._communicators: Communicators | None = None
-        self._heartbeat: Heartbeat | None = None
-        if watched and not alone:
-            self._heartbeat = Heartbeat(self.rank, self.world_size, self._name, timeout, self._watch)
+        self._heartbeat = self._beating() if watched and not alone else None
+
+    def _beating(self) -> Heartbeat:
+        return Heartbeat(self.rank, self.world_size, self._name, self.timeout, self._watch, partial(at_home, self._device))
 
     @property
     def _name(self) -> str:
@@ -105,10 +115,14 @@ class Comm:
             if group is None:
                 refuse_unjoined()
             over_nccl = nccl_carries(group)
+            device = device_of(group) if torch.cuda.is_available() else None
             on_gpu = ["cuda"] if over_nccl and heartbeat is not False else []
-            comm = Comm(group, timeout or DEFAULT_TIMEOUT, [*on_gpu, "cpu"] if heartbeat else on_gpu)
-            if over_nccl:
-                comm.connect(torch.device("cuda", torch.cuda.current_device()), "nccl")
+            watched = [*on_gpu, "cpu"] if heartbeat else on_gpu
+            # Tables on GPUs speak of counts and texts on the host, and of nothing else. See `carry`.
+            channels = SPEECH if over_nccl else CHANNELS
+            comm = Comm(group, timeout or DEFAULT_TIMEOUT, watched, channels, device=device)
+            if over_nccl and device is not None:
+                comm.connect(device, "nccl")
             _known[group] = comm
         return comm
 
@@ -116,8 +130,12 @@ class Comm:
         """Have communicators of their own carry the tensors on devices of this type. Collective.
 
         Raises:
-            CollectiveError: on every rank, when it does not work on any; this Comm is closed then.
+            CollectiveError: on every rank, when it does not work on any, or two ranks have one GPU; this Comm is closed then.
         """
+        mine = f"{identity(device)} {device} of {socket.gethostname()}"
+        if same := shared(self.gather_texts("control", "init: tell devices", mine)):  # NCCL would hang, or fail in words of its own
+            self.close()
+            raise CollectiveError(same)
         began, problem = time.monotonic(), ""
         try:
             ranks = dist.get_process_group_ranks(self._group)
@@ -127,8 +145,16 @@ class Comm:
         told = self.gather_texts("control", "init: connect devices", problem)
         if any(told):
             self.close()
-            cause = "; ".join(f"rank {rank}, {text}" for rank, text in enumerate(told) if text)
-            raise CollectiveError(f"the {backend.upper()} communicators of {len(told)} ranks could not be made: {cause}")
+            raise CollectiveError(f"the {backend.upper()} communicators of {len(told)} ranks could not be made: {listed(told)}")
+
+    def carry(self, device: torch.device) -> None:
+        """There are to be tables on devices of this type: make the channels that their tensors go by where there are none yet, as
+        for tables in the host memory of a job of GPUs. Collective.
+        """
+        over_nccl = self._communicators is not None and self._communicators.device.type == device.type
+        if self.world_size > 1 and not over_nccl and len(self._channels) < sum(CHANNELS.values()):
+            missing: dict[Group, int] = {kind: count for kind, count in CHANNELS.items() if (kind, 0) not in self._channels}
+            self._channels |= open_channels(self._group, self.rank, missing, self._watched, self.timeout)
 
     def in_turn(self, device: torch.device) -> bool:
         """Whether collectives of tensors there must keep the order of the program, so that nothing beside the main thread may
@@ -160,7 +186,7 @@ class Comm:
         comm = next((comm for comm in self._beside if comm not in self._lent), None)
         if comm is None:
             on_host = [kind for kind in self._watched if kind == "cpu"]
-            comm = Comm(self._group, self.timeout, on_host, BESIDE, label="beside the loop")
+            comm = Comm(self._group, self.timeout, on_host, SPEECH, label="beside the loop", device=self._device)
             self._beside.append(comm)
         comm.history.lent(self.history)
         self._lent.append(comm)
@@ -194,10 +220,12 @@ class Comm:
         send_sizes: Sequence[int],
         receive_sizes: Sequence[int],
         number: int = 0,
+        patient: bool = False,
     ) -> torch.Tensor:
         """Exchange slices of a one-dimensional tensor: `send_sizes[r]` elements go to rank r, `receive_sizes[r]` come back.
 
-        `number` keeps apart what ranks could confuse: of a backward the forward call, of a step the collection.
+        `number` keeps apart what ranks could confuse: of a backward the forward call, of a step the collection. `patient`: there is
+        no time limit.
         """
         if self.world_size == 1:
             return send
@@ -205,22 +233,24 @@ class Comm:
         sent = (sum(send_sizes) - send_sizes[self.rank]) * send.element_size()
         self.tally.largest = max(self.tally.largest, (send.numel() + received.numel()) * send.element_size())
         self.history.note(group, stage, number)
-        carrier = self._carrier(group, number, send.device)
+        carrier, options = self._carrier(group, number, send.device), self._patient if patient else self._options
         self._run(
             ("all_to_all", stage),
             sent,
             # What dist.all_to_all_single calls, without the time it takes to get there: a third of a small exchange.
-            lambda: carrier.alltoall_base(received, send, list(receive_sizes), list(send_sizes), self._options).wait(),
+            lambda: carrier.alltoall_base(received, send, list(receive_sizes), list(send_sizes), options).wait(),
             send.device,
+            patient,
         )
         return received
 
-    def tell(self, group: Group, stage: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def tell(self, group: Group, stage: str, rows: NDArray[np.int64], patient: bool = False) -> NDArray[np.int64]:
         """Each rank a row of numbers, `rows[r]` for rank r, and from each one, int64 `[R, n]` both. On the host, whatever the
         device: who waits for numbers of other ranks then waits for no device, and any thread may.
         """
         equal = [rows.shape[1]] * self.world_size
-        return self.all_to_all(group, stage, torch.from_numpy(rows).view(-1), equal, equal).view(rows.shape).numpy()
+        sent = torch.from_numpy(rows).view(-1)
+        return self.all_to_all(group, stage, sent, equal, equal, patient=patient).view(rows.shape).numpy()
 
     def share(self, stage: str, numbers: Sequence[int], collection: int) -> NDArray[np.int64]:
         """Every rank's few numbers, int64 `[R, n]` in rank order; on the host, as `tell`. For steps, where no counts message says
@@ -319,6 +349,17 @@ class Comm:
             self.agree(what, [f"{type(error).__name__}: {error}"])
             raise
 
+    def patiently(self, stage: str) -> AbstractContextManager[None]:
+        """For what takes some ranks far longer than others: in the end all wait for all, without a time limit, but for none that is
+        dead or gives no sign of life (see `patience`).
+
+        Raises:
+            CollectiveError: on all other ranks, when a rank raises an error in here.
+        """
+        if self.world_size == 1:
+            return nullcontext()
+        return together(self, stage, None if self._heartbeat is not None else self._beating())
+
     def _channel(self, group: Group, number: int) -> dist.ProcessGroup:
         return self._channels[group, number % CHANNELS[group]]
 
@@ -328,17 +369,21 @@ class Comm:
             return self._communicators.of(group)
         return self._channel(group, number)
 
-    def _run(self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device) -> None:
+    def _run(
+        self, what: tuple[str, str], sent: int, collective: Callable[[], object], device: torch.device, patient: bool = False
+    ) -> None:
         if self._failure is not None:
             raise self._failure
         self.tally.calls[what] += 1
         self.tally.bytes[what] += sent
         place = self._here(*what)
         with self._guarded(place):
-            standing = self._watch.enter(place) if device.type in self._watched else None
-            collective()
-            if standing is not None:
-                self._watch.leave(standing, device_is_through(device))
+            standing = self._watch.enter(place, patient) if patient or device.type in self._watched else None
+            try:
+                collective()
+            finally:
+                if standing is not None:
+                    self._watch.leave(standing, device_is_through(device))
 
     @contextmanager
     def guarding(self, stage: str) -> Iterator[None]:

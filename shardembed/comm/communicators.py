@@ -24,6 +24,7 @@ import torch.distributed as dist
 from shardembed.comm.channels import Group
 from shardembed.comm.diagnosis import UnansweredError, within
 from shardembed.comm.rendezvous import new_group
+from shardembed.comm.threads import at_home
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,36 @@ def nccl_carries(group: dist.ProcessGroup | None) -> bool:
     return "cuda:gloo" not in str(dist.get_backend_config(group)) and dist.get_world_size(group) > 1
 
 
+def device_of(group: dist.ProcessGroup | None) -> torch.device:
+    """This rank's GPU: that which the group, or the job's, was bound to when it was made; else the one that is current."""
+    for one in (group, dist.group.WORLD if dist.is_available() and dist.is_initialized() else None):
+        bound: torch.device | None = getattr(one, "bound_device_id", None)
+        if bound is not None and bound.type == "cuda":
+            return bound
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def identity(device: torch.device) -> str:
+    """What no other GPU is called, on whichever host and by whatever number it is seen; empty for what ranks may share."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def shared(told: Sequence[str]) -> str:
+    """What is wrong where two ranks have one GPU, by what each says: its `identity`, and where it is. Empty where none do."""
+    ranks: dict[str, list[int]] = {}
+    for rank, text in enumerate(told):
+        ranks.setdefault(text.split(" ")[0], []).append(rank)
+    for name, those in ranks.items():
+        if name and len(those) > 1:
+            places = "; ".join(f"rank {rank} has {told[rank].partition(' ')[2]}" for rank in those)
+            return (
+                f"ranks {those} share the GPU {name}, and NCCL takes one rank a GPU ({places}). Start as many ranks on a node as "
+                "it has GPUs, and set LOCAL_RANK or show each rank its own in CUDA_VISIBLE_DEVICES; or have Gloo carry, with "
+                'se.init(backend="gloo")'
+            )
+    return ""
+
+
 def open_communicators(
     ranks: list[int], device: torch.device, backend: str, watched: Sequence[str], timeout: float
 ) -> Communicators:
@@ -74,7 +105,7 @@ def open_communicators(
             is left for telling the other ranks.
     """
     before, on = _free(device), [kind for kind in watched if kind == device.type]
-    forward, rest = (new_group(ranks, timeout, on, backend, device) for _ in range(2))
+    forward, rest = (new_group(ranks, timeout, on, backend) for _ in range(2))
     try:
         within(timeout / 2, partial(_warm_up, forward, rest, device))
     except UnansweredError as error:
@@ -91,6 +122,7 @@ def _warm_up(forward: dist.ProcessGroup, rest: dist.ProcessGroup, device: torch.
     """Make the connections that steps use. An all-to-all connects each rank with each, an all-reduce rings and trees; NCCL makes
     either when it is first asked for.
     """
+    at_home(device)
     for group in (forward, rest):
         values = torch.zeros(group.size(), dtype=torch.int64, device=device)
         ones = [1] * group.size()

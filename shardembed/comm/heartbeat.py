@@ -39,11 +39,13 @@ class Standing:
         place: where it stands.
         since: when it began to wait for other ranks, by the monotonic clock.
         done: whether the device is through; None while the call has not returned.
+        patient: it may last as long as all others show signs of life.
     """
 
     place: Place
     since: float
     done: Callable[[], bool] | None = None
+    patient: bool = False
 
 
 class Watch:
@@ -55,8 +57,8 @@ class Watch:
         self._left = time.monotonic()
         self._last: Place | None = None
 
-    def enter(self, place: Place) -> Standing:
-        standing = Standing(place, time.monotonic())
+    def enter(self, place: Place, patient: bool = False) -> Standing:
+        standing = Standing(place, time.monotonic(), patient=patient)
         with self._lock:
             self._drop_done()
             self._standing.append(standing)
@@ -75,6 +77,11 @@ class Watch:
             if self._standing:
                 return self._standing[0].place, True, time.monotonic() - self._standing[0].since
             return self._last, False, time.monotonic() - self._left
+
+    def is_patient(self) -> bool:
+        """Whether the main thread waits, if it does, in something that has no time limit."""
+        with self._lock:
+            return bool(self._standing) and self._standing[0].patient
 
     def _drop_done(self) -> None:
         while self._standing and (done := self._standing[0].done) is not None and done():
@@ -139,20 +146,29 @@ class Heartbeat:
     Args:
         name: of the group, the same on all its ranks and no other's.
         limit: seconds that a collective may take.
+        begin: what the thread does first of all (`threads.at_home`).
         end: what to do with the text in the end; by default print it and end the process.
     """
 
     def __init__(
-        self, rank: int, world_size: int, name: str, limit: float, watch: Watch, end: Callable[[str], object] | None = None
+        self,
+        rank: int,
+        world_size: int,
+        name: str,
+        limit: float,
+        watch: Watch,
+        begin: Callable[[], object] | None = None,
+        end: Callable[[str], object] | None = None,
     ) -> None:
         self.rank, self.world_size, self.limit, self.watch = rank, world_size, limit, watch
         self.seconds = min(BEAT_SECONDS, limit / 8)
-        self._end = end or end_process
+        self._begin, self._end = begin or _yes, end or end_process
         self._name = name
         self._known_store: dist.Store | None = None
         self._count = 0
         self._heard: dict[int, Heard] = {}
         self._looks = 0
+        self._until = limit
         self._lost: Lost | None = None
         self._open: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -165,20 +181,28 @@ class Heartbeat:
         self._thread.join(STORE_SECONDS)
 
     def _run(self) -> None:
+        self._begin()
         while not self._stopped.wait(self.seconds):
-            self._ask(self._beat)
+            self._beat()
             place, waits, seconds = self.watch.oldest()
             if place is None or not waits or seconds < 2 * self.seconds:
-                self._heard, self._looks = {}, 0
+                self._wait_until(self.limit)
                 continue
             first = self._ask(self._first)
-            if seconds > self.limit - (LOOKS + 1) * self.seconds or first:
+            if seconds > self._until - (LOOKS + 1) * self.seconds or first:
                 self._looks += 1
                 self._ask(self._look)
             # A thread that was kept from running has not looked often enough to tell who is silent.
-            if first or (seconds > self.limit and self._looks >= LOOKS):
+            if first or (seconds > self._until and self._looks >= LOOKS):
+                if not first and self.watch.is_patient() and self._lost is None and not self._silent:
+                    self._wait_until(seconds + self.limit)  # not at each beat: ranks that wait all ask one store for all others
+                    continue
                 self._give_up(place, seconds, first)
                 return
+
+    def _wait_until(self, seconds: float) -> None:
+        """Nobody is under suspicion until the main thread has waited for so long."""
+        self._heard, self._looks, self._until = {}, 0, seconds
 
     @property
     def _store(self) -> dist.Store:
@@ -204,9 +228,9 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self._count += 1
-        place, waits, seconds = self.watch.oldest()
-        beat = Beat(self._count, str(place) if place else "", waits, seconds)
-        self._store.set(str(self.rank), json.dumps(asdict(beat)))
+        place, waits, seconds = self.watch.oldest()  # in this thread, and not in that of `_ask`: it asks the device
+        beat = json.dumps(asdict(Beat(self._count, str(place) if place else "", waits, seconds)))
+        self._ask(lambda: self._store.set(str(self.rank), beat))
 
     def _first(self) -> str | None:
         return self._store.get(FIRST).decode() if self._store.check([FIRST]) else None
@@ -232,6 +256,12 @@ class Heartbeat:
             self._stopped.wait(2 * self.seconds)
         self._end(text)
 
+    @property
+    def _silent(self) -> list[int]:
+        """Ranks whose beats have stopped."""
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        return [rank for rank in others if rank not in self._heard or self._heard[rank].still >= LOOKS - 1]
+
     def _explain(self, place: Place, seconds: float, first: str | None) -> str:
         text = f"rank {self.rank} has waited {seconds:.1f} s in {place}, and the call did not complete."
         if first:
@@ -239,8 +269,7 @@ class Heartbeat:
         if self._lost is not None:
             return f"{text} {lost_store(self._lost)} {SAME_CALLS}."
         others = [rank for rank in range(self.world_size) if rank != self.rank]
-        silent = [rank for rank in others if rank not in self._heard or self._heard[rank].still >= LOOKS - 1]
-        if silent:
+        if silent := self._silent:
             text += f" Missing: rank(s) {silent} give no sign of life: they are dead, stopped, or cut off."
         for rank in (rank for rank in others if rank in self._heard):
             told = _last_heard(self._heard[rank].beat) if rank in silent else _stands(self._heard[rank].beat, str(place))

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from shardembed.comm.comm import DEFAULT_TIMEOUT, Comm, close_all
-from shardembed.comm.rendezvous import meet
+from shardembed.comm.communicators import device_of, nccl_carries
+from shardembed.comm.rendezvous import meet, step_back
 from shardembed.kernels.memory import keep_freed_memory
 
 _joined: list[bool] = []  # not empty once `init` has made the job's group
@@ -50,19 +51,31 @@ def init(
     if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         usual = "gloo"
         if torch.cuda.is_available():
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            torch.cuda.set_device(local % torch.cuda.device_count() if backend == "gloo" else local)
+            # Schedulers often show each rank one GPU, its own, whatever its number.
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             usual = "cpu:gloo,cuda:nccl"
         timeout = float(timeout)  # NumPy's are none to timedelta
         store, rank, world_size = meet(timeout)
         dist.init_process_group(backend or usual, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=world_size)
         _joined.append(True)
+        if torch.cuda.is_available() and nccl_carries(dist.group.WORLD) and heartbeat is not False:
+            step_back(dist.distributed_c10d._get_default_group(), ["cuda"], timeout)
+    elif dist.is_initialized() and nccl_carries(dist.group.WORLD):
+        torch.cuda.set_device(device_of(None))  # else what is asked without naming a device goes to GPU 0
     return Comm.of(timeout=timeout, heartbeat=heartbeat)
 
 
-def default_device() -> torch.device:
-    """This rank's GPU where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def default_device(group: dist.ProcessGroup | None = None) -> torch.device:
+    """This rank's GPU where there is one (see `communicators.device_of`), else the CPU."""
+    return device_of(group) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def chosen_device(wanted: torch.device | str | None, group: dist.ProcessGroup | None = None) -> torch.device:
+    """The device that `device=wanted` means; "cuda" without a number is this rank's GPU."""
+    if wanted is None:
+        return default_device(group)
+    device = torch.device(wanted)
+    return default_device(group) if device.type == "cuda" and device.index is None and torch.cuda.is_available() else device
 
 
 def ranks_per_node(world_size: int) -> int:

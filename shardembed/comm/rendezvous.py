@@ -10,8 +10,10 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,23 +50,37 @@ def refuse_unjoined() -> None:
         )
 
 
-def new_group(
-    ranks: list[int], timeout: float, watched: Sequence[str], backend: str | None, device: torch.device | None
-) -> dist.ProcessGroup:
-    """A process group over `ranks`. Collective over them, in any thread.
+def new_group(ranks: list[int], timeout: float, watched: Sequence[str], backend: str | None) -> dist.ProcessGroup:
+    """A process group over `ranks`, which connects to nobody yet where the backend is NCCL. Collective over them, in any thread.
 
     Args:
         watched: types of device that it carries and on which a heartbeat tells more than the backend's own watchdog.
         backend: None for that of the job.
-        device: this rank's GPU, where it has one.
     """
-    if device is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # each thread has its own
-    made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
+    with _without_a_split():
+        made = dist.new_group(ranks, timedelta(seconds=timeout), backend, use_local_synchronization=True)
     assert isinstance(made, dist.ProcessGroup)
-    for kind in watched:
-        made._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=timeout + HEADSTART))
+    step_back(made, watched, timeout)
     return made
+
+
+def step_back(group: dist.ProcessGroup, kinds: Sequence[str], timeout: float) -> None:
+    """Have the watchdogs of its backends for these types of device, which name nobody, come after a heartbeat of ours."""
+    for kind in kinds:
+        group._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=timeout + HEADSTART))
+
+
+@contextmanager
+def _without_a_split() -> Iterator[None]:
+    """Where the job's group is bound to a device, torch makes a new one by splitting the communicator of the job at once. For that
+    all ranks of the job have to call, also those that are not to be in it, or the others hang there; and it waits without limit.
+    """
+    job: Any = dist.distributed_c10d._get_default_group()
+    bound, job.bound_device_id = job.bound_device_id, None
+    try:
+        yield
+    finally:
+        job.bound_device_id = bound
 
 
 def agreed_name(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:

@@ -14,12 +14,17 @@ from typing import Any
 
 import torch
 
+from shardembed.comm.threads import at_home
+
 Event = Any  # of torch.cuda; None where there is nothing to wait for
 URGENT = -1  # priority: what is routed there is small, and a host waits for it, while the other stream is full of kernels
 
 
 class Side:
     """Where work beside the main thread runs; here, on the host."""
+
+    def begin(self) -> None:
+        """In the thread beside, first of all."""
 
     def lend(self, given: Any) -> Event:
         """In the main thread: `given` is to be used beside it, from this event on."""
@@ -47,6 +52,9 @@ class OnStream(Side):
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device, priority=URGENT)
 
+    def begin(self) -> None:
+        at_home(self._device)
+
     def lend(self, given: Any) -> Event:
         here = self._on_device(given)
         if not here:  # from host memory there is nothing to wait for, and the main thread's stream may be far behind
@@ -57,7 +65,6 @@ class OnStream(Side):
 
     @contextmanager
     def working(self, ready: Event) -> Iterator[None]:
-        torch.cuda.set_device(self._device)  # each thread has its own
         with torch.cuda.stream(self._stream):
             if ready is not None:
                 self._stream.wait_event(ready)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.cuda import nccl
 
+from shardembed.comm.channels import sockets_a_peer
 from shardembed.doctor.findings import Finding, found, note, problem
 from shardembed.planner import words
 
@@ -20,7 +21,6 @@ SHARED = Path("/dev/shm")
 SHARED_BYTES = 512 << 20  # data loaders' workers and NCCL share memory there; containers have 64 MiB by default
 DISK_BYTES = 2 << 30
 FILES = 512  # that a rank opens beside those for the other ranks: the interpreter, data, up to 200 of a checkpoint
-FILES_A_RANK = 8  # sockets of its groups
 
 
 def check(ranks: int, folder: Path) -> list[Finding]:
@@ -30,7 +30,7 @@ def check(ranks: int, folder: Path) -> list[Finding]:
         cuda(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0, Path("/dev/nvidiactl").exists()),
         *communication(ranks),
         shared_memory(shutil.disk_usage(SHARED).free if SHARED.is_dir() else None),
-        open_files(soft, hard, ranks),
+        open_files(soft, hard, ranks, torch.cuda.is_available()),
         *[disk(name, path) for name, path in (("disk", folder), ("disk for temporary files", _temporary()))],
         own_name(),
     ]
@@ -83,13 +83,17 @@ def shared_memory(free: int | None) -> Finding:
     return found(AREA, "shared memory", f"{words.size(free)} free in {SHARED}")
 
 
-def open_files(soft: int, hard: int, ranks: int) -> Finding:
-    need = FILES + FILES_A_RANK * ranks
+def open_files(soft: int, hard: int, ranks: int, on_gpus: bool) -> Finding:
+    """Each of a rank's process groups over Gloo has a socket to each other rank. NCCL's own, which it shares out over few, are in
+    `FILES`.
+    """
+    each = sockets_a_peer(over_nccl=on_gpus)
+    need = FILES + each * (ranks - 1)
     unlimited = soft == resource.RLIM_INFINITY
     if not unlimited and soft < need:
         raised = f"ulimit -n {need if hard == resource.RLIM_INFINITY else min(need, hard)} in the shell that starts the job"
         more = f", after raising the hard limit of {hard} in /etc/security/limits.conf" if 0 < hard < need else ""
-        text = f"a process may open {soft:,} files, and a rank of {ranks} may need {need:,}"
+        text = f"a process may open {soft:,} files, and a rank of {ranks} may need {need:,}, {each} of them for each other rank"
         return problem(AREA, "open files", text, raised + more)
     return found(AREA, "open files", "unlimited" if unlimited else f"{soft:,} a process, about {need:,} needed")
 

@@ -66,6 +66,7 @@ class Setup:
         with comm.preparing(AGREED):
             specs = build_slabs(tables, plan, optimizers)
         comm.agree(AGREED, agreed_lines(tables, plan, optimizers, settings, device))
+        comm.carry(device)
         number = comm.history.register(names_of([table.name for table in tables]), len(specs))
         pairs = zip(tables, plan.tables, strict=True)
         packings = tuple(_packing(table, planned, settings, comm.world_size) for table, planned in pairs)
@@ -75,13 +76,15 @@ class Setup:
         factor = 1.0 / comm.world_size if settings.reduction == "mean" else 1.0
         # In deterministic mode contributions have it before they are rounded (see `deterministic`).
         of_slabs = 1.0 if settings.deterministic else factor
+        with comm.patiently("build: draw tables"):  # of which ranks may have very different shares
+            slabs = [Slab(spec, tables, comm.rank, settings.seed, device, kernel, of_slabs) for spec in specs]
         return Setup(
             tables,
             plan,
             settings,
             comm,
             device,
-            slabs=[Slab(spec, tables, comm.rank, settings.seed, device, kernel, of_slabs) for spec in specs],
+            slabs=slabs,
             routing=RoutingTable.of(tables, packings, specs, comm.rank, comm.world_size, device),
             sender=Sender(number, specs, wire, all(spec.copied for spec in specs)),
             twins=stretches_of(specs),

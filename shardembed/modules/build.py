@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from shardembed.comm.comm import Comm
-from shardembed.comm.job import default_device, ranks_per_node
+from shardembed.comm.job import chosen_device, ranks_per_node
 from shardembed.errors import ConfigError
 from shardembed.journey.deterministic import check_poolings
 from shardembed.journey.journey import Journey
@@ -40,7 +40,7 @@ def build_journey(
     """
     comm = Comm.of(process_group)
     cluster = Cluster(comm.world_size, ranks_per_node(comm.world_size))
-    where = torch.device(device) if device is not None else default_device()
+    where = chosen_device(device, process_group)
     with comm.preparing(AGREED):
         configs = tuple(TableConfig.of(table) for table in tables)
         features = features_of(configs)

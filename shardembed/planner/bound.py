@@ -8,15 +8,13 @@ what its linear program does, is below every solution of the problem; a small ma
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardembed.planner import highs
 from shardembed.planner.highs import Effort, Program, Rows
 from shardembed.planner.problem import Array, Numbers, Problem
-from shardembed.planner.relax import figures, floor_of, groups_of, undominated
+from shardembed.planner.relax import Figures, figures, floor_of, groups_of, undominated
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
 MOST_COLUMNS = 10_000  # of a relaxation in whole numbers
@@ -31,12 +29,14 @@ class Bound:
         values: seconds that no solution beats; none where nothing is proved.
         options: of every item, as the relaxation would have it.
         targets: `[P]`, Z.
+        lines: of every group of items (`relax.groups_of`), what it may choose from.
         stopped: the clock ended the work on it.
     """
 
     values: tuple[float, ...]
     options: tuple[int, ...]
     targets: Array
+    lines: tuple[Figures, ...]
     stopped: bool = False
 
     @property
@@ -76,9 +76,10 @@ class _Columns:
 def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
     """What is proved, or None where some item has no option that fits: then the problem has no solution."""
     groups = groups_of(problem)
-    columns = _columns(problem, groups)
-    if columns is None:
+    lines, floor = _lines(problem, groups)
+    if not all(len(found.option) for found in lines):
         return None
+    columns = _columns(groups, lines, floor)
     names = sorted({name for charges in columns.charges for name in charges})
     base = 0.0 if problem.base is None else float(problem.base.sum())
     program, unit = _program(problem, columns, names, len(groups))
@@ -92,7 +93,7 @@ def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
     if found is None:  # what the search begins with need not be proved
         found = _cheapest(columns, len(program.cost), phases, unit)
     options = _deal(columns, found[:n], groups, len(problem.items))
-    return Bound(tuple(values), options, found[len(found) - phases :] * unit, loose.stopped or tight.stopped)
+    return Bound(tuple(values), options, found[len(found) - phases :] * unit, tuple(lines), loose.stopped or tight.stopped)
 
 
 def _cheapest(columns: _Columns, size: int, phases: int, unit: float) -> Array:
@@ -107,21 +108,22 @@ def _cheapest(columns: _Columns, size: int, phases: int, unit: float) -> Array:
     return found
 
 
-def _columns(problem: Problem, groups: list[list[int]]) -> _Columns | None:
-    floor = floor_of(problem)
-    parts: list[tuple[NDArray[Any], ...]] = []
-    charges: list[frozenset[str]] = []
-    for number, group in enumerate(groups):
-        found = undominated(figures(problem.items[group[0]].options, problem.ranks), problem.capacity, floor)
-        if not len(found.option):
-            return None
-        size = np.ones(len(found.option))
-        # A part below the floor says nothing: left out, it costs the solver no row.
-        largest = np.where(found.largest > floor * (1 + 1e-9), found.largest, 0.0)
-        parts.append((number * size, found.option, len(group) * size, found.common, found.mean, largest, found.memory))
-        charges += found.charges
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Columns(joined[0].astype(np.intp), joined[1], *joined[2:], charges=charges)
+def _lines(problem: Problem, groups: list[list[int]]) -> tuple[list[Figures], Array]:
+    """What each group may choose from, and the floor (see `relax.floor_of`)."""
+    found = [figures(problem.items[group[0]].options, problem.ranks) for group in groups]
+    floor = floor_of([len(group) for group in groups], found, problem.capacity)
+    return [undominated(lines, problem.capacity, floor) for lines in found], floor
+
+
+def _columns(groups: list[list[int]], lines: list[Figures], floor: Array) -> _Columns:
+    number = np.repeat(np.arange(len(lines)), [len(found.option) for found in lines])
+    count = np.array([float(len(group)) for group in groups])[number]
+    option, common, mean, largest, memory = (
+        np.concatenate([getattr(found, name) for found in lines]) for name in ("option", "common", "mean", "largest", "memory")
+    )
+    # A part below the floor says nothing: left out, it costs the solver no row.
+    largest = np.where(largest > floor * (1 + 1e-9), largest, 0.0)
+    return _Columns(number, option, count, common, mean, largest, memory, [names for found in lines for names in found.charges])
 
 
 def _program(problem: Problem, columns: _Columns, names: list[str], groups: int) -> tuple[Program, float]:

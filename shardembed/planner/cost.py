@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.errors import PlanError
+from shardembed.planner.cost_demand import Holdings
 from shardembed.planner.cost_model import TAG_BYTES, CostModel
 from shardembed.planner.cost_phases import BACK, CATEGORIES, COPIES, GRADS, IDS, PHASES, STATE, UPDATE, WEIGHTS
 from shardembed.planner.result import Estimate
@@ -83,29 +84,28 @@ class _Count:
             asked = known.get(rows)
             if asked is None:
                 asked = known[rows] = model.tables[table].traffic.blocks(rows)
-            width = float(len(strip.columns))
-            strips.append((width, asked))
-            owners = np.array([block.ranks[0] for block in strip.blocks])
-            self._shards(table, plan, owners, np.full(len(rows), width), asked, np.array([float(len(cut)) for cut in rows]))
+            width, held = float(len(strip.columns)), Holdings.of(strip, asked)
+            strips.append((width, held.asked))
+            self._owners(table, plan, width, held)
         self._everywhere(table, *model.common_in_detail(table, strips, plan.packing))
         self.charges |= model.charges_of(table, [width for width, _ in strips], plan.packing)
 
-    def _shards(self, table: int, plan: TablePlan, owners: NDArray[np.intp], widths: Array, asked: Asked, rows: Array) -> None:
-        loads, memory = self.model.parts_in_detail(table, widths, asked, rows, plan.packing)
-        # Not `+=`: a rank may own several of the shards, and an index that occurs twice is added once there.
-        np.add.at(self.seconds.T, owners, loads)
-        np.add.at(self.memory.T, owners, memory)
+    def _owners(self, table: int, plan: TablePlan, width: float, held: Holdings) -> None:
+        ranks, widths = held.ranks, np.full(len(held.ranks), width)
+        loads, memory = self.model.parts_in_detail(table, widths, held.asked, held.rows, plan.packing)
+        self.seconds[:, ranks] += loads.T
+        self.memory[:, ranks] += memory.T
         self.table_seconds[table] += loads.sum(0)
-        np.add.at(self.table_memory[table], owners, memory[:, WEIGHTS] + memory[:, STATE])
+        self.table_memory[table, ranks] += memory[:, WEIGHTS] + memory[:, STATE]
         this = self.model.tables[table]
-        demand = this.demand(asked, plan.packing)
+        demand = this.demand(held.asked, plan.packing)
         vectors = this.vector_bytes(demand, widths)
-        np.add.at(self.keys, owners, this.key_bytes(demand, rows))
-        np.add.at(self.vectors, owners, vectors)
+        self.keys[ranks] += this.key_bytes(demand, held.rows)
+        self.vectors[ranks] += vectors
         if this.learns:
-            np.add.at(self.grads, owners, vectors)
+            self.grads[ranks] += vectors
             if this.twins:
-                np.add.at(self.twins, owners, this.swapped_bytes(demand, widths))
+                self.twins[ranks] += this.swapped_bytes(demand, widths)
 
     def _everywhere(self, table: int, loads: Array, memory: Array) -> None:
         self.seconds += loads[:, None]

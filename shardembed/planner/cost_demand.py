@@ -1,14 +1,16 @@
 """What one rank's batch asks of shards, and the bytes of it: the planner's mirror of
 `journey.route.segments`, `journey.messages` and `wire.message`.
 
-Legend: N ids, E entries (keys sent), S segments (vectors sent back), B bags, L ids a bag, p a block's share of the ids, n blocks.
+Legend: N ids, E entries (keys sent), S segments (vectors sent back), B bags, L ids a bag, p an owner's share of the ids, n owners.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from shardembed.kernels.cpu import lacking
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import TableLoad
+from shardembed.tables.layout import Strip
 from shardembed.tables.placement import Packing
 from shardembed.tables.pooling import Pooling
 from shardembed.wire.message import ALIGNMENT
@@ -29,13 +32,41 @@ ID_BYTES = 8  # int64, off the wire
 
 
 @dataclass(frozen=True, eq=False)
+class Holdings:
+    """What the owners of a strip hold of its rows. A segment is asked of an owner and not of a block: where a rank has several
+    blocks or residues of a strip, the ids of a bag that lie in any of them are one segment.
+
+    Attributes:
+        ranks: the owners, `[n]`.
+        rows: of each, `[n]`.
+        asked: of each.
+    """
+
+    ranks: NDArray[np.intp]
+    rows: Array
+    asked: Asked
+
+    @staticmethod
+    def of(strip: Strip, asked: Asked) -> Holdings:
+        """asked: of each block, in their order. It is passed on as it is where every block has an owner of its own."""
+        blocks = np.array([block.ranks[0] for block in strip.blocks], np.intp)
+        rows = np.array([float(len(block.rows)) for block in strip.blocks])
+        ranks, owners = np.unique(blocks, return_inverse=True)
+        if len(ranks) == len(blocks):
+            return Holdings(blocks, rows, asked)
+        sums = np.zeros((4, len(ranks)))
+        np.add.at(sums.T, owners, np.stack([rows, asked.ids, asked.distinct, asked.touched], 1))
+        return Holdings(ranks, sums[0], Asked(*sums[1:]))
+
+
+@dataclass(frozen=True, eq=False)
 class Demand:
-    """What is asked of blocks of a table, each array `[n]`.
+    """What is asked of the owners of a strip, each array `[n]`.
 
     Attributes:
         singles: entries that are read by id, each a segment.
         bagged: entries that are read by bag.
-        sums: segments that these make, a bag and block each.
+        sums: segments that these make, a bag and owner each.
         touched: distinct rows, by all ranks together.
     """
 
@@ -76,6 +107,15 @@ class Table:
     ranks: int
     wire: int
 
+    @staticmethod
+    def together(tables: Sequence[Table]) -> Table:
+        """Tables that differ in rows and traffic alone, as one whose rows and traffic are arrays `[n]`; its rows cannot be cut."""
+        first, traffics = tables[0], [table.traffic for table in tables]
+        rows, ids, distinct, touched = np.array([(each.rows, each.ids, each.distinct, each.touched) for each in traffics]).T
+        bags, lengths = (tuple(np.array([getattr(each, name) for each in traffics]).T) for name in ("bags", "lengths"))
+        traffic: Any = Traffic(rows, ids, distinct, touched, bags, lengths, first.traffic.place)  # pyright: ignore[reportArgumentType]
+        return replace(first, traffic=traffic)
+
     @cached_property
     def itemsize(self) -> int:
         return self.load.table.dtype.itemsize
@@ -92,7 +132,7 @@ class Table:
 
     @property
     def rows(self) -> int:
-        return self.load.table.num_embeddings
+        return self.traffic.rows
 
     @property
     def width(self) -> int:
@@ -101,6 +141,18 @@ class Table:
     @property
     def learns(self) -> bool:
         return not self.load.table.frozen
+
+    @cached_property
+    def kind(self) -> tuple[object, ...]:
+        """What tables have in common that share a slab while they are cut alike."""
+        config = self.load.table
+        return config.embedding_dim, config.dtype, self.load.optimizer, config.policy
+
+    def slab(self, width: int, copied: bool, split: bool) -> str:
+        """A name for the slab of a strip of so many columns. split: with a statistic of rows whose columns are cut."""
+        config = self.load.table
+        kind = (config.dtype, self.load.optimizer.describe(), config.policy, copied, split)
+        return f"{width} columns, " + ", ".join(map(str, kind))
 
     @cached_property
     def poolings(self) -> tuple[Pooling, ...]:
@@ -135,13 +187,16 @@ class Table:
 
     def demand(self, asked: Asked, packing: Packing | str) -> Demand:
         """unique: E = S = the distinct ids of all features. bag: E = all ids, S = sum over features of B (1 - (1 - p)^L), the
-        expected number of bags with an id in the block (the ids of a bag drawn independently), and never more than the ids.
+        expected number of bags with an id on the owner (the ids of a bag drawn independently), and never more than the ids.
+
+        Args:
+            asked: of each owner (`Holdings`).
         """
         bags = self.read_by_bag(packing)
         if not any(bags):
             nothing = np.zeros_like(asked.ids)
             return Demand(asked.distinct, nothing, nothing, asked.touched)
-        share = asked.ids / max(self.traffic.ids, 1e-300)
+        share = asked.ids / np.maximum(self.traffic.ids, 1e-300)
         sums, bagged = np.zeros_like(asked.ids), np.zeros_like(asked.ids)
         for feature, bag in enumerate(bags):
             if bag:
@@ -152,15 +207,15 @@ class Table:
         return Demand(singles, bagged, sums, asked.touched)
 
     def key_bytes(self, demand: Demand, rows: Array) -> Array:
-        """Of one rank's request to each shard: keys (int64 from 2^31 rows on), lengths, and multiplicities where asked for.
+        """Of one rank's request to each owner: keys (int64 from 2^31 rows on), lengths, and multiplicities where asked for.
 
-        A slab sends int64 keys once its fullest rank has so many rows; here each shard is looked at alone.
+        A slab sends int64 keys once its fullest rank has so many rows; here each table is looked at alone.
         """
         key = np.where(rows > INT32_MAX, 8.0, 4.0) + (LENGTH_BYTES if self.load.table.policy.scale_grad_by_freq else 0)
         return demand.entries * key + demand.lengths * LENGTH_BYTES
 
     def vector_bytes(self, demand: Demand, widths: Array) -> Array:
-        """Of the vectors that one rank gets from each shard; its gradients take as many."""
+        """Of the vectors that one rank gets from each owner; its gradients take as many."""
         return demand.segments * (widths * self.wire + self.scale)
 
     def swapped_bytes(self, demand: Demand, widths: Array) -> Array:
@@ -188,10 +243,13 @@ def state_bytes(table: Table, widths: Array) -> Array:
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
 
 
-def fusible(table: Table, width: float) -> bool:
-    """Whether one kernel can merge and update a slab of this width, as `kernels.choose` and `Slab.step` decide; the tests hold them
-    together.
+def compiled(table: Table) -> bool:
+    """Whether a compiled kernel updates the table on a CPU, as `kernels.choose` decides; the tests hold them together."""
+    return lacking(table.load.optimizer, table.load.table.dtype) is None
+
+
+def merged_first(table: Table, width: float) -> bool:
+    """Whether gradients are merged before the call that updates a slab of this width, as `store.reductions` does where the
+    optimizer needs a statistic of rows whose columns are cut.
     """
-    optimizer = table.load.optimizer
-    split = optimizer.rowwise and width < table.width
-    return not split and lacking(optimizer, table.load.table.dtype) is None
+    return table.load.optimizer.rowwise and width < table.width

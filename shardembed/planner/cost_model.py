@@ -4,29 +4,34 @@ Phases follow the journey and are separated by collectives, so a step takes the 
 spread evenly over the ranks, so all ranks ask every owner alike; what a shard adds to its owner is R times one rank's demand (see
 `cost_demand`), in the kinds of work of `cost_ops`. E entries, S segments, W columns of the shard, U rows touched by any rank:
 
-    phase             on the owner, a shard                        on every rank, a table
+    phase             on the owner, a table                        on every rank, a table
     route                                                          route_*: N ids; distinct ids a strip, or N ids a strip in bags
     ids out           wire and copy of R E keys (+ S lengths)      copy of E keys a strip; base: the counts message
-    lookup            lookup of R E rows, W wide                   (copied: of its own E rows)
-    vectors back      wire and copy of R S vectors                 copy of S vectors a strip
-    combine                                                        pool and pool_adjoint of N ids (bags: of S vectors) a strip
+    lookup            lookup of R E rows, W wide, and copy of      (copied: of its own E rows)
+                      sums into the message
+    vectors back      wire of R S vectors                          copy of S vectors a strip
+    combine           order of R E rows                            pool and pool_adjoint of N ids (bags: of S vectors) a strip; join
     gradients back    wire and copy of R S vectors                 copy of S vectors a strip
     update            merge of R E gradients, update of U rows     (copied: update of U rows)
     reduce copies                                                  (copied: merge, and one all-reduce of rows x (W + 1))
 
-Of the wire, (R - 1) / R travels: own shares stay on the rank. What a slab costs whatever is asked of it (one call of each kind of
-work, one block of a message a rank) is a fixed charge by the slab's kind.
+Of the wire, (R - 1) / R travels: own shares stay on the rank. An owner's part is what a rank holds of a strip, in however many
+blocks (`cost_demand.Holdings`). What a slab costs whatever is asked of it (one call of each kind of work, a block a rank in each
+message) is a fixed charge by the slab's kind.
 
-Everything is linear in shards, so that options of a table can be counted once and added up in any combination. What is not linear
-is left out. Where a plan puts all tables into one slab, vectors travel as they were looked up; they are counted as copied into a
-message and out of it, which can be a third of a small step. Small beside the rest: a slab that mixes packings sends lengths for
-all of it; int64 keys are judged by shard, not by slab; a slab that lies on one rank needs no sorting by owner; padding of messages
-is counted by slab, at its expected size.
+Everything is linear in owners' parts, so that options of a table can be counted once and added up in any combination. A plan that
+puts all tables into one slab spares itself copies, since its vectors are the message (`MessageLayout.dense`). Where all tables are
+of one kind, that is counted: nobody pays for copies before a table is cut by columns or copied; then a fixed charge has those of
+all tables, by the fewest vectors that they can do with. What is not linear otherwise is left out. Small beside the rest: a slab
+that mixes packings sends lengths for all of it and answers with sums; tables of one kind that are all cut into the same strips
+share one slab, too; int64 keys are judged by table, not by slab; a slab that lies on one rank needs no sorting by owner; padding of
+messages is counted by slab, at its expected size.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
@@ -35,8 +40,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.planner import cost_demand as demands
+from shardembed.planner.cost_combine import BY_BAG, BY_ID, Combining, outputs_of
 from shardembed.planner.cost_demand import Demand, Table
-from shardembed.planner.cost_ops import all_reduce, all_to_all, op_of
+from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
 from shardembed.planner.cost_phases import (
     BACK,
     BUFFERS,
@@ -61,19 +67,12 @@ from shardembed.planner.topology import Op, Topology
 from shardembed.planner.topology_sections import optimizer_name
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
-from shardembed.tables.placement import Packing
-from shardembed.tables.pooling import POOLINGS, OverIds, Pooling, PoolingKind
+from shardembed.tables.placement import PACKINGS, Packing
+from shardembed.tables.pooling import POOLINGS, Pooling
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
+from shardembed.wire.message import ALIGNMENT
 
 Array = NDArray[np.float64]
-# What `combine` does with vectors that came one an id, and what its adjoint does; one op is both ways.
-BY_ID: dict[OverIds, tuple[str, ...]] = {
-    "sum": ("pool", "pool_adjoint"),
-    "mean": ("pool", "pool_adjoint"),
-    "max": ("pool_max",),
-    None: ("gather", "gather_adjoint"),
-}
-BY_BAG = ("pool", "pool_adjoint")
 TAG_BYTES = 32  # of the all-reduce: `comm.tag.TAG` numbers of float32
 
 
@@ -97,28 +96,26 @@ class CostModel:
             Table(load, Traffic.of(load, batch, self.ranks), batch, self.ranks, (workload.wire_dtype or load.table.dtype).itemsize)
             for load in workload.tables
         )
-        poolings: dict[object, set[Pooling]] = defaultdict(set)
-        for table in self.tables:
-            poolings[self._kind(table)].update(table.poolings)
-        self._groups = {kind: len(found) for kind, found in poolings.items()}
         self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
         self._op = cache(lambda name: op_of(topology, name))
+        self._combining = Combining(self.tables, self._op)
+        # Vectors that are the message as they are.
+        whole = {(table.width * table.wire + table.scale) % ALIGNMENT == 0 for table in self.tables}
+        self._one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
+        # A CPU reads single rows straight into a message of several slabs. A GPU looks them up first; it sorts rows in the forward.
+        self._straight = topology.device == "cpu"
+        self._order = FREE if self._straight else self._op("order")
         self._swap_byte = self._exchange.byte / max(1, self.ranks - 1)  # for a byte to one peer alone
         latency = self._exchange.latency
         self.charges: dict[str, Array] = {
-            "cut": phases_with({IDS: latency, BACK: latency, GRADS: latency}),
+            "cut": self._cut(),
             "copied": phases_with({COPIES: self._reduce.latency + TAG_BYTES * (self._reduce.byte + self._op("all_reduce").byte)}),
             "twins": phases_with({UPDATE: latency}),
             "norms": phases_with({LOOKUP: latency}),
+            "slabs": self._several_slabs(),
         }
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
-
-    @staticmethod
-    def _kind(table: Table) -> object:
-        """What tables have in common that share a slab while they are cut alike."""
-        config = table.load.table
-        return config.embedding_dim, config.dtype, table.load.optimizer, config.policy
 
     def _base(self) -> Array:
         features = sum(len(table.poolings) for table in self.tables)
@@ -127,15 +124,45 @@ class CostModel:
         counts = self._op("counts").call + self._exchange.latency + self._exchange.byte * HEADER_BYTES
         learns = any(table.learns for table in self.tables)
         back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
-        return phases_with({ROUTE: route, IDS: counts, COMBINE: back, UPDATE: applied})
+        combine = back + features * self._op("output").call
+        return phases_with({ROUTE: route, IDS: counts, COMBINE: combine, UPDATE: applied})
 
-    # What a shard adds to its owner.
+    def together(self, tables: Sequence[int]) -> CostModel:
+        """A model whose only table, number 0, is all of these (see `Table.together`): where this one gives a number, it gives an
+        array `[n]`, of tables in one block of rows a strip.
+        """
+        other = copy.copy(self)
+        other.tables = (Table.together([self.tables[table] for table in tables]),)
+        return other
+
+    def _cut(self) -> Array:
+        """An exchange there, one back and one of gradients, each a message that is put together and taken apart."""
+        latency, message = self._exchange.latency, self._op("message").call
+        packed = 0.0 if self._one_slab else message
+        return phases_with({IDS: latency + 2 * message, LOOKUP: packed, BACK: latency + packed, GRADS: latency + 2 * packed})
+
+    def _several_slabs(self) -> Array:
+        """What copies take once tables that are all of one kind do not share a slab any more, all of them, on a mean rank."""
+        found, message = phases_with({COMBINE: sum(map(self._combining.rejoined, self.tables))}), self._op("message").call
+        if self._one_slab:
+            found[[LOOKUP, BACK, GRADS]] = message * np.array([1, 1, 2])
+        for table in self.tables if self._one_slab else ():
+            whole = Asked(*(np.array([number]) for number in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
+            wanted = {packing: float(table.demand(whole, packing).segments[0]) for packing in PACKINGS}
+            copied = self._op("copy").byte * min(wanted.values()) * (table.width * table.wire + table.scale)
+            summed = wanted["bag"] < wanted["unique"]
+            found[LOOKUP] += copied * (summed or not self._straight)
+            found[BACK] += copied
+            found[GRADS] += 2 * copied * table.learns
+        return found
+
+    # What is asked of an owner.
 
     def parts(self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing) -> tuple[Array, Array]:
-        """What each of n shards adds to its owner: (`[n, P]` seconds, `[n]` bytes).
+        """What n ranks have to do for what they hold of a strip: (`[n, P]` seconds, `[n]` bytes).
 
         Args:
-            widths, rows: columns and rows of the shards, `[n]`. asked: of their rows.
+            widths, rows: columns and rows that each holds, `[n]`. asked: of each (`cost_demand.Holdings`).
         """
         loads, memory = self.parts_in_detail(table, widths, asked, rows, packing)
         return loads, memory.sum(1)
@@ -145,23 +172,33 @@ class CostModel:
         this, widths, rows = self.tables[table], np.asarray(widths, np.float64), np.asarray(rows, np.float64)
         demand = this.demand(asked, packing)
         keys, vectors = this.key_bytes(demand, rows), this.vector_bytes(demand, widths)
-        per_byte = self._exchange.byte + self.ranks * self._op("copy").byte
+        copy = self.ranks * self._op("copy").byte
         loads = np.zeros((len(PHASES), len(widths)))
-        loads[IDS] = per_byte * keys
+        # Keys arrive in 32 bits, and are widened.
+        loads[IDS] = (self._exchange.byte + copy) * keys + copy * demands.ID_BYTES * demand.entries
         loads[LOOKUP] = self._lookup(this, demand, widths)
-        loads[BACK] = per_byte * vectors
+        loads[BACK] = self._exchange.byte * vectors
         if this.learns:
-            loads[GRADS] = per_byte * vectors
+            loads[COMBINE] = self._order.row * self.ranks * demand.entries
+            loads[GRADS] = (self._exchange.byte + (0.0 if self._one_slab else copy)) * vectors
             if this.wire != this.compute:
-                loads[GRADS] += self.ranks * self._op("copy").byte * demand.segments * widths * this.compute
+                loads[GRADS] += copy * demand.segments * widths * this.compute
             loads[UPDATE] = self._update(table, demand, widths)
         return loads.T, memory_of(this, demand, widths, rows, keys, vectors)
 
     def _lookup(self, table: Table, demand: Demand, widths: Array) -> Array:
         """R requests; with max_norm, each touched row is read and written once more, in float64."""
-        row, ranks = widths * table.itemsize, self.ranks
+        row, ranks, copy = widths * table.itemsize, self.ranks, self._op("copy").byte
         seconds = seconds_of(self._op("lookup"), ranks * demand.singles, row)
         seconds = seconds + seconds_of(self._op("lookup_sum"), ranks * demand.bagged, row)
+        cast, sent = table.wire != table.itemsize, widths * table.wire + table.scale
+        if not self._one_slab:
+            packed = demand.sums + (0.0 if self._straight and not cast else demand.singles)
+            seconds = seconds + copy * ranks * packed * sent
+        if cast:
+            seconds = seconds + copy * ranks * demand.singles * row
+        if table.wire != table.compute:
+            seconds = seconds + copy * ranks * demand.sums * widths * table.compute
         if table.load.table.max_norm is not None:
             seconds = seconds + seconds_of(self._op("lookup"), demand.touched, row + 8 * widths)
             seconds = seconds + self._swap_byte * table.swapped_bytes(demand, widths)
@@ -179,23 +216,31 @@ class CostModel:
             merge, update = self._update_ops(number, float(width))
             seconds[here] = seconds_of(merge, entries[here], width * table.compute)
             seconds[here] += seconds_of(update, demand.touched[here], moved[here])
+            if self.ranks > 1 and not self._fused(number, float(width)):  # else divided on the way by the number of ranks
+                seconds[here] += self._op("copy").byte * demand.touched[here] * width * table.compute
         if table.load.table.policy.rounding == "stochastic":
             seconds += seconds_of(self._op("round"), demand.touched, widths * table.compute)
-        if self.ranks > 1:  # gradients are divided by the number of ranks
-            seconds += self.ranks * self._op("copy").byte * demand.segments * widths * table.compute
         if table.twins:
             split = widths < table.width
             seconds += split * seconds_of(self._op("twins"), demand.touched, 8.0)
             seconds += self._swap_byte * table.swapped_bytes(demand, widths)
         return seconds
 
+    def _compiled(self, table: int) -> bool:
+        """A compiled kernel updates the table, and the topology has its speed."""
+        name = optimizer_name(type(self.tables[table].load.optimizer))
+        given = {"fused", f"fused_{name}"} & self.topology.ops.keys()
+        return bool(given) and (self.topology.device == "cuda" or demands.compiled(self.tables[table]))
+
+    def _fused(self, table: int, width: float) -> bool:
+        """One call merges and updates a slab."""
+        return self._compiled(table) and not demands.merged_first(self.tables[table], width)
+
     def _update_ops(self, table: int, width: float) -> tuple[Op, Op]:
         """Those that merge and update a slab."""
         name = optimizer_name(type(self.tables[table].load.optimizer))
-        fused = {"fused", f"fused_{name}"} & self.topology.ops.keys()
-        if fused and demands.fusible(self.tables[table], width):
-            return self._op("fused_merge"), self._op(f"fused_{name}")
-        return self._op("merge"), self._op(f"update_{name}")
+        merge = self._op("fused_merge" if self._fused(table, width) else "merge")
+        return merge, self._op(f"fused_{name}" if self._compiled(table) else f"update_{name}")
 
     # What every rank does for its own batch.
 
@@ -203,15 +248,16 @@ class CostModel:
         """What every rank does for its own batch of a table, wherever its shards lie: (`[P]` seconds, bytes).
 
         Args:
-            widths: columns of each strip. blocks: those that each strip's rows are cut into; a number stands for that many
-                blocks with equal shares of the ids.
+            widths: columns of each strip. blocks: what owners are asked of each strip; a number stands for that many
+                with equal shares of the ids.
         """
         seconds, memory = self.common_in_detail(table, [(width, blocks) for width in widths], packing)
-        return seconds, float(memory.sum())
+        return seconds, memory.sum(0)
 
     def common_in_detail(self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str) -> tuple[Array, Array]:
-        """As `common`, of strips that are cut into blocks in ways of their own, with bytes by category `[C]`."""
-        this, loads, memory = self.tables[table], np.zeros(len(PHASES)), np.zeros(len(CATEGORIES))
+        """As `common`, of strips that are cut by rows in ways of their own, with bytes by category `[C]`."""
+        this = self.tables[table]
+        loads, memory = (np.zeros((len(lines), *np.shape(this.traffic.ids))) for lines in (PHASES, CATEGORIES))
         bags = this.read_by_bag(packing)
         by_id = sum(this.feature_ids(feature) for feature, bag in enumerate(bags) if not bag)
         loads[ROUTE] += self._op("route_unique").seconds(0, by_id, 0)
@@ -222,107 +268,71 @@ class CostModel:
             self._common_strip(this, bags, demand, float(width), strip, held)
             loads += count * strip
             memory += count * held
-        outputs = [self._outputs(this, feature) for feature in range(len(bags))]
-        row = this.width * this.compute
-        if len(strips) > 1:
-            if this.twins:
-                blocks = sum(cut if isinstance(cut, int) else len(cut.ids) for _, cut in strips)
-                loads[UPDATE] += self._op("twins").call * blocks
-            loads[COMBINE] += self._op("join").seconds(len(bags), len(strips) * sum(outputs), sum(outputs) * row)
+        if len(strips) > 1 and this.twins:
+            owners = sum(cut if isinstance(cut, int) else len(cut.ids) for _, cut in strips)
+            loads[UPDATE] += self._op("twins").call * owners
+        loads[COMBINE] += self._combining.join(this, len(strips))
         if this.itemsize < this.compute:  # made of float32, there and back
-            loads[COMBINE] += self._op("copy").byte * 2 * sum(outputs) * row
+            outputs = sum(outputs_of(this, feature) for feature in range(len(bags)))
+            loads[COMBINE] += self._op("copy").byte * 2 * outputs * this.width * this.compute
         return loads, memory
 
     def _evenly(self, table: Table, blocks: int | Asked) -> Asked:
         if isinstance(blocks, Asked):
             return blocks
         traffic = table.traffic
-        return Asked(*(np.full(blocks, number / blocks) for number in (traffic.ids, traffic.distinct, traffic.touched)))
+        whole = (traffic.ids, traffic.distinct, traffic.touched)
+        return Asked(*(np.broadcast_to(number / blocks, (blocks, *np.shape(number))) for number in whole))
 
     def _common_strip(
         self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, loads: Array, memory: Array
     ) -> None:
-        entries, segments = float(demand.entries.sum()), float(demand.segments.sum())
-        keys = float(table.key_bytes(demand, np.zeros_like(demand.singles)).sum())
+        entries, segments, singles, sums = (each.sum(0) for each in (demand.entries, demand.segments, demand.singles, demand.sums))
+        keys = table.key_bytes(demand, np.zeros_like(demand.singles)).sum(0)
         vectors, wanted = segments * (width * table.wire + table.scale), segments * width * table.compute
         copy = self._op("copy").byte
         by_id = [feature for feature, bag in enumerate(bags) if not bag]
         ids = sum(table.feature_ids(feature) for feature in by_id)
-        singles = float(demand.singles.sum())
-        loads[ROUTE] += self._op("route_place").seconds(1, singles, demands.ID_BYTES * ids)
-        loads[ROUTE] += self._op("route_bag").seconds(
-            sum(bags), float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum())
-        )
+        loads[ROUTE] += self._op("route_place").seconds(0, singles, demands.ID_BYTES * ids)
+        loads[ROUTE] += self._op("route_bag").seconds(0, demand.bagged.sum(0), demands.ID_BYTES * sums)
         loads[IDS] += copy * keys
-        loads[BACK] += copy * (vectors + (wanted if table.wire != table.compute else 0.0))
-        loads[COMBINE] += self._op("piece").seconds(len(bags), 0, 0)
+        packed = 0.0 if self._one_slab else vectors
+        loads[BACK] += copy * (packed + (wanted if table.wire != table.compute else 0.0))
         for feature in by_id:
-            share = table.feature_ids(feature) / max(ids, 1e-300)
-            loads[COMBINE] += self._pool(table, feature, share * singles, width, self._groups[self._kind(table)])
+            share = table.feature_ids(feature) / np.maximum(ids, 1e-300)
+            loads[COMBINE] += self._combining.pool(table, feature, share * singles, width)
         for feature in (feature for feature, bag in enumerate(bags) if bag):
-            share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
-            sums = share * float(demand.sums.sum())
-            loads[COMBINE] += self._pool_sums(table, feature, sums, width)
+            share = table.feature_ids(feature) / np.maximum(table.traffic.ids - ids, 1e-300)
+            loads[COMBINE] += self._combining.pool_sums(table, feature, share * sums, width)
         if table.learns:
-            loads[GRADS] += copy * vectors
+            loads[GRADS] += copy * packed
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
         # The message beside what it is unpacked into; on the way back, gradients beside the message.
         memory[BUFFERS] += vectors + wanted
-
-    def _pool(self, table: Table, feature: int, segments: float, width: float, groups: int) -> float:
-        """There, the vectors of all ids are read and the outputs written; back, gradients of outputs are read for all ids and those
-        of segments written.
-        """
-        ids, row, kind = table.feature_ids(feature), width * table.compute, POOLINGS[table.poolings[feature]]
-        outputs, (there, *back) = self._outputs(table, feature), BY_ID[kind.over_ids]
-        if not back:
-            read = self._op("pool").seconds(0, ids, ids * row)
-            return read + self._op(there).seconds(0, ids, outputs * row)
-        seconds = self._op(there).seconds(0, ids, (ids + outputs) * row)
-        if table.learns:
-            # Torch's own adjoint, where `combine` has none: of bags with padding too.
-            own = kind.over_ids is not None and table.load.table.padding_idx is None
-            # Each of `groups` adjoints of a slab writes gradients of all its segments, and they are added up.
-            written = segments * (2 * groups - 1)
-            seconds += self._op(back[0] if own else "gather_adjoint").seconds(0, ids, (ids + written) * row)
-        return seconds + self._divided(kind, outputs * row) * (2 if kind.divides_ids else 1)
-
-    def _divided(self, kind: PoolingKind, written: float) -> float:
-        """Of what is divided by something of the bag, each byte is read and written once more."""
-        return 0.0 if kind.divisor is None else self._op("copy").byte * 2 * written
-
-    def _pool_sums(self, table: Table, feature: int, sums: float, width: float) -> float:
-        """As `_pool`, where the owners have summed already: each of their sums is read once and belongs to one bag."""
-        bags, row = table.traffic.bags[feature], width * table.compute
-        seconds = self._op("pool").seconds(0, sums, (sums + bags) * row)
-        if table.learns:
-            seconds += self._op("pool_adjoint").seconds(0, sums, 2 * sums * row)
-        return seconds + self._divided(POOLINGS[table.poolings[feature]], bags * row)
-
-    def _outputs(self, table: Table, feature: int) -> float:
-        return table.feature_ids(feature) if table.poolings[feature] is None else table.traffic.bags[feature]
 
     # Copied tables.
 
     def copied(self, table: int) -> tuple[Array, float]:
         """A copy of the table on every rank: what each of them does and holds, (`[P]` seconds, bytes)."""
         loads, memory = self.copied_in_detail(table)
-        return loads, float(memory.sum())
+        return loads, memory.sum(0)
 
     def copied_in_detail(self, table: int) -> tuple[Array, Array]:
         """As `copied`, with bytes by category `[C]`."""
         this, copy = self.tables[table], self._op("copy").byte
-        traffic, width, rows = this.traffic, float(this.width), float(this.rows)
+        traffic, width, rows = this.traffic, float(this.width), this.rows * 1.0
         loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
         found, row = traffic.distinct, width * this.itemsize
         loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
-        loads[BACK] += copy * found * (width * this.wire + this.scale)
+        sent = copy * found * (width * this.wire + this.scale)
+        loads[LOOKUP] += 0.0 if self._straight and this.wire == this.itemsize else sent
         widths = np.array([width])
         memory[WEIGHTS] += rows * row
         memory[STATE] += rows * float(demands.state_bytes(this, widths)[0])
         memory[BUFFERS] += found * row
         if this.learns:
-            loads[GRADS] += copy * found * (width * this.wire + this.scale)
+            loads[COMBINE] += self._order.row * found
+            loads[GRADS] += sent
             gradients = width * this.compute
             buffer = self.reduced_bytes(table)
             _, update = self._update_ops(table, width)
@@ -352,8 +362,9 @@ class CostModel:
             names.add("cut")
             names |= {"twins"} if split and this.twins else set()
             names |= {"norms"} if split and this.load.table.max_norm is not None else set()
+        names |= {"slabs"} if copied or len(widths) > 1 else set()
         for width in dict.fromkeys(widths):
-            slab = self._slab_name(this, int(width), copied, split)
+            slab = this.slab(int(width), copied, split)
             names.add(self._charge(f"slab:{slab}", lambda width=width: self._slab(table, float(width), copied)))
             for kind in self._pools(this, packing):
                 names.add(self._charge(f"pool {kind}:{slab}", lambda kind=kind: self._pool_call(this, kind)))
@@ -373,25 +384,22 @@ class CostModel:
     def _pool_call(self, table: Table, pooling: Pooling | Literal["bags"]) -> Array:
         ops = BY_BAG if pooling == "bags" else BY_ID[POOLINGS[pooling].over_ids]
         calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
-        return phases_with({COMBINE: calls, ROUTE: self._op("route_slab").call if pooling == "bags" else 0.0})
-
-    def _slab_name(self, table: Table, width: int, copied: bool, split: bool) -> str:
-        config = table.load.table
-        kind = (config.dtype, table.load.optimizer.describe(), config.policy, copied, split)
-        return f"{width} columns, " + ", ".join(map(str, kind))
+        return phases_with({COMBINE: calls, ROUTE: 0.0 if pooling == "bags" else self._op("route_slab").call})
 
     def _slab(self, number: int, width: float, copied: bool) -> Array:
         """One call of each kind of work a slab; a message has a block a rank on both sides, of which a copied slab has its own."""
-        table = self.tables[number]
-        call = {name: self._op(name).call for name in ("route_slab", "lookup", "copy", "block")}
-        blocks = 2 * (call["copy"] + call["block"] * (1 if copied else self.ranks))
+        table, op = self.tables[number], self._op
+        block = op("copy").call + op("block").row * (1 if copied else self.ranks)
         item = int(width) * table.wire + table.scale
         fill_keys, fill_vectors = (0.0, 0.0) if copied else (self._exchange.byte * demands.padding(size) for size in (4, item))
-        counts = self._exchange.byte * SLAB_COUNTS_BYTES + self._op("counts").row
-        seconds = {ROUTE: call["route_slab"], IDS: blocks + fill_keys + counts, LOOKUP: call["lookup"], BACK: blocks + fill_vectors}
+        counts = self._exchange.byte * SLAB_COUNTS_BYTES
+        seconds = {ROUTE: op("route_slab").call, IDS: 2 * block + fill_keys + counts}
+        seconds |= {LOOKUP: op("lookup").call + block, BACK: block + fill_vectors}
         if table.learns:
             merge, update = self._update_ops(number, width)
-            seconds[GRADS] = blocks + fill_vectors
-            seconds[UPDATE] = update.call + (0.0 if copied else merge.call)
-            seconds[COPIES] = self._op("merge").call + self._op("dense").call if copied else 0.0
+            merged = not copied and not self._fused(number, width)
+            seconds[COMBINE] = self._order.call
+            seconds[GRADS] = 2 * block + fill_vectors
+            seconds[UPDATE] = update.call + merge.call * merged
+            seconds[COPIES] = op("merge").call + op("dense").call if copied else 0.0
         return phases_with(seconds)

@@ -1,37 +1,44 @@
-"""The kinds of work that a topology gives speeds for, and what its links make of a message.
+"""The kinds of work that a topology gives speeds for, and what its links make of a message: what the five passes of a step do
+(docs/architecture.md), and what moves bytes between them.
 
     op              call                  row                                byte
     step            a step                -                                  -
     route_ids       a feature             an id of the batch                 -
     route_unique    -                     an id read by id (deduplicated)    -
-    route_place     a strip               a distinct id sent to a strip      of the map from ids to segments, 8 an id and strip
-    route_bag       a feature's strip     an id sent in a bag                of the segments they become, 8 a segment
-    route_slab      a slab, and again     -                                  -
-                    for its bags
-    counts          a step                a slab told of                     -
-    copy            a slab in a message   -                                  of a message put together or taken apart; of casts
-    block           a slab and rank in a  -                                  -
-                    message
+    route_place     -                     a distinct id sent to a strip      of the map from ids to segments, 8 an id and strip
+    route_bag       -                     an id sent in a bag                of the segments they become, 8 a segment
+    route_slab      a slab, and each      -                                  -
+                    group read by id
+    counts          a step                -                                  -
+    message         a message put         -                                  -
+                    together or taken apart
+    copy            a slab in it          -                                  of what it is put together from; of casts
+    block           -                     a slab and rank in a message       -
     lookup          a slab                a row read for its own sake        read
     lookup_sum      -                     a row read into a partial sum      read
-    pool            a slab                a vector added to a bag            read, and written to the output
-    pool_adjoint    a slab                as pool, on the way back           read, and written to the segments' gradients
-    pool_max        a slab                a vector in a maximum, both ways   of the output; pool reads
-    gather          a slab                a vector given out as it is        read and written
-    gather_adjoint  a slab                as gather, on the way back         read and written
-    piece           a feature's strip     -                                  -
-    join            a feature             a strip's vector put beside others of the output
+    order           a slab                an entry whose row is sorted       -
+                                          before its gradient comes
+    pool            a group               a vector added to a bag            read, and written to the output
+    pool_adjoint    a group               as pool, on the way back           read, and written to the segments' gradients
+    pool_max        a group               a vector in a maximum, both ways   of the output; pool reads
+    gather          a group               a vector given out as it is        read and written
+    gather_adjoint  a group               as gather, on the way back         read and written
+    output          a feature             -                                  -
+    join            -                     a strip's vector put beside others of the output
     backward        a step                -                                  -
     apply           a step                -                                  -
     merge           a slab                an entry (a row and a gradient)    of gradients read
     update          a slab                a distinct row                     of weights and state read and written, gradients read
     round           -                     a row rounded at random            of its new values before
-    twins           a shard               a touched row whose columns are cut, of    a statistic, 8 a row
+    twins           a stretch             a touched row whose columns are cut, of    a statistic, 8 a row
                                           a rowwise optimizer
-    fused_merge     a slab                as merge, where one kernel merges  as merge
+    fused_merge     -                     as merge, where one call merges    as merge
     fused           a slab                and updates: as update             as update
     dense           a slab                a row of a copied table            of the buffer that copies are summed in
     all_reduce      -                     -                                  of that buffer, in the sum itself
+
+A group is what `combine` pools alike of a slab, in one call. A stretch is the rows of a strip that lie on one rank. `order` is
+counted on GPUs alone, which sort rows in the forward.
 
 `update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. An optimizer without
 either `fused` op has no fused kernel there. What else may be left out stands in `FALLBACK`.
@@ -48,13 +55,15 @@ from shardembed.planner.topology_sections import OPTIONAL_OPS, REQUIRED_OPS
 OPS = (*REQUIRED_OPS, *OPTIONAL_OPS)
 OPTIMIZER_OPS = tuple(name for name in OPTIONAL_OPS if name.startswith(("update_", "fused_")) and name != "fused_merge")
 FREE = Op(0.0, 0.0, 0.0)
-# What stands for an op that a topology does not give; None: nothing, its calls belong to `step` then.
+# What stands for an op that a topology does not give; None: nothing, what it takes belongs to `step` then.
 FALLBACK = {
     "counts": None,
+    "message": None,
+    "block": None,
+    "order": None,
     "backward": None,
     "apply": None,
     "twins": None,
-    "block": "copy",
     "fused_merge": "merge",
     "pool_max": "gather_adjoint",
     "join": "copy",

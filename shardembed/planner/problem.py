@@ -110,7 +110,27 @@ class Option:
     @cached_property
     def total(self) -> Array:
         """`[P]` seconds, all ranks together, without `common`."""
-        return self.loads.sum(0)
+        return self.loads[0] * self.parts if self.alike else self.loads.sum(0)
+
+    @cached_property
+    def largest(self) -> Array:
+        """`[P]` seconds of the largest part."""
+        return self.loads[0] if self.alike else self.loads.max(0, initial=0.0)
+
+    @cached_property
+    def bytes(self) -> float:
+        """All ranks together, without `common_memory`."""
+        return float(self.memory.sum())
+
+    @cached_property
+    def most(self) -> float:
+        """Bytes of the largest part."""
+        return float(self.memory.max(initial=0.0))
+
+    @cached_property
+    def alike(self) -> bool:
+        """All parts are one line, seen many times."""
+        return self.parts > 0 and (self.parts == 1 or self.loads.strides[0] == 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ For any solution, with Z[p] the slowest rank's seconds of phase p without what a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,7 +44,7 @@ class Figures:
 
     def fitting(self, capacity: float) -> NDArray[np.bool_]:
         """Which lines fit into a rank's memory, to the last digits."""
-        return self.least <= capacity * (1 + 1e-9)
+        return fits(self.least, capacity)
 
     def only(self, kept: Sequence[int]) -> Figures:
         index = np.asarray(kept, dtype=np.intp)
@@ -54,42 +53,40 @@ class Figures:
         return Figures(self.option[index], charges, *(column[index] for column in columns))
 
 
-Line = tuple[int, frozenset[str], float, Array, Array, float, float]
+def fits(least: Array, capacity: float) -> NDArray[np.bool_]:
+    """Whether what some rank must hold at least is no more than it can, to the last digits."""
+    return least <= capacity * (1 + 1e-9)
 
 
 def figures(options: tuple[Option, ...], ranks: int) -> Figures:
     """One line an option; options with `sharing` stand for every way to share, by the largest share, an interval a line."""
-    lines: list[Line] = []
+    single = [number for number, option in enumerate(options) if option.sharing is None]
     shared: dict[int, list[int]] = {}
     for number, option in enumerate(options):
-        if option.sharing is None:
-            lines.append(_line(number, option, ranks))
-        else:
+        if option.sharing is not None:
             shared.setdefault(id(option.sharing), []).append(number)
-    for numbers in shared.values():
-        lines += _shared(numbers, options, ranks)
-    number, charges, common, mean, largest, memory, least = zip(*lines, strict=True)
-    columns = (np.array(column) for column in (common, mean, largest, memory, least))
-    return Figures(np.array(number, dtype=np.intp), charges, *columns)
+    parts = [_single(single, [options[number] for number in single], ranks)] if single else []
+    parts += [_shared(numbers, options, ranks) for numbers in shared.values()]
+    charges = tuple(names for part in parts for names in part.charges)
+    columns = zip(*((p.option, p.common, p.mean, p.largest, p.memory, p.least) for p in parts), strict=True)
+    option, *others = (np.concatenate(column) for column in columns)
+    return Figures(option, charges, *others)
 
 
-def _line(number: int, option: Option, ranks: int) -> Line:
-    phases = option.common.shape[0]
-    common, held = float(option.common.sum()), option.common_memory
-    if not option.parts:
-        return number, option.charges, common, np.zeros(phases), np.zeros(phases), held, held
-    if option.divisible:  # some rank holds at least one part, and at least the mean
-        fewest = min(option.divisible, ranks)
-        largest, most = option.total / fewest, float(option.memory[0]) / fewest
-    elif option.cuttable:  # so that the mean is all that is known
-        largest, most = option.total / ranks, float(option.memory.sum()) / ranks
-    else:
-        largest, most = option.loads.max(0), float(option.memory.max())
-    mean, memory = option.total / ranks, float(option.memory.sum()) / ranks
-    return number, option.charges, common, mean, largest, memory + held, most + held
+def _single(numbers: list[int], options: list[Option], ranks: int) -> Figures:
+    total, largest = (np.array([getattr(option, name) for option in options]) for name in ("total", "largest"))
+    bytes_, most, held = np.array([(option.bytes, option.most, option.common_memory) for option in options]).T
+    # Of divisible options, some rank holds at least one part, and at least the mean; where an option stands for finer cuts too,
+    # the mean is all that is known.
+    fewest = np.array([ranks if option.cuttable else min(option.divisible, ranks) for option in options])
+    cut = fewest > 0
+    largest[cut], most[cut] = total[cut] / fewest[cut, None], bytes_[cut] / fewest[cut]
+    common = np.array([option.common for option in options]).sum(1)
+    charges = tuple(option.charges for option in options)
+    return Figures(np.array(numbers), charges, common, total / ranks, largest, bytes_ / ranks + held, most + held)
 
 
-def _shared(numbers: list[int], options: tuple[Option, ...], ranks: int) -> list[Line]:
+def _shared(numbers: list[int], options: tuple[Option, ...], ranks: int) -> Figures:
     """With q the largest share, low <= q <= high: the largest part has loads of at least those of `low`. And since g is concave and
     every share is q at most, each has g(p) >= p g(high) / high answers, so all together have g(high) / high at least.
     """
@@ -99,19 +96,16 @@ def _shared(numbers: list[int], options: tuple[Option, ...], ranks: int) -> list
     counts = np.array([options[number].parts for number in numbers])
     octaves = np.log2(ranks)
     edges = 2.0 ** -np.linspace(octaves, 0.0, max(2, int(np.ceil(octaves * INTERVALS)) + 1))
-    lines: list[Line] = []
-    for low, high in itertools.pairwise(edges):
-        answers = float(sharing.answers(np.array([high]))[0] / high)
-        more = answers - first.parts * float(sharing.answers(np.array([1.0 / first.parts]))[0])
-        common = float(first.common.sum()) + more * float(sharing.common_answer.sum())
-        held = first.common_memory + more * sharing.memory_common
-        mean = (sharing.linear + answers * sharing.answer) / ranks
-        memory = (sharing.memory_linear + answers * sharing.memory_answer) / ranks
-        part = np.array([low])
-        largest, most = sharing.loads(part)[0], float(sharing.memory(part)[0])
-        near = numbers[int(np.abs(np.log(counts * np.sqrt(low * high))).argmin())]
-        lines.append((near, first.charges, common, mean, largest, memory + held, most + held))
-    return lines
+    low, high = edges[:-1], edges[1:]
+    answers = sharing.answers(high) / high
+    more = answers - first.parts * float(sharing.answers(np.array([1.0 / first.parts]))[0])
+    common = float(first.common.sum()) + more * float(sharing.common_answer.sum())
+    held = first.common_memory + more * sharing.memory_common
+    mean = (sharing.linear + answers[:, None] * sharing.answer) / ranks
+    memory = (sharing.memory_linear + answers * sharing.memory_answer) / ranks
+    near = np.abs(np.log(counts * np.sqrt(low * high)[:, None])).argmin(1)
+    option = np.array(numbers)[near]
+    return Figures(option, (first.charges,) * len(low), common, mean, sharing.loads(low), memory + held, sharing.memory(low) + held)
 
 
 def undominated(found: Figures, capacity: float, floor: Array) -> Figures:
@@ -119,14 +113,23 @@ def undominated(found: Figures, capacity: float, floor: Array) -> Figures:
 
     floor: `[P]`, seconds that every solution's slowest rank has anyway; a largest part below it says nothing.
     """
-    rows = np.column_stack([found.common, found.mean, np.maximum(found.largest, floor), found.memory])
     fitting = np.flatnonzero(found.fitting(capacity))
-    kept: list[int] = []
-    for index in sorted(fitting.tolist(), key=lambda i: (*rows[i], len(found.charges[i]), i)):
-        worse = (rows[kept] <= rows[index]).all(1) if kept else np.zeros(0, dtype=bool)
-        if not any(found.charges[kept[other]] <= found.charges[index] for other in np.flatnonzero(worse)):
-            kept.append(index)
-    return found.only(sorted(kept))
+    if not len(fitting):
+        return found.only([])
+    rows = np.column_stack([found.common, found.mean, np.maximum(found.largest, floor), found.memory])[fitting]
+    sets = list(dict.fromkeys(found.charges[line] for line in fitting))
+    kinds = np.array([sets.index(found.charges[line]) for line in fitting])
+    fewer = np.array([[one <= other for other in sets] for one in sets])
+    # Of lines that are worth the same the first stays, so that dropped ones always have one that stays and is no worse.
+    sizes = np.array([len(names) for names in sets])[kinds]
+    order = np.lexsort((fitting, sizes, *rows.T[::-1]))
+    rows, kinds = rows[order], kinds[order]
+    kept = [
+        place
+        for place in range(len(order))
+        if not ((rows[:place] <= rows[place]).all(1) & fewer[kinds[:place], kinds[place]]).any()
+    ]
+    return found.only(np.sort(fitting[order[kept]]).tolist())
 
 
 def groups_of(problem: Problem) -> list[list[int]]:
@@ -137,12 +140,16 @@ def groups_of(problem: Problem) -> list[list[int]]:
     return list(groups.values())
 
 
-def floor_of(problem: Problem) -> Array:
-    """`[P]` seconds that the slowest rank of each phase has in every solution: every item at its least mean."""
-    floor = np.zeros(len(problem.phases))
-    for group in groups_of(problem):
-        found = figures(problem.items[group[0]].options, problem.ranks)
-        allowed = found.fitting(problem.capacity)
+def floor_of(sizes: Sequence[int], found: Sequence[Figures], capacity: float) -> Array:
+    """`[P]` seconds that the slowest rank of each phase has in every solution: every item at its least mean.
+
+    Args:
+        sizes: items of each group.
+        found: the figures of each group's options.
+    """
+    floor = np.zeros(found[0].mean.shape[1] if found else 0)
+    for size, lines in zip(sizes, found, strict=True):
+        allowed = lines.fitting(capacity)
         if allowed.any():
-            floor += len(group) * found.mean[allowed].min(0)
+            floor += size * lines.mean[allowed].min(0)
     return floor

@@ -40,10 +40,10 @@ Change = Callable[[TableLoad], TableLoad]
 class Thin(Space):
     """Few plans, and those that need little memory: tables dealt out by rows, or cut by columns; all plans of what is pinned."""
 
-    def options(self, number: int, only_whole: bool = False) -> tuple[Option, ...]:
+    def options(self, number: int, every: bool = True) -> tuple[Option, ...]:
         table = self.model.tables[number]
         if table.load.table.name in self.constraints.tables:
-            return super().options(number, only_whole)
+            return super().options(number, every)
         self._sharings[number] = None
         counts = self._counts(table.width)
         found = self._cut(number, Cut("", "unique", 1))
@@ -53,7 +53,10 @@ class Thin(Space):
             found += [option for strips in counts[1:] for option in self._cut(number, Cut("", "unique", strips))]
         if any(table.read_by_bag("bag")):
             found += [option for strips in counts for option in self._cut(number, Cut("", "bag", strips))]
-        return tuple(found) if found else super().options(number, only_whole)
+        return tuple(found) if found else super().options(number, every)
+
+    def _by_columns_alone(self, number: int) -> bool:
+        return False
 
 
 class Trials:

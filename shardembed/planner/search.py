@@ -16,7 +16,7 @@ from shardembed.planner.bound import Bound, lower_bound
 from shardembed.planner.highs import PLAN, Effort
 from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
-from shardembed.planner.relax import figures, floor_of, groups_of, undominated
+from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
 from shardembed.planner.state import State
 
@@ -99,9 +99,7 @@ class _Search:
         self.found = False  # a solution, from any state so far
         self.draw = np.random.default_rng(seed)
         self.candidates: list[list[int]] = [[]] * len(problem.items)
-        floor = floor_of(problem)
-        for group in groups_of(problem):
-            found = undominated(figures(problem.items[group[0]].options, problem.ranks), problem.capacity, floor)
+        for group, found in zip(groups_of(problem), bound.lines, strict=True):
             beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
             # What an option adds for certain, and by how much its largest part passes what ranks are to have of each phase.
             price = found.common + found.mean.sum(1) + beyond

@@ -16,16 +16,18 @@ shares, as many as `PARTS` allows: this serves every n of its C. A table that th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from shardembed.errors import PlanError
 from shardembed.planner.constraints import Constraints
-from shardembed.planner.cost_demand import INT32_MAX
+from shardembed.planner.cost_demand import INT32_MAX, Holdings
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut, dealt, flavours, kinds_of, ordered, widths_of
+from shardembed.planner.light import Light
 from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
 from shardembed.planner.relax import figures, undominated
 from shardembed.planner.traffic import Asked
@@ -39,6 +41,9 @@ RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
 FEW_RANKS = 128
 MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
+MOST_MIDDLING = 240  # of which most are: the next, as far as they are heavy
+HEAVY = 0.3  # of a rank's share of all work
+Listing = Literal["all", "some", "light"]
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
 
@@ -56,8 +61,15 @@ class Space:
         for number in range(len(self.model.tables)):
             kinds.setdefault(self._alike(number), []).append(number)
         options: dict[int, tuple[Option, ...]] = {}
-        for rank, (first, *others) in enumerate(self._heaviest_first(list(kinds.values()))):
-            options.update(dict.fromkeys([first, *others], self._options(first, only_whole=rank >= MOST_KINDS)))
+        light: dict[object, list[list[int]]] = {}
+        for kind, listing in self._listings(list(kinds.values())):
+            if listing == "light":
+                light.setdefault(self._alike_but_for_traffic(kind[0]), []).append(kind)
+            else:
+                options.update(dict.fromkeys(kind, self._options(kind[0], listing == "all")))
+        for alike in light.values():
+            for kind, found in zip(alike, self._light([kind[0] for kind in alike]), strict=True):
+                options.update(dict.fromkeys(kind, found))
         items = tuple(Item(table.load.table.name, options[number]) for number, table in enumerate(self.model.tables))
         model, charges = self.model, self.model.charges
         return Problem(model.phases, self.ranks, self._capacity, items, charges, model.charge_memory, model.base, self.node)
@@ -70,25 +82,74 @@ class Space:
         """Tables with equal keys have the same options."""
         table = self.model.tables[number]
         load, config = table.load, table.load.table
-        size = (config.num_embeddings, config.embedding_dim, config.dtype, config.policy, config.padding_idx)
-        traffic = (table.poolings, load.ids_per_sample, load.skew, load.order, load.optimizer)
-        return *size, *traffic, self._constrained(number)
+        return self._alike_but_for_traffic(number), config.num_embeddings, load.ids_per_sample, load.skew, load.order
 
-    def _heaviest_first(self, kinds: list[list[int]]) -> list[list[int]]:
-        """By what one table does for all ranks together, if cut in no way."""
+    def _alike_but_for_traffic(self, number: int) -> object:
+        """Tables with equal keys differ in rows and traffic alone."""
+        table = self.model.tables[number]
+        config = table.load.table
+        kind = (config.embedding_dim, config.dtype, config.policy, config.padding_idx is None, table.poolings, table.load.optimizer)
+        return *kind, len(table.traffic.lengths), self._constrained(number)
+
+    def _listings(self, kinds: list[list[int]]) -> Iterator[tuple[list[int], Listing]]:
+        """How much is listed of each kind of tables. Heavy ones are told by what one does for all ranks together, cut in no way."""
         if len(kinds) <= MOST_KINDS:
-            return kinds
+            yield from ((kind, "all") for kind in kinds)
+            return
+        alike: dict[object, list[int]] = {}
+        for number, kind in enumerate(kinds):
+            alike.setdefault(self._alike_but_for_traffic(kind[0]), []).append(number)
+        weights = np.zeros(len(kinds))
+        for numbers in alike.values():
+            weights[numbers] = Light(self.model, [kinds[number][0] for number in numbers]).weights()
+        share = float(weights @ [len(kind) for kind in kinds]) / self.ranks
+        for place, number in enumerate(np.lexsort(([kind[0] for kind in kinds], -weights)).tolist()):
+            few = place >= MOST_KINDS and self._by_columns_alone(kinds[number][0])
+            some = place < MOST_MIDDLING and weights[number] > HEAVY * share
+            yield kinds[number], "all" if not few else "some" if some else "light"
 
-        def weight(kind: list[int]) -> float:
-            table = self.model.tables[kind[0]]
-            whole = Asked(*(np.array([n]) for n in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-            width, rows = np.array([float(table.width)]), np.array([float(table.rows)])
-            return float(self.model.parts(kind[0], width, whole, rows, "unique")[0].sum())
+    def _by_columns_alone(self, number: int) -> bool:
+        """Whether a light table may be listed cut by columns alone."""
+        table = self.model.tables[number]
+        name, bags = table.load.table.name, table.read_by_bag("bag")
+        if name in self.constraints.tables or self.constraints.ranks(name) is not None or self.constraints.cuts(name) is not None:
+            return False
+        # A cut by columns stands for its cuts by rows too, so it has to be there where those are allowed.
+        free = all(
+            self._allowed(number, "table_wise", packing)
+            and (self._allowed(number, "column_wise", packing) or not self._allowed(number, "grid", packing))
+            for packing in PACKINGS
+        )
+        return free and table.rows <= INT32_MAX and len(set(bags)) <= 1
 
-        return sorted(kinds, key=lambda kind: (-weight(kind), kind[0]))
+    def _light(self, numbers: list[int]) -> list[tuple[Option, ...]]:
+        """The options of light tables that differ in rows and traffic alone."""
+        light, first = Light(self.model, numbers), self.model.tables[numbers[0]]
+        packings: list[Packing] = ["unique", "bag"] if any(first.read_by_bag("bag")) else ["unique"]
+        ways = []
+        for packing in packings:
+            dealt = packing == "unique" and {"table_wise", "row_wise"} <= self._unforbidden(numbers[0], packing)
+            for strips in self._counts(first.width):
+                kinds = [kind for kind in kinds_of(Cut("", packing, strips), self.node) if self._allowed(numbers[0], kind, packing)]
+                if strips == 1 and dealt:
+                    ways.append(light.cut(Cut("row_wise"), dealt=True))
+                elif kinds:
+                    ways.append(light.cut(Cut(kinds[0], packing, strips)))
+        if self._copies(numbers[0]):
+            ways.append(light.copied())
+        kept = light.worth_listing(ways, self._capacity)
+        return [
+            tuple(ways[way].option(table, self._fineness(number)) for way in np.flatnonzero(kept[table]))
+            for table, number in enumerate(numbers)
+        ]
 
-    def _options(self, number: int, only_whole: bool) -> tuple[Option, ...]:
-        found = self.options(number, only_whole)
+    def _copies(self, number: int) -> bool:
+        policy = self.model.tables[number].load.table.policy
+        plain = policy.max_norm is None and not policy.scale_grad_by_freq
+        return self.ranks > 1 and plain and self._allowed(number, "replicated")
+
+    def _options(self, number: int, every: bool) -> tuple[Option, ...]:
+        found = self.options(number, every)
         if not found:
             name = self.model.tables[number].load.table.name
             raise PlanError(
@@ -100,12 +161,11 @@ class Space:
         kept = undominated(figures(found, self.ranks), self._capacity, floor).option
         return tuple(found[index] for index in sorted(set(kept.tolist()))) if len(kept) else found
 
-    def options(self, number: int, only_whole: bool = False) -> tuple[Option, ...]:
+    def options(self, number: int, every: bool = True) -> tuple[Option, ...]:
         """Every option of a table that the constraints allow.
 
         Args:
-            only_whole: list strips in one block only, each standing for all its cuts into more (`Option.cuttable`): more blocks ask
-                for as many ids and rows and for more partial sums, whose expected number is concave in a block's share.
+            every: list all; else, of strips that are cut by rows too, at most those of two blocks, to stand for all.
         """
         table = self.model.tables[number]
         fixed = self.constraints.fixed(table.load.table.name)
@@ -119,12 +179,11 @@ class Space:
         for packing in packings:
             for strips in self._counts(table.width, pinned):
                 whole = self._cut(number, Cut("", packing, strips, 1)) if strips <= self.ranks else []
-                if only_whole and whole and table.rows <= INT32_MAX and table.load.table.name not in self.constraints.tables:
-                    found += [option if option.divisible else replace(option, cuttable=True, sharing=None) for option in whole]
-                else:
+                if every or strips == 1:
                     found += whole + self._in_blocks(number, packing, strips, pinned)
-        policy = table.load.table.policy
-        if self.ranks > 1 and policy.max_norm is None and not policy.scale_grad_by_freq and self._allowed(number, "replicated"):
+                else:
+                    found += whole + self._standing(number, packing, strips, whole)
+        if self._copies(number):
             found.append(self._copied(number, Cut("replicated")))
         return tuple(found)
 
@@ -135,6 +194,18 @@ class Space:
                 for flavour in flavours(self.model.tables[number].load, packing, blocks):
                     found += self._cut(number, Cut("", packing, strips, blocks, flavour))
         return found
+
+    def _standing(self, number: int, packing: Packing, strips: int, whole: list[Option]) -> list[Option]:
+        """Options that stand for all ways to cut strips by rows. In two blocks of dealt rows they ask for no more sums than in any
+        even number; where there may be another number, or flavour, the whole stands for them.
+        """
+        counts = [blocks for blocks in self._counts(self.model.tables[number].rows) if 1 < blocks <= self.ranks // strips]
+        if not counts or not self._allowed(number, "grid", packing):
+            return []
+        even = packing == "bag" and all(blocks % 2 == 0 for blocks in counts)
+        if even and flavours(self.model.tables[number].load, packing, 2) == ["dealt"]:
+            whole = self._cut(number, Cut("", packing, strips, 2))
+        return [replace(option, cuttable=True) for option in whole]
 
     def _copied(self, number: int, key: Cut | TablePlan) -> Option:
         seconds, held = self.model.copied(number)
@@ -149,13 +220,12 @@ class Space:
         loads, memory = np.zeros((len(ranks), len(self.model.phases))), np.zeros(len(ranks))
         strips: list[tuple[float, Asked]] = []
         for strip in plan.layout.strips:
-            rows, width = [block.rows for block in strip.blocks], float(len(strip.columns))
-            strips.append((width, self._asked(number, rows)))
-            sizes = np.array([float(len(block)) for block in rows])
-            held = np.searchsorted(ranks, [block.ranks[0] for block in strip.blocks])
-            seconds, bytes_ = self.model.parts(number, np.full(len(rows), width), strips[-1][1], sizes, plan.packing)
-            np.add.at(loads, held, seconds)
-            np.add.at(memory, held, bytes_)
+            width, held = float(len(strip.columns)), Holdings.of(strip, self._asked(number, [block.rows for block in strip.blocks]))
+            strips.append((width, held.asked))
+            where = np.searchsorted(ranks, held.ranks)
+            seconds, bytes_ = self.model.parts(number, np.full(len(where), width), held.asked, held.rows, plan.packing)
+            loads[where] += seconds
+            memory[where] += bytes_
         common, alike = self.model.common_in_detail(number, strips, plan.packing)
         charges = self.model.charges_of(number, [width for width, _ in strips], plan.packing)
         return Option(plan, loads, memory, common, float(alike.sum()), charges=charges, ranks=ranks)
@@ -203,15 +273,19 @@ class Space:
 
     def _divisible(self, number: int) -> Option:
         table = self.model.tables[number]
-        rows = table.rows
-        parts = min(rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if ordered(table.load) else PARTS)
-        parts = 1 << (parts.bit_length() - 1)  # so that fewer, larger parts are whole numbers of these
+        rows, parts = table.rows, self._fineness(number)
         whole = self._asked(number, [range(rows)])
         width = np.array([float(table.width)])
         loads, memory = self.model.parts(number, width, whole, np.array([float(rows)]), "unique")
         common, held = self.model.common(number, [table.width], 1, "unique")
         charges = self.model.charges_of(number, [table.width], "unique")
         return Option(Cut("row_wise"), loads, memory, common, held, divisible=parts, charges=charges)
+
+    def _fineness(self, number: int) -> int:
+        """Into how many equal parts a table's rows may be dealt out."""
+        table = self.model.tables[number]
+        parts = min(table.rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if ordered(table.load) else PARTS)
+        return 1 << (parts.bit_length() - 1)  # so that fewer, larger parts are whole numbers of these
 
     def _option(self, number: int, cut: Cut, ranks: tuple[int, ...] | None) -> Option:
         table = self.model.tables[number]

@@ -15,7 +15,7 @@ from shardembed.tables.optimizer_section import Section
 
 REQUIRED_OPS = (
     *("step", "route_ids", "route_unique", "route_place", "route_bag", "route_slab", "copy", "lookup", "lookup_sum", "pool"),
-    *("pool_adjoint", "gather", "gather_adjoint", "piece", "merge", "update", "dense", "all_reduce"),
+    *("pool_adjoint", "gather", "gather_adjoint", "output", "merge", "update", "dense", "all_reduce"),
 )
 
 
@@ -25,7 +25,7 @@ def optimizer_name(kind: type[TableOptimizer]) -> str:
 
 
 OPTIONAL_OPS = (
-    *("counts", "block", "pool_max", "join", "backward", "apply", "round", "twins", "fused_merge", "fused"),
+    *("counts", "message", "block", "order", "pool_max", "join", "backward", "apply", "round", "twins", "fused_merge", "fused"),
     *(f"{kind}_{name}" for kind in ("update", "fused") for name in map(optimizer_name, optim.KINDS)),
 )
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.planner import popularity
 from shardembed.planner.popularity import Array, Batch, Curve, Law
-from shardembed.planner.workload import Counts, Order, Skew, TableLoad, Uniform, Zipf
+from shardembed.planner.workload import Counts, Order, Reuse, Skew, TableLoad, Uniform, Zipf
 
 HOT = 2048  # rows placed one by one
 STRIDE_HOT = 16  # times the stride: what a stride deals out one by one, where popular rows come first
@@ -85,7 +85,7 @@ class Traffic:
         touched: expected distinct rows of all ranks' batches together.
         bags: of a rank, a feature.
         lengths: mean ids of a bag, a feature.
-        profile: where among the rows it falls.
+        place: finds out where among the rows it falls, for who cuts them.
     """
 
     rows: int
@@ -94,16 +94,22 @@ class Traffic:
     touched: float
     bags: tuple[float, ...]
     lengths: tuple[float, ...]
-    profile: Profile
+    place: Callable[[], Profile]
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Where among the rows it falls."""
+        return self.place()
 
     @staticmethod
     def of(load: TableLoad, batch: float, ranks: int) -> Traffic:
         """batch: samples of one rank."""
         lengths = tuple(float(length) for length in load.ids_per_sample)
         rows = load.table.num_embeddings
-        profile = _profile(load.skew, load.order, rows, Batch(float(batch), batch * sum(lengths), ranks))
-        ids, distinct, touched = (float(number) for number in profile.before(np.array([rows]))[:, 0])
-        return Traffic(rows, ids, distinct, touched, (float(batch),) * len(lengths), lengths, profile)
+        asking = Batch(float(batch), batch * sum(lengths), ranks)
+        place = partial(_profile, load.skew, load.order, rows, asking)
+        ids, distinct, touched = _total(load.skew, rows, asking) or (float(n) for n in place().before(np.array([rows]))[:, 0])
+        return Traffic(rows, ids, distinct, touched, (float(batch),) * len(lengths), lengths, place)
 
     def blocks(self, rows: Sequence[range]) -> Asked:
         """What is asked of each block: contiguous rows, or one residue of a stride.
@@ -117,11 +123,16 @@ class Traffic:
         if bad.any():
             block = rows[int(bad.argmax())]
             raise ValueError(f"{block} of {self.rows} rows is neither contiguous nor all rows of one residue")
+        whole = (first == 0) & (stop == self.rows) & ~strided
         asked = np.empty((3, len(rows)))
+        asked[:, whole] = np.array([[self.ids], [self.distinct], [self.touched]])
+        if whole.all():
+            return Asked(*asked)
         for stride in np.unique(step[strided]).tolist():
             asked[:, step == stride] = self.profile.residues(stride)[:, first[step == stride]]
-        low, high = first[~strided], np.maximum(first, stop)[~strided]
-        asked[:, ~strided] = self.profile.before(high) - self.profile.before(low)
+        part = ~strided & ~whole
+        low, high = first[part], np.maximum(first, stop)[part]
+        asked[:, part] = self.profile.before(high) - self.profile.before(low)
         return Asked(*np.maximum(asked, 0.0))
 
 
@@ -133,11 +144,24 @@ def _profile(skew: Skew, order: Order, rows: int, batch: Batch) -> Profile:
     if isinstance(skew, Uniform):
         rate = popularity.drawn(np.array([1.0 / rows]), batch)
         return Profile(rows, np.empty(0, np.int64), np.zeros((3, 1)), lambda positions: rate * positions)
-    if isinstance(skew, Zipf):
-        law: Law = popularity.Zipf(rows, skew.exponent, batch)
-    else:
-        law = popularity.Observed(rows, skew, batch)
+    law = _law(skew, rows, batch)
     return _hashed(law, HOT) if order == "hashed" else _sorted(law, HOT)
+
+
+def _law(skew: Zipf | Reuse, rows: int, batch: Batch) -> Law:
+    return popularity.Zipf(rows, skew.exponent, batch) if isinstance(skew, Zipf) else popularity.Observed(rows, skew, batch)
+
+
+@lru_cache(maxsize=1024)
+def _total(skew: Skew, rows: int, batch: Batch) -> tuple[float, float, float] | None:
+    """Of all rows together, wherever they lie: ids, distinct, touched. None where no law tells."""
+    if not isinstance(skew, Zipf | Reuse):
+        return None
+    law, hot = _law(skew, rows, batch), min(HOT, rows)
+    found = law.each(0, hot).sum(1)
+    if hot < rows:
+        found = found + law.curve(hot)(np.array([float(rows)]))[:, 0]
+    return float(found[0]), float(found[1]), float(found[2])
 
 
 @lru_cache(maxsize=64)

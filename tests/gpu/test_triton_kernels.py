@@ -75,6 +75,28 @@ def test_updates_are_within_rounding_of_float64(optimizer: TableOptimizer, width
         torch.testing.assert_close(one.double(), exact.state[name], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", [one for one in OPTIMIZERS if one.rowwise], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("width", [16, 32, 64, 100, 128, 256, 512, 1024])
+@pytest.mark.parametrize("given", [True, False])
+def test_no_thread_reads_a_number_of_a_row_that_another_has_stored(optimizer: TableOptimizer, width: int, given: bool) -> None:
+    """So many rows that threads drift apart. A number that is read late counts twice, which moves the row by far more than that."""
+    rows = min(1_000_000, 200_000_000 // width)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ids, grads = torch.randint(rows, (rows,), device="cuda"), torch.randn(rows, width, device="cuda")
+        waiting = Gradients(ids, None, grads)
+        rows_U, sums_UW = grouping.merge(waiting, rows)
+        square_U = sums_UW.square().mean(1) if given else None
+        start = torch.randn(rows, width, device="cuda")
+        found, plain = data_of(optimizer, start.clone()), data_of(optimizer, start)
+        update(found, waiting, order(ids, None, rows), 0.1, 1, 1.0, square_U)
+        reference.update(plain, rows_U, sums_UW, Step(0.1, 1, square_U))
+        wrong = ((found.weights - plain.weights).abs() > 1e-4).any(1).sum()
+        assert wrong == 0, f"{wrong} of {len(rows_U)} rows"
+        for name, one in found.state.items():
+            torch.testing.assert_close(one, plain.state[name], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_random_rounding_has_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

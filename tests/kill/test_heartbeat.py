@@ -18,8 +18,9 @@ import torch
 
 import shardembed as se
 from shardembed.comm import comm as comms
-from shardembed.comm.diagnosis import Place
+from shardembed.comm.diagnosis import Place, own_store
 from shardembed.comm.heartbeat import Watch
+from shardembed.errors import CollectiveError
 from tests.jobs import wait_until
 from tests.kill.nursery import Ended, run_forked
 
@@ -155,6 +156,51 @@ def compute_long(rank: int, world_size: int) -> float:
 
 def test_ranks_that_compute_for_longer_than_the_limit_are_left_alone() -> None:
     assert [(end.code, end.value) for end in run_forked(2, compute_long)] == [(0, 2.0)] * 2
+
+
+def draw_long(rank: int, world_size: int, beating: bool, odd: str) -> str:
+    """Rank 1 takes twice the limit for what the others have done at once, or has an error, or is stopped."""
+    comm = se.init(timeout=LIMIT / 2, heartbeat=beating or None)
+    try:
+        with comm.patiently("draw"):
+            if rank == 1:
+                if odd == "stopped":
+                    show_life(comm) if beating else wait_until(lambda: stands(comm))
+                    stop()
+                threading.Event().wait(LIMIT)
+                if odd == "fails":
+                    raise ValueError("no such distribution")
+    except (ValueError, CollectiveError) as error:
+        return f"{type(error).__name__}: {error}"
+    return str(float(comm.all_reduce("after", torch.ones(1))))
+
+
+def stands(comm: se.Comm) -> bool:
+    """The heartbeat of the wait alone has given its first sign of life."""
+    return own_store(f"beat/{comm._name}").check([str(comm.rank)])
+
+
+BEATING = pytest.mark.parametrize("beating", [True, False], ids=["always", "then alone"])
+
+
+@BEATING
+def test_ranks_wait_for_one_that_draws_for_longer_than_the_limit(beating: bool) -> None:
+    assert [(end.code, end.value) for end in run_forked(2, draw_long, beating, "")] == [(0, "2.0")] * 2
+
+
+def test_an_error_of_one_that_draws_is_everybodys() -> None:
+    first, second = (end.value for end in run_forked(2, draw_long, False, "fails"))
+    assert first == "CollectiveError: rank 0 stops in 'draw', where others have failed: rank 1, ValueError: no such distribution"
+    assert second == "ValueError: no such distribution"
+
+
+@BEATING
+def test_one_that_is_stopped_while_it_draws_is_named(beating: bool) -> None:
+    first, _ = run_forked(2, draw_long, beating, "stopped", stopped=(1,))
+    assert first.code == 1, first
+    assert "rank 0 has waited " in first.stderr
+    assert "in stage 'draw' (all_to_all), forward call 0, optimizer step 0, and the call did not complete" in first.stderr
+    assert "Missing: rank(s) [1] give no sign of life" in first.stderr
 
 
 def place(stage: str) -> Place:

@@ -21,7 +21,7 @@ from shardembed.inputs.ids import IdBatch
 from shardembed.journey import deterministic
 from shardembed.journey.route import Route, RoutingTable, combine, make_route
 from shardembed.modules.single import Mode
-from shardembed.planner import cost_model
+from shardembed.planner import cost_combine, cost_model
 from shardembed.planner.cost_phases import COMBINE
 from shardembed.planner.workload import TableLoad, Uniform, Workload
 from shardembed.planner.workload_sections import POOLING_NAMES
@@ -125,7 +125,7 @@ def test_whoever_names_poolings_names_all(place: str, found: set[str | None]) ->
 
 
 def test_what_is_done_over_ids_is_priced_and_has_an_adjoint_in_deterministic_mode() -> None:
-    assert set(cost_model.BY_ID) == named(OverIds), "planner.cost_model.BY_ID, and the type OverIds"
+    assert set(cost_combine.BY_ID) == named(OverIds), "planner.cost_combine.BY_ID, and the type OverIds"
     unknown = {kind.over_ids for kind in POOLINGS.values()} - named(OverIds)
     assert not unknown, f"no mode of F.embedding_bag, which `over_ids` must be: {unknown}"
     chosen = {name for name, kind in POOLINGS.items() if kind.over_ids is not None and not kind.partial_sums}

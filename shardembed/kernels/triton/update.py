@@ -125,12 +125,14 @@ def _update(
         elif ROWWISE:
             mean_square = quotient(tl.sum(g * g, 1), tl.full([MANY], WIDTH, g.dtype))
         new, first, second = FORMULA(w, first, second, g, mean_square, a, b, c, d, e, f, h)
-        _store(first_state, row, at, live, mask, first, FIRST)
-        _store(second_state, row, at, live, mask, second, SECOND)
         if HALVINGS:
             narrow = stochastic(new, weights.dtype.element_ty, row, live, blocks, blocks_count, stepped, HALVINGS)
         else:
             narrow = nearest(new, weights.dtype.element_ty)
+        # What several threads need (one number a row, say) each of them loads, and one stores: not before all have it.
+        tl.debug_barrier()
+        _store(first_state, row, at, live, mask, first, FIRST)
+        _store(second_state, row, at, live, mask, second, SECOND)
         tl.store(weights + at, narrow, mask=mask)
 
 

@@ -84,9 +84,9 @@ def groups_made(rank: int, world_size: int) -> list[str]:
     """The backends of the process groups that all of a training makes, beside those of the host."""
     made = []
 
-    def seen(ranks: list[int], timeout: float, watched: Any, backend: str | None, device: torch.device | None) -> Any:
-        made.append(f"{backend} for {device}")
-        return rendezvous.new_group(ranks, timeout, watched, backend, device)
+    def seen(ranks: list[int], timeout: float, watched: Any, backend: str | None) -> Any:
+        made.append(str(backend))
+        return rendezvous.new_group(ranks, timeout, watched, backend)
 
     with mock.patch.object(communicators, "new_group", seen), two_communicators(world_size) as (group, _):
         train(rank, group, 2)
@@ -95,7 +95,7 @@ def groups_made(rank: int, world_size: int) -> list[str]:
 
 
 def test_two_are_made_whatever_is_trained() -> None:
-    assert run_ranks(2, groups_made) == [["gloo for cpu"] * 2] * 2
+    assert run_ranks(2, groups_made) == [["gloo"] * 2] * 2
 
 
 def refused(rank: int, world_size: int) -> list[str]:

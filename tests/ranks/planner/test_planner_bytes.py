@@ -17,9 +17,10 @@ import shardembed as se
 from shardembed.planner.cost import CostModel, estimate
 from shardembed.planner.cost_ops import OPS
 from shardembed.planner.cost_phases import BACK, COPIES, GRADS, IDS, STATE, UPDATE, WEIGHTS
+from shardembed.planner.cuts import dealt
 from shardembed.planner.topology import Link, Op, Topology
 from shardembed.planner.traffic import Asked, Traffic
-from shardembed.planner.workload import TableLoad, Workload
+from shardembed.planner.workload import TableLoad, Workload, Zipf
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, TablePlan
@@ -65,6 +66,18 @@ PLANS: dict[str, Any] = {
 }
 
 
+def plan_in_shares(ranks: int) -> Plan:
+    """Rows of all tables dealt out in unequal shares, so that ranks own several residues of a table; by bag and by id."""
+    plans = []
+    for number, table in enumerate(tables()):
+        load = TableLoad(table, (1.0,) * len(table.feature_names or ()), Zipf(1.05), "sorted")
+        shards = dealt(load, range(ranks), [2 + (rank + number) % 2 for rank in range(ranks)])
+        assert len(shards) > ranks
+        layout = Layout(table.num_embeddings, table.embedding_dim, tuple(shards))
+        plans.append(TablePlan(table.name, layout, "unique" if table.name == "single" else "bag"))
+    return Plan(tuple(plans), ranks)
+
+
 def ids_of(name: str, rows: int, length: int) -> torch.Tensor:
     """`[BAGS, length]`, drawn alike on every rank; long bags reach every block of any cut used here."""
     drawn = torch.randint(0, rows, (BAGS, length), generator=torch.Generator().manual_seed(len(name)))
@@ -84,7 +97,8 @@ def batch() -> dict[str, torch.Tensor]:
 
 def step_in_rank(rank: int, world_size: int, plan: str, wire: torch.dtype | None) -> dict[str, Any]:
     """One step: bytes sent by stage, and bytes of weights and state."""
-    emb = se.EmbeddingCollection(tables(), optimizer=OPTIMIZERS, plan=PLANS[plan], wire_dtype=wire)
+    given = plan_in_shares(world_size) if plan == "shares" else PLANS[plan]
+    emb = se.EmbeddingCollection(tables(), optimizer=OPTIMIZERS, plan=given, wire_dtype=wire)
     optimizer = se.Optimizer(emb)
     emb.journey.comm.tally.clear()
     torch.stack([out.double().sum() for out in emb(batch()).values()]).sum().backward()
@@ -145,6 +159,9 @@ def model_of(ranks: int, wire: torch.dtype | None) -> CostModel:
         ("rows by bag", 2, torch.bfloat16),
         ("rows by bag", 3, None),
         ("dealt", 2, None),
+        ("dealt", 4, None),
+        ("shares", 2, torch.bfloat16),
+        ("shares", 3, None),
         ("columns", 2, None),
         ("columns by bag", 3, None),
         ("mixed", 2, torch.bfloat16),

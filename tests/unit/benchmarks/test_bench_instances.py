@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import shardembed as se
+from benchmarks.drawn import drawn
 from benchmarks.instances import Instance, counted_memory, many_tables, table_bytes, tight
 from benchmarks.pages import geometric_mean, paragraph, table
 from shardembed.planner.result import Estimate
 from shardembed.planner.topology import Link, Topology
+from shardembed.planner.topology import load as load_topology
 from shardembed.planner.workload import TableLoad, Workload
 from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.plan import Plan, TablePlan
@@ -85,3 +87,15 @@ def test_pages_wrap_their_text_and_align_their_figures() -> None:
 
 def test_the_geometric_mean_of_a_ratio_and_its_inverse_is_one() -> None:
     assert geometric_mean([4.0, 0.25]) == pytest.approx(1.0)
+
+
+def test_drawn_instances_follow_from_their_number_and_differ() -> None:
+    machines = load_topology("h100x8")
+    some = [drawn(number, machines) for number in (0, 14, 14, 26, 31)]
+    assert (some[1].workload, some[1].topology) == (some[2].workload, some[2].topology)
+    assert len({(len(one.workload.tables), one.topology.ranks) for one in some}) == 4
+    assert {one.tight for one in (drawn(number, machines) for number in (14, 5))} == {True, False}
+    for one in some:
+        held = table_bytes(one.workload)
+        assert held < one.topology.room * one.topology.ranks  # tables fit, tight as it may be
+        assert one.topology.room <= machines.scaled(one.topology.ranks).room

@@ -54,14 +54,15 @@ class FakeCuda:
         self._made: dict[int, tuple[FakeStream, int]] = {}
         self._kept: set[tuple[int, int]] = set()
         self._alive: list[torch.Tensor] = []
-        self.devices: set[int] = set()
+        self.at_homes: list[int] = []
 
     def Stream(self, device: Any, priority: int = 0) -> FakeStream:
         self.streams.append(FakeStream(device, priority))
         return self.streams[-1]
 
-    def set_device(self, device: Any) -> None:
-        self.devices.add(threading.get_ident())
+    def at_home(self, device: Any) -> None:
+        """`threads.at_home`."""
+        self.at_homes.append(threading.get_ident())
 
     def current_stream(self, device: Any = None) -> FakeStream:
         return getattr(self._current, "stream", self.main)

@@ -20,8 +20,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    for name in ("Stream", "set_device", "current_stream", "stream"):
+    for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    monkeypatch.setattr(streams, "at_home", fake.at_home)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: fake.keep(tensor, stream))
     return fake
 
@@ -72,7 +73,8 @@ def test_what_crosses_is_there_and_stays(cuda: FakeCuda, depth: int) -> None:
     assert main.asked
     assert beside.asked
     assert beside.priority == streams.URGENT
-    assert len(cuda.devices) == 2  # a thread that forgets it works on the first GPU of the machine
+    assert len(cuda.at_homes) == 1  # a thread that forgets it works on the first GPU of the machine
+    assert threading.get_ident() not in cuda.at_homes
 
 
 class Without(OnStream):

@@ -16,6 +16,7 @@ from shardembed.kernels.triton import locate, lookup, order, packing, routing, u
 from shardembed.kernels.triton.formulas import FORMULAS, STATES
 from shardembed.kernels.triton.tiles import Tile
 from shardembed.optim import SGD, TableOptimizer
+from tests.unit.kernels.races import races
 
 TARGET = GPUTarget("cuda", 90, 32)
 RUNS = {"rows_E": "*i32", "segments_E": "*i32", "starts": "*i32", "piece_starts": "*i64", "count": "*i64"}
@@ -35,13 +36,18 @@ SIZES = (
 OF_ROUTES = {"rows": "*i64", "starts": "*i64", "segments": "i32", "count": "i32"}
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
+def source_of(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> ASTSource:
+    """The kernel with arguments of these types; what they are elsewhere is known here."""
     tile = {name: value for name, value in constants.items() if name != "num_warps"}
     of_arrays = dict.fromkeys(ARRAYS.split(), "*i64") | dict.fromkeys(NARROW_ARRAYS.split(), "*i32")
     types = dict.fromkeys(FLOATS, "*fp32") | of_arrays | dict.fromkeys(SIZES.split(), "i32") | RUNS | INTEGERS | types
     signature = {name: "constexpr" if name in tile else types[name] for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")}
-    source = ASTSource(kernel, signature, constexprs=tile, attrs=aligned)
+    return ASTSource(kernel, signature, constexprs=tile, attrs=aligned)
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
+    source = source_of(kernel, types, constants)
     found = triton.compile(source, target=TARGET, options={"num_warps": constants["num_warps"], **options})
     code = found.asm["ptx"]
     said = {
@@ -52,6 +58,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **op
         "atomics": code.count("atom.") + code.count("red.global"),
         "approximate": code.count("div.full") + code.count("sqrt.approx"),
         "fused": code.count("fma."),
+        "races": races(str(found.asm["ttgir"])),
     }
     print(json.dumps(said), flush=True)
 

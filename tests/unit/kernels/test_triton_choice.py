@@ -87,6 +87,7 @@ def test_they_compile_for_a_gpu_and_do_what_they_say(tmp_path: Path) -> None:
         assert said["machine_code"], said
         assert said["atomics"] == 0, said
         assert said["approximate"] == 0, said
+        assert said["races"] == [], said
         if said["kernel"].startswith("_update"):
             assert said["fused"] == 0, said
             assert said["wide_loads"], said

@@ -191,7 +191,8 @@ def test_the_planner_knows_which_kernel_updates_a_slab(optimizer: se.optim.Table
             table = one(TableLoad(se.TableConfig("t", 100, columns, dtype=dtype), (1.0,), optimizer=optimizer)).tables[0]
             split = optimizer.rowwise and columns > width
             kernel = choose("auto", SlabFacts(optimizer, dtype, width, 100, torch.device("cpu")))
-            assert cost_demand.fusible(table, width) == (kernel == "numba" and not split)
+            assert cost_demand.compiled(table) == (kernel == "numba")
+            assert cost_demand.merged_first(table, width) == split
 
 
 def test_updates_fall_back_on_the_plain_name() -> None:

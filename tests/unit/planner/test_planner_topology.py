@@ -47,7 +47,7 @@ def test_the_topologies_that_come_along_say_what_their_vendors_say(
     # Rows of 128 float32: reads reach 65 to 80 % of the roof; the update, by all it moves, 25 to 50 %.
     row, roof = 512, 1 / (hbm * GB)
     assert 0.65 <= row * roof / found.ops["lookup_sum"].seconds(0, 1, row) <= 0.80
-    update = found.ops["merge"].seconds(0, 1, row) + found.ops["update"].seconds(0, 1, 3 * row)
+    update = sum(found.ops[name].seconds(0, 1, part * row) for name, part in (("order", 0), ("fused_merge", 1), ("fused", 3)))
     assert 0.25 <= 4 * row * roof / update <= 0.50
     # Narrow rows are farther from it.
     assert 64 * roof / found.ops["lookup_sum"].seconds(0, 1, 64) <= 0.45
@@ -111,11 +111,11 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         ("  copy: {call_us", "  copy: {calls_us", ":18:10: unknown key 'calls_us' in ops.copy; did you mean 'call_us'?"),
         ("  copy: {call_us: 2", "  copy: {call_us: -2", ":18:10: ops.copy.call_us should be greater than or equal to 0, not -2"),
         ("  copy: {call_us: 2", "  copy: {share: 0.5", ":18:3: ops.copy: give either row_ns and gb_per_s"),
-        ("  piece: {call_us: 15}", "  piece: {row_bytes: 4}", "row_bytes needs a share of the memory's bandwidth"),
+        ("  output: {call_us: 15}", "  output: {row_bytes: 4}", "row_bytes needs a share of the memory's bandwidth"),
         (
-            "  piece: {call_us: 15}",
-            "  piece: {share: 0.5}",
-            ":25:11: ops.piece.share is of memory_bandwidth_gb_per_s, which the file",
+            "  output: {call_us: 15}",
+            "  output: {share: 0.5}",
+            ":25:12: ops.output.share is of memory_bandwidth_gb_per_s, which the file",
         ),
         ("reserve_gib: 2", "reserve_gib: 12", "reserve_gib 12 leaves nothing of memory_gib 10 for tables"),
         ("ranks: 2\nranks_per", "ranks: 0\nranks_per", ":4:1: ranks should be greater than or equal to 1, not 0"),
