@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from shardembed.comm.history import History
 from shardembed.comm.patience import listed, together
 from shardembed.comm.rendezvous import refuse_unjoined
 from shardembed.comm.stages import Tally
-from shardembed.comm.tag import ROW, TAG, reduced, tag_of, with_room
+from shardembed.comm.tag import TAG, reduced, tag_of, with_room
 from shardembed.comm.threads import at_home
 from shardembed.errors import CollectiveError, DisagreementError, ShardEmbedError
 
@@ -252,22 +252,6 @@ class Comm:
         sent = torch.from_numpy(rows).view(-1)
         return self.all_to_all(group, stage, sent, equal, equal, patient=patient).view(rows.shape).numpy()
 
-    def share(self, stage: str, numbers: Sequence[int], collection: int) -> NDArray[np.int64]:
-        """Every rank's few numbers, int64 `[R, n]` in rank order; on the host, as `tell`. For steps, where no counts message says
-        what follows.
-
-        Raises:
-            DisagreementError: on every rank, when they are not making the same call.
-        """
-        padded = -(-(len(numbers) + 1) // ROW) * ROW  # of one length, mostly, whatever it is about
-        mine = np.zeros(padded, dtype=np.int64)
-        mine[: len(numbers) + 1] = self.history.checksum, *numbers
-        rows, sizes = torch.from_numpy(np.tile(mine, self.world_size)), [padded] * self.world_size
-        told = self.all_to_all("step", stage, rows, sizes, sizes, collection).view(self.world_size, padded).numpy()
-        if (told[:, 0] != mine[0]).any():
-            self._disagree("all_to_all", stage)
-        return told[:, 1 : len(numbers) + 1]
-
     def all_reduce(self, stage: str, tensor: torch.Tensor, maximum: bool = False) -> torch.Tensor:
         """Sum (or take the maximum of) a few numbers over the ranks, in place; every rank gets the same bits.
 
@@ -298,12 +282,9 @@ class Comm:
         sent = buffer.numel() * buffer.element_size()
         self._run(("all_reduce", stage), sent, lambda: dist.all_reduce(buffer, operation, group=chosen), buffer.device)
         if buffer[-TAG:].tolist() != reduced(mine, self.world_size, maximum):  # host sync on a GPU
-            self._disagree("all_reduce", stage)
-
-    def _disagree(self, operation: str, stage: str) -> NoReturn:
-        here = str(self._here(operation, stage))
-        self._failure = DisagreementError(explain_mismatch(self.rank, here, self._reports(here)))
-        raise self._failure
+            here = str(self._here("all_reduce", stage))
+            self._failure = DisagreementError(explain_mismatch(self.rank, here, self._reports(here)))
+            raise self._failure
 
     def broadcast(self, stage: str, tensor: torch.Tensor) -> torch.Tensor:
         """Overwrite `tensor` with rank 0's, in place."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from shardembed.comm.comm import Comm
+from shardembed.comm.sharing import share
 from shardembed.comm.tag import TAG
 from shardembed.kernels.cpu import square_sums
 from shardembed.kernels.gradients import Gradients
@@ -49,7 +50,7 @@ def sum_over_ranks(
         return []
     if picture_elements(slabs) * dtype.itemsize >= COUNTED:
         mine = [rows_U.numel() for rows_U, _ in rows]
-        counts_RS = comm.share(f"{stage}, counts", mine, collection)
+        counts_RS = share(comm, f"{stage}, counts", mine, collection, slabs[0].weights.device)
         if rows_elements(slabs, counts_RS, dtype) < picture_elements(slabs):
             return _sum_rows(slabs, rows, counts_RS, dtype, stage, comm, collection)
     return _sum_whole(slabs, rows, dtype, stage, comm, collection)

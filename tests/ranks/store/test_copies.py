@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from unittest import mock
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 import shardembed as se
+from shardembed.comm.channels import CHANNELS
 from shardembed.errors import DisagreementError
 from shardembed.store import reductions
 from shardembed.store.slab import Slab
-from tests.harness import RankError, run_ranks
+from tests.harness import run_ranks
+from tests.ranks.as_on_gpus import two_communicators
 
 ROWS = 50
 TABLES = [
@@ -117,19 +120,48 @@ def test_tables_learn_the_same_either_way(deterministic: bool, optimizer: str) -
             assert torch.equal(one, other)
 
 
-def differ(rank: int, world_size: int) -> None:
-    emb = collection()
-    slabs, comm = emb.journey.slabs, emb.journey.comm
-    if rank == 1:
+def on_gpus(rank: int, world_size: int) -> list[str]:
+    """What goes by communicators in a step, as over NCCL."""
+    with two_communicators(world_size) as (group, carried), mock.patch.object(reductions, "COUNTED", 0):
+        emb = collection(process_group=group)
+        emb({table.name: torch.tensor([[1, 2 + rank]]) for table in TABLES})["a"].sum().backward()
+        carried.clear()
+        se.Optimizer(emb).step()
+        return list(carried)
+
+
+def test_counts_go_the_way_of_the_rows() -> None:
+    """On GPUs there are no channels of a step."""
+    for carried in run_ranks(2, on_gpus, fresh_ranks=True):
+        assert len(carried) == 2
+        assert all(": step of of collection 1: " in line for line in carried)
+
+
+def differ(rank: int, world_size: int, collections: int) -> None:
+    """One rank has made another call before; or ranks step other collections, whose exchanges go over one channel."""
+    made = [collection() for _ in range(collections)]
+    chosen = made[-1] if rank == 1 else made[0]
+    slabs, comm = chosen.journey.slabs, chosen.journey.comm
+    if rank == 1 and collections == 1:
         comm.history.note("step", "something that the others have not done", 1)
     with mock.patch.object(reductions, "COUNTED", 0):
-        reductions.sum_over_ranks(slabs, [rows_of(rank, slab, 10) for slab in slabs], torch.float32, "step: reduce copies", comm, 1)
+        given = [rows_of(rank, slab, 10) for slab in slabs]
+        number = 1 if chosen is made[0] else collections
+        reductions.sum_over_ranks(slabs, given, torch.float32, "step: reduce copies", comm, number)
 
 
-def test_ranks_that_went_other_ways_hear_of_it_before_sizes_differ() -> None:
-    with pytest.raises(RankError, match=r"all ranks came to .*reduce copies, counts.* not by the same") as raised:
-        run_ranks(2, differ, fresh_ranks=True)
-    assert isinstance(raised.value.error, DisagreementError)
+@pytest.mark.parametrize(
+    ("collections", "says"),
+    [
+        (1, "all ranks came to .*reduce copies, counts.* not by the same"),
+        (1 + CHANNELS["step"], f"rank 0 is there with collection 1; rank 1 .* {1 + CHANNELS['step']}"),
+    ],
+)
+def test_ranks_that_went_other_ways_hear_of_it_before_sizes_differ(collections: int, says: str) -> None:
+    found = run_ranks(2, differ, collections, fresh_ranks=True, expect_errors=True, timeout=120)
+    for outcome in found:
+        assert isinstance(outcome.error, DisagreementError)
+        assert re.search(says, str(outcome.error))
 
 
 def wide(rank: int, world_size: int) -> list[bool]:
