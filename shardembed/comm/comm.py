@@ -152,7 +152,7 @@ class Comm:
         for tables in the host memory of a job of GPUs. Collective.
         """
         over_nccl = self._communicators is not None and self._communicators.device.type == device.type
-        if self.world_size > 1 and not over_nccl and len(self._channels) < sum(CHANNELS.values()):
+        if self._channels and not over_nccl and len(self._channels) < sum(CHANNELS.values()):
             missing: dict[Group, int] = {kind: count for kind, count in CHANNELS.items() if (kind, 0) not in self._channels}
             self._channels |= open_channels(self._group, self.rank, missing, self._watched, self.timeout)
 
@@ -337,7 +337,7 @@ class Comm:
         Raises:
             CollectiveError: on all other ranks, when a rank raises an error in here.
         """
-        if self.world_size == 1:
+        if not self._channels:
             return nullcontext()
         return together(self, stage, None if self._heartbeat is not None else self._beating())
 
