@@ -358,13 +358,9 @@ class Comm:
         self.tally.calls[what] += 1
         self.tally.bytes[what] += sent
         place = self._here(*what)
-        with self._guarded(place):
-            standing = self._watch.enter(place, patient) if patient or device.type in self._watched else None
-            try:
-                collective()
-            finally:
-                if standing is not None:
-                    self._watch.leave(standing, device_is_through(device))
+        waiting = partial(self._watch.during, place, partial(device_is_through, device), patient)
+        with self._guarded(place), waiting() if patient or device.type in self._watched else nullcontext():
+            collective()
 
     @contextmanager
     def guarding(self, stage: str) -> Iterator[None]:

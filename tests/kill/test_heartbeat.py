@@ -234,3 +234,15 @@ def test_a_call_that_was_queued_does_not_wait_before_its_turn() -> None:
         assert watch.oldest() == (place("b"), True, 0.0)
         clock.return_value = 151.0
         assert watch.oldest() == (place("b"), True, 1.0)
+
+
+def test_a_call_that_fails_is_over() -> None:
+    watch = Watch()
+    with pytest.raises(RuntimeError), watch.during(place("a"), lambda: lambda: False, patient=True):
+        assert watch.is_patient()
+        raise RuntimeError("a rank is gone")
+    assert watch.oldest()[:2] == (place("a"), False)
+    assert not watch.is_patient()
+    with watch.during(place("b"), lambda: lambda: False, patient=False):
+        pass
+    assert watch.oldest()[:2] == (place("b"), True), "the device is not through"
