@@ -16,6 +16,7 @@ from shardembed.checkpoint.snapshot import Job, Snapshot, step_of
 from shardembed.checkpoint.together import together
 from shardembed.checkpoint.writing import Terms, write
 from shardembed.comm.comm import Comm
+from shardembed.comm.streams import handed_over
 from shardembed.config.paths import local
 from shardembed.config.scalars import integer
 from shardembed.errors import CheckpointError, ShardEmbedError
@@ -28,16 +29,17 @@ class PendingSave:
     process.
     """
 
-    def __init__(self, work: Callable[[], Path]) -> None:
+    def __init__(self, work: Callable[[], Path], undo: Callable[[], None]) -> None:
         self._result: Path | None = None
         self._error: Exception | None = None
-        self._work = work
+        self._work, self._undo = work, undo
         # Not a daemon: the interpreter waits for it, before process groups are closed.
-        self._thread = threading.Thread(target=self._run, name="shardembed-save")
+        self._thread = threading.Thread(target=self._run, args=(handed_over(),), name="shardembed-save")
         self._thread.start()
 
-    def _run(self) -> None:
+    def _run(self, begin: Callable[[], None]) -> None:
         try:
+            begin()
             self._result = self._work()
         except Exception as error:  # whoever waits gets it
             self._error = error
@@ -59,6 +61,13 @@ class PendingSave:
         assert self._result is not None
         return self._result
 
+    def settle(self) -> None:
+        """`wait`, and if it failed take back what it had promised. In the main thread, where rows are noted as changed."""
+        self._thread.join()
+        if self._error is not None:
+            self._undo()
+        self.wait()
+
 
 _pending: list[PendingSave] = []
 
@@ -66,7 +75,7 @@ _pending: list[PendingSave] = []
 def finish_pending() -> None:
     """Wait for the background save of an earlier call; raises its error, also where this rank has seen it: others may not have."""
     while _pending:
-        _pending.pop().wait()
+        _pending.pop().settle()
 
 
 def save_checkpoint(
@@ -116,7 +125,12 @@ def save_checkpoint(
             that wait for a step). Training can go on. An earlier background save that failed is reported here, too.
     """
     job, held, comm = _begin(model, optimizer, scheduler, extra)
-    return _work(Path(folder), job, held, comm, step, progress, keep, incremental, on_nonfinite, copied=False)()
+    work, undo = _work(Path(folder), job, held, comm, step, progress, keep, incremental, on_nonfinite, copied=False)
+    try:
+        return work()
+    except ShardEmbedError:
+        undo()
+        raise
 
 
 def async_save_checkpoint(
@@ -142,7 +156,7 @@ def async_save_checkpoint(
         CheckpointError: on every rank, where the state of any cannot be saved, or an earlier background save failed.
     """
     job, held, comm = _begin(model, optimizer, scheduler, extra)
-    pending = PendingSave(_work(Path(folder), job, held, comm, step, progress, keep, incremental, on_nonfinite, copied=True))
+    pending = PendingSave(*_work(Path(folder), job, held, comm, step, progress, keep, incremental, on_nonfinite, copied=True))
     _pending.append(pending)
     return pending
 
@@ -165,8 +179,8 @@ def _work(
     incremental: bool,
     on_nonfinite: OnNonFinite,
     copied: bool,
-) -> Callable[[], Path]:
-    """Take the snapshot; returns what writes it."""
+) -> tuple[Callable[[], Path], Callable[[], None]]:
+    """Take the snapshot; returns what writes it, and what is to be done where that fails."""
     taken: list[Snapshot] = []
     bases: list[Base | None] = []
 
@@ -195,14 +209,10 @@ def _work(
     terms = Terms(keep, base, tracking.previous_of(job.model, root), on_nonfinite == "raise")
 
     def work() -> Path:
-        try:
-            path, written = write(root, snapshot, comm, terms)
-        except ShardEmbedError:
-            tracking.failed(before)
-            raise
+        path, written = write(root, snapshot, comm, terms)
         tracking.came_from(job.model, path)
         if full:
             tracking.succeeded(held, root, written)
         return path
 
-    return work
+    return work, lambda: tracking.failed(before)

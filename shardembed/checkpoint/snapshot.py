@@ -13,6 +13,7 @@ from shardembed.checkpoint import chance, optimizing
 from shardembed.checkpoint.codec import encode
 from shardembed.checkpoint.inventory import Inventory, Item, unwrapped
 from shardembed.checkpoint.sharing import Saved, parts_of
+from shardembed.checkpoint.staging import Staging
 from shardembed.comm.comm import Comm
 from shardembed.config.scalars import within
 from shardembed.errors import CheckpointError, UnsupportedError
@@ -45,13 +46,16 @@ class Snapshot:
 
     def copied(self) -> Snapshot:
         """The same, in host memory of its own: training may go on."""
-        return replace(self, parts=[_copied(part) for part in self.parts])
+        staging = Staging()
+        return replace(self, parts=[_copied(part, staging) for part in self.parts])
 
 
-def _copied(part: Saved) -> Saved:
-    if part.listed is None:
-        return replace(part, data=part.data.to("cpu", copy=True))
-    return replace(part, data=part.data[part.listed.to(part.data.device)].cpu(), listed=torch.arange(len(part.listed)))
+def _copied(part: Saved, staging: Staging) -> Saved:
+    data, listed = part.data, part.listed
+    if listed is None:
+        return replace(part, data=staging.copy(len(data), lambda first, stop: data[first:stop]))
+    copied = staging.copy(len(listed), lambda first, stop: data[listed[first:stop].to(data.device)])
+    return replace(part, data=copied, listed=torch.arange(len(listed)))
 
 
 @dataclass(frozen=True)

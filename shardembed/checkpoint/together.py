@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from shardembed.comm.comm import Comm
+from shardembed.comm.streams import handed_over, nothing
 from shardembed.errors import CheckpointError, ShardEmbedError
 
 SIGNS_OF_LIFE = 4  # in the time after which a rank that gives none counts as lost
@@ -24,15 +25,16 @@ def together(comm: Comm, stage: str, work: Callable[[], str], long: bool = False
     """
     outcome: list[str] = []
 
-    def run() -> None:
+    def run(begin: Callable[[], None] = nothing) -> None:
         try:
+            begin()
             outcome.append(json.dumps([work(), ""]))
         except Exception as error:  # whatever it is: the others wait to hear of it
             outcome.append(json.dumps(["", told(error)]))
 
     working: threading.Thread | None = None
     if long and comm.world_size > 1:
-        working = threading.Thread(target=run, name=f"checkpoint: {stage}", daemon=True)
+        working = threading.Thread(target=run, args=(handed_over(),), name=f"checkpoint: {stage}", daemon=True)
         working.start()
     else:
         run()

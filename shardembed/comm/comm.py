@@ -152,7 +152,7 @@ class Comm:
         for tables in the host memory of a job of GPUs. Collective.
         """
         over_nccl = self._communicators is not None and self._communicators.device.type == device.type
-        if self.world_size > 1 and not over_nccl and len(self._channels) < sum(CHANNELS.values()):
+        if self._channels and not over_nccl and len(self._channels) < sum(CHANNELS.values()):
             missing: dict[Group, int] = {kind: count for kind, count in CHANNELS.items() if (kind, 0) not in self._channels}
             self._channels |= open_channels(self._group, self.rank, missing, self._watched, self.timeout)
 
@@ -337,7 +337,7 @@ class Comm:
         Raises:
             CollectiveError: on all other ranks, when a rank raises an error in here.
         """
-        if self.world_size == 1:
+        if not self._channels:
             return nullcontext()
         return together(self, stage, None if self._heartbeat is not None else self._beating())
 
@@ -358,13 +358,9 @@ class Comm:
         self.tally.calls[what] += 1
         self.tally.bytes[what] += sent
         place = self._here(*what)
-        with self._guarded(place):
-            standing = self._watch.enter(place, patient) if patient or device.type in self._watched else None
-            try:
-                collective()
-            finally:
-                if standing is not None:
-                    self._watch.leave(standing, device_is_through(device))
+        waiting = partial(self._watch.during, place, partial(device_is_through, device), patient)
+        with self._guarded(place), waiting() if patient or device.type in self._watched else nullcontext():
+            collective()
 
     @contextmanager
     def guarding(self, stage: str) -> Iterator[None]:

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
@@ -69,6 +70,16 @@ class Watch:
         with self._lock:
             standing.done = done or _yes
             self._drop_done()
+
+    @contextmanager
+    def during(self, place: Place, through: Callable[[], Callable[[], bool] | None], patient: bool) -> Iterator[None]:
+        """The call is made in here. through: gives `done` once it has returned; one that fails is over."""
+        standing, done = self.enter(place, patient), None
+        try:
+            yield
+            done = through()
+        finally:
+            self.leave(standing, done)
 
     def oldest(self) -> tuple[Place | None, bool, float]:
         """The place, whether the main thread still waits there, and for how long it has, or how long ago it left."""

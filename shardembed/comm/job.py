@@ -32,7 +32,9 @@ def init(
     already.
 
     Alone, there is one rank and no group. Collective over the job. On GPUs it makes the two NCCL communicators that all collections
-    share, and connects every rank with every other, so that no step pays for that and a broken network shows here.
+    share, and connects every rank with every other, so that no step pays for that and a broken network shows here. A rank's GPU
+    is number LOCAL_RANK of those that it sees, counted round; of a group that exists, that which it is bound to, else the current
+    one.
 
     Args:
         timeout: seconds after which a collective that some ranks miss ends in a CollectiveError.
@@ -44,7 +46,7 @@ def init(
             there are GPUs. With "gloo" that carries the tensors of GPUs too: slow, but several ranks may share a GPU.
 
     Raises:
-        CollectiveError: on every rank, when GPUs cannot be connected.
+        CollectiveError: on every rank, when GPUs cannot be connected, or two ranks have one.
     """
     if keep_memory:
         keep_freed_memory()

@@ -7,7 +7,7 @@ the allocator gives to the next who asks on the stream where it was made, must b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -40,6 +40,29 @@ class Side:
 
     def fetch(self, value: Any, done: Event) -> None:
         """In the main thread: `value`, which is there from this event on, is to be used."""
+
+
+def handed_over() -> Callable[[], None]:
+    """Called in the thread that starts others: what each of those is to call first, so that what they ask of a GPU comes behind all
+    that this thread has asked for, and what it asks afterwards behind theirs. They then use its streams, and its device.
+    """
+    if not torch.cuda.is_initialized():
+        return nothing
+    device = torch.device("cuda", torch.cuda.current_device())
+    all_streams = ((number, torch.cuda.current_stream(number)) for number in range(torch.cuda.device_count()))
+    # A thread begins with default streams; to set those would take memory of GPUs that this process has nothing to do with.
+    streams = [stream for number, stream in all_streams if stream != torch.cuda.default_stream(number)]
+
+    def take_over() -> None:
+        for stream in streams:
+            torch.cuda.set_stream(stream)
+        at_home(device)
+
+    return take_over
+
+
+def nothing() -> None:
+    """What the main thread calls in its stead, being there already."""
 
 
 def side_for(device: torch.device) -> Side:

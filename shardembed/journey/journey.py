@@ -129,8 +129,10 @@ class Journey:
             ahead: they do, beside the main thread.
 
         Raises:
-            UnsupportedError: torch.jit.trace is at work; the other ranks, which may not trace, raise it too.
+            UnsupportedError: a CUDA graph is captured. Or torch.jit.trace is at work; the other ranks, which may not trace, raise
+                it too.
         """
+        tracing.refuse_capture(self.device)
         if torch.jit.is_tracing():
             with tracing.paused():
                 return self.send(tracing.refuse, features, as_they_are)
@@ -265,6 +267,7 @@ class Journey:
 
     def step(self) -> None:
         """Stage 10: update every touched row. Collective where the plan needs an exchange."""
+        tracing.refuse_capture(self.device)
         if not self.pending.waiting:
             return
         self.reduce()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 import shardembed as se
 from shardembed.comm.comm import Comm
+from shardembed.errors import CollectiveError
 from shardembed.planner.communicators import communicator_bytes
 from tests.harness import run_ranks
 
@@ -67,6 +69,58 @@ def sharing(rank: int, world_size: int, device: str) -> list[str]:
 
 def test_ranks_that_share_a_gpu_end_with_the_bits_of_the_plain_loop() -> None:
     assert run_ranks(2, sharing, "cuda", timeout=600) == [[], []]
+
+
+def sharing_by_mistake(rank: int, world_size: int) -> str:
+    torch.cuda.set_device(0)
+    with pytest.raises(CollectiveError) as caught:
+        Comm.of(group_over("cpu:gloo,cuda:nccl", world_size), timeout=120.0)
+    return str(caught.value)
+
+
+def test_ranks_that_share_a_gpu_under_nccl_are_told_before_it_is_asked() -> None:
+    for said in run_ranks(2, sharing_by_mistake, timeout=600, fresh_ranks=True):
+        assert said.startswith("ranks [0, 1] share the GPU "), said
+
+
+def on_its_own(rank: int, world_size: int) -> list[int]:
+    """The GPUs that this process has taken memory of when threads of ours have worked."""
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    differing(rank, group_over("cpu:gloo,cuda:nccl", world_size), device)
+    taken = torch._C._cuda_hasPrimaryContext  # pyright: ignore[reportAttributeAccessIssue]
+    return [index for index in range(torch.cuda.device_count()) if taken(index)]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_rank_takes_memory_of_its_own_gpu_alone() -> None:
+    assert run_ranks(2, on_its_own, timeout=600, fresh_ranks=True) == [[0], [1]]
+
+
+def bound(rank: int, world_size: int, store: str) -> list[int]:
+    """The job's group is bound to a device that is not the current one, and tables are on some of its ranks."""
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(0)
+    dist.destroy_process_group()  # that of the pool
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{store}", rank=rank, world_size=world_size, device_id=device)
+    se.init(timeout=120.0)
+    assert torch.cuda.current_device() == rank
+    some, sizes = dist.new_group([0, world_size - 1]), []  # by all ranks, for torch has the others split their communicator too
+    for group in (None, some):
+        if group is None or isinstance(group, dist.ProcessGroup):  # and not a number that says "not a member"
+            emb = se.EmbeddingCollection(TABLES, plan=PLAN, process_group=group, device="cuda")
+            assert emb.journey.device == device
+            outputs = emb({name: torch.arange(8, device=device).view(2, 4) for name in FEATURES})
+            sizes.append(sum(output.numel() for output in outputs.values()))
+    dist.destroy_process_group()
+    return sizes
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 3, reason="a group of some ranks needs three GPUs")
+def test_a_job_that_is_bound_to_its_devices_and_a_group_of_some_of_its_ranks(tmp_path: Path) -> None:
+    whole, *_, last = run_ranks(3, bound, str(tmp_path / "store"), timeout=600, fresh_ranks=True)
+    assert len(whole) == len(last) == 2
+    assert whole == last
 
 
 def apart(rank: int, world_size: int) -> tuple[list[str], int | None, int, int]:

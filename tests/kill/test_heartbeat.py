@@ -21,9 +21,11 @@ from shardembed.comm import comm as comms
 from shardembed.comm.diagnosis import Place, own_store
 from shardembed.comm.heartbeat import Watch
 from shardembed.errors import CollectiveError
+from tests.amount import exhaustive
 from tests.jobs import wait_until
 from tests.kill.nursery import Ended, run_forked
 
+PATIENCE = 10.0  # a beat every 1.25 s: so long that no machine is too busy to give three of them
 LIMIT = 3.2  # eight beats; three of them missed in a row are a rank that is dead, or a machine that is very busy
 
 
@@ -159,17 +161,18 @@ def test_ranks_that_compute_for_longer_than_the_limit_are_left_alone() -> None:
 
 
 def draw_long(rank: int, world_size: int, beating: bool, odd: str) -> str:
-    """Rank 1 takes twice the limit for what the others have done at once, or has an error, or is stopped."""
-    comm = se.init(timeout=LIMIT / 2, heartbeat=beating or None)
+    """Rank 1 takes longer than the limit for what the others have done at once, or has an error, or is stopped."""
+    limit = LIMIT / 2 if odd == "stopped" else PATIENCE
+    comm = se.init(timeout=limit, heartbeat=beating or None)
     try:
         with comm.patiently("draw"):
             if rank == 1:
                 if odd == "stopped":
                     show_life(comm) if beating else wait_until(lambda: stands(comm))
                     stop()
-                threading.Event().wait(LIMIT)
                 if odd == "fails":
                     raise ValueError("no such distribution")
+                threading.Event().wait(1.2 * limit)
     except (ValueError, CollectiveError) as error:
         return f"{type(error).__name__}: {error}"
     return str(float(comm.all_reduce("after", torch.ones(1))))
@@ -180,10 +183,7 @@ def stands(comm: se.Comm) -> bool:
     return own_store(f"beat/{comm._name}").check([str(comm.rank)])
 
 
-BEATING = pytest.mark.parametrize("beating", [True, False], ids=["always", "then alone"])
-
-
-@BEATING
+@pytest.mark.parametrize("beating", [False, exhaustive(True)], ids=["then alone", "always"])
 def test_ranks_wait_for_one_that_draws_for_longer_than_the_limit(beating: bool) -> None:
     assert [(end.code, end.value) for end in run_forked(2, draw_long, beating, "")] == [(0, "2.0")] * 2
 
@@ -194,7 +194,7 @@ def test_an_error_of_one_that_draws_is_everybodys() -> None:
     assert second == "ValueError: no such distribution"
 
 
-@BEATING
+@pytest.mark.parametrize("beating", [True, False], ids=["always", "then alone"])
 def test_one_that_is_stopped_while_it_draws_is_named(beating: bool) -> None:
     first, _ = run_forked(2, draw_long, beating, "stopped", stopped=(1,))
     assert first.code == 1, first
@@ -234,3 +234,15 @@ def test_a_call_that_was_queued_does_not_wait_before_its_turn() -> None:
         assert watch.oldest() == (place("b"), True, 0.0)
         clock.return_value = 151.0
         assert watch.oldest() == (place("b"), True, 1.0)
+
+
+def test_a_call_that_fails_is_over() -> None:
+    watch = Watch()
+    with pytest.raises(RuntimeError), watch.during(place("a"), lambda: lambda: False, patient=True):
+        assert watch.is_patient()
+        raise RuntimeError("a rank is gone")
+    assert watch.oldest()[:2] == (place("a"), False)
+    assert not watch.is_patient()
+    with watch.during(place("b"), lambda: lambda: False, patient=False):
+        pass
+    assert watch.oldest()[:2] == (place("b"), True), "the device is not through"

@@ -147,7 +147,8 @@ def _contiguous(rows: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """The bytes of some rows, one after the other, on the CPU; a copy only where they are not so already."""
     rows = rows.detach()
     if rows.device.type != "cpu" or not rows.is_contiguous():
-        rows = scratch.take(rows.nbytes).view(rows.dtype).view(rows.shape).copy_(rows)
+        memory = scratch.take(rows.nbytes, pinned=rows.device.type == "cuda")
+        rows = memory.view(rows.dtype).view(rows.shape).copy_(rows)
     return rows.reshape(-1).view(torch.uint8)
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from shardembed.comm.streams import handed_over, nothing
+
 Task = TypeVar("Task")
 
 
@@ -17,10 +19,11 @@ class Scratch:
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
-    def take(self, size: int) -> torch.Tensor:
-        if len(self._bytes) < size:
+    def take(self, size: int, pinned: bool = False) -> torch.Tensor:
+        """pinned: a GPU is to write there, and does so by itself then."""
+        if len(self._bytes) < size or self._bytes.is_pinned() < pinned:
             self._bytes = torch.empty(0, dtype=torch.uint8)  # let the old one go first
-            self._bytes = torch.empty(size, dtype=torch.uint8)
+            self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         return self._bytes[:size]
 
 
@@ -30,9 +33,12 @@ def spread(tasks: Iterable[Task], work: Callable[[Task, Scratch], None], workers
     errors: list[BaseException] = []
     stop = threading.Event()
 
-    def serve() -> None:
+    begin = handed_over()
+
+    def serve(begin: Callable[[], None]) -> None:
         scratch = Scratch()
         try:
+            begin()
             with torch.no_grad():  # holds for one thread
                 while not stop.is_set():
                     with lock:
@@ -44,11 +50,11 @@ def spread(tasks: Iterable[Task], work: Callable[[Task, Scratch], None], workers
             errors.append(error)
             stop.set()
 
-    threads = [threading.Thread(target=serve, name="checkpoint", daemon=True) for _ in range(workers - 1)]
+    threads = [threading.Thread(target=serve, args=(begin,), name="checkpoint", daemon=True) for _ in range(workers - 1)]
     for thread in threads:
         thread.start()
     try:
-        serve()
+        serve(nothing)
         for thread in threads:
             thread.join()
     finally:

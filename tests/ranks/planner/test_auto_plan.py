@@ -65,8 +65,8 @@ def test_every_rank_has_rank_zeros_plan() -> None:
 
 
 def test_making_a_collection_costs_the_documented_calls() -> None:
-    assert run_ranks(2, make)[0][2] == {"all_to_all": 4, "broadcast": 2}
-    assert run_ranks(2, make_small)[0] == ({"all_to_all": 2}, {"item": "replicated", "user": "replicated"})
+    assert run_ranks(2, make)[0][2] == {"all_to_all": 5, "broadcast": 2}
+    assert run_ranks(2, make_small)[0] == ({"all_to_all": 3}, {"item": "replicated", "user": "replicated"})
 
 
 def make_small(rank: int, world_size: int) -> tuple[dict[str, int], dict[str, str]]:

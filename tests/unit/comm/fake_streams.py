@@ -67,6 +67,12 @@ class FakeCuda:
     def current_stream(self, device: Any = None) -> FakeStream:
         return getattr(self._current, "stream", self.main)
 
+    def default_stream(self, device: Any = None) -> FakeStream:
+        return self.main
+
+    def set_stream(self, stream: FakeStream) -> None:
+        self._current.stream = stream
+
     @contextmanager
     def stream(self, stream: FakeStream) -> Iterator[None]:
         before, self._current.stream = self.current_stream(), stream
