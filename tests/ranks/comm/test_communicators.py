@@ -164,7 +164,7 @@ def share_a_gpu(rank: int, world_size: int) -> tuple[str, list[str]]:
         made.append("communicators")
 
     with (
-        mock.patch.object(comms, "identity", lambda device: "one-and-the-same"),
+        mock.patch.object(comms, "identity", return_value="one-and-the-same"),
         mock.patch.object(comms, "open_communicators", never),
         pytest.raises(CollectiveError) as caught,
     ):
