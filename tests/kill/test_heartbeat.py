@@ -238,9 +238,14 @@ def test_a_call_that_was_queued_does_not_wait_before_its_turn() -> None:
 
 def test_a_call_that_fails_is_over() -> None:
     watch = Watch()
-    with pytest.raises(RuntimeError), watch.during(place("a"), lambda: lambda: False, patient=True):
-        assert watch.is_patient()
-        raise RuntimeError("a rank is gone")
+
+    def fail() -> None:
+        with watch.during(place("a"), lambda: lambda: False, patient=True):
+            assert watch.is_patient()
+            raise RuntimeError("a rank is gone")
+
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        fail()
     assert watch.oldest()[:2] == (place("a"), False)
     assert not watch.is_patient()
     with watch.during(place("b"), lambda: lambda: False, patient=False):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 import shardembed as se
+from shardembed.comm import comm as comms
 from shardembed.comm import communicators, rendezvous
 from shardembed.comm.comm import Comm
 from shardembed.errors import CollectiveError, InputError
@@ -151,3 +152,28 @@ def test_ranks_that_cannot_connect_hear_it_together_at_the_start(how: str, cause
         assert said.startswith("the GLOO communicators of 2 ranks could not be made: rank ")
         assert "rank 1, after " in said
         assert cause in said
+
+
+def share_a_gpu(rank: int, world_size: int) -> tuple[str, list[str]]:
+    """What is said where both ranks have the same device, and what was made by then."""
+    group = dist.new_group(list(range(world_size)))
+    assert isinstance(group, dist.ProcessGroup)
+    comm, made = Comm.of(group, timeout=60.0), list[str]()
+
+    def never(*args: Any) -> None:
+        made.append("communicators")
+
+    with (
+        mock.patch.object(comms, "identity", return_value="one-and-the-same"),
+        mock.patch.object(comms, "open_communicators", never),
+        pytest.raises(CollectiveError) as caught,
+    ):
+        comm.connect(CPU, "gloo")
+    return str(caught.value), made
+
+
+def test_ranks_that_share_a_gpu_hear_it_together_before_anything_is_made() -> None:
+    (said, made), other = run_ranks(2, share_a_gpu, fresh_ranks=True)
+    assert other == (said, made)
+    assert said.startswith("ranks [0, 1] share the GPU one-and-the-same, and NCCL takes one rank a GPU (rank 0 has cpu of ")
+    assert made == []
