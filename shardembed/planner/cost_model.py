@@ -16,16 +16,15 @@ spread evenly over the ranks, so all ranks ask every owner alike; what a shard a
     reduce copies                                                  (copied: merge, and one all-reduce of rows x (W + 1))
 
 Of the wire, (R - 1) / R travels: own shares stay on the rank. An owner's part is what a rank holds of a strip, in however many
-blocks (`cost_demand.Holdings`). What a slab costs whatever is asked of it (one call of each kind of work, a block a rank in each
-message) is a fixed charge by the slab's kind.
+blocks (`cost_demand.Holdings`). What a slab costs whatever is asked of it is a fixed charge by the slab's kind.
 
-Everything is linear in owners' parts, so that options of a table can be counted once and added up in any combination. A plan that
-puts all tables into one slab spares itself copies, since its vectors are the message (`MessageLayout.dense`). Where all tables are
-of one kind, that is counted: nobody pays for copies before a table is cut by columns or copied; then a fixed charge has those of
-all tables, by the fewest vectors that they can do with. What is not linear otherwise is left out. Small beside the rest: a slab
-that mixes packings sends lengths for all of it and answers with sums; tables of one kind that are all cut into the same strips
-share one slab, too; int64 keys are judged by table, not by slab; a slab that lies on one rank needs no sorting by owner; padding of
-messages is counted by slab, at its expected size.
+All is linear in owners' parts, so that options can be counted once and added up in any combination. A plan that puts all tables
+into one slab spares itself copies, since its vectors are the message (`MessageLayout.dense`). Where all tables are of one kind,
+options therefore have no copies of vectors, and what is copied or cut by columns has a fixed charge for those of all tables, by the
+fewest vectors that they can do with: no more than a plan pays, so that a bound holds, and exact where a plan has one slab.
+`cost.estimate`, which sees the plan, counts them as they are (`packed`). Left out, and small: a slab that mixes packings sends
+lengths for all of it and answers with sums; tables of one kind that are all cut into the same strips share a slab, too; int64 keys
+are judged by table; a slab on one rank needs no sorting by owner; padding of messages is counted at its expected size.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class CostModel:
         self._combining = Combining(self.tables, self._op)
         # Vectors that are the message as they are.
         whole = {(table.width * table.wire + table.scale) % ALIGNMENT == 0 for table in self.tables}
-        self._one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
+        self.one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
         # A CPU reads single rows straight into a message of several slabs. A GPU looks them up first; it sorts rows in the forward.
         self._straight = topology.device == "cpu"
         self._order = FREE if self._straight else self._op("order")
@@ -112,6 +111,7 @@ class CostModel:
             "twins": phases_with({UPDATE: latency}),
             "norms": phases_with({LOOKUP: latency}),
             "slabs": self._several_slabs(),
+            "packed slabs": self._several_slabs(copies=False),
         }
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
@@ -129,20 +129,18 @@ class CostModel:
     def _cut(self) -> Array:
         """An exchange there, one back and one of gradients, each a message that is put together and taken apart."""
         latency, message = self._exchange.latency, self._op("message").call
-        packed = 0.0 if self._one_slab else message
+        packed = 0.0 if self.one_slab else message
         return phases_with({IDS: latency + 2 * message, LOOKUP: packed, BACK: latency + packed, GRADS: latency + 2 * packed})
 
-    def _several_slabs(self) -> Array:
-        """What copies take once tables that are all of one kind do not share a slab any more, all of them, on a mean rank."""
+    def _several_slabs(self, copies: bool = True) -> Array:
+        """What tables that are all of one kind take more once they do not share a slab; of copies the least, on a mean rank."""
         found, message = phases_with({COMBINE: sum(map(self._combining.rejoined, self.tables))}), self._op("message").call
-        if self._one_slab:
+        if self.one_slab:
             found[[LOOKUP, BACK, GRADS]] = message * np.array([1, 1, 2])
-        for table in self.tables if self._one_slab else ():
+        for table in self.tables if self.one_slab and copies else ():
             whole = Asked(*(np.array([number]) for number in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-            wanted = {packing: float(table.demand(whole, packing).segments[0]) for packing in PACKINGS}
-            copied = self._op("copy").byte * min(wanted.values()) * (table.width * table.wire + table.scale)
-            summed = wanted["bag"] < wanted["unique"]
-            found[LOOKUP] += copied * (summed or not self._straight)
+            fewest = min(float(table.demand(whole, packing).segments[0]) for packing in PACKINGS)
+            copied = self._op("copy").byte * fewest * (table.width * table.wire + table.scale)
             found[BACK] += copied
             found[GRADS] += 2 * copied * table.learns
         return found
@@ -158,8 +156,14 @@ class CostModel:
         loads, memory = self.parts_in_detail(table, widths, asked, rows, packing)
         return loads, memory.sum(1)
 
-    def parts_in_detail(self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing) -> tuple[Array, Array]:
-        """As `parts`, with bytes by category `[n, C]`."""
+    def parts_in_detail(
+        self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing, packed: bool | None = None
+    ) -> tuple[Array, Array]:
+        """As `parts`, with bytes by category `[n, C]`.
+
+        packed: vectors are copied into messages and out of them; by default unless one slab may have all.
+        """
+        packed = not self.one_slab if packed is None else packed
         this, widths, rows = self.tables[table], np.asarray(widths, np.float64), np.asarray(rows, np.float64)
         demand = this.demand(asked, packing)
         keys, vectors = this.key_bytes(demand, rows), this.vector_bytes(demand, widths)
@@ -167,27 +171,29 @@ class CostModel:
         loads = np.zeros((len(PHASES), len(widths)))
         # Keys arrive in 32 bits, and are widened.
         loads[IDS] = (self._exchange.byte + copy) * keys + copy * demands.ID_BYTES * demand.entries
-        loads[LOOKUP] = self._lookup(this, demand, widths)
+        loads[LOOKUP] = self._lookup(this, demand, widths, packed)
         loads[BACK] = self._exchange.byte * vectors
         if this.learns:
             loads[COMBINE] = self._order.row * self.ranks * demand.entries
-            loads[GRADS] = (self._exchange.byte + (0.0 if self._one_slab else copy)) * vectors
+            loads[GRADS] = (self._exchange.byte + copy * packed) * vectors
             if this.wire != this.compute:
                 loads[GRADS] += copy * demand.segments * widths * this.compute
             loads[UPDATE] = self._update(table, demand, widths)
         return loads.T, memory_of(this, demand, widths, rows, keys, vectors)
 
-    def _lookup(self, table: Table, demand: Demand, widths: Array) -> Array:
+    def _lookup(self, table: Table, demand: Demand, widths: Array, packed: bool) -> Array:
         """R requests; with max_norm, each touched row is read and written once more, in float64."""
         row, ranks, copy = widths * table.itemsize, self.ranks, self._op("copy").byte
         seconds = seconds_of(self._op("lookup"), ranks * demand.singles, row)
         seconds = seconds + seconds_of(self._op("lookup_sum"), ranks * demand.bagged, row)
         cast, sent = table.wire != table.itemsize, widths * table.wire + table.scale
-        if not self._one_slab:
-            packed = demand.sums + (0.0 if self._straight and not cast else demand.singles)
-            seconds = seconds + copy * ranks * packed * sent
+        if packed:
+            copied = demand.sums + (0.0 if self._straight and not cast else demand.singles)
+            seconds = seconds + copy * ranks * copied * sent
         if cast:
             seconds = seconds + copy * ranks * demand.singles * row
+        if self._straight and table.itemsize < table.compute:  # gathered and widened before they are summed
+            seconds = seconds + copy * ranks * demand.bagged * (row + 2 * widths * table.compute)
         if table.wire != table.compute:
             seconds = seconds + copy * ranks * demand.sums * widths * table.compute
         if table.load.table.max_norm is not None:
@@ -245,8 +251,11 @@ class CostModel:
         seconds, memory = self.common_in_detail(table, [(width, blocks) for width in widths], packing)
         return seconds, float(memory.sum())
 
-    def common_in_detail(self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str) -> tuple[Array, Array]:
-        """As `common`, of strips that are cut by rows in ways of their own, with bytes by category `[C]`."""
+    def common_in_detail(
+        self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str, packed: bool | None = None
+    ) -> tuple[Array, Array]:
+        """As `common`, of strips that are cut by rows in ways of their own, with bytes by category `[C]`. packed: as for parts."""
+        packed = not self.one_slab if packed is None else packed
         this, loads, memory = self.tables[table], np.zeros(len(PHASES)), np.zeros(len(CATEGORIES))
         bags = this.read_by_bag(packing)
         by_id = sum(this.feature_ids(feature) for feature, bag in enumerate(bags) if not bag)
@@ -255,7 +264,7 @@ class CostModel:
         for (width, blocks), count in Counter(strips).items():  # strips of one width, cut alike, cost alike
             demand = this.demand(self._evenly(this, blocks), packing)
             strip, held = np.zeros_like(loads), np.zeros_like(memory)
-            self._common_strip(this, bags, demand, float(width), strip, held)
+            self._common_strip(this, bags, demand, float(width), packed, strip, held)
             loads += count * strip
             memory += count * held
         if len(strips) > 1 and this.twins:
@@ -274,7 +283,7 @@ class CostModel:
         return Asked(*(np.full(blocks, number / blocks) for number in (traffic.ids, traffic.distinct, traffic.touched)))
 
     def _common_strip(
-        self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, loads: Array, memory: Array
+        self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, packed: bool, loads: Array, memory: Array
     ) -> None:
         entries, segments = float(demand.entries.sum()), float(demand.segments.sum())
         keys = float(table.key_bytes(demand, np.zeros_like(demand.singles)).sum())
@@ -286,8 +295,7 @@ class CostModel:
         loads[ROUTE] += self._op("route_place").seconds(0, singles, demands.ID_BYTES * ids)
         loads[ROUTE] += self._op("route_bag").seconds(0, float(demand.bagged.sum()), demands.ID_BYTES * float(demand.sums.sum()))
         loads[IDS] += copy * keys
-        packed = 0.0 if self._one_slab else vectors
-        loads[BACK] += copy * (packed + (wanted if table.wire != table.compute else 0.0))
+        loads[BACK] += copy * (vectors * packed + (wanted if table.wire != table.compute else 0.0))
         for feature in by_id:
             share = table.feature_ids(feature) / max(ids, 1e-300)
             loads[COMBINE] += self._combining.pool(table, feature, share * singles, width)
@@ -295,7 +303,7 @@ class CostModel:
             share = table.feature_ids(feature) / max(table.traffic.ids - ids, 1e-300)
             loads[COMBINE] += self._combining.pool_sums(table, feature, share * float(demand.sums.sum()), width)
         if table.learns:
-            loads[GRADS] += copy * packed
+            loads[GRADS] += copy * vectors * packed
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
         # The message beside what it is unpacked into; on the way back, gradients beside the message.
         memory[BUFFERS] += vectors + wanted
@@ -307,14 +315,15 @@ class CostModel:
         loads, memory = self.copied_in_detail(table)
         return loads, float(memory.sum())
 
-    def copied_in_detail(self, table: int) -> tuple[Array, Array]:
-        """As `copied`, with bytes by category `[C]`."""
+    def copied_in_detail(self, table: int, packed: bool | None = None) -> tuple[Array, Array]:
+        """As `copied`, with bytes by category `[C]`. packed: as for parts."""
+        packed = not self.one_slab if packed is None else packed
         this, copy = self.tables[table], self._op("copy").byte
         traffic, width, rows = this.traffic, float(this.width), float(this.rows)
-        loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
+        loads, memory = self.common_in_detail(table, [(width, 1)], "unique", packed)
         found, row = traffic.distinct, width * this.itemsize
         loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
-        sent = copy * found * (width * this.wire + this.scale)
+        sent = copy * found * (width * this.wire + this.scale) * packed
         loads[LOOKUP] += 0.0 if self._straight and this.wire == this.itemsize else sent
         widths = np.array([width])
         memory[WEIGHTS] += rows * row
