@@ -32,13 +32,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.planner import cost_demand as demands
-from shardembed.planner.cost_combine import BY_BAG, BY_ID, Combining, outputs_of
+from shardembed.planner.cost_combine import Combining, Group, groups_of, outputs_of
 from shardembed.planner.cost_demand import Demand, Table
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
 from shardembed.planner.cost_phases import (
@@ -66,7 +65,6 @@ from shardembed.planner.topology_sections import optimizer_name
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.tables.placement import PACKINGS, Packing
-from shardembed.tables.pooling import POOLINGS, Pooling
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 from shardembed.wire.message import ALIGNMENT
 
@@ -82,6 +80,7 @@ class CostModel:
         base: `[P]` seconds whatever the plan.
         charges: `[P]` seconds by name; `charges_of` adds the slabs it names.
         charge_memory: likewise bytes.
+        one_slab: a plan may have all tables in one slab whose vectors are the message as they are.
     """
 
     phases, categories = PHASES, CATEGORIES
@@ -97,7 +96,6 @@ class CostModel:
         self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
         self._op = cache(lambda name: op_of(topology, name))
         self._combining = Combining(self.tables, self._op)
-        # Vectors that are the message as they are.
         whole = {(table.width * table.wire + table.scale) % ALIGNMENT == 0 for table in self.tables}
         self.one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
         # A CPU reads single rows straight into a message of several slabs. A GPU looks them up first; it sorts rows in the forward.
@@ -138,8 +136,7 @@ class CostModel:
         if self.one_slab:
             found[[LOOKUP, BACK, GRADS]] = message * np.array([1, 1, 2])
         for table in self.tables if self.one_slab and copies else ():
-            whole = Asked(*(np.array([number]) for number in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-            fewest = min(float(table.demand(whole, packing).segments[0]) for packing in PACKINGS)
+            fewest = min(float(table.demand(table.whole, packing).segments[0]) for packing in PACKINGS)
             copied = self._op("copy").byte * fewest * (table.width * table.wire + table.scale)
             found[BACK] += copied
             found[GRADS] += 2 * copied * table.learns
@@ -202,19 +199,19 @@ class CostModel:
         return seconds
 
     def _update(self, number: int, demand: Demand, widths: Array) -> Array:
-        """Merge what R ranks sent, update what any of them touched. Where a rowwise optimizer's columns are cut, each strip's
-        owner also sends one float64 a touched row to every other strip's owner (`store.twins`).
-        """
+        """Merge what R ranks sent, update what any touched; with cut columns of a rowwise optimizer, swap statistics of rows."""
         table, entries = self.tables[number], self.ranks * demand.entries
         moved = demands.updated_bytes(table, widths)
-        seconds = np.empty_like(widths)
+        seconds = np.zeros_like(widths)
         for width in np.unique(widths):
             here = widths == width
             merge, update = self._update_ops(number, float(width))
-            seconds[here] = seconds_of(merge, entries[here], width * table.compute)
-            seconds[here] += seconds_of(update, demand.touched[here], moved[here])
-            if self.ranks > 1 and not self._fused(number, float(width)):  # else divided on the way by the number of ranks
-                seconds[here] += self._op("copy").byte * demand.touched[here] * width * table.compute
+            grads, touched, row = entries[here], demand.touched[here], width * table.compute
+            if not self._fused(number, float(width)):
+                grads = self.ranks * demand.segments[here] + touched
+                if self.ranks > 1:  # else divided on the way by the number of ranks
+                    seconds[here] += self._op("copy").byte * touched * row
+            seconds[here] += merge.row * entries[here] + merge.byte * grads * row + seconds_of(update, touched, moved[here])
         if table.load.table.policy.rounding == "stochastic":
             seconds += seconds_of(self._op("round"), demand.touched, widths * table.compute)
         if table.twins:
@@ -311,7 +308,7 @@ class CostModel:
     # Copied tables.
 
     def copied(self, table: int) -> tuple[Array, float]:
-        """A copy of the table on every rank: what each of them does and holds, (`[P]` seconds, bytes)."""
+        """A copy of the table on every rank: what each does and holds, (`[P]` seconds, bytes)."""
         loads, memory = self.copied_in_detail(table)
         return loads, float(memory.sum())
 
@@ -320,28 +317,31 @@ class CostModel:
         packed = not self.one_slab if packed is None else packed
         this, copy = self.tables[table], self._op("copy").byte
         traffic, width, rows = this.traffic, float(this.width), float(this.rows)
-        loads, memory = self.common_in_detail(table, [(width, 1)], "unique", packed)
-        found, row = traffic.distinct, width * this.itemsize
-        loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
-        sent = copy * found * (width * this.wire + this.scale) * packed
-        loads[LOOKUP] += 0.0 if self._straight and this.wire == this.itemsize else sent
+        loads, memory = self.common_in_detail(table, [(width, 1)], this.own_packing, packed)
+        whole = this.demand(this.whole, this.own_packing)
+        singles, bagged, found = (float(each[0]) for each in (whole.singles, whole.bagged, whole.segments))
+        row, vector = width * this.itemsize, copy * (width * this.wire + this.scale) * packed
+        loads[LOOKUP] += self._op("lookup").seconds(0, singles, singles * row)
+        loads[LOOKUP] += self._op("lookup_sum").seconds(0, bagged, bagged * row)
+        straight = self._straight and this.wire == this.itemsize
+        loads[LOOKUP] += vector * (found - singles if straight else found)
         widths = np.array([width])
         memory[WEIGHTS] += rows * row
         memory[STATE] += rows * float(demands.state_bytes(this, widths)[0])
         memory[BUFFERS] += found * row
         if this.learns:
-            loads[COMBINE] += self._order.row * found
-            loads[GRADS] += sent
+            loads[COMBINE] += self._order.row * (singles + bagged)
+            loads[GRADS] += vector * found
             gradients = width * this.compute
             buffer = self.reduced_bytes(table)
             _, update = self._update_ops(table, width)
-            loads[COPIES] += self._op("merge").seconds(0, found, found * gradients)
+            loads[COPIES] += self._op("merge").seconds(0, singles + bagged, (found + traffic.distinct) * gradients)
             loads[COPIES] += self._op("dense").seconds(0, rows, buffer) + buffer * (self._reduce.byte + self._op("all_reduce").byte)
             moved = float(demands.updated_bytes(this, widths)[0])
             loads[UPDATE] += update.seconds(0, traffic.touched, traffic.touched * moved)
             if this.load.table.policy.rounding == "stochastic":
                 loads[UPDATE] += self._op("round").seconds(0, traffic.touched, traffic.touched * gradients)
-            memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES)
+            memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES) + bagged * demands.ID_BYTES
             memory[BUFFERS] += buffer
         return loads, memory
 
@@ -365,8 +365,8 @@ class CostModel:
         for width in dict.fromkeys(widths):
             slab = this.slab(int(width), copied, split)
             names.add(self._charge(f"slab:{slab}", lambda width=width: self._slab(table, float(width), copied)))
-            for kind in self._pools(this, packing):
-                names.add(self._charge(f"pool {kind}:{slab}", lambda kind=kind: self._pool_call(this, kind)))
+            for group in groups_of(this, this.own_packing if copied else packing):
+                names.add(self._charge(f"pool {group}:{slab}", lambda group=group: self._group(this, group)))
         return frozenset(names)
 
     def _charge(self, name: str, seconds: Callable[[], Array]) -> str:
@@ -375,15 +375,8 @@ class CostModel:
             self.charge_memory[name] = 0.0
         return name
 
-    def _pools(self, table: Table, packing: Packing | str) -> set[Pooling | Literal["bags"]]:
-        """What `combine` does in one call for all tables of a slab that are alike in it."""
-        bags = table.read_by_bag(packing)
-        return {"bags" if bag else pooling for bag, pooling in zip(bags, table.poolings, strict=True)}
-
-    def _pool_call(self, table: Table, pooling: Pooling | Literal["bags"]) -> Array:
-        ops = BY_BAG if pooling == "bags" else BY_ID[POOLINGS[pooling].over_ids]
-        calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
-        return phases_with({COMBINE: calls, ROUTE: 0.0 if pooling == "bags" else self._op("route_slab").call})
+    def _group(self, table: Table, group: Group) -> Array:
+        return phases_with({COMBINE: self._combining.call(table, group), ROUTE: self._op("route_slab").call * (group != "bags")})
 
     def _slab(self, number: int, width: float, copied: bool) -> Array:
         """One call of each kind of work a slab; a message has a block a rank on both sides, of which a copied slab has its own."""
