@@ -33,7 +33,8 @@ def estimate(plan: Plan, workload: Workload, topology: Topology, model: CostMode
     """
     model = model or CostModel(workload, topology)
     _check(plan, workload, topology)
-    count = _Count(model)
+    one_slab = all(len(table.layout.strips) == 1 and not table.layout.copied for table in plan.tables)
+    count = _Count(model, packed=not (model.one_slab and one_slab))
     for number, table in enumerate(plan.tables):
         if table.layout.copied and topology.ranks > 1:
             count.copied(number)
@@ -57,7 +58,9 @@ def _check(plan: Plan, workload: Workload, topology: Topology) -> None:
 class _Count:
     """Sums by rank, filled table by table."""
 
-    def __init__(self, model: CostModel) -> None:
+    def __init__(self, model: CostModel, packed: bool) -> None:
+        """packed: vectors are copied into messages of several slabs, and out of them."""
+        self.packed = packed
         ranks, tables = model.ranks, len(model.tables)
         self.model = model
         self.seconds = np.repeat(model.base[:, None], ranks, 1)
@@ -70,7 +73,7 @@ class _Count:
         self.charges: set[str] = set()
 
     def copied(self, table: int) -> None:
-        loads, memory = self.model.copied_in_detail(table)
+        loads, memory = self.model.copied_in_detail(table, self.packed)
         self._everywhere(table, loads, memory)
         self.table_memory[table] += memory[WEIGHTS] + memory[STATE]
         self.reduced += self.model.reduced_bytes(table)
@@ -87,12 +90,12 @@ class _Count:
             width, held = float(len(strip.columns)), Holdings.of(strip, asked)
             strips.append((width, held.asked))
             self._owners(table, plan, width, held)
-        self._everywhere(table, *model.common_in_detail(table, strips, plan.packing))
+        self._everywhere(table, *model.common_in_detail(table, strips, plan.packing, self.packed))
         self.charges |= model.charges_of(table, [width for width, _ in strips], plan.packing)
 
     def _owners(self, table: int, plan: TablePlan, width: float, held: Holdings) -> None:
         ranks, widths = held.ranks, np.full(len(held.ranks), width)
-        loads, memory = self.model.parts_in_detail(table, widths, held.asked, held.rows, plan.packing)
+        loads, memory = self.model.parts_in_detail(table, widths, held.asked, held.rows, plan.packing, self.packed)
         self.seconds[:, ranks] += loads.T
         self.memory[:, ranks] += memory.T
         self.table_seconds[table] += loads.sum(0)
@@ -113,6 +116,8 @@ class _Count:
         self.table_seconds[table] += self.model.ranks * loads
 
     def total(self) -> Estimate:
+        if "slabs" in self.charges:  # whose copies have been counted
+            self.charges = self.charges - {"slabs"} | {"packed slabs"}
         # In one order, so that the same plan gives the same bits.
         for name in sorted(self.charges):
             self.seconds += self.model.charges[name][:, None]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from shardembed.planner.cost_demand import Table
 from shardembed.planner.topology import Op
+from shardembed.tables.placement import Packing
 from shardembed.tables.pooling import POOLINGS, OverIds, Pooling, PoolingKind
 
 # What `combine` does with vectors that came one an id, and what its adjoint does; one op is both ways.
@@ -22,6 +24,7 @@ BY_ID: dict[OverIds, tuple[str, ...]] = {
     None: ("gather", "gather_adjoint"),
 }
 BY_BAG = ("pool", "pool_adjoint")
+Group = Pooling | Literal["bags"]  # what `combine` does in one call for all tables of a slab that are alike in it
 
 
 class Combining:
@@ -41,6 +44,11 @@ class Combining:
         dtypes = {table.load.table.dtype for table in tables if set(table.poolings) - {None}}
         self._alike = len(dtypes) == 1  # else each output is a tensor of its own
         self.pieces = self._alike and sum(len(found - {None}) for found in poolings.values()) > 1
+
+    def call(self, table: Table, group: Group) -> float:
+        """Seconds of a group's calls, there and back."""
+        ops = BY_BAG if group == "bags" else BY_ID[POOLINGS[group].over_ids]
+        return sum(self.op(name).call for name in (ops if table.learns else ops[:1]))
 
     def pool(self, table: Table, feature: int, segments: float, width: float) -> float:
         """Seconds of one strip of a feature that is read by id. There, the vectors of all ids are read and the outputs written;
@@ -95,6 +103,12 @@ class Combining:
             return 0.0
         passes = 2 if table.learns else 1
         return self.op("join").seconds(0, passes * sum(pooled), passes * sum(pooled) * table.width * table.compute)
+
+
+def groups_of(table: Table, packing: Packing | str) -> set[Group]:
+    """The groups of its slab that a table is in."""
+    bags = table.read_by_bag(packing)
+    return {"bags" if bag else pooling for bag, pooling in zip(bags, table.poolings, strict=True)}
 
 
 def outputs_of(table: Table, feature: int) -> float:

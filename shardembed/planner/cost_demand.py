@@ -168,6 +168,16 @@ class Table:
         """Owners of strips of a row swap its statistic in the update, where columns are cut."""
         return self.load.optimizer.rowwise and self.learns
 
+    @property
+    def whole(self) -> Asked:
+        """What a rank asks of all rows."""
+        return Asked(*(np.array([number]) for number in (self.traffic.ids, self.traffic.distinct, self.traffic.touched)))
+
+    @property
+    def own_packing(self) -> Packing:
+        """How a rank reads its own copy: by bag, unless the wire would round sums (`journey.setup`)."""
+        return "bag" if self.wire == self.itemsize == self.compute else "unique"
+
     def feature_ids(self, feature: int) -> float:
         return self.traffic.bags[feature] * self.traffic.lengths[feature]
 

@@ -16,16 +16,15 @@ spread evenly over the ranks, so all ranks ask every owner alike; what a shard a
     reduce copies                                                  (copied: merge, and one all-reduce of rows x (W + 1))
 
 Of the wire, (R - 1) / R travels: own shares stay on the rank. An owner's part is what a rank holds of a strip, in however many
-blocks (`cost_demand.Holdings`). What a slab costs whatever is asked of it (one call of each kind of work, a block a rank in each
-message) is a fixed charge by the slab's kind.
+blocks (`cost_demand.Holdings`). What a slab costs whatever is asked of it is a fixed charge by the slab's kind.
 
-Everything is linear in owners' parts, so that options of a table can be counted once and added up in any combination. A plan that
-puts all tables into one slab spares itself copies, since its vectors are the message (`MessageLayout.dense`). Where all tables are
-of one kind, that is counted: nobody pays for copies before a table is cut by columns or copied; then a fixed charge has those of
-all tables, by the fewest vectors that they can do with. What is not linear otherwise is left out. Small beside the rest: a slab
-that mixes packings sends lengths for all of it and answers with sums; tables of one kind that are all cut into the same strips
-share one slab, too; int64 keys are judged by table, not by slab; a slab that lies on one rank needs no sorting by owner; padding of
-messages is counted by slab, at its expected size.
+All is linear in owners' parts, so that options can be counted once and added up in any combination. A plan that puts all tables
+into one slab spares itself copies, since its vectors are the message (`MessageLayout.dense`). Where all tables are of one kind,
+options therefore have no copies of vectors, and what is copied or cut by columns has a fixed charge for those of all tables, by the
+fewest vectors that they can do with: no more than a plan pays, so that a bound holds, and exact where a plan has one slab.
+`cost.estimate`, which sees the plan, counts them as they are (`packed`). Left out, and small: a slab that mixes packings sends
+lengths for all of it and answers with sums; tables of one kind that are all cut into the same strips share a slab, too; int64 keys
+are judged by table; a slab on one rank needs no sorting by owner; padding of messages is counted at its expected size.
 """
 
 from __future__ import annotations
@@ -34,13 +33,12 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.planner import cost_demand as demands
-from shardembed.planner.cost_combine import BY_BAG, BY_ID, Combining, outputs_of
+from shardembed.planner.cost_combine import Combining, Group, groups_of, outputs_of
 from shardembed.planner.cost_demand import Demand, Table
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
 from shardembed.planner.cost_phases import (
@@ -68,7 +66,6 @@ from shardembed.planner.topology_sections import optimizer_name
 from shardembed.planner.traffic import Asked, Traffic
 from shardembed.planner.workload import Workload
 from shardembed.tables.placement import PACKINGS, Packing
-from shardembed.tables.pooling import POOLINGS, Pooling
 from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 from shardembed.wire.message import ALIGNMENT
 
@@ -84,6 +81,7 @@ class CostModel:
         base: `[P]` seconds whatever the plan.
         charges: `[P]` seconds by name; `charges_of` adds the slabs it names.
         charge_memory: likewise bytes.
+        one_slab: a plan may have all tables in one slab whose vectors are the message as they are.
     """
 
     phases, categories = PHASES, CATEGORIES
@@ -99,9 +97,8 @@ class CostModel:
         self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
         self._op = cache(lambda name: op_of(topology, name))
         self._combining = Combining(self.tables, self._op)
-        # Vectors that are the message as they are.
         whole = {(table.width * table.wire + table.scale) % ALIGNMENT == 0 for table in self.tables}
-        self._one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
+        self.one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
         # A CPU reads single rows straight into a message of several slabs. A GPU looks them up first; it sorts rows in the forward.
         self._straight = topology.device == "cpu"
         self._order = FREE if self._straight else self._op("order")
@@ -113,6 +110,7 @@ class CostModel:
             "twins": phases_with({UPDATE: latency}),
             "norms": phases_with({LOOKUP: latency}),
             "slabs": self._several_slabs(),
+            "packed slabs": self._several_slabs(copies=False),
         }
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
@@ -138,20 +136,17 @@ class CostModel:
     def _cut(self) -> Array:
         """An exchange there, one back and one of gradients, each a message that is put together and taken apart."""
         latency, message = self._exchange.latency, self._op("message").call
-        packed = 0.0 if self._one_slab else message
+        packed = 0.0 if self.one_slab else message
         return phases_with({IDS: latency + 2 * message, LOOKUP: packed, BACK: latency + packed, GRADS: latency + 2 * packed})
 
-    def _several_slabs(self) -> Array:
-        """What copies take once tables that are all of one kind do not share a slab any more, all of them, on a mean rank."""
+    def _several_slabs(self, copies: bool = True) -> Array:
+        """What tables that are all of one kind take more once they do not share a slab; of copies the least, on a mean rank."""
         found, message = phases_with({COMBINE: sum(map(self._combining.rejoined, self.tables))}), self._op("message").call
-        if self._one_slab:
+        if self.one_slab:
             found[[LOOKUP, BACK, GRADS]] = message * np.array([1, 1, 2])
-        for table in self.tables if self._one_slab else ():
-            whole = Asked(*(np.array([number]) for number in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-            wanted = {packing: float(table.demand(whole, packing).segments[0]) for packing in PACKINGS}
-            copied = self._op("copy").byte * min(wanted.values()) * (table.width * table.wire + table.scale)
-            summed = wanted["bag"] < wanted["unique"]
-            found[LOOKUP] += copied * (summed or not self._straight)
+        for table in self.tables if self.one_slab and copies else ():
+            fewest = min(float(table.demand(table.whole, packing).segments[0]) for packing in PACKINGS)
+            copied = self._op("copy").byte * fewest * (table.width * table.wire + table.scale)
             found[BACK] += copied
             found[GRADS] += 2 * copied * table.learns
         return found
@@ -167,8 +162,14 @@ class CostModel:
         loads, memory = self.parts_in_detail(table, widths, asked, rows, packing)
         return loads, memory.sum(1)
 
-    def parts_in_detail(self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing) -> tuple[Array, Array]:
-        """As `parts`, with bytes by category `[n, C]`."""
+    def parts_in_detail(
+        self, table: int, widths: Array, asked: Asked, rows: Array, packing: Packing, packed: bool | None = None
+    ) -> tuple[Array, Array]:
+        """As `parts`, with bytes by category `[n, C]`.
+
+        packed: vectors are copied into messages and out of them; by default unless one slab may have all.
+        """
+        packed = not self.one_slab if packed is None else packed
         this, widths, rows = self.tables[table], np.asarray(widths, np.float64), np.asarray(rows, np.float64)
         demand = this.demand(asked, packing)
         keys, vectors = this.key_bytes(demand, rows), this.vector_bytes(demand, widths)
@@ -176,27 +177,29 @@ class CostModel:
         loads = np.zeros((len(PHASES), len(widths)))
         # Keys arrive in 32 bits, and are widened.
         loads[IDS] = (self._exchange.byte + copy) * keys + copy * demands.ID_BYTES * demand.entries
-        loads[LOOKUP] = self._lookup(this, demand, widths)
+        loads[LOOKUP] = self._lookup(this, demand, widths, packed)
         loads[BACK] = self._exchange.byte * vectors
         if this.learns:
             loads[COMBINE] = self._order.row * self.ranks * demand.entries
-            loads[GRADS] = (self._exchange.byte + (0.0 if self._one_slab else copy)) * vectors
+            loads[GRADS] = (self._exchange.byte + copy * packed) * vectors
             if this.wire != this.compute:
                 loads[GRADS] += copy * demand.segments * widths * this.compute
             loads[UPDATE] = self._update(table, demand, widths)
         return loads.T, memory_of(this, demand, widths, rows, keys, vectors)
 
-    def _lookup(self, table: Table, demand: Demand, widths: Array) -> Array:
+    def _lookup(self, table: Table, demand: Demand, widths: Array, packed: bool) -> Array:
         """R requests; with max_norm, each touched row is read and written once more, in float64."""
         row, ranks, copy = widths * table.itemsize, self.ranks, self._op("copy").byte
         seconds = seconds_of(self._op("lookup"), ranks * demand.singles, row)
         seconds = seconds + seconds_of(self._op("lookup_sum"), ranks * demand.bagged, row)
         cast, sent = table.wire != table.itemsize, widths * table.wire + table.scale
-        if not self._one_slab:
-            packed = demand.sums + (0.0 if self._straight and not cast else demand.singles)
-            seconds = seconds + copy * ranks * packed * sent
+        if packed:
+            copied = demand.sums + (0.0 if self._straight and not cast else demand.singles)
+            seconds = seconds + copy * ranks * copied * sent
         if cast:
             seconds = seconds + copy * ranks * demand.singles * row
+        if self._straight and table.itemsize < table.compute:  # gathered and widened before they are summed
+            seconds = seconds + copy * ranks * demand.bagged * (row + 2 * widths * table.compute)
         if table.wire != table.compute:
             seconds = seconds + copy * ranks * demand.sums * widths * table.compute
         if table.load.table.max_norm is not None:
@@ -205,19 +208,19 @@ class CostModel:
         return seconds
 
     def _update(self, number: int, demand: Demand, widths: Array) -> Array:
-        """Merge what R ranks sent, update what any of them touched. Where a rowwise optimizer's columns are cut, each strip's
-        owner also sends one float64 a touched row to every other strip's owner (`store.twins`).
-        """
+        """Merge what R ranks sent, update what any touched; with cut columns of a rowwise optimizer, swap statistics of rows."""
         table, entries = self.tables[number], self.ranks * demand.entries
         moved = demands.updated_bytes(table, widths)
-        seconds = np.empty_like(widths)
+        seconds = np.zeros_like(widths)
         for width in np.unique(widths):
             here = widths == width
             merge, update = self._update_ops(number, float(width))
-            seconds[here] = seconds_of(merge, entries[here], width * table.compute)
-            seconds[here] += seconds_of(update, demand.touched[here], moved[here])
-            if self.ranks > 1 and not self._fused(number, float(width)):  # else divided on the way by the number of ranks
-                seconds[here] += self._op("copy").byte * demand.touched[here] * width * table.compute
+            grads, touched, row = entries[here], demand.touched[here], width * table.compute
+            if not self._fused(number, float(width)):
+                grads = self.ranks * demand.segments[here] + touched
+                if self.ranks > 1:  # else divided on the way by the number of ranks
+                    seconds[here] += self._op("copy").byte * touched * row
+            seconds[here] += merge.row * entries[here] + merge.byte * grads * row + seconds_of(update, touched, moved[here])
         if table.load.table.policy.rounding == "stochastic":
             seconds += seconds_of(self._op("round"), demand.touched, widths * table.compute)
         if table.twins:
@@ -254,8 +257,11 @@ class CostModel:
         seconds, memory = self.common_in_detail(table, [(width, blocks) for width in widths], packing)
         return seconds, memory.sum(0)
 
-    def common_in_detail(self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str) -> tuple[Array, Array]:
-        """As `common`, of strips that are cut by rows in ways of their own, with bytes by category `[C]`."""
+    def common_in_detail(
+        self, table: int, strips: Sequence[tuple[float, int | Asked]], packing: str, packed: bool | None = None
+    ) -> tuple[Array, Array]:
+        """As `common`, of strips that are cut by rows in ways of their own, with bytes by category `[C]`. packed: as for parts."""
+        packed = not self.one_slab if packed is None else packed
         this = self.tables[table]
         loads, memory = (np.zeros((len(lines), *np.shape(this.traffic.ids))) for lines in (PHASES, CATEGORIES))
         bags = this.read_by_bag(packing)
@@ -265,7 +271,7 @@ class CostModel:
         for (width, blocks), count in Counter(strips).items():  # strips of one width, cut alike, cost alike
             demand = this.demand(self._evenly(this, blocks), packing)
             strip, held = np.zeros_like(loads), np.zeros_like(memory)
-            self._common_strip(this, bags, demand, float(width), strip, held)
+            self._common_strip(this, bags, demand, float(width), packed, strip, held)
             loads += count * strip
             memory += count * held
         if len(strips) > 1 and this.twins:
@@ -285,7 +291,7 @@ class CostModel:
         return Asked(*(np.broadcast_to(number / blocks, (blocks, *np.shape(number))) for number in whole))
 
     def _common_strip(
-        self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, loads: Array, memory: Array
+        self, table: Table, bags: tuple[bool, ...], demand: Demand, width: float, packed: bool, loads: Array, memory: Array
     ) -> None:
         entries, segments, singles, sums = (each.sum(0) for each in (demand.entries, demand.segments, demand.singles, demand.sums))
         keys = table.key_bytes(demand, np.zeros_like(demand.singles)).sum(0)
@@ -296,8 +302,7 @@ class CostModel:
         loads[ROUTE] += self._op("route_place").seconds(0, singles, demands.ID_BYTES * ids)
         loads[ROUTE] += self._op("route_bag").seconds(0, demand.bagged.sum(0), demands.ID_BYTES * sums)
         loads[IDS] += copy * keys
-        packed = 0.0 if self._one_slab else vectors
-        loads[BACK] += copy * (packed + (wanted if table.wire != table.compute else 0.0))
+        loads[BACK] += copy * (vectors * packed + (wanted if table.wire != table.compute else 0.0))
         for feature in by_id:
             share = table.feature_ids(feature) / np.maximum(ids, 1e-300)
             loads[COMBINE] += self._combining.pool(table, feature, share * singles, width)
@@ -305,7 +310,7 @@ class CostModel:
             share = table.feature_ids(feature) / np.maximum(table.traffic.ids - ids, 1e-300)
             loads[COMBINE] += self._combining.pool_sums(table, feature, share * sums, width)
         if table.learns:
-            loads[GRADS] += copy * packed
+            loads[GRADS] += copy * vectors * packed
         memory[PREFETCH] += keys + demands.ID_BYTES * (ids + 2 * entries)
         # The message beside what it is unpacked into; on the way back, gradients beside the message.
         memory[BUFFERS] += vectors + wanted
@@ -313,36 +318,40 @@ class CostModel:
     # Copied tables.
 
     def copied(self, table: int) -> tuple[Array, float]:
-        """A copy of the table on every rank: what each of them does and holds, (`[P]` seconds, bytes)."""
+        """A copy of the table on every rank: what each does and holds, (`[P]` seconds, bytes)."""
         loads, memory = self.copied_in_detail(table)
         return loads, memory.sum(0)
 
-    def copied_in_detail(self, table: int) -> tuple[Array, Array]:
-        """As `copied`, with bytes by category `[C]`."""
+    def copied_in_detail(self, table: int, packed: bool | None = None) -> tuple[Array, Array]:
+        """As `copied`, with bytes by category `[C]`. packed: as for parts."""
+        packed = not self.one_slab if packed is None else packed
         this, copy = self.tables[table], self._op("copy").byte
         traffic, width, rows = this.traffic, float(this.width), this.rows * 1.0
-        loads, memory = self.common_in_detail(table, [(width, 1)], "unique")
-        found, row = traffic.distinct, width * this.itemsize
-        loads[LOOKUP] += self._op("lookup").seconds(0, found, found * row)
-        sent = copy * found * (width * this.wire + this.scale)
-        loads[LOOKUP] += 0.0 if self._straight and this.wire == this.itemsize else sent
+        loads, memory = self.common_in_detail(table, [(width, 1)], this.own_packing, packed)
+        whole = this.demand(this.whole, this.own_packing)
+        singles, bagged, found = (each[0] for each in (whole.singles, whole.bagged, whole.segments))
+        row, vector = width * this.itemsize, copy * (width * this.wire + this.scale) * packed
+        loads[LOOKUP] += self._op("lookup").seconds(0, singles, singles * row)
+        loads[LOOKUP] += self._op("lookup_sum").seconds(0, bagged, bagged * row)
+        straight = self._straight and this.wire == this.itemsize
+        loads[LOOKUP] += vector * (found - singles if straight else found)
         widths = np.array([width])
         memory[WEIGHTS] += rows * row
         memory[STATE] += rows * float(demands.state_bytes(this, widths)[0])
         memory[BUFFERS] += found * row
         if this.learns:
-            loads[COMBINE] += self._order.row * found
-            loads[GRADS] += sent
+            loads[COMBINE] += self._order.row * (singles + bagged)
+            loads[GRADS] += vector * found
             gradients = width * this.compute
             buffer = self.reduced_bytes(table)
             _, update = self._update_ops(table, width)
-            loads[COPIES] += self._op("merge").seconds(0, found, found * gradients)
+            loads[COPIES] += self._op("merge").seconds(0, singles + bagged, (found + traffic.distinct) * gradients)
             loads[COPIES] += self._op("dense").seconds(0, rows, buffer) + buffer * (self._reduce.byte + self._op("all_reduce").byte)
             moved = float(demands.updated_bytes(this, widths)[0])
             loads[UPDATE] += update.seconds(0, traffic.touched, traffic.touched * moved)
             if this.load.table.policy.rounding == "stochastic":
                 loads[UPDATE] += self._op("round").seconds(0, traffic.touched, traffic.touched * gradients)
-            memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES)
+            memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES) + bagged * demands.ID_BYTES
             memory[BUFFERS] += buffer
         return loads, memory
 
@@ -366,8 +375,8 @@ class CostModel:
         for width in dict.fromkeys(widths):
             slab = this.slab(int(width), copied, split)
             names.add(self._charge(f"slab:{slab}", lambda width=width: self._slab(table, float(width), copied)))
-            for kind in self._pools(this, packing):
-                names.add(self._charge(f"pool {kind}:{slab}", lambda kind=kind: self._pool_call(this, kind)))
+            for group in groups_of(this, this.own_packing if copied else packing):
+                names.add(self._charge(f"pool {group}:{slab}", lambda group=group: self._group(this, group)))
         return frozenset(names)
 
     def _charge(self, name: str, seconds: Callable[[], Array]) -> str:
@@ -376,15 +385,8 @@ class CostModel:
             self.charge_memory[name] = 0.0
         return name
 
-    def _pools(self, table: Table, packing: Packing | str) -> set[Pooling | Literal["bags"]]:
-        """What `combine` does in one call for all tables of a slab that are alike in it."""
-        bags = table.read_by_bag(packing)
-        return {"bags" if bag else pooling for bag, pooling in zip(bags, table.poolings, strict=True)}
-
-    def _pool_call(self, table: Table, pooling: Pooling | Literal["bags"]) -> Array:
-        ops = BY_BAG if pooling == "bags" else BY_ID[POOLINGS[pooling].over_ids]
-        calls = sum(self._op(op).call for op in (ops if table.learns else ops[:1]))
-        return phases_with({COMBINE: calls, ROUTE: 0.0 if pooling == "bags" else self._op("route_slab").call})
+    def _group(self, table: Table, group: Group) -> Array:
+        return phases_with({COMBINE: self._combining.call(table, group), ROUTE: self._op("route_slab").call * (group != "bags")})
 
     def _slab(self, number: int, width: float, copied: bool) -> Array:
         """One call of each kind of work a slab; a message has a block a rank on both sides, of which a copied slab has its own."""

@@ -27,12 +27,12 @@
     join            -                     a strip's vector put beside others of the output
     backward        a step                -                                  -
     apply           a step                -                                  -
-    merge           a slab                an entry (a row and a gradient)    of gradients read
+    merge           a slab                an entry (a row and a gradient)    of gradients read, once each, and of sums written
     update          a slab                a distinct row                     of weights and state read and written, gradients read
     round           -                     a row rounded at random            of its new values before
     twins           a stretch             a touched row whose columns are cut, of    a statistic, 8 a row
                                           a rowwise optimizer
-    fused_merge     -                     as merge, where one call merges    as merge
+    fused_merge     -                     as merge, where one call merges    of gradients, once an entry
     fused           a slab                and updates: as update             as update
     dense           a slab                a row of a copied table            of the buffer that copies are summed in
     all_reduce      -                     -                                  of that buffer, in the sum itself

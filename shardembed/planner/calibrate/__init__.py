@@ -58,7 +58,7 @@ def calibrate(name: str, seconds: float = SECONDS, cases: int | None = None, say
     say("fitting the model")
     blank = _blank(name, cluster)
     designs = _designs(chosen, blank)
-    values = fit.fit(designs, timed, {fit.Unknown("block", "call"): _block_seconds()})
+    values = fit.fit(designs, timed, {fit.Unknown("block", "row"): _block_seconds()})
     error = _error(designs, timed, values)
     say(f"the model is within {error:.0%} of these steps in the mean; all took {time.monotonic() - began:.0f} s")
     return _finished(fit.topology_of(blank, values), cluster, cases, error)
@@ -87,19 +87,23 @@ def _memory(ranks: int) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 
-def _block_seconds(ranks: int = 64, slabs: int = 4, rounds: int = 15) -> float:
-    """What a block of a message takes, on one side; the same on all ranks. Few ranks cannot tell it from what a slab takes, and
-    many would pay for the error.
+def _block_seconds(few: int = 64, many: int = 1024, slabs: int = 4, rounds: int = 15) -> float:
+    """What each further rank adds to a slab's part of a message, on one side; the same on all ranks. Few ranks cannot tell it from
+    what a slab takes, and many would pay for the error.
     """
-    parts, counts = [Part(torch.float32, (8,))] * slabs, np.full((slabs, ranks), 2)
-    vectors = [torch.ones(2 * ranks, 8, device=default_device()) for _ in parts]
-    taken = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        layout = MessageLayout.of(parts, counts)
-        unpack(pack(vectors, layout), layout)
-        taken.append((time.perf_counter() - began) / (2 * ranks * slabs))
-    return float(np.mean(gathered(np.array([np.median(taken)]))))
+    taken = np.array([[_empty_message(ranks, slabs) for ranks in (few, many)] for _ in range(rounds)])
+    low, high = np.median(taken, 0)
+    return max(0.0, float(np.mean(gathered(np.array([(high - low) / (2 * slabs * (many - few))])))))
+
+
+def _empty_message(ranks: int, slabs: int) -> float:
+    """Seconds of putting a message without content together and taking it apart."""
+    parts, counts = [Part(torch.float32, (8,))] * slabs, np.zeros((slabs, ranks), dtype=np.int64)
+    vectors = [torch.ones(0, 8, device=default_device()) for _ in parts]
+    began = time.perf_counter()
+    layout = MessageLayout.of(parts, counts)
+    unpack(pack(vectors, layout), layout)
+    return time.perf_counter() - began
 
 
 def _designs(cases: list[Case], blank: Topology) -> list[Array]:

@@ -29,6 +29,7 @@ from shardembed.tables.pooling import POOLINGS, Pooling
 from shardembed.tables.table_config import TableConfig
 
 COPIED_ELEMENTS = 1 << 20  # of one copied table
+LARGE = 3  # times the elements of other cases
 OFTEN: dict[Pooling, int] = {"sum": 4, "mean": 2}  # turns of a pooling; others have one
 # All of them; the one that has several ways to be updated and an exchange of its own comes back between the others.
 TURNS: tuple[TableOptimizer, ...] = tuple(
@@ -81,35 +82,37 @@ def _pick(numbers: np.random.Generator, choices: Sequence[Any]) -> Any:
 
 def cases(cluster: Cluster, count: int, seed: int, elements: int = 8 << 20) -> list[Case]:
     """`count` small workloads, each under a plan of its own; optimizers take turns. elements: of all tables of a case; every
-    eighth may have four times as many.
+    fifth has three times as many, so that its rows are seldom in a cache.
     """
     numbers = np.random.default_rng(seed)
     found = []
     for number in range(count):
         optimizer = TURNS[number % len(TURNS)]
-        limit = elements * 4 if number % 8 == 0 else elements
-        workload = _workload(f"case {number}", optimizer, cluster.world_size, numbers, limit)
+        workload = _workload(f"case {number}", optimizer, cluster.world_size, numbers, elements, large=number % 5 == 0)
         found.append(Case(workload.name, workload, plan_of(workload, cluster, numbers, mixed=bool(number % 3))))
     return found
 
 
-def _workload(name: str, optimizer: TableOptimizer, ranks: int, numbers: np.random.Generator, elements: int) -> Workload:
+def _workload(
+    name: str, optimizer: TableOptimizer, ranks: int, numbers: np.random.Generator, elements: int, large: bool
+) -> Workload:
     wide = int(2 ** numbers.uniform(2, 8.5))
     if optimizer.rowwise and numbers.random() < 0.35:
         wide = int(numbers.uniform(96, 256))  # for its fused kernel
     count = int(2 ** numbers.uniform(0, 4.6))
     samples = int(2 ** numbers.uniform(4, 11.5))
-    ids = 2 ** numbers.uniform(10, 16)  # of a rank's batch
-    ids = min(ids, 2**22.5 / wide)
+    ids = 2 ** numbers.uniform(10, 16.5)  # of a rank's batch
+    ids = min(ids, 2**23 / wide)
     loads = []
     dtype = _pick(numbers, [torch.float32] * 4 + [torch.bfloat16])
     poolings = [pooling for pooling in POOLINGS for _ in range(OFTEN.get(pooling, 1))]
     pooling, alike = cast(Pooling, _pick(numbers, poolings)), numbers.random() < 0.7
     for number in range(count):
         width = int(_pick(numbers, [wide, wide, max(4, wide // 2 // 4 * 4)]))
-        rows = int(min(2 ** numbers.uniform(6, 20), elements / count / width))
+        most = LARGE * elements / count / width if large else elements / count / width
+        rows = int(min(2 ** numbers.uniform(16 if large else 6, 20), most))
         length = max(1, round(ids / count / samples * 2 ** numbers.uniform(-1, 1)))
-        skew = _pick(numbers, [Uniform(), Zipf(0.9), Zipf(1.05), Zipf(1.2)])
+        skew = _pick(numbers, [Uniform(), Zipf(0.9), Zipf(1.05), Uniform() if large else Zipf(1.2)])
         how = pooling if alike else cast(Pooling, _pick(numbers, poolings))
         table = TableConfig(f"t{number}", rows, width, dtype=dtype, pooling=how, init=table_config.Constant(0.01))
         loads.append(TableLoad(table, (float(length),), skew, "sorted", optimizer))

@@ -99,7 +99,12 @@ def fit(
     given = np.array([known.get(unknown, 0.0) for unknown in UNKNOWNS])
     wanted = np.concatenate([each - (matrix @ given).max(1) for each, matrix in zip(seconds, designs, strict=True)])
     scale = np.concatenate([1.0 / np.maximum(each, floor * each.sum()) for each in seconds])
-    told = np.any([(matrix > 0).any((0, 1)) for matrix in designs], 0) & [unknown not in known for unknown in UNKNOWNS]
+    seen = np.any([(matrix > 0).any((0, 1)) for matrix in designs], 0) & [unknown not in known for unknown in UNKNOWNS]
+    groups = list(dict.fromkeys(map(_shared, UNKNOWNS)))
+    group_of = np.array([groups.index(_shared(unknown)) for unknown in UNKNOWNS])
+    together = (group_of[:, None] == np.arange(len(groups))) & seen[:, None]
+    designs = [matrix @ together for matrix in designs]
+    told = together.any(0)
     norms = np.sqrt(np.mean([(matrix**2).mean((0, 1)) for matrix in designs], 0))[told]
     # Every number alike important to begin with: which rank is the busiest depends on the numbers, and these on which it is.
     weights, values = np.ones(len(wanted)), 1.0 / norms
@@ -113,8 +118,18 @@ def fit(
         off = np.abs(matrix @ values - wanted * scale)
         limit = max(1e-9, 1.5 * float(np.median(off)))
         weights = np.sqrt(np.minimum(1.0, limit / np.maximum(off, 1e-12)))
-    found = zip((unknown for unknown, here in zip(UNKNOWNS, told, strict=True) if here), values.tolist(), strict=True)
-    return {**known, **dict(found)}
+    of_groups = np.zeros(len(groups))
+    of_groups[told] = values
+    found = zip(UNKNOWNS, of_groups[group_of].tolist(), seen, strict=True)
+    return {**known, **{unknown: value for unknown, value, here in found if here}}
+
+
+def _shared(unknown: Unknown) -> Unknown:
+    """The unknown whose number it has. The updates of all optimizers have one price a call and one a row: they differ in what they
+    compute for each column, and too few cases have each to tell more.
+    """
+    kind = unknown.op.split("_", 1)[0]
+    return Unknown(kind, unknown.field) if unknown.op in OPTIMIZER_OPS and unknown.field != "byte" else unknown
 
 
 def _busiest(matrix: Array, values: Array) -> Array:

@@ -60,9 +60,9 @@ def test_a_fit_finds_speeds_that_say_what_was_measured(known: tuple[list[fit.Arr
 
 def test_what_is_known_is_not_sought(known: tuple[list[fit.Array], list[fit.Array]], machine: Topology) -> None:
     designs, seconds = known
-    block = fit.Unknown("block", "call")
-    values = fit.fit(designs, seconds, {block: machine.ops["block"].call})
-    assert values[block] == machine.ops["block"].call
+    block = fit.Unknown("block", "row")
+    values = fit.fit(designs, seconds, {block: machine.ops["block"].row})
+    assert values[block] == machine.ops["block"].row
     numbers = np.array([values.get(unknown, 0.0) for unknown in fit.UNKNOWNS])
     said = np.array([(design @ numbers).max(1).sum() for design in designs])
     np.testing.assert_allclose(said, [phases.sum() for phases in seconds], rtol=0.02)
