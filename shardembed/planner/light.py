@@ -21,6 +21,7 @@ from shardembed.planner.cuts import Cut, widths_of
 from shardembed.planner.problem import Array, Option
 from shardembed.planner.relax import fits
 from shardembed.planner.traffic import Asked
+from shardembed.tables.placement import Packing
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +87,13 @@ class Light:
         common, held = self.one.common(0, widths, 1, cut.packing)
         return Way(cut, tuple(pieces), np.transpose(common), np.asarray(held), self.one.charges_of(0, widths, cut.packing), dealt)
 
-    def weights(self) -> Array:
-        """`[N]` seconds, all phases and ranks together, if cut in no way."""
-        loads, _ = self.one.parts(0, np.full(len(self._rows), float(self.width)), self._asked, self._rows, "unique")
-        return loads.sum(1)
+    def whole(self) -> Array:
+        """`[N, P]` seconds of all ranks together, if cut in no way, in the packing that has less to send."""
+        width = np.full(len(self._rows), float(self.width))
+        mixed = len(set(self.one.tables[0].read_by_bag("bag"))) > 1
+        packings: tuple[Packing, Packing] = ("unique", "unique" if mixed else "bag")
+        one, other = (self.one.parts(0, width, self._asked, self._rows, packing)[0] for packing in packings)
+        return np.where((one.sum(1) <= other.sum(1))[:, None], one, other)
 
     def copied(self) -> Way:
         """On every rank."""

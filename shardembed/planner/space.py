@@ -41,8 +41,9 @@ RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
 FEW_RANKS = 128
 MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
-MOST_MIDDLING = 240  # of which most are: the next, as far as they are heavy
-HEAVY = 0.3  # of a rank's share of all work
+MOST_MIDDLING = 200  # of which most are: those that would make ranks wait longest
+HEAVY = 0.1  # of a rank's share of all work, that a table would make all ranks wait
+FINEST = 32  # blocks of these
 Listing = Literal["all", "some", "light"]
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
@@ -99,14 +100,17 @@ class Space:
         alike: dict[object, list[int]] = {}
         for number, kind in enumerate(kinds):
             alike.setdefault(self._alike_but_for_traffic(kind[0]), []).append(number)
-        weights = np.zeros(len(kinds))
+        loads = np.zeros((len(kinds), len(self.model.phases)))
         for numbers in alike.values():
-            weights[numbers] = Light(self.model, [kinds[number][0] for number in numbers]).weights()
-        share = float(weights @ [len(kind) for kind in kinds]) / self.ranks
-        for place, number in enumerate(np.lexsort(([kind[0] for kind in kinds], -weights)).tolist()):
-            few = place >= MOST_KINDS and self._by_columns_alone(kinds[number][0])
-            some = place < MOST_MIDDLING and weights[number] > HEAVY * share
-            yield kinds[number], "all" if not few else "some" if some else "light"
+            loads[numbers] = Light(self.model, [kinds[number][0] for number in numbers]).whole()
+        share = loads.T @ [len(kind) for kind in kinds] / self.ranks
+        beyond = np.maximum(loads - share, 0.0).sum(1) / share.sum()  # what it would make all ranks wait, if not cut
+        order = sorted(range(len(kinds)), key=lambda kind: (-loads[kind].sum(), kinds[kind][0]))
+        heavy = set(order[:MOST_KINDS])
+        middling = sorted((kind for kind in order if beyond[kind] > HEAVY), key=lambda kind: -beyond[kind])[:MOST_MIDDLING]
+        for number, kind in enumerate(kinds):
+            few = number not in heavy and self._by_columns_alone(kind[0])
+            yield kind, "all" if not few else "some" if number in middling else "light"
 
     def _by_columns_alone(self, number: int) -> bool:
         """Whether a light table may be listed cut by columns alone."""
@@ -179,33 +183,39 @@ class Space:
         for packing in packings:
             for strips in self._counts(table.width, pinned):
                 whole = self._cut(number, Cut("", packing, strips, 1)) if strips <= self.ranks else []
-                if every or strips == 1:
-                    found += whole + self._in_blocks(number, packing, strips, pinned)
+                if every:
+                    found += whole + self._in_blocks(number, packing, strips, self._blocks(number, packing, strips, pinned))
                 else:
-                    found += whole + self._standing(number, packing, strips, whole)
+                    found += self._standing(number, packing, strips, whole)
         if self._copies(number):
             found.append(self._copied(number, Cut("replicated")))
         return tuple(found)
 
-    def _in_blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[Option]:
+    def _in_blocks(self, number: int, packing: Packing, strips: int, counts: list[int]) -> list[Option]:
         found: list[Option] = []
-        for blocks in self._blocks(number, packing, strips, pinned):
+        for blocks in counts:
             if 1 < blocks <= self.ranks // strips:
                 for flavour in flavours(self.model.tables[number].load, packing, blocks):
                     found += self._cut(number, Cut("", packing, strips, blocks, flavour))
         return found
 
     def _standing(self, number: int, packing: Packing, strips: int, whole: list[Option]) -> list[Option]:
-        """Options that stand for all ways to cut strips by rows. In two blocks of dealt rows they ask for no more sums than in any
-        even number; where there may be another number, or flavour, the whole stands for them.
+        """Strips that are not cut by rows, and few options that stand for all cuts of them. One with unequal shares stands for all
+        numbers of blocks. Dealt rows ask for more sums in blocks of blocks, so the finest stands for finer ones, and two blocks of
+        strips for any even number; where there may be another number, or flavour, the whole does.
         """
         counts = [blocks for blocks in self._counts(self.model.tables[number].rows) if 1 < blocks <= self.ranks // strips]
-        if not counts or not self._allowed(number, "grid", packing):
-            return []
-        even = packing == "bag" and all(blocks % 2 == 0 for blocks in counts)
-        if even and flavours(self.model.tables[number].load, packing, 2) == ["dealt"]:
-            whole = self._cut(number, Cut("", packing, strips, 2))
-        return [replace(option, cuttable=True) for option in whole]
+        if not counts or not self._allowed(number, "grid" if strips > 1 else "row_wise", packing) or whole[0].divisible:
+            return whole
+        if whole[0].sharing is not None:
+            return whole + self._in_blocks(number, packing, strips, [blocks for blocks in counts if blocks <= FINEST])
+        nested = all(blocks % 2 == 0 for blocks in counts) and counts[-1] & (counts[-1] - 1) == 0
+        if packing == "unique" or not nested or flavours(self.model.tables[number].load, packing, 2) != ["dealt"]:
+            if strips == 1 and packing == "bag":
+                return whole + self._in_blocks(number, packing, strips, counts)
+            return [*whole, *(replace(option, cuttable=True) for option in whole)]
+        found = self._in_blocks(number, packing, strips, [blocks for blocks in counts if blocks <= (FINEST if strips == 1 else 2)])
+        return [*whole, *found[:-1], replace(found[-1], cuttable=True)]
 
     def _copied(self, number: int, key: Cut | TablePlan) -> Option:
         seconds, held = self.model.copied(number)
