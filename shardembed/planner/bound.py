@@ -18,7 +18,7 @@ from shardembed.planner.relax import Figures, figures, floor_of, groups_of, undo
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
 MOST_ENTRIES = 40_000  # of the matrix of a relaxation in whole numbers
-PAID = (0.75, 0.5, 0.25)  # shares of a fixed charge, from which on the linear program's answer is taken to pay all of it
+PAID = (0.5,)  # shares of a fixed charge, from which on the linear program's answer is taken to pay all of it
 PAID_ROUNDING = 1e-6  # of a charge that is not paid
 DIGITS = 1e-9  # relative, that a bound and the solution it is of may differ by
 

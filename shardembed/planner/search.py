@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shardembed.planner.bound import Bound, lower_bound
+from shardembed.planner.finer import size_of, with_finer
 from shardembed.planner.highs import PLAN, Effort
 from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
@@ -38,12 +39,14 @@ class Solution:
         score: of these.
         bound: seconds that no solution beats; None where none is proved.
         stopped: why the search ended early, if it did.
+        problem: with the options that the choices are of, where some came (see `finer`); None: the one that was to be solved.
     """
 
     choices: tuple[Choice, ...]
     score: Score
     bound: float | None
     stopped: str = ""
+    problem: Problem | None = None
 
     @property
     def gap(self) -> float | None:
@@ -60,7 +63,8 @@ def solve(problem: Problem, seed: int = 0, effort: Effort = PLAN, progress: Prog
     if bound is None:
         return None
     best: Solution | None = None
-    search = _Search(problem, bound, seed, effort)
+    problem, finer = with_finer(problem, bound)
+    search = _Search(problem, bound, finer, seed, effort)
     try:
         for state in search.rounds():
             done = level(state, effort) or level(state, effort, FEW_VARIABLES)
@@ -88,13 +92,13 @@ def _finished(state: State) -> Solution | None:
     found = score(state.problem, choices)
     if found.memory.max() > state.problem.capacity:
         return None
-    return Solution(choices, found, None)
+    return Solution(choices, found, None, problem=state.problem)
 
 
 class _Search:
     """Construction and rounds. Legend: candidates are option numbers, a list an item."""
 
-    def __init__(self, problem: Problem, bound: Bound, seed: int, effort: Effort) -> None:
+    def __init__(self, problem: Problem, bound: Bound, finer: dict[int, list[int]], seed: int, effort: Effort) -> None:
         self.problem, self.bound, self.effort = problem, bound, effort
         self.found = False  # a solution, from any state so far
         self.draw = np.random.default_rng(seed)
@@ -105,7 +109,8 @@ class _Search:
             price = found.common + found.mean.sum(1) + beyond
             ordered = list(dict.fromkeys(found.option[np.argsort(price, kind="stable")].tolist()))
             for item in group:
-                self.candidates[item] = ordered
+                self.candidates[item] = [bound.options[item], *finer.get(item, []), *ordered]
+                self.candidates[item] = list(dict.fromkeys(self.candidates[item])) if item in finer else ordered
 
     @property
     def enough(self) -> float:
@@ -167,26 +172,30 @@ class _Search:
         state = State(self.problem, self.bound.targets)
         wanted = [self._wanted(item, np.inf if spread is None else spread) for item in range(len(self.problem.items))]
         sizes = [self._size(item, number) for item, number in enumerate(wanted)]
-        order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
-        done = all(self._insert_somehow(state, item, wanted[item], by_memory=spread is None) for item in order)
-        return state if done and state.fits else None
+        chosen = [item.options[number] for item, number in zip(self.problem.items, wanted, strict=True)]
+        free = [option.ranks is None and option.parts != self.problem.ranks for option in chosen]  # the others have no choice
+        # What all ranks will hold alike is set aside from the start, so that what comes first leaves room for it.
+        state.alike_memory += sum(option.common_memory for option in chosen)
+        for item in sorted(range(len(sizes)), key=lambda item: (free[item], -sizes[item], item)):
+            state.alike_memory -= chosen[item].common_memory
+            if not self._insert_somehow(state, item, wanted[item], by_memory=spread is None):
+                return None
+        return state if state.fits else None
 
     def _wanted(self, item: int, spread: float) -> int:
         number = self.bound.options[item]
         options = self.problem.items[item].options
         if self._size(item, number) <= spread or options[number].divisible:
             return number
-        return max(self.candidates[item], key=lambda other: (options[other].parts, -self.candidates[item].index(other)))
+        small = (other for other in self.candidates[item] if spread and self._size(item, other) <= spread)
+        return next(small, max(self.candidates[item], key=lambda other: options[other].parts))
 
     def _size(self, item: int, number: int) -> float:
         """How hard it is to find a place for an item's parts: seconds and bytes as shares of what a rank has."""
         option = self.problem.items[item].options[number]
         if not option.parts:
             return 0.0
-        if option.ranks is not None:
-            return np.inf  # these have no choice
-        scale = np.maximum(self.bound.targets, self.bound.targets.sum() * 1e-6 + 1e-30)
-        largest = max(float((option.loads / scale).max()), float(option.memory.max()) / self.problem.capacity)
+        largest = size_of(option, self.bound.targets, self.problem.capacity)
         return largest / 1e3 if option.divisible else largest  # these fill what is left
 
     def _insert_somehow(self, state: State, item: int, wanted: int, by_memory: bool) -> bool:

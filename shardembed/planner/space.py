@@ -73,7 +73,15 @@ class Space:
                 options.update(dict.fromkeys(kind, found))
         items = tuple(Item(table.load.table.name, options[number]) for number, table in enumerate(self.model.tables))
         model, charges = self.model, self.model.charges
-        return Problem(model.phases, self.ranks, self._capacity, items, charges, model.charge_memory, model.base, self.node)
+
+        def finer(number: int, option: int, blocks: int) -> tuple[Option, ...]:
+            key = options[number][option].key
+            assert isinstance(key, Cut)
+            more = key.blocks * blocks
+            return tuple(self._cut(number, replace(key, kind="", blocks=more))) if key.strips * more <= self.ranks else ()
+
+        held = model.charge_memory
+        return Problem(model.phases, self.ranks, self._capacity, items, charges, held, model.base, self.node, finer)
 
     @property
     def _capacity(self) -> float:
@@ -94,8 +102,9 @@ class Space:
 
     def _listings(self, kinds: list[list[int]]) -> Iterator[tuple[list[int], Listing]]:
         """How much is listed of each kind of tables. Heavy ones are told by what one does for all ranks together, cut in no way."""
+        listing: Listing = "all"
         if len(kinds) <= MOST_KINDS:
-            yield from ((kind, "all") for kind in kinds)
+            yield from ((kind, listing) for kind in kinds)
             return
         alike: dict[object, list[int]] = {}
         for number, kind in enumerate(kinds):
@@ -110,7 +119,8 @@ class Space:
         middling = sorted((kind for kind in order if beyond[kind] > HEAVY), key=lambda kind: -beyond[kind])[:MOST_MIDDLING]
         for number, kind in enumerate(kinds):
             few = number not in heavy and self._by_columns_alone(kind[0])
-            yield kind, "all" if not few else "some" if number in middling else "light"
+            listing = "all" if not few else "some" if number in middling else "light"
+            yield kind, listing
 
     def _by_columns_alone(self, number: int) -> bool:
         """Whether a light table may be listed cut by columns alone."""
@@ -175,8 +185,6 @@ class Space:
         fixed = self.constraints.fixed(table.load.table.name)
         if fixed is not None:
             return (self._fixed(number, fixed),)
-        if number not in self._sharings:
-            self._sharings[number] = self._sharing(number)
         found: list[Option] = []
         pinned = len(self.constraints.ranks(table.load.table.name) or ()) or self.constraints.cuts(table.load.table.name) or 1
         packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
@@ -252,7 +260,7 @@ class Space:
     def _blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[int]:
         """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in small steps."""
         counts = self._counts(self.model.tables[number].rows, pinned)
-        if packing == "unique" or strips > 1 or self._sharings[number] is None:
+        if packing == "unique" or strips > 1 or self._shares(number) is None:
             return counts
         base = 1.1 if self.ranks <= FEW_RANKS else 1.3
         steps = itertools.takewhile(lambda count: count <= self.ranks, (round(base**power) for power in itertools.count()))
@@ -322,11 +330,16 @@ class Space:
             _stacked([pieces[width][1] for width in widths], times),
             common,
             held,
-            sharing=self._sharings[number] if shared else None,
+            sharing=self._shares(number) if shared else None,
             charges=self.model.charges_of(number, widths, cut.packing),
             ranks=ranks,
             node=cut.kind == "table_row_wise",
         )
+
+    def _shares(self, number: int) -> Sharing | None:
+        if number not in self._sharings:
+            self._sharings[number] = self._sharing(number)
+        return self._sharings[number]
 
     def _sharing(self, number: int) -> Sharing | None:
         """How unequal blocks of a table that is packed as bags depend on their shares, where they are all alike but for that.
@@ -426,6 +439,6 @@ def _stacked(pieces: Sequence[Array], times: int) -> Array:
     tables would fill memory.
     """
     first = pieces[0][:1]
-    if all((piece == first).all() for piece in pieces):
+    if all((piece == first).all() for piece in {id(piece): piece for piece in pieces}.values()):
         return np.broadcast_to(first, (times * sum(len(piece) for piece in pieces), *first.shape[1:]))
     return np.concatenate([np.repeat(piece, times, 0) for piece in pieces])

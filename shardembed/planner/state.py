@@ -182,9 +182,11 @@ class State:
         after = self.loads + loads
         excess = np.maximum(after - peak, 0.0).sum(1)
         filled = ((after / self.scale) ** STEEP) @ self.scale
+        held = self.memory + memory + self.alike_memory
+        filled += (held / self.problem.capacity) ** STEEP * self.scale.sum()
         # What makes a step longer comes first by far; among ranks where nothing does, the emptier.
         cost = excess * 1e3 + filled
-        cost[self.memory + memory + self.alike_memory > self.problem.capacity] = np.inf
+        cost[held > self.problem.capacity] = np.inf
         return cost
 
     def place(self, option: Option) -> Numbers | None:
