@@ -19,7 +19,7 @@ from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
-from shardembed.planner.state import State
+from shardembed.planner.state import State, Tally
 
 GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
@@ -101,7 +101,7 @@ class _Search:
     def __init__(self, problem: Problem, bound: Bound, finer: dict[int, list[int]], seed: int, effort: Effort) -> None:
         self.problem, self.bound, self.effort = problem, bound, effort
         self.found = False  # a solution, from any state so far
-        self.draw = np.random.default_rng(seed)
+        self.draw, self.tally = np.random.default_rng(seed), Tally()
         self.candidates: list[list[int]] = [[]] * len(problem.items)
         for group, found in zip(groups_of(problem), bound.lines, strict=True):
             beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
@@ -136,7 +136,7 @@ class _Search:
         first = best = now = measure(state)
         kept, since = state.copy(), 0
         for number in range(limit):
-            if self.effort.over or best <= self.enough or since > limit // 2:
+            if self.effort.over or best <= self.enough or since > limit // 2 or self.tally.looks > self.effort.looks:
                 break
             # Worse than the best by so much is let pass, less and less (record-to-record travel: Dueck, "New optimization
             # heuristics", Journal of Computational Physics 104, 1993): single moves alone end in the first local minimum.
@@ -169,7 +169,7 @@ class _Search:
         """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
         by the option with the most parts. What does not fit is placed otherwise; None: by whatever takes least memory.
         """
-        state = State(self.problem, self.bound.targets)
+        state = State(self.problem, self.bound.targets, self.tally)
         wanted = [self._wanted(item, np.inf if spread is None else spread) for item in range(len(self.problem.items))]
         sizes = [self._size(item, number) for item, number in enumerate(wanted)]
         chosen = [item.options[number] for item, number in zip(self.problem.items, wanted, strict=True)]
