@@ -19,12 +19,14 @@ from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
+from shardembed.planner.smooth import smooth
 from shardembed.planner.state import State, Tally
 
 GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
 SMALL_ROUNDS = 400  # of so few
-SPREAD = (np.inf, 1.0, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
+SPREAD = (np.inf, 1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
+SMOOTHING = 0.1  # of all looks, for one state
 WAYS = 16  # to place an item, that are tried in a round
 # What is being done; seconds of the best step so far, and of the bound.
 Progress = Callable[[str, float | None, float | None], None]
@@ -102,6 +104,8 @@ class _Search:
         self.problem, self.bound, self.effort = problem, bound, effort
         self.found = False  # a solution, from any state so far
         self.draw, self.tally = np.random.default_rng(seed), Tally()
+        chosen = (item.options[number] for item, number in zip(problem.items, bound.options, strict=True))
+        self.charges = frozenset(name for option in chosen for name in option.charges)
         self.candidates: list[list[int]] = [[]] * len(problem.items)
         for group, found in zip(groups_of(problem), bound.lines, strict=True):
             beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
@@ -148,7 +152,8 @@ class _Search:
             # Gone astray: on from the best again.
             elif since % 50 == 49:
                 state, now = kept.copy(), best
-        if best < first:
+        smooth(kept, self.effort.looks * SMOOTHING)
+        if min(best, measure(kept)) < first:
             yield kept
 
     def _starts(self, measure: Callable[[State], float]) -> Iterator[State]:
@@ -157,6 +162,7 @@ class _Search:
         for spread in SPREAD:
             state = self._construct(spread)
             if state is not None:
+                smooth(state, self.effort.looks * SMOOTHING)
                 found.append((measure(state), state))
                 if found[-1][0] <= self.enough * (1 + GOOD):
                     break
@@ -187,8 +193,10 @@ class _Search:
         options = self.problem.items[item].options
         if self._size(item, number) <= spread or options[number].divisible:
             return number
-        small = (other for other in self.candidates[item] if spread and self._size(item, other) <= spread)
-        return next(small, max(self.candidates[item], key=lambda other: options[other].parts))
+        small = [other for other in self.candidates[item] if spread and self._size(item, other) <= spread]
+        if small:  # the cheapest that makes no slab that the others do without
+            return next((other for other in small if options[other].charges <= self.charges), small[0])
+        return max(self.candidates[item], key=lambda other: options[other].parts)
 
     def _size(self, item: int, number: int) -> float:
         """How hard it is to find a place for an item's parts: seconds and bytes as shares of what a rank has."""

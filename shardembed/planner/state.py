@@ -10,6 +10,7 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardembed.planner.problem import Array, Choice, Numbers, Option, Problem
 
@@ -69,6 +70,10 @@ class State:
     def items_on(self, rank: int) -> Numbers:
         """Numbers of the items with a part on a rank; those in the pool are on none."""
         return np.flatnonzero(self._holds[:, rank])
+
+    def holds(self, items: Numbers, ranks: Numbers) -> NDArray[np.bool_]:
+        """`[items, ranks]`: which items have a part on which ranks."""
+        return self._holds[np.ix_(items, ranks)]
 
     @property
     def value(self) -> float:
