@@ -26,7 +26,8 @@ GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
 SMALL_ROUNDS = 400  # of so few
 SPREAD = (np.inf, 1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
-SMOOTHING = 0.1  # of all looks, for one state
+MANY_SPREAD, MANY = (1.0, 0.5), 500  # where there are so many items
+SMOOTHING = 0.02  # of all looks, for one state
 WAYS = 16  # to place an item, that are tried in a round
 # What is being done; seconds of the best step so far, and of the bound.
 Progress = Callable[[str, float | None, float | None], None]
@@ -159,7 +160,7 @@ class _Search:
     def _starts(self, measure: Callable[[State], float]) -> Iterator[State]:
         """States to begin with, the fastest first; last the one that takes least memory."""
         found: list[tuple[float, State]] = []
-        for spread in SPREAD:
+        for spread in SPREAD if len(self.problem.items) < MANY else MANY_SPREAD:
             state = self._construct(spread)
             if state is not None:
                 smooth(state, self.effort.looks * SMOOTHING)

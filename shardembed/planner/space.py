@@ -41,9 +41,9 @@ RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
 FEW_RANKS = 128
 MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
-MOST_MIDDLING = 200  # of which most are: those that would make ranks wait longest
+MOST_MIDDLING = 100  # of which most are: those that would make ranks wait longest
 HEAVY = 0.1  # of a rank's share of all work, that a table would make all ranks wait
-FINEST = 32  # blocks of these
+FINEST = 16  # blocks of these
 Listing = Literal["all", "some", "light"]
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
@@ -78,7 +78,8 @@ class Space:
             key = options[number][option].key
             assert isinstance(key, Cut)
             more = key.blocks * blocks
-            return tuple(self._cut(number, replace(key, kind="", blocks=more))) if key.strips * more <= self.ranks else ()
+            there = key.strips * more <= self.ranks and more <= self.model.tables[number].rows
+            return tuple(self._cut(number, replace(key, kind="", blocks=more))) if there else ()
 
         held = model.charge_memory
         return Problem(model.phases, self.ranks, self._capacity, items, charges, held, model.base, self.node, finer)
