@@ -10,18 +10,23 @@ Legend: N tables, L ways to lay them out, P phases.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardembed.planner.cost_demand import Table
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut, widths_of
 from shardembed.planner.problem import Array, Option
 from shardembed.planner.relax import fits
 from shardembed.planner.traffic import Asked
 from shardembed.tables.placement import Packing
+
+Listing = Literal["all", "some", "light"]  # how much is listed of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +73,11 @@ class Way:
 
 
 class Light:
-    """Tables that differ in rows and traffic alone."""
+    """Tables that differ in rows and traffic alone: one table of a model, number 0, that gives arrays where others give numbers."""
 
     def __init__(self, model: CostModel, tables: Sequence[int]) -> None:
-        self.one, self.ranks = model.together(tables), model.ranks
+        self.one, self.ranks = copy.copy(model), model.ranks
+        self.one.tables = (Table.together([model.tables[table] for table in tables]),)
         self.width = self.one.tables[0].width
         traffic = self.one.tables[0].traffic
         self._asked = Asked(*(np.asarray(each) for each in (traffic.ids, traffic.distinct, traffic.touched)))

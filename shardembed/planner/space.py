@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -27,9 +26,10 @@ from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost_demand import INT32_MAX, Holdings
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut, dealt, flavours, kinds_of, ordered, widths_of
-from shardembed.planner.light import Light
-from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
+from shardembed.planner.light import Light, Listing
+from shardembed.planner.problem import Choice, Item, Option, Problem, Sharing
 from shardembed.planner.relax import figures, undominated
+from shardembed.planner.shares import sharing_of, stacked
 from shardembed.planner.traffic import Asked
 from shardembed.planner.workload import TableLoad, Uniform
 from shardembed.tables.layout import Layout, Shard
@@ -44,7 +44,6 @@ MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
 MOST_MIDDLING = 100  # of which most are: those that would make ranks wait longest
 HEAVY = 0.1  # of a rank's share of all work, that a table would make all ranks wait
 FINEST = 16  # blocks of these
-Listing = Literal["all", "some", "light"]
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
 
@@ -327,8 +326,8 @@ class Space:
         shared = whole_or_rows and cut.packing == "bag" and not pinned
         return Option(
             cut,
-            _stacked([pieces[width][0] for width in widths], times),
-            _stacked([pieces[width][1] for width in widths], times),
+            stacked([pieces[width][0] for width in widths], times),
+            stacked([pieces[width][1] for width in widths], times),
             common,
             held,
             sharing=self._shares(number) if shared else None,
@@ -339,43 +338,8 @@ class Space:
 
     def _shares(self, number: int) -> Sharing | None:
         if number not in self._sharings:
-            self._sharings[number] = self._sharing(number)
+            self._sharings[number] = sharing_of(self.model, number, PARTS)
         return self._sharings[number]
-
-    def _sharing(self, number: int) -> Sharing | None:
-        """How unequal blocks of a table that is packed as bags depend on their shares, where they are all alike but for that.
-
-        Found from the cost of two shares, and dropped should a third not agree.
-        """
-        table = self.model.tables[number]
-        bags = table.read_by_bag("bag")
-        if not all(bags) or ordered(table.load) or table.rows < self.ranks or self.ranks == 1:
-            return None
-        nothing = np.zeros(len(self.model.phases))
-        empty = Sharing(nothing, nothing, nothing, 0, 0, 0, np.array(table.traffic.bags), np.array(table.traffic.lengths), PARTS)
-        shares = np.array([1.0, 0.5, 0.125])
-        answers = empty.answers(shares)
-        if answers[1] <= 0.5 * answers[0] * (1 + 1e-9):
-            return None  # an id a bag: shares change nothing
-        asked = Asked(*(shares * whole for whole in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-        width = float(table.width)
-        loads, memory = self.model.parts(number, np.full(3, width), asked, shares * table.rows, "bag")
-        numbers = np.column_stack([loads, memory])
-        answer = (numbers[1] - 0.5 * numbers[0]) / (answers[1] - 0.5 * answers[0])
-        linear = numbers[0] - answer * answers[0]
-        if not np.allclose(numbers[2], 0.125 * linear + answers[2] * answer, rtol=1e-6, atol=1e-15):
-            return None
-        even, halves = (self.model.common(number, [width], blocks, "bag") for blocks in (1, 2))
-        each = 2 * answers[1] - answers[0]
-        return replace(
-            empty,
-            linear=linear[:-1],
-            answer=answer[:-1],
-            common_answer=(halves[0] - even[0]) / each,
-            memory_linear=float(linear[-1]),
-            memory_answer=float(answer[-1]),
-            memory_common=(halves[1] - even[1]) / each,
-        )
 
     def _asked(self, number: int, rows: Sequence[range]) -> Asked:
         return self.model.tables[number].traffic.blocks(tuple(rows))
@@ -433,13 +397,3 @@ class Space:
         strips = [range(low, high) for low, high in itertools.pairwise(edges)]
         places = iter(choice.ranks)
         return [Shard(block, strip, (next(places),)) for strip in strips for block in blocks]
-
-
-def _stacked(pieces: Sequence[Array], times: int) -> Array:
-    """Strip after strip, each line `times` times. Where all are equal they are one line seen many times, since wide cuts of many
-    tables would fill memory.
-    """
-    first = pieces[0][:1]
-    if all((piece == first).all() for piece in {id(piece): piece for piece in pieces}.values()):
-        return np.broadcast_to(first, (times * sum(len(piece) for piece in pieces), *first.shape[1:]))
-    return np.concatenate([np.repeat(piece, times, 0) for piece in pieces])

@@ -33,7 +33,7 @@ LISTINGS = {"all": (40, 0.1), "some": (0, -1.0), "light": (0, np.inf)}  # MOST_K
 
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
-    optimizer = draw(st.sampled_from([Adagrad(), RowwiseAdagrad()]))
+    optimizer: Any = draw(st.sampled_from([Adagrad(), RowwiseAdagrad()]))
     loads = []
     for number in range(draw(st.integers(1, 4))):
         rows, width = draw(st.sampled_from([3, 40, 5000, 10**6])), draw(st.sampled_from([2, 3, 8, 64]))
@@ -41,7 +41,7 @@ def workloads(draw: st.DrawFn) -> Workload:
             draw(st.sampled_from([Uniform(), Zipf(0.6), Zipf(1.2)])),
             draw(st.sampled_from(["hashed", "sorted", "unknown"])),
         )
-        pooling = draw(st.sampled_from(["sum", "mean", "max", None]))
+        pooling: Any = draw(st.sampled_from(["sum", "mean", "max", None]))
         ids = tuple(draw(st.sampled_from([1.0, 3.0, 20.0])) for _ in range(draw(st.integers(1, 2))))
         names = tuple(f"f{number}_{feature}" for feature in range(len(ids)))
         loads.append(TableLoad(TableConfig(f"t{number}", rows, width, names, pooling), ids, skew, order, optimizer))
