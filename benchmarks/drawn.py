@@ -88,7 +88,7 @@ def _smaller(load: TableLoad, share: float) -> TableLoad:
 
 
 def _tight(topology: Topology, workload: Workload) -> Topology:
-    """As `instances.tight`, but without a plan to look at: beside tables, ranks hold what all tables do that are dealt out by rows."""
+    """As `instances.tight`, without a plan to look at: beside tables, ranks hold what all tables do that are dealt out by rows."""
     model = CostModel(workload, topology)
     beside = 0.0
     for number, table in enumerate(model.tables):

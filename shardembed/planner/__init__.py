@@ -64,7 +64,7 @@ def plan(
         if solution is None:
             break
         first = first or solution
-        found = space.plan(problem, solution.choices)
+        found = space.plan(solution.problem or problem, solution.choices)
         counted = estimate(found, workload, topology, model)
         used = float(counted.memory_bytes.max())
         if used <= topology.room:

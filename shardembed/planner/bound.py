@@ -17,7 +17,9 @@ from shardembed.planner.problem import Array, Numbers, Problem
 from shardembed.planner.relax import Figures, figures, floor_of, groups_of, undominated
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
-MOST_COLUMNS = 10_000  # of a relaxation in whole numbers
+MOST_ENTRIES = 40_000  # of the matrix of a relaxation in whole numbers
+PAID = (0.5,)  # shares of a fixed charge, from which on the linear program's answer is taken to pay all of it
+PAID_ROUNDING = 1e-6  # of a charge that is not paid
 DIGITS = 1e-9  # relative, that a bound and the solution it is of may differ by
 
 
@@ -86,14 +88,35 @@ def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
     n, phases = len(columns.group), len(problem.phases)
     # The linear program first: its bound stands whatever becomes of branching.
     loose = highs.relaxed(program, effort)
-    # Thousands of items hardly notice that each takes one option, and branching would get nowhere.
-    tight = highs.branched(program, effort, effort.near) if effort.work and n <= MOST_COLUMNS else loose
+    # Many items hardly notice that each takes one option, and branching would get nowhere: its first node is not done in time.
+    few = program.matrix.nnz <= MOST_ENTRIES
+    tight = highs.branched(program, effort, effort.near) if effort.work and few else loose
     found = loose.values if tight.values is None else tight.values
+    if not few and found is not None:
+        found = _charged(program, found, slice(len(found) - phases - len(names), len(found) - phases), effort)
     values = [(value * unit + base) * (1 - MARGIN) for value in (loose.bound, tight.bound) if value is not None]
     if found is None:  # what the search begins with need not be proved
         found = _cheapest(columns, len(program.cost), phases, unit)
     options = _deal(columns, found[:n], groups, len(problem.items))
     return Bound(tuple(values), options, found[len(found) - phases :] * unit, tuple(lines), loose.stopped or tight.stopped)
+
+
+def _charged(program: Program, found: Array, charges: slice, effort: Effort) -> Array:
+    """An answer of the linear program that pays charges wholly or not at all: those of which `found` pays little are ruled out. Of
+    the shares that may count as little the one whose answer costs least, with all that it uses paid in full.
+    """
+    prices = program.cost[charges]
+    best, least = found, float(program.cost @ found) + float(prices @ (np.ceil(found[charges] - PAID_ROUNDING) - found[charges]))
+    for share in PAID:
+        upper = program.upper.copy()
+        upper[charges] = np.where(found[charges] < share, 0.0, upper[charges])
+        answer = highs.relaxed(replace(program, upper=upper), effort).values
+        if answer is None:
+            continue
+        paid = float(prices @ (np.ceil(answer[charges] - PAID_ROUNDING) - answer[charges]))
+        if float(program.cost @ answer) + paid < least:
+            best, least = answer, float(program.cost @ answer) + paid
+    return best
 
 
 def _cheapest(columns: _Columns, size: int, phases: int, unit: float) -> Array:

@@ -29,7 +29,6 @@ are judged by table; a slab on one rank needs no sorting by owner; padding of me
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -124,14 +123,6 @@ class CostModel:
         back, applied = (self._op(name).call * learns for name in ("backward", "apply"))
         combine = back + features * self._op("output").call
         return phases_with({ROUTE: route, IDS: counts, COMBINE: combine, UPDATE: applied})
-
-    def together(self, tables: Sequence[int]) -> CostModel:
-        """A model whose only table, number 0, is all of these (see `Table.together`): where this one gives a number, it gives an
-        array `[n]`, of tables in one block of rows a strip.
-        """
-        other = copy.copy(self)
-        other.tables = (Table.together([self.tables[table] for table in tables]),)
-        return other
 
     def _cut(self) -> Array:
         """An exchange there, one back and one of gradients, each a message that is put together and taken apart."""

@@ -34,6 +34,7 @@ class Effort:
 
     Attributes:
         rounds: of the search, at most.
+        looks: of the search, at a rank for a part, at most; more is not begun.
         work: entries of a program's matrix that branching may look at, a node of it being taken for `WORK_A_NODE` passes over them;
             the first node is always done, unless this is 0.
         near: how far (relative) a bound may be from the best that branching proves.
@@ -42,6 +43,7 @@ class Effort:
     """
 
     rounds: int = 800
+    looks: float = 2.5e7
     work: float = 1e9
     near: float = 5e-4
     iterations: int = 20_000
@@ -53,8 +55,8 @@ class Effort:
 
 
 PLAN = Effort()  # for a plan that is asked for
-BRIEF = Effort(rounds=150, work=1e8, near=2e-3)  # where several are
-WAITED_FOR = Effort(rounds=150, work=0.0)  # where ranks wait for it, and nobody for its bound
+BRIEF = Effort(rounds=150, looks=5e6, work=1e8, near=2e-3)  # where several are
+WAITED_FOR = Effort(rounds=150, looks=5e6, work=0.0)  # where ranks wait for it, and nobody for its bound
 TRIAL = Effort(rounds=0, work=1e8, near=2e-3)  # whether there is a plan at all
 
 

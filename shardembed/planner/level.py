@@ -25,6 +25,9 @@ ALIKE = 1e-9  # relative
 LEAST = 1e-6  # share; a part with less is dropped
 TANGENTS = 3
 NOTHING = 2e-3  # ranks' worth of seconds
+APART = 16  # lumps, the heaviest, that are told apart where only the step is asked for
+PROGRAM, VARIABLE = 2e4, 150.0  # looks at a rank (`state.Tally`), that a program and each of its variables are taken for
+Lump = tuple[Option, int]  # how many items with this option
 COARSE = 5e-4  # of a rank's seconds in a phase, or of its memory
 
 
@@ -55,9 +58,10 @@ def level(state: State, effort: Effort, variables: int = VARIABLES) -> State | N
     lumps, sharing = _lumps(state), state.unsettled
     if not lumps and not sharing:
         return state
-    found = _solve(state, lumps, sharing, effort, TANGENTS)
+    lumped = [_lumped(state, lump) for lump in lumps]
+    found = _solve(state, lumped, sharing, effort, TANGENTS)
     if found is None:  # perhaps rounding to whole parts does no harm: whoever asked counts again
-        found = _solve(state, lumps, sharing, effort, TANGENTS, spare=0.0)
+        found = _solve(state, lumped, sharing, effort, TANGENTS, spare=0.0)
     if found is None:
         return None
     for lump, amount_R in zip(lumps, found.amounts, strict=True):
@@ -75,8 +79,24 @@ def value(state: State, effort: Effort) -> float:
     lumps, sharing = [lump for lump in _lumps(state) if _weight(state, lump) > NOTHING], state.unsettled
     if not lumps and not sharing:
         return state.value
-    found = _solve(state, lumps, sharing, effort, 1)
+    few, many = [_lumped(state, lump) for lump in lumps[:APART]], [item for lump in lumps[APART:] for item in lump]
+    if many:  # dealt out in one proportion: nearly as even, and a far smaller program
+        few.append((_mixed([state.option(item) for item in many]), 1))
+    variables = state.problem.ranks * len(few) + sum(state.option(item).parts for item in sharing)
+    state.tally.looks += PROGRAM + VARIABLE * variables
+    found = _solve(state, few, sharing, effort, 1)
     return np.inf if found is None else found.value
+
+
+def _lumped(state: State, lump: list[int]) -> Lump:
+    return state.option(lump[0]), len(lump)
+
+
+def _mixed(options: list[Option]) -> Option:
+    """Divisible options as one."""
+    loads, memory = sum(option.loads for option in options), sum(option.memory for option in options)
+    finest = min(option.divisible for option in options)
+    return Option(None, np.asarray(loads), np.asarray(memory), np.zeros_like(options[0].common), divisible=finest)
 
 
 def _lumps(state: State) -> list[list[int]]:
@@ -169,7 +189,7 @@ def _classes(state: State, sharing: list[int] | None = None) -> tuple[NDArray[np
 
 
 def _solve(
-    state: State, lumps: list[list[int]], sharing: list[int], effort: Effort, tangents: int, spare: float = 1.0
+    state: State, lumps: list[Lump], sharing: list[int], effort: Effort, tangents: int, spare: float = 1.0
 ) -> _Levelled | None:
     shares = [np.full(state.option(item).parts, 1.0 / state.option(item).parts) for item in sharing]
     found: _Levelled | None = None
@@ -182,7 +202,7 @@ def _solve(
 
 
 def _program(
-    state: State, lumps: list[list[int]], sharing: list[int], around: list[Array], effort: Effort, room: float
+    state: State, lumps: list[Lump], sharing: list[int], around: list[Array], effort: Effort, room: float
 ) -> _Levelled | None:
     """Minimise the sum over phases of the slowest rank, around given shares.
 
@@ -192,7 +212,7 @@ def _program(
     sizes, classes = np.bincount(class_of).astype(np.float64), len(first)
     busy = np.flatnonzero(state.mean > 0)
     unit, capacity = max(float(state.mean.sum()), 1e-30), state.problem.capacity
-    options = [state.option(lump[0]) for lump in lumps]
+    options = [option for option, _ in lumps]
     bare = state.copy()
     for item in sharing:
         bare.remove(item)
@@ -225,7 +245,7 @@ def _program(
         entries.add(np.repeat(column, classes, 1), np.arange(classes), one=True)
     limits = [-loads[:, phase] / unit for phase in busy]
     limits.append(np.maximum(1.0 - room * spare - (memory + state.alike_memory) / capacity, 0.0))
-    counts = np.array([*(float(len(lump)) for lump in lumps), *(1.0 for _ in sharing)])
+    counts = np.array([*(float(count) for _, count in lumps), *(1.0 for _ in sharing)])
     lengths = [classes] * len(lumps) + [len(share) for share in around]
     sums = sparse.csr_array(
         (np.ones(sum(lengths)), (np.repeat(np.arange(len(lengths)), lengths), np.arange(sum(lengths)))),

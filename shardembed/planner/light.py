@@ -10,17 +10,23 @@ Legend: N tables, L ways to lay them out, P phases.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardembed.planner.cost_demand import Table
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut, widths_of
 from shardembed.planner.problem import Array, Option
 from shardembed.planner.relax import fits
 from shardembed.planner.traffic import Asked
+from shardembed.tables.placement import Packing
+
+Listing = Literal["all", "some", "light"]  # how much is listed of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +73,11 @@ class Way:
 
 
 class Light:
-    """Tables that differ in rows and traffic alone."""
+    """Tables that differ in rows and traffic alone: one table of a model, number 0, that gives arrays where others give numbers."""
 
     def __init__(self, model: CostModel, tables: Sequence[int]) -> None:
-        self.one, self.ranks = model.together(tables), model.ranks
+        self.one, self.ranks = copy.copy(model), model.ranks
+        self.one.tables = (Table.together([model.tables[table] for table in tables]),)
         self.width = self.one.tables[0].width
         traffic = self.one.tables[0].traffic
         self._asked = Asked(*(np.asarray(each) for each in (traffic.ids, traffic.distinct, traffic.touched)))
@@ -86,10 +93,13 @@ class Light:
         common, held = self.one.common(0, widths, 1, cut.packing)
         return Way(cut, tuple(pieces), np.transpose(common), np.asarray(held), self.one.charges_of(0, widths, cut.packing), dealt)
 
-    def weights(self) -> Array:
-        """`[N]` seconds, all phases and ranks together, if cut in no way."""
-        loads, _ = self.one.parts(0, np.full(len(self._rows), float(self.width)), self._asked, self._rows, "unique")
-        return loads.sum(1)
+    def whole(self) -> Array:
+        """`[N, P]` seconds of all ranks together, if cut in no way, in the packing that has less to send."""
+        width = np.full(len(self._rows), float(self.width))
+        mixed = len(set(self.one.tables[0].read_by_bag("bag"))) > 1
+        packings: tuple[Packing, Packing] = ("unique", "unique" if mixed else "bag")
+        one, other = (self.one.parts(0, width, self._asked, self._rows, packing)[0] for packing in packings)
+        return np.where((one.sum(1) <= other.sum(1))[:, None], one, other)
 
     def copied(self) -> Way:
         """On every rank."""

@@ -10,6 +10,7 @@ Legend: P phases, n parts of an option, R ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -159,6 +160,7 @@ class Problem:
         charge_memory: likewise bytes.
         base: `[P]` seconds that no choice changes; None: none.
         ranks_per_node: for options that must stay inside a node.
+        finer: cuts of an item's `cuttable` option into so many blocks that are not listed: (item, option, blocks) -> options.
     """
 
     phases: tuple[str, ...]
@@ -169,6 +171,7 @@ class Problem:
     charge_memory: dict[str, float] = field(default_factory=dict)
     base: Array | None = None
     ranks_per_node: int = 0
+    finer: Callable[[int, int, int], tuple[Option, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shardembed.planner.bound import Bound, lower_bound
+from shardembed.planner.finer import size_of, with_finer
 from shardembed.planner.highs import PLAN, Effort
 from shardembed.planner.level import FEW_VARIABLES, level, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
-from shardembed.planner.state import State
+from shardembed.planner.smooth import smooth
+from shardembed.planner.state import State, Tally
 
 GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
 SMALL_ROUNDS = 400  # of so few
-SPREAD = (np.inf, 1.0, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
+SPREAD = (np.inf, 1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
+MANY_SPREAD, MANY = (1.0, 0.5), 500  # where there are so many items
+SMOOTHING = 0.02  # of all looks, for one state
 WAYS = 16  # to place an item, that are tried in a round
 # What is being done; seconds of the best step so far, and of the bound.
 Progress = Callable[[str, float | None, float | None], None]
@@ -38,12 +42,14 @@ class Solution:
         score: of these.
         bound: seconds that no solution beats; None where none is proved.
         stopped: why the search ended early, if it did.
+        problem: with the options that the choices are of, where some came (see `finer`); None: the one that was to be solved.
     """
 
     choices: tuple[Choice, ...]
     score: Score
     bound: float | None
     stopped: str = ""
+    problem: Problem | None = None
 
     @property
     def gap(self) -> float | None:
@@ -60,7 +66,8 @@ def solve(problem: Problem, seed: int = 0, effort: Effort = PLAN, progress: Prog
     if bound is None:
         return None
     best: Solution | None = None
-    search = _Search(problem, bound, seed, effort)
+    problem, finer = with_finer(problem, bound)
+    search = _Search(problem, bound, finer, seed, effort)
     try:
         for state in search.rounds():
             done = level(state, effort) or level(state, effort, FEW_VARIABLES)
@@ -88,16 +95,18 @@ def _finished(state: State) -> Solution | None:
     found = score(state.problem, choices)
     if found.memory.max() > state.problem.capacity:
         return None
-    return Solution(choices, found, None)
+    return Solution(choices, found, None, problem=state.problem)
 
 
 class _Search:
     """Construction and rounds. Legend: candidates are option numbers, a list an item."""
 
-    def __init__(self, problem: Problem, bound: Bound, seed: int, effort: Effort) -> None:
+    def __init__(self, problem: Problem, bound: Bound, finer: dict[int, list[int]], seed: int, effort: Effort) -> None:
         self.problem, self.bound, self.effort = problem, bound, effort
         self.found = False  # a solution, from any state so far
-        self.draw = np.random.default_rng(seed)
+        self.draw, self.tally = np.random.default_rng(seed), Tally()
+        chosen = (item.options[number] for item, number in zip(problem.items, bound.options, strict=True))
+        self.charges = frozenset(name for option in chosen for name in option.charges)
         self.candidates: list[list[int]] = [[]] * len(problem.items)
         for group, found in zip(groups_of(problem), bound.lines, strict=True):
             beyond = np.maximum(found.largest - bound.targets, 0.0).sum(1)
@@ -105,7 +114,8 @@ class _Search:
             price = found.common + found.mean.sum(1) + beyond
             ordered = list(dict.fromkeys(found.option[np.argsort(price, kind="stable")].tolist()))
             for item in group:
-                self.candidates[item] = ordered
+                self.candidates[item] = [bound.options[item], *finer.get(item, []), *ordered]
+                self.candidates[item] = list(dict.fromkeys(self.candidates[item])) if item in finer else ordered
 
     @property
     def enough(self) -> float:
@@ -131,7 +141,7 @@ class _Search:
         first = best = now = measure(state)
         kept, since = state.copy(), 0
         for number in range(limit):
-            if self.effort.over or best <= self.enough or since > limit // 2:
+            if self.effort.over or best <= self.enough or since > limit // 2 or self.tally.looks > self.effort.looks:
                 break
             # Worse than the best by so much is let pass, less and less (record-to-record travel: Dueck, "New optimization
             # heuristics", Journal of Computational Physics 104, 1993): single moves alone end in the first local minimum.
@@ -143,15 +153,17 @@ class _Search:
             # Gone astray: on from the best again.
             elif since % 50 == 49:
                 state, now = kept.copy(), best
-        if best < first:
+        smooth(kept, self.effort.looks * SMOOTHING)
+        if min(best, measure(kept)) < first:
             yield kept
 
     def _starts(self, measure: Callable[[State], float]) -> Iterator[State]:
         """States to begin with, the fastest first; last the one that takes least memory."""
         found: list[tuple[float, State]] = []
-        for spread in SPREAD:
+        for spread in SPREAD if len(self.problem.items) < MANY else MANY_SPREAD:
             state = self._construct(spread)
             if state is not None:
+                smooth(state, self.effort.looks * SMOOTHING)
                 found.append((measure(state), state))
                 if found[-1][0] <= self.enough * (1 + GOOD):
                     break
@@ -164,29 +176,35 @@ class _Search:
         """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
         by the option with the most parts. What does not fit is placed otherwise; None: by whatever takes least memory.
         """
-        state = State(self.problem, self.bound.targets)
+        state = State(self.problem, self.bound.targets, self.tally)
         wanted = [self._wanted(item, np.inf if spread is None else spread) for item in range(len(self.problem.items))]
         sizes = [self._size(item, number) for item, number in enumerate(wanted)]
-        order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
-        done = all(self._insert_somehow(state, item, wanted[item], by_memory=spread is None) for item in order)
-        return state if done and state.fits else None
+        chosen = [item.options[number] for item, number in zip(self.problem.items, wanted, strict=True)]
+        free = [option.ranks is None and option.parts != self.problem.ranks for option in chosen]  # the others have no choice
+        # What all ranks will hold alike is set aside from the start, so that what comes first leaves room for it.
+        state.alike_memory += sum(option.common_memory for option in chosen)
+        for item in sorted(range(len(sizes)), key=lambda item: (free[item], -sizes[item], item)):
+            state.alike_memory -= chosen[item].common_memory
+            if not self._insert_somehow(state, item, wanted[item], by_memory=spread is None):
+                return None
+        return state if state.fits else None
 
     def _wanted(self, item: int, spread: float) -> int:
         number = self.bound.options[item]
         options = self.problem.items[item].options
         if self._size(item, number) <= spread or options[number].divisible:
             return number
-        return max(self.candidates[item], key=lambda other: (options[other].parts, -self.candidates[item].index(other)))
+        small = [other for other in self.candidates[item] if spread and self._size(item, other) <= spread]
+        if small:  # the cheapest that makes no slab that the others do without
+            return next((other for other in small if options[other].charges <= self.charges), small[0])
+        return max(self.candidates[item], key=lambda other: options[other].parts)
 
     def _size(self, item: int, number: int) -> float:
         """How hard it is to find a place for an item's parts: seconds and bytes as shares of what a rank has."""
         option = self.problem.items[item].options[number]
         if not option.parts:
             return 0.0
-        if option.ranks is not None:
-            return np.inf  # these have no choice
-        scale = np.maximum(self.bound.targets, self.bound.targets.sum() * 1e-6 + 1e-30)
-        largest = max(float((option.loads / scale).max()), float(option.memory.max()) / self.problem.capacity)
+        largest = size_of(option, self.bound.targets, self.problem.capacity)
         return largest / 1e3 if option.divisible else largest  # these fill what is left
 
     def _insert_somehow(self, state: State, item: int, wanted: int, by_memory: bool) -> bool:

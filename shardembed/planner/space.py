@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -27,9 +26,10 @@ from shardembed.planner.constraints import Constraints
 from shardembed.planner.cost_demand import INT32_MAX, Holdings
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cuts import Cut, dealt, flavours, kinds_of, ordered, widths_of
-from shardembed.planner.light import Light
-from shardembed.planner.problem import Array, Choice, Item, Option, Problem, Sharing
+from shardembed.planner.light import Light, Listing
+from shardembed.planner.problem import Choice, Item, Option, Problem, Sharing
 from shardembed.planner.relax import figures, undominated
+from shardembed.planner.shares import sharing_of, stacked
 from shardembed.planner.traffic import Asked
 from shardembed.planner.workload import TableLoad, Uniform
 from shardembed.tables.layout import Layout, Shard
@@ -41,9 +41,9 @@ RESIDUES = 64  # a rank, where they are strided: each is a shard
 MOST_RESIDUES = 8192
 FEW_RANKS = 128
 MOST_KINDS = 40  # of tables, whose options are all listed: the heaviest
-MOST_MIDDLING = 240  # of which most are: the next, as far as they are heavy
-HEAVY = 0.3  # of a rank's share of all work
-Listing = Literal["all", "some", "light"]
+MOST_MIDDLING = 100  # of which most are: those that would make ranks wait longest
+HEAVY = 0.1  # of a rank's share of all work, that a table would make all ranks wait
+FINEST = 16  # blocks of these
 SMOOTH = 1000  # rows a block, from which on rows that do not divide evenly are not worth a thought
 
 
@@ -72,7 +72,16 @@ class Space:
                 options.update(dict.fromkeys(kind, found))
         items = tuple(Item(table.load.table.name, options[number]) for number, table in enumerate(self.model.tables))
         model, charges = self.model, self.model.charges
-        return Problem(model.phases, self.ranks, self._capacity, items, charges, model.charge_memory, model.base, self.node)
+
+        def finer(number: int, option: int, blocks: int) -> tuple[Option, ...]:
+            key = options[number][option].key
+            assert isinstance(key, Cut)
+            more = key.blocks * blocks
+            there = key.strips * more <= self.ranks and more <= self.model.tables[number].rows
+            return tuple(self._cut(number, replace(key, kind="", blocks=more))) if there else ()
+
+        held = model.charge_memory
+        return Problem(model.phases, self.ranks, self._capacity, items, charges, held, model.base, self.node, finer)
 
     @property
     def _capacity(self) -> float:
@@ -93,20 +102,25 @@ class Space:
 
     def _listings(self, kinds: list[list[int]]) -> Iterator[tuple[list[int], Listing]]:
         """How much is listed of each kind of tables. Heavy ones are told by what one does for all ranks together, cut in no way."""
+        listing: Listing = "all"
         if len(kinds) <= MOST_KINDS:
-            yield from ((kind, "all") for kind in kinds)
+            yield from ((kind, listing) for kind in kinds)
             return
         alike: dict[object, list[int]] = {}
         for number, kind in enumerate(kinds):
             alike.setdefault(self._alike_but_for_traffic(kind[0]), []).append(number)
-        weights = np.zeros(len(kinds))
+        loads = np.zeros((len(kinds), len(self.model.phases)))
         for numbers in alike.values():
-            weights[numbers] = Light(self.model, [kinds[number][0] for number in numbers]).weights()
-        share = float(weights @ [len(kind) for kind in kinds]) / self.ranks
-        for place, number in enumerate(np.lexsort(([kind[0] for kind in kinds], -weights)).tolist()):
-            few = place >= MOST_KINDS and self._by_columns_alone(kinds[number][0])
-            some = place < MOST_MIDDLING and weights[number] > HEAVY * share
-            yield kinds[number], "all" if not few else "some" if some else "light"
+            loads[numbers] = Light(self.model, [kinds[number][0] for number in numbers]).whole()
+        share = loads.T @ [len(kind) for kind in kinds] / self.ranks
+        beyond = np.maximum(loads - share, 0.0).sum(1) / share.sum()  # what it would make all ranks wait, if not cut
+        order = sorted(range(len(kinds)), key=lambda kind: (-loads[kind].sum(), kinds[kind][0]))
+        heavy = set(order[:MOST_KINDS])
+        middling = sorted((kind for kind in order if beyond[kind] > HEAVY), key=lambda kind: -beyond[kind])[:MOST_MIDDLING]
+        for number, kind in enumerate(kinds):
+            few = number not in heavy and self._by_columns_alone(kind[0])
+            listing = "all" if not few else "some" if number in middling else "light"
+            yield kind, listing
 
     def _by_columns_alone(self, number: int) -> bool:
         """Whether a light table may be listed cut by columns alone."""
@@ -171,41 +185,45 @@ class Space:
         fixed = self.constraints.fixed(table.load.table.name)
         if fixed is not None:
             return (self._fixed(number, fixed),)
-        if number not in self._sharings:
-            self._sharings[number] = self._sharing(number)
         found: list[Option] = []
         pinned = len(self.constraints.ranks(table.load.table.name) or ()) or self.constraints.cuts(table.load.table.name) or 1
         packings: list[Packing] = ["unique", "bag"] if any(table.read_by_bag("bag")) else ["unique"]
         for packing in packings:
             for strips in self._counts(table.width, pinned):
                 whole = self._cut(number, Cut("", packing, strips, 1)) if strips <= self.ranks else []
-                if every or strips == 1:
-                    found += whole + self._in_blocks(number, packing, strips, pinned)
+                if every:
+                    found += whole + self._in_blocks(number, packing, strips, self._blocks(number, packing, strips, pinned))
                 else:
-                    found += whole + self._standing(number, packing, strips, whole)
+                    found += self._standing(number, packing, strips, whole)
         if self._copies(number):
             found.append(self._copied(number, Cut("replicated")))
         return tuple(found)
 
-    def _in_blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[Option]:
+    def _in_blocks(self, number: int, packing: Packing, strips: int, counts: list[int]) -> list[Option]:
         found: list[Option] = []
-        for blocks in self._blocks(number, packing, strips, pinned):
+        for blocks in counts:
             if 1 < blocks <= self.ranks // strips:
                 for flavour in flavours(self.model.tables[number].load, packing, blocks):
                     found += self._cut(number, Cut("", packing, strips, blocks, flavour))
         return found
 
     def _standing(self, number: int, packing: Packing, strips: int, whole: list[Option]) -> list[Option]:
-        """Options that stand for all ways to cut strips by rows. In two blocks of dealt rows they ask for no more sums than in any
-        even number; where there may be another number, or flavour, the whole stands for them.
+        """Strips that are not cut by rows, and few options that stand for all cuts of them. One with unequal shares stands for all
+        numbers of blocks. Dealt rows ask for more sums in blocks of blocks, so the finest stands for finer ones, and two blocks of
+        strips for any even number; where there may be another number, or flavour, the whole does.
         """
         counts = [blocks for blocks in self._counts(self.model.tables[number].rows) if 1 < blocks <= self.ranks // strips]
-        if not counts or not self._allowed(number, "grid", packing):
-            return []
-        even = packing == "bag" and all(blocks % 2 == 0 for blocks in counts)
-        if even and flavours(self.model.tables[number].load, packing, 2) == ["dealt"]:
-            whole = self._cut(number, Cut("", packing, strips, 2))
-        return [replace(option, cuttable=True) for option in whole]
+        if not counts or not self._allowed(number, "grid" if strips > 1 else "row_wise", packing) or whole[0].divisible:
+            return whole
+        if whole[0].sharing is not None:
+            return whole + self._in_blocks(number, packing, strips, [blocks for blocks in counts if blocks <= FINEST])
+        nested = all(blocks % 2 == 0 for blocks in counts) and counts[-1] & (counts[-1] - 1) == 0
+        if packing == "unique" or not nested or flavours(self.model.tables[number].load, packing, 2) != ["dealt"]:
+            if strips == 1 and packing == "bag":
+                return whole + self._in_blocks(number, packing, strips, counts)
+            return [*whole, *(replace(option, cuttable=True) for option in whole)]
+        found = self._in_blocks(number, packing, strips, [blocks for blocks in counts if blocks <= (FINEST if strips == 1 else 2)])
+        return [*whole, *found[:-1], replace(found[-1], cuttable=True)]
 
     def _copied(self, number: int, key: Cut | TablePlan) -> Option:
         seconds, held = self.model.copied(number)
@@ -242,7 +260,7 @@ class Space:
     def _blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[int]:
         """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in small steps."""
         counts = self._counts(self.model.tables[number].rows, pinned)
-        if packing == "unique" or strips > 1 or self._sharings[number] is None:
+        if packing == "unique" or strips > 1 or self._shares(number) is None:
             return counts
         base = 1.1 if self.ranks <= FEW_RANKS else 1.3
         steps = itertools.takewhile(lambda count: count <= self.ranks, (round(base**power) for power in itertools.count()))
@@ -308,50 +326,20 @@ class Space:
         shared = whole_or_rows and cut.packing == "bag" and not pinned
         return Option(
             cut,
-            _stacked([pieces[width][0] for width in widths], times),
-            _stacked([pieces[width][1] for width in widths], times),
+            stacked([pieces[width][0] for width in widths], times),
+            stacked([pieces[width][1] for width in widths], times),
             common,
             held,
-            sharing=self._sharings[number] if shared else None,
+            sharing=self._shares(number) if shared else None,
             charges=self.model.charges_of(number, widths, cut.packing),
             ranks=ranks,
             node=cut.kind == "table_row_wise",
         )
 
-    def _sharing(self, number: int) -> Sharing | None:
-        """How unequal blocks of a table that is packed as bags depend on their shares, where they are all alike but for that.
-
-        Found from the cost of two shares, and dropped should a third not agree.
-        """
-        table = self.model.tables[number]
-        bags = table.read_by_bag("bag")
-        if not all(bags) or ordered(table.load) or table.rows < self.ranks or self.ranks == 1:
-            return None
-        nothing = np.zeros(len(self.model.phases))
-        empty = Sharing(nothing, nothing, nothing, 0, 0, 0, np.array(table.traffic.bags), np.array(table.traffic.lengths), PARTS)
-        shares = np.array([1.0, 0.5, 0.125])
-        answers = empty.answers(shares)
-        if answers[1] <= 0.5 * answers[0] * (1 + 1e-9):
-            return None  # an id a bag: shares change nothing
-        asked = Asked(*(shares * whole for whole in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
-        width = float(table.width)
-        loads, memory = self.model.parts(number, np.full(3, width), asked, shares * table.rows, "bag")
-        numbers = np.column_stack([loads, memory])
-        answer = (numbers[1] - 0.5 * numbers[0]) / (answers[1] - 0.5 * answers[0])
-        linear = numbers[0] - answer * answers[0]
-        if not np.allclose(numbers[2], 0.125 * linear + answers[2] * answer, rtol=1e-6, atol=1e-15):
-            return None
-        even, halves = (self.model.common(number, [width], blocks, "bag") for blocks in (1, 2))
-        each = 2 * answers[1] - answers[0]
-        return replace(
-            empty,
-            linear=linear[:-1],
-            answer=answer[:-1],
-            common_answer=(halves[0] - even[0]) / each,
-            memory_linear=float(linear[-1]),
-            memory_answer=float(answer[-1]),
-            memory_common=(halves[1] - even[1]) / each,
-        )
+    def _shares(self, number: int) -> Sharing | None:
+        if number not in self._sharings:
+            self._sharings[number] = sharing_of(self.model, number, PARTS)
+        return self._sharings[number]
 
     def _asked(self, number: int, rows: Sequence[range]) -> Asked:
         return self.model.tables[number].traffic.blocks(tuple(rows))
@@ -409,13 +397,3 @@ class Space:
         strips = [range(low, high) for low, high in itertools.pairwise(edges)]
         places = iter(choice.ranks)
         return [Shard(block, strip, (next(places),)) for strip in strips for block in blocks]
-
-
-def _stacked(pieces: Sequence[Array], times: int) -> Array:
-    """Strip after strip, each line `times` times. Where all are equal they are one line seen many times, since wide cuts of many
-    tables would fill memory.
-    """
-    first = pieces[0][:1]
-    if all((piece == first).all() for piece in pieces):
-        return np.broadcast_to(first, (times * sum(len(piece) for piece in pieces), *first.shape[1:]))
-    return np.concatenate([np.repeat(piece, times, 0) for piece in pieces])

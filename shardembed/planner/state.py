@@ -7,13 +7,27 @@ a state's value counts for every phase the slowest rank or the mean, whichever i
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardembed.planner.problem import Array, Choice, Numbers, Option, Problem
 
 STEEP = 4  # power of a rank's load in the choice between ranks that cost nothing now: the emptier, the better
-ONE_BY_ONE = 64  # parts that are put down one by one; more are dealt out in one go
+ONE_BY_ONE = 24  # parts that are put down one by one; more are dealt out in one go
+LOOK = 200  # ranks' worth of work, that every look at all of them takes
+
+
+@dataclass
+class Tally:
+    """Work done on a state and all its copies.
+
+    Attributes:
+        looks: at a rank for a part.
+    """
+
+    looks: float = 0.0
 
 
 class State:
@@ -29,11 +43,12 @@ class State:
         alike: seconds, all phases together, that every rank has.
         alike_memory: bytes that every rank holds.
         choices: of every item; None where it is not placed.
+        tally: of the work done.
     """
 
-    def __init__(self, problem: Problem, scale: Array) -> None:
+    def __init__(self, problem: Problem, scale: Array, tally: Tally | None = None) -> None:
         phases = len(problem.phases)
-        self.problem = problem
+        self.problem, self.tally = problem, tally or Tally()
         self.scale = np.maximum(scale, scale.sum() * 1e-6 + 1e-30)
         self.loads = np.zeros((problem.ranks, phases))
         self.memory = np.zeros(problem.ranks)
@@ -55,6 +70,10 @@ class State:
     def items_on(self, rank: int) -> Numbers:
         """Numbers of the items with a part on a rank; those in the pool are on none."""
         return np.flatnonzero(self._holds[:, rank])
+
+    def holds(self, items: Numbers, ranks: Numbers) -> NDArray[np.bool_]:
+        """`[items, ranks]`: which items have a part on which ranks."""
+        return self._holds[np.ix_(items, ranks)]
 
     @property
     def value(self) -> float:
@@ -179,12 +198,15 @@ class State:
 
     def cost(self, loads: Array, memory: float, peak: Array) -> Array:
         """`[R]`: what a part would cost on each rank; inf where it does not fit. peak: `[P]` loads that cost nothing to reach."""
+        self.tally.looks += self.problem.ranks + LOOK
         after = self.loads + loads
         excess = np.maximum(after - peak, 0.0).sum(1)
         filled = ((after / self.scale) ** STEEP) @ self.scale
+        held = self.memory + memory + self.alike_memory
+        filled += (held / self.problem.capacity) ** STEEP * self.scale.sum()
         # What makes a step longer comes first by far; among ranks where nothing does, the emptier.
         cost = excess * 1e3 + filled
-        cost[self.memory + memory + self.alike_memory > self.problem.capacity] = np.inf
+        cost[held > self.problem.capacity] = np.inf
         return cost
 
     def place(self, option: Option) -> Numbers | None:
