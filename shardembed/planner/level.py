@@ -3,7 +3,8 @@
 Two kinds of items take part. Divisible ones may lie anywhere: items that share their options are dealt out as one lump and cut at
 the ranks' borders afterwards, so that most of them stay whole. Items with `sharing` stay on the ranks they have and change their
 shares; what is not linear in these is taken by its tangent, which lies above it, and the program is solved anew around its answer.
-Ranks that carry the same are one class.
+Ranks that carry the same are one class; where there are too many of these for a program, ranks that carry nearly the same are, and
+what a class gets is dealt out among its ranks so that they end level (`alike.within`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import scipy.sparse as sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from shardembed.planner.classes import classes_of, means, within
 from shardembed.planner.highs import Effort
 from shardembed.planner.problem import Array, Choice, Option, Sharing
 from shardembed.planner.state import State
 
-VARIABLES = 12_000  # of the program
+VARIABLES = 8000  # of the program
 FEW_VARIABLES = 1500  # with which it takes no time
-ALIKE = 1e-9  # relative
+CLASSES = 128  # of ranks, where there are more than twice as many
 LEAST = 1e-6  # share; a part with less is dropped
 TANGENTS = 3
 NOTHING = 2e-3  # ranks' worth of seconds
 APART = 16  # lumps, the heaviest, that are told apart where only the step is asked for
 PROGRAM, VARIABLE = 2e4, 150.0  # looks at a rank (`state.Tally`), that a program and each of its variables are taken for
-Lump = tuple[Option, int]  # how many items with this option
+Lump = tuple[Option, int, float]  # how many items with this option, and bytes that rounding to parts may add to a rank
 COARSE = 5e-4  # of a rank's seconds in a phase, or of its memory
 
 
@@ -53,24 +55,36 @@ def level(state: State, effort: Effort, variables: int = VARIABLES) -> State | N
         variables: of the program, at most; what is left over is dealt out beforehand, smallest items first.
     """
     state = state.copy()
-    if not _settle_surplus(state, variables):
-        return None
-    lumps, sharing = _lumps(state), state.unsettled
-    if not lumps and not sharing:
+    mixed = _settle_surplus(state, variables)
+    lumps, sharing = [lump for lump in _lumps(state) if lump[0] not in mixed], state.unsettled
+    if not lumps and not mixed and not sharing:
         return state
     lumped = [_lumped(state, lump) for lump in lumps]
+    if mixed:
+        lumped.append(_mixed(state, mixed))
     found = _solve(state, lumped, sharing, effort, TANGENTS)
     if found is None:  # perhaps rounding to whole parts does no harm: whoever asked counts again
         found = _solve(state, lumped, sharing, effort, TANGENTS, spare=0.0)
     if found is None:
         return None
-    for lump, amount_R in zip(lumps, found.amounts, strict=True):
-        option = state.option(lump[0])
-        parts = _fine_enough(option, state)
-        for item, (ranks, shares) in zip(lump, _cut(amount_R, len(lump), parts), strict=True):
+    for lump, amount_R in zip([*lumps, mixed] if mixed else lumps, found.amounts, strict=True):
+        options = [state.option(item) for item in lump]
+        cut = _cut(amount_R, [float(option.memory[0]) for option in options], [_fine_enough(option, state) for option in options])
+        for item, option, (ranks, parts, shares) in zip(lump, options, cut, strict=True):
             _settle(state, item, ranks, tuple(share * (option.divisible // parts) for share in shares))
     for item, share_n in zip(sharing, found.shares, strict=True):
         _settle(state, item, *_whole_parts(state, item, share_n))
+    return state
+
+
+def reopened(state: State) -> State:
+    """A settled state with as many of its divisible items, the heaviest, in the pool again as one program deals out."""
+    state = state.copy()
+    divided = [item for item, choice in enumerate(state.choices) if choice is not None and state.option(item).divisible]
+    most = max(1, VARIABLES // len(classes_of(state, [], _most(state))[0]))
+    for lump in _by_option(state, divided)[:most]:
+        for item in lump:
+            _settle(state, item, (), None)
     return state
 
 
@@ -81,7 +95,7 @@ def value(state: State, effort: Effort) -> float:
         return state.value
     few, many = [_lumped(state, lump) for lump in lumps[:APART]], [item for lump in lumps[APART:] for item in lump]
     if many:  # dealt out in one proportion: nearly as even, and a far smaller program
-        few.append((_mixed([state.option(item) for item in many]), 1))
+        few.append(_mixed(state, many))
     variables = state.problem.ranks * len(few) + sum(state.option(item).parts for item in sharing)
     state.tally.looks += PROGRAM + VARIABLE * variables
     found = _solve(state, few, sharing, effort, 1)
@@ -89,27 +103,34 @@ def value(state: State, effort: Effort) -> float:
 
 
 def _lumped(state: State, lump: list[int]) -> Lump:
-    return state.option(lump[0]), len(lump)
+    option = state.option(lump[0])
+    return option, len(lump), float(option.memory[0]) / _fine_enough(option, state)
 
 
-def _mixed(options: list[Option]) -> Option:
-    """Divisible options as one."""
+def _mixed(state: State, items: list[int]) -> Lump:
+    """Divisible items as one, laid end to end."""
+    options = [state.option(item) for item in items]
     loads, memory = sum(option.loads for option in options), sum(option.memory for option in options)
-    finest = min(option.divisible for option in options)
-    return Option(None, np.asarray(loads), np.asarray(memory), np.zeros_like(options[0].common), divisible=finest)
+    spare = max(float(option.memory[0]) / _fine_enough(option, state) for option in options)
+    return Option(None, np.asarray(loads), np.asarray(memory), np.zeros_like(options[0].common), divisible=1), 1, spare
 
 
 def _lumps(state: State) -> list[list[int]]:
     """Pooled items by option, those with most to deal out first."""
+    return _by_option(state, state.pooled)
+
+
+def _by_option(state: State, items: list[int]) -> list[list[int]]:
     found: dict[int, list[int]] = {}
-    for item in state.pooled:
+    for item in items:
         found.setdefault(id(state.option(item)), []).append(item)
     return sorted(found.values(), key=lambda lump: (-_weight(state, lump), lump[0]))
 
 
 def _weight(state: State, lump: list[int]) -> float:
-    """Ranks' worth of seconds."""
-    return len(lump) * float((state.option(lump[0]).total / state.scale).sum())
+    """Ranks' worth of seconds and of memory."""
+    option = state.option(lump[0])
+    return len(lump) * (float((option.total / state.scale).sum()) + float(option.memory[0]) / state.problem.capacity)
 
 
 def _settle(state: State, item: int, ranks: tuple[int, ...], shares: tuple[int, ...] | None) -> None:
@@ -119,8 +140,8 @@ def _settle(state: State, item: int, ranks: tuple[int, ...], shares: tuple[int, 
     state.restore(item, Choice(before.option, ranks, shares))
 
 
-def _settle_surplus(state: State, variables: int) -> bool:
-    """Deal out what would make the program too large, the smallest items first; False where it does not fit."""
+def _settle_surplus(state: State, variables: int) -> list[int]:
+    """Deal out what would make the program too large, the smallest items first; those for which there is no room that way stay."""
     sharing = sorted(
         state.unsettled,
         key=lambda item: (-float((_sharing(state.option(item)).linear / state.scale).sum()), item),
@@ -132,8 +153,13 @@ def _settle_surplus(state: State, variables: int) -> bool:
             even = np.full(state.option(item).parts, 1.0 / state.option(item).parts)
             _settle(state, item, *_whole_parts(state, item, even))
     lumps = _lumps(state)
-    most = max(1, variables // len(_classes(state)[0]))
-    return all(_whole_or_even(state, item) for lump in lumps[most:][::-1] for item in lump)
+    most = max(1, variables // len(classes_of(state, [], _most(state))[0]))
+    return [item for lump in lumps[most:][::-1] for item in lump if not _whole_or_even(state, item)]
+
+
+def _most(state: State) -> int:
+    ranks = state.problem.ranks
+    return ranks if ranks <= 2 * CLASSES else CLASSES
 
 
 def _sharing(option: Option) -> Sharing:
@@ -156,36 +182,27 @@ def _whole_parts(state: State, item: int, share_n: Array) -> tuple[tuple[int, ..
 
 
 def _whole_or_even(state: State, item: int) -> bool:
-    """Put a divisible item on as few ranks as do not raise the state's value, or on all of them."""
+    """Put a divisible item on as few ranks as do not raise the state's value, or on those that raise it least; False where it fits
+    nowhere.
+    """
     option, before, ranks = state.option(item), state.value, state.problem.ranks
     most, spread = min(ranks, option.divisible), 1
-    while True:
-        spread = min(spread, most)
+    found: list[tuple[float, tuple[int, ...], tuple[int, ...]]] = []
+    while spread <= most:
         parts = tuple(option.divisible // spread + (part < option.divisible % spread) for part in range(spread))
         peak = np.maximum(state.loads.max(0), state.mean)
         cost = state.cost(option.total / spread, float(option.memory[0]) * parts[0] / option.divisible, peak)
         best = np.argsort(cost, kind="stable")[:spread]
         if np.isfinite(cost[best[-1]]):
             _settle(state, item, tuple(best.tolist()), parts)
-            if state.value <= before * (1 + 1e-7) or spread == most:
+            if state.value <= before * (1 + 1e-7):
                 return True
+            found.append((state.value, tuple(best.tolist()), parts))
             _settle(state, item, (), None)
-        elif spread == most:
-            return False
-        spread *= 4
-
-
-def _classes(state: State, sharing: list[int] | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """A rank of each class of ranks that carry the same, and the class of every rank."""
-    carried = [state.loads / state.scale, state.memory[:, None] / state.problem.capacity]
-    held = np.zeros((state.problem.ranks, len(sharing or [])))
-    for column, item in enumerate(sharing or []):
-        choice = state.choices[item]
-        assert choice is not None
-        held[list(choice.ranks), column] = 1.0
-    numbers = np.round(np.column_stack([*carried, held]) / ALIKE)
-    _, first, inverse = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
-    return first, inverse.reshape(-1)
+        spread = min(4 * spread, most) if spread < most else most + 1
+    if found:
+        _settle(state, item, *min(found)[1:])
+    return bool(found)
 
 
 def _solve(
@@ -208,22 +225,24 @@ def _program(
 
     Variables: amounts, lump by lump and class by class; shares, item by item and part by part; Z. Rows: a class and phase.
     """
-    first, class_of = _classes(state, sharing)
-    sizes, classes = np.bincount(class_of).astype(np.float64), len(first)
+    _, class_of = classes_of(state, sharing, _most(state) if lumps else state.problem.ranks)
+    sizes, classes = np.bincount(class_of).astype(np.float64), int(class_of.max()) + 1
     busy = np.flatnonzero(state.mean > 0)
     unit, capacity = max(float(state.mean.sum()), 1e-30), state.problem.capacity
-    options = [option for option, _ in lumps]
+    options = [option for option, *_ in lumps]
     bare = state.copy()
     for item in sharing:
         bare.remove(item)
-    loads, memory, alike = bare.loads[first], bare.memory[first], state.alike
+    base, alike = np.column_stack([bare.loads, bare.memory]), state.alike
+    loads, memory = np.split(means(base, class_of), [-1], axis=1)
+    memory = memory[:, 0]
     entries = _Entries(classes)
     costs: list[Array] = []
     spare = 1e-9
-    for option in options:
+    for option, _, rounding in lumps:
         entries.add(np.append(option.total[busy] / unit, option.memory[0] / capacity)[:, None] / sizes, np.arange(classes))
         costs.append(np.zeros(classes))
-        spare += float(option.memory[0]) / _fine_enough(option, state) / capacity  # what rounding to parts may add to a rank
+        spare += rounding / capacity
     for item, share_n in zip(sharing, around, strict=True):
         choice, how = state.choices[item], _sharing(state.option(item))
         assert choice is not None
@@ -245,7 +264,7 @@ def _program(
         entries.add(np.repeat(column, classes, 1), np.arange(classes), one=True)
     limits = [-loads[:, phase] / unit for phase in busy]
     limits.append(np.maximum(1.0 - room * spare - (memory + state.alike_memory) / capacity, 0.0))
-    counts = np.array([*(float(count) for _, count in lumps), *(1.0 for _ in sharing)])
+    counts = np.array([*(float(count) for _, count, _ in lumps), *(1.0 for _ in sharing)])
     lengths = [classes] * len(lumps) + [len(share) for share in around]
     sums = sparse.csr_array(
         (np.ones(sum(lengths)), (np.repeat(np.arange(len(lengths)), lengths), np.arange(sum(lengths)))),
@@ -257,6 +276,7 @@ def _program(
         np.concatenate(limits),
         sums,
         counts,
+        [*[(0.0, None)] * sum(lengths), *((least, None) for least in bare.loads[:, busy].max(0) / unit)],
         method="highs",
         options={"maxiter": effort.iterations},
     )
@@ -265,6 +285,17 @@ def _program(
     pieces = np.split(np.clip(answer.x[: sum(lengths)], 0.0, None), np.cumsum(lengths)[:-1])
     amounts = [(piece / sizes)[class_of] for piece in pieces[: len(lumps)]]
     shares = [_even_in_class(state, item, piece, class_of) for item, piece in zip(sharing, pieces[len(lumps) :], strict=True)]
+    if lumps and classes < state.problem.ranks:
+        for item, share_n in zip(sharing, shares, strict=True):
+            choice, how = state.choices[item], _sharing(state.option(item))
+            assert choice is not None
+            base[list(choice.ranks)] += np.column_stack([how.loads(share_n), how.memory(share_n)])
+        figures = np.array([np.append(option.total[busy] / unit, option.memory[0] / capacity) for option in options])
+        mixture = np.array([piece / sizes for piece in pieces[: len(lumps)]]).T @ figures
+        carried = np.column_stack([base[:, busy] / unit, base[:, -1] / capacity])
+        room_left = 1.0 - room * spare - state.alike_memory / capacity
+        part_R = within(carried, mixture, np.append(answer.x[sum(lengths) :], room_left), class_of)
+        amounts = [amount_R * part_R for amount_R in amounts]
     return _Levelled(float(answer.fun) * unit + alike, amounts, shares)
 
 
@@ -310,16 +341,16 @@ def _fine_enough(option: Option, state: State) -> int:
     return parts
 
 
-def _cut(amount_R: Array, items: int, parts: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Lay `items` equal items end to end and cut them at the ranks' borders: (ranks, parts on each) of every item."""
-    ends = np.cumsum(amount_R) * (items / amount_R.sum())
-    borders = np.rint(ends * parts).astype(np.int64)
-    borders[-1] = items * parts
+def _cut(amount_R: Array, sizes: list[float], parts: list[int]) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
+    """Lay items end to end by their sizes and cut them at the ranks' borders: (ranks, parts in all, parts on each) of every item."""
+    lengths = np.maximum(sizes, 1e-30)
+    starts = np.cumsum(lengths) - lengths
+    ends = np.cumsum(amount_R) * (lengths.sum() / amount_R.sum())
     cut = []
-    for item in range(items):
-        first, stop = item * parts, (item + 1) * parts
-        low, high = np.searchsorted(borders, [first, stop - 1], side="right")
-        shares = np.diff(np.concatenate([[first], borders[low:high], [stop]]))
+    for start, length, whole in zip(starts, lengths, parts, strict=True):
+        borders = np.rint(np.clip((ends - start) / length, 0.0, 1.0) * whole).astype(np.int64)
+        borders[-1] = whole
+        shares = np.diff(borders, prepend=0)
         kept = np.flatnonzero(shares)
-        cut.append((tuple((kept + low).tolist()), tuple(shares[kept].tolist())))
+        cut.append((tuple(kept.tolist()), whole, tuple(shares[kept].tolist())))
     return cut

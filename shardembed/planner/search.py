@@ -15,7 +15,7 @@ import numpy as np
 from shardembed.planner.bound import Bound, lower_bound
 from shardembed.planner.finer import size_of, with_finer
 from shardembed.planner.highs import PLAN, Effort
-from shardembed.planner.level import FEW_VARIABLES, level, value
+from shardembed.planner.level import FEW_VARIABLES, level, reopened, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
@@ -27,7 +27,8 @@ EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by 
 SMALL_ROUNDS = 400  # of so few
 SPREAD = (np.inf, 1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
 MANY_SPREAD, MANY = (1.0, 0.5), 500  # where there are so many items
-SMOOTHING = 0.02  # of all looks, for one state
+SMOOTHING = 0.04  # of all looks, for one state
+AGAIN = 6  # times at most, that a state is levelled
 WAYS = 16  # to place an item, that are tried in a round
 # What is being done; seconds of the best step so far, and of the bound.
 Progress = Callable[[str, float | None, float | None], None]
@@ -70,8 +71,7 @@ def solve(problem: Problem, seed: int = 0, effort: Effort = PLAN, progress: Prog
     search = _Search(problem, bound, finer, seed, effort)
     try:
         for state in search.rounds():
-            done = level(state, effort) or level(state, effort, FEW_VARIABLES)
-            found = None if done is None else _finished(done)
+            found = _levelled(state, effort)
             search.found |= found is not None
             if found is not None and (best is None or found.score.step < best.score.step):
                 best = found
@@ -88,6 +88,24 @@ def solve(problem: Problem, seed: int = 0, effort: Effort = PLAN, progress: Prog
         return None
     over = OUT_OF_TIME if effort.over or bound.stopped else ""
     return replace(best, bound=search.bound.value, stopped=best.stopped or over)
+
+
+def _levelled(state: State, effort: Effort) -> Solution | None:
+    """The state with everything settled: then parts are moved and what may be shared is dealt out anew, as long as that helps."""
+    best: Solution | None = None
+    done = level(state, effort) or level(state, effort, FEW_VARIABLES)
+    for _ in range(AGAIN):
+        if done is None:
+            break
+        even = done.copy()
+        even.scale = np.maximum(done.loads.max(0), done.loads.max() * 1e-6)  # what counts now is the slowest rank of each phase
+        smooth(even, effort.looks * SMOOTHING)
+        found = [solution for solution in (best, _finished(done), _finished(even)) if solution is not None]
+        before, best = best, min(found, key=lambda solution: solution.score.step, default=None)
+        if best is None or (before is not None and best.score.step > before.score.step * (1 - GOOD)):
+            break
+        done = level(reopened(even), effort)
+    return best
 
 
 def _finished(state: State) -> Solution | None:

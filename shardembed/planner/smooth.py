@@ -27,7 +27,7 @@ PAIR = 0.05  # looks at a rank (`state.Tally`), that a pair of parts is taken fo
 
 @dataclass
 class _Parts:
-    """All parts that may be moved: those of options whose parts lie on any different ranks.
+    """All parts that may be moved: those of options whose parts lie on any different ranks, with the shares that they have.
 
     Attributes:
         item: of each.
@@ -47,13 +47,13 @@ class _Parts:
     def of(state: State) -> _Parts | None:
         found: list[tuple[Numbers, Numbers, Array, Array, Numbers]] = []
         for item, choice in enumerate(state.choices):
-            if choice is None or not choice.ranks or choice.shares is not None:
+            if choice is None or not choice.ranks or len(choice.ranks) >= state.problem.ranks:
                 continue
-            option = state.option(item)
-            if option.ranks is not None or option.node or option.divisible or option.parts >= state.problem.ranks:
+            option, count = state.option(item), len(choice.ranks)
+            if option.ranks is not None or option.node:
                 continue
-            numbers = np.arange(option.parts)
-            found.append((np.full(option.parts, item), numbers, option.loads / state.scale, option.memory, np.array(choice.ranks)))
+            loads, memory = state.parts_of(option, choice)
+            found.append((np.full(count, item), np.arange(count), loads / state.scale, memory, np.array(choice.ranks)))
         return _Parts(*(np.concatenate(column) for column in zip(*found, strict=True))) if found else None
 
 
@@ -114,5 +114,5 @@ def _move(state: State, parts: _Parts, part: int, rank: int) -> None:
     ranks = list(choice.ranks)
     ranks[int(parts.number[part])] = rank
     state.remove(item)
-    state.restore(item, Choice(choice.option, tuple(ranks)))
+    state.restore(item, Choice(choice.option, tuple(ranks), choice.shares))
     parts.rank[part] = rank

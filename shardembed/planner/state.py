@@ -158,20 +158,25 @@ class State:
                 self.alike += sign * float(self.problem.charges[name].sum())
                 self.alike_memory += sign * self.problem.charge_memory.get(name, 0.0)
 
+    def parts_of(self, option: Option, choice: Choice) -> tuple[Array, Array]:
+        """`[n, P]` seconds and `[n]` bytes of parts that lie on ranks."""
+        if choice.shares is None:
+            return option.loads, option.memory
+        if option.sharing is not None:
+            weights = np.asarray(choice.shares, dtype=np.float64) / option.sharing.parts
+            return option.sharing.loads(weights), option.sharing.memory(weights)
+        weights = np.asarray(choice.shares, dtype=np.float64) / option.divisible
+        return weights[:, None] * option.loads, weights * option.memory
+
     def _add(self, option: Option, choice: Choice, sign: int) -> None:
         if not option.parts:
             return
         held = list(choice.ranks)
-        loads, memory = option.loads, option.memory
         if option.divisible and not held:
             self.pool += sign * option.total
             self.pool_memory += sign * float(option.memory[0])
             return
-        if option.sharing is not None:
-            loads, memory = self._add_shares(option, choice, sign)
-        elif choice.shares is not None:
-            weights = np.asarray(choice.shares, dtype=np.float64) / option.divisible
-            loads, memory = weights[:, None] * loads, weights * memory
+        loads, memory = self._add_shares(option, choice, sign) if option.sharing is not None else self.parts_of(option, choice)
         if len(set(held)) == len(held):
             self.loads[held] += sign * loads
             self.memory[held] += sign * memory
@@ -194,7 +199,7 @@ class State:
         more = sharing.beyond_even(weights, option.parts)
         self.alike += sign * more * float(sharing.common_answer.sum())
         self.alike_memory += sign * more * sharing.memory_common
-        return sharing.loads(weights), sharing.memory(weights)
+        return self.parts_of(option, choice)
 
     def cost(self, loads: Array, memory: float, peak: Array) -> Array:
         """`[R]`: what a part would cost on each rank; inf where it does not fit. peak: `[P]` loads that cost nothing to reach."""
