@@ -26,6 +26,8 @@ FEW_VARIABLES = 1500  # with which it takes no time
 CLASSES = 128  # of ranks, where there are more than twice as many
 LEAST = 1e-6  # share; a part with less is dropped
 TANGENTS = 3
+# Shares of what rounding to whole parts could add to a rank at worst, that are kept free: roundings mostly cancel out.
+SPARES = (0.2, 1.0, 0.0)
 NOTHING = 2e-3  # ranks' worth of seconds
 APART = 16  # lumps, the heaviest, that are told apart where only the step is asked for
 PROGRAM, VARIABLE = 2e4, 150.0  # looks at a rank (`state.Tally`), that a program and each of its variables are taken for
@@ -62,12 +64,18 @@ def level(state: State, effort: Effort, variables: int = VARIABLES) -> State | N
     lumped = [_lumped(state, lump) for lump in lumps]
     if mixed:
         lumped.append(_mixed(state, mixed))
-    found = _solve(state, lumped, sharing, effort, TANGENTS)
-    if found is None:  # perhaps rounding to whole parts does no harm: whoever asked counts again
-        found = _solve(state, lumped, sharing, effort, TANGENTS, spare=0.0)
-    if found is None:
-        return None
-    for lump, amount_R in zip([*lumps, mixed] if mixed else lumps, found.amounts, strict=True):
+    for spare in SPARES:
+        found = _solve(state, lumped, sharing, effort, TANGENTS, spare)
+        settled = None if found is None else _dealt(state, [*lumps, mixed] if mixed else lumps, sharing, found)
+        if settled is not None and (settled.fits or spare == SPARES[-1]):  # then whoever asked counts again
+            return settled
+    return None
+
+
+def _dealt(state: State, lumps: list[list[int]], sharing: list[int], found: _Levelled) -> State:
+    """The state with all that the program knows settled as it says."""
+    state = state.copy()
+    for lump, amount_R in zip(lumps, found.amounts, strict=True):
         options = [state.option(item) for item in lump]
         cut = _cut(amount_R, [float(option.memory[0]) for option in options], [_fine_enough(option, state) for option in options])
         for item, option, (ranks, parts, shares) in zip(lump, options, cut, strict=True):
@@ -236,9 +244,10 @@ def _program(
     base, alike = np.column_stack([bare.loads, bare.memory]), state.alike
     loads, memory = np.split(means(base, class_of), [-1], axis=1)
     memory = memory[:, 0]
+    free = 1.0 - (means(state.memory[:, None], class_of)[:, 0] + state.alike_memory) / capacity
     entries = _Entries(classes)
     costs: list[Array] = []
-    spare = 1e-9
+    spare, shared_spare = 0.0, 1e-9
     for option, _, rounding in lumps:
         entries.add(np.append(option.total[busy] / unit, option.memory[0] / capacity)[:, None] / sizes, np.arange(classes))
         costs.append(np.zeros(classes))
@@ -257,13 +266,15 @@ def _program(
         figures = figures + np.append(how.answer[busy] / unit, how.memory_answer / capacity)[:, None] * slopes
         entries.add(figures / sizes[where], where)
         costs.append(float(how.common_answer.sum()) / unit * slopes)
-        spare += how.memory_linear / how.parts / capacity
+        shared_spare += how.memory_linear / how.parts / capacity
     for index in range(len(busy)):
         column = np.zeros((len(busy) + 1, 1))
         column[index] = -1.0
         entries.add(np.repeat(column, classes, 1), np.arange(classes), one=True)
     limits = [-loads[:, phase] / unit for phase in busy]
-    limits.append(np.maximum(1.0 - room * spare - (memory + state.alike_memory) / capacity, 0.0))
+    # A rank that is full may stay so: what it gets of lumps is little, or nothing.
+    kept_free = np.minimum(room * spare, free.clip(0.0) if room < 1.0 else np.inf) + room * shared_spare
+    limits.append(np.maximum(1.0 - kept_free - (memory + state.alike_memory) / capacity, 0.0))
     counts = np.array([*(float(count) for _, count, _ in lumps), *(1.0 for _ in sharing)])
     lengths = [classes] * len(lumps) + [len(share) for share in around]
     sums = sparse.csr_array(
@@ -293,7 +304,7 @@ def _program(
         figures = np.array([np.append(option.total[busy] / unit, option.memory[0] / capacity) for option in options])
         mixture = np.array([piece / sizes for piece in pieces[: len(lumps)]]).T @ figures
         carried = np.column_stack([base[:, busy] / unit, base[:, -1] / capacity])
-        room_left = 1.0 - room * spare - state.alike_memory / capacity
+        room_left = 1.0 - room * (spare + shared_spare) - state.alike_memory / capacity
         part_R = within(carried, mixture, np.append(answer.x[sum(lengths) :], room_left), class_of)
         amounts = [amount_R * part_R for amount_R in amounts]
     return _Levelled(float(answer.fun) * unit + alike, amounts, shares)

@@ -19,7 +19,7 @@ from shardembed.planner.level import FEW_VARIABLES, level, reopened, value
 from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
-from shardembed.planner.smooth import smooth
+from shardembed.planner.smooth import STEEPER, smooth
 from shardembed.planner.state import State, Tally
 
 GOOD = 5e-4  # a gap that is not worth another round
@@ -28,7 +28,8 @@ SMALL_ROUNDS = 400  # of so few
 SPREAD = (np.inf, 1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # ways to start: see `_construct`
 MANY_SPREAD, MANY = (1.0, 0.5), 500  # where there are so many items
 SMOOTHING = 0.04  # of all looks, for one state
-AGAIN = 6  # times at most, that a state is levelled
+LEVELLED = 2  # states to begin with
+AGAIN = 4  # times at most, that a state is levelled
 WAYS = 16  # to place an item, that are tried in a round
 # What is being done; seconds of the best step so far, and of the bound.
 Progress = Callable[[str, float | None, float | None], None]
@@ -72,7 +73,7 @@ def solve(problem: Problem, seed: int = 0, effort: Effort = PLAN, progress: Prog
     try:
         for state in search.rounds():
             found = _levelled(state, effort)
-            search.found |= found is not None
+            search.step = np.inf if found is None else found.score.step
             if found is not None and (best is None or found.score.step < best.score.step):
                 best = found
                 search.learn(found.score.step)
@@ -99,7 +100,7 @@ def _levelled(state: State, effort: Effort) -> Solution | None:
             break
         even = done.copy()
         even.scale = np.maximum(done.loads.max(0), done.loads.max() * 1e-6)  # what counts now is the slowest rank of each phase
-        smooth(even, effort.looks * SMOOTHING)
+        smooth(even, effort.looks * SMOOTHING, STEEPER)
         found = [solution for solution in (best, _finished(done), _finished(even)) if solution is not None]
         before, best = best, min(found, key=lambda solution: solution.score.step, default=None)
         if best is None or (before is not None and best.score.step > before.score.step * (1 - GOOD)):
@@ -121,7 +122,7 @@ class _Search:
 
     def __init__(self, problem: Problem, bound: Bound, finer: dict[int, list[int]], seed: int, effort: Effort) -> None:
         self.problem, self.bound, self.effort = problem, bound, effort
-        self.found = False  # a solution, from any state so far
+        self.step = np.inf  # seconds of the state that was given last, once it is finished; inf where it cannot be
         self.draw, self.tally = np.random.default_rng(seed), Tally()
         chosen = (item.options[number] for item, number in zip(problem.items, bound.options, strict=True))
         self.charges = frozenset(name for option in chosen for name in option.charges)
@@ -148,13 +149,17 @@ class _Search:
         """States worth finishing: the constructed one, then those that rounds have improved."""
         small = self.problem.ranks <= EXACT_RANKS
         measure = (lambda state: value(state, self.effort)) if small else (lambda state: state.value)
-        state = None
-        for state in self._starts(measure):  # the best of those that memory lets level
-            yield state
-            if self.found:
+        starts: list[tuple[float, State]] = []
+        for start in self._starts(measure):  # the best of those that memory lets level
+            if measure(start) >= min((step for step, _ in starts), default=np.inf):
                 break
-        if state is None:
+            yield start
+            starts.append((self.step, start))
+            if len(starts) >= LEVELLED and min(step for step, _ in starts) < np.inf:
+                break
+        if not starts:
             return
+        state = min(starts, key=lambda pair: pair[0])[1]
         limit = min(SMALL_ROUNDS if small else max(40, min(800, 200_000 // (self.problem.ranks + 100))), self.effort.rounds)
         first = best = now = measure(state)
         kept, since = state.copy(), 0
@@ -181,11 +186,14 @@ class _Search:
         for spread in SPREAD if len(self.problem.items) < MANY else MANY_SPREAD:
             state = self._construct(spread)
             if state is not None:
+                if len(found) >= LEVELLED and min(value for value, _ in found) < float(state.mean.sum()) + state.alike:
+                    continue  # no moves would make this one of the fastest
                 smooth(state, self.effort.looks * SMOOTHING)
                 found.append((measure(state), state))
                 if found[-1][0] <= self.enough * (1 + GOOD):
                     break
-        yield from (state for _, state in sorted(found, key=lambda pair: pair[0]))
+        found.sort(key=lambda pair: pair[0])
+        yield from (state for _, state in found)
         last = self._construct(None)
         if last is not None:
             yield last

@@ -18,11 +18,11 @@ import numpy as np
 from shardembed.planner.problem import Array, Choice, Numbers
 from shardembed.planner.state import State
 
-Q = 16
+Q, STEEPER = 16, 32  # the latter where all is settled
 OTHERS = 48  # ranks with least to do, that take part in a step
 PARTS = 32  # of a rank, the heaviest
 LEAST = 1e-7  # relative, that a step must gain
-PAIR = 0.05  # looks at a rank (`state.Tally`), that a pair of parts is taken for
+PAIR = 0.2  # looks at a rank (`state.Tally`), that a pair of parts is taken for
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Parts:
         return _Parts(*(np.concatenate(column) for column in zip(*found, strict=True))) if found else None
 
 
-def smooth(state: State, looks: float) -> None:
+def smooth(state: State, looks: float, steep: int = Q) -> None:
     """Move and swap parts until no step gains any more, or so many looks are used up; what all ranks do alike stays as it is."""
     parts, problem = _Parts.of(state), state.problem
     if parts is None or problem.ranks == 1:
@@ -65,7 +65,7 @@ def smooth(state: State, looks: float) -> None:
     weights = state.scale / state.scale.sum()
 
     def power(shares: Array) -> Array:
-        return (shares**2) ** (Q // 2) @ weights
+        return shares**steep @ weights
 
     shares = state.loads / state.scale
     energy, stuck = power(shares), np.zeros(problem.ranks, dtype=bool)
