@@ -17,8 +17,8 @@ HALVINGS = 50  # of an interval, to find a number
 
 
 def classes_of(state: State, sharing: list[int], most: int) -> tuple[Numbers, Numbers]:
-    """A rank of each class and the class of every rank `[R]`; at most `most` classes, save that ranks are told apart by which of the
-    items `sharing` lie there.
+    """A rank of each class and the class of every rank `[R]`; at most `most` classes, save that ranks are told apart by which items
+    of `sharing` lie there.
     """
     held = np.zeros((state.problem.ranks, len(sharing)))
     for column, item in enumerate(sharing):

@@ -154,7 +154,9 @@ def _settle_surplus(state: State, variables: int) -> list[int]:
         state.unsettled,
         key=lambda item: (-float((_sharing(state.option(item)).linear / state.scale).sum()), item),
     )
-    room = variables // 2
+    ranks = state.problem.ranks
+    # Shares of many items tell all ranks apart, and then a program over many lumps is large.
+    room = variables // 2 if _most(state) == ranks or len(_lumps(state)) * ranks <= variables else 0
     for item in sharing:
         room -= state.option(item).parts
         if room < 0:
@@ -353,7 +355,7 @@ def _fine_enough(option: Option, state: State) -> int:
 
 
 def _cut(amount_R: Array, sizes: list[float], parts: list[int]) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
-    """Lay items end to end by their sizes and cut them at the ranks' borders: (ranks, parts in all, parts on each) of every item."""
+    """Lay items end to end by their sizes and cut them at the ranks' borders: (ranks, parts, parts on each) of every item."""
     lengths = np.maximum(sizes, 1e-30)
     starts = np.cumsum(lengths) - lengths
     ends = np.cumsum(amount_R) * (lengths.sum() / amount_R.sum())

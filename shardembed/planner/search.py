@@ -99,7 +99,8 @@ def _levelled(state: State, effort: Effort) -> Solution | None:
         if done is None:
             break
         even = done.copy()
-        even.scale = np.maximum(done.loads.max(0), done.loads.max() * 1e-6)  # what counts now is the slowest rank of each phase
+        slowest = done.loads.max(0)  # of each phase: what counts now
+        even.scale = np.maximum(slowest, slowest.sum() * 1e-6 + 1e-30)
         smooth(even, effort.looks * SMOOTHING, STEEPER)
         found = [solution for solution in (best, _finished(done), _finished(even)) if solution is not None]
         before, best = best, min(found, key=lambda solution: solution.score.step, default=None)

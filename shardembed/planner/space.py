@@ -102,9 +102,9 @@ class Space:
 
     def _listings(self, kinds: list[list[int]]) -> Iterator[tuple[list[int], Listing]]:
         """How much is listed of each kind of tables. Heavy ones are told by what one does for all ranks together, cut in no way."""
-        listing: Listing = "all"
         if len(kinds) <= MOST_KINDS:
-            yield from ((kind, listing) for kind in kinds)
+            for kind in kinds:
+                yield kind, "all"
             return
         alike: dict[object, list[int]] = {}
         for number, kind in enumerate(kinds):
@@ -119,8 +119,8 @@ class Space:
         middling = sorted((kind for kind in order if beyond[kind] > HEAVY), key=lambda kind: -beyond[kind])[:MOST_MIDDLING]
         for number, kind in enumerate(kinds):
             few = number not in heavy and self._by_columns_alone(kind[0])
-            listing = "all" if not few else "some" if number in middling else "light"
-            yield kind, listing
+            some: Listing = "some" if number in middling else "light"
+            yield kind, some if few else "all"
 
     def _by_columns_alone(self, number: int) -> bool:
         """Whether a light table may be listed cut by columns alone."""
