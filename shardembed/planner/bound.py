@@ -107,7 +107,7 @@ def _charged(program: Program, found: Array, charges: slice, effort: Effort) -> 
     """
     prices = program.cost[charges]
     best, least = found, float(program.cost @ found) + float(prices @ (np.ceil(found[charges] - PAID_ROUNDING) - found[charges]))
-    for share in PAID:
+    for share in PAID if best @ program.cost < least - PAID_ROUNDING else ():
         upper = program.upper.copy()
         upper[charges] = np.where(found[charges] < share, 0.0, upper[charges])
         answer = highs.relaxed(replace(program, upper=upper), effort).values

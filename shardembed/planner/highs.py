@@ -43,7 +43,7 @@ class Effort:
     """
 
     rounds: int = 800
-    looks: float = 1.2e7
+    looks: float = 1e7
     work: float = 1e9
     near: float = 5e-4
     iterations: int = 20_000

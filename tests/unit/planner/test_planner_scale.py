@@ -16,9 +16,11 @@ from shardembed import planner
 from shardembed.optim import Adagrad, RowwiseAdagrad
 from shardembed.planner import space, topology
 from shardembed.planner.bound import lower_bound
+from shardembed.planner.classes import within
 from shardembed.planner.cost_model import CostModel
 from shardembed.planner.highs import PLAN, Effort
-from shardembed.planner.problem import Choice, Item, Option, Problem, score
+from shardembed.planner.level import CLASSES, level
+from shardembed.planner.problem import Array, Choice, Item, Option, Problem, score
 from shardembed.planner.search import solve
 from shardembed.planner.smooth import smooth
 from shardembed.planner.space import Space
@@ -37,10 +39,8 @@ def workloads(draw: st.DrawFn) -> Workload:
     loads = []
     for number in range(draw(st.integers(1, 4))):
         rows, width = draw(st.sampled_from([3, 40, 5000, 10**6])), draw(st.sampled_from([2, 3, 8, 64]))
-        skew, order = (
-            draw(st.sampled_from([Uniform(), Zipf(0.6), Zipf(1.2)])),
-            draw(st.sampled_from(["hashed", "sorted", "unknown"])),
-        )
+        skew = draw(st.sampled_from([Uniform(), Zipf(0.6), Zipf(1.2)]))
+        order: Any = draw(st.sampled_from(["hashed", "sorted", "unknown"]))
         pooling: Any = draw(st.sampled_from(["sum", "mean", "max", None]))
         ids = tuple(draw(st.sampled_from([1.0, 3.0, 20.0])) for _ in range(draw(st.integers(1, 2))))
         names = tuple(f"f{number}_{feature}" for feature in range(len(ids)))
@@ -138,6 +138,57 @@ def test_what_is_alike_lies_level_after_moves() -> None:
         state.restore(item, Choice(0, (0,)))
     smooth(state, 1e6)
     assert state.loads.max() == 2.0
+
+
+@examples(40)
+@given(st.integers(0, 2**32 - 1))
+def test_a_mixture_is_dealt_out_so_that_ranks_of_a_class_end_level(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    class_of = np.append(np.arange(3), draw.integers(0, 3, 20))
+    base, mixture = draw.random((23, 1)), 1.0 + draw.random((3, 1))
+    part = within(base, mixture, np.ones(1), class_of)
+    assert (part >= 0).all()
+    ends = base[:, 0] + part * mixture[class_of, 0]
+    for number in range(3):
+        mine = class_of == number
+        assert part[mine].mean() == pytest.approx(1.0)
+        got = mine & (part > 1e-9)
+        np.testing.assert_allclose(ends[got], ends[got][0], rtol=1e-6)
+        assert (base[mine & ~got, 0] >= ends[got][0] * (1 - 1e-6)).all()
+
+
+def test_more_kinds_of_ranks_than_a_program_tells_apart_come_level() -> None:
+    draw = np.random.default_rng(3)
+    ranks = 2 * CLASSES + 50
+    fixed = [
+        Option(None, line[None], np.array([line[0]]), np.zeros(2), ranks=(rank,))
+        for rank, line in enumerate(draw.random((ranks, 2)))
+    ]
+    shared = Option(None, np.array([[1.5 * ranks, 1.5 * ranks]]), np.array([1.0 * ranks]), np.zeros(2), divisible=1 << 16)
+    items = tuple(Item(f"item {number}", (option,)) for number, option in enumerate([*fixed, shared]))
+    problem = Problem(("a", "b"), ranks, 2.5, items)
+    state = State(problem, np.array([2.0, 2.0]))
+    assert all(state.insert(item, 0) for item in range(len(items)))
+    done = level(state, PLAN)
+    assert done is not None
+    counted = score(problem, tuple(choice for choice in done.choices if choice is not None))
+    assert counted.memory.max() <= problem.capacity
+    # One mixture cannot level two phases that differ from rank to rank: at best each rank stands out in one of them.
+    best = value_of_one_mixture(np.array([option.loads[0] for option in fixed]), 1.5 * ranks)
+    assert counted.step <= best * 1.01
+
+
+def value_of_one_mixture(base: Array, amount: float) -> float:
+    """The least sum of two limits, below which there is room for so much of an item that weighs alike on both phases."""
+    found = np.inf
+    for first in np.linspace(1.0, 4.0, 301):
+        low, high = 1.0, 4.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            room = np.minimum(first - base[:, 0], middle - base[:, 1])
+            low, high = (low, middle) if room.min() >= 0 and room.sum() >= amount else (middle, high)
+        found = min(found, first + high) if high < 4.0 - 1e-9 else found
+    return float(found)
 
 
 def test_the_same_bits_whatever_threads_there_are() -> None:
