@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
+from zlib import crc32
 
 from shardembed.planner.workload import Counts, TableLoad, Uniform
 from shardembed.tables.layout import Shard
@@ -72,6 +73,9 @@ def dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list[
     if ordered(load) or len(set(shares)) == 1:
         step = gcd(*shares)
         owners = _interleaved(ranks, [share // step for share in shares])
+        # Popular rows of all tables would meet on the same ranks, did all begin with the same one.
+        first = crc32(load.table.name.encode()) % len(owners)
+        owners = owners[first:] + owners[:first]
         return [Shard(range(residue, rows, len(owners)), columns, (owner,)) for residue, owner in enumerate(owners)]
     total = sum(shares)
     edges = [rows * edge // total for edge in itertools.accumulate(shares, initial=0)]
