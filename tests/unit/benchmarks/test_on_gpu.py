@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def test_weights_that_end_elsewhere_are_found() -> None:
     for far in (0.01, float("nan")):
         with pytest.raises(AssertionError, match="plain: weights differ"):
             list(jobs.said({"plain": far}))
+    lost = [torch.zeros(2, 3), torch.tensor([[1.0, float("nan")]])]
+    assert math.isnan(jobs.far(lost, [torch.zeros(2, 3), torch.ones(1, 2)])), "in a table that is not the first"
 
 
 def collectives(rank: int, world_size: int) -> None:
