@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.on_gpu import __main__ as gpu
-from benchmarks.on_gpu import child, counting, jobs, updates
+from benchmarks.on_gpu import child, counting, jobs, others, updates
 from benchmarks.on_gpu.check import Check, Here, NotSeenError, Verdict
 from benchmarks.on_gpu.checks import CHECKS
 from shardembed.kernels import grouping, reference
@@ -181,3 +181,19 @@ def test_a_package_that_a_gpu_machine_lacks_does_not_keep_other_tests_from_runni
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_came_of_tests_is_told_file_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the others are stopped, it is known all the same."""
+    monkeypatch.setattr(others, "TESTS", ("tests/gpu/test_fbgemm.py", "tests/gpu/test_host.py"))
+    first, second, *rest = others.tests(SMALL)
+    assert (first, second) == ("tests/gpu/test_fbgemm.py: 1 skipped", "tests/gpu/test_host.py: 1 skipped")
+    assert any("needs a CUDA device" in line for line in rest)
+
+    def told() -> Iterator[str]:
+        yield "tests/gpu/test_a.py::test_x[a b] PASSED [ 10%]"
+        yield "tests/gpu/test_a.py::test_y FAILED [ 20%]"
+        yield "tests/gpu/test_b.py::test_z PASSED [ 30%]"
+        raise TimeoutError
+
+    assert next(others.outcomes(told())) == "tests/gpu/test_a.py: 1 passed, 1 failed"
