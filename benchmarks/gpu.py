@@ -139,7 +139,7 @@ def plain(data: SlabData, rows_E: torch.Tensor, waiting: Gradients) -> dict[str,
 def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Times:
     """Everything on one case, in turns."""
     from shardembed.kernels.triton.kernel import TritonKernel
-    from shardembed.kernels.triton.order import order
+    from shardembed.kernels.triton.order import direct_of, order
 
     weights = torch.randn(size.rows, size.width, device=device)
 
@@ -150,10 +150,11 @@ def measure(size: Size, device: torch.device, clock: Clock, rounds: int) -> Time
     rows_E, offsets = draw(size, device), torch.arange(0, size.bags * size.ids + 1, size.ids, device=device)
     grads = torch.randn(size.bags, size.width, device=device)
     waiting = Gradients(rows_E, offsets, grads)
-    made = order(rows_E, offsets, size.rows)
+    direct = direct_of(size.width)  # as slabs have it
+    made = order(rows_E, offsets, size.rows, direct)
     works: dict[str, Callable[[], object]] = {
         "lookup": lambda: ours.lookup(rows_E, offsets),
-        "order": lambda: order(rows_E, offsets, size.rows),
+        "order": lambda: order(rows_E, offsets, size.rows, direct),
         "update": lambda: ours.update(waiting, made, False, Step(OPTIMIZER.lr, 1), 1.0),
     }
     peers = {"plain torch": plain(data(), rows_E, waiting)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import shardembed as se
-from benchmarks.on_gpu.check import Here
+from benchmarks.on_gpu.check import Here, NotSeenError
 
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
@@ -23,6 +23,8 @@ def launches(here: Here) -> Iterator[str]:
         return
     for widths in (1, 10):
         few, many = (_step(here.device, tables, widths) for tables in (FEW, MANY))
+        if not few["launches"] or not many["launches"]:
+            raise NotSeenError("torch's profiler has seen no launch at all: it may not look at this GPU's driver (CUPTI)")
         for tables, found in ((FEW, few), (MANY, many)):
             yield f"{tables} tables of {widths} width(s): {found['launches']} launches, {found['waits']} waits of the host a step"
         assert few["waits"] <= MOST_WAITS >= many["waits"], f"the host waits more than {MOST_WAITS} times"

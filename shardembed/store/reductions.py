@@ -62,14 +62,13 @@ def picture_elements(slabs: Sequence[Slab]) -> int:
 
 
 def rows_elements(slabs: Sequence[Slab], counts_RS: Numbers, dtype: torch.dtype) -> int:
-    """Numbers that a rank puts together where rows travel, of so many rows by rank and slab `[R, slabs]`: its own and those that
-    come.
+    """Numbers that a rank puts together where rows travel, of so many rows by rank and slab `[R, slabs]`: as if all ranks had what
+    the fullest one has. That one copies its rows for each other rank, which may be far more than what comes.
 
     An all-reduce moves each number twice, so by what travels rows could be up to twice as many; but they are sorted, too.
     """
-    return sum(
-        int(count) * (slab.spec.width + _key_elements(slab, dtype)) for slab, count in zip(slabs, counts_RS.sum(0), strict=True)
-    )
+    elements_S = np.array([slab.spec.width + _key_elements(slab, dtype) for slab in slabs], dtype=np.int64)
+    return int((counts_RS @ elements_S).max()) * len(counts_RS)
 
 
 def _sum_whole(

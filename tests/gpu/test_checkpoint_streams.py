@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import shardembed as se
-from shardembed.checkpoint import staging
-from shardembed.checkpoint.staging import Staging
 
 ROWS = 400_000
+
+
+@pytest.fixture(autouse=True)
+def checkpoints() -> None:
+    pytest.importorskip("pydantic")  # which they need
 
 
 def model() -> se.EmbeddingCollection:
@@ -47,10 +50,12 @@ def test_a_save_holds_what_its_callers_stream_was_asked_for_before(tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_what_passes_through_pinned_buffers_is_whole(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    from shardembed.checkpoint import staging
+
     monkeypatch.setattr(staging, "BUFFER_BYTES", 1 << 20)
     data = torch.randn(100_003, 33, device="cuda").to(dtype)
     keep_busy()
     data.neg_() if dtype != torch.bool else data.logical_not_()
-    copied = Staging().copy(len(data), lambda first, stop: data[first:stop])
+    copied = staging.Staging().copy(len(data), lambda first, stop: data[first:stop])
     assert not copied.is_pinned()
     assert torch.equal(copied, data.cpu())

@@ -86,6 +86,26 @@ def test_many_rows_are_reduced_whole() -> None:
         assert calls == WHOLE
 
 
+def alone(rank: int, world_size: int, count: int) -> Counter[tuple[str, str]]:
+    """The calls where the last rank has so many rows of one table, and the others none."""
+    emb = se.EmbeddingCollection([se.TableConfig("a", ROWS, 3)], optimizer=se.optim.SGD(lr=0.1), plan=se.replicated())
+    rows = torch.arange(count if rank == world_size - 1 else 0)
+    comm = emb.journey.comm
+    comm.tally.clear()
+    with mock.patch.object(reductions, "COUNTED", 0):
+        given = [(rows, torch.ones(len(rows), 3))]
+        ((rows_U, sums_UW),) = reductions.sum_over_ranks(emb.journey.slabs, given, torch.float32, "step: reduce copies", comm, 1)
+    assert torch.equal(rows_U, torch.arange(count)), f"{rows_U}"
+    assert torch.equal(sums_UW, torch.ones(count, 3)), f"{sums_UW}"
+    return comm.tally.calls
+
+
+def test_a_rank_that_has_nearly_all_rows_does_not_send_them_to_each_other_rank() -> None:
+    """It would have the tables in memory as often as there are ranks."""
+    assert run_ranks(4, alone, 10) == [BY_ROWS] * 4
+    assert run_ranks(4, alone, 13) == [WHOLE] * 4
+
+
 def trained(rank: int, world_size: int, counted: int, deterministic: bool, optimizer: str) -> tuple[list[torch.Tensor], set[str]]:
     """The tables after some steps of micro-batches, clipped, one table frozen in between; and the calls of the steps."""
     kind = {"Adam": se.optim.Adam(lr=0.1), "RowwiseAdagrad": se.optim.RowwiseAdagrad(lr=0.1), "none": None}[optimizer]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import gpu
+from shardembed.kernels.triton import order
 from tests.unit.kernels.triton_cases import DEVICE
 
 
@@ -20,6 +22,19 @@ def test_the_page_has_a_row_a_case(tmp_path: Path, capsys: pytest.CaptureFixture
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
     assert rows == ["| width, ids, skew", "| ---", "| 4, 2, 0", "| 4, 2, 1.05", "| 6, 2, 0", "| 6, 2, 1.05"]
     assert "plain torch, geometric mean: forward " in page
+
+
+def test_rows_are_ordered_as_slabs_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where long runs are cut depends on the width, and how long an update takes on that."""
+    order_as_it_is, asked = order.order, list[int]()
+
+    def noted(*given: Any) -> order.Order:
+        asked.append(given[3])
+        return order_as_it_is(*given)
+
+    monkeypatch.setattr(order, "order", noted)
+    gpu.measure(gpu.Size(50, 4, 4, 2, 0.0), DEVICE, gpu.Clock(DEVICE, 1000), 1)
+    assert set(asked) == {order.direct_of(4)} != {order.DIRECT}
 
 
 @pytest.mark.parametrize("skew", [0.0, 0.9, 1.0, 1.15])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,10 +15,15 @@ import pytest
 import torch
 
 from benchmarks.on_gpu import __main__ as gpu
-from benchmarks.on_gpu import child, counting, jobs, updates
+from benchmarks.on_gpu import child, counting, jobs, others, updates
 from benchmarks.on_gpu.check import Check, Here, NotSeenError, Verdict
 from benchmarks.on_gpu.checks import CHECKS
-from shardembed.kernels.triton import update
+from shardembed.kernels import grouping, reference
+from shardembed.kernels.formulas import Step
+from shardembed.kernels.gradients import Gradients
+from shardembed.kernels.kernel import SlabData
+from shardembed.kernels.triton import order, update
+from shardembed.optim import SGD, Lion
 from tests.harness import run_ranks
 
 ROOT = Path(__file__).parents[3]
@@ -67,11 +73,39 @@ def test_a_wrong_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         list(updates.rowwise(SMALL))
 
 
+def in_plain_torch(data: SlabData, waiting: Gradients, order: object, lr: float, number: int) -> None:
+    reference.update(data, *grouping.merge(waiting, len(data.weights)), Step(lr, number))
+
+
+def test_right_updates_at_real_sizes_are_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hot rows go far and come back; in narrow dtypes they bring along what they were rounded by."""
+    monkeypatch.setattr(Here, "small", False)
+    monkeypatch.setattr(order, "order", lambda *given: None)
+    monkeypatch.setattr(update, "update", in_plain_torch)
+    for dtype in updates.NARROW:
+        assert [off for _, off, _ in updates.steps(SMALL, SGD(0.1), 64, dtype)] == [0, 0]
+
+
+def test_no_sum_of_whole_numbers_leaves_the_sign_of_an_update_to_rounding() -> None:
+    """Where Lion's sum is next to nothing, a right kernel may have another sign than float64."""
+
+    def signs(lion: Lion, dtype: torch.dtype) -> torch.Tensor:
+        b1, b2 = lion.betas
+        before = torch.arange(-1000, 1001).to(dtype)
+        return torch.sign(b1 * ((1 - b2) * before) + (1 - b1) * before[:, None])
+
+    for lion, same in ((updates.SETTINGS[Lion], True), (Lion(0.1), False)):
+        assert isinstance(lion, Lion)
+        assert torch.equal(signs(lion, torch.float32).double(), signs(lion, torch.float64)) == same
+
+
 def test_weights_that_end_elsewhere_are_found() -> None:
     assert list(jobs.said({"plain": 1e-6})) == ["plain: weights differ from the CPU's by 1e-06 at most"]
     for far in (0.01, float("nan")):
         with pytest.raises(AssertionError, match="plain: weights differ"):
             list(jobs.said({"plain": far}))
+    lost = [torch.zeros(2, 3), torch.tensor([[1.0, float("nan")]])]
+    assert math.isnan(jobs.far(lost, [torch.zeros(2, 3), torch.ones(1, 2)])), "in a table that is not the first"
 
 
 def collectives(rank: int, world_size: int) -> None:
@@ -86,6 +120,12 @@ def test_a_step_of_the_count_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(counting, "MANY", 4)
     assert counting._step(torch.device("cpu"), 4, 2) == {"launches": 0, "waits": 0}
+
+    monkeypatch.setattr(Here, "small", False)
+    monkeypatch.setattr(counting, "FEW", 2)
+    monkeypatch.setattr(counting, "_step", lambda *given: {"launches": 0, "waits": 0})
+    with pytest.raises(NotSeenError, match="no launch at all"):  # no launch is no proof that there are few
+        list(counting.launches(SMALL))
 
 
 @pytest.mark.exhaustive
@@ -129,3 +169,31 @@ def test_a_check_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main(["fast"])
     assert "there is no check fast; there are rowwise, large" in capsys.readouterr().err
+
+
+def test_a_package_that_a_gpu_machine_lacks_does_not_keep_other_tests_from_running() -> None:
+    """One file of tests that cannot be imported would end them all."""
+    missing = ["pydantic", "scipy", "yaml", "numba", "safetensors", "fbgemm_gpu"]
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({missing})\n"
+        "sys.argv = ['pytest', '--gpu', '--collect-only', '-q', '-p', 'no:cacheprovider', 'tests/gpu']\n"
+        "import pytest; sys.exit(pytest.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_came_of_tests_is_told_file_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the others are stopped, it is known all the same."""
+    monkeypatch.setattr(others, "TESTS", ("tests/gpu/test_fbgemm.py", "tests/gpu/test_host.py"))
+    first, second, *rest = others.tests(SMALL)
+    assert (first, second) == ("tests/gpu/test_fbgemm.py: 1 skipped", "tests/gpu/test_host.py: 1 skipped")
+    assert any("needs a CUDA device" in line for line in rest)
+
+    def told() -> Iterator[str]:
+        yield "tests/gpu/test_a.py::test_x[a b] PASSED [ 10%]"
+        yield "tests/gpu/test_a.py::test_y FAILED [ 20%]"
+        yield "tests/gpu/test_b.py::test_z PASSED [ 30%]"
+        raise TimeoutError
+
+    assert next(others.outcomes(told())) == "tests/gpu/test_a.py: 1 passed, 1 failed"

@@ -27,7 +27,7 @@ from shardembed.planner.workload import Order, Skew, TableLoad, Uniform, Workloa
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, TablePlan, resolve
 from tests.amount import examples
-from tests.unit.planner.planning import Solutions, choices_of, has_shares, problems
+from tests.unit.planner.planning import Solutions, choices_of, enumerated, has_shares, problems
 
 SOME = Effort(rounds=20)  # certificates hold wherever a search ends
 CLOSE = 1e-9  # relative
@@ -108,6 +108,22 @@ def test_needs_of_each_kind_are_found() -> None:
     assert least(item("a", [3.0], (1,)), item("b", [4.0, 2.0], (1, 0)), item("c", [1.0]))["rank"] == 7
     assert least(item("a", [6.0, 1.0]), item("b", [5.0, 2.0]))["total"] == 7
     assert needed(Problem(("phase",), 2, 10.0, tuple(item(name, [4.0]) for name in "abc"))) == 8
+
+
+def test_where_large_parts_fit_no_rank_together_the_relaxation_promises_too_much() -> None:
+    # The case that docs/planner.md tells of.
+    seconds = {"a": (4, 1), "b": (4, 1), "c": (1, 3), "d": (3, 3)}
+    items = (Item(name, (Option(None, np.array([line], dtype=float), np.ones(1), np.zeros(2)),)) for name, line in seconds.items())
+    problem = Problem(("vectors", "update"), 3, 9.0, tuple(items))
+    every = enumerated(problem)
+    best = every.best(problem.capacity)
+    assert best is not None
+    assert every.steps[best] == 9.0
+    bound, found = lower_bound(problem, PLAN), solve(problem)
+    assert bound is not None
+    assert bound.value == pytest.approx(7.0, rel=1e-4)
+    assert found is not None
+    assert found.score.step == 9.0
 
 
 # Whole spaces of small workloads, with every plan counted from its shards.
