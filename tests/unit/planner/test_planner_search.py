@@ -195,7 +195,7 @@ def test_no_plan_of_a_whole_space_beats_the_bound(name: str, room: float | None)
 
 def test_layouts_that_users_fix_are_kept_and_counted_as_plans_are() -> None:
     four = topology.load("cpu", ranks=4)
-    tables = [se.TableConfig("a", 1000, 8), se.TableConfig("b", 5000, 16), se.TableConfig("c", 300, 4), se.TableConfig("d", 30, 4)]
+    tables = [se.TableConfig("a", 1000, 8), se.TableConfig("b", 2000, 16), se.TableConfig("c", 300, 4), se.TableConfig("d", 30, 4)]
     workload = workload_of(tables, 5.0, 64, skew=Zipf(1.1), order="sorted")
     placements = {
         "a": se.row_wise([2, 0], bounds=[7], packing="bag"),
