@@ -181,6 +181,27 @@ def test_copies_have_no_more_in_options_than_the_way_that_a_plan_goes_takes(draw
             assert options == pytest.approx(found), "where no copy goes by rows, options are exact"
 
 
+@pytest.mark.parametrize("latency", [1e-6, 1e-3])
+@pytest.mark.parametrize("node", [2, RANKS])
+@pytest.mark.parametrize(("rows", "way"), [(500, "whole"), (60_000, "rows")])
+def test_what_copies_share_has_the_latencies_of_the_way_at_most(rows: int, way: str, node: int, latency: float) -> None:
+    """Nothing else takes time: a large table's options have the counts and the faster way, all others the way there is."""
+    ops = {name: Op(0.0, 0.0, 0.0) for name in REQUIRED_OPS}
+    links = Link(float("inf"), latency, 1e-6), Link(float("inf"), 1e-5, 1e-6)
+    here = Topology("latency", RANKS, node, 1 << 30, 0, *links, ops)
+    large, small = (TableLoad(se.TableConfig(name, size, 4), (1.0,)) for name, size in (("a", rows), ("b", 10)))
+    model = CostModel(Workload("latency", 256, (large, small)), here)
+    layouts = [se.replicated().layout(load.table.num_embeddings, 4, Cluster(RANKS, node)) for load in (large, small)]
+    plan = Plan(tuple(TablePlan(name, layout) for name, layout in zip("ab", layouts, strict=True)), RANKS)
+    assert model.copies.shared(model.tables).way == way
+    reduced, exchanged = all_reduce(here).latency, all_to_all(here).latency
+    options = [sum(model.charges[name][COPIES] for name in model.charges_of(number, [4], "copied")) for number in (0, 1)]
+    expected = [reduced] * 2 if way == "whole" else [exchanged + min(reduced, exchanged), min(reduced, 2 * exchanged)]
+    assert options == pytest.approx(expected)
+    found = estimate(plan, model.workload, here, model).phase_seconds[COPIES]
+    assert found == pytest.approx(reduced if way == "whole" else 2 * exchanged)
+
+
 def one(load: TableLoad, **changes: float) -> CostModel:
     return CostModel(Workload("one", 1024, (load,)), topology(**changes))  # type: ignore[arg-type]
 

@@ -138,6 +138,7 @@ SPACES = {
     "popular rows first": (load("a", 4, 4, 3.0, Zipf(1.2), "sorted"), load("b", 8, 2, 5.0, Zipf(0.8), "sorted")),
     "popular rows anywhere": (load("a", 8, 2, 1.0, Zipf(1.2)), load("b", 4, 4, 1.0, Zipf(1.5))),
     "popular rows nobody knows where": (load("a", 8, 2, 3.0, Zipf(1.2), "unknown"), load("b", 4, 4, 1.0, Zipf(1.5), "unknown")),
+    "copies whose rows travel": (load("a", 40_000, 4, 1.0, Uniform()), load("b", 8, 3, 1.0, Uniform())),
     "shares that may be unequal": (load("a", 4, 2, 6.0, Uniform()), load("b", 8, 2, 3.0, Zipf(1.1))),
 }
 
