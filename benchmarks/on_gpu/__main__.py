@@ -42,6 +42,20 @@ def gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
+def commit(folder: Path = ROOT) -> str:
+    """What is checked out in `folder`, and whether files differ from it; "unknown" where that is no checkout."""
+    try:
+        if _git(folder, "rev-parse", "--show-toplevel") != str(folder.resolve()):  # a folder inside of someone else's checkout
+            return "unknown"
+        return _git(folder, "rev-parse", "HEAD") + (" and changes to it" if _git(folder, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or no checkout
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def look(name: str, seconds: float, environment: dict[str, str]) -> Verdict:
     """Run one check, for so long at most."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +83,7 @@ def page(found: Sequence[Verdict], names: Sequence[str], arguments: Sequence[str
     on = f"{len(names)} x {names[0]}" if names else "no GPU"
     lines = pages.heading(f"GPU code on {on}", "benchmarks.on_gpu", arguments)
     versions = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda or 'none'}", *map(_version, PACKAGES)]
-    lines += pages.paragraph(f"{', '.join(filter(None, versions))}; {platform.platform()}.")
+    lines += pages.paragraph(f"Commit {commit()}; {', '.join(filter(None, versions))}; {platform.platform()}.")
     if not names:
         lines += pages.paragraph("There is no GPU here: kernels ran in Triton's interpreter, on tables of a few rows.")
     rows = [[f"[{each.name}](#{each.name})", CHECKS[each.name].title, each.status, f"{each.seconds:.0f} s"] for each in found]

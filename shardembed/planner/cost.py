@@ -5,12 +5,15 @@ The model itself is in `cost_model`, kinds of work in `cost_ops`, byte counts in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shardembed.errors import PlanError
-from shardembed.planner.cost_demand import Holdings
-from shardembed.planner.cost_model import TAG_BYTES, CostModel
+from shardembed.planner.cost_copies import paid
+from shardembed.planner.cost_demand import Holdings, Table
+from shardembed.planner.cost_model import CostModel
 from shardembed.planner.cost_phases import BACK, CATEGORIES, COPIES, GRADS, IDS, PHASES, STATE, UPDATE, WEIGHTS
 from shardembed.planner.result import Estimate
 from shardembed.planner.topology import Topology
@@ -34,9 +37,10 @@ def estimate(plan: Plan, workload: Workload, topology: Topology, model: CostMode
     model = model or CostModel(workload, topology)
     _check(plan, workload, topology)
     one_slab = all(len(table.layout.strips) == 1 and not table.layout.copied for table in plan.tables)
-    count = _Count(model, packed=not (model.one_slab and one_slab))
+    copied = [number for number, table in enumerate(plan.tables) if table.layout.copied and topology.ranks > 1]
+    count = _Count(model, not (model.one_slab and one_slab), [model.tables[number] for number in copied])
     for number, table in enumerate(plan.tables):
-        if table.layout.copied and topology.ranks > 1:
+        if number in copied:
             count.copied(number)
         else:
             count.cut(number, table)
@@ -58,25 +62,24 @@ def _check(plan: Plan, workload: Workload, topology: Topology) -> None:
 class _Count:
     """Sums by rank, filled table by table."""
 
-    def __init__(self, model: CostModel, packed: bool) -> None:
-        """packed: vectors are copied into messages of several slabs, and out of them."""
-        self.packed = packed
+    def __init__(self, model: CostModel, packed: bool, copies: Sequence[Table]) -> None:
+        """packed: vectors are copied into messages of several slabs, and out of them. copies: all tables that are copied."""
+        self.packed, self.copies = packed, copies
+        self.shared = model.copies.shared(copies)
         ranks, tables = model.ranks, len(model.tables)
         self.model = model
         self.seconds = np.repeat(model.base[:, None], ranks, 1)
         self.memory = np.zeros((len(CATEGORIES), ranks))
         self.table_seconds = np.zeros((tables, len(PHASES)))
         self.table_memory = np.zeros((tables, ranks))
-        # One rank's request to each rank, its vectors back, and what twins and copies send.
+        # One rank's request to each rank, its vectors back, and what twins send.
         self.keys, self.vectors, self.grads, self.twins = (np.zeros(ranks) for _ in range(4))
-        self.reduced = 0.0
         self.charges: set[str] = set()
 
     def copied(self, table: int) -> None:
-        loads, memory = self.model.copied_in_detail(table, self.packed)
+        loads, memory = self.model.copied_in_detail(table, self.packed, self.shared)
         self._everywhere(table, loads, memory)
         self.table_memory[table] += memory[WEIGHTS] + memory[STATE]
-        self.reduced += self.model.reduced_bytes(table)
         self.charges |= self.model.charges_of(table, [self.model.tables[table].width], "copied")
 
     def cut(self, table: int, plan: TablePlan) -> None:
@@ -118,6 +121,7 @@ class _Count:
     def total(self) -> Estimate:
         if "slabs" in self.charges:  # whose copies have been counted
             self.charges = self.charges - {"slabs"} | {"packed slabs"}
+        self.charges = paid(self.charges, self.shared)
         # In one order, so that the same plan gives the same bits.
         for name in sorted(self.charges):
             self.seconds += self.model.charges[name][:, None]
@@ -132,6 +136,5 @@ class _Count:
         sent[BACK] = others * self.vectors
         sent[GRADS] = self.grads.sum() - self.grads
         sent[UPDATE] = self.twins
-        if self.reduced:
-            sent[COPIES] = 2 * others / self.model.ranks * (self.reduced + TAG_BYTES)
+        sent[COPIES] = self.model.copies.sent(self.copies, self.shared)
         return sent

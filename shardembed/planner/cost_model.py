@@ -13,7 +13,7 @@ spread evenly over the ranks, so all ranks ask every owner alike; what a shard a
     combine           order of R E rows                            pool and pool_adjoint of N ids (bags: of S vectors) a strip; join
     gradients back    wire and copy of R S vectors                 copy of S vectors a strip
     update            merge of R E gradients, update of U rows     (copied: update of U rows)
-    reduce copies                                                  (copied: merge, and one all-reduce of rows x (W + 1))
+    reduce copies                                                  (copied: merge, and what `cost_copies` says)
 
 Of the wire, (R - 1) / R travels: own shares stay on the rank. An owner's part is what a rank holds of a strip, in however many
 blocks (`cost_demand.Holdings`). What a slab costs whatever is asked of it is a fixed charge by the slab's kind.
@@ -31,13 +31,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardembed.planner import cost_copies
 from shardembed.planner import cost_demand as demands
 from shardembed.planner.cost_combine import Combining, Group, groups_of, outputs_of
+from shardembed.planner.cost_copies import Copies, Shared
 from shardembed.planner.cost_demand import Demand, Table
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
 from shardembed.planner.cost_phases import (
@@ -52,10 +54,7 @@ from shardembed.planner.cost_phases import (
     PHASES,
     PREFETCH,
     ROUTE,
-    STATE,
     UPDATE,
-    WAITING,
-    WEIGHTS,
     memory_of,
     phases_with,
     seconds_of,
@@ -69,7 +68,6 @@ from shardembed.wire.header import HEADER_BYTES, SLAB_COUNTS_BYTES
 from shardembed.wire.message import ALIGNMENT
 
 Array = NDArray[np.float64]
-TAG_BYTES = 32  # of the all-reduce: `comm.tag.TAG` numbers of float32
 
 
 class CostModel:
@@ -80,6 +78,7 @@ class CostModel:
         base: `[P]` seconds whatever the plan.
         charges: `[P]` seconds by name; `charges_of` adds the slabs it names.
         charge_memory: likewise bytes.
+        copies: prices of what copies share.
         one_slab: a plan may have all tables in one slab whose vectors are the message as they are.
     """
 
@@ -93,8 +92,9 @@ class CostModel:
             Table(load, Traffic.of(load, batch, self.ranks), batch, self.ranks, (workload.wire_dtype or load.table.dtype).itemsize)
             for load in workload.tables
         )
-        self._exchange, self._reduce = all_to_all(topology), all_reduce(topology)
+        self._exchange = all_to_all(topology)
         self._op = cache(lambda name: op_of(topology, name))
+        self.copies = Copies.of(self.tables, self.ranks, self._op, self._exchange, all_reduce(topology))
         self._combining = Combining(self.tables, self._op)
         whole = {(table.width * table.wire + table.scale) % ALIGNMENT == 0 for table in self.tables}
         self.one_slab = len({table.kind for table in self.tables}) == 1 and whole == {True}
@@ -105,11 +105,11 @@ class CostModel:
         latency = self._exchange.latency
         self.charges: dict[str, Array] = {
             "cut": self._cut(),
-            "copied": phases_with({COPIES: self._reduce.latency + TAG_BYTES * (self._reduce.byte + self._op("all_reduce").byte)}),
             "twins": phases_with({UPDATE: latency}),
             "norms": phases_with({LOOKUP: latency}),
             "slabs": self._several_slabs(),
             "packed slabs": self._several_slabs(copies=False),
+            **{name: phases_with({COPIES: took}) for name, took in self.copies.once().items()},
         }
         self.charge_memory: dict[str, float] = dict.fromkeys(self.charges, 0.0)
         self.base = self._base()
@@ -313,11 +313,11 @@ class CostModel:
         loads, memory = self.copied_in_detail(table)
         return loads, memory.sum(0)
 
-    def copied_in_detail(self, table: int, packed: bool | None = None) -> tuple[Array, Array]:
-        """As `copied`, with bytes by category `[C]`. packed: as for parts."""
+    def copied_in_detail(self, table: int, packed: bool | None = None, shared: Shared | None = None) -> tuple[Array, Array]:
+        """As `copied`, with bytes by category `[C]`. packed: as for parts. shared: by default whichever way takes less."""
         packed = not self.one_slab if packed is None else packed
         this, copy = self.tables[table], self._op("copy").byte
-        traffic, width, rows = this.traffic, float(this.width), this.rows * 1.0
+        traffic, width = this.traffic, float(this.width)
         loads, memory = self.common_in_detail(table, [(width, 1)], this.own_packing, packed)
         whole = this.demand(this.whole, this.own_packing)
         singles, bagged, found = (each[0] for each in (whole.singles, whole.bagged, whole.segments))
@@ -326,30 +326,18 @@ class CostModel:
         loads[LOOKUP] += self._op("lookup_sum").seconds(0, bagged, bagged * row)
         straight = self._straight and this.wire == this.itemsize
         loads[LOOKUP] += vector * (found - singles if straight else found)
-        widths = np.array([width])
-        memory[WEIGHTS] += rows * row
-        memory[STATE] += rows * float(demands.state_bytes(this, widths)[0])
-        memory[BUFFERS] += found * row
         if this.learns:
             loads[COMBINE] += self._order.row * (singles + bagged)
             loads[GRADS] += vector * found
             gradients = width * this.compute
-            buffer = self.reduced_bytes(table)
             _, update = self._update_ops(table, width)
             loads[COPIES] += self._op("merge").seconds(0, singles + bagged, (found + traffic.distinct) * gradients)
-            loads[COPIES] += self._op("dense").seconds(0, rows, buffer) + buffer * (self._reduce.byte + self._op("all_reduce").byte)
-            moved = float(demands.updated_bytes(this, widths)[0])
+            loads[COPIES] += self.copies.seconds(this, shared)
+            moved = float(demands.updated_bytes(this, np.array([width]))[0])
             loads[UPDATE] += update.seconds(0, traffic.touched, traffic.touched * moved)
             if this.load.table.policy.rounding == "stochastic":
                 loads[UPDATE] += self._op("round").seconds(0, traffic.touched, traffic.touched * gradients)
-            memory[WAITING] += (found + traffic.touched) * (gradients + demands.ID_BYTES) + bagged * demands.ID_BYTES
-            memory[BUFFERS] += buffer
-        return loads, memory
-
-    def reduced_bytes(self, table: int) -> float:
-        """Of a copied table in the all-reduce: its rows, and for each whether it is touched."""
-        this = self.tables[table]
-        return this.rows * (this.width + 1) * this.compute if this.learns else 0.0
+        return loads, memory + cost_copies.memory_of(this, whole)
 
     # What a plan pays once.
 
@@ -357,7 +345,12 @@ class CostModel:
         """The fixed charges of a table cut into strips of these widths; packing "copied": of a copy on every rank."""
         this, copied = self.tables[table], packing == "copied"
         split = this.whole_rows and len(widths) > 1
-        names = {"copied"} if copied and this.learns else set()
+        names: set[str] = set()
+        if copied and this.learns:
+            slab = this.slab(this.width, True, split)
+            names |= self.copies.names(this, slab)
+            for name, took in self.copies.a_slab(slab).items():  # that of no way is what options have
+                self._charge(name, partial(phases_with, {COPIES: took}))
         if not copied:
             names.add("cut")
             names |= {"twins"} if split and this.twins else set()
@@ -394,5 +387,5 @@ class CostModel:
             seconds[COMBINE] = self._order.call
             seconds[GRADS] = 2 * block + fill_vectors
             seconds[UPDATE] = update.call + merge.call * merged
-            seconds[COPIES] = op("merge").call + op("dense").call if copied else 0.0
+            seconds[COPIES] = op("merge").call * copied
         return phases_with(seconds)

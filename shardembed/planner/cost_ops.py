@@ -34,11 +34,12 @@
                                           a rowwise optimizer
     fused_merge     -                     as merge, where one call merges    of gradients, once an entry
     fused           a slab                and updates: as update             as update
-    dense           a slab                a row of a copied table            of the buffer that copies are summed in
+    dense           a slab                a row of a table copied whole      of the buffer that copies are summed in
     all_reduce      -                     -                                  of that buffer, in the sum itself
 
 A group is what `combine` pools alike of a slab, in one call. A stretch is the rows of a strip that lie on one rank. `order` is
-counted on GPUs alone, which sort rows in the forward.
+counted on GPUs alone, which sort rows in the forward. `dense` and `all_reduce` are of copies that are summed whole; where rows of
+copies travel, it is `copy` and `merge`.
 
 `update` and `fused` may be given by optimizer, as `update_adam`: the plain name serves those that are not. An optimizer without
 either `fused` op has no fused kernel there. What else may be left out stands in `FALLBACK`.

@@ -165,6 +165,27 @@ def test_a_check_that_hangs_is_stopped_and_the_job_does_not_pass(tmp_path: Path,
     assert "there was no time left" in (tmp_path / "page.md").read_text()
 
 
+def test_a_page_names_the_commit(tmp_path: Path) -> None:
+    assert gpu.commit(tmp_path) == "unknown", "no checkout"
+    page = " ".join(gpu.page([], [], []).split())
+    assert f"Commit {gpu.commit()};" in page
+
+    def git(*arguments: str) -> str:
+        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *named, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert gpu.commit(tmp_path) == "unknown", "no commit"
+    (tmp_path / "file").write_text("as committed")
+    git("add", "file")
+    git("commit", "-q", "-m", "first")
+    assert gpu.commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("as changed")
+    assert gpu.commit(tmp_path) == f"{git('rev-parse', 'HEAD')} and changes to it"
+    (tmp_path / "folder").mkdir()
+    assert gpu.commit(tmp_path / "folder") == "unknown", "a folder that lies in a checkout of something else"
+
+
 def test_a_check_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main(["fast"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ import shardembed as se
 from shardembed.errors import ConfigError, PlanError
 from shardembed.kernels.choose import choose
 from shardembed.kernels.kernel import SlabFacts
-from shardembed.planner import cost_demand
+from shardembed.planner import cost_copies, cost_demand
 from shardembed.planner.cost import CostModel, estimate
+from shardembed.planner.cost_copies import paid
 from shardembed.planner.cost_ops import FREE, all_reduce, all_to_all, op_of
 from shardembed.planner.cost_phases import BACK, CATEGORIES, COPIES, GRADS, IDS, LOOKUP, PHASES, UPDATE
 from shardembed.planner.topology import Link, Op, Topology
@@ -113,6 +116,12 @@ def test_a_plan_costs_what_its_options_add_up_to(drawn: tuple[Workload, Plan]) -
     for name in used:
         seconds += model.charges[name][:, None]
     found = estimate(plan, workload, model.topology, model)
+    # Of what copies share, which is not linear, options have the least that a plan may do with.
+    copies = [table for table, cut in zip(model.tables, plan.tables, strict=True) if cut.layout.copied]
+    shared = model.copies.shared(copies)
+    assert (found.seconds[COPIES] >= seconds[COPIES] * (1 - 1e-12)).all()
+    if any(table.learns for table in copies):
+        seconds[COPIES] = found.seconds[COPIES]
     assert found.phases == PHASES
     assert found.categories == CATEGORIES
     if model.one_slab and "slabs" in used:  # of copies, which are not linear then, options have the least that a plan may do with
@@ -120,8 +129,8 @@ def test_a_plan_costs_what_its_options_add_up_to(drawn: tuple[Workload, Plan]) -
     else:
         np.testing.assert_allclose(found.seconds, seconds, rtol=1e-12)
     np.testing.assert_allclose(found.memory_bytes, memory, rtol=1e-12)
-    paid = {"packed slabs" if name == "slabs" else name for name in used}
-    fixed = model.base + sum((model.charges[name] for name in paid), np.zeros(len(PHASES)))
+    once = paid({"packed slabs" if name == "slabs" else name for name in used}, shared)
+    fixed = model.base + sum((model.charges[name] for name in once), np.zeros(len(PHASES)))
     np.testing.assert_allclose(found.table_seconds.sum(0) + RANKS * fixed, found.seconds.sum(1), rtol=1e-9)
     assert (found.seconds >= 0).all()
     assert (found.bytes >= 0).all()
@@ -144,6 +153,53 @@ def test_a_single_slab_is_spared_copies() -> None:
     assert (copied(se.row_wise(), others)[[BACK, GRADS]] > 0).all()
     for first in (se.column_wise(ranks=[0, 1]), se.replicated()):
         np.testing.assert_allclose(copied(first, alike)[[LOOKUP, BACK]], copied(first, others)[[LOOKUP, BACK]])
+
+
+@examples(40)
+@given(st.lists(st.tuples(st.integers(500, 60_000), st.floats(0.1, 60.0), st.integers(0, 63)), min_size=1, max_size=4))
+def test_copies_have_no_more_in_options_than_the_way_that_a_plan_goes_takes(drawn: list[tuple[int, float, int]]) -> None:
+    loads = tuple(TableLoad(se.TableConfig(f"t{i}", rows, 4 + wide), (ids,)) for i, (rows, ids, wide) in enumerate(drawn))
+    for seed in range(4):
+        model = CostModel(Workload("copies", 256, loads), topology(seed=seed))
+        layouts = [se.replicated().layout(load.table.num_embeddings, load.table.embedding_dim, Cluster(RANKS, 2)) for load in loads]
+        plan = Plan(tuple(TablePlan(load.table.name, layout) for load, layout in zip(loads, layouts, strict=True)), RANKS)
+        names = set().union(*(model.charges_of(number, [load.table.embedding_dim], "copied") for number, load in enumerate(loads)))
+        options = sum(model.copied(number)[0][COPIES] for number in range(len(loads))) + sum(
+            model.charges[n][COPIES] for n in names
+        )
+        ways, shared = {}, model.copies.shared(model.tables)
+        for way in cost_copies.WAYS:
+            goes = replace(shared, way=way, counted=shared.counted or way == "rows")
+            ways[way] = sum(model.copied_in_detail(number, shared=goes)[0][COPIES] for number in range(len(loads)))
+            ways[way] += sum(model.charges[name][COPIES] for name in paid(names, goes))
+        found = estimate(plan, model.workload, model.topology, model).phase_seconds[COPIES]
+        assert found == pytest.approx(ways[shared.way])
+        assert options <= found * (1 + 1e-12)
+        if "rows" in model.copies.ways:
+            assert options <= ways["rows"] * (1 + 1e-12)
+        else:
+            assert options == pytest.approx(found), "where no copy goes by rows, options are exact"
+
+
+@pytest.mark.parametrize("latency", [1e-6, 1e-3])
+@pytest.mark.parametrize("node", [2, RANKS])
+@pytest.mark.parametrize(("rows", "way"), [(500, "whole"), (60_000, "rows")])
+def test_what_copies_share_has_the_latencies_of_the_way_at_most(rows: int, way: str, node: int, latency: float) -> None:
+    """Nothing else takes time: a large table's options have the counts and the faster way, all others the way there is."""
+    ops = {name: Op(0.0, 0.0, 0.0) for name in REQUIRED_OPS}
+    links = Link(float("inf"), latency, 1e-6), Link(float("inf"), 1e-5, 1e-6)
+    here = Topology("latency", RANKS, node, 1 << 30, 0, *links, ops)
+    large, small = (TableLoad(se.TableConfig(name, size, 4), (1.0,)) for name, size in (("a", rows), ("b", 10)))
+    model = CostModel(Workload("latency", 256, (large, small)), here)
+    layouts = [se.replicated().layout(load.table.num_embeddings, 4, Cluster(RANKS, node)) for load in (large, small)]
+    plan = Plan(tuple(TablePlan(name, layout) for name, layout in zip("ab", layouts, strict=True)), RANKS)
+    assert model.copies.shared(model.tables).way == way
+    reduced, exchanged = all_reduce(here).latency, all_to_all(here).latency
+    options = [sum(model.charges[name][COPIES] for name in model.charges_of(number, [4], "copied")) for number in (0, 1)]
+    expected = [reduced] * 2 if way == "whole" else [exchanged + min(reduced, exchanged), min(reduced, 2 * exchanged)]
+    assert options == pytest.approx(expected)
+    found = estimate(plan, model.workload, here, model).phase_seconds[COPIES]
+    assert found == pytest.approx(reduced if way == "whole" else 2 * exchanged)
 
 
 def one(load: TableLoad, **changes: float) -> CostModel:

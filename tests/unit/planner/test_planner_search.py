@@ -138,6 +138,7 @@ SPACES = {
     "popular rows first": (load("a", 4, 4, 3.0, Zipf(1.2), "sorted"), load("b", 8, 2, 5.0, Zipf(0.8), "sorted")),
     "popular rows anywhere": (load("a", 8, 2, 1.0, Zipf(1.2)), load("b", 4, 4, 1.0, Zipf(1.5))),
     "popular rows nobody knows where": (load("a", 8, 2, 3.0, Zipf(1.2), "unknown"), load("b", 4, 4, 1.0, Zipf(1.5), "unknown")),
+    "copies whose rows travel": (load("a", 40_000, 4, 1.0, Uniform()), load("b", 8, 3, 1.0, Uniform())),
     "shares that may be unequal": (load("a", 4, 2, 6.0, Uniform()), load("b", 8, 2, 3.0, Zipf(1.1))),
 }
 
@@ -195,7 +196,7 @@ def test_no_plan_of_a_whole_space_beats_the_bound(name: str, room: float | None)
 
 def test_layouts_that_users_fix_are_kept_and_counted_as_plans_are() -> None:
     four = topology.load("cpu", ranks=4)
-    tables = [se.TableConfig("a", 1000, 8), se.TableConfig("b", 5000, 16), se.TableConfig("c", 300, 4), se.TableConfig("d", 30, 4)]
+    tables = [se.TableConfig("a", 1000, 8), se.TableConfig("b", 2000, 16), se.TableConfig("c", 300, 4), se.TableConfig("d", 30, 4)]
     workload = workload_of(tables, 5.0, 64, skew=Zipf(1.1), order="sorted")
     placements = {
         "a": se.row_wise([2, 0], bounds=[7], packing="bag"),
