@@ -30,7 +30,7 @@ TANGENTS = 3
 SPARES = (0.2, 1.0, 0.0)
 NOTHING = 2e-3  # ranks' worth of seconds
 APART = 16  # lumps, the heaviest, that are told apart where only the step is asked for
-PROGRAM, VARIABLE = 2e4, 150.0  # looks at a rank (`state.Tally`), that a program and each of its variables are taken for
+PROGRAM, VARIABLE = 2e4, 150.0  # looks at a rank (`state.Spent`), that a program and each of its variables are taken for
 Lump = tuple[Option, int, float]  # how many items with this option, and bytes that rounding to parts may add to a rank
 COARSE = 5e-4  # of a rank's seconds in a phase, or of its memory
 
@@ -105,7 +105,7 @@ def value(state: State, effort: Effort) -> float:
     if many:  # dealt out in one proportion: nearly as even, and a far smaller program
         few.append(_mixed(state, many))
     variables = state.problem.ranks * len(few) + sum(state.option(item).parts for item in sharing)
-    state.tally.looks += PROGRAM + VARIABLE * variables
+    state.spent.looks += PROGRAM + VARIABLE * variables
     found = _solve(state, few, sharing, effort, 1)
     return np.inf if found is None else found.value
 

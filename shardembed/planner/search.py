@@ -20,7 +20,7 @@ from shardembed.planner.problem import Choice, Option, Problem, Score, score
 from shardembed.planner.relax import groups_of
 from shardembed.planner.result import INTERRUPTED, OUT_OF_TIME, gap_of
 from shardembed.planner.smooth import STEEPER, smooth
-from shardembed.planner.state import State, Tally
+from shardembed.planner.state import Spent, State
 
 GOOD = 5e-4  # a gap that is not worth another round
 EXACT_RANKS = 32  # up to which a round is judged by the pool dealt out, not by the mean
@@ -124,7 +124,7 @@ class _Search:
     def __init__(self, problem: Problem, bound: Bound, finer: dict[int, list[int]], seed: int, effort: Effort) -> None:
         self.problem, self.bound, self.effort = problem, bound, effort
         self.step = np.inf  # seconds of the state that was given last, once it is finished; inf where it cannot be
-        self.draw, self.tally = np.random.default_rng(seed), Tally()
+        self.draw, self.spent = np.random.default_rng(seed), Spent()
         chosen = (item.options[number] for item, number in zip(problem.items, bound.options, strict=True))
         self.charges = frozenset(name for option in chosen for name in option.charges)
         self.candidates: list[list[int]] = [[]] * len(problem.items)
@@ -165,7 +165,7 @@ class _Search:
         first = best = now = measure(state)
         kept, since = state.copy(), 0
         for number in range(limit):
-            if self.effort.over or best <= self.enough or since > limit // 2 or self.tally.looks > self.effort.looks:
+            if self.effort.over or best <= self.enough or since > limit // 2 or self.spent.looks > self.effort.looks:
                 break
             # Worse than the best by so much is let pass, less and less (record-to-record travel: Dueck, "New optimization
             # heuristics", Journal of Computational Physics 104, 1993): single moves alone end in the first local minimum.
@@ -203,7 +203,7 @@ class _Search:
         """Every item by the relaxation's option, the largest first, but items with parts of more than `spread` of a rank's seconds
         by the option with the most parts. What does not fit is placed otherwise; None: by whatever takes least memory.
         """
-        state = State(self.problem, self.bound.targets, self.tally)
+        state = State(self.problem, self.bound.targets, self.spent)
         wanted = [self._wanted(item, np.inf if spread is None else spread) for item in range(len(self.problem.items))]
         sizes = [self._size(item, number) for item, number in enumerate(wanted)]
         chosen = [item.options[number] for item, number in zip(self.problem.items, wanted, strict=True)]

@@ -22,7 +22,7 @@ Q, STEEPER = 16, 32  # the latter where all is settled
 OTHERS = 48  # ranks with least to do, that take part in a step
 PARTS = 32  # of a rank, the heaviest
 LEAST = 1e-7  # relative, that a step must gain
-PAIR = 0.2  # looks at a rank (`state.Tally`), that a pair of parts is taken for
+PAIR = 0.2  # looks at a rank (`state.Spent`), that a pair of parts is taken for
 
 
 @dataclass
@@ -69,15 +69,15 @@ def smooth(state: State, looks: float, steep: int = Q) -> None:
 
     shares = state.loads / state.scale
     energy, stuck = power(shares), np.zeros(problem.ranks, dtype=bool)
-    limit = state.tally.looks + looks
-    while state.tally.looks < limit and not stuck.all():
+    limit = state.spent.looks + looks
+    while state.spent.looks < limit and not stuck.all():
         worst = int(np.where(stuck, -1.0, energy).argmax())
         mine = np.flatnonzero(parts.rank == worst)
         mine = mine[np.argsort(-parts.loads[mine].max(1), kind="stable")[:PARTS]]
         others = np.argsort(energy, kind="stable")[:OTHERS]
         others = others[others != worst]
         theirs = np.flatnonzero(np.isin(parts.rank, others))
-        state.tally.looks += problem.ranks + len(mine) * (len(others) + len(theirs)) * PAIR
+        state.spent.looks += problem.ranks + len(mine) * (len(others) + len(theirs)) * PAIR
         room = problem.capacity - state.alike_memory - state.memory
         best, step = -LEAST * float(energy.max()), None
         moved = parts.loads[mine]

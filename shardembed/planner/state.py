@@ -20,7 +20,7 @@ LOOK = 200  # ranks' worth of work, that every look at all of them takes
 
 
 @dataclass
-class Tally:
+class Spent:
     """Work done on a state and all its copies.
 
     Attributes:
@@ -43,12 +43,12 @@ class State:
         alike: seconds, all phases together, that every rank has.
         alike_memory: bytes that every rank holds.
         choices: of every item; None where it is not placed.
-        tally: of the work done.
+        spent: of the work done.
     """
 
-    def __init__(self, problem: Problem, scale: Array, tally: Tally | None = None) -> None:
+    def __init__(self, problem: Problem, scale: Array, spent: Spent | None = None) -> None:
         phases = len(problem.phases)
-        self.problem, self.tally = problem, tally or Tally()
+        self.problem, self.spent = problem, spent or Spent()
         self.scale = np.maximum(scale, scale.sum() * 1e-6 + 1e-30)
         self.loads = np.zeros((problem.ranks, phases))
         self.memory = np.zeros(problem.ranks)
@@ -203,7 +203,7 @@ class State:
 
     def cost(self, loads: Array, memory: float, peak: Array) -> Array:
         """`[R]`: what a part would cost on each rank; inf where it does not fit. peak: `[P]` loads that cost nothing to reach."""
-        self.tally.looks += self.problem.ranks + LOOK
+        self.spent.looks += self.problem.ranks + LOOK
         after = self.loads + loads
         excess = np.maximum(after - peak, 0.0).sum(1)
         filled = ((after / self.scale) ** STEEP) @ self.scale

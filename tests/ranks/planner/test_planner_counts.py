@@ -116,7 +116,7 @@ def test_owners_are_asked_for_what_the_planner_expects(ranks: int, shape: Shape,
     counted = estimate(plan, given, model.topology, model)
     for rank, real in enumerate(found):
         for phase, count in zip((IDS, BACK, GRADS), real["sent"], strict=True):
-            assert count == pytest.approx(counted.bytes[phase, rank], rel=0.06)
+            assert count == pytest.approx(counted.bytes[phase, rank], rel=0.1)  # of some 1,000 keys
 
 
 def topology(ranks: int, **calls: float) -> Topology:

@@ -306,5 +306,5 @@ def test_a_machine_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_devices_and_names_are_refused() -> None:
     assert "for the CPU, not for cuda" in str(cpu.cannot(replace(facts(SGD(), torch.float32), device=torch.device("cuda"))))
-    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, numba, triton, not 'other'"):
+    with pytest.raises(ConfigError, match="kernel must be one of auto, reference, numba, triton, fbgemm, not 'other'"):
         choose("other", facts(SGD(), torch.float32, rows=10))

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import pytest
 
 from tests.amount import exhaustive
-from tests.unit.planner.bits import digest
 
 BUSY = "while True: pass"
 
@@ -47,4 +46,5 @@ def told(count: int, before: Callable[[], None] | None = None) -> str:
 def test_plans_and_bounds_are_the_same_bits_behind_two_busy_loops(count: int) -> None:
     with busy_loops(2):
         busy = told(count, last_on_one_core)
-    assert busy == digest(count)
+    # As a process too: what Hypothesis draws depends on the modules that are loaded.
+    assert busy == told(count)
