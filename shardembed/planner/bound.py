@@ -18,7 +18,7 @@ from shardembed.planner.relax import Figures, figures, floor_of, groups_of, undo
 
 MARGIN = 1e-5  # HiGHS lets a constraint or an integer be off by 1e-6; every constraint here is scaled to coefficients of 1
 MOST_ENTRIES = 40_000  # of the matrix of a relaxation in whole numbers
-PAID = (0.5,)  # shares of a fixed charge, from which on the linear program's answer is taken to pay all of it
+PAID = 0.5  # share of a fixed charge, from which on the linear program's answer is taken to pay all of it
 PAID_ROUNDING = 1e-6  # of a charge that is not paid
 DIGITS = 1e-9  # relative, that a bound and the solution it is of may differ by
 
@@ -102,21 +102,22 @@ def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
 
 
 def _charged(program: Program, found: Array, charges: slice, effort: Effort) -> Array:
-    """An answer of the linear program that pays charges wholly or not at all: those of which `found` pays little are ruled out. Of
-    the shares that may count as little the one whose answer costs least, with all that it uses paid in full.
+    """An answer of the linear program that pays charges wholly or not at all: those of which `found` pays little are ruled out, if
+    that costs less, with all that is used paid in full.
     """
     prices = program.cost[charges]
-    best, least = found, float(program.cost @ found) + float(prices @ (np.ceil(found[charges] - PAID_ROUNDING) - found[charges]))
-    for share in PAID if best @ program.cost < least - PAID_ROUNDING else ():
-        upper = program.upper.copy()
-        upper[charges] = np.where(found[charges] < share, 0.0, upper[charges])
-        answer = highs.relaxed(replace(program, upper=upper), effort).values
-        if answer is None:
-            continue
-        paid = float(prices @ (np.ceil(answer[charges] - PAID_ROUNDING) - answer[charges]))
-        if float(program.cost @ answer) + paid < least:
-            best, least = answer, float(program.cost @ answer) + paid
-    return best
+
+    def in_full(answer: Array) -> float:
+        unpaid = np.ceil(answer[charges] - PAID_ROUNDING) - answer[charges]
+        return float(program.cost @ answer) + float(prices @ unpaid)
+
+    least = in_full(found)
+    if program.cost @ found >= least - PAID_ROUNDING:
+        return found
+    upper = program.upper.copy()
+    upper[charges] = np.where(found[charges] < PAID, 0.0, upper[charges])
+    answer = highs.relaxed(replace(program, upper=upper), effort).values
+    return found if answer is None or in_full(answer) >= least else answer
 
 
 def _cheapest(columns: _Columns, size: int, phases: int, unit: float) -> Array:

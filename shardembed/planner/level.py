@@ -4,7 +4,7 @@ Two kinds of items take part. Divisible ones may lie anywhere: items that share 
 the ranks' borders afterwards, so that most of them stay whole. Items with `sharing` stay on the ranks they have and change their
 shares; what is not linear in these is taken by its tangent, which lies above it, and the program is solved anew around its answer.
 Ranks that carry the same are one class; where there are too many of these for a program, ranks that carry nearly the same are, and
-what a class gets is dealt out among its ranks so that they end level (`alike.within`).
+what a class gets is dealt out among its ranks so that they end level (`classes.within`).
 """
 
 from __future__ import annotations

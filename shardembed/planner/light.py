@@ -50,10 +50,12 @@ class Way:
     dealt: bool = False
 
     def figures(self, ranks: int) -> Array:
-        """`[2 P + 3, N]`, in which less is better: `common`; `mean`, `memory`; `largest`, `least` (see `relax.Figures`)."""
+        """`[P + 2, N]`, in which less is better: `common`; `mean`, which is `largest` too; `memory`, which is `least` too (see
+        `relax.Figures`).
+        """
         seconds = sum((count * loads for count, loads, _ in self.pieces), np.zeros_like(self.common)) / ranks
         bytes_ = sum((count * memory for count, _, memory in self.pieces), np.zeros_like(self.held)) / ranks + self.held
-        return np.vstack([self.common.sum(1), seconds.T, bytes_, seconds.T, bytes_])
+        return np.vstack([self.common.sum(1), seconds.T, bytes_])
 
     def option(self, table: int, parts: int) -> Option:
         """Of one of the tables, which has so many `parts` where it is dealt out."""

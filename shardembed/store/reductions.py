@@ -5,7 +5,7 @@ Copies are reduced in one of two ways, and every rank takes the same, from count
     whole   the tables as they are, with a column of touches, in one all-reduce
     rows    the touched rows of each rank to every other, in one all-to-all; each row's sum is made in the order of ranks
 
-Legend: T rows of all ranks, U distinct rows, W width.
+Legend: P what a row is sent as (its number, its values), R ranks, S slabs, T rows of all ranks, U distinct rows, W width.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def rows_elements(slabs: Sequence[Slab], counts_RS: Numbers, dtype: torch.dtype)
 
     An all-reduce moves each number twice, so by what travels rows could be up to twice as many; but they are sorted, too.
     """
-    elements_S = np.array([slab.spec.width + _key_elements(slab, dtype) for slab in slabs], dtype=np.int64)
-    return int((counts_RS @ elements_S).max()) * len(counts_RS)
+    return int((counts_RS @ _row_elements(slabs, dtype).sum(1)).max()) * len(counts_RS)
 
 
 def _sum_whole(
@@ -101,31 +100,18 @@ def _sum_rows(
     values = [values_UW.to(dtype).contiguous() for _, values_UW in rows]
     # Numbers of rows go as bits among the others: nobody calculates with a message.
     mine = torch.cat([part.view(dtype).view(-1) for pair in zip(keys, values, strict=True) for part in pair])
-    elements_S = np.array([slab.spec.width + _key_elements(slab, dtype) for slab in slabs], dtype=np.int64)
-    received = (counts_RS @ elements_S).tolist()
+    sizes_RSP = counts_RS[:, :, None] * _row_elements(slabs, dtype)
+    received = sizes_RSP.sum((1, 2)).tolist()
     assert received[here] == mine.numel()
-    received[here] = 0
-    sent = [0 if rank == here else mine.numel() for rank in range(ranks)]
-    arrived = comm.all_to_all("step", stage, mine.repeat(ranks - 1), sent, received, collection).split(received)
-    parts = [_taken_apart(mine if rank == here else message, slabs, counts_RS[rank], dtype) for rank, message in enumerate(arrived)]
-    found = []
+    sent, before = [mine.numel()] * ranks, sum(received[:here])
+    sent[here] = received[here] = 0
+    arrived = comm.all_to_all("step", stage, mine.repeat(ranks - 1), sent, received, collection)
+    pieces = torch.cat([arrived[:before], mine, arrived[before:]]).split(sizes_RSP.reshape(-1).tolist())
+    found, step = [], 2 * len(slabs)
     for number, slab in enumerate(slabs):
-        rows_T = torch.cat([part[number][0] for part in parts])
-        values_TW = torch.cat([part[number][1] for part in parts])
+        rows_T = torch.cat(pieces[2 * number :: step]).view(_key_dtype(slab, dtype)).to(torch.int64)
+        values_TW = torch.cat(pieces[2 * number + 1 :: step]).view(-1, slab.spec.width)
         found.append(_merged(slab, rows_T, values_TW))
-    return found
-
-
-def _taken_apart(message: torch.Tensor, slabs: Sequence[Slab], counts_S: Numbers, dtype: torch.dtype) -> list[Rows]:
-    """One rank's rows of each slab, int64, and their numbers."""
-    found, begin = [], 0
-    for slab, count in zip(slabs, counts_S.tolist(), strict=True):
-        middle = begin + count * _key_elements(slab, dtype)
-        end = middle + count * slab.spec.width
-        # A copy, since wide numbers may begin at half of one.
-        keys = message[begin:middle].clone().view(_key_dtype(slab, dtype)).to(torch.int64)
-        found.append((keys, message[middle:end].view(count, slab.spec.width)))
-        begin = end
     return found
 
 
@@ -142,8 +128,9 @@ def _key_dtype(slab: Slab, dtype: torch.dtype) -> torch.dtype:
     return slab.spec.key_dtype if dtype.itemsize == 4 else torch.int64
 
 
-def _key_elements(slab: Slab, dtype: torch.dtype) -> int:
-    return _key_dtype(slab, dtype).itemsize // dtype.itemsize
+def _row_elements(slabs: Sequence[Slab], dtype: torch.dtype) -> Numbers:
+    """Numbers that a row's own number takes in a message of `dtype`, and those of its values, `[slabs, 2]`."""
+    return np.array([[_key_dtype(slab, dtype).itemsize // dtype.itemsize, slab.spec.width] for slab in slabs], dtype=np.int64)
 
 
 def mean_squares(
