@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-# The constants of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), as int64.
-GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-MIX_2 = 0x94D049BB133111EB - (1 << 64)
+from shardembed.kernels.mixing import GAMMA, mixed, shifted
+
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of float32's mantissa
 FLOAT16_NORMAL, FLOAT16_SPACING = 2.0**-14, 2.0**-24  # the least normal number, and the distance between those below
 
@@ -108,23 +106,11 @@ def _evenly_spaced(values_UW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
 
 def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:
     """32 random bits an element, as int64 `[U, W]`."""
-    rows_U = _mix(_mix(origins.tables_U + stepped(step)) ^ origins.rows_U)
+    rows_U = mixed(mixed(origins.tables_U + stepped(step)) ^ origins.rows_U)
     columns_UW = origins.columns_U.unsqueeze(1) + torch.arange(width, device=rows_U.device)
-    return _shift(_mix(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
+    return shifted(mixed(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
 
 
 def stepped(step: int) -> int:
     """What a step adds to the hash of a table, wrapped to 64 bits as the tensors' arithmetic does."""
     return (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finalizer; int64 arithmetic wraps as it should."""
-    x = (x ^ _shift(x, 30)) * MIX_1
-    x = (x ^ _shift(x, 27)) * MIX_2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical shift to the right; torch's own repeats the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from shardembed.kernels import rounding
+from shardembed.kernels import mixing, rounding
 from shardembed.kernels.triton.numbers import cut, nearest
 
-GAMMA, MIX_1, MIX_2 = tl.constexpr(rounding.GAMMA), tl.constexpr(rounding.MIX_1), tl.constexpr(rounding.MIX_2)
+GAMMA, MIX_1, MIX_2 = tl.constexpr(mixing.GAMMA), tl.constexpr(mixing.MIX_1), tl.constexpr(mixing.MIX_2)
 FLOAT16_NORMAL = tl.constexpr(rounding.FLOAT16_NORMAL)
 FLOAT16_SPACING = tl.constexpr(rounding.FLOAT16_SPACING)
 BFLOAT16_MASK = tl.constexpr((1 << rounding.DROPPED_BITS[torch.bfloat16]) - 1)
