@@ -59,6 +59,7 @@ class Kernels:
         packing: tensors into messages and out of them.
         pooling: gradients of bags to those of their segments.
         routing: ids to owners and keys.
+        starting: what rows of dynamic tables begin with.
         updating: merged gradients to new weights.
     """
 
@@ -66,6 +67,7 @@ class Kernels:
     packing: Any
     pooling: Any
     routing: Any
+    starting: Any
     updating: Any
 
 
@@ -84,9 +86,9 @@ def missing() -> str | None:
 @cache
 def _load() -> Kernels:
     with uncollected():
-        from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
+        from shardembed.kernels.numba import ordering, packing, pooling, routing, starting, updating
 
-    return Kernels(ordering, packing, pooling, routing, updating)
+    return Kernels(ordering, packing, pooling, routing, starting, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:

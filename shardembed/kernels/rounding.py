@@ -108,9 +108,9 @@ def _evenly_spaced(values_UW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
 
 def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:
     """32 random bits an element, as int64 `[U, W]`."""
-    rows_U = _mix(_mix(origins.tables_U + stepped(step)) ^ origins.rows_U)
+    rows_U = mix(mix(origins.tables_U + stepped(step)) ^ origins.rows_U)
     columns_UW = origins.columns_U.unsqueeze(1) + torch.arange(width, device=rows_U.device)
-    return _shift(_mix(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
+    return shift(mix(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
 
 
 def stepped(step: int) -> int:
@@ -118,13 +118,13 @@ def stepped(step: int) -> int:
     return (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
+def mix(x: torch.Tensor) -> torch.Tensor:
     """splitmix64's finalizer; int64 arithmetic wraps as it should."""
-    x = (x ^ _shift(x, 30)) * MIX_1
-    x = (x ^ _shift(x, 27)) * MIX_2
-    return x ^ _shift(x, 31)
+    x = (x ^ shift(x, 30)) * MIX_1
+    x = (x ^ shift(x, 27)) * MIX_2
+    return x ^ shift(x, 31)
 
 
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+def shift(x: torch.Tensor, bits: int) -> torch.Tensor:
     """A logical shift to the right; torch's own repeats the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
