@@ -114,3 +114,13 @@ def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:
 def stepped(step: int) -> int:
     """What a step adds to the hash of a table, wrapped to 64 bits as the tensors' arithmetic does."""
     return (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def chance(table: int, ids_U: torch.Tensor, step: int) -> torch.Tensor:
+    """A number from 0 to below 1, drawn for each id of a table in a step: float64 `[U]`.
+
+    Args:
+        table: a hash of the table.
+    """
+    hashed = torch.tensor(table, device=ids_U.device) + stepped(step)  # wraps
+    return shifted(mixed(mixed(hashed) ^ ids_U), 11).to(torch.float64) * 2.0**-53

@@ -16,7 +16,7 @@ import torch
 from shardembed.kernels.choose import ENTRIES, choose
 from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
-from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts, Source
+from shardembed.kernels.kernel import Kernel, SlabFacts, Source
 from shardembed.kernels.reference import is_finite
 from shardembed.kernels.rounding import Blocks, Origin
 from shardembed.store.dynamic.keys import DynamicKeys

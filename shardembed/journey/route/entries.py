@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from shardembed.inputs.ids import IdBatch
-from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.journey.route.numbering import Originals
+from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.kernels.grouping import compiled, group, sorts, stable_order
 from shardembed.kernels.mixing import buckets_of
 from shardembed.kernels.pooling import lengths_of

@@ -20,7 +20,9 @@ from shardembed.kernels.interning import intern
 from shardembed.tables.table_config import Feature, TableConfig
 from shardembed.wire.message import Numbers
 
-NUMBERS = 1 << 28  # set aside for the distinct ids that a batch may have of a dynamic table: bits of each go into a word that is sorted
+NUMBERS = (
+    1 << 28
+)  # set aside for the distinct ids that a batch may have of a dynamic table: bits of each go into a word that is sorted
 PADDING = 0  # the number of a padding id
 
 

@@ -57,9 +57,9 @@ def _noise(values, rows, live, blocks, count, stepped, HALVINGS: tl.constexpr):
     start = tl.load(blocks + 2 * count + block, mask=live, other=0)
     stride = tl.load(blocks + 3 * count + block, mask=live, other=0)
     column = tl.load(blocks + 4 * count + block, mask=live, other=0)
-    row = _mix(_mix(table + stepped) ^ (start + (rows - first) * stride))
+    row = mix(mix(table + stepped) ^ (start + (rows - first) * stride))
     columns = column[:, None] + tl.arange(0, values.shape[1])[None, :]
-    return _shift(_mix(row[:, None] + columns * GAMMA), 32)
+    return shift(mix(row[:, None] + columns * GAMMA), 32)
 
 
 @triton.jit
@@ -75,14 +75,14 @@ def _block_of(rows, live, blocks, count, HALVINGS: tl.constexpr):
 
 
 @triton.jit
-def _mix(x):
+def mix(x):
     """splitmix64's finalizer; int64 arithmetic wraps as it should."""
-    x = (x ^ _shift(x, 30)) * MIX_1
-    x = (x ^ _shift(x, 27)) * MIX_2
-    return x ^ _shift(x, 31)
+    x = (x ^ shift(x, 30)) * MIX_1
+    x = (x ^ shift(x, 27)) * MIX_2
+    return x ^ shift(x, 31)
 
 
 @triton.jit
-def _shift(x, BITS: tl.constexpr):
+def shift(x, BITS: tl.constexpr):
     """A logical shift to the right."""
     return (x >> BITS) & (2 ** (64 - BITS) - 1)

@@ -100,7 +100,9 @@ class Census:
         there = slots_U.clamp(min=0)
         return torch.where(slots_U >= 0, self.policy.halved(self.counts_S[there], self.lasts_S[there], now), 0)
 
-    def settle(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool) -> Settled:
+    def settle(
+        self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool
+    ) -> Settled:
         """Give newcomers a place, which are distinct and have none alive.
 
         Args:

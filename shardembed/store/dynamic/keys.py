@@ -207,14 +207,14 @@ class DynamicKeys:
         if self.candidates is not None:
             promoted = known_U[~without]
             self.candidates.leave(promoted[promoted >= 0])
-            self._wait(self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now)
+            self._wait(
+                self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now
+            )
         refused, created = int((without & admitted).sum()), int((~without).sum())
         self.last = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
         return rows_U
 
-    def _give_rows(
-        self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int
-    ) -> Settled:
+    def _give_rows(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int) -> Settled:
         found = self.census.settle(ids_O, counts_O, groups_O, now, compete=False)
         placed = found.slots_O >= 0
         self.begin(found.slots_O[placed], ids_O[placed])

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shardembed.kernels.triton import locate, lookup, order, packing, routing, update
+from shardembed.kernels.triton import locate, lookup, order, packing, routing, starting, update
 from shardembed.kernels.triton.formulas import FORMULAS, STATES
 from shardembed.kernels.triton.tiles import Tile
 from shardembed.optim import SGD, TableOptimizer
@@ -86,6 +86,9 @@ def main() -> None:
     compiled(packing._move, {"message": "*i64", "count": "i32"}, BLOCKS | {"UNIT": 8, "PACK": True})
     compiled(packing._move, {"message": "*u8", "count": "i32"}, BLOCKS | {"UNIT": 1, "PACK": False})
     exact = {"enable_fp_fusion": False}
+    drawn = {"ids": "*i64", "quantiles": "*fp64", "elements": "i64", "base": "i64", "first_column": "i32", "scale": "fp32"}
+    for normal in (False, True):
+        compiled(starting._draw, drawn | {"offset": "fp32"}, BLOCKS | {"WIDTH": 33, "NORMAL": normal}, **exact)
     plain: dict[str, Any] = {"GIVEN": False, "PIECES": True, "HALVINGS": 0}
     for kind in {formula.function: kind for kind, formula in FORMULAS.items()}.values():  # some share one
         compiled(update._update, {}, constants(64, **of_kind(kind), **plain), **exact)
