@@ -85,6 +85,7 @@ class Journey:
         self.comm, self.device, self.slabs, self.stepped = setup.comm, setup.device, setup.slabs, setup.stepped_slabs
         self._routing, self._sender, self._twins = setup.routing, setup.sender, setup.twins
         self._stepped_tables, self._reduction_factor = setup.stepped_tables, setup.reduction_factor
+        self._dynamic = [slab for slab in self.slabs if slab.dynamic is not None]
         self._narrow = any(spec.compute_dtype != spec.dtype for spec in self.specs)
         self.freezing = Freezing(Frozen.of(self.tables, self.specs), self._stepped_tables, self.device)
         self.own_parameters = expose(self.slabs, WeakMethod(self.freezing.change), self.comm)
@@ -166,9 +167,7 @@ class Journey:
         ticket.use()
         if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
             self.pending.looked_up()
-        learning = torch.is_grad_enabled()
-        with torch.no_grad(), self.stage("locate"):
-            rows = [slab.locate(part.keys_E, learning) for slab, part in zip(self.slabs, ticket.request, strict=True)]
+        rows = self._rows(ticket.request)
         if not ticket.as_they_are:
             with torch.no_grad(), self.stage("max_norm"):
                 renormalise(self.slabs, self._twins, rows, ticket.request, self.comm, self.settings.deterministic)
@@ -178,6 +177,14 @@ class Journey:
             dtypes = (self.tables[feature.table].dtype for feature in ticket.route.features)
             return outputs._replace(each=[output.to(dtype) for output, dtype in zip(outputs.each, dtypes, strict=True)])
         return outputs
+
+    def _rows(self, request: Request) -> list[torch.Tensor]:
+        """Of each slab, the rows of the keys that are asked for, `[E]`."""
+        learning, pairs = torch.is_grad_enabled(), zip(self.slabs, request, strict=True)
+        if not self._dynamic:
+            return [slab.locate(part.keys_E, learning) for slab, part in pairs]
+        with torch.no_grad(), self.stage("find ids"):
+            return [slab.locate(part.keys_E, learning) for slab, part in pairs]
 
     def _combined(self, ticket: Ticket, rows: Sequence[torch.Tensor]) -> Outputs:
         """The outputs, with a way back for autograd: `answer` here, `learn` when their gradients come."""
@@ -277,8 +284,9 @@ class Journey:
         self.reduce()
         factor = self.pending.step_began()
         self.comm.history.stepped(self.steps)
-        with self.stage("commit"):
-            self._commit()
+        if self._dynamic:
+            with self.stage("commit ids"):
+                self._commit()
         with self.stage("share row squares"):
             squares = mean_squares(self.slabs, self._twins, self.comm, self.settings.deterministic, self._sender.number)
         with self.stage("step"):
@@ -288,7 +296,7 @@ class Journey:
 
     def _commit(self) -> None:
         """Ids of dynamic tables that the step creates get their rows, which are then as a lookup of them would have left them."""
-        for slab in self.stepped:
+        for slab in self._dynamic:
             created = slab.commit(self.steps)
             if created is not None and slab.spec.policy.max_norm is not None:
                 renormalise_alone(slab, created, self.settings.deterministic)
@@ -317,9 +325,9 @@ class Journey:
         """Count on from what `PendingStep.steps_of` said of some tables; the others have missed none."""
         self.pending.restore(taken)
         self.comm.history.stepped(self.steps)
-        for slab in self.slabs:
-            if slab.dynamic is not None:
-                slab.dynamic.steps = self.steps
+        for slab in self._dynamic:
+            assert slab.dynamic is not None
+            slab.dynamic.steps = self.steps
 
     def ahead(self, comm: Comm) -> Ahead:
         """For a call of `send` that `comm` is to carry beside the main thread, whose calls stand here."""

@@ -118,7 +118,7 @@ def _place(
         keys.append(torch.where(standing == 2, fame, 0))
     order = by_place
     for key in (*keys, standing):
-        order = order.gather(1, torch.argsort(key.gather(1, order), 1, stable=True))
+        order = order.gather(1, torch.argsort(key.gather(1, order), dim=1, stable=True))
     turn_O = torch.arange(count, device=device) - (sizes_G.cumsum(0) - sizes_G)[group_of_O]  # of each newcomer in its bucket
     seat_O = order[group_of_O, turn_O.clamp(max=rules.room - 1)]
     standing_O = standing[group_of_O, seat_O]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -17,6 +18,14 @@ from shardembed.kernels.mixing import GAMMA, mixed, shifted
 
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of float32's mantissa
 FLOAT16_NORMAL, FLOAT16_SPACING = 2.0**-14, 2.0**-24  # the least normal number, and the distance between those below
+
+
+class Names(Protocol):
+    """Attributes:
+    ids_S: the id that each slab row has now, int64.
+    """
+
+    ids_S: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,25 @@ class Blocks:
         block_U = torch.searchsorted(self.facts[0], rows_U, right=True) - 1
         first, tables, starts, strides, columns = self.facts[:, block_U]
         return Origins(tables, starts + (rows_U - first) * strides, columns)
+
+
+@dataclass(frozen=True)
+class Named:
+    """The origins of slab rows that ids have, each at any time.
+
+    Attributes:
+        table: a hash of their table.
+        column: the table's column of the first element of a row.
+        names: knows the ids.
+    """
+
+    table: int
+    column: int
+    names: Names
+
+    def of_rows(self, rows_U: torch.Tensor) -> Origins:
+        """Where these slab rows come from."""
+        return Origins(torch.full_like(rows_U, self.table), self.names.ids_S[rows_U], torch.full_like(rows_U, self.column))
 
 
 def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, step: int) -> torch.Tensor:

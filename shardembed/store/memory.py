@@ -9,7 +9,7 @@ import torch
 
 from shardembed.kernels.kernel import Kernel, SlabData
 from shardembed.kernels.memory import on_huge_pages
-from shardembed.kernels.rounding import Blocks
+from shardembed.kernels.rounding import Blocks, Named
 from shardembed.store.slab_spec import SlabSpec
 
 GROWTH = 1.5
@@ -43,7 +43,7 @@ class Memory:
         self.kernel, self.data = self.make(moved), moved
 
 
-def empty_data(spec: SlabSpec, rows: int, device: torch.device, blocks: Blocks | None) -> SlabData:
+def empty_data(spec: SlabSpec, rows: int, device: torch.device, blocks: Blocks | Named | None) -> SlabData:
     """Rows that are not set, and optimizer state of zeros, of which a frozen slab has none."""
     weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
     shapes = {"row": (rows,), "element": (rows, spec.width)}

@@ -18,8 +18,9 @@ from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.kernel import Kernel, SlabFacts, Source
 from shardembed.kernels.reference import is_finite
-from shardembed.kernels.rounding import Blocks, Origin
-from shardembed.store.dynamic.keys import DynamicKeys
+from shardembed.kernels.rounding import Blocks, Named, Origin
+from shardembed.store.dynamic.census import Census
+from shardembed.store.dynamic.keys import DynamicKeys, census_of
 from shardembed.store.memory import Memory, empty_data
 from shardembed.store.slab_spec import Block, Lane, SlabSpec
 from shardembed.tables import initial
@@ -80,16 +81,17 @@ class Slab:
         self.tables = frozenset(lane.table for lane in spec.lanes)
         rows = spec.rows[rank] if spec.dynamic is None else 0
         shares, at_random = spec.split_rows and spec.optimizer.rowwise, spec.policy.rounding == "stochastic"
-        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device, shares, at_random))
+        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device, shares, at_random, spec.is_dynamic))
         self.looked_up = 0
         self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
         self.touched: torch.Tensor | None = None
         self._waiting: list[Gradients] = []
         self._merged = False
-        self._memory = Memory(empty_data(spec, rows, device, self._origins(device)), ENTRIES[name].make)
+        census = census_of(spec, tables[spec.lanes[0].table], rank, device) if spec.is_dynamic else None
+        self._memory = Memory(empty_data(spec, rows, device, self._origins(device, census)), ENTRIES[name].make)
         self.dynamic: DynamicKeys | None = None
-        if spec.dynamic is not None:
-            self.dynamic = DynamicKeys(spec, tables[spec.lanes[0].table], rank, seed, self._memory)
+        if census is not None:
+            self.dynamic = DynamicKeys(spec, tables[spec.lanes[0].table], rank, seed, self._memory, census)
         self._order: Order | None = None  # of what waits, if it has been found out
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
 
@@ -188,10 +190,14 @@ class Slab:
             return numbers.expand(rows_U.numel())
         return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
 
-    def _origins(self, device: torch.device) -> Blocks | None:
+    def _origins(self, device: torch.device, census: Census | None) -> Blocks | Named | None:
         """Where rows come from, for noise that does not depend on the plan; None where they are rounded to the nearest."""
         if self.spec.policy.rounding != "stochastic":
             return None
+
+        if census is not None:
+            lane = self.spec.lanes[0]
+            return Named(initial.table_hash(self._seed, self.table_of(lane)), lane.columns.start, census)
 
         def origin(lane: Lane, block: Block) -> Origin:
             rows, table = block.shard.rows, initial.table_hash(self._seed, self.table_of(lane))
@@ -200,7 +206,7 @@ class Slab:
         return Blocks.of([origin(lane, block) for lane, block in self._blocks()], device)
 
     def locate(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
-        """The slab row of each key for a lookup, int64; to be read at once, see `DynamicKeys.find`. Plain tables: the key itself."""
+        """The slab row of each key, int64, to be read at once (see `DynamicKeys.find`). Dense tables: the key itself."""
         return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.find(keys_E, learning)
 
     def bring(self, keys_E: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,7 @@ from shardembed.kernels.interning import intern
 from shardembed.tables.table_config import Feature, TableConfig
 from shardembed.wire.message import Numbers
 
-NUMBERS = (
-    1 << 28
-)  # set aside for the distinct ids that a batch may have of a dynamic table: bits of each go into a word that is sorted
+NUMBERS = 1 << 28  # set aside for the distinct ids that a batch may have of a table: their bits go into words that are sorted
 PADDING = 0  # the number of a padding id
 
 
@@ -42,7 +40,7 @@ class Originals:
 def number_ids(
     ids: IdBatch, features: Sequence[Feature], tables: Sequence[TableConfig], dynamic: Sequence[int]
 ) -> tuple[IdBatch, Originals]:
-    """The batch with the ids of the tables `dynamic` numbered, in tables with a padding id that first, and what the numbers stand for.
+    """The batch with the ids of the tables `dynamic` numbered, a padding id first, and what the numbers stand for.
 
     Raises:
         InputError: a batch has more distinct ids of a table than there are numbers.

@@ -82,7 +82,7 @@ class DynamicKeys:
         unknown: how many different ids evaluations have asked for in vain.
     """
 
-    def __init__(self, spec: SlabSpec, table: TableConfig, rank: int, seed: int, memory: Memory) -> None:
+    def __init__(self, spec: SlabSpec, table: TableConfig, rank: int, seed: int, memory: Memory, census: Census) -> None:
         assert spec.dynamic is not None
         self._table, self._seed, self._memory, self._dynamic = table, seed, memory, spec.dynamic
         lane, device = spec.lanes[0], memory.data.weights.device
@@ -92,10 +92,10 @@ class DynamicKeys:
             if rank in block.shard.ranks:
                 buckets = torch.tensor(block.shard.rows, device=device)
                 self._groups[buckets] = torch.arange(block.first_key, block.first_key + len(block.shard.rows), device=device)
-        policy, room = Policy.of(spec.dynamic), None if table.grows else table.bucket_rows
-        self.census = Census(policy, room, spec.rows[rank], device)
-        counted = isinstance(spec.dynamic.admission, MinCount)
-        self.candidates = Census(policy, room, spec.rows[rank], device) if counted else None
+        self.census = census
+        self.candidates: Census | None = None
+        if isinstance(spec.dynamic.admission, MinCount):
+            self.candidates = census_of(spec, table, rank, device)
         self.steps, self.tally, self.last, self.unknown = 0, Tally(), Tally(), 0
         self._waiting = IdMap.on(device)
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
@@ -149,8 +149,8 @@ class DynamicKeys:
         return numbers_U[absent.numbers_N]
 
     def in_order(self, rows_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows as all who hold columns of them number them: (the bucket of each, as numbered here, ascending; the order, in which ids
-        of a bucket ascend).
+        """Rows in an order that all who hold columns of them share: (the bucket of each, as numbered here, ascending; the order,
+        in which ids of a bucket ascend).
         """
         ids_U = self.census.ids_S[rows_U]
         order = ids_U.argsort()
@@ -244,3 +244,9 @@ class DynamicKeys:
         known = known_U >= 0
         candidates.touch(known_U[known], now, times_U[known])
         candidates.settle(ids_U[~known], counts_U[~known], groups_U[~known], now, compete=True)
+
+
+def census_of(spec: SlabSpec, table: TableConfig, rank: int, device: torch.device) -> Census:
+    """Nobody yet, in the buckets that lie on this rank."""
+    assert spec.dynamic is not None
+    return Census(Policy.of(spec.dynamic), None if table.grows else table.bucket_rows, spec.rows[rank], device)
