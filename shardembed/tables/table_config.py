@@ -244,6 +244,11 @@ class TableConfig:
         return None if self.grows else self.cut_rows * self.bucket_rows
 
     @property
+    def can_be_copied(self) -> bool:
+        """Whether each rank may hold and look up a copy: not where a lookup needs all ranks' ids, nor where ids come and go."""
+        return self.max_norm is None and not self.policy.scale_grad_by_freq and self.dynamic is None
+
+    @property
     def policy(self) -> RowPolicy:
         """What its slab has to know beside its size and optimizer; settings without effect are left out."""
         narrow = self.dtype in (torch.bfloat16, torch.float16) and not self.frozen

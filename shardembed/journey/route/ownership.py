@@ -1,6 +1,6 @@
 """Who owns which row of which table: the plan, turned into sorted tensors that answer for many ids at once.
 
-Each lane (a column strip of a table) gets an interval of positions in its slab, num_embeddings long. In it the rows stand block
+Each lane (a column strip of a table) gets an interval of positions in its slab, `cut_rows` long. In it the rows stand block
 by block: contiguous blocks as they are, strided ones with the rows of a residue side by side. One binary search over the block
 starts of all lanes then finds every id's owner, whatever kind of sharding its table has. All numbers are int64: tables may have
 more than 2^31 rows.
@@ -224,7 +224,7 @@ class RoutingTable:
             of_table.setdefault(feature.table, []).append(i)
         for number, (start, block, lane) in enumerate(zip(slab.lane_starts, slab.lane_blocks, slab.spec.lanes, strict=True)):
             table = self.tables[lane.table]
-            numbers = LaneNumbers(lane.table, start, lane.stride, table.num_embeddings, 0, block, len(lane.blocks))
+            numbers = LaneNumbers(lane.table, start, lane.stride, table.cut_rows, 0, block, len(lane.blocks))
             lanes.append(numbers._replace(low=self.table_starts[lane.table]))
             for i in of_table.get(lane.table, ()):
                 if by_bag[i]:
@@ -259,7 +259,7 @@ class RoutingTable:
         world_size: int,
         device: torch.device,
     ) -> RoutingTable:
-        rows = [table.num_embeddings for table in tables]
+        rows = [table.cut_rows for table in tables]
         slabs = tuple(_slab_owners(spec, rows, rank, device) for spec in specs)
         return RoutingTable(tables, packings, slabs, np.array([0, *accumulate(rows)], dtype=np.int64), world_size)
 
