@@ -2,7 +2,7 @@
 
 Ids of a dynamic table are numbered batch by batch (`numbering.py`), and what is cut is its buckets.
 
-Each lane (a column strip of a table) gets an interval of positions in its slab, num_embeddings long. In it the rows stand block
+Each lane (a column strip of a table) gets an interval of positions in its slab, `cut_rows` long. In it the rows stand block
 by block: contiguous blocks as they are, strided ones with the rows of a residue side by side. One binary search over the block
 starts of all lanes then finds every id's owner, whatever kind of sharding its table has. All numbers are int64: tables may have
 more than 2^31 rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 import shardembed as se
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, PlanError
 from shardembed.tables.dynamic import BUCKET_ROWS, NOMINAL, buckets_of_table
+from shardembed.tables.placement import Cluster, Placement, column_wise, grid, replicated, row_wise, table_row_wise, table_wise
+from shardembed.tables.plan import Plan, default_placements, resolve
+from shardembed.tables.settings import Settings, agreed_lines
 
 # Whatever they are given: what is wrong is wrong of its type, too.
 LFU: Any = se.LFU
@@ -20,6 +24,8 @@ TTL: Any = se.TTL
 MinCount: Any = se.MinCount
 Probability: Any = se.Probability
 dynamic: Any = se.Dynamic
+KINDS = pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag"])
+TWO = Cluster(2, 2)
 LOW, HIGH = -(2**63), 2**63 - 1
 
 
@@ -122,3 +128,74 @@ def test_other_tables_are_cut_by_rows() -> None:
 def test_any_id_may_stand_for_nothing(padding: int) -> None:
     """As it is: neither counted from the end nor taken modulo."""
     assert table(padding_idx=padding).padding_idx == padding
+
+
+def test_ranks_agree_on_all_that_is_said() -> None:
+    """A line of the texts that ranks compare differs wherever a setting does."""
+
+    def lines(one: se.TableConfig) -> list[str]:
+        return agreed_lines([one], resolve([one], row_wise(), TWO), [se.optim.SGD()], Settings(), torch.device("cpu"))
+
+    others = [
+        table(dynamic=None),
+        table(dynamic=dynamic(unknown="zeros")),
+        table(dynamic=dynamic(se.TTL(3))),
+        table(dynamic=dynamic(se.TTL(4))),
+        table(dynamic=dynamic(se.LRU())),
+        table(dynamic=dynamic(se.LFU())),
+        table(dynamic=dynamic(se.LFU(10))),
+        table(dynamic=dynamic(admission=se.MinCount(2))),
+        table(dynamic=dynamic(admission=se.Probability(0.5))),
+        table(NOMINAL),
+        table(None),
+        table(999),  # in as many buckets
+    ]
+    said = ["\n".join(lines(one)) for one in [table(), *others]]
+    assert len(set(said)) == len(said)
+    assert any("dynamic=Dynamic(eviction=LFU(halve_every=10), admission=None, unknown='start')" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("placement", "cuts"),
+    [
+        (table_wise(1), [range(7)]),
+        (row_wise(), [range(0, 7, 2), range(1, 7, 2)]),
+        (row_wise(strided=False), [range(4), range(4, 7)]),
+        (row_wise(bounds=[5]), [range(5), range(5, 7)]),
+        (table_row_wise(0), [range(0, 7, 2), range(1, 7, 2)]),
+        (column_wise(), [range(7), range(7)]),
+        (grid(2, [0, 1]), [range(7), range(7)]),
+    ],
+)
+def test_buckets_are_cut_where_rows_would_be(placement: Placement, cuts: list[range]) -> None:
+    plan = resolve([table(1000)], placement, TWO)
+    assert [shard.rows for shard in plan.tables[0].layout.shards] == cuts
+    again = Plan.from_json(json.loads(plan.to_text()))
+    assert again == plan
+    assert resolve([table(1000)], again, TWO) == plan
+
+
+def test_a_plan_of_other_buckets_is_refused() -> None:
+    plan = resolve([table(1000)], row_wise(), TWO)
+    with pytest.raises(
+        PlanError, match=r"table 'item' is \(8, 4\) in the model and \(7, 4\) in the plan \(buckets of its ids, columns"
+    ):
+        resolve([table(1024)], plan, TWO)
+    with pytest.raises(PlanError, match=r"row bounds .* ascending numbers up to 7"):
+        resolve([table(1000)], row_wise(bounds=[8]), TWO)
+
+
+def test_no_default_copies_what_comes_and_goes() -> None:
+    assert default_placements([table(10), se.TableConfig("fixed", 10, 4)]) == {"item": row_wise(), "fixed": replicated()}
+    assert resolve([table(10)], "auto", TWO).tables[0].kind == "table_wise"  # of its one bucket
+
+
+@KINDS
+def test_the_drop_ins_take_it(kind: str) -> None:
+    """What they refuse is told before any row is made."""
+    with pytest.raises(ConfigError, match=r"table 'embedding' is dynamic: its rows have no numbers, .* give init="):
+        getattr(se, kind)(2, 3, _weight=torch.zeros(2, 3), dynamic=se.Dynamic(), feature="embedding")
+    with pytest.raises(ConfigError, match=r"table 'embedding' is dynamic: its rows come and go, .*optimizer=se.optim"):
+        getattr(se, kind)(None, 3, dynamic=se.Dynamic(), feature="embedding")
+    with pytest.raises(ConfigError, match=r"table 'embedding': without a limit .* needs dynamic=se.Dynamic"):
+        getattr(se, kind)(None, 3, feature="embedding")
