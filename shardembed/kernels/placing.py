@@ -25,7 +25,10 @@ class Rules:
 
     Attributes:
         room: slots of each bucket.
-        lives, halves, by_count, evicts: as in the table's policy.
+        lives: steps that a row outlives its last gradient.
+        halves: steps after which counts are halved.
+        by_count: the lowest count ranks lowest; else whoever was touched the longest ago.
+        evicts: those who are there leave; else only free places and those of the dead are given.
         compete: newcomers have to rank above whoever leaves, who may have been touched in this step; else they rank above all but
             those, who stay.
     """
