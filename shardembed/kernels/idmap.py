@@ -1,18 +1,21 @@
-"""Which slot an id has: a map from any int64 to numbers, as a slab of a dynamic table needs one. On a CPU it is a compiled hash
-table where Numba is installed, elsewhere sorted ids in plain torch, which are the truth.
+"""Which slot an id has: a map from any int64 to numbers, as a slab of a dynamic table needs one. It is a hash table, on a CPU
+where Numba is installed and on a CUDA device where Triton is, and elsewhere sorted ids in plain torch, which are the truth.
 
 Legend: E keys, U slots that come or go, S slots that there are.
 """
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from shardembed.errors import UnsupportedError
+from shardembed.kernels import triton
 from shardembed.kernels.grouping import Kernels, compiled
 from shardembed.kernels.memory import on_huge_pages
 from shardembed.kernels.mixing import secret
@@ -32,7 +35,9 @@ class IdMap(ABC):
     def on(device: torch.device) -> IdMap:
         """An empty map for tensors there."""
         if (kernels := compiled(device)) is not None:
-            return HashedIds(kernels)
+            return HashedIds(kernels, device)
+        if triton.serves(device):
+            return DeviceIds(device)
         return SortedIds(device)
 
     @abstractmethod
@@ -40,7 +45,7 @@ class IdMap(ABC):
         """The slot whose id each key is, -1 where there is none. int64 `[E]`; keys may repeat.
 
         Raises:
-            IndexError: `ids_S` is read, and has fewer slots than the map knows.
+            IndexError: `ids_S` has fewer slots than the map knows; said by a CPU's hash table alone.
         """
 
     @abstractmethod
@@ -49,7 +54,7 @@ class IdMap(ABC):
 
         Raises:
             UnsupportedError: there are more than 2^31 slots.
-            IndexError: there is no such slot.
+            IndexError: there is no such slot; not said by a CUDA device's hash table.
         """
 
     @abstractmethod
@@ -57,8 +62,8 @@ class IdMap(ABC):
         """Take these slots out, int64 `[U]`, which must be there, each once; their ids still lie in `ids_S`.
 
         Raises:
-            IndexError: there is no such slot.
-            KeyError: a slot is not in the map. What that then holds is undefined.
+            IndexError: there is no such slot; not said by a CUDA device's hash table.
+            KeyError: a slot is not in the map, which then holds nobody knows what; likewise.
         """
 
     @abstractmethod
@@ -113,40 +118,16 @@ class SortedIds(IdMap):
         return self._ids.nbytes + self._slots.nbytes
 
 
-class HashedIds(IdMap):
-    """For the CPU: a table of words, slot and tag, that is between a half and three quarters full while it grows
-    (`kernels/numba/hashing.py`).
-    """
+class TableOfIds(IdMap):
+    """A hash table of words, each a slot and 32 bits of its id's hash, or empty (`kernels/numba/hashing.py`)."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._hashing, self._secret = kernels.hashing, tuple(secret())
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._secret = device, secret()
         self.clear()
 
-    def find(self, keys_E: torch.Tensor, ids_S: torch.Tensor) -> torch.Tensor:
-        if ids_S.numel() < self._slots_end:
-            raise IndexError(f"the map knows slots up to {self._slots_end - 1:,}, and was given the ids of {ids_S.numel():,}")
-        slots_E = torch.empty(keys_E.numel(), dtype=torch.int64)
-        self._hashing.find(self._words.numpy(), _flat(keys_E), _flat(ids_S), self._secret, slots_E.numpy())
-        return slots_E
-
-    def insert(self, slots_U: torch.Tensor, ids_S: torch.Tensor) -> None:
-        check_slots(ids_S)
-        highest = check_range(slots_U, ids_S)
-        self._make_room(self._count + slots_U.numel())
-        self._hashing.insert(self._words.numpy(), _flat(slots_U), _flat(ids_S), self._secret)
-        self._count += slots_U.numel()
-        self._slots_end = max(self._slots_end, highest + 1)
-
-    def erase(self, slots_U: torch.Tensor, ids_S: torch.Tensor) -> None:
-        check_range(slots_U, ids_S)
-        erased = self._hashing.erase(self._words.numpy(), _flat(slots_U), _flat(ids_S), self._secret)
-        self._count -= erased
-        if erased < slots_U.numel():
-            raise not_there(slots_U[erased], ids_S)
-
     def clear(self) -> None:
-        self._words = _empty_words(LEAST_WORDS)
-        self._count = self._slots_end = 0
+        self._words = self._empty(LEAST_WORDS)
+        self._count = 0
 
     def __len__(self) -> int:
         return self._count
@@ -155,19 +136,99 @@ class HashedIds(IdMap):
     def nbytes(self) -> int:
         return self._words.nbytes
 
+    def _empty(self, words: int) -> torch.Tensor:
+        return on_huge_pages(torch.empty(words, dtype=torch.int64, device=self._device)).fill_(-1)
+
+
+class HashedIds(TableOfIds):
+    """The table on a CPU, by compiled kernels."""
+
+    def __init__(self, kernels: Kernels, device: torch.device) -> None:
+        self._hashing = kernels.hashing
+        super().__init__(device)
+
+    def find(self, keys_E: torch.Tensor, ids_S: torch.Tensor) -> torch.Tensor:
+        if ids_S.numel() < self._slots_end:
+            raise IndexError(f"the map knows slots up to {self._slots_end - 1:,}, and was given the ids of {ids_S.numel():,}")
+        slots_E = torch.empty_like(keys_E, memory_format=torch.contiguous_format)
+        self._hashing.find(self._words.numpy(), _array(keys_E), _array(ids_S), tuple(self._secret), slots_E.numpy())
+        return slots_E
+
+    def insert(self, slots_U: torch.Tensor, ids_S: torch.Tensor) -> None:
+        check_slots(ids_S)
+        highest = check_range(slots_U, ids_S)
+        self._make_room(self._count + slots_U.numel())
+        self._hashing.insert(self._words.numpy(), _array(slots_U), _array(ids_S), tuple(self._secret))
+        self._count += slots_U.numel()
+        self._slots_end = max(self._slots_end, highest + 1)
+
+    def erase(self, slots_U: torch.Tensor, ids_S: torch.Tensor) -> None:
+        check_range(slots_U, ids_S)
+        erased = self._hashing.erase(self._words.numpy(), _array(slots_U), _array(ids_S), tuple(self._secret))
+        self._count -= erased
+        if erased < slots_U.numel():
+            raise not_there(slots_U[erased], ids_S)
+
+    def clear(self) -> None:
+        super().clear()
+        self._slots_end = 0
+
     def _make_room(self, entries: int) -> None:
         words = words_for(entries, self._words.numel())
         if words > self._words.numel():
-            larger = _empty_words(words)
+            larger = self._empty(words)
             self._hashing.move(self._words.numpy(), larger.numpy())
             self._words = larger
 
 
+class DeviceIds(TableOfIds):
+    """The table on a CUDA device, by Triton. Nothing waits for the device, so nobody looks whether slots are there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._kernels: Any = importlib.import_module("shardembed.kernels.triton.idmap")  # Triton may be absent
+        super().__init__(device)
+
+    def find(self, keys_E: torch.Tensor, ids_S: torch.Tensor) -> torch.Tensor:
+        return self._kernels.find(self._words, keys_E.contiguous(), ids_S.contiguous(), self._secret)
+
+    def insert(self, slots_U: torch.Tensor, ids_S: torch.Tensor) -> None:
+        check_slots(ids_S)
+        if not slots_U.numel():
+            return
+        self._make_room(slots_U.numel())
+        self._kernels.insert(self._words, slots_U.contiguous(), ids_S.contiguous(), self._secret)
+        self._count += slots_U.numel()
+
+    def erase(self, slots_U: torch.Tensor, ids_S: torch.Tensor) -> None:
+        if slots_U.numel():
+            self._kernels.erase(self._words, slots_U.contiguous(), ids_S.contiguous(), self._secret)
+        self._count -= slots_U.numel()
+        self._gone += slots_U.numel()
+
+    def clear(self) -> None:
+        super().clear()
+        self._gone = 0  # at most so many words are neither empty nor an entry
+
+    def _make_room(self, more: int) -> None:
+        """Build the table anew, without gaps, when those would take up the room that is asked for."""
+        entries, words = self._count + more, self._words.numel()
+        if fits(entries + self._gone, words):
+            return
+        others = self._empty(max(words, 2 * entries))
+        self._kernels.move(self._words, others)
+        self._words, self._gone = others, 0
+
+
+def fits(entries: int, words: int) -> bool:
+    """Whether searches are short in a table that is so full: three quarters at most."""
+    return 4 * entries <= 3 * words
+
+
 def words_for(entries: int, words: int) -> int:
-    """The size of a table of so many words once it is to hold so many entries. It is never more than three quarters full, and then
-    grows until it is half full: by half and more, so that adding one by one takes time in proportion, and to 16 bytes an entry.
+    """The size of a table of so many words once it is to hold so many entries. Where it would be too full, it grows until it is
+    half full: by half and more, so that adding one by one takes time in proportion, and to 16 bytes an entry.
     """
-    return words if 4 * entries <= 3 * words else 2 * entries
+    return words if fits(entries, words) else 2 * entries
 
 
 def check_slots(ids_S: torch.Tensor) -> None:
@@ -192,9 +253,5 @@ def not_there(slot: torch.Tensor, ids_S: torch.Tensor) -> KeyError:
     return KeyError(f"slot {int(slot)} (id {int(ids_S[slot])}) is to leave the map and is not in it")
 
 
-def _empty_words(count: int) -> torch.Tensor:
-    return on_huge_pages(torch.empty(count, dtype=torch.int64)).fill_(-1)
-
-
-def _flat(tensor: torch.Tensor) -> NDArray[np.int64]:
+def _array(tensor: torch.Tensor) -> NDArray[np.int64]:
     return tensor.contiguous().numpy()

@@ -21,7 +21,13 @@ MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 class Secret(NamedTuple):
-    """What chooses one of many hash functions of an id: `tags_of`. All int64; the factors are odd."""
+    """What chooses one of many hash functions of an id (`tags_of`); each an int64.
+
+    Attributes:
+        flip: bits of the id that are turned over.
+        factor_1: what the id is then multiplied by, odd.
+        factor_2: likewise, once its halves have been combined.
+    """
 
     flip: int
     factor_1: int

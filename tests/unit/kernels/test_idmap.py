@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.errors import UnsupportedError
-from shardembed.kernels import grouping
+from shardembed.kernels import grouping, idmap
 from shardembed.kernels.idmap import LEAST_WORDS, HashedIds, IdMap, SortedIds, words_for
 from shardembed.kernels.mixing import Secret, secret, tags_of
-from tests.unit.kernels.crafted import LEAST, MOST, hard_ids, tensor_of, untagged
+from tests.unit.kernels.crafted import hard_ids, tensor_of, untagged
+from tests.unit.kernels.idmap_cases import CALLS, CPU, IDS, KNOWN, NEIGHBOURS, Pair, busy, tried
 
-CPU = torch.device("cpu")
-IDS = st.integers(LEAST, MOST) | st.integers(-6, 6) | st.sampled_from([LEAST, MOST])
 MAKERS: dict[str, Callable[[], IdMap]] = {"plain torch": lambda: SortedIds(CPU)}
 if not grouping.missing():
     MAKERS["numba"] = lambda: IdMap.on(CPU)
@@ -25,62 +24,28 @@ each_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 compiled_only = pytest.mark.skipif(grouping.missing() is not None, reason="needs numba")
 
 
-class Pair:
-    """A map, and the dict that it is to be."""
-
-    def __init__(self, map: IdMap, slots: int) -> None:
-        self.map, self.known = map, dict[int, int]()
-        self.ids_S = torch.full((slots,), 77)  # also of slots that are not in the map
-        self.free = list(range(slots))
-
-    def insert(self, ids: list[int]) -> None:
-        new = [each for each in dict.fromkeys(ids) if each not in self.known][: len(self.free)]
-        slots = [self.free.pop(each % len(self.free)) for each in new]
-        self.ids_S[slots] = torch.tensor(new, dtype=torch.int64)
-        self.map.insert(torch.tensor(slots, dtype=torch.int64), self.ids_S)
-        self.known |= zip(new, slots, strict=True)
-
-    def erase(self, ids: list[int]) -> None:
-        slots = [self.known.pop(each) for each in dict.fromkeys(ids) if each in self.known]
-        self.map.erase(torch.tensor(slots, dtype=torch.int64), self.ids_S)
-        self.ids_S[slots] = 78
-        self.free += slots
-
-    def check(self, ids: list[int]) -> None:
-        found = self.map.find(torch.tensor(ids, dtype=torch.int64), self.ids_S)
-        assert found.dtype == torch.int64
-        assert found.tolist() == [self.known.get(each, -1) for each in ids]
-        assert len(self.map) == len(self.known)
-        assert self.map.nbytes <= max(8 * LEAST_WORDS, 16 * self.ids_S.numel())
+def knowing(chosen: Secret) -> IdMap:
+    """A map whose secret a test has chosen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(idmap, "secret", lambda: chosen)
+        return IdMap.on(CPU)
 
 
 @each_kind
-@given(st.lists(st.tuples(st.sampled_from(["insert", "erase", "check"]), st.lists(IDS, max_size=60)), max_size=12), st.data())
+@given(st.lists(st.tuples(st.sampled_from(CALLS), st.lists(IDS, max_size=60)), max_size=12), st.data())
 def test_it_answers_as_a_dict_does(make: Callable[[], IdMap], calls: list[tuple[str, list[int]]], data: st.DataObject) -> None:
-    pair = Pair(make(), 200)
-    for call, ids in calls:
-        some = data.draw(st.lists(st.sampled_from(sorted(pair.known)), max_size=40)) if pair.known else []
-        getattr(pair, call)(ids + some)
-        pair.check([*pair.known, *ids, *some, 77, 78])
+    tried(Pair(make()), calls, data)
+
+
+@compiled_only
+@given(st.lists(st.tuples(st.sampled_from(CALLS), st.lists(st.sampled_from(NEIGHBOURS), max_size=60)), max_size=12), st.data())
+def test_it_answers_as_a_dict_does_in_runs_around_the_end(calls: list[tuple[str, list[int]]], data: st.DataObject) -> None:
+    tried(Pair(knowing(KNOWN)), calls, data)
 
 
 @each_kind
 def test_it_answers_as_a_dict_does_when_much_comes_and_goes(make: Callable[[], IdMap]) -> None:
-    """Of few ids, so that what is erased comes again, in a table that is as full as it gets and wraps around."""
-    numbers = np.random.default_rng(3)
-    pair = Pair(make(), 3000)
-    for turn in range(60):
-        ids = numbers.integers(-2500, 2500, 400).tolist()
-        (pair.insert if turn % 3 else pair.erase)(ids)
-        pair.check([*ids, *numbers.integers(LEAST, MOST, 10).tolist(), 77, 78])
-    pair.check([*pair.known])
-    pair.map.clear()
-    pair.known.clear()
-    assert pair.map.nbytes <= 8 * LEAST_WORDS
-    pair.check([1, 2, 77])
-    pair.free = list(range(3000))
-    pair.insert([5, 6])
-    pair.check([5, 6, 7])
+    busy(Pair(make(), 3000), turns=60, most=2500)
 
 
 @each_kind
@@ -162,9 +127,7 @@ def distances(map: IdMap, chosen: Secret, ids_S: torch.Tensor) -> torch.Tensor:
 
 
 def inserted(ids: torch.Tensor, chosen: Secret) -> torch.Tensor:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardembed.kernels.idmap.secret", lambda: chosen)
-        map = IdMap.on(CPU)
+    map = knowing(chosen)
     # Three quarters full, which is as full as it gets.
     first = ids.numel() * 2 // 3
     slots = torch.arange(ids.numel())
@@ -186,6 +149,5 @@ def test_searches_are_short_whatever_the_ids() -> None:
 @compiled_only
 def test_who_knew_the_secret_could_make_them_long() -> None:
     """So that the test above can fail: ids whose hashes are neighbours lie in one run."""
-    chosen = Secret(12345, 0x1234567 * 2 + 1, MOST)
-    read = inserted(tensor_of(untagged((np.uint64(9) << np.uint64(32)) | np.arange(3000, dtype=np.uint64), chosen)), chosen)
-    assert read.max() == 3000
+    ids = untagged((np.uint64(9) << np.uint64(32)) | np.arange(3000, dtype=np.uint64), KNOWN)
+    assert inserted(tensor_of(ids), KNOWN).max() == 3000
