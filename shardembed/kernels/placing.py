@@ -1,5 +1,5 @@
-"""What a step makes of ids: who was met, which newcomers get a place in a full bucket, and who leaves for them. In plain torch, which
-is the truth, and compiled.
+"""What a step makes of ids: who was met, which newcomers get a place in a full bucket, and who leaves for them. In plain torch, the
+truth, and compiled.
 
 A bucket is `room` slots side by side. Free slots go first, then those of the dead, then, where the table evicts, those of whoever
 ranks lowest. The result depends on ids, counts and steps alone, so every plan decides alike.

@@ -101,7 +101,7 @@ class IdGroup:
         pooling: of them.
         weighted: whether ids have weights.
         padded: whether the tables have a padding id that bags leave out.
-        strips: of each its feature, the number of its lane in the slab, and its padding id or -1, int64 `[3, strips]`.
+        strips: of each its feature, the number of its lane in the slab, and its padding id, where they are padded, int64 `[3, strips]`.
     """
 
     columns: tuple[tuple[int, int], ...]
@@ -251,7 +251,8 @@ class RoutingTable:
         pooling, weighted, padded = how
         strips: list[tuple[int, ...]] = []
         for i, _, lane in found:
-            strips.append((i, lane, self.tables[features[i].table].padding_idx if padded else -1))
+            padding = self.tables[features[i].table].padding_idx
+            strips.append((i, lane, -1 if padding is None or not padded else padding))
         return IdGroup(tuple((i, strip) for i, strip, _ in found), pooling, weighted, padded, _columns(strips, 3))
 
     @staticmethod
