@@ -55,6 +55,7 @@ class Kernels:
     """The compiled modules.
 
     Attributes:
+        hashing: of texts.
         ordering: which of many numbers are equal.
         packing: tensors into messages and out of them.
         pooling: gradients of bags to those of their segments.
@@ -63,6 +64,7 @@ class Kernels:
         updating: merged gradients to new weights.
     """
 
+    hashing: Any
     ordering: Any
     packing: Any
     pooling: Any
@@ -86,9 +88,9 @@ def missing() -> str | None:
 @cache
 def _load() -> Kernels:
     with uncollected():
-        from shardembed.kernels.numba import ordering, packing, pooling, routing, starting, updating
+        from shardembed.kernels.numba import hashing, ordering, packing, pooling, routing, starting, updating
 
-    return Kernels(ordering, packing, pooling, routing, starting, updating)
+    return Kernels(hashing, ordering, packing, pooling, routing, starting, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:
