@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,15 @@ class Names:
         self.collisions: list[Collision] = []
         self._waiting: list[tuple[Any, NDArray[np.int64], NDArray[np.int64]]] = []
         self._met: set[tuple[int, int]] = set()
-        read = [[table.column(name).to_numpy() for name in ("id", "check")] for table in self._tables(["id", "check"])]
+        read = [[table.column(name).to_numpy() for name in ("id", "check")] for table in _tables(self.folder, ["id", "check"])]
         self._new = _Known(np.empty(0, np.int64), np.empty(0, np.int64))
         self._known = _Known.of(*map(np.concatenate, zip(*read, strict=True))) if read else self._new
         # What two processes have added, of which neither saw the other's.
         for place in np.flatnonzero(self._known.doubled()):
             shared = int(self._known.ids[place])
-            texts = sorted({text for table in self._tables(["id", "name"], [shared]) for text in table.column("name").to_pylist()})
+            texts = sorted(
+                {text for table in _tables(self.folder, ["id", "name"], [shared]) for text in table.column("name").to_pylist()}
+            )
             if len(texts) > 1:
                 self._tell(shared, int(self._known.checks[place]), texts[0], texts[1])
         self._known = self._known.distinct()
@@ -155,31 +158,13 @@ class Names:
             DataError: a file cannot be read.
         """
         wanted = None if ids is None else [int(one) for one in ids]
-        found: dict[int, str] = {}
-        for table in self._tables(["id", "name"], wanted):
-            for one, text in zip(table.column("id").to_pylist(), table.column("name").to_pylist(), strict=True):
-                # Of two texts the same whichever file is read first.
-                found[one] = min(found.get(one, text), text)
+        found = texts_in(self.folder, wanted)
         chosen = None if wanted is None else set(wanted)
         for texts, some, _ in self._waiting:
             for one, text in zip(some.tolist(), texts.to_pylist(), strict=True):
                 if chosen is None or one in chosen:
                     found[one] = min(found.get(one, text), text)
         return found
-
-    def _tables(self, columns: list[str], ids: list[int] | None = None) -> Iterator[Any]:
-        with needed("pyarrow", "train", "a file of names"):
-            import pyarrow as pa
-            from pyarrow import parquet
-        for path in sorted(self.folder.glob("*.parquet")):
-            try:
-                with parquet.ParquetFile(path) as file:
-                    table = file.read(columns)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path}: cannot read the names: {getattr(error, 'strerror', None) or error}") from error
-            if set(table.column_names) != set(columns):
-                raise DataError(f"{path}: not a file of names: it lacks one of the columns {', '.join(columns)}")
-            yield table if ids is None else table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
 
     def _tell(self, shared: int, check: int, first: str, second: str) -> None:
         if (shared, check) in self._met:
@@ -193,6 +178,31 @@ class Names:
             second,
             shared,
         )
+
+
+def texts_in(folder: Path, ids: Iterable[int] | None = None) -> dict[int, str]:
+    """As `Names.texts`, of what is in a folder, without reading all its ids first."""
+    found: dict[int, str] = {}
+    for table in _tables(folder, ["id", "name"], None if ids is None else list(ids)):
+        for one, text in zip(table.column("id").to_pylist(), table.column("name").to_pylist(), strict=True):
+            # Of two texts the same whichever file is read first.
+            found[one] = min(found.get(one, text), text)
+    return found
+
+
+def _tables(folder: Path, columns: list[str], ids: list[int] | None = None) -> Iterator[Any]:
+    with needed("pyarrow", "train", "a file of names"):
+        import pyarrow as pa
+        from pyarrow import parquet
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            with parquet.ParquetFile(path) as file:
+                table = file.read(columns)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot read the names: {getattr(error, 'strerror', None) or error}") from error
+        if set(table.column_names) != set(columns):
+            raise DataError(f"{path}: not a file of names: it lacks one of the columns {', '.join(columns)}")
+        yield table if ids is None else table.filter(pa.array(np.isin(table.column("id").to_numpy(), ids)))
 
 
 @dataclass(frozen=True)
