@@ -25,6 +25,7 @@ with uncollected():
     from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
     from shardembed.optimizer import Optimizer
     from shardembed.store.wrappers import ignored
+    from shardembed.tables.dynamic import LFU, LRU, TTL, Dynamic, MinCount, Probability
     from shardembed.tables.placement import (
         Placement,
         column_wise,
@@ -78,22 +79,28 @@ _LATER = {
 }
 
 __all__ = [
+    "LFU",
+    "LRU",
+    "TTL",
     "Collate",
     "Collated",
     "Comm",
     "Constant",
+    "Dynamic",
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",
     "Hashing",
     "IdBatch",
     "IdMap",
+    "MinCount",
     "Names",
     "Normal",
     "Optimizer",
     "PendingSave",
     "Placement",
     "Plan",
+    "Probability",
     "Restored",
     "ShardEmbedError",
     "TableConfig",

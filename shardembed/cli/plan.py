@@ -317,7 +317,7 @@ def _diff(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     old, new = (_loaded(path, Plan.load) for path in arguments.diff)
     tables = _workload(arguments, new.world_size).tables if arguments.workload is not None else ()
-    found = diff.compare(old, new, {load.table.name: load.table.dtype.itemsize for load in tables})
+    found = diff.compare(old, new, {load.table.name: load.table.dtype.itemsize * load.table.bucket_rows for load in tables})
     if not arguments.json:
         diff.show(console, found, (str(arguments.diff[0]), str(arguments.diff[1])))
         if not tables:

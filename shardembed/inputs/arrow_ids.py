@@ -12,7 +12,7 @@ from pyarrow import compute, types
 from shardembed.config.arrow_types import is_binary
 from shardembed.errors import DtypeError
 from shardembed.inputs.names import Named
-from shardembed.kernels.hashing import Texts, xxh64
+from shardembed.kernels.texts import Texts, xxh64
 
 Missing = NDArray[np.bool_] | None
 VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}

@@ -26,7 +26,7 @@ from shardembed.config.scalars import within
 from shardembed.errors import ConfigError, DtypeError, InputError
 from shardembed.inputs.hashing import as_array
 from shardembed.inputs.names import Named, Names
-from shardembed.kernels.hashing import Texts, xxh64
+from shardembed.kernels.texts import Texts, xxh64
 
 LEAST, MOST = -(1 << 63), (1 << 63) - 1
 WHO = "hash64"

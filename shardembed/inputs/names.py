@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shardembed.config.optional import needed
 from shardembed.config.paths import local
 from shardembed.errors import DataError
-from shardembed.kernels.hashing import Texts, xxh64
+from shardembed.kernels.texts import Texts, xxh64
 
 log = logging.getLogger("shardembed")
 CHECK_SEED = 0x636865636B  # of `check`

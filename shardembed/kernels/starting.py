@@ -23,8 +23,8 @@ import torch
 
 from shardembed.kernels import quantiles, triton
 from shardembed.kernels.grouping import compiled
+from shardembed.kernels.mixing import GAMMA, mixed, shifted
 from shardembed.kernels.quantiles import quantile_table
-from shardembed.kernels.rounding import GAMMA, mix, shift
 
 STARTING = 0x676E697472617473  # keeps these hashes apart from those of stochastic rounding
 PIECE = 1 << 15  # numbers that plain torch draws at a time, in the cache
@@ -49,7 +49,7 @@ class Distribution:
     @property
     def base(self) -> int:
         """What all hashes of the table begin with, signed."""
-        return int(mix(torch.tensor(self.table ^ STARTING)))
+        return int(mixed(torch.tensor(self.table ^ STARTING)))
 
 
 def draw(out_NW: torch.Tensor, ids_N: torch.Tensor, first_column: int, numbers: Distribution) -> None:
@@ -74,13 +74,13 @@ def draw(out_NW: torch.Tensor, ids_N: torch.Tensor, first_column: int, numbers: 
 def plain(ids_N: torch.Tensor, columns: range, numbers: Distribution) -> torch.Tensor:
     """The same in plain torch: float32 `[N, W]`."""
     columns_W = torch.arange(columns.start, columns.stop, device=ids_N.device)
-    hashes_NW = mix(mix(ids_N ^ numbers.base).unsqueeze(1) + columns_W * GAMMA)
-    x = _normal(hashes_NW) if numbers.normal else shift(hashes_NW, 40).to(torch.float32) * 2.0**-24
+    hashes_NW = mixed(mixed(ids_N ^ numbers.base).unsqueeze(1) + columns_W * GAMMA)
+    x = _normal(hashes_NW) if numbers.normal else shifted(hashes_NW, 40).to(torch.float32) * 2.0**-24
     return x * numbers.scale + numbers.offset
 
 
 def _normal(hashes: torch.Tensor) -> torch.Tensor:
-    bits = (shift(hashes, 11) | 1).to(torch.float64).view(torch.int64)
+    bits = (shifted(hashes, 11) | 1).to(torch.float64).view(torch.int64)
     cubics = quantiles.on_device(hashes.device)[(bits >> quantiles.IN_SEGMENT) - quantiles.FIRST]
     t = (bits & ((1 << quantiles.IN_SEGMENT) - 1)).to(torch.float64) * 2.0**-quantiles.IN_SEGMENT
     c0, c1, c2, c3 = cubics.unbind(-1)

@@ -17,6 +17,7 @@ from shardembed.modules.base import eager
 from shardembed.modules.build import build_journey
 from shardembed.modules.lookup import Lookup
 from shardembed.optim import TableOptimizer
+from shardembed.tables.dynamic import Dynamic
 from shardembed.tables.plan import PlanLike
 from shardembed.tables.settings import Settings
 from shardembed.tables.table_config import Feature, Init, Loaded, Normal, Rounding, TableConfig, features_of
@@ -29,13 +30,15 @@ class Sharding(TypedDict, total=False):
     """The keyword arguments that the drop-ins take beside torch's.
 
     `optimizer`, `plan`, `wire_dtype`, `update`, `gradient_reduction`, `process_group`, `seed`, `kernel` and `deterministic` are as
-    in `EmbeddingCollection`; `init` and `rounding` as in `TableConfig`, but rounding is "nearest" by default, as torch rounds.
+    in `EmbeddingCollection`; `init`, `rounding` and `dynamic` as in `TableConfig`, but rounding is "nearest" by default, as torch
+    rounds.
     """
 
     optimizer: TableOptimizer | None
     plan: PlanLike
     init: Init | None
     rounding: Rounding
+    dynamic: Dynamic | None
     wire_dtype: torch.dtype | None
     update: Literal["step", "backward"]
     gradient_reduction: Literal["mean", "sum"]
@@ -111,6 +114,7 @@ class Embedding(_Single):
     Args:
         num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, device, dtype: as in `nn.Embedding`,
             with the batch of all ranks as the batch. Rows start from N(0, 1) too, drawn so that they do not depend on the plan.
+            num_embeddings=None: a dynamic table without a limit.
         sparse: with `optimizer=None`, gradients are sparse; else without effect, since only touched rows are updated anyway.
         _weight: starting weights `[num_embeddings, embedding_dim]`, the same on every rank; each reads its own part.
         _freeze: no updates.
@@ -123,7 +127,7 @@ class Embedding(_Single):
 
     def __init__(
         self,
-        num_embeddings: int,
+        num_embeddings: int | None,
         embedding_dim: int,
         padding_idx: int | None = None,
         max_norm: float | None = None,
@@ -149,7 +153,7 @@ class Embedding(_Single):
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             frozen=_freeze,
-            **_start(_weight, dtype, sharding),
+            **_start(feature, _weight, dtype, sharding),
         )
         super().__init__(table, _weight, device, sharding)
 
@@ -200,7 +204,7 @@ class EmbeddingBag(_Single):
     Args:
         num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode ("mean" by default), include_last_offset,
             padding_idx, device, dtype: as in `nn.EmbeddingBag`, with the batch of all ranks as the batch. Rows start from N(0, 1)
-            too, drawn so that they do not depend on the plan.
+            too, drawn so that they do not depend on the plan. num_embeddings=None: a dynamic table without a limit.
         sparse, _weight, feature, sharding: as in `Embedding`.
 
     Raises:
@@ -209,7 +213,7 @@ class EmbeddingBag(_Single):
 
     def __init__(
         self,
-        num_embeddings: int,
+        num_embeddings: int | None,
         embedding_dim: int,
         max_norm: float | None = None,
         norm_type: float = NORM_TYPE,
@@ -239,7 +243,7 @@ class EmbeddingBag(_Single):
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             frozen=_freeze,
-            **_start(_weight, dtype, sharding),
+            **_start(feature, _weight, dtype, sharding),
         )
         super().__init__(table, _weight, device, sharding)
         self.include_last_offset = include_last_offset
@@ -306,13 +310,16 @@ class EmbeddingBag(_Single):
         )
 
 
-def _start(weight: torch.Tensor | None, dtype: torch.dtype | None, sharding: Sharding) -> dict[str, Any]:
-    """dtype, start and rounding of the rows."""
+def _start(name: str, weight: torch.Tensor | None, dtype: torch.dtype | None, sharding: Sharding) -> dict[str, Any]:
+    """dtype, start, rounding, and coming and going of the rows."""
+    dynamic = sharding.get("dynamic")
+    if dynamic is not None and weight is not None:
+        raise ConfigError(f"table {name!r} is dynamic: its rows have no numbers, so no matrix says how they start; give init=")
     given = sharding.get("init")
     start = Normal() if given is None else given
     init = start if weight is None else Loaded(lambda: start)
     own = torch.get_default_dtype() if weight is None else weight.dtype
-    return {"dtype": dtype or own, "init": init, "rounding": sharding.get("rounding", "nearest")}
+    return {"dtype": dtype or own, "init": init, "rounding": sharding.get("rounding", "nearest"), "dynamic": dynamic}
 
 
 def _matrix(embeddings: torch.Tensor) -> tuple[int, int]:

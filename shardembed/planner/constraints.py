@@ -236,16 +236,16 @@ def _check_table(pin: Pin, load: TableLoad, ranks: int) -> None:
     parts = len(pin.ranks) if pin.ranks else pin.cuts or (2 if pin.kind in CUT_KINDS else 1)
     if parts > ranks:
         raise PlanError(f"is pinned to {pin.kind or 'cuts'} in {parts} parts, but there are {ranks} ranks; a rank holds one part")
-    room = {"column_wise": config.embedding_dim, "row_wise": config.num_embeddings, "table_row_wise": config.num_embeddings}
-    if parts > room.get(pin.kind or "", config.embedding_dim * config.num_embeddings):
-        size = f"{config.num_embeddings} rows and {config.embedding_dim} columns"
+    room = {"column_wise": config.embedding_dim, "row_wise": config.cut_rows, "table_row_wise": config.cut_rows}
+    if parts > room.get(pin.kind or "", config.embedding_dim * config.cut_rows):
+        size = f"{config.cut_rows} {'rows' if config.dynamic is None else 'buckets'} and {config.embedding_dim} columns"
         raise PlanError(f"is pinned to {pin.kind or 'cuts'} in {parts} parts, but has {size}; cut it into fewer")
-    policy = config.policy
     by_id = _why_by_id(load)
     if pin.packing == "bag" and by_id:
         raise PlanError(f"is pinned to packing 'bag', but is read by id: {by_id}; pin packing 'unique', or leave it out")
-    if pin.kind == "replicated" and (policy.max_norm is not None or policy.scale_grad_by_freq):
-        raise PlanError("is pinned replicated, but max_norm and scale_grad_by_freq need the ids of all ranks; pin another kind")
+    if pin.kind == "replicated" and not config.can_be_copied:
+        why = "max_norm and scale_grad_by_freq need the ids of all ranks" if config.dynamic is None else "its ids come and go"
+        raise PlanError(f"is pinned replicated, but {why}; pin another kind")
 
 
 def _why_by_id(load: TableLoad) -> str | None:
@@ -256,7 +256,7 @@ def _why_by_id(load: TableLoad) -> str | None:
 
 
 def _check_fixed(plan: TablePlan, load: TableLoad, ranks: int) -> None:
-    given, wanted = (plan.num_embeddings, plan.embedding_dim), (load.table.num_embeddings, load.table.embedding_dim)
+    given, wanted = (plan.num_embeddings, plan.embedding_dim), (load.table.cut_rows, load.table.embedding_dim)
     if given != wanted:
         raise PlanError(f"is pinned to a layout of {given[0]} x {given[1]}, but is {wanted[0]} x {wanted[1]}; make one of its size")
     if max(plan.layout.ranks) >= ranks:

@@ -50,7 +50,7 @@ def estimate(plan: Plan, workload: Workload, topology: Topology, model: CostMode
 def _check(plan: Plan, workload: Workload, topology: Topology) -> None:
     if plan.world_size != topology.ranks:
         raise PlanError(f"the plan is for {plan.world_size} rank(s), the topology has {topology.ranks}; make a plan for it")
-    wanted = [(load.table.name, load.table.num_embeddings, load.table.embedding_dim) for load in workload.tables]
+    wanted = [(load.table.name, load.table.cut_rows, load.table.embedding_dim) for load in workload.tables]
     given = [(table.name, table.num_embeddings, table.embedding_dim) for table in plan.tables]
     for want, have in zip([*wanted, ("nothing", 0, 0)], [*given, ("nothing", 0, 0)], strict=False):
         if want != have:
@@ -89,8 +89,8 @@ class _Count:
             rows = tuple(block.rows for block in strip.blocks)
             asked = known.get(rows)
             if asked is None:
-                asked = known[rows] = model.tables[table].traffic.blocks(rows)
-            width, held = float(len(strip.columns)), Holdings.of(strip, asked)
+                asked = known[rows] = model.tables[table].asked_of(rows)
+            width, held = float(len(strip.columns)), Holdings.of(strip, asked, model.tables[table].bucket_rows)
             strips.append((width, held.asked))
             self._owners(table, plan, width, held)
         self._everywhere(table, *model.common_in_detail(table, strips, plan.packing, self.packed))

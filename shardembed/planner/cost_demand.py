@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 INT32_MAX = 2**31 - 1
 LENGTH_BYTES = 4  # int32, as `journey.messages` sends lengths and multiplicities
 ID_BYTES = 8  # int64, off the wire
+SLOT_BYTES = 32  # of a row that comes and goes, in each strip: its place in the map, its id, count and last step
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +48,12 @@ class Holdings:
     asked: Asked
 
     @staticmethod
-    def of(strip: Strip, asked: Asked) -> Holdings:
-        """asked: of each block, in their order. It is passed on as it is where every block has an owner of its own."""
+    def of(strip: Strip, asked: Asked, bucket_rows: int = 1) -> Holdings:
+        """asked: of each block, in their order. It is passed on as it is where every block has an owner of its own. bucket_rows: of
+        what is cut (`Table.bucket_rows`).
+        """
         blocks = np.array([block.ranks[0] for block in strip.blocks], np.intp)
-        rows = np.array([float(len(block.rows)) for block in strip.blocks])
+        rows = np.array([float(len(block.rows)) for block in strip.blocks]) * bucket_rows
         ranks, owners = np.unique(blocks, return_inverse=True)
         if len(ranks) == len(blocks):
             return Holdings(blocks, rows, asked)
@@ -135,6 +138,37 @@ class Table:
         return self.traffic.rows
 
     @property
+    def cut_rows(self) -> int:
+        """What layouts cut: rows, or the buckets into which ids fall."""
+        return self.load.table.cut_rows
+
+    @property
+    def bucket_rows(self) -> int:
+        """Rows that each of them has room for, all of which are counted."""
+        return self.load.table.bucket_rows
+
+    @property
+    def held_rows(self) -> int:
+        """Rows that there is room for."""
+        return self.cut_rows * self.bucket_rows
+
+    def asked_of(self, blocks: Sequence[range]) -> Asked:
+        """What is asked of blocks of `cut_rows`, each contiguous or one residue of a stride. Buckets are filled by a mix of the
+        ids, so some of them are asked for as much as that share of all rows would be.
+        """
+        if self.load.table.dynamic is None:
+            return self.traffic.blocks(blocks)
+        cut, rows = self.cut_rows, self.rows
+        alike = (
+            range(block.start, rows, block.step) if block.step > 1 else range(block.start * rows // cut, block.stop * rows // cut)
+            for block in blocks
+        )
+        asked = self.traffic.blocks(tuple(alike))
+        # Residues of a few buckets differ in size more than those of all rows do.
+        weight = np.array([len(block) * block.step / cut if block.step > 1 else 1.0 for block in blocks])
+        return Asked(*(weight * each for each in (asked.ids, asked.distinct, asked.touched)))
+
+    @property
     def width(self) -> int:
         return self.load.table.embedding_dim
 
@@ -146,13 +180,14 @@ class Table:
     def kind(self) -> tuple[object, ...]:
         """What tables have in common that share a slab while they are cut alike."""
         config = self.load.table
-        return config.embedding_dim, config.dtype, self.load.optimizer, config.policy
+        return config.embedding_dim, config.dtype, self.load.optimizer, config.policy, config.name if config.dynamic else None
 
     def slab(self, width: int, copied: bool, split: bool) -> str:
         """A name for the slab of a strip of so many columns. split: with a statistic of rows whose columns are cut."""
         config = self.load.table
         kind = (config.dtype, self.load.optimizer.describe(), config.policy, copied, split)
-        return f"{width} columns, " + ", ".join(map(str, kind))
+        own = () if config.dynamic is None else (config.name,)
+        return f"{width} columns, " + ", ".join(map(str, kind + own))
 
     @cached_property
     def poolings(self) -> tuple[Pooling, ...]:
@@ -217,11 +252,13 @@ class Table:
         return Demand(singles, bagged, sums, asked.touched)
 
     def key_bytes(self, demand: Demand, rows: Array) -> Array:
-        """Of one rank's request to each owner: keys (int64 from 2^31 rows on), lengths, and multiplicities where asked for.
+        """Of one rank's request to each owner: keys (int64 of ids, and from 2^31 rows on), lengths, and multiplicities where
+        asked for.
 
         A slab sends int64 keys once its fullest rank has so many rows; here each table is looked at alone.
         """
-        key = np.where(rows > INT32_MAX, 8.0, 4.0) + (LENGTH_BYTES if self.load.table.policy.scale_grad_by_freq else 0)
+        wide = (rows > INT32_MAX) | (self.load.table.dynamic is not None)
+        key = np.where(wide, 8.0, 4.0) + (LENGTH_BYTES if self.load.table.policy.scale_grad_by_freq else 0)
         return demand.entries * key + demand.lengths * LENGTH_BYTES
 
     def vector_bytes(self, demand: Demand, widths: Array) -> Array:
@@ -251,6 +288,11 @@ def state_bytes(table: Table, widths: Array) -> Array:
         return np.zeros_like(widths)
     shapes = list(table.load.optimizer.state.values())
     return table.compute * (widths * shapes.count("element") + shapes.count("row"))
+
+
+def slot_bytes(table: Table, widths: Array) -> Array:
+    """Bytes that a row takes beside its weights: optimizer state, and what finds and remembers it where ids come and go."""
+    return state_bytes(table, widths) + (SLOT_BYTES if table.load.table.dynamic is not None else 0)
 
 
 def compiled(table: Table) -> bool:

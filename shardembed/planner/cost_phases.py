@@ -38,7 +38,7 @@ def memory_of(table: Table, demand: Demand, widths: Array, rows: Array, keys: Ar
     """
     found = np.zeros((len(CATEGORIES), len(widths)))
     found[WEIGHTS] = rows * widths * table.itemsize
-    found[STATE] = rows * demands.state_bytes(table, widths)
+    found[STATE] = rows * demands.slot_bytes(table, widths)
     requests = table.ranks * (keys + np.where(demand.lengths > 0, demand.segments, 0.0) * demands.ID_BYTES)
     if table.learns:
         numbers = table.ranks * (demand.entries + demand.lengths) * demands.ID_BYTES

@@ -40,6 +40,8 @@ class Cut:
 
 def ordered(load: TableLoad) -> bool:
     """Whether rows near each other may be asked for alike often."""
+    if load.table.dynamic is not None:  # buckets, each of ids from everywhere
+        return False
     return not isinstance(load.skew, Uniform) and (load.order != "hashed" or isinstance(load.skew, Counts))
 
 
@@ -67,7 +69,7 @@ def dealt(load: TableLoad, ranks: Sequence[int], shares: Sequence[int]) -> list[
     """Shares of the rows: every n-th row with a rank as often as its share; contiguous where shares are unequal and rows lie in no
     order, since a layout has a shard for each residue of its stride.
     """
-    rows, columns = load.table.num_embeddings, range(load.table.embedding_dim)
+    rows, columns = load.table.cut_rows, range(load.table.embedding_dim)
     if len(ranks) == 1:
         return [Shard(range(rows), columns, (ranks[0],))]
     if ordered(load) or len(set(shares)) == 1:

@@ -82,7 +82,7 @@ class Diff:
 
 
 def compare(old: Plan, new: Plan, itemsizes: Mapping[str, int] | None = None) -> Diff:
-    """itemsizes: bytes of an element by table, 4 where it is not given, since a plan does not say what its tables hold."""
+    """itemsizes: bytes by table of an element, or of a bucket's in a column; 4 where it is not given, since a plan does not say."""
     ranks = max(old.world_size, new.world_size)
     arriving, held = np.zeros(ranks, np.int64), np.zeros((2, ranks), np.int64)
     before, after = ({table.name: table for table in plan.tables} for plan in (old, new))

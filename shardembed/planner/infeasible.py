@@ -104,11 +104,11 @@ class _Proof:
 
     def _weights(self, number: int) -> float:
         table = self.model.tables[number]
-        return float(table.rows * table.width * table.itemsize)
+        return float(table.held_rows * table.width * table.itemsize)
 
     def _state(self, number: int) -> float:
         table = self.model.tables[number]
-        return float(table.rows * demands.state_bytes(table, np.array([float(table.width)]))[0])
+        return float(table.held_rows * demands.slot_bytes(table, np.array([float(table.width)]))[0])
 
     def _pinned(self, number: int) -> str:
         pin = self.space.constraints.pins.get(self.problem.items[number].name)

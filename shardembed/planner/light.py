@@ -83,7 +83,7 @@ class Light:
         self.width = self.one.tables[0].width
         traffic = self.one.tables[0].traffic
         self._asked = Asked(*(np.asarray(each) for each in (traffic.ids, traffic.distinct, traffic.touched)))
-        self._rows = np.asarray(traffic.rows, dtype=np.float64)
+        self._rows = np.array([model.tables[table].held_rows for table in tables], dtype=np.float64)
 
     def cut(self, cut: Cut, dealt: bool = False) -> Way:
         """In strips of columns, each whole."""

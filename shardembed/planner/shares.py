@@ -23,7 +23,7 @@ def sharing_of(model: CostModel, number: int, parts: int) -> Sharing | None:
     """
     table = model.tables[number]
     bags = table.read_by_bag("bag")
-    if not all(bags) or ordered(table.load) or table.rows < model.ranks or model.ranks == 1:
+    if not all(bags) or ordered(table.load) or table.cut_rows < model.ranks or model.ranks == 1:
         return None
     nothing = np.zeros(len(model.phases))
     empty = Sharing(nothing, nothing, nothing, 0, 0, 0, np.array(table.traffic.bags), np.array(table.traffic.lengths), parts)
@@ -33,7 +33,7 @@ def sharing_of(model: CostModel, number: int, parts: int) -> Sharing | None:
         return None  # an id a bag: shares change nothing
     asked = Asked(*(shares * whole for whole in (table.traffic.ids, table.traffic.distinct, table.traffic.touched)))
     width = float(table.width)
-    loads, memory = model.parts(number, np.full(3, width), asked, shares * table.rows, "bag")
+    loads, memory = model.parts(number, np.full(3, width), asked, shares * table.held_rows, "bag")
     numbers = np.column_stack([loads, memory])
     answer = (numbers[1] - 0.5 * numbers[0]) / (answers[1] - 0.5 * answers[0])
     linear = numbers[0] - answer * answers[0]

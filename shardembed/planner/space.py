@@ -77,7 +77,7 @@ class Space:
             key = options[number][option].key
             assert isinstance(key, Cut)
             more = key.blocks * blocks
-            there = key.strips * more <= self.ranks and more <= self.model.tables[number].rows
+            there = key.strips * more <= self.ranks and more <= self.model.tables[number].cut_rows
             return tuple(self._cut(number, replace(key, kind="", blocks=more))) if there else ()
 
         held = model.charge_memory
@@ -98,7 +98,8 @@ class Space:
         table = self.model.tables[number]
         config = table.load.table
         kind = (config.embedding_dim, config.dtype, config.policy, config.padding_idx is None, table.poolings, table.load.optimizer)
-        return *kind, len(table.traffic.lengths), self._constrained(number)
+        own = None if config.dynamic is None else config.name  # whose slabs are its own
+        return *kind, own, len(table.traffic.lengths), self._constrained(number)
 
     def _listings(self, kinds: list[list[int]]) -> Iterator[tuple[list[int], Listing]]:
         """How much is listed of each kind of tables. Heavy ones are told by what one does for all ranks together, cut in no way."""
@@ -158,9 +159,8 @@ class Space:
         ]
 
     def _copies(self, number: int) -> bool:
-        policy = self.model.tables[number].load.table.policy
-        plain = policy.max_norm is None and not policy.scale_grad_by_freq
-        return self.ranks > 1 and plain and self._allowed(number, "replicated")
+        copied = self.model.tables[number].load.table.can_be_copied
+        return self.ranks > 1 and copied and self._allowed(number, "replicated")
 
     def _options(self, number: int, every: bool) -> tuple[Option, ...]:
         found = self.options(number, every)
@@ -212,7 +212,7 @@ class Space:
         numbers of blocks. Dealt rows ask for more sums in blocks of blocks, so the finest stands for finer ones, and two blocks of
         strips for any even number; where there may be another number, or flavour, the whole does.
         """
-        counts = [blocks for blocks in self._counts(self.model.tables[number].rows) if 1 < blocks <= self.ranks // strips]
+        counts = [blocks for blocks in self._counts(self.model.tables[number].cut_rows) if 1 < blocks <= self.ranks // strips]
         if not counts or not self._allowed(number, "grid" if strips > 1 else "row_wise", packing) or whole[0].divisible:
             return whole
         if whole[0].sharing is not None:
@@ -238,7 +238,8 @@ class Space:
         loads, memory = np.zeros((len(ranks), len(self.model.phases))), np.zeros(len(ranks))
         strips: list[tuple[float, Asked]] = []
         for strip in plan.layout.strips:
-            width, held = float(len(strip.columns)), Holdings.of(strip, self._asked(number, [block.rows for block in strip.blocks]))
+            asked = self._asked(number, [block.rows for block in strip.blocks])
+            width, held = float(len(strip.columns)), Holdings.of(strip, asked, self.model.tables[number].bucket_rows)
             strips.append((width, held.asked))
             where = np.searchsorted(ranks, held.ranks)
             seconds, bytes_ = self.model.parts(number, np.full(len(where), width), held.asked, held.rows, plan.packing)
@@ -259,7 +260,7 @@ class Space:
 
     def _blocks(self, number: int, packing: Packing, strips: int, pinned: int) -> list[int]:
         """Into how many blocks of rows. Where shares may be unequal, any number is as good as the next, in small steps."""
-        counts = self._counts(self.model.tables[number].rows, pinned)
+        counts = self._counts(self.model.tables[number].cut_rows, pinned)
         if packing == "unique" or strips > 1 or self._shares(number) is None:
             return counts
         base = 1.1 if self.ranks <= FEW_RANKS else 1.3
@@ -291,8 +292,8 @@ class Space:
 
     def _divisible(self, number: int) -> Option:
         table = self.model.tables[number]
-        rows, parts = table.rows, self._fineness(number)
-        whole = self._asked(number, [range(rows)])
+        rows, parts = table.held_rows, self._fineness(number)
+        whole = self._asked(number, [range(table.cut_rows)])
         width = np.array([float(table.width)])
         loads, memory = self.model.parts(number, width, whole, np.array([float(rows)]), "unique")
         common, held = self.model.common(number, [table.width], 1, "unique")
@@ -302,20 +303,20 @@ class Space:
     def _fineness(self, number: int) -> int:
         """Into how many equal parts a table's rows may be dealt out."""
         table = self.model.tables[number]
-        parts = min(table.rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if ordered(table.load) else PARTS)
+        parts = min(table.cut_rows, min(RESIDUES * self.ranks, MOST_RESIDUES) if ordered(table.load) else PARTS)
         return 1 << (parts.bit_length() - 1)  # so that fewer, larger parts are whole numbers of these
 
     def _option(self, number: int, cut: Cut, ranks: tuple[int, ...] | None) -> Option:
         table = self.model.tables[number]
         widths = widths_of(table.width, cut.strips)
-        if isinstance(table.load.skew, Uniform) and table.rows >= SMOOTH * cut.blocks:  # blocks all alike: one stands for them
+        if isinstance(table.load.skew, Uniform) and table.cut_rows >= SMOOTH * cut.blocks:  # blocks all alike: one stands for them
             traffic, count = table.traffic, cut.blocks
             asked = Asked(*(np.array([whole / count]) for whole in (traffic.ids, traffic.distinct, traffic.touched)))
-            sizes, times, together = np.array([table.rows / count]), count, count
+            sizes, times, together = np.array([table.held_rows / count]), count, count
         else:
             rows = self.rows_of(table.load, cut)
-            asked, sizes, times = self._asked(number, rows), np.array([float(len(block)) for block in rows]), 1
-            together = asked
+            sizes, times = np.array([float(len(block)) for block in rows]) * table.bucket_rows, 1
+            asked = together = self._asked(number, rows)
         pieces = {
             width: self.model.parts(number, np.full(len(sizes), float(width)), asked, sizes, cut.packing) for width in set(widths)
         }
@@ -342,11 +343,11 @@ class Space:
         return self._sharings[number]
 
     def _asked(self, number: int, rows: Sequence[range]) -> Asked:
-        return self.model.tables[number].traffic.blocks(tuple(rows))
+        return self.model.tables[number].asked_of(tuple(rows))
 
     def rows_of(self, load: TableLoad, cut: Cut) -> list[range]:
         """The row blocks of each strip of a cut."""
-        rows, blocks = load.table.num_embeddings, cut.blocks
+        rows, blocks = load.table.cut_rows, cut.blocks
         if blocks == 1:
             return [range(rows)]
         if cut.flavour == "traffic":
@@ -383,12 +384,12 @@ class Space:
                 continue
             assert isinstance(cut, Cut)
             shards = self._shards(table.load, cut, choice)
-            layout = Layout(config.num_embeddings, config.embedding_dim, tuple(shards))
+            layout = Layout(config.cut_rows, config.embedding_dim, tuple(shards))
             tables.append(TablePlan(config.name, layout, cut.packing))
         return Plan(tuple(tables), self.ranks)
 
     def _shards(self, load: TableLoad, cut: Cut, choice: Choice) -> list[Shard]:
-        rows, columns = load.table.num_embeddings, load.table.embedding_dim
+        rows, columns = load.table.cut_rows, load.table.embedding_dim
         if cut.kind == "replicated":
             return [Shard(range(rows), range(columns), tuple(range(self.ranks)))]
         if choice.shares is not None:

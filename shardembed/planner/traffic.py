@@ -107,7 +107,9 @@ class Traffic:
         lengths = tuple(float(length) for length in load.ids_per_sample)
         rows = load.table.num_embeddings
         asking = Batch(float(batch), batch * sum(lengths), ranks)
-        place = partial(_profile, load.skew, load.order, rows, asking)
+        # Ids of a dynamic table lie where a mix of their bits puts them, whatever their popularity.
+        order: Order = load.order if load.table.dynamic is None else "hashed"
+        place = partial(_profile, load.skew, order, rows, asking)
         ids, distinct, touched = _total(load.skew, rows, asking) or (float(n) for n in place().before(np.array([rows]))[:, 0])
         return Traffic(rows, ids, distinct, touched, (float(batch),) * len(lengths), lengths, place)
 

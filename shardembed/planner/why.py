@@ -96,7 +96,7 @@ def _others(planned: Planned, index: int) -> Iterator[TablePlan]:
     cluster = Cluster(topology.ranks, topology.ranks_per_node)
     for placement in _placements(planned, index, cluster):
         try:
-            layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
+            layout = placement.layout(table.cut_rows, table.embedding_dim, cluster)
         except PlanError:  # fewer rows or columns than the kind needs
             continue
         yield TablePlan(table.name, layout, packing_of(placement, table, layout))
@@ -105,7 +105,7 @@ def _others(planned: Planned, index: int) -> Iterator[TablePlan]:
 def _placements(planned: Planned, index: int, cluster: Cluster) -> Iterator[Placement]:
     """One of every kind, on the ranks that have least to do without this table; rows also over all ranks."""
     table = planned.workload.tables[index].table
-    if table.policy.max_norm is None and not table.policy.scale_grad_by_freq:
+    if table.can_be_copied:
         yield replicated()
     free = _least_busy(planned, index)
     per_node = cluster.ranks_per_node

@@ -87,7 +87,7 @@ class Layout:
     """A table, cut into shards.
 
     Attributes:
-        num_embeddings: rows of the table.
+        num_embeddings: rows of the table; buckets of a dynamic one, which then stand for rows in all of this (`tables.dynamic`).
         embedding_dim: columns of the table.
         shards: which together hold each element once.
 

@@ -55,7 +55,7 @@ class Placement:
     Attributes:
         kind: of `KINDS`.
         ranks: where the parts lie, in their order; None takes all ranks, or all of a node.
-        bounds: the inner row bounds of a strip; None cuts evenly.
+        bounds: the inner row bounds of a strip, of a dynamic table in buckets (`TableConfig.cut_rows`); None cuts evenly.
         strided: True deals rows out, row i to block i % n; False cuts contiguous blocks; None deals out unless there are bounds.
         strips: of columns, of a grid.
         node: which the table lies in, of table_row_wise.
@@ -83,7 +83,8 @@ class Placement:
             raise PlanError("bounds cut contiguous blocks; they cannot be combined with strided=True")
 
     def layout(self, num_embeddings: int, embedding_dim: int, cluster: Cluster) -> Layout:
-        """The shards of a table of this size on this cluster.
+        """The shards of a table of this size on this cluster. num_embeddings: rows, or buckets of a dynamic table, which are
+        cut in their place.
 
         Raises:
             PlanError: the kind does not fit the table or the ranks.

@@ -42,6 +42,7 @@ class TablePlan:
 
     @property
     def num_embeddings(self) -> int:
+        """What the layout cuts: rows, or buckets of a dynamic table (`TableConfig.cut_rows`)."""
         return self.layout.num_embeddings
 
     @property
@@ -200,7 +201,7 @@ def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -
         if not isinstance(placement, Placement):
             raise PlanError(f"table {table.name!r}: expected row_wise() or one of its siblings, not {placement!r}")
         try:
-            layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
+            layout = placement.layout(table.cut_rows, table.embedding_dim, cluster)
         except PlanError as error:
             raise PlanError(f"table {table.name!r}: {error}") from error
         plans.append(TablePlan(table.name, layout, packing_of(placement, table, layout)))
@@ -219,13 +220,12 @@ def packing_of(placement: Placement, table: TableConfig, layout: Layout) -> Pack
 def default_placements(tables: Sequence[TableConfig]) -> dict[str, Placement]:
     """Small tables copied, smallest first while their sum stays small; all others dealt out by rows, which balances bytes and ids.
 
-    Tables whose policy needs the ids of all ranks (max_norm, scale_grad_by_freq) are never copied.
+    Tables whose policy needs the ids of all ranks (max_norm, scale_grad_by_freq) are never copied, nor are dynamic ones.
     """
     left = REPLICATE_TOTAL_BYTES
     placements: dict[str, Placement] = {}
     for table in sorted(tables, key=_bytes):
-        global_ids = table.policy.max_norm is not None or table.policy.scale_grad_by_freq
-        if _bytes(table) <= min(left, REPLICATE_TABLE_BYTES) and not global_ids:
+        if _bytes(table) <= min(left, REPLICATE_TABLE_BYTES) and table.can_be_copied:
             placements[table.name] = replicated()
             left -= _bytes(table)
         else:
@@ -240,12 +240,14 @@ def _bytes(table: TableConfig) -> int:
 def _checked(tables: Sequence[TableConfig], plan: Plan, cluster: Cluster) -> Plan:
     if plan.world_size != cluster.world_size:
         raise PlanError(f"the plan is for {plan.world_size} rank(s), the job has {cluster.world_size}; make a plan for this job")
-    wanted = {table.name: (table.num_embeddings, table.embedding_dim) for table in tables}
+    wanted = {table.name: (table.cut_rows, table.embedding_dim) for table in tables}
+    dynamic = {table.name for table in tables if table.dynamic is not None}
     given = {table.name: (table.num_embeddings, table.embedding_dim) for table in plan.tables}
     for name in [*wanted, *given]:
         if wanted.get(name) != given.get(name):
             raise PlanError(
                 f"table {name!r} is {wanted.get(name, 'not there')} in the model and {given.get(name, 'not there')} in the plan"
+                + (" (buckets of its ids, columns)" if name in dynamic else "")
             )
     by_name = {table.name: table for table in plan.tables}
     return Plan(tuple(by_name[table.name] for table in tables), plan.world_size)

@@ -87,3 +87,10 @@ def kind_of(pooling: Any) -> PoolingKind:
     if found is None:
         raise ConfigError(f"pooling {pooling!r} is not one of {', '.join(map(repr, POOLINGS))}")
     return found
+
+
+class FrozenPooling(dict[str, Pooling]):
+    """Pooling by feature; hashable, since a TableConfig is."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted((name, str(pooling)) for name, pooling in self.items())))

@@ -12,7 +12,8 @@ import torch
 
 from shardembed.config.scalars import integer, is_bool, real, within
 from shardembed.errors import ConfigError
-from shardembed.tables.pooling import POOLINGS, Pooling, kind_of
+from shardembed.tables.dynamic import NOMINAL, Dynamic, Rows, buckets_of_table
+from shardembed.tables.pooling import POOLINGS, FrozenPooling, Pooling, kind_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -115,7 +116,8 @@ class TableConfig:
 
     Args:
         name: unique in its collection; also its only feature's name when `feature_names` is not given.
-        num_embeddings: rows; ids run from 0 to num_embeddings - 1.
+        num_embeddings: rows; ids run from 0 to num_embeddings - 1. Of a dynamic table: how many ids have a row at once, all ranks
+            together; None: no limit, the table grows (`NOMINAL` stands here then, for the default start and the planner).
         embedding_dim: columns.
         feature_names: the features whose ids are looked up here. Features of one table share its rows. A feature may be named by
             several tables: its output from each is called "feature@table" then.
@@ -125,7 +127,7 @@ class TableConfig:
         init: `Normal`, `Uniform`, `Constant`, or a function of row numbers (int64 `[n]` -> `[n, embedding_dim]`). By default
             TorchRec's uniform over +-1/sqrt(num_embeddings). Drawn so that every plan and world size starts with the same rows.
         padding_idx: an id that stands for nothing: its row starts at zero and gets no gradient, and bags leave it out. Negative
-            numbers count from the last row; stored as a row number.
+            numbers count from the last row; stored as a row number. Of a dynamic table: any id, which is no other then.
         max_norm: rows of a batch whose norm exceeds it are scaled to it, in place, before they are looked up: each distinct row
             of the batch of all ranks once, as `nn.Embedding` does.
         norm_type: of that norm: 2 is the Euclidean.
@@ -135,13 +137,16 @@ class TableConfig:
         sparse: with `optimizer=None`, gradients are sparse COO tensors instead of dense ones; else without effect.
         rounding: of updated float32 values to a bfloat16 or float16 table: "stochastic" (unbiased; seeded by table, row and
             step, so the same for every plan) or "nearest". The default is "stochastic" for these dtypes.
+        dynamic: ids are any int64, and come and go; None: they are row numbers.
+        grows: without a limit; what num_embeddings=None turns on.
 
     Raises:
-        ConfigError: a value is out of its range, or `pooling` names a feature the table does not have.
+        ConfigError: a value is out of its range, `pooling` names a feature the table does not have, or ids would leave a table
+            without a limit to make room.
     """
 
     name: str
-    num_embeddings: int
+    num_embeddings: Rows
     embedding_dim: int
     feature_names: tuple[str, ...] | list[str] | None = None
     pooling: Pooling | Mapping[str, Pooling] = "sum"
@@ -154,10 +159,13 @@ class TableConfig:
     frozen: bool = False
     sparse: bool = False
     rounding: Rounding | None = None
+    dynamic: Dynamic | None = None
+    grows: bool = False  # a field, so that `dataclasses.replace` keeps it
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise ConfigError(f"a table's name must be a non-empty string, not {self.name!r}")
+        self._check_dynamic()
         for name in ("num_embeddings", "embedding_dim"):
             value = integer(getattr(self, name))
             if value is None or value < 1:
@@ -174,15 +182,35 @@ class TableConfig:
         self._check_pooling(names)
         self._check_policy()
 
-    def _check_policy(self) -> None:
+    def _check_dynamic(self) -> None:
+        if self.dynamic is not None and not isinstance(self.dynamic, Dynamic):
+            raise ConfigError(f"table {self.name!r}: dynamic must be se.Dynamic(...) or None, not {self.dynamic!r}")
+        if self.dynamic is None:
+            if self.num_embeddings is None or self.grows:
+                raise ConfigError(f"table {self.name!r}: without a limit (num_embeddings=None) it needs dynamic=se.Dynamic(...)")
+            return
+        if self.num_embeddings is None:
+            object.__setattr__(self, "num_embeddings", NOMINAL)
+            object.__setattr__(self, "grows", True)
+        if self.grows and self.dynamic.needs_capacity:
+            raise ConfigError(
+                f"table {self.name!r}: {self.dynamic.eviction!r} makes room, and a table without a limit needs none; say with "
+                "num_embeddings how many ids may have a row, or let ids leave with age, eviction=se.TTL(steps)"
+            )
+
+    def _check_padding(self) -> None:
+        if self.padding_idx is None:
+            return
         rows = self.num_embeddings
-        if self.padding_idx is not None:
-            padding = within(self.padding_idx, -rows, rows - 1)
-            if padding is None:
-                raise ConfigError(
-                    f"table {self.name!r}: padding_idx must be a row from {-rows} to {rows - 1}, not {self.padding_idx!r}"
-                )
-            object.__setattr__(self, "padding_idx", padding % rows)
+        low, high = (-rows, rows - 1) if self.dynamic is None else (-(1 << 63), (1 << 63) - 1)
+        padding = within(self.padding_idx, low, high)
+        if padding is None:
+            what = "a row" if self.dynamic is None else "an id"
+            raise ConfigError(f"table {self.name!r}: padding_idx must be {what} from {low} to {high}, not {self.padding_idx!r}")
+        object.__setattr__(self, "padding_idx", padding % rows if self.dynamic is None else padding)
+
+    def _check_policy(self) -> None:
+        self._check_padding()
         if self.max_norm is not None:
             longest = _norm(self.max_norm)
             if longest is None or not longest >= 0:
@@ -199,6 +227,26 @@ class TableConfig:
                 raise ConfigError(
                     f"table {self.name!r}: scale_grad_by_freq cannot be combined with pooling {pooling!r}, as in nn.EmbeddingBag"
                 )
+
+    @property
+    def cut_rows(self) -> int:
+        """What layouts cut: the rows, or the buckets of a dynamic table."""
+        return self.num_embeddings if self.dynamic is None else buckets_of_table(self.num_embeddings)
+
+    @property
+    def bucket_rows(self) -> int:
+        """Ids that one of `cut_rows` has room for; 1 where they are rows. Of a table that grows: those that it is reckoned with."""
+        return -(-self.num_embeddings // self.cut_rows)
+
+    @property
+    def capacity(self) -> int | None:
+        """The most ids that can have a row at once, all ranks together: whole buckets. None where there is no limit."""
+        return None if self.grows else self.cut_rows * self.bucket_rows
+
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether each rank may hold and look up a copy: not where a lookup needs all ranks' ids, nor where ids come and go."""
+        return self.max_norm is None and not self.policy.scale_grad_by_freq and self.dynamic is None
 
     @property
     def policy(self) -> RowPolicy:
@@ -300,13 +348,6 @@ def _norm(value: Any) -> int | float | None:
 
 
 _TORCHREC_DTYPES = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
-
-
-class FrozenPooling(dict[str, Pooling]):
-    """Pooling by feature; hashable, since a TableConfig is."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(sorted((name, str(pooling)) for name, pooling in self.items())))
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from shardembed.kernels import quantiles, rounding
-from shardembed.kernels.triton.noise import mix, shift
+from shardembed.kernels import mixing, quantiles
+from shardembed.kernels.triton.mixing import mixed, shifted
 from shardembed.kernels.triton.tiles import launch
 
 if TYPE_CHECKING:
     from shardembed.kernels.starting import Distribution
 
-GAMMA = tl.constexpr(rounding.GAMMA)
+GAMMA = tl.constexpr(mixing.GAMMA)
 IN_SEGMENT, FIRST = tl.constexpr(quantiles.IN_SEGMENT), tl.constexpr(quantiles.FIRST)
 BLOCK = 1024
 
@@ -59,18 +59,18 @@ def _draw(
     live = element < elements
     row = element // WIDTH
     column = element - row * WIDTH + first_column
-    hashes = mix(mix(tl.load(ids + row, mask=live, other=0) ^ base.to(tl.int64)) + column * GAMMA)
+    hashes = mixed(mixed(tl.load(ids + row, mask=live, other=0) ^ base.to(tl.int64)) + column * GAMMA)
     if NORMAL:
         x = _normal(hashes, quantiles)
     else:
-        x = shift(hashes, 40).to(tl.float32) * (1.0 / 0x1000000)
+        x = shifted(hashes, 40).to(tl.float32) * (1.0 / 0x1000000)
     tl.store(out + element, x * scale + offset, mask=live)
 
 
 @triton.jit
 def _normal(hashes, quantiles):
     """Normal numbers, float32; quantiles: of `quantile_table`."""
-    bits = (shift(hashes, 11) | 1).to(tl.float64).to(tl.int64, bitcast=True)
+    bits = (shifted(hashes, 11) | 1).to(tl.float64).to(tl.int64, bitcast=True)
     cubic = quantiles + ((bits >> IN_SEGMENT) - FIRST) * 4
     t = (bits & (2**IN_SEGMENT - 1)).to(tl.float64) * (1.0 / 2**IN_SEGMENT)
     size = (tl.load(cubic + 3) * t + tl.load(cubic + 2)) * t

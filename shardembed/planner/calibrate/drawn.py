@@ -47,7 +47,7 @@ def plan_of(workload: Workload, cluster: Cluster, numbers: np.random.Generator, 
         if mixed:
             kind, packing = str(numbers.choice(KINDS)), _pick(numbers, ("unique", "bag"))
         placement = _placement(kind, table, packing, cluster, numbers)
-        layout = placement.layout(table.num_embeddings, table.embedding_dim, cluster)
+        layout = placement.layout(table.cut_rows, table.embedding_dim, cluster)
         plans.append(TablePlan(table.name, layout, packing_of(placement, table, layout)))
     return Plan(tuple(plans), cluster.world_size)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import shardembed as se
 from shardembed.errors import ConfigError, DtypeError, InputError
-from tests.unit.kernels.test_hashing import slow
+from tests.unit.kernels.test_texts import slow
 
 TEXTS = ["shoes", "", "a", "Größe 42", "日本語のとても長い文字列、三十二バイトより長い", "42", "shoes"]
 

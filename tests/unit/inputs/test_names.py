@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 import shardembed as se
 from shardembed.errors import DataError
-from tests.unit.kernels.test_hashing import MASK, P1, P2, P5, mixed_in, rotated, slow
+from tests.unit.kernels.test_texts import MASK, P1, P2, P5, mixed_in, rotated, slow
 
 
 def texts_that_collide() -> tuple[bytes, bytes]:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 
-from shardembed.errors import PlanError
-from shardembed.optim import SGD, Adagrad, RowwiseAdagrad
+from shardembed.errors import ConfigError, PlanError
+from shardembed.optim import SGD, Adagrad, NoOptimizer, RowwiseAdagrad
 from shardembed.store.slab_spec import SlabSpec, build_slabs
+from shardembed.tables.dynamic import Dynamic
 from shardembed.tables.layout import Layout, Shard
-from shardembed.tables.placement import Cluster, column_wise, grid, replicated, row_wise
+from shardembed.tables.placement import Cluster, Placement, column_wise, grid, replicated, row_wise, table_wise
 from shardembed.tables.plan import Plan, TablePlan, resolve
 from shardembed.tables.table_config import TableConfig
 from tests.unit.drawn import Case, cases
@@ -77,3 +78,38 @@ def test_strips_cut_differently_are_no_place_for_a_rowwise_optimizer() -> None:
     with pytest.raises(PlanError, match="table 'a': a rowwise optimizer or max_norm on cut columns needs the same row cuts"):
         build_slabs([TableConfig("a", 4, 2)], plan, [RowwiseAdagrad()])
     assert len(build_slabs([TableConfig("a", 4, 2)], plan, [Adagrad()])) == 1
+
+
+def test_each_strip_of_a_dynamic_table_has_a_slab_of_its_own() -> None:
+    """Whose keys are ids, and whose rows are buckets; fixed tables share theirs as before."""
+    fixed, other = TableConfig("fixed", 8, 2), TableConfig("other", 6, 2)
+    a, b = (TableConfig(name, 1000, 4, dynamic=Dynamic()) for name in "ab")
+    plan = {"fixed": row_wise(), "a": column_wise(), "other": row_wise(), "b": row_wise()}
+    specs = specs_of([fixed, a, other, b], plan, [SGD()] * 4)
+    found = [(spec.dynamic, spec.is_dynamic, [(lane.table, lane.strip) for lane in spec.lanes], spec.rows) for spec in specs]
+    assert found == [
+        (None, False, [(0, 0), (2, 0)], (7, 7)),
+        (Dynamic(), True, [(1, 0)], (7, 0)),
+        (Dynamic(), True, [(1, 1)], (0, 7)),
+        (Dynamic(), True, [(3, 0)], (4, 3)),
+    ]
+    assert [spec.key_dtype for spec in specs] == [torch.int32, torch.int64, torch.int64, torch.int64]
+    assert [spec.index for spec in specs] == [0, 1, 2, 3]
+    assert [block.first_key for block in specs[3].lanes[0].blocks] == [0, 0]
+
+
+def test_what_a_dynamic_table_cannot_be_is_told_by_name() -> None:
+    table = TableConfig("item", 1000, 4, dynamic=Dynamic())
+    with pytest.raises(
+        PlanError, match=r"table 'item' is dynamic, and copies would each see other ids come and go; use table_wise"
+    ):
+        specs_of([table], replicated(), [SGD()])
+    assert len(specs_of([table], replicated(), [SGD()], world_size=1)) == 1  # there is but one
+    with pytest.raises(ConfigError, match=r"table 'item' is dynamic: its rows come and go, so they cannot be Parameters"):
+        specs_of([table], row_wise(), [NoOptimizer()])
+    normed = TableConfig("item", 1000, 4, dynamic=Dynamic(), max_norm=1.0)
+    for cut in (column_wise(), grid(2, [0, 1])):
+        with pytest.raises(PlanError, match=r"table 'item' is dynamic and has max_norm, for which its columns must lie together"):
+            specs_of([normed], cut, [SGD()])
+    whole: list[Placement] = [row_wise(), table_wise(1)]
+    assert [len(specs_of([normed], placement, [SGD()])) for placement in whole] == [1, 1]

@@ -55,7 +55,7 @@ def xxh64(texts: Texts, seed: int = 0) -> NDArray[np.uint64]:
         with np.errstate(over="ignore"):
             return plain(texts, seed)
     out = np.empty(len(texts), U64)
-    kernels.hashing.xxh64(np.ascontiguousarray(texts.data), np.ascontiguousarray(texts.offsets), U64(seed), out)
+    kernels.texts.xxh64(np.ascontiguousarray(texts.data), np.ascontiguousarray(texts.offsets), U64(seed), out)
     return out
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.kernels import grouping
-from shardembed.kernels.hashing import Texts, xxh64
+from shardembed.kernels.texts import Texts, xxh64
 
 MASK = (1 << 64) - 1
 P1, P2, P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
