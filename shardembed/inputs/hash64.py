@@ -114,8 +114,8 @@ def _of_objects(flat: list[Any], shape: tuple[int, ...]) -> Column:
         missing = np.fromiter(map(_is_missing, flat), np.bool_, len(flat))
         kinds = {type(flat[i]) for i in np.flatnonzero(~missing)}
     ids = np.zeros(len(flat), np.int64)
-    there = range(len(flat)) if missing is None else np.flatnonzero(~missing)
-    present = flat if missing is None else [flat[i] for i in there]
+    there = slice(None) if missing is None else ~missing
+    present = flat if missing is None else [flat[i] for i in np.flatnonzero(~missing)]
     if all(issubclass(kind, str | bytes) for kind in kinds):
         texts = _texts(present, kinds)
         ids[there] = found = xxh64(texts).view(np.int64)
