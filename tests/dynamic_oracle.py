@@ -3,7 +3,7 @@
 Nothing of shardembed computes here; only its frozen settings are read. Ids are Python's integers of 64 bits with a sign, rows are
 float64, and each row learns by an optimizer of its own: the counterpart that `tests.oracle` has for whole tables, over one row.
 
-Legend: n occurrences of ids, D columns.
+Legend: n occurrences of ids, U distinct ones, B bags, D columns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import shardembed as se
-from tests.oracle import LEARNERS
+from tests.oracle import LEARNERS, lookup
 
 BUCKET_ROWS = 128
 ALL_64 = (1 << 64) - 1
@@ -98,7 +98,8 @@ class StepCounts:
 class OracleTable:
     """A dynamic table. config, optimizer: as users give them. start: the row that an id begins with. draw: as Probability draws.
 
-    `learn` keeps gradients, `step` applies them, `drop` throws them away (a skipped step, zero_grad): then nothing has happened.
+    `look_up` answers, `learn` keeps gradients, `step` applies them, `drop` throws them away (a skipped step, zero_grad): then
+    nothing has happened.
     """
 
     config: se.TableConfig
@@ -147,6 +148,28 @@ class OracleTable:
 
     def _start(self, id_: int) -> torch.Tensor:
         return self.start(torch.tensor([id_], dtype=torch.int64))[0].to(torch.float64)
+
+    def look_up(
+        self,
+        ids: Sequence[int] | torch.Tensor,
+        offsets: torch.Tensor,
+        pooling: str | None,
+        weights: torch.Tensor | None = None,
+        training: bool = True,
+    ) -> Looked:
+        """What a feature of all ranks' bags answers: ids, offsets and weights as `tests.oracle.lookup` takes them, with any ids."""
+        given, padding = _numbers(ids), self.config.padding_idx
+        if pooling is not None and padding in given:  # bags leave it out
+            kept = torch.tensor([id_ != padding for id_ in given])
+            offsets = torch.cat([offsets.new_zeros(1), kept.long().cumsum(0)])[offsets]
+            given, weights = [id_ for id_ in given if id_ != padding], None if weights is None else weights[kept]
+        distinct = sorted(set(given))
+        numbers = torch.tensor([distinct.index(id_) for id_ in given], dtype=torch.int64)
+        rows_UD = self.read(distinct, training).requires_grad_(training)
+        # A row more, since torch's bags refuse a table that is empty.
+        whole_UD = torch.cat([rows_UD, rows_UD.new_zeros(1, rows_UD.shape[1])])
+        occurrences = [given.count(id_) for id_ in distinct]
+        return Looked(self, distinct, occurrences, rows_UD, lookup(whole_UD, pooling, numbers, offsets, weights))
 
     # Learning.
 
@@ -267,6 +290,22 @@ class OracleTable:
             ids.sort(key=lambda id_: (self._halved(self.candidates[id_]), self.candidates[id_].last, mixed(id_)))
             for id_ in ids[: max(0, len(ids) - self.places)]:
                 del self.candidates[id_]
+
+
+@dataclass
+class Looked:
+    """A lookup. output: `[B, D]`, or `[n, D]` where nothing is pooled, in float64, for a loss; `learn` after its backward."""
+
+    table: OracleTable
+    ids: list[int]
+    occurrences: list[int]
+    rows_UD: torch.Tensor
+    output: torch.Tensor
+
+    def learn(self) -> None:
+        """Keep the gradients until the table's step; every id that occurred has one, zeros where nothing hangs on it."""
+        grads_UD = torch.zeros_like(self.rows_UD) if self.rows_UD.grad is None else self.rows_UD.grad
+        self.table.learn(self.ids, grads_UD, self.occurrences)
 
 
 def _numbers(ids: Sequence[int] | torch.Tensor) -> list[int]:

@@ -106,6 +106,46 @@ def test_padding_reads_zeros_and_is_no_id() -> None:
         assert torch.equal(made.read([-1], training), torch.zeros(1, 2))
 
 
+@pytest.mark.parametrize("padding", [None, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pooling", ["sum", "mean", "max", None])
+def test_lookups_answer_and_learn_as_torchs(pooling: Any, weighted: bool, padding: int | None) -> None:
+    """With ids that a fixed table takes too."""
+    if weighted and pooling != "sum":
+        return
+    plain: Any = (
+        torch.nn.Embedding(9, 2, padding) if pooling is None else torch.nn.EmbeddingBag(9, 2, mode=pooling, padding_idx=padding)
+    )
+    plain = plain.double()
+    with torch.no_grad():
+        plain.weight.copy_(start(torch.arange(9)))
+        if padding is not None:
+            plain.weight[padding] = 0
+    made = table(rows=9, padding_idx=padding)
+    ids, offsets = torch.tensor([1, 4, 4, 8, 1, 1, 4, 0]), torch.tensor([0, 3, 3, 6, 7, 8])
+    weights = torch.linspace(0.5, 2.0, 8, dtype=torch.float64) if weighted else None
+    looked = made.look_up(ids, offsets, pooling, weights)
+    expected = plain(ids) if pooling is None else plain(ids, offsets[:-1], per_sample_weights=weights)
+    torch.testing.assert_close(looked.output, expected)
+    for output in (looked.output, expected):
+        (output * torch.arange(1.0, output.numel() + 1).view_as(output)).sum().backward()
+    looked.learn()
+    made.step()
+    torch.optim.SGD(plain.parameters(), lr=LR).step()
+    torch.testing.assert_close(made.read(range(9), True), plain.weight.detach())
+    assert counts(made) == {id_: (number, 1) for id_, number in ((0, 1), (1, 3), (4, 3), (8, 1)) if id_ != padding}
+
+
+def test_lookups_of_evaluation_learn_nothing_and_may_be_empty() -> None:
+    made = table(unknown="zeros")
+    step(made, A)
+    empty = made.look_up([], torch.zeros(3, dtype=torch.int64), "mean")
+    assert torch.equal(empty.output, torch.zeros(2, 2))
+    found = made.look_up([A, B], torch.tensor([0, 2]), "sum", training=False)
+    assert torch.equal(found.output[0], start_of(A) - LR * GRAD)
+    assert not found.output.requires_grad
+
+
 # What a step does.
 
 
