@@ -17,6 +17,7 @@ Name = Literal[
     "make route",
     "send ids",
     "wait for ids",
+    "find ids",
     "max_norm",
     "lookup",
     "send back",
@@ -24,6 +25,7 @@ Name = Literal[
     "send grads",
     "accumulate",
     "reduce copies",
+    "commit ids",
     "share row squares",
     "step",
 ]

@@ -230,17 +230,18 @@ def gather(
             continue
         exponent_U = slab.of_table(rows_U, scales)
         grads_UW = torch.ldexp(sums_UW.to(torch.float64), -exponent_U.unsqueeze(1))
-        if part.multiplicities_E is not None:
-            rows_E = slab.locate(part.keys_E)
+        rows_E = slab.bring(part.keys_E)
+        if slab.spec.policy.scale_grad_by_freq and part.multiplicities_E is not None:
             count_U = torch.empty_like(rows_U)
             count_U[torch.searchsorted(rows_U, rows_E)] = frequencies(rows_E, part.multiplicities_E)
             grads_UW = grads_UW / count_U.unsqueeze(1)
-        slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)), frozen=frozen)
+        seen = rows_E, part.multiplicities_E
+        slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)), frozen=frozen, seen=seen)
 
 
 def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distinct rows `[U]`, ascending, and their quanta `[U, W]`."""
-    rows_U, inverse = torch.unique(slab.locate(part.keys_E), return_inverse=True)
+    rows_U, inverse = torch.unique(slab.bring(part.keys_E), return_inverse=True)
     sums_UW = torch.zeros(rows_U.numel(), slab.spec.width, dtype=torch.int64, device=rows_U.device)
     if slab.spec.policy.frozen:
         return rows_U, sums_UW

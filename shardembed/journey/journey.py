@@ -59,7 +59,7 @@ from shardembed.optim import TableOptimizer
 from shardembed.store import wrappers
 from shardembed.store.own_parameters import deliver, expose
 from shardembed.store.reductions import mean_squares, reduce_copies
-from shardembed.store.renorm import renormalise
+from shardembed.store.renorm import renormalise, renormalise_alone
 from shardembed.store.request import Request
 from shardembed.store.slab import orders
 from shardembed.store.slab_spec import SlabSpec
@@ -85,6 +85,7 @@ class Journey:
         self.comm, self.device, self.slabs, self.stepped = setup.comm, setup.device, setup.slabs, setup.stepped_slabs
         self._routing, self._sender, self._twins = setup.routing, setup.sender, setup.twins
         self._stepped_tables, self._reduction_factor = setup.stepped_tables, setup.reduction_factor
+        self._dynamic = [slab for slab in self.slabs if slab.dynamic is not None]
         self._narrow = any(spec.compute_dtype != spec.dtype for spec in self.specs)
         self.freezing = Freezing(Frozen.of(self.tables, self.specs), self._stepped_tables, self.device)
         self.own_parameters = expose(self.slabs, WeakMethod(self.freezing.change), self.comm)
@@ -166,19 +167,28 @@ class Journey:
         ticket.use()
         if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
             self.pending.looked_up()
+        rows = self._rows(ticket.request)
         if not ticket.as_they_are:
             with torch.no_grad(), self.stage("max_norm"):
-                renormalise(self.slabs, self._twins, ticket.request, self.comm, self.settings.deterministic)
+                renormalise(self.slabs, self._twins, rows, ticket.request, self.comm, self.settings.deterministic)
         with self.stage("combine"):  # and in it those of `answer`
-            outputs = self._combined(ticket)
+            outputs = self._combined(ticket, rows)
         if self._narrow:
             dtypes = (self.tables[feature.table].dtype for feature in ticket.route.features)
             return outputs._replace(each=[output.to(dtype) for output, dtype in zip(outputs.each, dtypes, strict=True)])
         return outputs
 
-    def _combined(self, ticket: Ticket) -> Outputs:
+    def _rows(self, request: Request) -> list[torch.Tensor]:
+        """Of each slab, the rows of the keys that are asked for, `[E]`."""
+        learning, pairs = torch.is_grad_enabled(), zip(self.slabs, request, strict=True)
+        if not self._dynamic:
+            return [slab.locate(part.keys_E, learning) for slab, part in pairs]
+        with torch.no_grad(), self.stage("find ids"):
+            return [slab.locate(part.keys_E, learning) for slab, part in pairs]
+
+    def _combined(self, ticket: Ticket, rows: Sequence[torch.Tensor]) -> Outputs:
         """The outputs, with a way back for autograd: `answer` here, `learn` when their gradients come."""
-        answer, frozen, anchor = partial(self.answer, ticket.request), self.freezing.frozen, self.freezing.anchor
+        answer, frozen, anchor = partial(self.answer, ticket.request, rows), self.freezing.frozen, self.freezing.anchor
         ticket.frozen = frozen.tables
         if self.own_parameters:
             looked_up = {feature.table for feature in ticket.route.features}
@@ -191,15 +201,15 @@ class Journey:
             return Outputs(list(found)) if ticket.route.columns is None else Outputs(list(found[1:]), found[0])
         vectors = Vectors.apply(anchor, answer, partial(self.learn, ticket), frozen.slabs, *ticket.shards)
         if torch.is_grad_enabled():  # sorted here, where the rows are known and the gradients are not
-            asked = [(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, ticket.request, strict=True)]
+            asked = [(rows_E, part.offsets) for rows_E, part in zip(rows, ticket.request, strict=True)]
             ticket.orders = orders(self.slabs, asked)
         outputs = combine(vectors, ticket.route)
         return without_grad(outputs, vectors, ticket.route, frozen.tables) if frozen.mixed else outputs
 
-    def answer(self, request: Request) -> list[torch.Tensor]:
-        """Stages 4 and 5, on detached weights: the vectors this rank asked for, `[S, W]` a slab."""
+    def answer(self, request: Request, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Stages 4 and 5, on detached weights: the vectors this rank asked for, `[S, W]` a slab. rows: of each slab's keys."""
         with self.stage("lookup"):
-            found = [slab.lookup(slab.locate(part.keys_E), part.offsets) for slab, part in zip(self.slabs, request, strict=True)]
+            found = [slab.lookup(rows_E, part.offsets) for slab, rows_E, part in zip(self.slabs, rows, request, strict=True)]
             answers = pack_answers(found, request, self._sender, self.comm)  # rows are read now, straight into the message
         with self.stage("send back"):
             return send_back(answers, request, self._sender, self.comm)
@@ -221,10 +231,11 @@ class Journey:
         arrived = [part.clone() if part is sent and slab.passes_on else part for part, sent, slab in of_slabs]
         with self.stage("accumulate"):
             for slab, part, grads_SW, order in zip(self.slabs, ticket.request, arrived, ticket.orders, strict=True):
-                rows_E = slab.locate(part.keys_E)
-                if part.multiplicities_E is not None:  # then every segment is a single row
+                rows_E = slab.bring(part.keys_E)
+                if slab.spec.policy.scale_grad_by_freq and part.multiplicities_E is not None:  # then every segment is a single row
                     grads_SW = grads_SW / frequencies(rows_E, part.multiplicities_E).unsqueeze(1)  # they may be the user's own
-                slab.accumulate(Gradients(rows_E, part.offsets, grads_SW), order, frozen)
+                seen = rows_E, part.multiplicities_E
+                slab.accumulate(Gradients(rows_E, part.offsets, grads_SW), order, frozen, seen)
         return self._end_backward(ticket, frozen)
 
     def learn_fixed(
@@ -271,14 +282,24 @@ class Journey:
         if not self.pending.waiting:
             return
         self.reduce()
-        with self.stage("share row squares"):
-            squares = mean_squares(self.slabs, self._twins, self.comm, self.settings.deterministic, self._sender.number)
         factor = self.pending.step_began()
         self.comm.history.stepped(self.steps)
+        if self._dynamic:
+            with self.stage("commit ids"):
+                self._commit()
+        with self.stage("share row squares"):
+            squares = mean_squares(self.slabs, self._twins, self.comm, self.settings.deterministic, self._sender.number)
         with self.stage("step"):
             for slab in self.stepped:
                 slab.step(self.rate(slab.spec.optimizer), self.steps, factor, squares.get(slab.spec.index), self.pending.missed)
         self.pending.taken()
+
+    def _commit(self) -> None:
+        """Ids of dynamic tables that the step creates get their rows, which are then as a lookup of them would have left them."""
+        for slab in self._dynamic:
+            created = slab.commit(self.steps)
+            if created is not None and slab.spec.policy.max_norm is not None:
+                renormalise_alone(slab, created, self.settings.deterministic)
 
     def forget(self, numbers: frozenset[int]) -> None:
         """Forget the waiting gradients of these tables."""
@@ -304,6 +325,9 @@ class Journey:
         """Count on from what `PendingStep.steps_of` said of some tables; the others have missed none."""
         self.pending.restore(taken)
         self.comm.history.stepped(self.steps)
+        for slab in self._dynamic:
+            assert slab.dynamic is not None
+            slab.dynamic.steps = self.steps
 
     def ahead(self, comm: Comm) -> Ahead:
         """For a call of `send` that `comm` is to carry beside the main thread, whose calls stand here."""

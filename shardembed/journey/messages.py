@@ -68,19 +68,19 @@ class Sender:
     _asking: dict[tuple[int, ...], Schema] = field(default_factory=dict, compare=False, repr=False)
 
     def ids(self, told: tuple[int, ...]) -> Schema:
-        """What asks: of all slabs the keys, of those `told` the keys of each segment, and of the `scaled` how often each key's id
+        """What asks: of all slabs the keys, of those `told` the keys of each segment, and of the `counted` how often each key's id
         occurs.
         """
         if told not in self._asking:
             keys = [Part(spec.key_dtype) for spec in self.slabs]
             lengths = [Part(torch.int32, implied=1) for _ in told]
-            self._asking[told] = Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.scaled)))
+            self._asking[told] = Schema((*keys, *lengths, *(Part(torch.int32) for _ in self.counted)))
         return self._asking[told]
 
     @cached_property
-    def scaled(self) -> list[int]:
-        """The slabs that scale gradients by how often ids occur."""
-        return [spec.index for spec in self.slabs if spec.policy.scale_grad_by_freq]
+    def counted(self) -> list[int]:
+        """The slabs whose owners want to know how often ids occur."""
+        return [spec.index for spec in self.slabs if spec.counts_ids]
 
     @cached_property
     def vectors(self) -> Schema:
@@ -141,7 +141,7 @@ def announce_ids(route: Route, problem: Exception | None, call: Call, sender: Se
     told, sent = _layout_of_ids(mine, sender)
     tensors = [slab.keys_E for slab in route.slabs]
     tensors += [cast(torch.Tensor, route.slabs[number].lengths_S) for number in told]
-    for number in sender.scaled:
+    for number in sender.counted:
         slab = route.slabs[number]
         tensors.append(slab.keys_E[:0] if slab.multiplicities_E is None else slab.multiplicities_E)
     return Announced(tensors, sent, mine, theirs, comm.history.forwards)
@@ -155,7 +155,7 @@ def exchange_ids(announced: Announced, sender: Sender, comm: Comm) -> Request:
     behind = count + len(told)
     lengths = dict(zip(told, arrived[count:behind], strict=True))
     rows, offsets = _widened_keys(arrived[:count]), _offsets(lengths, theirs[:, 1].sum(1))
-    occur = dict(zip(sender.scaled, arrived[behind:], strict=True))
+    occur = dict(zip(sender.counted, arrived[behind:], strict=True))
     slabs = tuple(SlabRequest(rows[i], offsets.get(i), occur.get(i)) for i in range(count))
     answers, vectors = MessageLayout.of(sender.vectors, theirs[:, 0]), MessageLayout.of(sender.vectors, mine[:, 0])
     return Request(slabs, answers, vectors, announced.call)
@@ -168,7 +168,7 @@ def _layout_of_ids(counts: Numbers, sender: Sender) -> tuple[tuple[int, ...], Me
     segments, keys = counts[:, 0], counts[:, 1]
     several = segments != keys
     told = tuple(several.any(1).nonzero()[0].tolist())
-    of_told, occur = list(told), keys[sender.scaled]
+    of_told, occur = list(told), keys[sender.counted]
     lengths = segments[of_told]
     items = np.concatenate([keys, lengths, occur])
     travel = np.concatenate([keys, lengths * several[of_told], occur]) if told else None

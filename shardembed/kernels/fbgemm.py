@@ -76,6 +76,8 @@ def cannot(facts: SlabFacts) -> str | None:
     """Why FBGEMM does not serve such a slab, or None when it does."""
     if (why := lacks(FORMULAS, facts.optimizer)) is not None:
         return why
+    if facts.dynamic:
+        return "its tables stay where they are, and a dynamic one moves when it grows"
     on_cpu = facts.device.type == "cpu"
     if on_cpu and not FORMULAS[type(facts.optimizer)].on_cpu:
         return f"it has no update for {type(facts.optimizer).__name__} on CPUs"

@@ -55,17 +55,23 @@ class Kernels:
     """The compiled modules.
 
     Attributes:
+        hashing: ids to numbers, by hash tables.
         ordering: which of many numbers are equal.
         packing: tensors into messages and out of them.
+        placing: newcomers to places in full buckets.
         pooling: gradients of bags to those of their segments.
         routing: ids to owners and keys.
+        starting: what rows of dynamic tables begin with.
         updating: merged gradients to new weights.
     """
 
+    hashing: Any
     ordering: Any
     packing: Any
+    placing: Any
     pooling: Any
     routing: Any
+    starting: Any
     updating: Any
 
 
@@ -84,9 +90,9 @@ def missing() -> str | None:
 @cache
 def _load() -> Kernels:
     with uncollected():
-        from shardembed.kernels.numba import ordering, packing, pooling, routing, updating
+        from shardembed.kernels.numba import hashing, ordering, packing, placing, pooling, routing, starting, updating
 
-    return Kernels(ordering, packing, pooling, routing, updating)
+    return Kernels(hashing, ordering, packing, placing, pooling, routing, starting, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:

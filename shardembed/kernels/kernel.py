@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 
 from shardembed.kernels.formulas import Step
-from shardembed.kernels.rounding import Blocks
+from shardembed.kernels.rounding import Blocks, Named
 from shardembed.optim import TableOptimizer
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class SlabFacts:
         device: where they lie.
         shares_squares: updates are told the mean of g^2 of each row, of which this slab has some columns only.
         rounds_at_random: to the dtype of the rows; else to the nearest.
+        dynamic: rows move when their table grows, and belong to one id after the other.
     """
 
     optimizer: TableOptimizer
@@ -43,6 +44,7 @@ class SlabFacts:
     device: torch.device
     shares_squares: bool = False
     rounds_at_random: bool = False
+    dynamic: bool = False
 
     def __str__(self) -> str:
         return f"{self.rows:,} x {self.width} {self.dtype}"
@@ -64,7 +66,7 @@ class SlabData:
     state: dict[str, torch.Tensor]
     optimizer: TableOptimizer
     compute_dtype: torch.dtype
-    blocks: Blocks | None = None
+    blocks: Blocks | Named | None = None
 
 
 @dataclass(frozen=True)

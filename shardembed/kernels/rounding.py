@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-# The constants of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), as int64.
-GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-MIX_2 = 0x94D049BB133111EB - (1 << 64)
+from shardembed.kernels.mixing import GAMMA, mixed, shifted
+
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of float32's mantissa
 FLOAT16_NORMAL, FLOAT16_SPACING = 2.0**-14, 2.0**-24  # the least normal number, and the distance between those below
+
+
+class Names(Protocol):
+    """Attributes:
+    ids_S: the id that each slab row has now, int64.
+    """
+
+    ids_S: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,25 @@ class Blocks:
         return Origins(tables, starts + (rows_U - first) * strides, columns)
 
 
+@dataclass(frozen=True)
+class Named:
+    """The origins of slab rows that ids have, each at any time.
+
+    Attributes:
+        table: a hash of their table.
+        column: the table's column of the first element of a row.
+        names: knows the ids.
+    """
+
+    table: int
+    column: int
+    names: Names
+
+    def of_rows(self, rows_U: torch.Tensor) -> Origins:
+        """Where these slab rows come from."""
+        return Origins(torch.full_like(rows_U, self.table), self.names.ids_S[rows_U], torch.full_like(rows_U, self.column))
+
+
 def stochastic(values_UW: torch.Tensor, dtype: torch.dtype, origins: Origins, step: int) -> torch.Tensor:
     """`values_UW` (float32) in `dtype` (bfloat16 or float16), rounded up or down at random; inf and nan stay what they are."""
     noise = _noise(origins, values_UW.shape[1], step)
@@ -108,9 +134,9 @@ def _evenly_spaced(values_UW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
 
 def _noise(origins: Origins, width: int, step: int) -> torch.Tensor:
     """32 random bits an element, as int64 `[U, W]`."""
-    rows_U = _mix(_mix(origins.tables_U + stepped(step)) ^ origins.rows_U)
+    rows_U = mixed(mixed(origins.tables_U + stepped(step)) ^ origins.rows_U)
     columns_UW = origins.columns_U.unsqueeze(1) + torch.arange(width, device=rows_U.device)
-    return _shift(_mix(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
+    return shifted(mixed(rows_U.unsqueeze(1) + columns_UW * GAMMA), 32)
 
 
 def stepped(step: int) -> int:
@@ -118,13 +144,11 @@ def stepped(step: int) -> int:
     return (step * GAMMA + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finalizer; int64 arithmetic wraps as it should."""
-    x = (x ^ _shift(x, 30)) * MIX_1
-    x = (x ^ _shift(x, 27)) * MIX_2
-    return x ^ _shift(x, 31)
+def chance(table: int, ids_U: torch.Tensor, step: int) -> torch.Tensor:
+    """A number from 0 to below 1, drawn for each id of a table in a step: float64 `[U]`.
 
-
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical shift to the right; torch's own repeats the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    Args:
+        table: a hash of the table.
+    """
+    hashed = torch.tensor(table, device=ids_U.device) + stepped(step)  # wraps
+    return shifted(mixed(mixed(hashed) ^ ids_U), 11).to(torch.float64) * 2.0**-53

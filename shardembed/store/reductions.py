@@ -142,10 +142,14 @@ def mean_squares(
     rowwise = [slab for slab in slabs if slab.spec.optimizer.rowwise and not slab.spec.policy.frozen]
     wanted = {slab.spec.index: slab for slab in rowwise if slab.spec.split_rows or deterministic}
     found: dict[int, RowParts] = {}
+    orders: dict[int, torch.Tensor] = {}
     for index, slab in wanted.items():
         rows_U, grads_UW = slab.merged()
         # In deterministic mode one number an element, since a sum here would depend on where columns are cut.
         squares = grads_UW.to(torch.float64).square() if deterministic else square_sums(grads_UW)
+        if slab.dynamic is not None and slab.spec.split_rows:  # twins number their rows each in their own way
+            rows_U, orders[index] = slab.dynamic.in_order(rows_U)
+            squares = squares[orders[index]]
         found[index] = RowParts(rows_U, squares)
     how = tree_total if deterministic else total
     split = {index: found[index] for index, slab in wanted.items() if slab.spec.split_rows}
@@ -153,5 +157,7 @@ def mean_squares(
     if split:
         ways = dict.fromkeys(split, how)
         sums.update(combine_rows(stretches, split, ways, comm, "step", "step: share row squares", collection))
+    for index, order in orders.items():
+        sums[index] = torch.empty_like(sums[index]).index_copy_(0, order, sums[index])
     columns = {index: slab.columns_of(found[index].rows_U) for index, slab in wanted.items()}
     return {index: (part / columns[index]).to(wanted[index].spec.compute_dtype) for index, part in sums.items()}

@@ -16,10 +16,12 @@ import torch
 from shardembed.kernels.choose import ENTRIES, choose
 from shardembed.kernels.formulas import Step
 from shardembed.kernels.gradients import Gradients
-from shardembed.kernels.kernel import Kernel, SlabData, SlabFacts, Source
-from shardembed.kernels.memory import on_huge_pages
+from shardembed.kernels.kernel import Kernel, SlabFacts, Source
 from shardembed.kernels.reference import is_finite
-from shardembed.kernels.rounding import Blocks, Origin
+from shardembed.kernels.rounding import Blocks, Named, Origin
+from shardembed.store.dynamic.census import Census
+from shardembed.store.dynamic.keys import DynamicKeys, census_of
+from shardembed.store.memory import Memory, empty_data
 from shardembed.store.slab_spec import Block, Lane, SlabSpec
 from shardembed.tables import initial
 from shardembed.tables.layout import Shard
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # since Triton may be absent
 
 
 NOBODY: frozenset[int] = frozenset()
+Seen = tuple[torch.Tensor, torch.Tensor | None]  # rows, and how often each occurs
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,8 @@ class Slab:
     """All shards of one kind that this rank holds.
 
     Attributes:
-        weights: `[rows, W]`. state: optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype.
+        dynamic: of a dynamic table, which ids have a row; else None, and keys are rows.
         touched: bool `[rows]`, set for rows that change; None while nobody wants to know (see `checkpoint.tracking`).
-        kernel: what looks up, merges and updates.
         looked_up: rows read by all lookups so far.
         tables: the numbers of those that have a lane here.
         reduction_factor: what sums of gradients are multiplied with: 1 / ranks for a mean.
@@ -77,25 +79,36 @@ class Slab:
         self._tables, self._seed = tables, seed
         self.rank = rank
         self.tables = frozenset(lane.table for lane in spec.lanes)
-        rows = spec.rows[rank]
+        rows = spec.rows[rank] if spec.dynamic is None else 0
         shares, at_random = spec.split_rows and spec.optimizer.rowwise, spec.policy.rounding == "stochastic"
-        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device, shares, at_random))
-        self.weights = on_huge_pages(torch.empty(rows, spec.width, dtype=spec.dtype, device=device))
-        shapes = {"row": (rows,), "element": (rows, spec.width)}
-        self.state = {
-            name: on_huge_pages(torch.zeros(shapes[shape], dtype=spec.compute_dtype, device=device))
-            for name, shape in spec.optimizer.state.items()
-            if not spec.policy.frozen
-        }
+        name = choose(kernel, SlabFacts(spec.optimizer, spec.dtype, spec.width, rows, device, shares, at_random, spec.is_dynamic))
         self.looked_up = 0
         self._padding = torch.tensor(self._padding_rows(), dtype=torch.int64, device=device)
         self.touched: torch.Tensor | None = None
         self._waiting: list[Gradients] = []
         self._merged = False
-        data = SlabData(self.weights, self.state, spec.optimizer, spec.compute_dtype, self._origins())
-        self.kernel: Kernel = ENTRIES[name].make(data)
+        census = census_of(spec, tables[spec.lanes[0].table], rank, device) if spec.is_dynamic else None
+        self._memory = Memory(empty_data(spec, rows, device, self._origins(device, census)), ENTRIES[name].make)
+        self.dynamic: DynamicKeys | None = None
+        if census is not None:
+            self.dynamic = DynamicKeys(spec, tables[spec.lanes[0].table], rank, seed, self._memory, census)
         self._order: Order | None = None  # of what waits, if it has been found out
         self.fill([table.name for table in tables if not isinstance(table.init, Loaded)], seed)
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """`[rows, W]`."""
+        return self._memory.data.weights
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Optimizer state by name, `[rows, W]` or `[rows]`, in the compute dtype."""
+        return self._memory.data.state
+
+    @property
+    def kernel(self) -> Kernel:
+        """What looks up, merges and updates."""
+        return self._memory.kernel
 
     def fill(self, names: Collection[str], seed: int) -> None:
         """Set the rows of these tables to their starting values."""
@@ -110,12 +123,12 @@ class Slab:
             self.touched[rows] = True
 
     def shards(self) -> Iterator[LocalShard]:
-        """The shards this rank holds, in lane order."""
+        """The shards this rank holds, in lane order; of a dynamic table, whose rows lie anywhere, none."""
         for _, local in self._local():
             yield local
 
     def _local(self) -> Iterator[tuple[TableConfig, LocalShard]]:
-        for lane, block in self._blocks():
+        for lane, block in self._blocks() if self.dynamic is None else ():
             table = self._tables[lane.table]
             keys = slice(block.first_key, block.first_key + len(block.shard.rows))
             state = {name: tensor[keys] for name, tensor in self.state.items()}
@@ -130,14 +143,14 @@ class Slab:
         return len(lane.columns) == self._tables[lane.table].embedding_dim
 
     def _blocks(self) -> Iterator[tuple[Lane, Block]]:
-        """What this rank holds."""
+        """What this rank holds: rows of tables, and of dynamic ones buckets."""
         for lane in self.spec.lanes:
             yield from ((lane, block) for block in lane.blocks if self.rank in block.shard.ranks)
 
     def _padding_rows(self) -> list[int]:
         """The slab rows that stand for nothing, and so get no gradient."""
         rows = []
-        for lane, block in self._blocks():
+        for lane, block in self._blocks() if self.spec.dynamic is None else ():
             padding = self._tables[lane.table].padding_idx
             if padding is not None and padding in block.shard.rows:
                 rows.append(block.first_key + block.shard.rows.index(padding))
@@ -177,20 +190,28 @@ class Slab:
             return numbers.expand(rows_U.numel())
         return numbers[torch.searchsorted(starts, rows_U, right=True) - 1]
 
-    def _origins(self) -> Blocks | None:
+    def _origins(self, device: torch.device, census: Census | None) -> Blocks | Named | None:
         """Where rows come from, for noise that does not depend on the plan; None where they are rounded to the nearest."""
         if self.spec.policy.rounding != "stochastic":
             return None
+
+        if census is not None:
+            lane = self.spec.lanes[0]
+            return Named(initial.table_hash(self._seed, self.table_of(lane)), lane.columns.start, census)
 
         def origin(lane: Lane, block: Block) -> Origin:
             rows, table = block.shard.rows, initial.table_hash(self._seed, self.table_of(lane))
             return Origin(block.first_key, table, rows.start, rows.step, lane.columns.start)
 
-        return Blocks.of([origin(lane, block) for lane, block in self._blocks()], self.weights.device)
+        return Blocks.of([origin(lane, block) for lane, block in self._blocks()], device)
 
-    def locate(self, keys_E: torch.Tensor) -> torch.Tensor:
-        """The slab row of each key, int64. Plain tables: the key itself."""
-        return keys_E.to(torch.int64)
+    def locate(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
+        """The slab row of each key, int64, to be read at once (see `DynamicKeys.find`). Dense tables: the key itself."""
+        return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.find(keys_E, learning)
+
+    def bring(self, keys_E: torch.Tensor) -> torch.Tensor:
+        """The number under which gradients of each key wait, int64. Plain tables: the key itself. See `DynamicKeys.bring`."""
+        return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.bring(keys_E)
 
     def lookup(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Source:
         """One vector a segment, `[S, W]`: the row itself, perhaps not yet gathered, or its rows' sum in the compute dtype."""
@@ -199,18 +220,27 @@ class Slab:
 
     def to_order(self, rows_E: torch.Tensor, offsets: torch.Tensor | None) -> Gradients | None:
         """Of a lookup of these rows, what `orders` sorts before gradients come; None where the step cannot use it."""
-        if not self.kernel.orders or self.spec.policy.frozen or self._waiting:
+        if not self.kernel.orders or self.spec.policy.frozen or self._waiting or self.dynamic is not None:
             return None
         asked = Gradients(rows_E, offsets, rows_E)  # of which the gradients are not looked at
         return asked.without(self._padding) if self._padding.numel() else asked
 
-    def accumulate(self, gradients: Gradients, order: Order | None = None, frozen: frozenset[int] = NOBODY) -> None:
+    def accumulate(
+        self, gradients: Gradients, order: Order | None = None, frozen: frozenset[int] = NOBODY, seen: Seen | None = None
+    ) -> None:
         """Keep the gradients of one backward until the step, but those of padding. They must be in the compute dtype.
 
-        order: of their rows, by `order`. frozen: tables that do not learn from this backward.
+        Args:
+            order: of their rows, by `order`.
+            frozen: tables that do not learn from this backward.
+            seen: rows of a dynamic table, by `bring`, and how often their ids occur; by default those of `gradients`, once each.
         """
         if self.spec.policy.frozen or self.tables <= frozen:
             return
+        if self.dynamic is not None:
+            self.dynamic.seen(*(seen or (gradients.rows_E, None)))
+            if self._tables[self.spec.lanes[0].table].padding_idx is not None:
+                gradients = gradients.only(gradients.rows_E >= 0)
         if self._padding.numel():
             gradients = gradients.without(self._padding)
         if not self.tables.isdisjoint(frozen):
@@ -280,6 +310,28 @@ class Slab:
         """Forget the waiting gradients."""
         self._waiting = []
         self._merged, self._order = False, None
+        if self.dynamic is not None:
+            self.dynamic.drop()
+
+    def commit(self, now: int) -> torch.Tensor | None:
+        """Before the step numbered `now`: settle which ids of a dynamic table have a row, and forget the gradients of the others.
+
+        Returns the rows that have been created, int64; None for a dense table.
+        """
+        if self.dynamic is None:
+            return None
+        moved = self.dynamic.commit(now)
+        if moved.rows_P.numel():
+            self._waiting = [self._moved(part, moved.of(part.rows_E)) for part in self._waiting]
+        return moved.rows_P[moved.rows_P >= 0]
+
+    def _moved(self, part: Gradients, rows_E: torch.Tensor) -> Gradients:
+        """The same gradients for other rows, below 0 where they are for none."""
+        part = replace(part, rows_E=rows_E).only(rows_E >= 0)
+        if not self._merged:
+            return part
+        rows_U, order = part.rows_E.sort()
+        return Gradients(rows_U, None, part.grads_SW[order])
 
     def step(
         self,

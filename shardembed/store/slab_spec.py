@@ -86,6 +86,11 @@ class SlabSpec:
         return self.dynamic is not None
 
     @property
+    def counts_ids(self) -> bool:
+        """Owners have to know how often ids occur in a batch."""
+        return self.policy.scale_grad_by_freq or (self.dynamic is not None and self.dynamic.counts_ids)
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """What sums, updates and optimizer state are computed in."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32

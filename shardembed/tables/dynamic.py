@@ -159,6 +159,11 @@ class Dynamic:
         """Whether its eviction makes room, for which there has to be a limit."""
         return isinstance(self.eviction, LRU | LFU)
 
+    @property
+    def counts_ids(self) -> bool:
+        """Whether it has to be known how often ids occur."""
+        return isinstance(self.eviction, LFU) or isinstance(self.admission, MinCount)
+
 
 def _one_of(name: str, given: Any, kinds: tuple[type, ...], wanted: str) -> None:
     # Exactly these: whoever makes room asks for the class, so one made from it would act as its parent.

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from shardembed.inputs.ids import IdBatch
+from shardembed.journey.route.numbering import Originals
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
 from shardembed.kernels.grouping import compiled, group, sorts, stable_order
+from shardembed.kernels.mixing import buckets_of
 from shardembed.kernels.pooling import lengths_of
 from shardembed.tables.pooling import POOLINGS
 from shardembed.wire.message import Numbers
@@ -89,19 +91,41 @@ def of_features(numbers: Numbers, ids: IdBatch) -> torch.Tensor:
 
 
 def ask(
-    slab: SlabOwners, lookup_plan: SlabLookupPlan, ids: IdBatch, distinct: Distinct, world_size: int, samples: int | None
+    slab: SlabOwners,
+    lookup_plan: SlabLookupPlan,
+    ids: IdBatch,
+    distinct: Distinct,
+    world_size: int,
+    samples: int | None,
+    originals: Originals | None = None,
 ) -> Segments:
     """What to ask of one slab: each distinct id of the tables that are read by id, and the bags of what is read by bag.
 
-    samples: the bags of each feature that pools, where its output lies beside the others.
+    Args:
+        samples: the bags of each feature that pools, where its output lies beside the others.
+        originals: what the numbers in `ids` stand for, in batches of which tables are dynamic.
     """
     side_by_side = max(1, len(lookup_plan.bags)) if samples else 1
+    named_U = None
+    if originals is not None and slab.spec.dynamic is not None:
+        first = int(originals.starts[slab.spec.lanes[0].table])  # below 0 where no feature of the table is asked for
+        named_U = originals.ids_U[first:] if first >= 0 else originals.ids_U[:0]
     if (kernels := compiled(ids.ids.device)) is None:
-        return _ask(slab, lookup_plan, ids, distinct, world_size, side_by_side)
+        return _ask(slab, lookup_plan, ids, distinct, world_size, side_by_side, named_U)
     batch = ids.ids.numpy(), ids.sizes_F, lookup_plan.bag_lanes, ids.bags_F, ids.lengths_B.numpy()
     owners = slab.blocks.numpy(), -1 if slab.lone_owner is None else slab.lone_owner
+    names = slab.no_names if named_U is None else named_U.numpy()
     found = kernels.routing.ask(
-        distinct.ids_U.numpy(), distinct.starts, lookup_plan.lanes, *batch, *owners, slab.keys, world_size, side_by_side
+        distinct.ids_U.numpy(),
+        distinct.starts,
+        lookup_plan.lanes,
+        *batch,
+        *owners,
+        slab.keys,
+        world_size,
+        side_by_side,
+        named_U is not None,
+        names,
     )
     keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = map(torch.from_numpy, found[:6])
     shifts, bags, moved = found[6:]
@@ -111,19 +135,28 @@ def ask(
 
 
 def _ask(
-    slab: SlabOwners, lookup_plan: SlabLookupPlan, ids: IdBatch, distinct: Distinct, world_size: int, side_by_side: int
+    slab: SlabOwners,
+    lookup_plan: SlabLookupPlan,
+    ids: IdBatch,
+    distinct: Distinct,
+    world_size: int,
+    side_by_side: int,
+    named_U: torch.Tensor | None,
 ) -> Segments:
     """In plain torch."""
     tables = lookup_plan.lanes[0]
     counts = distinct.starts[tables + 1] - distinct.starts[tables]
     ends = np.cumsum(counts)
     shifts, singles = ends - counts - distinct.starts[tables], int(ends[-1]) if ends.size else 0
-    positions = _positions(distinct.ids_U, np.diff(distinct.starts), lookup_plan.lanes) if singles else []
+    streams = [(distinct.ids_U, np.diff(distinct.starts), lookup_plan.lanes)] if singles else []
     lengths_B = ids.ids[:0]
     if lookup_plan.bags:
-        positions += _positions(ids.ids, ids.sizes_F, lookup_plan.bag_lanes)
+        streams.append((ids.ids, ids.sizes_F, lookup_plan.bag_lanes))
         lengths_B = ids.bag_lengths(lookup_plan.bag_lanes[0].tolist())
-    owner_E, key_E = slab.locate(cat(positions, ids.ids))
+    if named_U is None:
+        owner_E, key_E = slab.locate(cat([part for stream in streams for part in _positions(*stream)], ids.ids))
+    else:
+        owner_E, key_E = _named(slab, streams, named_U)
     lone = slab.lone_owner
     if lone is not None and not (singles and lengths_B.numel()) and bool((lengths_B > 0).all()):
         return _of_one_owner(key_E, singles, lengths_B, shifts, world_size, lone, side_by_side)
@@ -139,6 +172,21 @@ def _positions(numbers: torch.Tensor, sizes: Numbers, lanes: Numbers) -> list[to
     streams = numbers.split(sizes.tolist())
     columns = zip(*lanes[:5].tolist(), strict=True)
     return [positions_of(streams[i] - low if low else streams[i], start, stride, rows) for i, start, stride, rows, low in columns]
+
+
+def _named(
+    slab: SlabOwners, streams: Sequence[tuple[torch.Tensor, Numbers, Numbers]], named_U: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(owner, id) of each number of a dynamic table's streams; each as the arguments of `_positions`."""
+    found: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    for numbers, sizes, lanes in streams:
+        parts = numbers.split(sizes.tolist())
+        for i, start, stride, buckets, low in zip(*lanes[:5].tolist(), strict=True):
+            ids = named_U[parts[i] - low]
+            found.append(ids)
+            positions.append(positions_of(buckets_of(ids, buckets), start, stride, buckets))
+    return slab.locate(cat(positions, named_U))[0], cat(found, named_U)
 
 
 def _of_one_owner(

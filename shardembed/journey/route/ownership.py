@@ -1,5 +1,7 @@
 """Who owns which row of which table: the plan, turned into sorted tensors that answer for many ids at once.
 
+Ids of a dynamic table are numbered batch by batch (`numbering.py`), and what is cut is its buckets.
+
 Each lane (a column strip of a table) gets an interval of positions in its slab, `cut_rows` long. In it the rows stand block
 by block: contiguous blocks as they are, strided ones with the rows of a residue side by side. One binary search over the block
 starts of all lanes then finds every id's owner, whatever kind of sharding its table has. All numbers are int64: tables may have
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 
 from shardembed.journey.route.columns import Columns
+from shardembed.journey.route.numbering import NUMBERS, PADDING
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Feature, TableConfig
@@ -46,8 +49,8 @@ class LaneNumbers(NamedTuple):
         what: the table or feature that its ids are of.
         start: first position.
         stride: of the rows of the table.
-        rows: of the table.
-        low: what stands for its row 0.
+        rows: of the table; of a dynamic one, its buckets.
+        low: what stands for its row 0, or number 0.
         first_block: the number of its first block in the slab.
         blocks: how many it has.
     """
@@ -90,6 +93,11 @@ class SlabOwners:
     def keys(self) -> np.ndarray:
         """No key, of the dtype in which they travel."""
         return np.empty(0, np.int32 if self.spec.key_dtype == torch.int32 else np.int64)
+
+    @cached_property
+    def no_names(self) -> Numbers:
+        """What the numbers of rows stand for: themselves."""
+        return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ class RoutingTable:
         tables: of the collection.
         packings: of each table, as it is read here.
         slabs: who owns each slab's rows.
-        table_starts: where each table begins when all rows are numbered through, int64.
+        table_starts: where each table begins when all rows, and the numbers of ids, are numbered through, int64.
+        dynamic: the tables whose ids are numbered batch by batch.
         world_size: ranks that share the collection.
     """
 
@@ -178,6 +187,7 @@ class RoutingTable:
     packings: tuple[str, ...]
     slabs: tuple[SlabOwners, ...]
     table_starts: Numbers
+    dynamic: tuple[int, ...]
     world_size: int
     _lookup_plans: dict[tuple[int, tuple[bool, ...]], tuple[tuple[Feature, ...], LookupPlan]] = field(
         default_factory=dict, compare=False, repr=False
@@ -200,9 +210,9 @@ class RoutingTable:
         slabs = tuple(self._of_slab(slab, features, weighted, by_bag) for slab in self.slabs)
         return LookupPlan(
             np.array([i for i, bag in enumerate(by_bag) if not bag], dtype=np.int64),
-            tuple((i, table.padding_idx) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
+            tuple((i, _padding(table)) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
             slabs,
-            np.array([table.num_embeddings for table in tables], dtype=np.int64),
+            np.array([_rows(table) for table in tables], dtype=np.int64),
             np.array([self.table_starts[feature.table] for feature in features], dtype=np.int64),
             Columns.of(
                 features, self.tables, [(slab.spec.width, found.pooled) for slab, found in zip(self.slabs, slabs, strict=True)]
@@ -246,8 +256,7 @@ class RoutingTable:
         pooling, weighted, padded = how
         strips: list[tuple[int, ...]] = []
         for i, _, lane in found:
-            padding = self.tables[features[i].table].padding_idx
-            strips.append((i, lane, padding if padded and padding is not None else -1))
+            strips.append((i, lane, _padding(self.tables[features[i].table]) if padded else -1))
         return IdGroup(tuple((i, strip) for i, strip, _ in found), pooling, weighted, padded, _columns(strips, 3))
 
     @staticmethod
@@ -259,9 +268,22 @@ class RoutingTable:
         world_size: int,
         device: torch.device,
     ) -> RoutingTable:
-        rows = [table.cut_rows for table in tables]
-        slabs = tuple(_slab_owners(spec, rows, rank, device) for spec in specs)
-        return RoutingTable(tables, packings, slabs, np.array([0, *accumulate(rows)], dtype=np.int64), world_size)
+        cut = [table.cut_rows for table in tables]
+        slabs = tuple(_slab_owners(spec, cut, rank, device) for spec in specs)
+        starts = np.array([0, *accumulate(map(_rows, tables))], dtype=np.int64)
+        dynamic = tuple(number for number, table in enumerate(tables) if table.dynamic is not None)
+        return RoutingTable(tables, packings, slabs, starts, dynamic, world_size)
+
+
+def _rows(table: TableConfig) -> int:
+    """How many numbers are set aside for the ids of a table."""
+    return table.num_embeddings if table.dynamic is None else NUMBERS
+
+
+def _padding(table: TableConfig) -> int:
+    """What stands for padding among the ids as they are routed."""
+    assert table.padding_idx is not None
+    return table.padding_idx if table.dynamic is None else PADDING
 
 
 def _columns(rows: Sequence[tuple[int, ...]], width: int) -> Numbers:

@@ -20,7 +20,8 @@ import torch
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.columns import Columns
-from shardembed.journey.route.entries import Distinct, ask, cat, find_distinct, of_features, read
+from shardembed.journey.route.entries import Distinct, Segments, ask, cat, find_distinct, of_features, read
+from shardembed.journey.route.numbering import Originals, number_ids
 from shardembed.journey.route.on_device import ask_all
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
 from shardembed.kernels import triton
@@ -115,7 +116,9 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
     """
     lookup_plan = routing.lookup_plan(tuple(features), ids.weighted)
     samples = _samples(ids, lookup_plan.pooled)
-    slab_routes = _all_at_once if triton.serves(ids.ids.device) else _slab_by_slab
+    # Triton's routes know rows alone; on a GPU what numbers stand for is looked up in plain torch.
+    at_once = triton.serves(ids.ids.device) and not routing.dynamic
+    slab_routes = _all_at_once if at_once else _slab_by_slab
     ids, slabs = slab_routes(ids, features, routing, lookup_plan, samples)
     return Route(ids, tuple(features), slabs, None if samples is None else lookup_plan.pooled, samples or 0)
 
@@ -130,12 +133,16 @@ def _slab_by_slab(
     ids: IdBatch, features: Sequence[Feature], routing: RoutingTable, lookup_plan: LookupPlan, samples: int | None
 ) -> tuple[IdBatch, tuple[SlabRoute, ...]]:
     """The batch as `Route` has it, and what is asked of each slab."""
+    originals = None
+    if routing.dynamic:
+        ids, originals = number_ids(ids, features, routing.tables, routing.dynamic)
     _check_range(ids, features, routing, lookup_plan)
     ids = _drop_padding(ids, lookup_plan)
     distinct = find_distinct(ids, routing, lookup_plan)
     pairs = zip(routing.slabs, lookup_plan.slabs, strict=True)
     return ids, tuple(
-        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples) for slab, of_slab in pairs
+        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples, originals)
+        for slab, of_slab in pairs
     )
 
 
@@ -183,6 +190,19 @@ def empty_route(features: Sequence[Feature], routing: RoutingTable) -> Route:
     return Route(IdBatch(torch.empty(0, dtype=torch.int64), ()), tuple(features), slabs)
 
 
+def _multiplicities(found: Segments, of_slab: SlabLookupPlan, distinct: Distinct) -> torch.Tensor:
+    """How often each key's id occurs, int32 `[E]`; in bags each key stands for one occurrence."""
+    multiplicities_E = torch.ones(found.keys_E.numel(), dtype=torch.int32, device=found.keys_E.device)
+    spans = [distinct.starts[table : table + 2].tolist() for table in of_slab.lanes[0].tolist()]
+    occur = cat([distinct.counts_U[start:stop] for start, stop in spans], found.keys_E).to(torch.int32)
+    entries = found.of_single
+    if found.lengths_S is not None:
+        ends_S = found.lengths_S.cumsum(0)
+        entries = (ends_S - found.lengths_S)[entries]
+    multiplicities_E[entries] = occur
+    return multiplicities_E
+
+
 def _check_range(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable, lookup_plan: LookupPlan) -> None:
     at = _first_outside(ids, lookup_plan)
     if at is None:
@@ -224,14 +244,10 @@ def _slab_route(
     by_id: Numbers,
     world_size: int,
     samples: int | None,
+    originals: Originals | None,
 ) -> SlabRoute:
-    found = ask(slab, of_slab, ids, distinct, world_size, samples)
-    multiplicities_E = None
-    if slab.spec.policy.scale_grad_by_freq:  # then nothing is read by bag
-        multiplicities_E = torch.empty(found.of_single.numel(), dtype=torch.int32, device=found.keys_E.device)
-        spans = [distinct.starts[table : table + 2].tolist() for table in of_slab.lanes[0].tolist()]
-        occur = [distinct.counts_U[start:stop] for start, stop in spans]
-        multiplicities_E[found.of_single] = cat(occur, ids.ids).to(torch.int32)
+    found = ask(slab, of_slab, ids, distinct, world_size, samples, originals)
+    multiplicities_E = _multiplicities(found, of_slab, distinct) if slab.spec.counts_ids else None
     return SlabRoute(
         found.keys_E,
         found.lengths_S,

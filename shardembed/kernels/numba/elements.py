@@ -53,6 +53,16 @@ def _store_type(typing_context: Any, flat: Any, index: Any, value: Any) -> Any:
     return types.void(flat, types.int64, flat.dtype), generate
 
 
+def _fetch_type(typing_context: Any, flat: Any, index: Any) -> Any:
+    _check(flat)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        prefetch(builder, _address(context, builder, flat, *arguments))
+        return context.get_dummy_value()
+
+    return types.void(flat, types.int64), generate
+
+
 def _values_type(flats: Any) -> Any:
     return types.Tuple([flat.dtype for flat in flats.types])
 
@@ -98,6 +108,8 @@ def _fetch_each_type(typing_context: Any, flats: Any, first: Any, count: Any) ->
 # (flat, index) -> element; (flat, index, element).
 load: Callable[..., Any] = intrinsic(_load_type)
 store: Callable[..., Any] = intrinsic(_store_type)
+# (flat, index): asks for the cache line of an element that will be read or written soon.
+fetch: Callable[..., Any] = intrinsic(_fetch_type)
 # (flats, index) -> elements; (flats, index, elements).
 load_each: Callable[..., Any] = intrinsic(_load_each_type)
 store_each: Callable[..., Any] = intrinsic(_store_each_type)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shardembed.kernels.numba.hashing import bucket_of
 from shardembed.kernels.numba.ordering import runs_of, sorted_words
 from shardembed.kernels.numba.tools import compiled
 
@@ -184,6 +185,19 @@ def _place(ids_N: Any, lane: Any, blocks: Any, owner_E: Any, key_E: Any) -> None
 
 
 @compiled
+def _place_named(numbers_N: Any, lane: Any, blocks: Any, names_U: Any, owner_E: Any, key_E: Any) -> None:
+    """As `_place`, of numbers that stand for the ids `names_U`, whose buckets are cut; the keys are these ids."""
+    buckets_N, low, buckets = np.empty(numbers_N.size, np.int64), lane[4], lane[3]
+    for n in range(numbers_N.size):
+        buckets_N[n] = bucket_of(names_U[numbers_N[n] - low], buckets)
+    of_buckets = lane.copy()
+    of_buckets[4] = 0
+    _place(buckets_N, of_buckets, blocks, owner_E, key_E)
+    for n in range(numbers_N.size):
+        key_E[n] = names_U[numbers_N[n] - low]
+
+
+@compiled
 def ask(
     ids_U: Any,
     starts_T: Any,
@@ -198,6 +212,8 @@ def ask(
     keys: Any,
     world_size: int,
     side_by_side: int,
+    named: bool,
+    names_U: Any,
 ) -> Any:
     """What to ask of one slab: each distinct id of the tables that are read by id, in all `lanes`, and the bags of what is read by
     bag.
@@ -210,6 +226,7 @@ def ask(
         lone_owner: who owns all that there is, if that is one rank, else -1.
         keys: an array of the dtype that keys are to have.
         side_by_side: as in `segment`.
+        named: the table is dynamic, and numbers stand for the ids `names_U`.
 
     Returns:
         (what `segment` does; how far the singles of each lane lie from its distinct ids `[L]`; the number of bags; whether anything
@@ -231,13 +248,20 @@ def ask(
     for p in range(lanes.shape[1]):
         first, last = starts_T[lanes[0, p]], starts_T[lanes[0, p] + 1]
         end = at + last - first
-        _place(ids_U[first:last], lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
+        if named:
+            _place_named(ids_U[first:last], lanes[:, p], blocks, names_U, owner_E[at:end], key_E[at:end])
+        else:
+            _place(ids_U[first:last], lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
         at = end
     bag = 0
     for p in range(bag_lanes.shape[1]):
         f = bag_lanes[0, p]
         end = at + sizes_F[f]
-        _place(ids_N[firsts_F[f] : firsts_F[f] + sizes_F[f]], bag_lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
+        numbers = ids_N[firsts_F[f] : firsts_F[f] + sizes_F[f]]
+        if named:
+            _place_named(numbers, bag_lanes[:, p], blocks, names_U, owner_E[at:end], key_E[at:end])
+        else:
+            _place(numbers, bag_lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
         at = end
         lengths[bag : bag + bags_F[f]] = lengths_B[first_bags_F[f] : first_bags_F[f] + bags_F[f]]
         bag += bags_F[f]

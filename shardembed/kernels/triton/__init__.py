@@ -33,6 +33,8 @@ def cannot(facts: SlabFacts) -> str | None:
         return f"its kernels have no {facts.dtype}"
     if not 1 <= facts.width <= MAX_WIDTH:
         return f"its kernels are for 1 to {MAX_WIDTH:,} columns"
+    if facts.dynamic and facts.rounds_at_random:
+        return "its noise knows rows by their number, and rows of a dynamic table have ids"
     if (why := missing()) is not None:
         return why
     here = facts.device.type

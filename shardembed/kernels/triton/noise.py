@@ -8,10 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
-from shardembed.kernels import rounding
+from shardembed.kernels import mixing, rounding
+from shardembed.kernels.triton.mixing import mixed, shifted
 from shardembed.kernels.triton.numbers import cut, nearest
 
-GAMMA, MIX_1, MIX_2 = tl.constexpr(rounding.GAMMA), tl.constexpr(rounding.MIX_1), tl.constexpr(rounding.MIX_2)
+GAMMA = tl.constexpr(mixing.GAMMA)
 FLOAT16_NORMAL = tl.constexpr(rounding.FLOAT16_NORMAL)
 FLOAT16_SPACING = tl.constexpr(rounding.FLOAT16_SPACING)
 BFLOAT16_MASK = tl.constexpr((1 << rounding.DROPPED_BITS[torch.bfloat16]) - 1)
@@ -57,9 +58,9 @@ def _noise(values, rows, live, blocks, count, stepped, HALVINGS: tl.constexpr):
     start = tl.load(blocks + 2 * count + block, mask=live, other=0)
     stride = tl.load(blocks + 3 * count + block, mask=live, other=0)
     column = tl.load(blocks + 4 * count + block, mask=live, other=0)
-    row = _mix(_mix(table + stepped) ^ (start + (rows - first) * stride))
+    row = mixed(mixed(table + stepped) ^ (start + (rows - first) * stride))
     columns = column[:, None] + tl.arange(0, values.shape[1])[None, :]
-    return _shift(_mix(row[:, None] + columns * GAMMA), 32)
+    return shifted(mixed(row[:, None] + columns * GAMMA), 32)
 
 
 @triton.jit
@@ -72,17 +73,3 @@ def _block_of(rows, live, blocks, count, HALVINGS: tl.constexpr):
         begins = tl.load(blocks + later, mask=inside, other=0)
         block = tl.where(inside & (begins <= rows), later, block)
     return block
-
-
-@triton.jit
-def _mix(x):
-    """splitmix64's finalizer; int64 arithmetic wraps as it should."""
-    x = (x ^ _shift(x, 30)) * MIX_1
-    x = (x ^ _shift(x, 27)) * MIX_2
-    return x ^ _shift(x, 31)
-
-
-@triton.jit
-def _shift(x, BITS: tl.constexpr):
-    """A logical shift to the right."""
-    return (x >> BITS) & (2 ** (64 - BITS) - 1)

@@ -35,6 +35,7 @@ def update(
     """
     weights, optimizer, blocks = data.weights, data.optimizer, data.blocks
     assert weights.is_contiguous()
+    assert not isinstance(blocks, rounding.Named), "rows whose noise these kernels do not know"
     if not order.bound:
         return
     width = weights.shape[1]

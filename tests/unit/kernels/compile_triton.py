@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shardembed.kernels.triton import locate, lookup, order, packing, routing, update
+from shardembed.kernels.triton import idmap, locate, lookup, order, packing, routing, starting, update
 from shardembed.kernels.triton.formulas import FORMULAS, STATES
 from shardembed.kernels.triton.tiles import Tile
 from shardembed.optim import SGD, TableOptimizer
@@ -21,16 +21,19 @@ from tests.unit.kernels.races import races
 TARGET = GPUTarget("cuda", 90, 32)
 RUNS = {"rows_E": "*i32", "segments_E": "*i32", "starts": "*i32", "piece_starts": "*i64", "count": "*i64"}
 FLOATS = ("grads", "partials", "first_state", "second_state", "mean_squares", "out", "weights")
-INTEGERS = {"blocks": "*i64", "blocks_count": "i32", "stepped": "i64", "factor": "i64"} | dict.fromkeys("abcdefh", "i64")
+INTEGERS = {"blocks": "*i64", "blocks_count": "i32", "stepped": "i64", "factor": "i64"} | dict.fromkeys(
+    [*"abcdefh", "flip", "factor_1", "factor_2"], "i64"
+)
 
 BLOCKS = {"BLOCK": 1024, "num_warps": 4}
 ARRAYS = (
     "numbers facts sorted_E order_E runs_E counts of_slot ends begins until firsts totals ones lengths sent ids ways blocks rows "
-    "order sums there keys_64 places segment_E segments chunks order_S"
+    "order sums there keys_64 places segment_E segments chunks order_S "
+    "words others slots_E slots_U keys_E ids_S"
 )
 NARROW_ARRAYS = "sort_keys bag_E keys_32 sorted_bags bag_S"
 SIZES = (
-    "slabs total items slots pieces streams runs entries blocks_count ranks kept keys count bags units halvings "
+    "slabs total items slots pieces streams runs entries blocks_count ranks kept keys count bags units size halvings "
     "segment_halvings entry_halvings slot_halvings block_halvings bag_halvings"
 )
 OF_ROUTES = {"rows": "*i64", "starts": "*i64", "segments": "i32", "count": "i32"}
@@ -85,7 +88,12 @@ def main() -> None:
     compiled(routing._cut, OF_ROUTES, BLOCKS | {"NARROW": True, "WIDE": True})
     compiled(packing._move, {"message": "*i64", "count": "i32"}, BLOCKS | {"UNIT": 8, "PACK": True})
     compiled(packing._move, {"message": "*u8", "count": "i32"}, BLOCKS | {"UNIT": 1, "PACK": False})
+    for kernel in (idmap._find_slots, idmap._insert_slots, idmap._erase_slots, idmap._rebuild):
+        compiled(kernel, {"count": "i32"}, {"BLOCK": idmap.BLOCK, "num_warps": idmap.WARPS})
     exact = {"enable_fp_fusion": False}
+    drawn = {"ids": "*i64", "quantiles": "*fp64", "elements": "i64", "base": "i64", "first_column": "i32", "scale": "fp32"}
+    for normal in (False, True):
+        compiled(starting._draw, drawn | {"offset": "fp32"}, BLOCKS | {"WIDTH": 33, "NORMAL": normal}, **exact)
     plain: dict[str, Any] = {"GIVEN": False, "PIECES": True, "HALVINGS": 0}
     for kind in {formula.function: kind for kind, formula in FORMULAS.items()}.values():  # some share one
         compiled(update._update, {}, constants(64, **of_kind(kind), **plain), **exact)

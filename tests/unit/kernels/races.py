@@ -15,6 +15,7 @@ from math import prod
 SAME_POINTER = re.compile(r"(%\S+) = (?:tt\.(?:splat|addptr|broadcast|expand_dims|reshape|bitcast)|ttg\.convert_layout) (%\w+)")
 OF_NUMBERS = re.compile(r"(%\S+) = tt\.int_to_ptr ")
 ACCESS = re.compile(r"tt\.(load|store) (%\w+).* : (?:tensor<([\dx]+)x!tt\.ptr<\w+>, (.+?)>|!tt\.ptr<\w+>) loc\(")
+ATOMIC = re.compile(r"tt\.(atomic_rmw) max, \w+, \w+, (%\w+), .* : \(tensor<([\dx]+)x!tt\.ptr<\w+>, (.+?)>,")
 LAYOUT = re.compile(r"(#\w+) = (#ttg\.\w+<.*>)$")
 ARGUMENT = re.compile(r"(%\w+): !tt\.ptr")
 BARRIER = re.compile(r"\b(?:ttg|gpu)\.barrier\b")
@@ -24,7 +25,7 @@ ADDRESSES = "addresses"  # memory that a kernel knows by numbers
 
 @dataclass(frozen=True)
 class Access:
-    """A load or a store.
+    """A load, a store, or an atomic maximum, which counts as a store.
 
     Attributes:
         line: of the code.
@@ -78,11 +79,12 @@ def _read(code: str) -> tuple[list[Access], list[Access], list[tuple[int, int]]]
             memory[match[1]] = ADDRESSES
         elif (match := SAME_POINTER.search(text)) and match[2] in memory:
             memory[match[1]] = memory[match[2]]
-        elif match := ACCESS.search(text):
+        elif match := ACCESS.search(text) or ATOMIC.search(text):
             kind, pointer, shape, named = match.groups()
             layout = _written_out(named, layouts) if named else ""
             sizes = [int(size) for size in shape.split("x")] if shape else []
             access = Access(line, depth, memory[pointer], pointer, layout, bool(layout) and alone(layout, sizes))
+            assert access.alone or kind != "atomic_rmw", f"line {line}: several threads make one change: {text}"
             (loads if kind == "load" else stores).append(access)
         elif BARRIER.search(text):
             barriers.append((line, depth))

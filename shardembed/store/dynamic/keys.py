@@ -1,0 +1,252 @@
+"""Ids to rows of one slab of a dynamic table: found for a lookup, brought for gradients, settled by the step.
+
+Only `commit` changes which ids have a row. A lookup reads ids without one from rows behind all others, where they are written for
+the moment; a backward gives them numbers behind all rows, under which their gradients wait. So nothing has to be taken back where
+no step comes, and a batch that was read ahead finds what is there in its turn.
+
+Legend: E entries, P ids that wait for a row, U distinct ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from shardembed.kernels.idmap import IdMap
+from shardembed.kernels.interning import intern
+from shardembed.kernels.mixing import buckets_of
+from shardembed.kernels.rounding import chance
+from shardembed.store.dynamic.census import Census, Settled
+from shardembed.store.dynamic.policy import Policy
+from shardembed.store.memory import Memory
+from shardembed.store.slab_spec import SlabSpec
+from shardembed.store.starting import fill_rows
+from shardembed.tables.dynamic import MinCount, Probability
+from shardembed.tables.initial import table_hash
+from shardembed.tables.table_config import TableConfig
+
+SPARE = 1 << 16  # rows for ids without one, of which memory is taken as they are written
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What steps have made of ids.
+
+    Attributes:
+        created: got a row.
+        evicted: left for them.
+        expired: had died of age, and were found out.
+        refused: were admitted, and found no place.
+        waiting: were not admitted.
+    """
+
+    created: int = 0
+    evicted: int = 0
+    expired: int = 0
+    refused: int = 0
+    waiting: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where gradients go that wait for ids which had no row.
+
+    Attributes:
+        base: the number under which those of the first wait.
+        rows_P: the row of each id, -1 where it has got none.
+    """
+
+    base: int
+    rows_P: torch.Tensor
+
+    def of(self, rows_E: torch.Tensor) -> torch.Tensor:
+        """The rows to which these numbers now belong."""
+        if not self.rows_P.numel():
+            return rows_E
+        waits = rows_E >= self.base
+        return torch.where(waits, self.rows_P[(rows_E - self.base).clamp(min=0)], rows_E)
+
+
+class DynamicKeys:
+    """The ids of one strip of a dynamic table, on one rank.
+
+    Attributes:
+        census: who has a row. Its places are the rows of the slab.
+        candidates: who is counted and has none; None where every newcomer is admitted, or by chance.
+        steps: of the optimizer that have been taken.
+        tally: what became of ids, of all steps. last: of the last one.
+        unknown: how many different ids evaluations have asked for in vain.
+    """
+
+    def __init__(self, spec: SlabSpec, table: TableConfig, rank: int, seed: int, memory: Memory, census: Census) -> None:
+        assert spec.dynamic is not None
+        self._table, self._seed, self._memory, self._dynamic = table, seed, memory, spec.dynamic
+        lane, device = spec.lanes[0], memory.data.weights.device
+        self._columns = lane.columns
+        self._groups = torch.full((table.cut_rows,), -1, dtype=torch.int64, device=device)  # bucket -> its number here
+        for block in lane.blocks:
+            if rank in block.shard.ranks:
+                buckets = torch.tensor(block.shard.rows, device=device)
+                self._groups[buckets] = torch.arange(block.first_key, block.first_key + len(block.shard.rows), device=device)
+        self.census = census
+        self.candidates: Census | None = None
+        if isinstance(spec.dynamic.admission, MinCount):
+            self.candidates = census_of(spec, table, rank, device)
+        self.steps, self.tally, self.last, self.unknown = 0, Tally(), Tally(), 0
+        self._waiting = IdMap.on(device)
+        self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
+        self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
+
+    def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
+        """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
+
+        Args:
+            learning: gradients may follow, so such ids read their start; else what evaluation reads.
+        """
+        rows_E = self.census.find(keys_E, self.steps)
+        missing_E = rows_E < 0
+        if not bool(missing_E.any()):  # host sync on a GPU
+            return rows_E
+        absent = intern(keys_E[missing_E])
+        first, count = self.census.places + self._ids_P.numel(), absent.ids_U.numel()
+        self._memory.ensure(first + count, self.census.places)
+        rows = self._memory.data.weights[first : first + count]
+        if learning or self._dynamic.unknown == "start":
+            fill_rows(rows, self._table, self._seed, absent.ids_U, self._columns)
+        else:
+            rows.zero_()
+        if not learning:
+            self.unknown += count
+        rows_E[missing_E] = absent.numbers_N + first
+        return rows_E
+
+    def bring(self, keys_E: torch.Tensor) -> torch.Tensor:
+        """The number under which gradients for each id may wait: its row, or one behind all rows; -1 for padding."""
+        rows_E = self.census.find(keys_E, self.steps)
+        missing_E = rows_E < 0
+        if bool(missing_E.any()):  # host sync on a GPU
+            rows_E[missing_E] = self._numbered(keys_E[missing_E]) + self.census.places
+        padding = self._table.padding_idx
+        return rows_E if padding is None else torch.where(keys_E == padding, -1, rows_E)
+
+    def _numbered(self, keys_E: torch.Tensor) -> torch.Tensor:
+        """The number of each id among those that wait for a row."""
+        absent = intern(keys_E)
+        numbers_U = self._waiting.find(absent.ids_U, self._ids_P)
+        fresh = numbers_U < 0
+        before = self._ids_P.numel()
+        self._ids_P = torch.cat([self._ids_P, absent.ids_U[fresh]])
+        added = torch.arange(before, self._ids_P.numel(), device=keys_E.device)
+        numbers_U[fresh] = added
+        self._waiting.insert(added, self._ids_P)
+        # Rows behind all others, too: whoever sorts numbers has to know the largest.
+        self._memory.ensure(self.census.places + self._ids_P.numel(), self.census.places)
+        return numbers_U[absent.numbers_N]
+
+    def in_order(self, rows_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows in an order that all who hold columns of them share: (the bucket of each, as numbered here, ascending; the order,
+        in which ids of a bucket ascend).
+        """
+        ids_U = self.census.ids_S[rows_U]
+        order = ids_U.argsort()
+        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        order = order[groups_U[order].argsort(stable=True)]
+        return groups_U[order], order
+
+    def seen(self, rows_E: torch.Tensor, times_E: torch.Tensor | None) -> None:
+        """Gradients wait under these numbers, for ids that occurred so often; once, where that is not known."""
+        self._seen.append((rows_E, times_E))
+
+    def drop(self) -> None:
+        """Nothing waits any more."""
+        self._seen = []
+        if self._ids_P.numel():
+            self._waiting.clear()
+            self._ids_P = self._ids_P[:0]
+
+    def commit(self, now: int) -> Moved:
+        """Settle what the step numbered `now` makes of all ids that gradients wait for."""
+        base, rows_P = self.census.places, torch.full_like(self._ids_P, -1)
+        self.last = Tally()
+        if self._seen:
+            rows_E = torch.cat([rows for rows, _ in self._seen])
+            times_E = torch.cat([torch.ones_like(rows) if times is None else times.to(torch.int64) for rows, times in self._seen])
+            here_E = (rows_E >= 0) & (rows_E < base)
+            self.census.touch(rows_E[here_E], now, times_E[here_E])
+            if rows_P.numel():
+                new_E = rows_E >= base
+                times_P = torch.zeros_like(rows_P).index_add_(0, rows_E[new_E] - base, times_E[new_E])
+                came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
+                rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
+        self.tally, self.steps = self.tally + self.last, now
+        self.drop()
+        return Moved(base, rows_P)
+
+    def _settle(self, ids_U: torch.Tensor, times_U: torch.Tensor, now: int) -> torch.Tensor:
+        """The row that each newcomer gets, or -1."""
+        counts_U, admitted = times_U, torch.ones_like(ids_U, dtype=torch.bool)
+        admission = self._dynamic.admission
+        known_U = torch.full_like(ids_U, -1)
+        if self.candidates is not None and isinstance(admission, MinCount):
+            known_U = self.candidates.find(ids_U, now - 1)
+            counts_U = self.candidates.counts_of(known_U, now) + times_U
+            admitted = counts_U >= admission.count
+        elif isinstance(admission, Probability):
+            admitted = chance(table_hash(self._seed, self._table.name), ids_U, now) < admission.p
+        rows_U = torch.full_like(ids_U, -1)
+        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        counts = counts_U if self.census.policy.counts else None
+        found = self._give_rows(ids_U[admitted], None if counts is None else counts[admitted], groups_U[admitted], now)
+        rows_U[admitted] = found.slots_O
+        without = rows_U < 0
+        if self.candidates is not None:
+            promoted = known_U[~without]
+            self.candidates.leave(promoted[promoted >= 0])
+            self._wait(
+                self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now
+            )
+        refused, created = int((without & admitted).sum()), int((~without).sum())
+        self.last = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
+        return rows_U
+
+    def _give_rows(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int) -> Settled:
+        found = self.census.settle(ids_O, counts_O, groups_O, now, compete=False)
+        placed = found.slots_O >= 0
+        self.begin(found.slots_O[placed], ids_O[placed])
+        return found
+
+    def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor) -> None:
+        """Let these rows be as ids begin."""
+        self._memory.ensure(self.census.places, self.census.places)
+        data = self._memory.data
+        fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
+        fill_rows(fresh, self._table, self._seed, ids_U, self._columns)
+        data.weights[rows_U] = fresh
+        for tensor in data.state.values():
+            tensor[rows_U] = 0
+
+    @staticmethod
+    def _wait(
+        candidates: Census,
+        ids_U: torch.Tensor,
+        counts_U: torch.Tensor,
+        times_U: torch.Tensor,
+        known_U: torch.Tensor,
+        groups_U: torch.Tensor,
+        now: int,
+    ) -> None:
+        """Count these on among the candidates."""
+        known = known_U >= 0
+        candidates.touch(known_U[known], now, times_U[known])
+        candidates.settle(ids_U[~known], counts_U[~known], groups_U[~known], now, compete=True)
+
+
+def census_of(spec: SlabSpec, table: TableConfig, rank: int, device: torch.device) -> Census:
+    """Nobody yet, in the buckets that lie on this rank."""
+    assert spec.dynamic is not None
+    return Census(Policy.of(spec.dynamic), None if table.grows else table.bucket_rows, spec.rows[rank], device)
