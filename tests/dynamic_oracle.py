@@ -82,8 +82,8 @@ class Row(Seen):
 class StepCounts:
     """What a step did to a table.
 
-    live: rows after it. created, evicted, expired: rows that came, left for want of room, died of age. refused: admitted ids that
-    found no place. waiting: newcomers that were not admitted.
+    live: rows after it. created, evicted: rows that came, left for want of room. expired: rows that are dead for the next step, so
+    their places are free then. refused: admitted ids that found no place. waiting: newcomers that were not admitted.
     """
 
     live: int
@@ -189,7 +189,6 @@ class OracleTable:
     def step(self) -> StepCounts:
         """One optimizer step, by the rules in their order."""
         self.now += 1
-        expired = self._expire()
         for id_ in self._touched(self.rows):
             self._see(self.rows[id_], id_)
         admitted, waiting = self._admit()
@@ -199,6 +198,7 @@ class OracleTable:
             self.rows[id_] = Row(self._start(id_), self.optimizer, count, self.now)
         for id_ in self._touched(self.rows):
             self.rows[id_].learn(self._grads[id_], self.now)
+        expired = self._expire()
         self.drop()
         return StepCounts(len(self.rows), len(created), evicted, expired, refused, waiting)
 
@@ -206,14 +206,17 @@ class OracleTable:
         return sorted(set(self._grads) & set(among))
 
     def _expire(self) -> int:
-        """Rule 1, of candidates too; those that are touched now come back as newcomers."""
+        """Rule 1, of candidates too, for the step that comes next: whatever it touches of these is a newcomer, so a forward before
+        it reads the start already.
+        """
         eviction = self.settings.eviction
         if not isinstance(eviction, se.TTL):
             return 0
-        dead = [id_ for id_, row in self.rows.items() if row.last + eviction.steps < self.now]
+        following = self.now + 1
+        dead = [id_ for id_, row in self.rows.items() if row.last + eviction.steps < following]
         for id_ in dead:
             del self.rows[id_]
-        self.candidates = {id_: seen for id_, seen in self.candidates.items() if seen.last + eviction.steps >= self.now}
+        self.candidates = {id_: seen for id_, seen in self.candidates.items() if seen.last + eviction.steps >= following}
         return len(dead)
 
     def _halved(self, seen: Seen) -> int:
