@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shardembed as se
+from shardembed.kernels import grouping
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.rounding import chance
 from shardembed.store.dynamic.census import Census
@@ -28,7 +30,7 @@ ALL = torch.tensor(FEW)
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def both(config: se.TableConfig, optimizer: se.optim.TableOptimizer) -> tuple[Slab, OracleTable]:
+def both(config: se.TableConfig, optimizer: se.optim.TableOptimizer, kernel: str = "auto") -> tuple[Slab, OracleTable]:
     (spec,) = build_slabs([config], resolve([config], se.table_wise(0), Cluster(1, 1)), [optimizer])
     hashed = table_hash(SEED, config.name)
 
@@ -40,7 +42,7 @@ def both(config: se.TableConfig, optimizer: se.optim.TableOptimizer) -> tuple[Sl
     def draw(id_: int, now: int) -> float:
         return float(chance(hashed, torch.tensor([id_]), now))
 
-    slab = Slab(spec, [config], 0, SEED, torch.device("cpu"), "auto")
+    slab = Slab(spec, [config], 0, SEED, torch.device("cpu"), kernel)
     return slab, OracleTable(config, optimizer, start, draw)
 
 
@@ -70,8 +72,14 @@ def assert_read(slab: Slab, oracle: OracleTable) -> None:
 @examples(100)
 @given(dynamic_configs(COLUMNS), st.sampled_from(sorted(EXAMPLES)), steps_of_ids(), st.data())
 def test_a_slab_does_what_the_rules_say(config: se.TableConfig, name: str, steps: list[list[Learned]], data: st.DataObject) -> None:
-    optimizer = EXAMPLES[name]
-    slab, oracle = both(config, optimizer)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = data.draw(st.booleans(), label="with Numba")
+        if not compiled:
+            patch.setattr(grouping, "missing", lambda: "numba is not installed")
+        run(*both(config, EXAMPLES[name], "auto" if compiled else "reference"), steps, data)
+
+
+def run(slab: Slab, oracle: OracleTable, steps: list[list[Learned]], data: st.DataObject) -> None:
     assert slab.dynamic is not None
     now = 0
     for batches in steps:
@@ -84,7 +92,7 @@ def test_a_slab_does_what_the_rules_say(config: se.TableConfig, name: str, steps
             continue
         now += 1
         slab.commit(now)
-        slab.step(optimizer.lr, now)
+        slab.step(oracle.optimizer.lr, now)
         counts, last = oracle.step(), slab.dynamic.last
         found = last.created, last.evicted, last.refused, last.waiting
         assert found == (counts.created, counts.evicted, counts.refused, counts.waiting)
