@@ -21,6 +21,8 @@ from tests.oracle import LEARNERS, lookup
 BUCKET_ROWS = 128
 ALL_64 = (1 << 64) - 1
 
+COUNTING = (se.optim.Adam, se.optim.RowwiseAdam)  # and AdamW: those whose formula has t, the number of the step
+
 Start = Callable[[torch.Tensor], torch.Tensor]  # ids, int64 [n] -> the rows that they begin with [n, D]
 Draw = Callable[[int, int], float]  # (id, step) -> in [0, 1), for Probability
 
@@ -57,11 +59,12 @@ class Row(Seen):
     def __init__(self, weight_D: torch.Tensor, optimizer: se.optim.TableOptimizer, count: int, now: int) -> None:
         super().__init__(count, now)
         self.parameter = torch.nn.Parameter(weight_D.to(torch.float64, copy=True).unsqueeze(0))
-        self.learner = LEARNERS[type(optimizer)](self.parameter, optimizer)
+        self.optimizer, self.learner = optimizer, LEARNERS[type(optimizer)](self.parameter, optimizer)
         self.steps = 0
 
     def learn(self, grad_D: torch.Tensor, now: int) -> None:
-        """The optimizer counts the steps of the table, so it first takes those that did not touch the row."""
+        """Optimizers that count count the steps of the table, so they first take those that did not touch the row."""
+        self.steps = self.steps if isinstance(self.optimizer, COUNTING) else now - 1
         while self.steps < now:
             self.steps += 1
             here = self.steps == now

@@ -106,3 +106,25 @@ def run(slab: Slab, oracle: OracleTable, steps: list[list[Learned]], data: st.Da
     for key, tensor in slab.state.items():
         for slot, id_ in zip(slots.tolist(), oracle.live, strict=True):
             torch.testing.assert_close(tensor[slot], oracle.rows[id_].state[key], **CLOSE)
+
+
+@pytest.mark.parametrize("admission", [None, se.MinCount(3)])
+def test_places_of_the_dead_are_taken_without_a_limit_too(admission: Any) -> None:
+    """Memory is that of the living, whatever the number of ids that have ever come; candidates are counted so, too."""
+    config = se.TableConfig("item", None, COLUMNS, dtype=torch.float64, dynamic=se.Dynamic(se.TTL(2), admission))
+    slab, oracle = both(config, se.optim.Adagrad(lr=0.1))
+    assert slab.dynamic is not None
+    for now in range(1, 31):
+        batch = Learned((tuple(range(now * 100, now * 100 + 100)), (-1, -1, -1)), now)  # of which one stays
+        learn(slab, oracle, batch)
+        slab.commit(now)
+        slab.step(0.1, now)
+        oracle.step()
+    for census, kept in ((slab.dynamic.census, oracle.rows), (slab.dynamic.candidates, oracle.candidates)):
+        if census is not None:
+            assert census.places == 1024  # 3,001 ids have come, of which some 200 live
+            assert set(census.ids_S[census.living(30)].tolist()) == set(kept)
+    assert slab.dynamic.tally.expired > 2000 or admission is not None  # all but those that nobody has looked for yet
+    assert_read(slab, oracle)
+    slots = slab.locate(torch.tensor(oracle.live), learning=False)
+    torch.testing.assert_close(slab.weights[slots], oracle.read(oracle.live, False), **CLOSE)
