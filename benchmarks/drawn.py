@@ -1,6 +1,6 @@
 """Forty planning problems drawn from a seed: models, rank counts and memory as nobody chose them.
 
-Everything of an instance follows from its number, so one can be run alone (`python -m benchmarks.plans --drawn 17`).
+Everything of an instance follows from its number, so one can be run alone (`python -m benchmarks.plans --only-drawn 17`).
 """
 
 from __future__ import annotations

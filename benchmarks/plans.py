@@ -15,10 +15,13 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.drawn import DRAWN, drawn
 from benchmarks.instances import HELD, TIGHT, WORKLOADS, Instance, counted_memory, many_tables, tight
@@ -34,6 +37,7 @@ from shardembed.planner.workload import load as load_workload
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MANY = (2000, 1024)  # tables, ranks
 GIB = 1 << 30
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,16 @@ class Row:
         return estimate.phases[int(estimate.phase_seconds.argmax())]
 
 
-def rows_of(workloads: Sequence[Workload], topology: Topology, ranks: Sequence[int]) -> Iterator[Row]:
-    """Plan every instance; the tight limit follows from what the loose plan needs beside its tables."""
-    for workload in workloads:
-        for count in ranks:
-            here = topology.scaled(count)
-            loose = attempt(Instance(workload, count, False), here)
-            yield loose
-            if loose.planned is not None:
-                limit = tight(here, workload, loose.planned.estimate)
-                if limit.memory < here.memory:  # else the machines themselves are tighter
-                    yield attempt(Instance(workload, count, True), limit)
+def both(job: tuple[Workload, Topology]) -> list[Row]:
+    """Plan with loose and with tight memory; the tight limit follows from what the loose plan needs beside its tables."""
+    workload, here = job
+    rows = [attempt(Instance(workload, here.ranks, False), here)]
+    loose = rows[0].planned
+    if loose is not None:
+        limit = tight(here, workload, loose.estimate)
+        if limit.memory < here.memory:  # else the machines themselves are tighter
+            rows.append(attempt(Instance(workload, here.ranks, True), limit))
+    return rows
 
 
 def attempt(instance: Instance, topology: Topology) -> Row:
@@ -95,11 +98,10 @@ def attempt(instance: Instance, topology: Topology) -> Row:
     return Row(instance, float(topology.room), planned, time.perf_counter() - start, time.process_time() - used, error)
 
 
-def drawn_rows(numbers: Sequence[int], topology: Topology) -> Iterator[Row]:
-    """Plan these of the instances that are drawn from a seed."""
-    for number in numbers:
-        one = drawn(number, topology)
-        yield attempt(Instance(one.workload, one.topology.ranks, one.tight), one.topology)
+def one_drawn(job: tuple[int, Topology]) -> list[Row]:
+    """Plan the instance that is drawn from a seed with this number."""
+    one = drawn(*job)
+    return [attempt(Instance(one.workload, one.topology.ranks, one.tight), one.topology)]
 
 
 def many(topology: Topology) -> tuple[Row, float]:
@@ -177,7 +179,8 @@ def page(rows: Sequence[Row], drawn_: Sequence[Row], last: tuple[Row, float] | N
         "search is, not how fast these machines are. No plan of the planner's space is faster than the bound.",
         f"Loose memory is the topology's. Tight memory is {TIGHT} times the tables' bytes shared evenly by all ranks, beside what",
         "the loose plan's fullest rank holds apart from tables; where the machines have no more than that, there is no tight line.",
-        "The fullest rank is counted again from the plan's shards, as a share of the limit.",
+        "The fullest rank is counted again from the plan's shards, as a share of the limit. Processor seconds are those of all",
+        "threads together, which is what planning takes where nothing else runs; seconds of the clock are more on a busy machine.",
     )
     lines += table(HEAD, map(cells, rows))
     if drawn_:
@@ -205,14 +208,15 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
     parser.add_argument("--no-many", action="store_true", help="leave out the 2,000 tables")
     parser.add_argument("--only-drawn", type=int, nargs="*", metavar="N", help="these of the drawn instances, and nothing else")
+    parser.add_argument("--at-once", type=int, default=1, help="instances, each in a process of its own")
     parser.add_argument("--markdown", type=Path, help="also write the page here")
     args = parser.parse_args()
     topology = load_topology(args.topology)
     alone = args.only_drawn is not None
     workloads = [] if alone else [load_workload(name) for name in args.workloads]
-    rows = _shown(rows_of(workloads, topology, args.ranks))
+    rows = _shown(both, [(workload, topology.scaled(count)) for workload in workloads for count in args.ranks], args.at_once)
     numbers = (args.only_drawn or range(DRAWN)) if alone else range(DRAWN * (args.workloads == list(WORKLOADS)))
-    drawn_ = _shown(drawn_rows(numbers, topology))
+    drawn_ = _shown(one_drawn, [(number, topology) for number in numbers], args.at_once)
     last = None if alone or args.no_many else many(topology)
     text = page(rows, drawn_, last)
     print(text)
@@ -221,12 +225,14 @@ def main() -> int:
     return 0
 
 
-def _shown(rows: Iterator[Row]) -> list[Row]:
-    """All of them, each printed when it is there."""
-    found = []
-    for row in rows:
-        print("  ".join(cells(row)), row.error[:200], flush=True)
-        found.append(row)
+def _shown(work: Callable[[Job], list[Row]], jobs: Sequence[Job], at_once: int) -> list[Row]:
+    """The rows of all jobs, each printed when it is there."""
+    found: list[Row] = []
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) if at_once > 1 else nullcontext() as pool:
+        for rows in map(work, jobs) if pool is None else pool.map(work, jobs):
+            for row in rows:
+                print("  ".join(cells(row)), row.error[:200], flush=True)
+            found += rows
     return found
 
 

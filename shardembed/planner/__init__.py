@@ -64,8 +64,12 @@ def plan(
         if solution is None:
             break
         first = first or solution
-        found = space.plan(solution.problem or problem, solution.choices)
-        counted = estimate(found, workload, topology, model)
+        # What the search adds up leaves out what hangs on several tables: of plans about as fast, the count decides.
+        found, counted = _counted(solution, problem, space)
+        for other in solution.near:
+            also, again = _counted(other, problem, space)
+            if again.memory_bytes.max() <= topology.room and again.step_seconds < counted.step_seconds:
+                found, counted = also, again
         used = float(counted.memory_bytes.max())
         if used <= topology.room:
             bound = _certified(first.bound, counted.step_seconds)
@@ -78,6 +82,12 @@ def plan(
             "shard by shard; give ranks a little more memory, or use more ranks"
         )
     raise PlanError(explain(model, space, problem))
+
+
+def _counted(solution: Solution, problem: Problem, space: Space) -> tuple[Plan, Estimate]:
+    model = space.model
+    found = space.plan(solution.problem or problem, solution.choices)
+    return found, estimate(found, model.workload, model.topology, model)
 
 
 def _certified(bound: float | None, step: float) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sparse
 
 from shardembed.planner import highs
 from shardembed.planner.highs import Effort, Program, Rows
@@ -33,13 +34,15 @@ class Bound:
         targets: `[P]`, Z.
         lines: of every group of items (`relax.groups_of`), what it may choose from.
         stopped: the clock ended the work on it.
+        relaxation: that it is of.
     """
 
     values: tuple[float, ...]
     options: tuple[int, ...]
     targets: Array
     lines: tuple[Figures, ...]
-    stopped: bool = False
+    stopped: bool
+    relaxation: Relaxation
 
     @property
     def value(self) -> float | None:
@@ -75,30 +78,93 @@ class _Columns:
     charges: list[frozenset[str]]
 
 
+@dataclass(frozen=True)
+class Relaxation:
+    """The relaxation of a problem as a program, and the way back from the program's answers.
+
+    Attributes:
+        items: of the problem.
+        groups: numbers of the items that share their options.
+        lines: of every group, what it may choose from.
+        columns: the same, one after the other.
+        program: in units of `unit` seconds; its variables end with Z.
+        unit: seconds.
+        base: seconds that no choice changes.
+        charges: places of their variables.
+    """
+
+    items: int
+    groups: list[list[int]]
+    lines: list[Figures]
+    columns: _Columns
+    program: Program
+    unit: float
+    base: float
+    charges: slice
+
+    @property
+    def small(self) -> bool:
+        """Whether branching gets anywhere: many items hardly notice that each takes one option, and its first node takes long."""
+        return self.program.matrix.nnz <= MOST_ENTRIES
+
+    @staticmethod
+    def of(problem: Problem) -> Relaxation | None:
+        """None where some item has no option that fits."""
+        groups = groups_of(problem)
+        lines, floor = _lines(problem, groups)
+        if not all(len(found.option) for found in lines):
+            return None
+        columns = _columns(groups, lines, floor)
+        names = sorted({name for charges in columns.charges for name in charges})
+        program, unit = _program(problem, columns, names, len(groups))
+        base = 0.0 if problem.base is None else float(problem.base.sum())
+        end = len(program.cost) - len(problem.phases)
+        return Relaxation(len(problem.items), groups, lines, columns, program, unit, base, slice(end - len(names), end))
+
+    def bound(self, values: tuple[float, ...], answer: Array, stopped: bool) -> Bound:
+        """With what an answer chooses."""
+        options = _deal(self.columns, answer[: len(self.columns.group)], self.groups, self.items)
+        return Bound(values, options, answer[self.charges.stop :] * self.unit, tuple(self.lines), stopped, self)
+
+    def within(self, phase: int, low: float, high: float, effort: Effort) -> Bound | None:
+        """What the linear program chooses where the slowest rank of a phase takes `low` to `high` seconds; None where it cannot.
+
+        Its values are seconds that it takes, which prove nothing of plans in which the phase takes others.
+        """
+        program, place = self.program, self.charges.stop + phase
+        upper = program.upper.copy()
+        upper[: len(self.columns.group)][self.columns.largest[:, phase] > high] = 0.0
+        row = sparse.csr_array(([1.0], ([0], [place])), shape=(1, len(program.cost)))
+        held = replace(
+            program,
+            matrix=sparse.csr_array(sparse.vstack([program.matrix, row])),
+            low=np.append(program.low, low / self.unit),
+            high=np.append(program.high, high / self.unit),
+            upper=upper,
+        )
+        found = highs.relaxed(held, effort)
+        if found.values is None or found.bound is None:
+            return None
+        return self.bound((found.bound * self.unit + self.base,), found.values, found.stopped)
+
+
 def lower_bound(problem: Problem, effort: Effort) -> Bound | None:
     """What is proved, or None where some item has no option that fits: then the problem has no solution."""
-    groups = groups_of(problem)
-    lines, floor = _lines(problem, groups)
-    if not all(len(found.option) for found in lines):
+    relaxation = Relaxation.of(problem)
+    if relaxation is None:
         return None
-    columns = _columns(groups, lines, floor)
-    names = sorted({name for charges in columns.charges for name in charges})
-    base = 0.0 if problem.base is None else float(problem.base.sum())
-    program, unit = _program(problem, columns, names, len(groups))
-    n, phases = len(columns.group), len(problem.phases)
+    program, columns = relaxation.program, relaxation.columns
     # The linear program first: its bound stands whatever becomes of branching.
     loose = highs.relaxed(program, effort)
-    # Many items hardly notice that each takes one option, and branching would get nowhere: its first node is not done in time.
-    few = program.matrix.nnz <= MOST_ENTRIES
-    tight = highs.branched(program, effort, effort.near) if effort.work and few else loose
+    tight = highs.branched(program, effort, effort.near) if effort.work and relaxation.small else loose
     found = loose.values if tight.values is None else tight.values
-    if not few and found is not None:
-        found = _charged(program, found, slice(len(found) - phases - len(names), len(found) - phases), effort)
-    values = [(value * unit + base) * (1 - MARGIN) for value in (loose.bound, tight.bound) if value is not None]
+    if not relaxation.small and found is not None:
+        found = _charged(program, found, relaxation.charges, effort)
+    proved = [value for value in (loose.bound, tight.bound) if value is not None]
+    values = tuple((value * relaxation.unit + relaxation.base) * (1 - MARGIN) for value in proved)
     if found is None:  # what the search begins with need not be proved
-        found = _cheapest(columns, len(program.cost), phases, unit)
-    options = _deal(columns, found[:n], groups, len(problem.items))
-    return Bound(tuple(values), options, found[len(found) - phases :] * unit, tuple(lines), loose.stopped or tight.stopped)
+        found = _cheapest(columns, len(program.cost), len(problem.phases), relaxation.unit)
+    return relaxation.bound(values, found, loose.stopped or tight.stopped)
 
 
 def _charged(program: Program, found: Array, charges: slice, effort: Effort) -> Array:

@@ -115,6 +115,8 @@ def ten_times(found: Found) -> None:
 
 
 def backwards(found: Found) -> None:
+    if found.x is None:
+        return  # there are no multipliers then
     found.ineqlin.marginals = -np.asarray(found.ineqlin.marginals)
     found.eqlin.marginals = 100.0 * np.asarray(found.eqlin.marginals)
 
