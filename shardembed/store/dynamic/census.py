@@ -175,6 +175,29 @@ class Census:
         if self.room is None:
             self._left = torch.cat([self._left, slots_U]).sort().values
 
+    def seat(self, ids_U: torch.Tensor, groups_U: torch.Tensor) -> torch.Tensor:
+        """Let these ids, which are distinct, and nobody else have a place, as if touched in step 0 and never counted. Returns the
+        place of each, int64: in a bucket in the order of ids, which is as good as any, since nothing is decided by places.
+
+        Args:
+            groups_U: the bucket of each, as numbered on this rank; no more in one than there is room.
+        """
+        self.clear()
+        if self.room is None:
+            slots_U = self._append(ids_U)
+        else:
+            order = ids_U.argsort()
+            order = order[groups_U[order].argsort(stable=True)]
+            sorted_U = groups_U[order]
+            numbers = torch.arange(order.numel(), device=self._device)
+            slots_U = torch.empty_like(ids_U)
+            slots_U[order] = sorted_U * self.room + numbers - torch.searchsorted(sorted_U, sorted_U)
+        self.ids_S[slots_U], self.lasts_S[slots_U] = ids_U, 0
+        if self.policy.counts:
+            self.counts_S[slots_U] = 0
+        self._map.insert(slots_U, self.ids_S)
+        return slots_U
+
     def clear(self) -> None:
         """Nobody is here any more."""
         self._map.clear()

@@ -154,9 +154,25 @@ class DynamicKeys:
         """
         ids_U = self.census.ids_S[rows_U]
         order = ids_U.argsort()
-        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        groups_U = self.groups_of(ids_U)
         order = order[groups_U[order].argsort(stable=True)]
         return groups_U[order], order
+
+    def groups_of(self, ids_U: torch.Tensor) -> torch.Tensor:
+        """The bucket of each id, as numbered on this rank, -1 where it lies on another; int64."""
+        return self._groups[buckets_of(ids_U, self._table.cut_rows)]
+
+    def seat(self, census: Census, ids_U: torch.Tensor) -> torch.Tensor:
+        """Let these ids of this rank, which are distinct, and nobody else be in `census`, one of the two here. Returns the place of
+        each. Where it is their row, the optimizer's state is fresh, and what the row holds is for the caller to say.
+        """
+        self.drop()
+        slots_U = census.seat(ids_U, self.groups_of(ids_U))
+        if census is self.census:
+            self._memory.ensure(census.places, census.places)
+            for tensor in self._memory.data.state.values():
+                tensor[slots_U] = 0
+        return slots_U
 
     def seen(self, rows_E: torch.Tensor, times_E: torch.Tensor | None) -> None:
         """Gradients wait under these numbers, for ids that occurred so often; once, where that is not known."""
@@ -199,7 +215,7 @@ class DynamicKeys:
         elif isinstance(admission, Probability):
             admitted = chance(table_hash(self._seed, self._table.name), ids_U, now) < admission.p
         rows_U = torch.full_like(ids_U, -1)
-        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        groups_U = self.groups_of(ids_U)
         counts = counts_U if self.census.policy.counts else None
         found = self._give_rows(ids_U[admitted], None if counts is None else counts[admitted], groups_U[admitted], now)
         rows_U[admitted] = found.slots_O
