@@ -21,7 +21,7 @@ from shardembed.kernels.reference import is_finite
 from shardembed.kernels.rounding import Blocks, Named, Origin
 from shardembed.store.dynamic.census import Census
 from shardembed.store.dynamic.keys import DynamicKeys, census_of
-from shardembed.store.memory import Memory, empty_data
+from shardembed.store.memory import Memory, empty_data, grown
 from shardembed.store.slab_spec import Block, Lane, SlabSpec
 from shardembed.tables import initial
 from shardembed.tables.layout import Shard
@@ -120,6 +120,8 @@ class Slab:
     def touch(self, rows: slice | torch.Tensor) -> None:
         """Note that these slab rows change."""
         if self.touched is not None:
+            if self.touched.shape[0] < self.weights.shape[0]:  # a dynamic table has grown
+                self.touched = grown(self.touched, self.weights.shape[0], zeros=True)
             self.touched[rows] = True
 
     def shards(self) -> Iterator[LocalShard]:

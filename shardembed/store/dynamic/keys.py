@@ -80,6 +80,8 @@ class DynamicKeys:
         steps: of the optimizer that have been taken.
         tally: what became of ids, of all steps. last: of the last one.
         unknown: how many different ids evaluations have asked for in vain.
+        noted: ids that had a row at some moment, int64, ascending, on the CPU; None while nobody wants to know (see
+            `checkpoint.tracking`).
     """
 
     def __init__(self, spec: SlabSpec, table: TableConfig, rank: int, seed: int, memory: Memory, census: Census) -> None:
@@ -97,6 +99,7 @@ class DynamicKeys:
         if isinstance(spec.dynamic.admission, MinCount):
             self.candidates = census_of(spec, table, rank, device)
         self.steps, self.tally, self.last, self.unknown = 0, Tally(), Tally(), 0
+        self.noted: torch.Tensor | None = None
         self._waiting = IdMap.on(device)
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
