@@ -68,6 +68,7 @@ class Arrival:
         members: of the census.
         ids: int64, ascending, on the CPU.
         now: time at which they were saved, in steps.
+        seed: of the rows that ids begin with.
         left: how many do not come, since their buckets are full.
         places: of each id, once they are seated.
     """
@@ -75,15 +76,17 @@ class Arrival:
     members: Members
     ids: torch.Tensor
     now: int
+    seed: int
     left: int = 0
     places: torch.Tensor | None = None
 
     @staticmethod
     def nobody(members: Members) -> Arrival:
-        return Arrival(members, torch.empty(0, dtype=torch.int64), members.keys.steps)
+        return Arrival(members, torch.empty(0, dtype=torch.int64), members.keys.steps, members.keys.seed)
 
     def seat(self) -> None:
-        """Let these ids and nobody else be there."""
+        """Let these ids and nobody else be there; others begin from now on as they did where these come from."""
+        self.members.keys.seed = self.seed
         device = self.members.census.ids_S.device
         self.places = self.members.keys.seat(self.members.census, self.ids.to(device)).cpu()
         if self.members.are_rows:
@@ -125,7 +128,7 @@ def arrival(region: IdRegion, source: Source, about: Mapping[str, Source], files
 
     alike = source.entry.by_id.buckets == members.buckets
     ids = ids_of(source, files, mine, lambda update: not alike or _meets(update, region.blocks))
-    found = Arrival(members, ids, source.entry.by_id.now)
+    found = Arrival(members, ids, source.entry.by_id.now, source.entry.by_id.seed)
     if census.room is not None:
         groups = keys.groups_of(ids.to(device)).cpu()
         if len(ids) and int(torch.bincount(groups).max()) > census.room:

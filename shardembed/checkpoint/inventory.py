@@ -264,7 +264,7 @@ def _dynamic_items(table: Table) -> Iterator[Item]:
     config, key, spec = table.config, table.key, table.slabs[0].spec
     rows, columns, dtype = config.num_embeddings, config.embedding_dim, spec.compute_dtype
     parts = [(slab, Members(slab, slab.dynamic.census, config.cut_rows)) for slab in table.slabs if slab.dynamic is not None]
-    by_id = ById(None if config.grows else rows, config.cut_rows, table.journey.steps)
+    by_id = ById(None if config.grows else rows, config.cut_rows, table.journey.steps, parts[0][1].keys.seed)
 
     def item(name: str, kind: Kind, shape: tuple[int, ...], dtype: torch.dtype, living: Iterable[IdRegion]) -> Item:
         return Item(name, kind, key, shape, dtype, (), by_id, tuple(living))

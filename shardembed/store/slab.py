@@ -116,6 +116,8 @@ class Slab:
             if table.name in names:
                 self.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
                 initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
+        if self.dynamic is not None and self._tables[self.spec.lanes[0].table].name in names:
+            self.touch(self.dynamic.restart(seed))
 
     def touch(self, rows: slice | torch.Tensor) -> None:
         """Note that these slab rows change."""
@@ -207,9 +209,9 @@ class Slab:
 
         return Blocks.of([origin(lane, block) for lane, block in self._blocks()], device)
 
-    def locate(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
+    def locate(self, keys_E: torch.Tensor, learning: bool, counted: bool = True) -> torch.Tensor:
         """The slab row of each key, int64, to be read at once (see `DynamicKeys.find`). Dense tables: the key itself."""
-        return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.find(keys_E, learning)
+        return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.find(keys_E, learning, counted)
 
     def bring(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The number under which gradients of each key wait, int64. Plain tables: the key itself. See `DynamicKeys.bring`."""

@@ -108,12 +108,14 @@ class ById:
         capacity: ids that may have a row at once; None: no limit.
         buckets: into how many its ids fall (`kernels.mixing.buckets_of`); updates tile them.
         now: its time, in steps.
+        seed: of the rows that ids begin with.
         whole: updates hold all rows there are; else they are newer than those of the checkpoint below.
     """
 
     capacity: int | None
     buckets: int
     now: int
+    seed: int
     whole: bool = True
 
 

@@ -94,11 +94,13 @@ def read_entry(key: str, data: Any) -> Entry:
 
 
 def _by_id(data: Any) -> ById:
-    expect(data, {"capacity", "buckets", "now", "whole"})
+    expect(data, {"capacity", "buckets", "now", "seed", "whole"})
     if type(data["whole"]) is not bool:
         raise ValueError(f"whole {data['whole']!r:.40} is neither true nor false")
     capacity = None if data["capacity"] is None else number(data["capacity"], "capacity")
-    return ById(capacity, number(data["buckets"], "buckets"), number(data["now"], "now"), data["whole"])
+    if type(data["seed"]) is not int or not -MOST <= data["seed"] <= 2 * MOST + 1:
+        raise ValueError(f"seed {data['seed']!r:.40} is no whole number of 64 bits")
+    return ById(capacity, number(data["buckets"], "buckets"), number(data["now"], "now"), data["seed"], data["whole"])
 
 
 def _chunk(data: Any) -> Chunk:

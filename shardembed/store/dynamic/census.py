@@ -84,6 +84,15 @@ class Census:
         """The places of all ids that are there, ascending."""
         return ((self.lasts_S >= 0) & self.policy.alive(self.lasts_S, steps)).nonzero().squeeze(1)
 
+    def lacking(self, groups_O: torch.Tensor, steps: int) -> int:
+        """Of so many newcomers of these buckets, how many would find no place after `steps` steps unless somebody living leaves."""
+        if self.room is None:
+            return 0
+        groups_G, wanted_G = groups_O.unique(return_counts=True)
+        lasts = self.lasts_S.view(-1, self.room)[groups_G]
+        taken_G = ((lasts >= 0) & self.policy.alive(lasts, steps)).sum(1)
+        return int((wanted_G - self.room + taken_G).clamp(min=0).sum())
+
     def touch(self, slots_E: torch.Tensor, now: int, times_E: torch.Tensor | None) -> None:
         """Ids that have a place were met, some of them several times: `times_E` each, where counts are kept."""
         if self.policy.counts:

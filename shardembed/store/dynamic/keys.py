@@ -82,11 +82,13 @@ class DynamicKeys:
         unknown: how many different ids evaluations have asked for in vain.
         noted: ids that had a row at some moment, int64, ascending, on the CPU; None while nobody wants to know (see
             `checkpoint.tracking`).
+        seed: of the rows that ids begin with.
     """
 
     def __init__(self, spec: SlabSpec, table: TableConfig, rank: int, seed: int, memory: Memory, census: Census) -> None:
         assert spec.dynamic is not None
-        self._table, self._seed, self._memory, self._dynamic = table, seed, memory, spec.dynamic
+        self._table, self._memory, self._dynamic = table, memory, spec.dynamic
+        self.seed = seed
         lane, device = spec.lanes[0], memory.data.weights.device
         self._columns = lane.columns
         self._groups = torch.full((table.cut_rows,), -1, dtype=torch.int64, device=device)  # bucket -> its number here
@@ -105,11 +107,12 @@ class DynamicKeys:
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
 
-    def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
+    def find(self, keys_E: torch.Tensor, learning: bool, counted: bool = True) -> torch.Tensor:
         """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
 
         Args:
             learning: gradients may follow, so such ids read their start; else what evaluation reads.
+            counted: those that evaluation asks for in vain are unknown ids.
         """
         rows_E = self.census.find(keys_E, self.steps)
         missing_E = rows_E < 0
@@ -120,10 +123,10 @@ class DynamicKeys:
         self._memory.ensure(first + count, self.census.places)
         rows = self._memory.data.weights[first : first + count]
         if learning or self._dynamic.unknown == "start":
-            fill_rows(rows, self._table, self._seed, absent.ids_U, self._columns)
+            fill_rows(rows, self._table, self.seed, absent.ids_U, self._columns)
         else:
             rows.zero_()
-        if not learning:
+        if counted and not learning:
             self.unknown += count
         rows_E[missing_E] = absent.numbers_N + first
         return rows_E
@@ -216,7 +219,7 @@ class DynamicKeys:
             counts_U = self.candidates.counts_of(known_U, now) + times_U
             admitted = counts_U >= admission.count
         elif isinstance(admission, Probability):
-            admitted = chance(table_hash(self._seed, self._table.name), ids_U, now) < admission.p
+            admitted = chance(table_hash(self.seed, self._table.name), ids_U, now) < admission.p
         rows_U = torch.full_like(ids_U, -1)
         groups_U = self.groups_of(ids_U)
         counts = counts_U if self.census.policy.counts else None
@@ -239,12 +242,54 @@ class DynamicKeys:
         self.begin(found.slots_O[placed], ids_O[placed])
         return found
 
+    # Outside of a step: rows that are loaded, and starts that begin again.
+
+    def belong(self, ids_E: torch.Tensor) -> torch.Tensor:
+        """Which of these ids fall into buckets that lie here, bool `[E]`."""
+        return self.groups_of(ids_E) >= 0
+
+    def lacking(self, ids_U: torch.Tensor) -> int:
+        """How many of these ids, which belong here, have no row and would find no place unless somebody leaves."""
+        fresh = ids_U[self.census.find(ids_U, self.steps) < 0]
+        return self.census.lacking(self.groups_of(fresh), self.steps)
+
+    def give(self, ids_U: torch.Tensor) -> torch.Tensor:
+        """The rows of these ids, which belong here. Those without one, for which there must be places, get a row as it begins, and
+        stand as if the last step had touched them, with a candidate's count or 0.
+        """
+        rows_U = self.census.find(ids_U, self.steps)
+        missing_U = rows_U < 0
+        fresh = ids_U[missing_U]
+        counts = torch.zeros_like(fresh) if self.census.policy.counts else None
+        if self.candidates is not None:
+            known = self.candidates.find(fresh, self.steps)
+            counts = self.candidates.counts_of(known, self.steps)
+            self.candidates.leave(known[known >= 0])
+        groups = self.groups_of(fresh)
+        # As of the step to come, before which whoever is dead now is dead; nobody else has to leave.
+        found = self._give_rows(fresh, counts, groups, self.steps + 1)
+        self.census.lasts_S[found.slots_O] = self.steps
+        rows_U[missing_U] = found.slots_O
+        return rows_U
+
+    def restart(self, seed: int) -> torch.Tensor:
+        """Let all ids begin as `seed` says, those with a row at once. Who has one, counts, last steps and state stay. Returns the
+        rows that have changed.
+        """
+        self.seed = seed
+        rows_U = self.census.living(self.steps)
+        data = self._memory.data
+        fresh = data.weights.new_empty(rows_U.numel(), data.weights.shape[1])
+        fill_rows(fresh, self._table, seed, self.census.ids_S[rows_U], self._columns)
+        data.weights[rows_U] = fresh
+        return rows_U
+
     def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor) -> None:
         """Let these rows be as ids begin."""
         self._memory.ensure(self.census.places, self.census.places)
         data = self._memory.data
         fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
-        fill_rows(fresh, self._table, self._seed, ids_U, self._columns)
+        fill_rows(fresh, self._table, self.seed, ids_U, self._columns)
         data.weights[rows_U] = fresh
         for tensor in data.state.values():
             tensor[rows_U] = 0
