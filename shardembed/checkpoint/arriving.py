@@ -7,57 +7,19 @@ is then no place for that checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from shardembed.checkpoint.filling import Wanted, fill
-from shardembed.checkpoint.format.blocks import Update
+from shardembed.checkpoint.filling import Wanted, fill, ids_of
 from shardembed.checkpoint.format.manifest import Source
-from shardembed.checkpoint.format.pieces import Files, read_dropped, read_ids
-from shardembed.checkpoint.format.regions import common
+from shardembed.checkpoint.format.pieces import Files
 from shardembed.checkpoint.inventory import Item
 from shardembed.checkpoint.living import IdRegion, Members
-from shardembed.errors import CheckpointError
+from shardembed.checkpoint.selection import Placed
 from shardembed.kernels.mixing import mixed
-
-
-class Placed:
-    """Ids, ascending, and the place of each: as `filling.Rows`. Notes which ids were met."""
-
-    def __init__(self, ids: torch.Tensor, places: torch.Tensor) -> None:
-        self.ids, self.places = ids, places
-        self.met = torch.zeros(len(ids), dtype=torch.bool)
-
-    def of_chunk(self, rows: range) -> tuple[range | torch.Tensor, slice | torch.Tensor]:
-        raise CheckpointError(f"rows {rows} of a dynamic table have no ids")  # `checks` lets no such entry pass
-
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if not len(self.ids):
-            return ids[:0], ids[:0]
-        numbers = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
-        positions = (self.ids[numbers] == ids).nonzero().squeeze(1)
-        numbers = numbers[positions]
-        self.met[numbers] = True
-        return positions, self.places[numbers]
-
-
-def check_met(wanted: Wanted, path: Path) -> None:
-    """
-    Raises:
-        CheckpointError: an entry of a dynamic table did not have all of the ids that the table has.
-    """
-    rows = wanted.rows
-    if isinstance(rows, Placed) and not bool(rows.met.all()):
-        lost = rows.ids[~rows.met]
-        raise CheckpointError(
-            f"{path}: {wanted.key!r} lacks {len(lost)} ids that its table has, id {int(lost[0])} is one: {ALTERED}"
-        )
-
-
-ALTERED = "the checkpoint was altered; load an older one with step="
 
 
 @dataclass
@@ -69,6 +31,7 @@ class Arrival:
         ids: int64, ascending, on the CPU.
         now: time at which they were saved, in steps.
         seed: of the rows that ids begin with.
+        blocks: the buckets they fall into, as those of the checkpoint, where it has as many; else None.
         left: how many do not come, since their buckets are full.
         places: of each id, once they are seated.
     """
@@ -77,6 +40,7 @@ class Arrival:
     ids: torch.Tensor
     now: int
     seed: int
+    blocks: tuple[range, ...] | None = None
     left: int = 0
     places: torch.Tensor | None = None
 
@@ -86,16 +50,16 @@ class Arrival:
 
     def seat(self) -> None:
         """Let these ids and nobody else be there; others begin from now on as they did where these come from."""
-        self.members.keys.seed = self.seed
         device = self.members.census.ids_S.device
         self.places = self.members.keys.seat(self.members.census, self.ids.to(device)).cpu()
         if self.members.are_rows:
+            self.members.keys.seed = self.seed
             self.members.slab.drop()
 
     def wanted(self, item: Item, region: IdRegion, source: Source) -> Wanted:
         """What of an item is to be read for them."""
         assert self.places is not None
-        return Wanted(item.key, source, Placed(self.ids, self.places), region.columns, region.tensor())
+        return Wanted(item.key, source, Placed(self.ids, self.places, self.blocks), region.columns, region.tensor())
 
     def keep_ages(self) -> None:
         """Move the last steps, which were read as they were saved, to the time of the table here: ids stay as old as they were, or
@@ -126,36 +90,16 @@ def arrival(region: IdRegion, source: Source, about: Mapping[str, Source], files
     def mine(ids: torch.Tensor) -> torch.Tensor:
         return ids[keys.groups_of(ids.to(device)).cpu() >= 0]
 
-    alike = source.entry.by_id.buckets == members.buckets
-    ids = ids_of(source, files, mine, lambda update: not alike or _meets(update, region.blocks))
-    found = Arrival(members, ids, source.entry.by_id.now, source.entry.by_id.seed)
+    blocks = region.blocks if source.entry.by_id.buckets == members.buckets else None
+    anyone = Placed(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), blocks)
+    ids = ids_of(source, files, mine, lambda update: anyone.may_be_in(update.buckets))
+    found = Arrival(members, ids, source.entry.by_id.now, source.entry.by_id.seed, blocks)
     if census.room is not None:
         groups = keys.groups_of(ids.to(device)).cpu()
         if len(ids) and int(torch.bincount(groups).max()) > census.room:
             stay = _staying(found, groups, census.room, about, files)
             found.ids, found.left = ids[stay], len(ids) - int(stay.sum())
     return found
-
-
-def ids_of(
-    source: Source,
-    files: Mapping[Path, Files],
-    chosen: Callable[[torch.Tensor], torch.Tensor] = lambda ids: ids,
-    looked_into: Callable[[Update], bool] = lambda _: True,
-) -> torch.Tensor:
-    """The ids that have a row in an entry, int64, ascending; of these what `chosen` leaves of some, in updates to be looked into."""
-    there = torch.empty(0, dtype=torch.int64)
-    for folder, updates in source.layers:
-        if folder == source.updates_in and source.below:
-            there = there[~torch.isin(there, read_dropped(files[folder], source.entry))]
-        first = [update for update in updates if update.columns.start == 0 and looked_into(update)]
-        parts = [chosen(ids) for update in first for _, ids in read_ids(files[folder], source.entry, update)]
-        there = torch.cat([there, *parts]).unique()
-    return there
-
-
-def _meets(update: Update, blocks: tuple[range, ...]) -> bool:
-    return update.buckets is None or any(common(update.buckets, block) is not None for block in blocks)
 
 
 def _staying(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from shardembed.checkpoint.format.blocks import Update
+from shardembed.checkpoint.format.blocks import Entry, Update
 from shardembed.checkpoint.format.manifest import Source
-from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, run_copies
+from shardembed.checkpoint.format.pieces import Copy, Files, read_dropped, read_ids, run_copies
 from shardembed.checkpoint.format.regions import common
+from shardembed.checkpoint.selection import Placed
+from shardembed.errors import CheckpointError
 
 Places = slice | torch.Tensor
+ALTERED = "the checkpoint was altered; load an older one with step="
+ReadIds = Callable[[Files, Entry, Update], Iterable[tuple[int, torch.Tensor]]]  # as `read_ids`
 
 
 class Rows(Protocol):
@@ -68,8 +72,11 @@ class Wanted:
     into: torch.Tensor
 
 
-def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
+def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files], ids: ReadIds = read_ids) -> None:
     """Read all that is wanted; each piece of a chunk once, whoever wants it.
+
+    Args:
+        ids: reads those of an update.
 
     Raises:
         CheckpointError: something that was read is damaged; files, tensor and rows are named.
@@ -79,7 +86,42 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
     for one in wanted:  # after all chunks: these are newer
         for folder, updates in one.source.layers:
             for update in updates:
-                _apply(one, update, files[folder])
+                _apply(one, update, files[folder], ids)
+
+
+def ids_of(
+    source: Source,
+    files: Mapping[Path, Files],
+    chosen: Callable[[torch.Tensor], torch.Tensor] = lambda ids: ids,
+    looked_into: Callable[[Update], bool] = lambda _: True,
+) -> torch.Tensor:
+    """The ids that have a row in an entry, int64, ascending.
+
+    Args:
+        chosen: gives of some ids those that are wanted.
+        looked_into: whether an update can hold such.
+    """
+    there = torch.empty(0, dtype=torch.int64)
+    for folder, updates in source.layers:
+        if folder == source.updates_in and source.below:
+            there = there[~torch.isin(there, read_dropped(files[folder], source.entry))]
+        first = [update for update in updates if update.columns.start == 0 and looked_into(update)]
+        parts = [chosen(ids) for update in first for _, ids in read_ids(files[folder], source.entry, update)]
+        there = torch.cat([there, *parts]).unique()
+    return there
+
+
+def check_met(wanted: Wanted) -> None:
+    """
+    Raises:
+        CheckpointError: an entry of a dynamic table did not have all of the ids that the table has.
+    """
+    rows = wanted.rows
+    if isinstance(rows, Placed) and not bool(rows.met.all()):
+        lost = rows.ids[~rows.met]
+        raise CheckpointError(
+            f"{wanted.source.updates_in}: {wanted.key!r} lacks {len(lost)} ids that its table has, id {int(lost[0])} say: {ALTERED}"
+        )
 
 
 def check_files(sources: Iterable[Source], files: Mapping[Path, Files]) -> None:
@@ -112,12 +154,12 @@ def _of_chunks(wanted: Wanted, files: Files) -> Iterator[Copy]:
         yield Copy(files, *stored, rows, theirs, wanted.into[:, mine], places, wanted.key)
 
 
-def _apply(wanted: Wanted, update: Update, files: Files) -> None:
+def _apply(wanted: Wanted, update: Update, files: Files, read: ReadIds) -> None:
     entry, columns = wanted.source.entry, _shared(wanted.columns, update.columns)
-    if columns is None:
+    if columns is None or (isinstance(wanted.rows, Placed) and not wanted.rows.may_be_in(update.buckets)):
         return
     mine, theirs = columns
-    for first, ids in read_ids(files, entry, update):
+    for first, ids in read(files, entry, update):
         rows, places = wanted.rows.of_ids(ids)
         stored = update.values, entry.dtype, len(update.columns)
         run_copies([Copy(files, *stored, first + rows, theirs, wanted.into[:, mine], places, wanted.key)])

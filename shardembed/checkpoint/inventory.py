@@ -275,7 +275,7 @@ def _dynamic_items(table: Table) -> Iterator[Item]:
         whole = (rows, columns) if shape == "element" else (rows,)
         yield item(f"{key}.{name}", "table_state", whole, dtype, (_living(one, get, shape == "row") for _, one in parts))
     yield from _census_items(item, f"{key}.ids", rows, [one for _, one in parts])
-    waiting = [Members(slab, slab.dynamic.candidates, config.cut_rows) for slab, _ in parts if slab.dynamic.candidates is not None]
+    waiting = [Members(slab, one.keys.candidates, config.cut_rows) for slab, one in parts if one.keys.candidates is not None]
     if waiting:
         yield from _census_items(item, f"{key}.candidates", rows, waiting)
 

@@ -15,7 +15,12 @@ from shardembed.store.slab import Slab
 
 @dataclass(frozen=True)
 class Listed:
-    """Ids, ascending, and their places; both int64 `[n]`, on the CPU."""
+    """Some of those who are there, on the CPU.
+
+    Attributes:
+        ids: int64 `[n]`, ascending.
+        places: of each, int64 `[n]`.
+    """
 
     ids: torch.Tensor
     places: torch.Tensor

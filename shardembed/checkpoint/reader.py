@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shardembed.checkpoint import small
-from shardembed.checkpoint.arriving import Arrival, arrival, check_met
-from shardembed.checkpoint.filling import Cut, Wanted, check_files, fill
+from shardembed.checkpoint.arriving import Arrival, arrival
+from shardembed.checkpoint.filling import Cut, Wanted, check_files, check_met, fill
 from shardembed.checkpoint.format.manifest import read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files, read_state
 from shardembed.checkpoint.format.strict import loads
@@ -86,6 +86,6 @@ class Reader:
         ]
         fill([*parts, *living], self._files)
         for one in living:
-            check_met(one, self.path)
+            check_met(one)
         for _, _, region in regions:
             region.come_home()

@@ -138,7 +138,9 @@ def contents(job: Trained) -> Held:
 def whole(runs: list[Held]) -> Held:
     """What ranks hold together; rows of several strips are put together."""
     found: Held = {}
-    for table, what, values in ((table, what, values) for run in runs for table, held in run.items() for what, values in held.items()):
+    for table, what, values in (
+        (table, what, values) for run in runs for table, held in run.items() for what, values in held.items()
+    ):
         merged = found.setdefault(table, {}).setdefault(what, {})
         for id_, value in values.items():
             assert id_ not in merged or not isinstance(value, torch.Tensor) or torch.equal(merged[id_], value), (table, what, id_)

@@ -120,7 +120,8 @@ def _check_owner(entry: Entry, entries: Mapping[str, Entry]) -> None:
         return
     owner = entries.get(entry.of)
     if owner is None or owner.kind != OWNERS[entry.kind] or not entry.key.startswith(f"{entry.of}."):
-        raise ValueError(f"it is {entry.kind} of {entry.of!r:.200}, which is no {OWNERS[entry.kind]} weight here")
+        what = "optimizer state" if entry.kind.endswith("_state") else "said of ids"
+        raise ValueError(f"it is {what} of {entry.of!r:.200}, which is no {OWNERS[entry.kind]} weight here")
     if (owner.by_id is None) != (entry.by_id is None) or (entry.kind == "table_ids" and entry.by_id is None):
         raise ValueError(f"its rows are named in another way than those of {entry.of!r:.200}")
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import shardembed as se
 from tests.harness import run_ranks
-from tests.ranks.living import Held, batch_of, built, contents, equal, train
+from tests.ranks.living import Held, built, contents, equal, train
 
 
 def save_and_go_on(rank: int, world_size: int, folder: str, optimizer: str, deterministic: bool) -> tuple[Held, Held]:
