@@ -113,11 +113,17 @@ Held = dict[str, dict[str, dict[int, Any]]]  # table -> what -> id -> value
 
 
 def contents(job: Trained) -> Held:
+    """All that this rank holds of the tables."""
+    return living(job.model.tables)
+
+
+def living(tables: se.EmbeddingCollection) -> Held:
     """All that this rank holds of dynamic tables: rows and state by column, counts, last steps, candidates."""
     held: Held = {}
-    for slab in job.model.tables.journey.slabs:
+    for slab in tables.journey.slabs:
         keys, lane = slab.dynamic, slab.spec.lanes[0]
-        assert keys is not None
+        if keys is None:
+            continue
         found = held.setdefault(slab.table_of(lane), {})
         places = keys.census.living(keys.steps)
         ids = keys.census.ids_S[places].tolist()
