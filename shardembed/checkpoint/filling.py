@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -28,8 +29,8 @@ class Rows(Protocol):
         """Positions in `rows` that are wanted, and the place of each."""
         ...
 
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions in `ids`, ascending row numbers, that are wanted, and the place of each."""
+    def of_ids(self, ids: torch.Tensor, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in `ids`, ascending row numbers of which there are these columns, that are wanted, and the place of each."""
         ...
 
 
@@ -47,7 +48,7 @@ class Cut:
         mine, theirs = common(self.rows, rows) or (range(0), range(0))
         return theirs, slice(mine.start, mine.stop, mine.step)
 
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_ids(self, ids: torch.Tensor, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
         first, stop, step = self.rows.start, self.rows.stop, self.rows.step
         positions = torch.nonzero((ids >= first) & (ids < stop) & ((ids - first) % step == 0)).squeeze(1)
         return positions, (ids[positions] - first) // step
@@ -84,6 +85,8 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files], ids: ReadIds = r
     # All in one list, so that a piece which several tensors need a part of is read and hashed once.
     run_copies([copy for one in wanted for copy in _of_chunks(one, files[one.source.chunks_in])])
     for one in wanted:  # after all chunks: these are newer
+        if isinstance(one.rows, Placed):
+            one.rows.watch(_strips(one))
         for folder, updates in one.source.layers:
             for update in updates:
                 _apply(one, update, files[folder], ids)
@@ -117,8 +120,8 @@ def check_met(wanted: Wanted) -> None:
         CheckpointError: an entry of a dynamic table did not have all of the ids that the table has.
     """
     rows = wanted.rows
-    if isinstance(rows, Placed) and not bool(rows.met.all()):
-        lost = rows.ids[~rows.met]
+    lost = rows.lost() if isinstance(rows, Placed) else ()
+    if len(lost):
         raise CheckpointError(
             f"{wanted.source.updates_in}: {wanted.key!r} lacks {len(lost)} ids that its table has, id {int(lost[0])} say: {ALTERED}"
         )
@@ -160,9 +163,16 @@ def _apply(wanted: Wanted, update: Update, files: Files, read: ReadIds) -> None:
         return
     mine, theirs = columns
     for first, ids in read(files, entry, update):
-        rows, places = wanted.rows.of_ids(ids)
+        rows, places = wanted.rows.of_ids(ids, update.columns)
         stored = update.values, entry.dtype, len(update.columns)
         run_copies([Copy(files, *stored, first + rows, theirs, wanted.into[:, mine], places, wanted.key)])
+
+
+def _strips(wanted: Wanted) -> list[range]:
+    """The columns that are wanted, as the updates of all layers cut them."""
+    updates = [update.columns for _, updates in wanted.source.layers for update in updates]
+    cuts = {edge for columns in updates for edge in (columns.start, columns.stop)} | {wanted.columns.start, wanted.columns.stop}
+    return [range(*pair) for pair in pairwise(sorted(cuts)) if pair[0] >= wanted.columns.start and pair[1] <= wanted.columns.stop]
 
 
 def _shared(mine: range, theirs: range) -> tuple[slice, slice] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -106,7 +107,7 @@ class Selection:
         first, stop = torch.searchsorted(ascending, torch.tensor([rows.start, rows[-1] + 1])).tolist()
         return (ascending[first:stop] - rows.start) // rows.step, order[first:stop]
 
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_ids(self, ids: torch.Tensor, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions in `ids` that are wanted, and the row that each goes to."""
         if self._ids is None:
             return torch.arange(len(ids)), ids
@@ -127,7 +128,7 @@ class Selection:
 
 
 class Placed:
-    """Ids, ascending, and the place of each: as `filling.Rows`. Notes which ids were met.
+    """Ids, ascending, and the place of each: as `filling.Rows`. Notes which ids were met, in each strip of columns.
 
     Args:
         buckets: that they all fall into; None: any.
@@ -135,7 +136,7 @@ class Placed:
 
     def __init__(self, ids: torch.Tensor, places: torch.Tensor, buckets: tuple[range, ...] | None = None) -> None:
         self.ids, self.places, self._buckets = ids, places, buckets
-        self.met = torch.zeros(len(ids), dtype=torch.bool)
+        self.met: dict[range, torch.Tensor] = {}
 
     def may_be_in(self, buckets: range | None) -> bool:
         """Whether any can be among ids that fall into these buckets."""
@@ -144,7 +145,15 @@ class Placed:
     def of_chunk(self, rows: range) -> tuple[range | torch.Tensor, slice | torch.Tensor]:
         raise CheckpointError(f"rows {rows} of a dynamic table have no ids")  # `checks` lets no such entry pass
 
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watch(self, strips: Iterable[range]) -> None:
+        """Note from now on who is met in which of these columns."""
+        self.met = {strip: torch.zeros(len(self.ids), dtype=torch.bool) for strip in strips}
+
+    def lost(self) -> torch.Tensor:
+        """The ids that were not met in some columns."""
+        return self.ids[torch.stack([~met for met in self.met.values()]).any(0)] if self.met else self.ids
+
+    def of_ids(self, ids: torch.Tensor, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
         if not len(self.ids):
             return ids[:0], ids[:0]
         first = int(torch.searchsorted(ids, self.ids[0]))  # ids that are few and near each other may be asked of many
@@ -152,5 +161,6 @@ class Placed:
         numbers = torch.searchsorted(self.ids, ids)
         positions = (self.ids[numbers] == ids).nonzero().squeeze(1)
         numbers = numbers[positions]
-        self.met[numbers] = True
+        for strip, met in self.met.items():
+            met[numbers] |= strip.start >= columns.start and strip.stop <= columns.stop
         return first + positions, self.places[numbers]

@@ -76,6 +76,10 @@ def _check_entry(entry: Entry, incremental: bool) -> None:
             _check_chunk(entry, chunk)
         except ValueError as error:
             raise ValueError(f"chunk {number}: {error}") from error
+    if entry.by_id is None and (entry.dropped or any(update.buckets is not None for update in entry.updates)):
+        raise ValueError("it has buckets or dropped ids, and no dynamic table has it")
+    if entry.by_id is not None and not entry.kind.startswith("table"):
+        raise ValueError("a dense tensor has no ids")
     if entry.by_id is not None:
         _check_by_id(entry, entry.by_id, incremental)
     elif entry.chunks or not incremental:

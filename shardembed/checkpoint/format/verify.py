@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,8 @@ def verify_each(manifests: Mapping[Path, Manifest], workers: int = 2, progress: 
         with Files(each, manifest) as files:
             sound = {name for name in manifest.files if not _opening(files, name, found)}
             _hash_all(files, sound, found, workers, progress)
-            if not found:
-                found += _strange_ids(files)
+            known = {problem.text for problem in found}
+            found += [problem for problem in _strange_ids(files, sound) if problem.text not in known]
     return sorted(found, key=lambda problem: (str(problem.folder), problem.file, problem.text))
 
 
@@ -100,14 +101,14 @@ def _hash_all(files: Files, names: set[str], found: list[Problem], workers: int,
     spread(tasks, check, workers)
 
 
-def _strange_ids(files: Files) -> list[Problem]:
-    """Ids of dynamic tables that are twice in a shard, or belong to another."""
+def _strange_ids(files: Files, names: set[str]) -> list[Problem]:
+    """Ids of dynamic tables that are twice in a shard, or belong to another; and what keeps them from being read."""
     found: list[Problem] = []
     for key, entry in files.manifest.entries.items():
         for update in entry.updates if entry.by_id is not None else ():
             try:
-                for _ in read_ids(files, entry, update):
-                    pass
+                if update.ids.file in names:
+                    deque(read_ids(files, entry, update), maxlen=0)
             except CheckpointError as error:
                 found.append(Problem(files.folder, update.ids.file, key, str(error)))
     return found
