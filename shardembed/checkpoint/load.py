@@ -72,6 +72,11 @@ def load_checkpoint(
     against their hashes; no rank holds a whole table, and buffers take 16 MiB. All of a checkpoint must find its place: what the
     model or the call lacks is an error that lists it.
 
+    A dynamic table may have another capacity here. Where buckets are full, its LRU or LFU chooses who is left out, and rank 0 warns
+    (`NoRoomWarning`); where nobody leaves (TTL, no eviction) that is an error. Another eviction or admission may need what the
+    checkpoint does not have, `TABLE.weight.ids.count` say, which `new` lets begin at 0, or not need what it has, which `dropped`
+    leaves out. Ids without a row begin from now on with the seed that the saved table had.
+
     Args:
         folder: as for `save_checkpoint`, or the folder of one checkpoint.
         optimizer, scheduler, extra: as they were saved; needed where the checkpoint has their state.
@@ -81,7 +86,8 @@ def load_checkpoint(
         grown: tables that may have more rows here; the additional ones keep their starting values, and zero state.
         new: tensors that the checkpoint does not have; they keep their values.
         dropped: tensors of the checkpoint that are not wanted.
-        weights_only: tables, parameters and buffers alone; all else stays as it is.
+        weights_only: tables, parameters and buffers alone; all else stays as it is. Ids of dynamic tables are then as old as they
+            were, as far as the model here has taken steps.
 
     Raises:
         CheckpointError: on every rank: there is no checkpoint, it is damaged (file, tensor and rows are named), of a newer format,
