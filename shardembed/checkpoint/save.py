@@ -113,8 +113,8 @@ def save_checkpoint(
             older than all that training came by. A checkpoint that holds inf or nan never takes the place of the newest finite
             one, which is kept beside them then.
         incremental: save only the rows of tables that changed since the last full checkpoint. The first such call in a process,
-            and after a load, saves all rows. Rows changed through `local_shards()` count as a whole table. Costs a byte a row, and 8 an
-            id of a dynamic table, whose increments also say which ids are gone.
+            and after a load, saves all rows. Rows changed through `local_shards()` count as a whole table. Costs a byte a row, and
+            8 an id of a dynamic table, whose increments also say which ids are gone.
         on_nonfinite: where a table, a parameter or their optimizer state holds inf or nan: "keep" saves it all the same, says so
             (`NonFiniteWarning` on rank 0) and notes it in the checkpoint; "raise" saves nothing. Buffers may hold what they like.
 
