@@ -20,6 +20,7 @@ from shardembed.checkpoint.inventory import Item
 from shardembed.checkpoint.living import IdRegion, Members
 from shardembed.checkpoint.selection import Placed
 from shardembed.kernels.mixing import mixed
+from shardembed.store.dynamic.census import MOST
 
 
 @dataclass
@@ -63,12 +64,18 @@ class Arrival:
 
     def keep_ages(self) -> None:
         """Move the last steps, which were read as they were saved, to the time of the table here: ids stay as old as they were, or
-        get younger where it has not had so many steps.
+        get younger where it has not had so many steps. Whatever a file says, an id that is there was not touched before all steps
+        nor after the last, and its count is not negative.
         """
-        census, ahead = self.members.census, self.members.keys.steps - self.now
-        if ahead and self.places is not None:
-            places = self.places.to(census.lasts_S.device)
-            census.lasts_S[places] = (census.lasts_S[places] + ahead).clamp_(min=0)
+        if self.places is None:
+            return
+        census, steps = self.members.census, self.members.keys.steps
+        places = self.places.to(census.lasts_S.device)
+        ahead = min(max(steps - self.now, -MOST), MOST)
+        lasts = census.lasts_S[places].to(torch.int64) + ahead
+        census.lasts_S[places] = lasts.clamp(min=0, max=min(steps, MOST)).to(torch.int32)
+        if census.policy.counts:
+            census.counts_S[places] = census.counts_S[places].clamp(min=0)
 
 
 def arrival(region: IdRegion, source: Source, about: Mapping[str, Source], files: Mapping[Path, Files]) -> Arrival:
@@ -110,7 +117,7 @@ def _staying(
     said = {name: torch.zeros(len(ids), 1, dtype=torch.int32) for name in ("last", "count")}
     everyone = [(name, source, Placed(ids, torch.arange(len(ids)))) for name, source in about.items()]
     fill([Wanted(source.entry.key, source, rows, range(1), said[name]) for name, source, rows in everyone], files)
-    lasts, counts = said["last"].squeeze(1), said["count"].squeeze(1)
+    lasts, counts = said["last"].squeeze(1).clamp(min=0, max=min(found.now, MOST)), said["count"].squeeze(1).clamp(min=0)
     order = (mixed(ids) ^ -(1 << 63)).argsort(descending=True)  # as numbers without a sign
     order = order[lasts[order].argsort(descending=True, stable=True)]
     if policy.by_count or not found.members.are_rows:

@@ -10,9 +10,12 @@ import torch
 from shardembed.checkpoint.format.blocks import Base, Block, ById, Entry, File, Update, id_names
 from shardembed.checkpoint.format.manifest import Manifest
 from shardembed.checkpoint.format.pieces import Part, write_file, write_state
+from tests.dynamic_oracle import bucket_of
 
 KEY, COLUMNS, BUCKETS, STATE = "emb.item.weight", 3, 4, b'{"progress": null}'
 HALVES = (range(0, BUCKETS, 2), range(1, BUCKETS, 2))
+
+EVERYONE = [-(2**63), -(2**40), -9, -1, 0, *range(5, 60, 3), 2**31, 2**62, 2**63 - 1]
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,29 @@ def write(folder: Path, shards: list[Shard], rows: int, base: Base | None = None
 def manifest_of(entry: Entry, files: dict[str, File], state: Block, base: Base | None, step: int) -> Manifest:
     everything = {**files, "state.json": File(state.bytes)}
     return Manifest(step, 2, "2026-01-01T00:00:00+00:00", {}, {entry.key: entry}, everything, (), state, base)
+
+
+def of(buckets: range, ids: list[int]) -> torch.Tensor:
+    """Those that fall into these buckets, ascending."""
+    return torch.tensor(sorted(id_ for id_ in ids if bucket_of(id_, BUCKETS) in buckets), dtype=torch.int64)
+
+
+def halves(ids: list[int], dropped: list[int] | None = None) -> list[Shard]:
+    return [Shard(half, of(half, ids), None if dropped is None else of(half, dropped)) for half in HALVES]
+
+
+def two_of_them(root: Path) -> None:
+    """A full checkpoint, and an increment in which some have changed, some have come, and some are gone."""
+    made = write(root / "step-0000000001", halves(EVERYONE[:-3]), len(EVERYONE) - 3)
+    changed, gone = [-1, *EVERYONE[-3:]], EVERYONE[6:9]
+    base = Base("step-0000000001", made.checksum)
+    write(root / "step-0000000007", halves(changed, gone), len(EVERYONE) - 3, base, salt=100)
+
+
+def expected(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids of the checkpoint of this step, and their rows."""
+    if step == 1:
+        ids = torch.tensor(EVERYONE[:-3])
+        return ids, rows_of(ids)
+    ids = torch.tensor([*EVERYONE[:6], *EVERYONE[9:]])
+    return ids, rows_of(ids) + 100.0 * torch.isin(ids, torch.tensor([-1, *EVERYONE[-3:]])).unsqueeze(1)

@@ -15,44 +15,19 @@ from torch import nn
 import shardembed as se
 from shardembed.checkpoint.describe import contents
 from shardembed.checkpoint.format import manifest as manifest_module
-from shardembed.checkpoint.format.blocks import Base, Entry
+from shardembed.checkpoint.format.blocks import Entry
 from shardembed.checkpoint.format.manifest import Manifest
 from shardembed.checkpoint.format.verify import verify
 from shardembed.cli import main
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, IdRangeError
-from tests.dynamic_oracle import bucket_of
-from tests.unit.checkpoint.by_id import BUCKETS, COLUMNS, HALVES, KEY, Shard, rows_of, write
-
-EVERYONE = [-(2**63), -(2**40), -9, -1, 0, *range(5, 60, 3), 2**31, 2**62, 2**63 - 1]
-
-
-def of(buckets: range, ids: list[int]) -> torch.Tensor:
-    """Those that fall into these buckets, ascending."""
-    return torch.tensor(sorted(id_ for id_ in ids if bucket_of(id_, BUCKETS) in buckets), dtype=torch.int64)
-
-
-def halves(ids: list[int], dropped: list[int] | None = None) -> list[Shard]:
-    return [Shard(half, of(half, ids), None if dropped is None else of(half, dropped)) for half in HALVES]
+from tests.unit.checkpoint.by_id import BUCKETS, COLUMNS, EVERYONE, HALVES, KEY, Shard, expected, halves, of, two_of_them, write
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A full checkpoint, and an increment in which some have changed, some have come, and some are gone."""
-    made = write(tmp_path / "step-0000000001", halves(EVERYONE[:-3]), len(EVERYONE) - 3)
-    changed, gone = [-1, *EVERYONE[-3:]], EVERYONE[6:9]
-    base = Base("step-0000000001", made.checksum)
-    write(tmp_path / "step-0000000007", halves(changed, gone), len(EVERYONE) - 3, base, salt=100)
+    two_of_them(tmp_path)
     return tmp_path
-
-
-def expected(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of the checkpoint of this step, and their rows."""
-    if step == 1:
-        ids = torch.tensor(EVERYONE[:-3])
-        return ids, rows_of(ids)
-    ids = torch.tensor([*EVERYONE[:6], *EVERYONE[9:]])
-    return ids, rows_of(ids) + 100.0 * torch.isin(ids, torch.tensor([-1, *EVERYONE[-3:]])).unsqueeze(1)
 
 
 @pytest.mark.parametrize("step", [1, 7])
