@@ -104,6 +104,12 @@ class DynamicKeys:
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what finds and remembers ids, beside their rows and state."""
+        known = self.census.nbytes + (self.candidates.nbytes if self.candidates else 0)
+        return known + self._waiting.nbytes + self._ids_P.nbytes + self._groups.nbytes
+
     def find(self, keys_E: torch.Tensor, learning: bool, counted: bool = True) -> torch.Tensor:
         """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
 

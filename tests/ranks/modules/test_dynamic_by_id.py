@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 import shardembed as se
 from shardembed.errors import ConfigError, FeatureError, InputError, StepError, UnsupportedError
@@ -147,12 +151,12 @@ def test_rows_are_loaded_by_id(world_size: int, plan: str, rows: int | None) -> 
             assert torch.equal(one, other)
 
 
-def refused(rank: int, world_size: int) -> list[str]:
+def refused(rank: int, world_size: int, folder: str) -> list[str]:
     emb = collection(world_size, "rows", SETTINGS["crowded"])
     train(emb, 1, rank)
     before = emb.ids("item"), emb.rows("item", emb.ids("item"))
     many, two = torch.arange(1000), torch.arange(2)
-    attempts: list[tuple[type[Exception], Callable[[], Any]]] = [
+    attempts: list[tuple[type[BaseException], Callable[[], Any]]] = [
         (ConfigError, lambda: emb.load_rows("item", many, torch.zeros(1000, COLUMNS))),
         (ConfigError, lambda: emb.load_rows("item", two, torch.zeros(3, COLUMNS))),
         (ConfigError, lambda: emb.load_rows("item", torch.zeros(256, COLUMNS))),
@@ -163,10 +167,13 @@ def refused(rank: int, world_size: int) -> list[str]:
         (ConfigError, lambda: emb.tally("plain")),
         (FeatureError, lambda: emb.ids("nobody")),
         (ConfigError, lambda: emb.topk(torch.zeros(1, COLUMNS), 10_000, "item")),
-        (UnsupportedError, lambda: emb.load_state_dict(emb.state_dict())),
+        (RuntimeError, lambda: emb.load_state_dict(emb.state_dict())),  # torch's, of all keys
+        (UnsupportedError, lambda: copy.deepcopy(emb.state_dict())),
+        (UnsupportedError, lambda: emb.state_dict()["item.weight"] + 1),
+        (CheckpointException, lambda: dcp.save(emb.state_dict(), checkpoint_id=folder)),  # its own, with each rank's
     ]
     said: list[str] = []
-    for kind, attempt in attempts[:-1]:
+    for kind, attempt in attempts:
         with pytest.raises(kind) as caught:
             attempt()
         said.append(str(caught.value))
@@ -179,9 +186,12 @@ def refused(rank: int, world_size: int) -> list[str]:
     return said
 
 
-def test_what_cannot_be_is_refused_by_all_ranks_alike() -> None:
-    one, other = run_ranks(2, refused)
+def test_what_cannot_be_is_refused_by_all_ranks_alike(tmp_path: Path) -> None:
+    one, other = run_ranks(2, refused, str(tmp_path))
     assert one == other
+    for said in one[-4:]:
+        assert "'item' is dynamic" in said
+        assert "se.save_checkpoint" in said
     assert "find no place in table 'item'" in one[0]
     assert "num_embeddings" in one[0]
     assert "different ids" in one[5]
