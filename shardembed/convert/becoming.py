@@ -27,7 +27,8 @@ class Becoming:
     """What a user of `shard` says of it, each by name or pattern of tables.
 
     Attributes:
-        dynamic: how ids come and go. capacity: in place of num_embeddings of the module; None: the table grows.
+        dynamic: how ids come and go.
+        capacity: in place of num_embeddings of the module; None: the table grows.
         fresh: tables whose rows are let go, so that every id begins at its start.
     """
 
