@@ -22,7 +22,7 @@ with uncollected():
     from shardembed.journey.clipping import clip_grad_norm_
     from shardembed.journey.loaders import synced
     from shardembed.journey.prefetch import prefetched
-    from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
+    from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection, IdEmbedding
     from shardembed.optimizer import Optimizer
     from shardembed.store.wrappers import ignored
     from shardembed.tables.dynamic import LFU, LRU, TTL, Dynamic, MinCount, Probability
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from shardembed.embeddings import export_tables, neighbors, table_map
+    from shardembed.inputs.hash64 import hash64
+    from shardembed.inputs.names import Names
     from shardembed.observe import memory, profile
 
 # What no step needs is imported when it is first asked for: it takes as long as all that a step does need.
@@ -71,6 +73,8 @@ _LATER = {
         "save_checkpoint",
     ),
     "shardembed.embeddings": ("export_tables", "neighbors", "table_map"),
+    "shardembed.inputs.hash64": ("hash64",),
+    "shardembed.inputs.names": ("Names",),
     "shardembed.observe": ("memory", "profile"),
 }
 
@@ -88,8 +92,10 @@ __all__ = [
     "EmbeddingCollection",
     "Hashing",
     "IdBatch",
+    "IdEmbedding",
     "IdMap",
     "MinCount",
+    "Names",
     "Normal",
     "Optimizer",
     "PendingSave",
@@ -111,6 +117,7 @@ __all__ = [
     "errors",
     "export_tables",
     "grid",
+    "hash64",
     "ignored",
     "init",
     "load_checkpoint",

@@ -90,11 +90,13 @@ class _Single(Lookup):
 
     def extra_repr(self) -> str:
         table = self.tables[0]
-        said = [str(table.num_embeddings), str(table.embedding_dim)]
+        said = [str(None if table.grows else table.num_embeddings), str(table.embedding_dim)]
         usual = {"padding_idx": None, "max_norm": None, "norm_type": NORM_TYPE, "scale_grad_by_freq": False, "sparse": False}
         said += [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
         if self.feature.pooling is not None:
             said.append(f"mode={self.feature.pooling!r}")
+        if table.dynamic is not None:
+            said.append(f"dynamic={table.dynamic}")
         planned = next(planned for planned in self.plan.tables if planned.name == table.name)
         return f"{', '.join(said)}, {planned.kind} over {len(planned.layout.ranks)} rank(s)"
 
@@ -314,7 +316,10 @@ def _start(name: str, weight: torch.Tensor | None, dtype: torch.dtype | None, sh
     """dtype, start, rounding, and coming and going of the rows."""
     dynamic = sharding.get("dynamic")
     if dynamic is not None and weight is not None:
-        raise ConfigError(f"table {name!r} is dynamic: its rows have no numbers, so no matrix says how they start; give init=")
+        raise ConfigError(
+            f"table {name!r} is dynamic: its rows have no numbers, so no matrix says how they start; give init=, or write rows "
+            "with load_rows(ids, values)"
+        )
     given = sharding.get("init")
     start = Normal() if given is None else given
     init = start if weight is None else Loaded(lambda: start)

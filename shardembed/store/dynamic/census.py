@@ -11,13 +11,13 @@ import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.kernels.idmap import IdMap
-from shardembed.kernels.placing import DEAD, EVICTED, Rules, place, ranked
+from shardembed.kernels.placing import DEAD, EVICTED, MOST, Rules, meet, place, ranked
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.memory import grown
 
 FREE = -1
-MOST = (1 << 31) - 1  # counts stop there
 FIRST = 1024  # places of a table without a limit, to begin with
+SWEEPS = 8  # in the time that a row lives, at most: so many that few are dead, so few that looking for them costs little
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Census:
         self.counts_S = torch.zeros(places if policy.counts else 0, dtype=torch.int32, device=device)
         self._top = 0  # places that have ever been given, where there is no limit
         self._left = self.ids_S[:0]  # of these, the ones that are free again
+        self._swept = 0  # the step in which the dead were last looked for
 
     @property
     def places(self) -> int:
@@ -93,16 +94,9 @@ class Census:
         taken_G = ((lasts >= 0) & self.policy.alive(lasts, steps)).sum(1)
         return int((wanted_G - self.room + taken_G).clamp(min=0).sum())
 
-    def touch(self, slots_E: torch.Tensor, now: int, times_E: torch.Tensor | None) -> None:
-        """Ids that have a place were met, some of them several times: `times_E` each, where counts are kept."""
-        if self.policy.counts:
-            assert times_E is not None
-            slots_U, inverse = torch.unique(slots_E, return_inverse=True)
-            times_U = torch.zeros_like(slots_U).index_add_(0, inverse, times_E.to(torch.int64))
-            counts_U = self.policy.halved(self.counts_S[slots_U], self.lasts_S[slots_U], now) + times_U
-            self.counts_S[slots_U] = counts_U.clamp(max=MOST).to(torch.int32)
-            slots_E = slots_U
-        self.lasts_S[slots_E] = now
+    def meet(self, slots_E: torch.Tensor, now: int, times_E: torch.Tensor | None, times_P: torch.Tensor) -> None:
+        """Ids were met; as `placing.meet`."""
+        meet(slots_E, times_E, now, self.policy.halves, (self.lasts_S, self.counts_S), times_P)
 
     def counts_of(self, slots_U: torch.Tensor, now: int) -> torch.Tensor:
         """The counts of these places as they stand in step `now`, 0 where the place is -1; int64."""
@@ -121,8 +115,10 @@ class Census:
         """
         expired = self._bury(ids_O)
         if self.room is None:
+            dead = self._sweep(ids_O.numel(), now)
+            gone, evicted, expired = self.ids_S[dead], 0, expired + dead.numel()
+            self.leave(dead)
             slots_O = self._append(ids_O)
-            gone, evicted = self.ids_S[:0], 0
         else:
             slots_O, gone, fates = self._squeeze(ids_O, counts_O, groups_O, now, compete, self.room)
             evicted, expired = int((fates == EVICTED).sum()), expired + int((fates == DEAD).sum())
@@ -142,6 +138,15 @@ class Census:
         slots = slots[slots >= 0]
         self.leave(slots)
         return slots.numel()
+
+    def _sweep(self, wanted: int, now: int) -> torch.Tensor:
+        """The places of the dead, looked for before memory would grow; without a limit nobody else takes them."""
+        enough = self._top + wanted - self._left.numel() <= self.places
+        if self.policy.lives_on or enough or now < self._swept + self.policy.lives // SWEEPS:
+            return self._left[:0]
+        self._swept = now
+        lasts = self.lasts_S[: self._top]
+        return ((lasts >= 0) & ~self.policy.alive(lasts, now - 1)).nonzero().squeeze(1)
 
     def _squeeze(
         self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool, room: int
@@ -211,4 +216,4 @@ class Census:
         """Nobody is here any more."""
         self._map.clear()
         self.lasts_S.fill_(FREE)
-        self._top, self._left = 0, self.ids_S[:0]
+        self._top, self._left, self._swept = 0, self.ids_S[:0], 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 import shardembed as se
 from shardembed.errors import ConfigError, FeatureError, InputError, StepError, UnsupportedError
@@ -147,12 +153,12 @@ def test_rows_are_loaded_by_id(world_size: int, plan: str, rows: int | None) -> 
             assert torch.equal(one, other)
 
 
-def refused(rank: int, world_size: int) -> list[str]:
+def refused(rank: int, world_size: int, folder: str) -> list[str]:
     emb = collection(world_size, "rows", SETTINGS["crowded"])
     train(emb, 1, rank)
     before = emb.ids("item"), emb.rows("item", emb.ids("item"))
     many, two = torch.arange(1000), torch.arange(2)
-    attempts: list[tuple[type[Exception], Callable[[], Any]]] = [
+    attempts: list[tuple[type[BaseException], Callable[[], Any]]] = [
         (ConfigError, lambda: emb.load_rows("item", many, torch.zeros(1000, COLUMNS))),
         (ConfigError, lambda: emb.load_rows("item", two, torch.zeros(3, COLUMNS))),
         (ConfigError, lambda: emb.load_rows("item", torch.zeros(256, COLUMNS))),
@@ -163,10 +169,13 @@ def refused(rank: int, world_size: int) -> list[str]:
         (ConfigError, lambda: emb.tally("plain")),
         (FeatureError, lambda: emb.ids("nobody")),
         (ConfigError, lambda: emb.topk(torch.zeros(1, COLUMNS), 10_000, "item")),
-        (UnsupportedError, lambda: emb.load_state_dict(emb.state_dict())),
+        (RuntimeError, lambda: emb.load_state_dict(emb.state_dict())),  # torch's, of all keys
+        (UnsupportedError, lambda: copy.deepcopy(emb.state_dict())),
+        (UnsupportedError, lambda: emb.state_dict()["item.weight"] + 1),
+        (CheckpointException, lambda: dcp.save(emb.state_dict(), checkpoint_id=folder)),  # its own, with each rank's
     ]
     said: list[str] = []
-    for kind, attempt in attempts[:-1]:
+    for kind, attempt in attempts:
         with pytest.raises(kind) as caught:
             attempt()
         said.append(str(caught.value))
@@ -179,11 +188,55 @@ def refused(rank: int, world_size: int) -> list[str]:
     return said
 
 
-def test_what_cannot_be_is_refused_by_all_ranks_alike() -> None:
-    one, other = run_ranks(2, refused)
+def test_what_cannot_be_is_refused_by_all_ranks_alike(tmp_path: Path) -> None:
+    one, other = run_ranks(2, refused, str(tmp_path))
     assert one == other
+    for said in one[-4:]:
+        assert "'item' is dynamic" in said
+        assert "se.save_checkpoint" in said
     assert "find no place in table 'item'" in one[0]
     assert "num_embeddings" in one[0]
     assert "different ids" in one[5]
     assert "given 2 times" in one[4]
     assert "'plain' is not dynamic" in one[6]
+
+
+def drop_ins(rank: int, world_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What `se.Embedding` and `se.EmbeddingBag` answer before and after a step, and what torch's own do over the same rows."""
+    ids = torch.cat([ODD, torch.tensor([5, 5, -1])]) + rank
+    everyone = torch.cat([ODD, torch.tensor([5, 5, -1, 6]), ODD + 1]).unique()
+    settings: Any = {"dynamic": se.Dynamic(), "optimizer": se.optim.SGD(lr=0.5), "gradient_reduction": "sum"}
+    found = []
+    for ours, plain in [
+        (se.Embedding(None, COLUMNS, padding_idx=6, **settings), nn.Embedding),
+        (se.EmbeddingBag(4096, COLUMNS, mode="max", **settings), partial(nn.EmbeddingBag, mode="max")),
+    ]:
+        theirs = plain(len(everyone), COLUMNS, padding_idx=None if ours.padding_idx is None else int((everyone == 6).nonzero()))
+        theirs.weight.data.copy_(ours.rows(everyone))
+        shape = (2, -1)
+        numbers = [
+            torch.searchsorted(everyone, torch.cat([ODD, torch.tensor([5, 5, -1])]) + each).view(shape)
+            for each in range(world_size)
+        ]
+        optimizers = se.Optimizer(ours), torch.optim.SGD(theirs.parameters(), lr=0.5)
+        for _ in range(2):
+            output, expected = ours(ids.view(shape)), theirs(numbers[rank])
+            found.append((output.detach(), expected.detach()))
+            output.square().sum().backward()
+            torch.stack([theirs(each).square().sum() for each in numbers]).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        found.append((ours.rows(everyone), theirs.weight.detach()))
+        with pytest.raises(ConfigError, match="load_rows"):
+            ours.load_rows(torch.zeros(3, COLUMNS))
+        ours.load_rows(torch.tensor([2**40]), torch.ones(1, COLUMNS))
+        found.append((ours.rows(torch.tensor([[2**40]])), torch.ones(1, 1, COLUMNS)))
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_drop_ins_are_torchs_own_over_all_ids(world_size: int) -> None:
+    for found in run_ranks(world_size, drop_ins):
+        for ours, theirs in found:
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
