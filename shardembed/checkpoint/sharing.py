@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.checkpoint.format.blocks import chunk_name, id_names, update_names
+from shardembed.checkpoint.format.blocks import chunk_name, id_names, ids_in, update_names
 from shardembed.checkpoint.format.pieces import PIECE_BYTES
 from shardembed.checkpoint.inventory import Item, Region
 from shardembed.checkpoint.living import IdRegion
@@ -45,19 +45,27 @@ class Saved:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it is called in its file: one name, or those of an increment's row numbers and values; of the ids that are gone."""
+        """What it is called in its file: one name, or those of an increment's row numbers and values; of dynamic tables
+        values alone where ids are shared, and a third of the ids that are gone.
+        """
         shape = self.item.shape
         if self.item.by_id is not None:
-            return id_names(self.item.key, self.rows, self.item.by_id.buckets, self.columns)[: 2 if self.dropped is None else 3]
+            names = id_names(self.item.key, self.rows, self.item.by_id.buckets, self.columns)
+            return names[1:2] if self.shares else names[: 2 if self.dropped is None else 3]
         if self.ids is None:
             return (chunk_name(self.item.key, shape, self.rows, self.columns),)
         return update_names(self.item.key, self.rows, self.columns, shape[0])
 
     @property
+    def shares(self) -> bool:
+        """Its ids are written for another item of the same dynamic table."""
+        return self.item.by_id is not None and ids_in(self.item.key, self.item.of) != self.item.key
+
+    @property
     def bytes(self) -> int:
         rows = len(self.rows) if self.listed is None else len(self.listed)
         gone = 0 if self.dropped is None else self.dropped.nbytes
-        return gone + rows * (len(self.columns) * self.data.element_size() + (0 if self.listed is None else 8))
+        return gone + rows * (len(self.columns) * self.data.element_size() + (0 if self.listed is None or self.shares else 8))
 
 
 def parts_of(items: Iterable[Item], rank: int, incremental: bool) -> list[Saved]:

@@ -26,7 +26,7 @@ import torch
 
 from shardembed._version import __version__
 from shardembed.checkpoint import folders, retention
-from shardembed.checkpoint.format.blocks import Base, Block, ById, Chunk, Entry, File, Update
+from shardembed.checkpoint.format.blocks import Base, Block, ById, Chunk, Entry, File, Update, ids_in
 from shardembed.checkpoint.format.checks import STATE
 from shardembed.checkpoint.format.manifest import Manifest, read_manifest
 from shardembed.checkpoint.format.pieces import Part, write_file, write_state
@@ -160,6 +160,8 @@ def _write_parts(file: Path, parts: Sequence[Saved], buffers: Collection[str]) -
         if saved.ids is None or saved.listed is None:
             whole = saved.names[0] == saved.item.key
             written.append(Part(saved.names[0], saved.data, saved.item.shape if whole else None))
+        elif saved.shares:
+            written.append(Part(saved.names[0], saved.data, listed=saved.listed))
         else:
             written += [Part(saved.names[0], saved.ids.unsqueeze(1)), Part(saved.names[1], saved.data, listed=saved.listed)]
             written += [] if saved.dropped is None else [Part(saved.names[2], saved.dropped.unsqueeze(1))]
@@ -235,6 +237,7 @@ def _entries(snapshot: Snapshot, reports: list[dict[str, Any]], incremental: boo
     chunks: dict[str, list[Chunk]] = {}
     updates: dict[str, list[Update]] = {}
     dropped: dict[str, list[Block]] = {}
+    ids: dict[tuple[str, range, int], Block] = {}
     told: dict[str, dict[str, Any]] = {}
     for report in reports:
         for part in report["parts"]:
@@ -242,11 +245,12 @@ def _entries(snapshot: Snapshot, reports: list[dict[str, Any]], incremental: boo
             columns = range(*part["columns"])
             blocks = [Block(report["file"], start, size, rows, tuple(hashes)) for start, size, rows, hashes in part["blocks"]]
             dropped.setdefault(part["key"], []).extend(blocks[2:])
-            if len(blocks) == 1:
+            if part["living"] is not None:
+                updates.setdefault(part["key"], []).append(_of_ids(part, blocks, ids))
+            elif len(blocks) == 1:
                 chunks.setdefault(part["key"], []).append(Chunk(range(*part["rows"]), columns, blocks[0]))
             else:
-                buckets = None if part["living"] is None else range(*part["rows"])
-                updates.setdefault(part["key"], []).append(Update(columns, blocks[0], blocks[1], buckets))
+                updates.setdefault(part["key"], []).append(Update(columns, blocks[0], blocks[1]))
     known = {
         item.key: Entry(item.key, item.kind, item.of, _shape(item, reports), item.dtype, by_id=_by_id(item, incremental))
         for item in snapshot.items.values()
@@ -263,6 +267,16 @@ def _entries(snapshot: Snapshot, reports: list[dict[str, Any]], incremental: boo
         )
         for key, entry in known.items()
     }
+
+
+def _of_ids(part: dict[str, Any], blocks: list[Block], ids: dict[tuple[str, range, int], Block]) -> Update:
+    """An update of a dynamic table; `ids` gets its ids, or has them, since whoever has them comes before those that share them."""
+    columns, buckets = range(*part["columns"]), range(*part["rows"])
+    place = ids_in(part["key"], part["of"]), buckets, columns.start
+    if place[0] != part["key"]:
+        return Update(columns, ids[place], blocks[0], buckets, shares=True)
+    ids[place] = blocks[0]
+    return Update(columns, blocks[0], blocks[1], buckets)
 
 
 def _by_id(item: Item, incremental: bool) -> ById | None:

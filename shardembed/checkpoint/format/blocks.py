@@ -88,12 +88,14 @@ class Update:
         ids: row numbers, or ids of a dynamic table, ascending and distinct, int64 `[rows]`.
         values: `[rows, columns]`.
         buckets: of a dynamic table, that the ids fall into; None: `ids` are row numbers.
+        shares: `ids` is a block of another entry of the table (`ids_in`): that of the same buckets, in the strip that begins alike.
     """
 
     columns: range
     ids: Block
     values: Block
     buckets: range | None = None
+    shares: bool = False
 
     @property
     def rows(self) -> int:
@@ -228,6 +230,14 @@ def rows_name(rows: range, total: int) -> str:
         return f"{rows.start}:{last + 1}"
     stop = "" if last + rows.step >= total else str(last + 1)
     return f"{rows.start}:{stop}:{rows.step}"
+
+
+def ids_in(key: str, of: str) -> str:
+    """The key of the entry of a dynamic table in which the ids of an entry lie: rows, state, and what is said of ids have the same
+    ids; so have all that is said of candidates.
+    """
+    candidates = f"{of}.candidates."
+    return f"{candidates}last" if key.startswith(candidates) else of
 
 
 def id_names(key: str, buckets: range, total: int, columns: range) -> tuple[str, str, str]:

@@ -167,7 +167,8 @@ def check_block(block: Block, rows: int, row_bytes: int) -> None:
 
 
 def blocks_of(entry: Entry) -> list[Block]:
-    updates = [block for update in entry.updates for block in (update.ids, update.values)]
+    """What lies in files for this entry alone."""
+    updates = [block for update in entry.updates for block in (update.ids, update.values)[update.shares :]]
     return [*(chunk.block for chunk in entry.chunks), *updates, *entry.dropped]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-from shardembed.checkpoint.format.blocks import DTYPES, Block, ById, Chunk, Entry, File, Update
+from shardembed.checkpoint.format.blocks import DTYPES, Block, ById, Chunk, Entry, File, Update, ids_in
 from shardembed.checkpoint.format.checks import MOST
 
+_ELSEWHERE = Block("", 0, 0, 1, ())
 BLOCK = {"file", "offset", "bytes", "rows_a_piece", "hashes"}
 
 
@@ -49,7 +50,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "updates": [
             {
                 "columns": [update.columns.start, update.columns.stop],
-                "ids": block_json(update.ids),
+                "ids": None if update.shares else block_json(update.ids),
                 "values": block_json(update.values),
                 **({} if update.buckets is None else {"buckets": [update.buckets.start, update.buckets.stop, update.buckets.step]}),
             }
@@ -111,7 +112,33 @@ def _chunk(data: Any) -> Chunk:
 def _update(data: Any, by_id: bool) -> Update:
     expect(data, {"columns", "ids", "values"} | ({"buckets"} if by_id else set()))
     buckets = _rows(data["buckets"], "buckets") if by_id else None
-    return Update(_columns(data["columns"]), read_block(data["ids"], BLOCK), read_block(data["values"], BLOCK), buckets)
+    shares = by_id and data["ids"] is None
+    ids = _ELSEWHERE if shares else read_block(data["ids"], BLOCK)
+    return Update(_columns(data["columns"]), ids, read_block(data["values"], BLOCK), buckets, shares)
+
+
+def with_shared_ids(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The entries, with the ids that some of them have in others."""
+    there = {
+        (key, update.buckets, update.columns.start): update.ids
+        for key, entry in entries.items()
+        for update in entry.updates
+        if not update.shares and update.buckets is not None
+    }
+    return {
+        key: replace(entry, updates=tuple(_with_ids(entry, update, there) for update in entry.updates))
+        for key, entry in entries.items()
+    }
+
+
+def _with_ids(entry: Entry, update: Update, there: Mapping[tuple[str, range | None, int], Block]) -> Update:
+    if not update.shares:
+        return update
+    key = ids_in(entry.key, entry.of)
+    ids = there.get((key, update.buckets, update.columns.start))
+    if ids is None:
+        raise ValueError(f"tensor {entry.key!r:.200}: {key!r:.200} does not have its ids")
+    return replace(update, ids=ids)
 
 
 def _rows(data: Any, what: str) -> range:

@@ -211,7 +211,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         world_size=fields.number(data["world_size"], "world_size"),
         created=fields.text(data["created"], "created"),
         versions={name: fields.text(value, "versions") for name, value in versions.items()},
-        entries=fields.each(data["entries"], "entries", "tensor", fields.read_entry),
+        entries=fields.with_shared_ids(fields.each(data["entries"], "entries", "tensor", fields.read_entry)),
         files=fields.each(data["files"], "files", "file", fields.read_file),
         plans=tuple(fields.read_object(plan, "plans") for plan in plans),
         state=fields.read_block(data["state"], fields.BLOCK),

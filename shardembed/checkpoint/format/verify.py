@@ -107,7 +107,7 @@ def _strange_ids(files: Files, names: set[str]) -> list[Problem]:
     for key, entry in files.manifest.entries.items():
         for update in entry.updates if entry.by_id is not None else ():
             try:
-                if update.ids.file in names:
+                if update.ids.file in names and not update.shares:
                     deque(read_ids(files, entry, update), maxlen=0)
             except CheckpointError as error:
                 found.append(Problem(files.folder, update.ids.file, key, str(error)))
@@ -121,7 +121,8 @@ def _pieces(manifest: Manifest) -> Iterator[tuple[Block, int, int, str]]:
         size = entry.dtype.itemsize
         blocks += [(chunk.block, len(chunk.columns) * size, key) for chunk in entry.chunks]
         for update in entry.updates:
-            blocks += [(update.ids, torch.int64.itemsize, key), (update.values, len(update.columns) * size, key)]
+            both = (update.ids, torch.int64.itemsize, key), (update.values, len(update.columns) * size, key)
+            blocks += both[update.shares :]
         blocks += [(block, torch.int64.itemsize, key) for block in entry.dropped]
     for block, row_bytes, key in sorted(blocks, key=lambda each: (each[0].file != STATE, each[0].file, each[0].offset)):
         yield from ((block, row_bytes, number, key) for number in range(len(block.hashes)))

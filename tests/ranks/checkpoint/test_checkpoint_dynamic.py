@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.dynamic_oracle import bucket_of, buckets_of, mixed
 from tests.harness import run_ranks
 from tests.ranks.living import COLUMNS, Held, Trained, built, contents, equal, train, whole
 from tests.ranks.saved import raised, small_files
+from tests.unit.checkpoint.altered import signed_again
 
 
 def save_and_go_on(rank: int, world_size: int, folder: str, optimizer: str, deterministic: bool) -> tuple[Held, Held]:
@@ -264,3 +266,24 @@ def test_an_empty_table_is_saved_and_loaded(tmp_path: Path) -> None:
     job.load(tmp_path)
     assert whole([contents(job)])["item"]["row last"] == {}
     assert read_manifest(tmp_path / "step-0000000000").entries["tables.item.weight"].shape == (0, COLUMNS)
+
+
+def test_what_is_said_of_an_id_is_beside_it_and_the_id_is_written_once(tmp_path: Path) -> None:
+    saved_as(tmp_path, 300, se.Dynamic(se.LFU(), se.MinCount(2)))
+    path = tmp_path / "step-0000000006"
+    manifest = read_manifest(path)
+    names = {key: [update.shares for update in entry.updates] for key, entry in manifest.entries.items() if entry.by_id}
+    weight = "tables.item.weight"
+    assert names == {
+        weight: [False],
+        f"{weight}.exp_avg": [True],
+        f"{weight}.exp_avg_sq": [True],
+        f"{weight}.ids.last": [True],
+        f"{weight}.ids.count": [True],
+        f"{weight}.candidates.last": [False],
+        f"{weight}.candidates.count": [True],
+    }
+    data = json.loads((path / "manifest.json").read_bytes())
+    data["entries"][f"{weight}.candidates.last"]["updates"][0]["ids"] = None
+    (path / "manifest.json").write_bytes(signed_again(data))
+    assert "'tables.item.weight.candidates.last' does not have its ids" in raised(lambda: read_manifest(path))
