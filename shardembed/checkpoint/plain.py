@@ -19,6 +19,7 @@ from shardembed.checkpoint.retention import warn_of
 from shardembed.checkpoint.selection import IdMap, Placed, Selection, checked_ids
 from shardembed.config.hints import nearest
 from shardembed.errors import CheckpointError
+from shardembed.modules.id_embedding import IdEmbedding
 
 SHOWN = 10
 
@@ -30,7 +31,8 @@ def load_plain(
     dtype: torch.dtype | None = None,
     step: int | None = None,
 ) -> dict[str, IdMap]:
-    """Fill a plain model from a checkpoint, in place: tables into `nn.Embedding` and `nn.EmbeddingBag`, dense weights and buffers.
+    """Fill a plain model from a checkpoint, in place: tables into `nn.Embedding` and `nn.EmbeddingBag`, dynamic ones also into
+    `se.IdEmbedding`, which is looked up by id and has the seed of their starts; dense weights and buffers.
 
     Needs no process group and no other rank, whatever the checkpoint was saved on. All parameters and persistent buffers of
     `model` are filled by their keys; what else the checkpoint has is left alone, so the model may be a part of the one that was
@@ -46,7 +48,8 @@ def load_plain(
         step: the checkpoint of this step, rather than the newest.
 
     Returns:
-        An `IdMap` for each module in `rows`, and each of a dynamic table: it turns ids of the table into rows of the module.
+        An `IdMap` for each module in `rows`, and each of a dynamic table, but for an `IdEmbedding`: it turns ids of the table into
+        rows of the module.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged (file, tensor and rows are named; the model is partly filled then),
@@ -60,10 +63,12 @@ def load_plain(
     warn_of(path, manifest.nonfinite)
     with ExitStack() as stack:
         files = {folder: stack.enter_context(Files(folder, found)) for folder, found in manifests.items()}
-        wanted, maps = _targets(path, model, sources, dict(rows or {}), dtype, lambda source: ids_of(source, files))
-        check_files([target.source for target in wanted], files)
+        wanted, dynamic, maps = _targets(path, model, sources, dict(rows or {}), dtype, lambda source: ids_of(source, files))
+        check_files([target.source for target in (*wanted, *dynamic)], files)
         targets = [target.made() for target in wanted]
         _read(files, targets)
+        for one in dynamic:
+            one.fill(files)
     _put(model, targets)
     return maps
 
@@ -92,6 +97,45 @@ class _Target:
         return replace(self, new=torch.empty(self.shape, dtype=self.dtype, device=device))
 
 
+@dataclass(frozen=True)
+class _Dynamic:
+    """An `IdEmbedding` of the model, and the `ids`, ascending, whose rows it gets, of `dtype`."""
+
+    source: Source
+    module: IdEmbedding
+    ids: torch.Tensor
+    dtype: torch.dtype
+
+    def fill(self, files: Mapping[Path, Files]) -> None:
+        entry, old = self.source.entry, self.module.weight
+        device = torch.device("cpu") if old.is_meta else old.device
+        weight = torch.empty(len(self.ids), entry.columns, dtype=self.dtype, device=device)
+        wanted = Wanted(entry.key, self.source, Placed(self.ids, torch.arange(len(self.ids))), range(entry.columns), weight)
+        fill([wanted], files)
+        check_met(wanted)
+        self.module.fill(self.ids.to(device), weight)
+        assert entry.by_id is not None
+        self.module.seed = entry.by_id.seed
+
+
+def _dynamic(
+    path: str,
+    module: IdEmbedding,
+    source: Source | None,
+    rows: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    ids_of: Callable[[Source], torch.Tensor],
+) -> _Dynamic:
+    """Raises ValueError where the entry does not fit."""
+    if source is None:
+        raise ValueError("is in the model only")
+    if source.entry.by_id is None:
+        raise ValueError("is no dynamic table in the checkpoint; put an nn.Embedding there")
+    if source.entry.shape[1:] != (module.embedding_dim,):
+        raise ValueError(f"has {module.embedding_dim} columns in the model and {source.entry.columns} in the checkpoint")
+    return _Dynamic(source, module, _chosen(path, source, rows, ids_of).sort().values, dtype or module.weight.dtype)
+
+
 def _targets(
     path: Path,
     model: nn.Module,
@@ -99,14 +143,16 @@ def _targets(
     rows: dict[str, Any],
     dtype: torch.dtype | None,
     ids_of: Callable[[Source], torch.Tensor],
-) -> tuple[list[_Target], dict[str, IdMap]]:
+) -> tuple[list[_Target], list[_Dynamic], dict[str, IdMap]]:
     """What to fill from which entry, with everything compared before anything is made."""
     if dtype is not None and not dtype.is_floating_point:
         raise CheckpointError(f"dtype={dtype}: tables are of floating-point numbers")
     sources = {key: source for key, source in sources.items() if source.entry.kind in ("table", "dense")}
     own = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
     modules = dict(model.named_modules())
-    _check_names(rows, {key.rpartition(".")[0] for key in own if _table_module(modules, key) is not None})
+    by_id = {path: module for path, module in modules.items() if isinstance(module, IdEmbedding)}
+    own = {key: value for key, value in own.items() if key.rpartition(".")[0] not in by_id}
+    _check_names(rows, {*by_id, *(key.rpartition(".")[0] for key in own if _table_module(modules, key) is not None)})
     targets: dict[int, _Target] = {}  # by tensor: shared ones are filled once
     maps: dict[str, IdMap] = {}
     differences = []
@@ -115,8 +161,7 @@ def _targets(
         name = key.rpartition(".")[0]
         if source is None:
             continue
-        by_id = source.entry.by_id is not None
-        chosen = (name in rows or by_id) and module is not None
+        chosen = (name in rows or source.entry.by_id is not None) and module is not None
         if chosen:
             maps[name] = IdMap(name, _chosen(name, source, rows, ids_of))
         wanted = maps[name] if chosen else None
@@ -128,13 +173,20 @@ def _targets(
             targets.setdefault(id(tensor), made)
         except ValueError as error:
             differences.append(f"{key!r} {error}")
+    dynamic: list[_Dynamic] = []
+    for name, module in by_id.items():
+        key = f"{name}.weight" if name else "weight"
+        try:
+            dynamic.append(_dynamic(name, module, sources.get(key), rows, dtype, ids_of))
+        except ValueError as error:
+            differences.append(f"{key!r} {error}")
     lacking = [key for key, tensor in own.items() if key not in sources and id(tensor) not in targets]
     differences += [f"{key!r} is in the model only{nearest(key, sources)}" for key in lacking[:SHOWN]]  # a hint takes time
     differences += lacking[SHOWN:]
     if differences:
         more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
         raise CheckpointError("\n  ".join([f"{path} does not fit the model:", *differences[:SHOWN], *more]))
-    return list(targets.values()), maps
+    return list(targets.values()), dynamic, maps
 
 
 def _chosen(name: str, source: Source, rows: Mapping[str, Any], ids_of: Callable[[Source], torch.Tensor]) -> torch.Tensor:
@@ -149,8 +201,8 @@ def _check_names(rows: Iterable[str], tables: set[str]) -> None:
     for name in rows:
         if name not in tables:
             raise CheckpointError(
-                f"rows: {name!r} is no nn.Embedding or nn.EmbeddingBag of the model{nearest(name, tables) or ''}; there are "
-                f"{', '.join(map(repr, sorted(tables)[:SHOWN])) or 'none'}"
+                f"rows: {name!r} is no nn.Embedding, nn.EmbeddingBag or IdEmbedding of the model{nearest(name, tables) or ''}; "
+                f"there are {', '.join(map(repr, sorted(tables)[:SHOWN])) or 'none'}"
             )
 
 

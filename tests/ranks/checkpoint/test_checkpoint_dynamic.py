@@ -287,3 +287,24 @@ def test_what_is_said_of_an_id_is_beside_it_and_the_id_is_written_once(tmp_path:
     data["entries"][f"{weight}.candidates.last"]["updates"][0]["ids"] = None
     (path / "manifest.json").write_bytes(signed_again(data))
     assert "'tables.item.weight.candidates.last' does not have its ids" in raised(lambda: read_manifest(path))
+
+
+def test_a_plain_model_answers_ids_as_the_sharded_one_does(tmp_path: Path) -> None:
+    job = of_one(300, se.Dynamic(se.LRU()))
+    job.model.tables.reset_parameters(seed=11)
+    train(job, 0, 1, range(4))
+    job.save(tmp_path)
+    ids = torch.tensor([*sorted(places(job, "item"))[::7], 12345, -(2**60)])
+    table = se.TableConfig("item", 300, COLUMNS, pooling=None, dtype=torch.float64, dynamic=se.Dynamic(se.LRU()))
+    plain = torch.nn.ModuleDict({"tables": torch.nn.ModuleDict({"item": se.IdEmbedding(table)})})
+    assert se.load_plain(tmp_path, plain) == {}
+    with torch.no_grad():
+        expected = job.model.tables({"item": ids.unsqueeze(1)})["item"]
+        assert torch.equal(plain["tables"]["item"](ids), expected)  # type: ignore[index]
+        se.load_plain(tmp_path, plain, rows={"tables.item": ids[:3].flip(0)})
+        assert plain["tables"]["item"].ids.tolist() == ids[:3].tolist()  # type: ignore[index]
+    other = se.IdEmbedding(se.TableConfig("item", 300, 2, pooling=None, dynamic=se.Dynamic(se.LRU())))
+    wrong = torch.nn.ModuleDict({"tables": torch.nn.ModuleDict({"item": other, "more": se.IdEmbedding(table)})})
+    text = raised(lambda: se.load_plain(tmp_path, wrong))
+    assert "'tables.item.weight' has 2 columns in the model and 6 in the checkpoint" in text
+    assert "'tables.more.weight' is in the model only" in text
