@@ -120,8 +120,8 @@ def check_met(wanted: Wanted) -> None:
         CheckpointError: an entry of a dynamic table did not have all of the ids that the table has.
     """
     rows = wanted.rows
-    lost = rows.lost() if isinstance(rows, Placed) else ()
-    if len(lost):
+    lost = rows.lost() if isinstance(rows, Placed) else None
+    if lost is not None and len(lost):
         raise CheckpointError(
             f"{wanted.source.updates_in}: {wanted.key!r} lacks {len(lost)} ids that its table has, id {int(lost[0])} say: {ALTERED}"
         )

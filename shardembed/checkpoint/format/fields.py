@@ -131,8 +131,8 @@ def with_shared_ids(entries: dict[str, Entry]) -> dict[str, Entry]:
     }
 
 
-def _with_ids(entry: Entry, update: Update, there: Mapping[tuple[str, range | None, int], Block]) -> Update:
-    if not update.shares:
+def _with_ids(entry: Entry, update: Update, there: Mapping[tuple[str, range, int], Block]) -> Update:
+    if not update.shares or update.buckets is None:
         return update
     key = ids_in(entry.key, entry.of)
     ids = there.get((key, update.buckets, update.columns.start))
