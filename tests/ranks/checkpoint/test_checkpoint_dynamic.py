@@ -126,6 +126,34 @@ def test_after_a_save_that_failed_increments_hold_what_changed_before_it(tmp_pat
     equal([load_step(0, 1, str(tmp_path), None)], [contents(job)])
 
 
+def test_increments_hold_what_no_step_has_changed(tmp_path: Path) -> None:
+    job = of_one(2000, se.Dynamic(se.LRU()), max_norm=0.5)
+    train(job, 0, 1, range(2))
+    job.save(tmp_path, incremental=True)
+    ids = torch.tensor([*sorted(places(job, "item"))[:3], -77])  # three that have a row, and one that gets it
+
+    def saved() -> int:
+        manifest = read_manifest(job.save(tmp_path, incremental=True))
+        assert manifest.base is not None
+        equal([contents_of_loaded(tmp_path)], [contents(job)])
+        return sum(update.rows for update in manifest.entries["tables.item.weight"].updates)
+
+    assert saved() == 0
+    job.model.tables.load_rows("item", ids, torch.full((4, COLUMNS), 9.0, dtype=torch.float64))
+    assert saved() == 4
+    with torch.no_grad():  # a lookup, which brings rows to their norm
+        assert float(job.model.tables({"item": ids[3:].unsqueeze(1)})["item"].norm()) < 0.51
+    assert saved() == 4
+    job.model.tables.reset_parameters(seed=8)
+    assert saved() == len(places(job, "item"))
+
+
+def contents_of_loaded(folder: Path) -> Held:
+    job = of_one(2000, se.Dynamic(se.LRU()), max_norm=0.5)
+    job.load(folder)
+    return contents(job)
+
+
 def test_those_who_have_died_of_age_stay_out(tmp_path: Path) -> None:
     job = built(1, tables={"ttl": (300, se.Dynamic(se.TTL(2)))})
     train(job, 0, 1, range(2))
