@@ -50,7 +50,7 @@ def flatten(table: StoredTable, sample: int, always: torch.Tensor, seed: int = 0
     total = float(values.clamp(min=0).sum())
     shares = [float(value) / total if total > 0 else 0.0 for value in values.flip(0)[:2].clamp(min=0)]
     ids, points = [], []
-    for block in table.blocks(_sample(table.rows, sample, always, seed), block_bytes):
+    for block in table.blocks(_chosen(table, sample, always, seed), block_bytes):
         finite = block.values.isfinite().all(1)
         ids.append(block.ids[finite])
         points.append((block.values[finite].double() - mean) @ axes)
@@ -81,6 +81,13 @@ def _signs(vectors: torch.Tensor) -> torch.Tensor:
     """A direction has two signs: take the one whose largest number is positive, so that a map stays as it was."""
     largest = vectors.abs().argmax(0, keepdim=True)
     return torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)
+
+
+def _chosen(table: StoredTable, sample: int, always: torch.Tensor, seed: int) -> torch.Tensor:
+    """Ids, ascending."""
+    if table.ids is None:
+        return _sample(table.rows, sample, always, seed)
+    return table.ids[_sample(table.rows, sample, torch.searchsorted(table.ids, always), seed)]
 
 
 def _sample(rows: int, sample: int, always: torch.Tensor, seed: int) -> torch.Tensor:

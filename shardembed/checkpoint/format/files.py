@@ -107,9 +107,12 @@ class Files(AbstractContextManager["Files"]):
                 if chunk.block.bytes:
                     places[chunk.block.file, chunk.block.offset] = Place(entry, chunk.rows, chunk.columns)
             for update in entry.updates:
-                for block in (update.ids, update.values):
+                for block in (update.ids, update.values)[update.shares :]:
                     if block.bytes:
                         places[block.file, block.offset] = Place(entry, None, update.columns)
+            for block in entry.dropped:
+                if block.bytes:
+                    places[block.file, block.offset] = Place(entry, None, range(entry.columns))
         return places
 
     @cached_property
@@ -118,8 +121,11 @@ class Files(AbstractContextManager["Files"]):
         expected: dict[str, list[tuple[header.Stored, str]]] = {name: [] for name in self.manifest.files}
         for entry in self.manifest.entries.values():
             names = [chunk_name(entry.key, entry.shape, chunk.rows, chunk.columns) for chunk in entry.chunks]
-            dtypes = [entry.dtype] * len(entry.chunks) + [torch.int64, entry.dtype] * len(entry.updates)
-            names += [""] * (2 * len(entry.updates))  # updates are called as their writer likes, after the key
+            dtypes = [entry.dtype] * len(entry.chunks)
+            for update in entry.updates:
+                dtypes += [torch.int64, entry.dtype][update.shares :]
+            dtypes += [torch.int64] * len(entry.dropped)
+            names += [""] * (len(dtypes) - len(names))  # updates are called as their writer likes, after the key
             for block, dtype, name in zip(blocks_of(entry), dtypes, names, strict=True):
                 stored = header.Stored(block.offset, block.offset + block.bytes, CODES[dtype], block.bytes // dtype.itemsize, name)
                 expected[block.file].append((stored, entry.key))

@@ -190,7 +190,7 @@ def wrong_models() -> dict[str, tuple[nn.Module, dict[str, object], str]]:
             {"item": [1]},
             "'item' is no nn",
         ),
-        "near": (tables(), {"usr": [1]}, r"'usr' is no nn.Embedding .*did you mean 'user'\?; there are 'user'"),
+        "near": (tables(), {"usr": [1]}, r"'usr' is no nn.Embedding, .*did you mean 'user'\?; there are 'user'"),
         "id": (tables(), {"user": [50]}, r"rows\['user'\] has id 50, and the table's ids are 0 to 49"),
         "negative": (tables(), {"user": [3, -1]}, "has id -1"),
         "twice": (tables(), {"user": [3, 1, 3]}, "has id 3 twice"),
