@@ -197,7 +197,8 @@ class TableHandle(torch.Tensor):
         matrix = ", or the state dict with torch.distributed.checkpoint.save" if self.table.dynamic is None else ""
         raise PickleError(
             f"table {self.table.name!r} lies cut over the ranks, so {writer} cannot write it: no rank has all of it. Save "
-            f"with se.save_checkpoint(folder, model){matrix}, on all ranks; get plain tables from se.unshard(model, rank=0), or read rows with rows(table, ids)"
+            f"with se.save_checkpoint(folder, model){matrix}, on all ranks; get plain tables from se.unshard(model, rank=0), or "
+            "read rows with rows(table, ids)"
         )
 
     def numpy(self, *, force: bool = False) -> NoReturn:
