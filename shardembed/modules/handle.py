@@ -194,10 +194,11 @@ class TableHandle(torch.Tensor):
     storage = untyped_storage
 
     def _refuse_file(self, writer: str) -> NoReturn:
+        matrix = ", or the state dict with torch.distributed.checkpoint.save" if self.table.dynamic is None else ""
         raise PickleError(
             f"table {self.table.name!r} lies cut over the ranks, so {writer} cannot write it: no rank has all of it. Save "
-            "with se.save_checkpoint(folder, model), or the state dict with torch.distributed.checkpoint.save, on all ranks; get "
-            "plain tables from se.unshard(model, rank=0), or read rows with rows(table, ids)"
+            f"with se.save_checkpoint(folder, model){matrix}, on all ranks; get plain tables from se.unshard(model, rank=0), or "
+            "read rows with rows(table, ids)"
         )
 
     def numpy(self, *, force: bool = False) -> NoReturn:

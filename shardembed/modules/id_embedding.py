@@ -132,14 +132,23 @@ class IdEmbedding(nn.Module):
             **given,
         )
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Take as many ids as the state dict has."""
         ids, weight = state_dict.get(prefix + "ids"), state_dict.get(prefix + "weight")
         if isinstance(ids, torch.Tensor) and isinstance(weight, torch.Tensor) and ids.shape[:1] != self.ids.shape:
             empty = torch.empty(len(ids), self.embedding_dim, dtype=self.weight.dtype, device=self.weight.device)
             self.ids = torch.empty(len(ids), dtype=torch.int64, device=self.ids.device)
             self.weight = nn.Parameter(empty, requires_grad=self.weight.requires_grad)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
         assert self.table.dynamic is not None

@@ -62,6 +62,9 @@ def check(job: TrainingJob) -> None:
     for slab in job.model.tables.journey.slabs:
         for shard in slab.shards():
             lost[shard.table] |= not is_finite(shard.weights)  # host sync on a GPU
+        if slab.dynamic is not None:
+            living = slab.weights[slab.dynamic.census.living(slab.dynamic.steps)]
+            lost[slab.table_of(slab.spec.lanes[0])] |= not is_finite(living)
     names = [*lost, "the dense parameters"]
     flags = [*lost.values(), not all(map(is_finite, job.model.parameters()))]
     device = default_device()

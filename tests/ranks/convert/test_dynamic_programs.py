@@ -68,13 +68,12 @@ def test_a_recommender_learns_hashes_as_its_plain_twin_learns_numbers(world_size
         with mock.patch.object(module, "build", return_value=start):
             plain = module.train_plain()
         met = module.data().x
-    close = {"rtol": 1e-4, "atol": 1e-5}
     for name, rows in after.items():
-        torch.testing.assert_close(rows, plain.embedding.embed_dict[name].weight.detach(), **close)
+        torch.testing.assert_close(rows, plain.embedding.embed_dict[name].weight.detach(), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(rows, before[name], atol=1e-3), f"{name} was not trained"
     weights = dict(plain.named_parameters())
     for name, weight in dense.items():
-        torch.testing.assert_close(weight, weights[name].detach(), **close)
+        torch.testing.assert_close(weight, weights[name].detach(), rtol=1e-4, atol=1e-5)
     items = np.union1d(met["item"], met["history"])
     assert live[0] == len(np.unique(met["user"]))
     assert live[1] == len(items)

@@ -171,3 +171,34 @@ def copied(rank: int, world_size: int) -> str:
 
 def test_copies_are_refused() -> None:
     assert all("row_wise()" in said for said in run_ranks(2, copied))
+
+
+def keyed(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
+    """A collection of TorchRec's with a dynamic table and a plain one: what it answers, and the sums of rows that it should."""
+    torchrec = pytest.importorskip("torchrec")
+    configs = [
+        torchrec.EmbeddingBagConfig(name=f"t{name}", embedding_dim=4, num_embeddings=9, feature_names=[name]) for name in "ab"
+    ]
+    model: Any = nn.Module()
+    model.ebc = torchrec.EmbeddingBagCollection(configs)
+    sharded(model, dynamic={"ebc.ta": se.Dynamic()}, capacity={"ebc.ta": None}, fresh=["*.ta"])
+    flat = HASHES.flatten() + rank
+    batch = torchrec.KeyedJaggedTensor(["a", "b"], torch.cat([flat, torch.arange(4)]), lengths=torch.tensor([3, 3, 2, 2]))
+    optimizer = se.Optimizer(model)
+    before = model.ebc.rows("ebc.ta", flat)
+    model.ebc(batch).values().sum().backward()
+    optimizer.step()
+    rows, plain = model.ebc.rows("ebc.ta", flat), model.ebc.rows("ebc.tb", torch.arange(4))
+    wanted = torch.cat([rows.view(2, 3, 4).sum(1), plain.view(2, 2, 4).sum(1)], 1)
+    occurred = (flat.unsqueeze(1) == torch.cat([HASHES.flatten() + each for each in range(world_size)])).sum(1, keepdim=True)
+    with pytest.raises(UnsupportedError, match="ebc: TorchRec's collections take row numbers") as caught:
+        se.unshard(model)
+    return model.ebc(batch).values().detach(), wanted, rows, before - 0.5 * occurred, str(caught.value)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_tables_of_a_torchrec_collection_become_dynamic(world_size: int) -> None:
+    pytest.importorskip("torchrec")
+    for answer, wanted, rows, learned, _ in run_ranks(world_size, keyed):
+        torch.testing.assert_close(answer, wanted, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(rows, learned, rtol=1e-6, atol=1e-6)

@@ -240,3 +240,15 @@ def test_drop_ins_are_torchs_own_over_all_ids(world_size: int) -> None:
     for found in run_ranks(world_size, drop_ins):
         for ours, theirs in found:
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_that_are_loaded_between_a_forward_and_its_backward_are_the_ones_that_learn() -> None:
+    emb = collection(1, "rows", se.Dynamic())
+    ids = torch.tensor([3, 2**50])
+    given = {"plain": torch.zeros(1, 1, dtype=torch.int64), "item": ids}
+    out = emb(given)["item"]
+    emb.load_rows("item", ids[1:], torch.full((1, COLUMNS), 10.0))
+    out.sum().backward()
+    se.Optimizer(emb).step()
+    assert emb.ids("item").tolist() == ids.tolist()
+    assert torch.equal(emb.rows("item", ids), torch.stack([start(ids[:1])[0] - 0.5, torch.full((COLUMNS,), 9.5)]))
