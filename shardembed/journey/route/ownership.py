@@ -210,7 +210,7 @@ class RoutingTable:
         slabs = tuple(self._of_slab(slab, features, weighted, by_bag) for slab in self.slabs)
         return LookupPlan(
             np.array([i for i, bag in enumerate(by_bag) if not bag], dtype=np.int64),
-            tuple((i, _padding(table)) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
+            tuple((i, padding_number(table)) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
             slabs,
             np.array([_rows(table) for table in tables], dtype=np.int64),
             np.array([self.table_starts[feature.table] for feature in features], dtype=np.int64),
@@ -256,7 +256,7 @@ class RoutingTable:
         pooling, weighted, padded = how
         strips: list[tuple[int, ...]] = []
         for i, _, lane in found:
-            strips.append((i, lane, _padding(self.tables[features[i].table]) if padded else -1))
+            strips.append((i, lane, padding_number(self.tables[features[i].table]) if padded else -1))
         return IdGroup(tuple((i, strip) for i, strip, _ in found), pooling, weighted, padded, _columns(strips, 3))
 
     @staticmethod
@@ -280,7 +280,7 @@ def _rows(table: TableConfig) -> int:
     return table.num_embeddings if table.dynamic is None else NUMBERS
 
 
-def _padding(table: TableConfig) -> int:
+def padding_number(table: TableConfig) -> int:
     """What stands for padding among the ids as they are routed."""
     assert table.padding_idx is not None
     return table.padding_idx if table.dynamic is None else PADDING

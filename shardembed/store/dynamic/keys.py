@@ -121,7 +121,8 @@ class DynamicKeys:
         else:
             rows.zero_()
         if not learning:
-            self.unknown += count
+            padding = self._table.padding_idx
+            self.unknown += count if padding is None else int((absent.ids_U != padding).sum())
         rows_E[missing_E] = absent.numbers_N + first
         return rows_E
 
@@ -172,7 +173,8 @@ class DynamicKeys:
     def commit(self, now: int) -> Moved:
         """Settle what the step numbered `now` makes of all ids that gradients wait for."""
         base, rows_P = self.census.places, torch.full_like(self._ids_P, -1)
-        self.last = Tally()
+        # The tables of one step may come one by one, and all are told each time.
+        before, self.last = self.last if now == self.steps else Tally(), Tally()
         if self._seen:
             rows_E = torch.cat([rows for rows, _ in self._seen])
             times_E = torch.cat([torch.ones_like(rows) if times is None else times.to(torch.int64) for rows, times in self._seen])
@@ -183,7 +185,7 @@ class DynamicKeys:
                 times_P = torch.zeros_like(rows_P).index_add_(0, rows_E[new_E] - base, times_E[new_E])
                 came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
                 rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
-        self.tally, self.steps = self.tally + self.last, now
+        self.tally, self.last, self.steps = self.tally + self.last, before + self.last, now
         self.drop()
         return Moved(base, rows_P)
 
