@@ -82,7 +82,8 @@ class Row(Seen):
 class StepCounts:
     """What a step did to a table.
 
-    live: rows after it. created, evicted, expired: rows that came, left for want of room, died of age. refused: admitted ids that
+    live: rows that are read after it. created, evicted, expired: rows that came, left for want of room, had died of age
+    before it. refused: admitted ids that
     found no place. waiting: newcomers that were not admitted.
     """
 
@@ -128,7 +129,22 @@ class OracleTable:
     @property
     def live(self) -> list[int]:
         """Ids that have a row, ascending."""
-        return sorted(self.rows)
+        return sorted(filter(self.lives, self.rows))
+
+    @property
+    def waiting(self) -> dict[int, tuple[int, int]]:
+        """Of candidates, count and last step."""
+        return {id_: (seen.count, seen.last) for id_, seen in self.candidates.items() if self._outlasts(seen)}
+
+    def lives(self, id_: int) -> bool:
+        """Whether the id has a row that is read. One that the next step would find dead, whatever comes, is none any more: a
+        gradient is for the row that was read, and there the id's would be for its start.
+        """
+        return id_ in self.rows and self._outlasts(self.rows[id_])
+
+    def _outlasts(self, seen: Seen) -> bool:
+        eviction = self.settings.eviction
+        return not isinstance(eviction, se.TTL) or seen.last + eviction.steps > self.now
 
     # Reading.
 
@@ -139,7 +155,7 @@ class OracleTable:
         for place, id_ in enumerate(given):
             if id_ == self.config.padding_idx:
                 continue
-            if id_ in self.rows:
+            if self.lives(id_):
                 found[place] = self.rows[id_].weight_D
             elif training or self.settings.unknown == "start":
                 found[place] = self._start(id_)
@@ -177,7 +193,7 @@ class OracleTable:
         for id_ in self._touched(self.rows):
             self.rows[id_].learn(self._grads[id_], self.now)
         self.drop()
-        return StepCounts(len(self.rows), len(created), evicted, expired, refused, waiting)
+        return StepCounts(len(self.live), len(created), evicted, expired, refused, waiting)
 
     def _touched(self, among: Iterable[int]) -> list[int]:
         return sorted(set(self._grads) & set(among))
