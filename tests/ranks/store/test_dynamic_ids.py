@@ -1,0 +1,74 @@
+"""Dynamic tables on 1 to 4 ranks against dicts by id: who lives, counts, steps, candidates, tallies, weights, state, outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+
+import shardembed as se
+from tests.amount import exhaustive, examples
+from tests.dynamic_cases import FEW, dynamic_configs
+from tests.oracle import EXAMPLES
+from tests.ranks.dynamic import CROWD, EXACT, FEATURES, KINDS, Move, Setup, check, script_of
+
+COLUMNS = 4
+NORMAL = se.Normal(0.25, 1.0)  # spread starting values make wrong rows visible
+
+
+def placements(ranks: int) -> list[se.Placement]:
+    """Buckets may be fewer than ranks."""
+    last = ranks - 1
+    return [
+        se.row_wise(packing="unique"),
+        se.row_wise(packing="bag"),
+        se.row_wise([last, 0, last], strided=False, packing="bag"),
+        se.column_wise(packing="unique"),
+        se.column_wise([last, 0], packing="bag"),
+        se.grid(2, ranks=[*range(ranks), *range(ranks)]),
+        se.table_wise(last, packing="bag"),
+        se.table_wise(0),
+        se.table_row_wise(0, packing="bag"),
+    ]
+
+
+@st.composite
+def cases(draw: st.DrawFn, ranks: int, optimizers: Sequence[se.optim.TableOptimizer], **settings: Any) -> tuple[Setup, list[Move]]:
+    config = draw(dynamic_configs(COLUMNS, **FEATURES, init=NORMAL, **settings))
+    optimizer, plan = draw(st.sampled_from(optimizers)), draw(st.sampled_from(placements(ranks)))
+    flags = {name: draw(st.booleans()) for name in ("deterministic", "ahead")}
+    backward = draw(st.integers(0, 5)) == 0
+    setup = Setup(config, optimizer, plan, ranks, backward=backward, positive=isinstance(optimizer, se.optim.Lion), **flags)
+    ids = CROWD if config.num_embeddings >= 200 and draw(st.booleans()) else FEW
+    kinds = ("learn", "look", "drop") if backward else KINDS
+    return setup, script_of(draw(st.integers(0, 2**16)), ranks, draw(st.integers(1, 16)), ids, kinds)
+
+
+CHECKS = (HealthCheck.data_too_large, HealthCheck.large_base_example)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, exhaustive(4)])
+def test_ids_come_and_go_as_the_rules_say(ranks: int) -> None:
+    """To the bit."""
+
+    @examples({1: 240, 2: 120}.get(ranks, 60), *CHECKS)
+    @given(cases(ranks, [EXACT]))
+    def of(case: tuple[Setup, list[Move]]) -> None:
+        check(*case)
+
+    of()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("ranks", [1, 2, exhaustive(3)])
+def test_rows_learn_by_every_optimizer(ranks: int, dtype: torch.dtype) -> None:
+    @examples(60, *CHECKS)
+    @given(cases(ranks, list(EXAMPLES.values()), dtype=dtype))
+    def of(case: tuple[Setup, list[Move]]) -> None:
+        check(*case)
+
+    of()
