@@ -199,9 +199,7 @@ class Expected:
             fill_rows(rows, config, SEED, ids, range(config.embedding_dim))
             return rows
 
-        self.table = OracleTable(
-            config, setup.optimizer, start, lambda id_, now: float(chance(mark, torch.tensor([id_]), now))
-        )
+        self.table = OracleTable(config, setup.optimizer, start, lambda id_, now: float(chance(mark, torch.tensor([id_]), now)))
         self.frozen = self._waits = False
         self.last, self.totals, self.unknown = StepCounts(0), dict.fromkeys(_COUNTS, 0), 0
 

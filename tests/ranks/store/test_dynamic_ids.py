@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import shardembed as se
-from tests.amount import exhaustive, examples
+from tests.amount import examples, exhaustive
 from tests.dynamic_cases import FEW, dynamic_configs
 from tests.oracle import EXAMPLES
 from tests.ranks.dynamic import CROWD, EXACT, FEATURES, KINDS, Move, Setup, check, script_of

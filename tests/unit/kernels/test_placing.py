@@ -132,7 +132,9 @@ def test_many_newcomers_of_many_buckets(plain: bool, monkeypatch: pytest.MonkeyP
         return torch.randint(high, (size,), generator=seed).tolist()
 
     room, buckets = 128, 5
-    held = tuple(Slot(id_ - 500, count, last - 1) for id_, (count, last) in enumerate(zip(draw(4, 640), draw(11, 640), strict=True)))
+    held = tuple(
+        Slot(id_ - 500, count, last - 1) for id_, (count, last) in enumerate(zip(draw(4, 640), draw(11, 640), strict=True))
+    )
     newcomers = tuple(zip(range(10**6, 10**6 + 900), draw(5, 900), draw(buckets, 900), strict=True))
     for by_count in (False, True):
         for compete in (False, True):
