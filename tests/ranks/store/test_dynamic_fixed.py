@@ -56,7 +56,8 @@ WAYS: dict[str, Way] = {
     "blocks": Way(lambda last: se.row_wise(strided=False, packing="unique")),
     "twice": Way(lambda last: se.row_wise([last, 0, last], strided=False, packing="unique")),
     "column_wise": Way(lambda last: se.column_wise(packing="unique")),
-    "grid": Way(lambda last: se.grid(2, ranks=[*range(last + 1)] * 2, packing="unique")),
+    # Two strips of a fixed table lie in one slab, for which autograd adds up in another order.
+    "grid": Way(lambda last: se.grid(2, ranks=[*range(last + 1)] * 2, packing="unique"), loose=2e-6),
     "table_wise": Way(lambda last: se.table_wise(last, packing="unique")),
     "table_row_wise": Way(lambda last: se.table_row_wise(0, packing="unique")),
     "bags": Way(lambda last: se.row_wise(packing="bag"), loose=2e-6),
