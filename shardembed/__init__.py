@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from shardembed.embeddings import export_tables, neighbors, table_map
+    from shardembed.inputs.hash64 import hash64
+    from shardembed.inputs.names import Names
     from shardembed.observe import memory, profile
 
 # What no step needs is imported when it is first asked for: it takes as long as all that a step does need.
@@ -71,6 +73,8 @@ _LATER = {
         "save_checkpoint",
     ),
     "shardembed.embeddings": ("export_tables", "neighbors", "table_map"),
+    "shardembed.inputs.hash64": ("hash64",),
+    "shardembed.inputs.names": ("Names",),
     "shardembed.observe": ("memory", "profile"),
 }
 
@@ -90,6 +94,7 @@ __all__ = [
     "IdBatch",
     "IdMap",
     "MinCount",
+    "Names",
     "Normal",
     "Optimizer",
     "PendingSave",
@@ -111,6 +116,7 @@ __all__ = [
     "errors",
     "export_tables",
     "grid",
+    "hash64",
     "ignored",
     "init",
     "load_checkpoint",

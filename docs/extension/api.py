@@ -24,6 +24,8 @@ PAGES: dict[str, dict[str, str]] = {
         "Collate": "__call__",
         "Collated": "lengths to pin_memory",
         "Hashing": "__call__",
+        "hash64": "",
+        "Names": "texts flush",
         "Vocabulary": "build from_files save load __call__",
     },
     "plans": {

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .png, .svg or .pdf file (default: the table's name and .png)")
     parser.add_argument("--sample", type=int, default=5000, metavar="N", help="how many rows are drawn (default 5000)")
     parser.add_argument("--id", type=int, nargs="+", action="extend", default=[], metavar="ID", help="rows to draw as rings")
-    parser.add_argument("--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0")
+    parser.add_argument(
+        "--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0; or a folder of se.Names"
+    )
     parser.add_argument("--labels", type=int, default=30, metavar="N", help="how many rows get their name at most (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--vectors", choices=WHICH, help=VECTORS)

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many neighbours of each (default 10)")
     parser.add_argument("--metric", choices=METRICS, help="default: the model's, or cosine where that is not known")
     parser.add_argument("--vectors", choices=WHICH, help=VECTORS)
-    parser.add_argument("--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0")
+    parser.add_argument(
+        "--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0; or a folder of se.Names"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 

@@ -1,4 +1,6 @@
-"""Names of rows from a text file: line i (from 0) is the name of row i. Or from a file of `se.Vocabulary`: what has row i."""
+"""Names of rows from a text file: line i (from 0) is the name of row i. Or from a file of `se.Vocabulary`: what has row i. Or from
+a folder of `se.Names`: what has id i.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,21 @@ from itertools import islice
 from pathlib import Path
 
 from shardembed.errors import DataError
+from shardembed.inputs.names import texts_in
 from shardembed.inputs.vocab import OTHER_LINE, unescaped
 
 
 def names_of(path: Path, ids: Iterable[int]) -> dict[int, str]:
-    """The names of `ids`, without reading the file into memory.
+    """The names of `ids`, without reading the file into memory. An id that a folder of `se.Names` has no text of is an integer as
+    users pass it, and is its own name.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, or has no line for one of the ids.
     """
     wanted = sorted(set(ids))
+    if path.is_dir():
+        texts = texts_in(path, wanted)
+        return {row: texts.get(row, str(row)) for row in wanted}
     found: dict[int, str] = {}
     done = 0  # lines that have been read
     row = 0

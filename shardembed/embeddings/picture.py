@@ -90,7 +90,7 @@ def table_map(
         folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
         sample: how many rows are drawn, chosen at random by `seed`.
         ids: rows that are drawn whatever the sample, as rings, and named first.
-        names: a file with a name a line, the first of id 0; ids without it.
+        names: a file with a name a line, the first of id 0, or a folder of `se.Names`; ids without it.
         labels: how many points get names at most: some far apart, as far as names do not overlap.
         vectors: what is drawn: "rows" as they lie in the table, or what the "model" makes of them; None takes the latter where
             the checkpoint says what that is.

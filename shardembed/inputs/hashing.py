@@ -108,7 +108,7 @@ class Raw:
             return Raw(values, tuple(values.shape), values.detach().cpu().numpy().reshape(-1))
         if isinstance(values, str | bytes):
             raise DtypeError(f"{who}: a single {type(values).__name__}; pass a list or an array of values")
-        array = _as_array(values, who)
+        array = as_array(values, who)
         if array.dtype.kind in "iu":
             return Raw(values, array.shape, array.reshape(-1))
         if array.dtype.kind in "US":
@@ -165,7 +165,7 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> U64(31))
 
 
-def _as_array(values: Any, who: str) -> np.ndarray:
+def as_array(values: Any, who: str) -> np.ndarray:
     if isinstance(values, np.ndarray):
         return values
     if hasattr(values, "type") and hasattr(values, "to_numpy"):  # arrow's, which is not imported here

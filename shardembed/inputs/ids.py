@@ -152,13 +152,6 @@ class IdBatch:
         """The same batch in pinned host memory, for asynchronous copies to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def numbered(self, ids: torch.Tensor) -> IdBatch:
-        """The same batch with other `ids`, as many of each feature."""
-        if isinstance(self.parts, DenseParts):
-            return IdBatch(ids, self.parts.of(ids), self.features)
-        pieces = zip(self.parts, ids.split(self.sizes), strict=True)
-        return IdBatch(ids, tuple(part._replace(ids=piece) for part, piece in pieces), self.features)
-
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> IdBatch:
         ids = change(self.ids)
         if isinstance(self.parts, DenseParts):

@@ -20,7 +20,6 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import ConfigError
 from shardembed.journey.messages import Sender, send_fixed
 from shardembed.journey.route import Route, SlabRoute
-from shardembed.journey.route.ownership import padding_number
 from shardembed.journey.route.segments import Unique
 from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.pooling import lengths_of
@@ -182,8 +181,8 @@ def exponents(
             largest[part.table] = size if math.isnan(size) else max(largest[part.table], size)
     counts = [0] * len(tables)
     for i, feature in enumerate(route.features[: len(route.ids.parts)]):
-        table, ids = tables[feature.table], route.ids.parts[i].ids
-        counts[feature.table] += ids.numel() if table.padding_idx is None else int((ids != padding_number(table)).sum())
+        padding, ids = tables[feature.table].padding_idx, route.ids.parts[i].ids
+        counts[feature.table] += ids.numel() if padding is None else int((ids != padding).sum())
     mine = torch.tensor([largest, counts], dtype=torch.float64, device=device).view(-1)
     sizes = [mine.numel()] * comm.world_size
     said = comm.all_to_all("backward", "backward: agree on quanta", mine.repeat(comm.world_size), sizes, sizes, call)

@@ -62,6 +62,7 @@ class Kernels:
         pooling: gradients of bags to those of their segments.
         routing: ids to owners and keys.
         starting: what rows of dynamic tables begin with.
+        texts: hashes of texts.
         updating: merged gradients to new weights.
     """
 
@@ -72,6 +73,7 @@ class Kernels:
     pooling: Any
     routing: Any
     starting: Any
+    texts: Any
     updating: Any
 
 
@@ -90,9 +92,9 @@ def missing() -> str | None:
 @cache
 def _load() -> Kernels:
     with uncollected():
-        from shardembed.kernels.numba import hashing, ordering, packing, placing, pooling, routing, starting, updating
+        from shardembed.kernels.numba import hashing, ordering, packing, placing, pooling, routing, starting, texts, updating
 
-    return Kernels(hashing, ordering, packing, placing, pooling, routing, starting, updating)
+    return Kernels(hashing, ordering, packing, placing, pooling, routing, starting, texts, updating)
 
 
 def compiled(device: torch.device) -> Kernels | None:

@@ -1,9 +1,10 @@
-"""Places in full buckets: which newcomers get one, and who leaves for them. In plain torch, which is the truth, and compiled.
+"""What a step makes of ids: who was met, which newcomers get a place in a full bucket, and who leaves for them. In plain torch, the
+truth, and compiled.
 
 A bucket is `room` slots side by side. Free slots go first, then those of the dead, then, where the table evicts, those of whoever
 ranks lowest. The result depends on ids, counts and steps alone, so every plan decides alike.
 
-Legend: O newcomers, G buckets, S slots.
+Legend: E entries, P ids without a slot, O newcomers, G buckets, S slots.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from shardembed.kernels.grouping import compiled
 from shardembed.kernels.mixing import mixed
 
 LOWEST = -(1 << 63)
+MOST = (1 << 31) - 1  # counts stop there
 STAYS, DEAD, EVICTED = 0, 1, 2  # what became of whoever had the slot
 
 
@@ -52,6 +54,49 @@ class Placed:
 
     slots_O: torch.Tensor
     fates_O: torch.Tensor
+
+
+def meet(
+    slots_E: torch.Tensor,
+    times_E: torch.Tensor | None,
+    now: int,
+    halves: int,
+    held: tuple[torch.Tensor, torch.Tensor],
+    times_P: torch.Tensor,
+) -> None:
+    """Note in which step ids were met, and count them where counts are kept; add up those without a slot.
+
+    Args:
+        slots_E: of each id its slot; those without one have numbers behind all slots; below 0 is nobody.
+        times_E: how often each was met; None for once.
+        now: this step. halves: steps after which counts are halved.
+        held: of each slot the step in which it was met last, int32, and its count, int32, empty where none are kept. Written.
+        times_P: how often each without a slot was met, int64. Added to.
+    """
+    lasts_S, counts_S = held
+    if (kernels := compiled(slots_E.device)) is not None:
+        times = lasts_S.numpy()[:0] if times_E is None else times_E.to(torch.int32).numpy()
+        kernels.placing.meet(slots_E.numpy(), times, now, halves, lasts_S.numpy(), counts_S.numpy(), times_P.numpy())
+        return
+    times_E = torch.ones_like(slots_E) if times_E is None else times_E.to(torch.int64)
+    slots, base = lasts_S.numel(), slots_E >= lasts_S.numel()
+    times_P.index_add_(0, slots_E[base] - slots, times_E[base])
+    here = (slots_E >= 0) & ~base
+    slots_E, times_E = slots_E[here], times_E[here]
+    if counts_S.numel():
+        slots_U, inverse = torch.unique(slots_E, return_inverse=True)
+        times_U = torch.zeros_like(slots_U).index_add_(0, inverse, times_E)
+        before_U = lasts_S[slots_U].to(torch.int64)
+        counts_U = counts_S[slots_U].to(torch.int64) >> (now // halves - before_U // halves).clamp(max=62)
+        counts_S[slots_U] = (counts_U + times_U).clamp(max=MOST).to(torch.int32)
+    lasts_S[slots_E] = now
+
+
+def redirect(slots_E: torch.Tensor, base: int, slots_P: torch.Tensor) -> torch.Tensor:
+    """The same slots, where those from `base` on are replaced by what `slots_P` has for them."""
+    if (kernels := compiled(slots_E.device)) is not None:
+        return torch.from_numpy(kernels.placing.redirect(slots_E.numpy(), base, slots_P.numpy()))
+    return torch.where(slots_E >= base, slots_P[(slots_E - base).clamp(min=0)], slots_E) if slots_P.numel() else slots_E
 
 
 def ranked(ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor) -> torch.Tensor:

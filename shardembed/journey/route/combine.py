@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.columns import Strip
-from shardembed.journey.route.entries import cat
+from shardembed.journey.route.distinct import cat
 from shardembed.journey.route.ownership import IdGroup
 from shardembed.journey.route.segments import Route, SlabRoute, Unique
 from shardembed.journey.route.side_by_side import Outputs, side_by_side

@@ -13,30 +13,13 @@ import numpy as np
 import torch
 
 from shardembed.inputs.ids import IdBatch
-from shardembed.journey.route.numbering import Originals
-from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners, positions_of
-from shardembed.kernels.grouping import compiled, group, sorts, stable_order
+from shardembed.journey.route.distinct import Distinct, cat
+from shardembed.journey.route.ownership import IdGroup, SlabLookupPlan, SlabOwners, positions_of
+from shardembed.kernels.grouping import compiled, stable_order
 from shardembed.kernels.mixing import buckets_of
 from shardembed.kernels.pooling import lengths_of
 from shardembed.tables.pooling import POOLINGS
 from shardembed.wire.message import Numbers
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """The distinct ids of the tables that are read by id.
-
-    Attributes:
-        ids_U: ascending by (table, id), numbered through all tables.
-        counts_U: how often each occurs.
-        starts: where each table's begin, one more than tables, int64.
-        numbers_N: of each id, feature by feature, its number among `ids_U`.
-    """
-
-    ids_U: torch.Tensor
-    counts_U: torch.Tensor
-    starts: Numbers
-    numbers_N: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -63,33 +46,6 @@ class Segments:
     bag_starts: torch.Tensor | None = None
 
 
-def find_distinct(ids: IdBatch, routing: RoutingTable, lookup_plan: LookupPlan) -> Distinct:
-    """Each id of the features that are read by id once."""
-    by_id, limit = lookup_plan.by_id, int(routing.table_starts[-1])
-    if not by_id.size:
-        nothing = ids.ids[:0]
-        return Distinct(nothing, nothing, np.zeros(routing.table_starts.size, np.int64), nothing)
-    if (kernels := compiled(ids.ids.device)) is not None and sorts(ids.ids.numel(), limit):
-        found = kernels.routing.distinct(ids.ids.numpy(), ids.sizes_F, by_id, lookup_plan.starts, routing.table_starts)
-        return Distinct(torch.from_numpy(found[0]), torch.from_numpy(found[1]), found[2], torch.from_numpy(found[3]))
-    wanted = ids.ids + of_features(lookup_plan.starts, ids)
-    if by_id.size < len(ids.parts):
-        parts = wanted.split(ids.sizes)
-        wanted = torch.cat([parts[i] for i in by_id.tolist()])
-    groups = group(wanted, limit)
-    starts = torch.searchsorted(groups.numbers_U, torch.from_numpy(routing.table_starts).to(wanted.device))
-    return Distinct(groups.numbers_U, groups.counts(), starts.cpu().numpy(), groups.inverse())  # host sync on a GPU
-
-
-def of_features(numbers: Numbers, ids: IdBatch) -> torch.Tensor:
-    """One number a feature, repeated for each of its ids, `[N]`."""
-    device = ids.ids.device
-    if numbers.size == 1:
-        return torch.tensor(int(numbers[0]), device=device)
-    sizes = torch.from_numpy(ids.sizes_F).to(device)
-    return torch.repeat_interleave(torch.from_numpy(numbers).to(device), sizes, output_size=ids.ids.numel())
-
-
 def ask(
     slab: SlabOwners,
     lookup_plan: SlabLookupPlan,
@@ -97,24 +53,17 @@ def ask(
     distinct: Distinct,
     world_size: int,
     samples: int | None,
-    originals: Originals | None = None,
 ) -> Segments:
     """What to ask of one slab: each distinct id of the tables that are read by id, and the bags of what is read by bag.
 
     Args:
         samples: the bags of each feature that pools, where its output lies beside the others.
-        originals: what the numbers in `ids` stand for, in batches of which tables are dynamic.
     """
     side_by_side = max(1, len(lookup_plan.bags)) if samples else 1
-    named_U = None
-    if originals is not None and slab.spec.dynamic is not None:
-        first = int(originals.starts[slab.spec.lanes[0].table])  # below 0 where no feature of the table is asked for
-        named_U = originals.ids_U[first:] if first >= 0 else originals.ids_U[:0]
     if (kernels := compiled(ids.ids.device)) is None:
-        return _ask(slab, lookup_plan, ids, distinct, world_size, side_by_side, named_U)
+        return _ask(slab, lookup_plan, ids, distinct, world_size, side_by_side)
     batch = ids.ids.numpy(), ids.sizes_F, lookup_plan.bag_lanes, ids.bags_F, ids.lengths_B.numpy()
     owners = slab.blocks.numpy(), -1 if slab.lone_owner is None else slab.lone_owner
-    names = slab.no_names if named_U is None else named_U.numpy()
     found = kernels.routing.ask(
         distinct.ids_U.numpy(),
         distinct.starts,
@@ -124,8 +73,7 @@ def ask(
         slab.keys,
         world_size,
         side_by_side,
-        named_U is not None,
-        names,
+        slab.spec.is_dynamic,
     )
     keys_E, lengths_S, counts, of_single, bag_segments, bag_starts = map(torch.from_numpy, found[:6])
     shifts, bags, moved = found[6:]
@@ -141,7 +89,6 @@ def _ask(
     distinct: Distinct,
     world_size: int,
     side_by_side: int,
-    named_U: torch.Tensor | None,
 ) -> Segments:
     """In plain torch."""
     tables = lookup_plan.lanes[0]
@@ -153,10 +100,10 @@ def _ask(
     if lookup_plan.bags:
         streams.append((ids.ids, ids.sizes_F, lookup_plan.bag_lanes))
         lengths_B = ids.bag_lengths(lookup_plan.bag_lanes[0].tolist())
-    if named_U is None:
-        owner_E, key_E = slab.locate(cat([part for stream in streams for part in _positions(*stream)], ids.ids))
+    if slab.spec.is_dynamic:
+        owner_E, key_E = _by_bucket(slab, streams, ids.ids)
     else:
-        owner_E, key_E = _named(slab, streams, named_U)
+        owner_E, key_E = slab.locate(cat([part for stream in streams for part in _positions(*stream)], ids.ids))
     lone = slab.lone_owner
     if lone is not None and not (singles and lengths_B.numel()) and bool((lengths_B > 0).all()):
         return _of_one_owner(key_E, singles, lengths_B, shifts, world_size, lone, side_by_side)
@@ -174,19 +121,18 @@ def _positions(numbers: torch.Tensor, sizes: Numbers, lanes: Numbers) -> list[to
     return [positions_of(streams[i] - low if low else streams[i], start, stride, rows) for i, start, stride, rows, low in columns]
 
 
-def _named(
-    slab: SlabOwners, streams: Sequence[tuple[torch.Tensor, Numbers, Numbers]], named_U: torch.Tensor
+def _by_bucket(
+    slab: SlabOwners, streams: Sequence[tuple[torch.Tensor, Numbers, Numbers]], like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(owner, id) of each number of a dynamic table's streams; each as the arguments of `_positions`."""
+    """(owner, id) of each id of a dynamic table's streams; each as the arguments of `_positions`."""
     found: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
-    for numbers, sizes, lanes in streams:
-        parts = numbers.split(sizes.tolist())
-        for i, start, stride, buckets, low in zip(*lanes[:5].tolist(), strict=True):
-            ids = named_U[parts[i] - low]
-            found.append(ids)
-            positions.append(positions_of(buckets_of(ids, buckets), start, stride, buckets))
-    return slab.locate(cat(positions, named_U))[0], cat(found, named_U)
+    for ids, sizes, lanes in streams:
+        parts = ids.split(sizes.tolist())
+        for i, start, stride, buckets in zip(*lanes[:4].tolist(), strict=True):
+            found.append(parts[i])
+            positions.append(positions_of(buckets_of(parts[i], buckets), start, stride, buckets))
+    return slab.locate(cat(positions, like))[0], cat(found, like)
 
 
 def _of_one_owner(
@@ -256,7 +202,7 @@ def read(
     if (kernels := compiled(ids.ids.device)) is not None:
         numbers = asked.of_single.numpy(), distinct.numbers_N.numpy(), asked.shifts, pieces.strips, by_id
         batch = ids.ids.numpy(), ids.sizes_F, ids.bags_F, ids.lengths_B.numpy()
-        segments_N, starts_B = kernels.routing.read(*numbers, *batch, pooled, samples is not None)
+        segments_N, starts_B = kernels.routing.read(*numbers, *batch, pooled, samples is not None, pieces.padded)
         return torch.from_numpy(segments_N), torch.from_numpy(starts_B)
     features, lanes, paddings = pieces.strips.tolist()
     streams = dict(zip(by_id.tolist(), distinct.numbers_N.split(ids.sizes_F[by_id].tolist()), strict=True))
@@ -273,10 +219,3 @@ def read(
         moves_N = torch.repeat_interleave(begins_B - (ends_B - lengths_B), lengths_B, output_size=segments_N.numel())
         segments_N = segments_N[torch.arange(segments_N.numel(), device=segments_N.device) + moves_N]
     return segments_N, lengths_B.cumsum(0) - lengths_B
-
-
-def cat(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Side by side, without a copy where there is but one."""
-    if len(tensors) == 1:
-        return tensors[0]
-    return torch.cat(list(tensors)) if tensors else like.new_empty(0, dtype=torch.int64)

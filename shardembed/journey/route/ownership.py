@@ -1,11 +1,9 @@
 """Who owns which row of which table: the plan, turned into sorted tensors that answer for many ids at once.
 
-Ids of a dynamic table are numbered batch by batch (`numbering.py`), and what is cut is its buckets.
-
 Each lane (a column strip of a table) gets an interval of positions in its slab, `cut_rows` long. In it the rows stand block
 by block: contiguous blocks as they are, strided ones with the rows of a residue side by side. One binary search over the block
 starts of all lanes then finds every id's owner, whatever kind of sharding its table has. All numbers are int64: tables may have
-more than 2^31 rows.
+more than 2^31 rows. Of a dynamic table it is the buckets that have positions, and the keys are its ids.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import numpy as np
 import torch
 
 from shardembed.journey.route.columns import Columns
-from shardembed.journey.route.numbering import NUMBERS, PADDING
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.pooling import Pooling
 from shardembed.tables.table_config import Feature, TableConfig
@@ -50,7 +47,7 @@ class LaneNumbers(NamedTuple):
         start: first position.
         stride: of the rows of the table.
         rows: of the table; of a dynamic one, its buckets.
-        low: what stands for its row 0, or number 0.
+        low: what stands for its row 0; 0 for ids of a dynamic table.
         first_block: the number of its first block in the slab.
         blocks: how many it has.
     """
@@ -94,11 +91,6 @@ class SlabOwners:
         """No key, of the dtype in which they travel."""
         return np.empty(0, np.int32 if self.spec.key_dtype == torch.int32 else np.int64)
 
-    @cached_property
-    def no_names(self) -> Numbers:
-        """What the numbers of rows stand for: themselves."""
-        return np.empty(0, np.int64)
-
 
 @dataclass(frozen=True)
 class IdGroup:
@@ -109,7 +101,8 @@ class IdGroup:
         pooling: of them.
         weighted: whether ids have weights.
         padded: whether the tables have a padding id that bags leave out.
-        strips: of each its feature, the number of its lane in the slab, and its padding id or -1, int64 `[3, strips]`.
+        strips: of each its feature, the number of its lane in the slab, and, where they are padded, its padding id: int64
+            `[3, strips]`.
     """
 
     columns: tuple[tuple[int, int], ...]
@@ -155,7 +148,8 @@ class LookupPlan:
         by_id: the features that are read by id, int64; the others are read by bag.
         padded: of those the ones with a padding id, and that.
         slabs: how each is read.
-        rows: by feature, how many its table has, int64.
+        rows: by feature, how many its table has, int64; 0 where any number is an id.
+        tables: by feature, its table.
         starts: by feature, where its table's rows begin when all are numbered through, int64.
         pooled: how the outputs of those that pool lie side by side, or None where none does, or their tables differ in dtype.
         on_device: the same as a GPU's kernels take it, by device; made when it is first needed.
@@ -165,6 +159,7 @@ class LookupPlan:
     padded: tuple[tuple[int, int], ...]
     slabs: tuple[SlabLookupPlan, ...]
     rows: Numbers
+    tables: tuple[int, ...]
     starts: Numbers
     pooled: Columns | None
     on_device: dict[torch.device, DevicePlan] = field(default_factory=dict, compare=False, repr=False)
@@ -178,8 +173,8 @@ class RoutingTable:
         tables: of the collection.
         packings: of each table, as it is read here.
         slabs: who owns each slab's rows.
-        table_starts: where each table begins when all rows, and the numbers of ids, are numbered through, int64.
-        dynamic: the tables whose ids are numbered batch by batch.
+        table_starts: where each table begins when all rows are numbered through, int64; dynamic ones have none.
+        dynamic: the tables whose ids are any int64.
         world_size: ranks that share the collection.
     """
 
@@ -210,9 +205,10 @@ class RoutingTable:
         slabs = tuple(self._of_slab(slab, features, weighted, by_bag) for slab in self.slabs)
         return LookupPlan(
             np.array([i for i, bag in enumerate(by_bag) if not bag], dtype=np.int64),
-            tuple((i, padding_number(table)) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
+            tuple((i, table.padding_idx) for i, table in enumerate(tables) if by_bag[i] and table.padding_idx is not None),
             slabs,
             np.array([_rows(table) for table in tables], dtype=np.int64),
+            tuple(feature.table for feature in features),
             np.array([self.table_starts[feature.table] for feature in features], dtype=np.int64),
             Columns.of(
                 features, self.tables, [(slab.spec.width, found.pooled) for slab, found in zip(self.slabs, slabs, strict=True)]
@@ -235,7 +231,7 @@ class RoutingTable:
         for number, (start, block, lane) in enumerate(zip(slab.lane_starts, slab.lane_blocks, slab.spec.lanes, strict=True)):
             table = self.tables[lane.table]
             numbers = LaneNumbers(lane.table, start, lane.stride, table.cut_rows, 0, block, len(lane.blocks))
-            lanes.append(numbers._replace(low=self.table_starts[lane.table]))
+            lanes.append(numbers._replace(low=self.table_starts[lane.table] if table.dynamic is None else 0))
             for i in of_table.get(lane.table, ()):
                 if by_bag[i]:
                     bags.append((i, lane.strip, numbers._replace(what=i)))
@@ -256,7 +252,8 @@ class RoutingTable:
         pooling, weighted, padded = how
         strips: list[tuple[int, ...]] = []
         for i, _, lane in found:
-            strips.append((i, lane, padding_number(self.tables[features[i].table]) if padded else -1))
+            padding = self.tables[features[i].table].padding_idx
+            strips.append((i, lane, -1 if padding is None or not padded else padding))
         return IdGroup(tuple((i, strip) for i, strip, _ in found), pooling, weighted, padded, _columns(strips, 3))
 
     @staticmethod
@@ -276,14 +273,8 @@ class RoutingTable:
 
 
 def _rows(table: TableConfig) -> int:
-    """How many numbers are set aside for the ids of a table."""
-    return table.num_embeddings if table.dynamic is None else NUMBERS
-
-
-def padding_number(table: TableConfig) -> int:
-    """What stands for padding among the ids as they are routed."""
-    assert table.padding_idx is not None
-    return table.padding_idx if table.dynamic is None else PADDING
+    """How many numbers are set aside for the rows of a table."""
+    return table.num_embeddings if table.dynamic is None else 0
 
 
 def _columns(rows: Sequence[tuple[int, ...]], width: int) -> Numbers:

@@ -20,8 +20,8 @@ import torch
 from shardembed.errors import IdRangeError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.route.columns import Columns
-from shardembed.journey.route.entries import Distinct, Segments, ask, cat, find_distinct, of_features, read
-from shardembed.journey.route.numbering import Originals, number_ids
+from shardembed.journey.route.distinct import Distinct, cat, find_distinct, of_features
+from shardembed.journey.route.entries import Segments, ask, read
 from shardembed.journey.route.on_device import ask_all
 from shardembed.journey.route.ownership import IdGroup, LookupPlan, RoutingTable, SlabLookupPlan, SlabOwners
 from shardembed.kernels import triton
@@ -116,7 +116,7 @@ def make_route(ids: IdBatch, features: Sequence[Feature], routing: RoutingTable)
     """
     lookup_plan = routing.lookup_plan(tuple(features), ids.weighted)
     samples = _samples(ids, lookup_plan.pooled)
-    # Triton's routes know rows alone; on a GPU what numbers stand for is looked up in plain torch.
+    # Triton's routes know rows alone: those of ids are made in plain torch.
     at_once = triton.serves(ids.ids.device) and not routing.dynamic
     slab_routes = _all_at_once if at_once else _slab_by_slab
     ids, slabs = slab_routes(ids, features, routing, lookup_plan, samples)
@@ -133,16 +133,12 @@ def _slab_by_slab(
     ids: IdBatch, features: Sequence[Feature], routing: RoutingTable, lookup_plan: LookupPlan, samples: int | None
 ) -> tuple[IdBatch, tuple[SlabRoute, ...]]:
     """The batch as `Route` has it, and what is asked of each slab."""
-    originals = None
-    if routing.dynamic:
-        ids, originals = number_ids(ids, features, routing.tables, routing.dynamic)
     _check_range(ids, features, routing, lookup_plan)
     ids = _drop_padding(ids, lookup_plan)
     distinct = find_distinct(ids, routing, lookup_plan)
     pairs = zip(routing.slabs, lookup_plan.slabs, strict=True)
     return ids, tuple(
-        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples, originals)
-        for slab, of_slab in pairs
+        _slab_route(slab, ids, of_slab, distinct, lookup_plan.by_id, routing.world_size, samples) for slab, of_slab in pairs
     )
 
 
@@ -222,7 +218,8 @@ def _first_outside(ids: IdBatch, lookup_plan: LookupPlan) -> int | None:
     if (kernels := compiled(ids.ids.device)) is not None:
         at = kernels.routing.first_outside(ids.ids.numpy(), ids.sizes_F, lookup_plan.rows)
         return None if at < 0 else at
-    bad = (ids.ids < 0) | (ids.ids >= of_features(lookup_plan.rows, ids))
+    limits = of_features(lookup_plan.rows, ids)
+    bad = ((ids.ids < 0) | (ids.ids >= limits)) & (limits > 0)
     return int(bad.nonzero()[0]) if bad.any() else None  # host sync on a GPU
 
 
@@ -244,9 +241,8 @@ def _slab_route(
     by_id: Numbers,
     world_size: int,
     samples: int | None,
-    originals: Originals | None,
 ) -> SlabRoute:
-    found = ask(slab, of_slab, ids, distinct, world_size, samples, originals)
+    found = ask(slab, of_slab, ids, distinct, world_size, samples)
     multiplicities_E = _multiplicities(found, of_slab, distinct) if slab.spec.counts_ids else None
     return SlabRoute(
         found.keys_E,

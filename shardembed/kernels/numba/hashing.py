@@ -48,7 +48,8 @@ def bucket_of(number: int, buckets: int) -> int:
 def tag_of(number: int, flip: int, factor_1: int, factor_2: int) -> int:
     """As `mixing.tags_of`, of one id."""
     number = (number ^ flip) * factor_1
-    return shifted((number ^ shifted(number, 32)) * factor_2, 32)
+    number = (number ^ shifted(number, 32)) * factor_2
+    return shifted((number ^ shifted(number, 32)) * MIX_2, 32)
 
 
 @called

@@ -1,6 +1,6 @@
-"""Places in full buckets (`kernels.placing`), one newcomer after the other.
+"""What a step makes of ids (`kernels.placing`), one after the other.
 
-Legend: O newcomers, S slots.
+Legend: E entries, P ids without a slot, O newcomers, S slots.
 """
 
 from __future__ import annotations
@@ -14,6 +14,36 @@ from shardembed.kernels.numba.tools import compiled
 
 FREE, DEAD, RANKED, NONE = 0, 1, 2, 3
 LOWEST = -(1 << 63)
+MOST = (1 << 31) - 1
+
+
+@compiled
+def meet(slots_E: Any, times_E: Any, now: int, halves: int, lasts_S: Any, counts_S: Any, times_P: Any) -> None:
+    """times_E: empty where each was met once."""
+    for e in range(slots_E.size):
+        slot, times = slots_E[e], np.int64(1)
+        if slot < 0:
+            continue
+        if times_E.size:
+            times = np.int64(times_E[e])
+        if slot >= lasts_S.size:
+            times_P[slot - lasts_S.size] += times
+            continue
+        if counts_S.size:
+            count, last = np.int64(counts_S[slot]), np.int64(lasts_S[slot])
+            if last != now:  # the first time in this step
+                count >>= min(now // halves - last // halves, 62)
+            counts_S[slot] = min(count + times, MOST)
+        lasts_S[slot] = now
+
+
+@compiled
+def redirect(slots_E: Any, base: int, slots_P: Any) -> Any:
+    found_E = np.empty_like(slots_E)
+    for e in range(slots_E.size):
+        slot = slots_E[e]
+        found_E[e] = slot if slot < base else slots_P[slot - base]
+    return found_E
 
 
 @compiled

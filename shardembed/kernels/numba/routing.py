@@ -16,10 +16,13 @@ from shardembed.kernels.numba.tools import compiled
 
 @compiled
 def first_outside(ids_N: Any, sizes: Any, limits: Any) -> int:
-    """The place of the first id that is negative or not below its feature's limit; -1 when there is none."""
+    """The place of the first id that is negative or not below its feature's limit, where that is not 0; -1 when there is none."""
     first = 0
     for i in range(sizes.size):
         limit = np.uint64(limits[i])
+        if limit == 0:
+            first += sizes[i]
+            continue
         bad = 0
         for n in range(first, first + sizes[i]):  # counted and not looked for, so that it takes vector instructions
             bad += np.uint64(ids_N[n]) >= limit  # a negative id is a large unsigned one
@@ -185,16 +188,14 @@ def _place(ids_N: Any, lane: Any, blocks: Any, owner_E: Any, key_E: Any) -> None
 
 
 @compiled
-def _place_named(numbers_N: Any, lane: Any, blocks: Any, names_U: Any, owner_E: Any, key_E: Any) -> None:
-    """As `_place`, of numbers that stand for the ids `names_U`, whose buckets are cut; the keys are these ids."""
-    buckets_N, low, buckets = np.empty(numbers_N.size, np.int64), lane[4], lane[3]
-    for n in range(numbers_N.size):
-        buckets_N[n] = bucket_of(names_U[numbers_N[n] - low], buckets)
-    of_buckets = lane.copy()
-    of_buckets[4] = 0
-    _place(buckets_N, of_buckets, blocks, owner_E, key_E)
-    for n in range(numbers_N.size):
-        key_E[n] = names_U[numbers_N[n] - low]
+def _place_ids(ids_N: Any, lane: Any, blocks: Any, owner_E: Any, key_E: Any) -> None:
+    """As `_place`, of ids of a dynamic table, whose buckets are cut; the keys are these ids."""
+    buckets_N = np.empty(ids_N.size, np.int64)
+    for n in range(ids_N.size):
+        buckets_N[n] = bucket_of(ids_N[n], lane[3])
+    _place(buckets_N, lane, blocks, owner_E, key_E)
+    for n in range(ids_N.size):
+        key_E[n] = ids_N[n]
 
 
 @compiled
@@ -212,8 +213,7 @@ def ask(
     keys: Any,
     world_size: int,
     side_by_side: int,
-    named: bool,
-    names_U: Any,
+    dynamic: bool,
 ) -> Any:
     """What to ask of one slab: each distinct id of the tables that are read by id, in all `lanes`, and the bags of what is read by
     bag.
@@ -226,7 +226,7 @@ def ask(
         lone_owner: who owns all that there is, if that is one rank, else -1.
         keys: an array of the dtype that keys are to have.
         side_by_side: as in `segment`.
-        named: the table is dynamic, and numbers stand for the ids `names_U`.
+        dynamic: the table is, and so ids are any int64.
 
     Returns:
         (what `segment` does; how far the singles of each lane lie from its distinct ids `[L]`; the number of bags; whether anything
@@ -248,8 +248,8 @@ def ask(
     for p in range(lanes.shape[1]):
         first, last = starts_T[lanes[0, p]], starts_T[lanes[0, p] + 1]
         end = at + last - first
-        if named:
-            _place_named(ids_U[first:last], lanes[:, p], blocks, names_U, owner_E[at:end], key_E[at:end])
+        if dynamic:
+            _place_ids(ids_U[first:last], lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
         else:
             _place(ids_U[first:last], lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
         at = end
@@ -257,11 +257,11 @@ def ask(
     for p in range(bag_lanes.shape[1]):
         f = bag_lanes[0, p]
         end = at + sizes_F[f]
-        numbers = ids_N[firsts_F[f] : firsts_F[f] + sizes_F[f]]
-        if named:
-            _place_named(numbers, bag_lanes[:, p], blocks, names_U, owner_E[at:end], key_E[at:end])
+        given = ids_N[firsts_F[f] : firsts_F[f] + sizes_F[f]]
+        if dynamic:
+            _place_ids(given, bag_lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
         else:
-            _place(numbers, bag_lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
+            _place(given, bag_lanes[:, p], blocks, owner_E[at:end], key_E[at:end])
         at = end
         lengths[bag : bag + bags_F[f]] = lengths_B[first_bags_F[f] : first_bags_F[f] + bags_F[f]]
         bag += bags_F[f]
@@ -290,6 +290,7 @@ def read(
     lengths_B: Any,
     pooled: bool,
     side_by_side: bool,
+    padded: bool,
 ) -> Any:
     """The segment of each id of some strips that pool alike, -1 for padding, and where each bag of them begins, if they do pool.
 
@@ -299,6 +300,7 @@ def read(
         strips: `IdGroup.strips`.
         ids_N, sizes_F, bags_F, lengths_B: the batch.
         side_by_side: the bags are to stand sample by sample, and not strip by strip; all strips have as many.
+        padded: bags leave the padding id of each strip out.
     """
     firsts_F, first_bags_F = np.cumsum(sizes_F) - sizes_F, np.cumsum(bags_F) - bags_F
     first_numbers = np.zeros(sizes_F.size, np.int64)
@@ -330,7 +332,7 @@ def read(
         for b in range(bags_F[f]):
             at = starts_B[first + b * apart]
             for _ in range(lengths_B[first_bags_F[f] + b]):
-                is_padding = padding >= 0 and ids_N[firsts_F[f] + n] == padding
+                is_padding = padded and ids_N[firsts_F[f] + n] == padding
                 segments_N[at] = -1 if is_padding else of_single[numbers_N[first_numbers[f] + n] + shift]
                 at += 1
                 n += 1

@@ -26,4 +26,5 @@ def shifted(x, BITS: tl.constexpr):
 def tag_of(x, flip, factor_1, factor_2):
     """As `mixing.tags_of`."""
     x = (x ^ flip) * factor_1
-    return shifted((x ^ shifted(x, 32)) * factor_2, 32)
+    x = (x ^ shifted(x, 32)) * factor_2
+    return shifted((x ^ shifted(x, 32)) * MIX_2, 32)

@@ -11,12 +11,11 @@ import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.kernels.idmap import IdMap
-from shardembed.kernels.placing import DEAD, EVICTED, Rules, place, ranked
+from shardembed.kernels.placing import DEAD, EVICTED, MOST, Rules, meet, place, ranked
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.memory import grown
 
 FREE = -1
-MOST = (1 << 31) - 1  # counts stop there
 FIRST = 1024  # places of a table without a limit, to begin with
 
 
@@ -84,16 +83,9 @@ class Census:
         """The places of all ids that are there, ascending."""
         return ((self.lasts_S >= 0) & self.policy.alive(self.lasts_S, steps)).nonzero().squeeze(1)
 
-    def touch(self, slots_E: torch.Tensor, now: int, times_E: torch.Tensor | None) -> None:
-        """Ids that have a place were met, some of them several times: `times_E` each, where counts are kept."""
-        if self.policy.counts:
-            assert times_E is not None
-            slots_U, inverse = torch.unique(slots_E, return_inverse=True)
-            times_U = torch.zeros_like(slots_U).index_add_(0, inverse, times_E.to(torch.int64))
-            counts_U = self.policy.halved(self.counts_S[slots_U], self.lasts_S[slots_U], now) + times_U
-            self.counts_S[slots_U] = counts_U.clamp(max=MOST).to(torch.int32)
-            slots_E = slots_U
-        self.lasts_S[slots_E] = now
+    def meet(self, slots_E: torch.Tensor, now: int, times_E: torch.Tensor | None, times_P: torch.Tensor) -> None:
+        """Ids were met; as `placing.meet`."""
+        meet(slots_E, times_E, now, self.policy.halves, (self.lasts_S, self.counts_S), times_P)
 
     def counts_of(self, slots_U: torch.Tensor, now: int) -> torch.Tensor:
         """The counts of these places as they stand in step `now`, 0 where the place is -1; int64."""

@@ -16,6 +16,7 @@ import torch
 from shardembed.kernels.idmap import IdMap
 from shardembed.kernels.interning import intern
 from shardembed.kernels.mixing import buckets_of
+from shardembed.kernels.placing import redirect
 from shardembed.kernels.rounding import chance
 from shardembed.store.dynamic.census import Census, Settled
 from shardembed.store.dynamic.policy import Policy
@@ -26,7 +27,7 @@ from shardembed.tables.dynamic import MinCount, Probability
 from shardembed.tables.initial import table_hash
 from shardembed.tables.table_config import TableConfig
 
-SPARE = 1 << 16  # rows for ids without one, of which memory is taken as they are written
+SPARE = 1 << 16  # rows for ids without one
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,24 @@ class Moved:
 
     def of(self, rows_E: torch.Tensor) -> torch.Tensor:
         """The rows to which these numbers now belong."""
-        if not self.rows_P.numel():
-            return rows_E
-        waits = rows_E >= self.base
-        return torch.where(waits, self.rows_P[(rows_E - self.base).clamp(min=0)], rows_E)
+        return redirect(rows_E, self.base, self.rows_P) if self.rows_P.numel() else rows_E
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the last lookup found.
+
+    Attributes:
+        keys_E: that were looked up.
+        rows_E: of each its row; from `first` on those of ids that have none.
+        first: row behind all others.
+        absent_U: these ids, each once.
+    """
+
+    keys_E: torch.Tensor
+    rows_E: torch.Tensor
+    first: int
+    absent_U: torch.Tensor
 
 
 class DynamicKeys:
@@ -100,7 +115,11 @@ class DynamicKeys:
         self._waiting = IdMap.on(device)
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
+        self._found: Found | None = None  # until something changes
+        places = self.census.places
+        # Behind the places of a table with a limit, which had better not move. A CPU gives memory as it is first written.
+        spare = max(SPARE, places // 4) if device.type == "cpu" else min(SPARE, places // 4)
+        memory.ensure(places + (0 if table.grows else spare), places)
 
     def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
         """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
@@ -108,46 +127,54 @@ class DynamicKeys:
         Args:
             learning: gradients may follow, so such ids read their start; else what evaluation reads.
         """
+        first = self.census.places + self._ids_P.numel()
+        found = self._look(keys_E, first)
+        count = found.absent_U.numel()
+        if count:
+            self._memory.ensure(first + count, self.census.places)
+            rows = self._memory.data.weights[first : first + count]
+            if learning or self._dynamic.unknown == "start":
+                fill_rows(rows, self._table, self._seed, found.absent_U, self._columns)
+            else:
+                rows.zero_()
+            if not learning:
+                padding = self._table.padding_idx
+                self.unknown += count if padding is None else int((found.absent_U != padding).sum())
+        return found.rows_E
+
+    def _look(self, keys_E: torch.Tensor, first: int) -> Found:
         rows_E = self.census.find(keys_E, self.steps)
         missing_E = rows_E < 0
-        if not bool(missing_E.any()):  # host sync on a GPU
-            return rows_E
-        absent = intern(keys_E[missing_E])
-        first, count = self.census.places + self._ids_P.numel(), absent.ids_U.numel()
-        self._memory.ensure(first + count, self.census.places)
-        rows = self._memory.data.weights[first : first + count]
-        if learning or self._dynamic.unknown == "start":
-            fill_rows(rows, self._table, self._seed, absent.ids_U, self._columns)
-        else:
-            rows.zero_()
-        if not learning:
-            padding = self._table.padding_idx
-            self.unknown += count if padding is None else int((absent.ids_U != padding).sum())
-        rows_E[missing_E] = absent.numbers_N + first
-        return rows_E
+        absent = self._ids_P[:0]
+        if bool(missing_E.any()):  # host sync on a GPU
+            interned = intern(keys_E[missing_E])
+            rows_E[missing_E], absent = interned.numbers_N + first, interned.ids_U
+        self._found = Found(keys_E, rows_E, first, absent)
+        return self._found
 
     def bring(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The number under which gradients for each id may wait: its row, or one behind all rows; -1 for padding."""
-        rows_E = self.census.find(keys_E, self.steps)
-        missing_E = rows_E < 0
-        if bool(missing_E.any()):  # host sync on a GPU
-            rows_E[missing_E] = self._numbered(keys_E[missing_E]) + self.census.places
+        found = self._found
+        if found is None or found.keys_E is not keys_E:  # else what the forward found still holds
+            found = self._look(keys_E, self.census.places + self._ids_P.numel())
+        rows_E = found.rows_E
+        if found.absent_U.numel():
+            rows_E = redirect(rows_E, found.first, self._numbered(found.absent_U) + self.census.places)
         padding = self._table.padding_idx
         return rows_E if padding is None else torch.where(keys_E == padding, -1, rows_E)
 
-    def _numbered(self, keys_E: torch.Tensor) -> torch.Tensor:
-        """The number of each id among those that wait for a row."""
-        absent = intern(keys_E)
-        numbers_U = self._waiting.find(absent.ids_U, self._ids_P)
+    def _numbered(self, ids_U: torch.Tensor) -> torch.Tensor:
+        """The number of each of these distinct ids among those that wait for a row."""
+        numbers_U = self._waiting.find(ids_U, self._ids_P)
         fresh = numbers_U < 0
         before = self._ids_P.numel()
-        self._ids_P = torch.cat([self._ids_P, absent.ids_U[fresh]])
-        added = torch.arange(before, self._ids_P.numel(), device=keys_E.device)
+        self._ids_P = torch.cat([self._ids_P, ids_U[fresh]])
+        added = torch.arange(before, self._ids_P.numel(), device=ids_U.device)
         numbers_U[fresh] = added
         self._waiting.insert(added, self._ids_P)
         # Rows behind all others, too: whoever sorts numbers has to know the largest.
         self._memory.ensure(self.census.places + self._ids_P.numel(), self.census.places)
-        return numbers_U[absent.numbers_N]
+        return numbers_U
 
     def in_order(self, rows_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows in an order that all who hold columns of them share: (the bucket of each, as numbered here, ascending; the order,
@@ -172,20 +199,14 @@ class DynamicKeys:
 
     def commit(self, now: int) -> Moved:
         """Settle what the step numbered `now` makes of all ids that gradients wait for."""
-        base, rows_P = self.census.places, torch.full_like(self._ids_P, -1)
-        # The tables of one step may come one by one, and all are told each time.
-        before, self.last = self.last if now == self.steps else Tally(), Tally()
-        if self._seen:
-            rows_E = torch.cat([rows for rows, _ in self._seen])
-            times_E = torch.cat([torch.ones_like(rows) if times is None else times.to(torch.int64) for rows, times in self._seen])
-            here_E = (rows_E >= 0) & (rows_E < base)
-            self.census.touch(rows_E[here_E], now, times_E[here_E])
-            if rows_P.numel():
-                new_E = rows_E >= base
-                times_P = torch.zeros_like(rows_P).index_add_(0, rows_E[new_E] - base, times_E[new_E])
-                came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
-                rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
-        self.tally, self.last, self.steps = self.tally + self.last, before + self.last, now
+        base, rows_P, times_P = self.census.places, torch.full_like(self._ids_P, -1), torch.zeros_like(self._ids_P)
+        self.last, self._found = self.last if now == self.steps else Tally(), None
+        for rows_E, times_E in self._seen:
+            self.census.meet(rows_E, now, times_E, times_P)
+        came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
+        if rows_P.numel() and bool(came_P.any()):
+            rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
+        self.steps = now
         self.drop()
         return Moved(base, rows_P)
 
@@ -213,7 +234,8 @@ class DynamicKeys:
                 self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now
             )
         refused, created = int((without & admitted).sum()), int((~without).sum())
-        self.last = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
+        came = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
+        self.tally, self.last = self.tally + came, self.last + came
         return rows_U
 
     def _give_rows(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int) -> Settled:
@@ -244,7 +266,7 @@ class DynamicKeys:
     ) -> None:
         """Count these on among the candidates."""
         known = known_U >= 0
-        candidates.touch(known_U[known], now, times_U[known])
+        candidates.meet(known_U[known], now, times_U[known], times_U[:0])
         candidates.settle(ids_U[~known], counts_U[~known], groups_U[~known], now, compete=True)
 
 

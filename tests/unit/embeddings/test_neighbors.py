@@ -165,6 +165,11 @@ def test_names_are_read_up_to_the_last_one_that_is_wanted(tmp_path: Path) -> Non
         names_of(tmp_path / "none.txt", [0])
 
 
+def test_a_folder_of_names_names_ids_and_integers_name_themselves(tmp_path: Path) -> None:
+    one, other, _ = se.hash64(["a", "b", "c"], names=tmp_path / "names").tolist()
+    assert names_of(tmp_path / "names", [other, 7, one]) == {one: "a", other: "b", 7: "7"}
+
+
 def test_the_file_of_a_vocabulary_names_rows_by_their_values(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.txt"
     se.Vocabulary.build([["a\tb", "c", "c", "\\other"]]).save(path)

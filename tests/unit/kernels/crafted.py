@@ -32,7 +32,8 @@ def unmixed(numbers: np.ndarray) -> np.ndarray:
 
 def untagged(numbers: np.ndarray, secret: Secret) -> np.ndarray:
     """The ids whose hash these are, which only he can compute who knows the secret."""
-    numbers = unshifted(numbers * inverse(secret.factor_2), 32) * inverse(secret.factor_1)
+    numbers = unshifted(numbers * inverse(MIX_2), 32) * inverse(secret.factor_2)
+    numbers = unshifted(numbers, 32) * inverse(secret.factor_1)
     return numbers ^ np.uint64(secret.flip & MASK)
 
 
@@ -51,10 +52,12 @@ def hard_ids(count: int) -> dict[str, torch.Tensor]:
         "multiples of 64 ranks": numbers * 64,
         "multiples of 1,000 ranks": numbers * 1000 - 7,
         "in the high bits": numbers << (63 - count.bit_length()),
+        "in bits 40 and up": numbers << 40,
         "in both halves": (numbers << 32) | numbers,
         "squares": numbers**2,
         "one bucket of the table": tensor_of(unmixed((np.uint64(5) << np.uint64(32)) | low)),
         "one low half when mixed": tensor_of(unmixed((low << np.uint64(32)) | np.uint64(5))),
         "ascending when mixed": tensor_of(unmixed(low)),
-        "without the first multiplication": tensor_of(unshifted(low << np.uint64(40), 30)),
+        "without splitmix64's first product": tensor_of(unshifted(low << np.uint64(40), 30)),
+        "without its second product": tensor_of(unshifted(unshifted(low << np.uint64(40), 27) * inverse(MIX_1), 30)),
     }

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from shardembed.kernels.idmap import LEAST_WORDS, IdMap
-from shardembed.kernels.mixing import Secret
+from shardembed.kernels.mixing import Secret, tags_of
 from tests.unit.kernels.crafted import LEAST, MOST, tensor_of, untagged
 
 IDS = st.integers(LEAST, MOST) | st.integers(-6, 6) | st.sampled_from([LEAST, MOST])
@@ -61,6 +61,17 @@ class Pair:
         assert found.tolist() == [self.known.get(each, -1) for each in ids]
         assert len(self.map) == len(self.known)
         assert self.map.nbytes <= max(8 * LEAST_WORDS, 16 * self.ids_S.numel())
+
+
+def distances(words: torch.Tensor, ids: torch.Tensor, chosen: Secret) -> torch.Tensor:
+    """How many words of a hash table a search reads that finds its id, for each entry, counted from the table alone.
+
+    ids: by the number in the word.
+    """
+    place = torch.nonzero(words >= 0).squeeze(1)
+    tags = words[place] & 0xFFFFFFFF
+    assert torch.equal(tags, tags_of(ids[words[place] >> 32], chosen))
+    return (place - (tags * words.numel() >> 32)) % words.numel() + 1
 
 
 def tried(pair: Pair, calls: list[tuple[str, list[int]]], data: st.DataObject) -> None:

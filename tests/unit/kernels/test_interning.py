@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from shardembed.errors import UnsupportedError
 from shardembed.kernels import grouping
-from shardembed.kernels.interning import Interned, intern
+from shardembed.kernels.interning import Interned, intern, words_of
+from shardembed.kernels.mixing import secret
 from tests.unit.kernels.crafted import LEAST, MOST, hard_ids
+from tests.unit.kernels.idmap_cases import distances
 
 IDS = st.integers(LEAST, MOST) | st.integers(-4, 4) | st.sampled_from([LEAST, MOST])
 
@@ -67,6 +69,20 @@ def test_no_ids_are_hard() -> None:
         found = intern(torch.cat([ids, ids.flip(0)]))
         assert torch.equal(found.ids_U[found.numbers_N], torch.cat([ids, ids.flip(0)])), kind
         assert found.counts_U.tolist() == [2] * 2000, kind
+
+
+@pytest.mark.skipif(grouping.missing() is not None, reason="needs numba")
+def test_searches_are_short_whatever_the_ids() -> None:
+    """Of ids that look drawn, a search reads 1.5 words on average in a table that is half full."""
+    from shardembed.kernels.numba import hashing
+
+    for kind, ids in hard_ids(30_000).items():
+        words = torch.full((words_of(30_000),), -1)
+        ids_U, _, _ = hashing.intern(words.numpy(), ids.numpy(), torch.empty(0, dtype=torch.int64).numpy(), tuple(secret()))
+        read = distances(words, torch.from_numpy(ids_U), secret())
+        assert read.numel() == 30_000
+        assert read.double().mean() < 2.5, kind
+        assert read.max() < 200, kind
 
 
 def test_a_batch_without_end_is_refused() -> None:

@@ -64,7 +64,10 @@ def test_compiled_kernels_mix_as_torch_does(ids: list[int], drawn: tuple[int, in
 
     chosen = Secret(drawn[0], drawn[1] | 1, drawn[2] | 1)
     assert [hashing.mixed_of(number) for number in ids] == mixed(as_tensor(ids)).tolist()
-    assert [hashing.tag_of(number, *chosen) for number in ids] == tags_of(as_tensor(ids), chosen).tolist()
+    tags = tags_of(as_tensor(ids), chosen).tolist()
+    assert [hashing.tag_of(number, *chosen) for number in ids] == tags
+    for size in (1, 48, 3 * 2**29, 2**32):  # also where the product has 64 bits
+        assert [hashing.home_of(tag, size) for tag in tags] == [tag * size >> 32 for tag in tags]
 
 
 def test_equal_shares_of_ids_fall_into_buckets() -> None:

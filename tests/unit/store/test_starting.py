@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shardembed.errors import ConfigError
 from shardembed.kernels.starting import Distribution, draw
 from shardembed.store.starting import fill_rows
+from shardembed.tables.dynamic import Dynamic
 from shardembed.tables.initial import table_hash
 from shardembed.tables.table_config import Constant, Loaded, Normal, TableConfig, Uniform
 
@@ -70,6 +71,16 @@ def test_constants_and_functions_are_rounded_once(dtype: torch.dtype) -> None:
     ids = torch.tensor([-1, 2**63 - 1, 5])
     assert torch.equal(rows(table(Constant(0.3)), ids, dtype=dtype), torch.full((3, COLUMNS), 0.3, dtype=dtype))
     assert torch.equal(rows(table(of_ids), ids, dtype=dtype), of_ids(ids).to(dtype))
+
+
+@pytest.mark.parametrize("padding_idx", [-1, -(2**63), 2**63 - 1, 0])
+@pytest.mark.parametrize("start", [Normal(), Constant(0.3), of_ids], ids=["normal", "constant", "function"])
+def test_any_id_may_stand_for_nothing(padding_idx: int, start: Any) -> None:
+    ids = torch.tensor([-(2**63), -2, -1, 0, 99, 2**63 - 1])
+    config = TableConfig("t", 100, COLUMNS, init=start, padding_idx=padding_idx, dynamic=Dynamic())
+    found, expected = rows(config, ids), rows(table(start), ids)
+    expected[ids == padding_idx] = 0
+    assert torch.equal(found, expected)
 
 
 def test_settings_reach_the_numbers() -> None:
