@@ -104,8 +104,8 @@ class Census:
         """
         expired = self._bury(ids_O)
         if self.room is None:
-            slots_O = self._append(ids_O)
-            gone, evicted = self.ids_S[:0], 0
+            gone, evicted = self._sweep(ids_O.numel(), now), 0
+            slots_O, expired = self._append(ids_O), expired + gone.numel()
         else:
             slots_O, gone, fates = self._squeeze(ids_O, counts_O, groups_O, now, compete, self.room)
             evicted, expired = int((fates == EVICTED).sum()), expired + int((fates == DEAD).sum())
@@ -125,6 +125,17 @@ class Census:
         slots = slots[slots >= 0]
         self.leave(slots)
         return slots.numel()
+
+    def _sweep(self, more: int, now: int) -> torch.Tensor:
+        """Where there is no limit: the ids of the dead, whose places are free now; nobody looks for them before the table has to
+        grow for `more` newcomers.
+        """
+        if self.policy.lives_on or self._top + more - self._left.numel() <= self.places:
+            return self.ids_S[:0]
+        dead = ((self.lasts_S >= 0) & ~self.policy.alive(self.lasts_S, now - 1)).nonzero().squeeze(1)  # host sync on a GPU
+        gone = self.ids_S[dead]
+        self.leave(dead)
+        return gone
 
     def _squeeze(
         self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool, room: int

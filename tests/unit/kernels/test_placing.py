@@ -1,4 +1,4 @@
-"""Places in full buckets: plain torch and the compiled kernel against a model of dicts, one rule after the other."""
+"""What a step makes of ids: plain torch and the compiled kernels against a model of dicts, one rule after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardembed.kernels import grouping
-from shardembed.kernels.placing import DEAD, EVICTED, STAYS, Placed, Rules, place, ranked
+from shardembed.kernels.placing import DEAD, EVICTED, MOST, STAYS, Placed, Rules, meet, place, ranked, redirect
 from tests.amount import examples
 from tests.dynamic_cases import FEW
 from tests.dynamic_oracle import mixed
@@ -139,3 +139,63 @@ def test_many_newcomers_of_many_buckets(plain: bool, monkeypatch: pytest.MonkeyP
     for by_count in (False, True):
         for compete in (False, True):
             agree(Case(Rules(room, 5, 3, by_count, True, compete), held, newcomers))
+
+
+@dataclass(frozen=True)
+class Met:
+    """Of `slots` slots and `others` ids without one. counted: counts are kept. times: None for once."""
+
+    slots: int
+    others: int
+    counted: bool
+    halves: int
+    numbers: tuple[int, ...]
+    times: tuple[int, ...] | None
+    seed: int
+
+
+@st.composite
+def meetings(draw: st.DrawFn) -> Met:
+    slots, others = draw(st.integers(1, 5)), draw(st.integers(0, 4))
+    numbers = tuple(draw(st.lists(st.integers(-1, slots + others - 1), max_size=12)))
+    several = st.lists(st.integers(0, 5) | st.just(MOST), min_size=len(numbers), max_size=len(numbers)).map(tuple)
+    halves = draw(st.just(NEVER) | st.integers(1, 4))
+    return Met(slots, others, draw(st.booleans()), halves, numbers, draw(st.none() | several), draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("plain", [pytest.param(False, marks=compiled), True])
+def test_whoever_is_met_is_counted_and_dated(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if plain:
+        monkeypatch.setattr(grouping, "missing", lambda: "numba is not installed")
+
+    @examples(200)
+    @given(meetings())
+    def of(met: Met) -> None:
+        draw = torch.Generator().manual_seed(met.seed)
+        lasts = torch.randint(0, NOW, (met.slots,), generator=draw, dtype=torch.int32)
+        counts = torch.randint(0, 9, (met.slots if met.counted else 0,), generator=draw, dtype=torch.int32)
+        others = torch.randint(0, 9, (met.others,), generator=draw)
+        expected = lasts.tolist(), counts.tolist(), others.tolist()
+        for number, times in zip(met.numbers, met.times or [1] * len(met.numbers), strict=True):
+            if number >= met.slots:
+                expected[2][number - met.slots] += times
+            elif number >= 0:
+                if met.counted:
+                    halved = expected[1][number] >> (NOW // met.halves - expected[0][number] // met.halves)
+                    expected[1][number] = min(halved + times, MOST)
+                expected[0][number] = NOW
+        times_E = None if met.times is None else torch.tensor(met.times, dtype=torch.int32)
+        meet(torch.tensor(met.numbers, dtype=torch.int64), times_E, NOW, met.halves, (lasts, counts), others)
+        assert (lasts.tolist(), counts.tolist(), others.tolist()) == expected
+
+    of()
+
+
+@pytest.mark.parametrize("plain", [pytest.param(False, marks=compiled), True])
+def test_numbers_behind_all_rows_become_rows(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if plain:
+        monkeypatch.setattr(grouping, "missing", lambda: "numba is not installed")
+    given = torch.tensor([3, 10, -1, 12, 10, 9])
+    assert redirect(given, 10, torch.tensor([7, 8, -1])).tolist() == [3, 7, -1, -1, 7, 9]
+    assert redirect(given[:1], 10, given[:0]).tolist() == [3]
+    assert given.tolist() == [3, 10, -1, 12, 10, 9]

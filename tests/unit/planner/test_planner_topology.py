@@ -80,7 +80,9 @@ def test_units_are_in_the_keys(tmp_path: Path) -> None:
     assert (found.intra.bandwidth, found.intra.latency, found.intra.peer) == pytest.approx((1e9, 358.5e-6, 0.0))
     copy = found.ops["copy"]
     assert (copy.call, copy.row, copy.byte) == pytest.approx((7.004e-6, 0.0, 1 / 9.883e9))
-    shared = changed(tmp_path, "  copy: {call_us: 7.004, row_ns: 0.0, gb_per_s: 9.883}", "  copy: {call_us: 7, row_bytes: 8, share: 0.5}")
+    shared = changed(
+        tmp_path, "  copy: {call_us: 7.004, row_ns: 0.0, gb_per_s: 9.883}", "  copy: {call_us: 7, row_bytes: 8, share: 0.5}"
+    )
     shared.write_text("memory_bandwidth_gb_per_s: 10\n" + shared.read_text())
     copy = topology.load(shared).ops["copy"]
     assert (copy.row, copy.byte) == pytest.approx((8 / 5e9, 1 / 5e9))
@@ -104,14 +106,26 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     [
         ("memory_gib", "memroy_gib", ":6:1: unknown key 'memroy_gib'; did you mean 'memory_gib'?"),
         ("memory_gib", "memroy_gib", ":3:1: memory_gib Field required"),
-        ("inter: {bandwidth_gb_per_s: 1.035,", "inter: {bandwith_gb_per_s: 1.035,", ":9:9: unknown key 'bandwith_gb_per_s' in inter"),
+        (
+            "inter: {bandwidth_gb_per_s: 1.035,",
+            "inter: {bandwith_gb_per_s: 1.035,",
+            ":9:9: unknown key 'bandwith_gb_per_s' in inter",
+        ),
         ("inter: {bandwidth_gb_per_s: 1.035,", "inter: {", ":9:1: inter.bandwidth_gb_per_s Field required"),
         ("  route_bag:", "  rout_bag:", ":17:3: unknown key 'rout_bag' in ops; did you mean 'route_bag'?"),
         ("  route_bag:", "  rout_bag:", ":11:1: ops.route_bag Field required"),
         ("  copy: {call_us", "  copy: {calls_us", ":19:10: unknown key 'calls_us' in ops.copy; did you mean 'call_us'?"),
-        ("  copy: {call_us: 7.004", "  copy: {call_us: -2", ":19:10: ops.copy.call_us should be greater than or equal to 0, not -2"),
+        (
+            "  copy: {call_us: 7.004",
+            "  copy: {call_us: -2",
+            ":19:10: ops.copy.call_us should be greater than or equal to 0, not -2",
+        ),
         ("  copy: {call_us: 7.004", "  copy: {share: 0.5", ":19:3: ops.copy: give either row_ns and gb_per_s"),
-        ("  output: {call_us: 23.34, row_ns: 0.0}", "  output: {row_bytes: 4}", "row_bytes needs a share of the memory's bandwidth"),
+        (
+            "  output: {call_us: 23.34, row_ns: 0.0}",
+            "  output: {row_bytes: 4}",
+            "row_bytes needs a share of the memory's bandwidth",
+        ),
         (
             "  output: {call_us: 23.34, row_ns: 0.0}",
             "  output: {share: 0.5}",
