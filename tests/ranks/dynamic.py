@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import pytest
 import torch
 
 import shardembed as se
+from shardembed.kernels import cpu, grouping
 from shardembed.kernels.rounding import chance
 from shardembed.store.dynamic.census import Census
 from shardembed.store.dynamic.keys import Tally
@@ -242,14 +245,24 @@ class Expected:
 _COUNTS = tuple(part.name for part in fields(Tally))
 
 
-def play(rank: int, world_size: int, setup: Setup, moves: Sequence[Move]) -> Seen:
+@contextmanager
+def without_numba() -> Iterator[None]:
+    """Everything in plain torch, as where Numba is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (grouping, cpu):
+            patch.setattr(module, "missing", lambda: "numba is not installed")
+        yield
+
+
+def play(rank: int, world_size: int, setup: Setup, moves: Sequence[Move], plain: bool) -> Seen:
     """On one rank."""
-    return Player(setup, rank).play(moves)
+    with without_numba() if plain else nullcontext():
+        return Player(setup, rank).play(moves)
 
 
-def check(setup: Setup, moves: Sequence[Move]) -> list[Seen]:
-    """Play a script on the ranks and on the oracle, and compare after every move."""
-    runs = run_ranks(setup.world_size, play, setup, moves)
+def check(setup: Setup, moves: Sequence[Move], plain: bool = False) -> list[Seen]:
+    """Play a script on the ranks and on the oracle, and compare after every move. plain: without Numba."""
+    runs = run_ranks(setup.world_size, play, setup, moves, plain)
     expected, lookups = Expected(setup), 0
     for number, move in enumerate(moves):
         outputs = expected.move(move)

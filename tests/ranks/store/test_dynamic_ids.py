@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import shardembed as se
-from tests.amount import examples, exhaustive
+from tests.amount import examples, exhaustive, sample_of
 from tests.dynamic_cases import FEW, dynamic_configs
 from tests.oracle import EXAMPLES
 from tests.ranks.dynamic import CROWD, EXACT, FEATURES, KINDS, Move, Setup, check, script_of
@@ -48,6 +49,7 @@ def cases(draw: st.DrawFn, ranks: int, optimizers: Sequence[se.optim.TableOptimi
     return setup, script_of(draw(st.integers(0, 2**16)), ranks, draw(st.integers(1, 16)), ids, kinds)
 
 
+DTYPES = (torch.float64, torch.float32)
 CHECKS = (HealthCheck.data_too_large, HealthCheck.large_base_example)
 
 
@@ -55,7 +57,7 @@ CHECKS = (HealthCheck.data_too_large, HealthCheck.large_base_example)
 def test_ids_come_and_go_as_the_rules_say(ranks: int) -> None:
     """To the bit."""
 
-    @examples({1: 240, 2: 120}.get(ranks, 60), *CHECKS)
+    @examples({1: 150, 2: 75}.get(ranks, 30), *CHECKS)
     @given(cases(ranks, [EXACT]))
     def of(case: tuple[Setup, list[Move]]) -> None:
         check(*case)
@@ -63,10 +65,19 @@ def test_ids_come_and_go_as_the_rules_say(ranks: int) -> None:
     of()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("ranks", [1, 2, exhaustive(3)])
+@pytest.mark.parametrize("ranks", [exhaustive(1), 2])
+def test_without_numba_all_is_the_same(ranks: int) -> None:
+    @examples(20, *CHECKS)
+    @given(cases(ranks, [EXACT]))
+    def of(case: tuple[Setup, list[Move]]) -> None:
+        check(*case, plain=True)
+
+    of()
+
+
+@pytest.mark.parametrize(("ranks", "dtype"), sample_of(product((1, 2, 3), DTYPES), (1, torch.float64), (2, torch.float32)))
 def test_rows_learn_by_every_optimizer(ranks: int, dtype: torch.dtype) -> None:
-    @examples(60, *CHECKS)
+    @examples(50, *CHECKS)
     @given(cases(ranks, list(EXAMPLES.values()), dtype=dtype))
     def of(case: tuple[Setup, list[Move]]) -> None:
         check(*case)

@@ -1,9 +1,11 @@
-"""A random walk of one dynamic table beside its oracle: lookups, evaluations, steps, skipped steps, zero_grad, freezing, in any order.
+"""A walk of a dynamic table beside its oracle: lookups, evaluations, steps, skipped steps, zero_grad, freezing, in any order.
 
 What hypothesis finds here is a shortest walk; `tests/ranks/store/test_dynamic_ids.py` walks on several ranks.
 """
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import hypothesis
 import pytest
@@ -11,10 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 import shardembed as se
-from shardembed.kernels import grouping
 from tests.amount import examples
 from tests.dynamic_cases import Learned, batches, dynamic_configs
-from tests.ranks.dynamic import EXACT, FEATURES, Expected, Move, Player, Setup, compare, compare_outputs
+from tests.ranks.dynamic import EXACT, FEATURES, Expected, Move, Player, Setup, compare, compare_outputs, without_numba
 
 COLUMNS = 2
 OPTIMIZERS = (EXACT, se.optim.RowwiseAdagrad(lr=0.1), se.optim.FTRL(lr=0.1))  # none counts steps, which freezing would leave out
@@ -91,9 +92,8 @@ class Walk(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_walk_ends_where_the_oracle_ends(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_ends_where_the_oracle_ends(plain: bool) -> None:
     """plain: in torch alone, as where Numba is not installed."""
-    if plain:
-        monkeypatch.setattr(grouping, "missing", lambda: "numba is not installed")
-    settings = hypothesis.settings(examples(40 if plain else 120), stateful_step_count=20)
-    run_state_machine_as_test(Walk, settings=settings)
+    settings = hypothesis.settings(examples(15 if plain else 40), stateful_step_count=12)
+    with without_numba() if plain else nullcontext():
+        run_state_machine_as_test(Walk, settings=settings)
