@@ -16,7 +16,7 @@ from tests.amount import sample_of
 from tests.harness import run_ranks
 from tests.ranks.dynamic import CROWD, FEATURES
 
-SAMPLES, STEPS, COLUMNS = 8, 6, 8
+SAMPLES, STEPS, COLUMNS = 8, 8, 8
 PLANS: dict[str, se.Placement] = {
     "row_wise": se.row_wise(packing="unique"),
     "row_wise bag": se.row_wise(packing="bag"),
@@ -32,8 +32,8 @@ PLANS: dict[str, se.Placement] = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "lru": {"num_embeddings": 300, "dynamic": se.Dynamic(se.LRU())},
-    "lfu": {"num_embeddings": 256, "dynamic": se.Dynamic(se.LFU(halve_every=2), se.MinCount(2)), "padding_idx": CROWD[7]},
-    "ttl": {"num_embeddings": 400, "dynamic": se.Dynamic(se.TTL(2), se.Probability(0.7)), "scale_grad_by_freq": True},
+    "lfu": {"num_embeddings": 256, "dynamic": se.Dynamic(se.LFU(halve_every=3), se.Probability(0.8)), "padding_idx": CROWD[7]},
+    "ttl": {"num_embeddings": 400, "dynamic": se.Dynamic(se.TTL(2), se.MinCount(2)), "scale_grad_by_freq": True},
     "full": {"num_embeddings": 256, "dynamic": se.Dynamic(None, se.MinCount(2), "zeros"), "padding_idx": 5},
     "grows": {"num_embeddings": None, "dynamic": se.Dynamic()},
 }
