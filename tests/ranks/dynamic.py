@@ -179,7 +179,7 @@ class Player:
             id_: (count, last, weights[i], {name: part[i] for name, part in state.items()})
             for i, (id_, count, last) in enumerate(lines)
         }
-        dead = int(((census.lasts_S >= 0) & (census.lasts_S.long() + census.policy.lives < keys.steps)).sum())
+        dead = int((census.lasts_S >= 0).sum()) - slots.numel()
         candidates = {} if keys.candidates is None else _candidates(keys.candidates, keys.steps)
         return Strip(slab.spec.lanes[0].columns, rows, candidates, keys.tally, keys.last, keys.unknown, dead)
 
@@ -211,7 +211,7 @@ class Expected:
         found = [self._read(part, move.kind != "look") for part in move.parts]
         if move.kind == "look":
             asked = {id_ for part in move.parts for learned in part for id_ in learned.ids}
-            self.unknown += sum(1 for id_ in asked if id_ != self.setup.config.padding_idx and not self.table.lives(id_))
+            self.unknown += sum(1 for id_ in asked if id_ != self.setup.config.padding_idx and id_ not in self.table.rows)
         elif move.kind == "learn":
             self._waits = True
             for part in () if self.frozen else move.parts:
@@ -314,7 +314,7 @@ def _compare(setup: Setup, columns: range, parts: list[Strip], expected: Expecte
             whole = here.state[name]
             close(setup, value, whole if whole.dim() == 0 else whole[cut], f"{of_row}: {name}")
     candidates = {id_: seen for part in parts for id_, seen in part.candidates.items()}
-    assert candidates == table.waiting, f"{where}: candidates"
+    assert candidates == {id_: (seen.count, seen.last) for id_, seen in table.candidates.items()}, f"{where}: candidates"
     for name in ("created", "evicted", "refused", "waiting"):
         for whose, wanted in (("tally", expected.totals[name]), ("last", getattr(expected.last, name))):
             assert sum(getattr(getattr(part, whose), name) for part in parts) == wanted, f"{where}: {name} of {whose}"

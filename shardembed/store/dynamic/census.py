@@ -17,6 +17,7 @@ from shardembed.store.memory import grown
 
 FREE = -1
 FIRST = 1024  # places of a table without a limit, to begin with
+SWEEPS = 8  # in the time that a row lives, at most: so many that few are dead, so few that looking for them costs little
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Census:
         self.counts_S = torch.zeros(places if policy.counts else 0, dtype=torch.int32, device=device)
         self._top = 0  # places that have ever been given, where there is no limit
         self._left = self.ids_S[:0]  # of these, the ones that are free again
+        self._swept = 0  # the step in which the dead were last looked for
 
     @property
     def places(self) -> int:
@@ -104,8 +106,10 @@ class Census:
         """
         expired = self._bury(ids_O)
         if self.room is None:
-            gone, evicted = self._sweep(ids_O.numel(), now), 0
-            slots_O, expired = self._append(ids_O), expired + gone.numel()
+            dead = self._sweep(ids_O.numel(), now)
+            gone, evicted, expired = self.ids_S[dead], 0, expired + dead.numel()
+            self.leave(dead)
+            slots_O = self._append(ids_O)
         else:
             slots_O, gone, fates = self._squeeze(ids_O, counts_O, groups_O, now, compete, self.room)
             evicted, expired = int((fates == EVICTED).sum()), expired + int((fates == DEAD).sum())
@@ -126,16 +130,14 @@ class Census:
         self.leave(slots)
         return slots.numel()
 
-    def _sweep(self, more: int, now: int) -> torch.Tensor:
-        """Where there is no limit: the ids of the dead, whose places are free now; nobody looks for them before the table has to
-        grow for `more` newcomers.
-        """
-        if self.policy.lives_on or self._top + more - self._left.numel() <= self.places:
-            return self.ids_S[:0]
-        dead = ((self.lasts_S >= 0) & ~self.policy.alive(self.lasts_S, now - 1)).nonzero().squeeze(1)  # host sync on a GPU
-        gone = self.ids_S[dead]
-        self.leave(dead)
-        return gone
+    def _sweep(self, wanted: int, now: int) -> torch.Tensor:
+        """The places of the dead, looked for before memory would grow; without a limit nobody else takes them."""
+        enough = self._top + wanted - self._left.numel() <= self.places
+        if self.policy.lives_on or enough or now < self._swept + self.policy.lives // SWEEPS:
+            return self._left[:0]
+        self._swept = now
+        lasts = self.lasts_S[: self._top]
+        return ((lasts >= 0) & ~self.policy.alive(lasts, now - 1)).nonzero().squeeze(1)
 
     def _squeeze(
         self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool, room: int
@@ -182,4 +184,4 @@ class Census:
         """Nobody is here any more."""
         self._map.clear()
         self.lasts_S.fill_(FREE)
-        self._top, self._left = 0, self.ids_S[:0]
+        self._top, self._left, self._swept = 0, self.ids_S[:0], 0

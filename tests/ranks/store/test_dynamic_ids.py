@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,20 @@ import shardembed as se
 from tests.amount import examples, exhaustive, sample_of
 from tests.dynamic_cases import FEW, dynamic_configs
 from tests.oracle import EXAMPLES
-from tests.ranks.dynamic import CROWD, EXACT, FEATURES, KINDS, Move, Setup, check, script_of
+from tests.ranks.dynamic import (
+    CROWD,
+    EXACT,
+    FEATURES,
+    KINDS,
+    Expected,
+    Kind,
+    Move,
+    Player,
+    Setup,
+    check,
+    compare_outputs,
+    script_of,
+)
 
 COLUMNS = 4
 NORMAL = se.Normal(0.25, 1.0)  # spread starting values make wrong rows visible
@@ -63,6 +77,33 @@ def test_ids_come_and_go_as_the_rules_say(ranks: int) -> None:
         check(*case)
 
     of()
+
+
+@pytest.mark.parametrize("ranks", [2, exhaustive(3)])
+def test_tables_that_are_frozen_for_a_while(ranks: int) -> None:
+    """Time goes on, since another table learns: rows die, and none comes. Of optimizers that count no steps."""
+    kinds: tuple[Kind, ...] = (*KINDS, "freeze", "thaw", "thaw")
+
+    @examples(40, *CHECKS)
+    @given(cases(ranks, [EXACT, EXAMPLES["RowwiseAdagrad"]]), st.integers(0, 2**16))
+    def of(case: tuple[Setup, list[Move]], seed: int) -> None:
+        check(replace(case[0], backward=False), script_of(seed, ranks, 16, kinds=kinds))
+
+    of()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_table_that_was_made_frozen_has_no_rows(deterministic: bool) -> None:
+    config = se.TableConfig("item", 300, COLUMNS, dynamic=se.Dynamic(se.LRU()), dtype=torch.float64, frozen=True, **FEATURES)
+    setup = Setup(config, EXACT, se.row_wise(), deterministic=deterministic)
+    player, expected = Player(setup, 0), Expected(setup)
+    expected.frozen = True
+    for move in script_of(1, 1, 12):
+        for found in expected.move(move):
+            player.move(move)
+            compare_outputs(setup, player.seen.outputs[-1], found, move.kind)
+    assert [strip.rows for strip in player.strips()] == [{}]
+    assert player.emb.journey.steps == 0
 
 
 @pytest.mark.parametrize("ranks", [exhaustive(1), 2])
