@@ -63,7 +63,6 @@ class Setup:
     ahead: bool = False
     backward: bool = False
     positive: bool = False
-    kernel: Literal["auto", "reference", "numba"] = "auto"
 
     def grads_nD(self, learned: Learned) -> torch.Tensor:
         """Of each occurrence of "single"; a bag's is that of its first place."""
@@ -71,12 +70,15 @@ class Setup:
         return grads.abs() + 0.125 if self.positive else grads
 
 
+OfId = tuple[int | None, int, torch.Tensor, dict[str, torch.Tensor]]  # count where they are kept, last step, weights, state
+
+
 @dataclass(frozen=True)
 class Strip:
     """What a rank holds of some columns: by id, of those that live; (count, last) of candidates; and how many dead lie there."""
 
     columns: range
-    rows: dict[int, tuple[int | None, int, torch.Tensor, dict[str, torch.Tensor]]]
+    rows: dict[int, OfId]
     candidates: dict[int, tuple[int, int]]
     tally: Tally
     last: Tally
@@ -109,7 +111,6 @@ class Player:
             gradient_reduction="sum",
             deterministic=setup.deterministic,
             update="backward" if setup.backward else "step",
-            kernel=setup.kernel,
             seed=SEED,
         )
         skips = {} if setup.backward else {"on_nonfinite": "skip", "micro_batches": 1000}
@@ -175,7 +176,7 @@ class Player:
         state = {name: tensor[slots].clone() for name, tensor in slab.state.items()}
         weights = slab.weights[slots].clone()
         lines = zip(census.ids_S[slots].tolist(), counts, census.lasts_S[slots].tolist(), strict=True)
-        rows = {
+        rows: dict[int, OfId] = {
             id_: (count, last, weights[i], {name: part[i] for name, part in state.items()})
             for i, (id_, count, last) in enumerate(lines)
         }
