@@ -6,7 +6,7 @@ Legend: N ids, D columns, B bags.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class Way:
     wire: torch.dtype | None = None
     update: Literal["step", "backward"] = "step"
     micro: int = 1
-    ahead: bool = False
+    ahead: Literal["no", "prefetch", "prefetched"] = "no"
     around: str = ""
     loose: float = 0.0
     numbered: bool = False
@@ -77,8 +77,9 @@ WAYS: dict[str, Way] = {
     "backward": Way(update="backward"),
     "micro-batches": Way(micro=2),
     "micro-batches, deterministic": Way(micro=2, deterministic=True),
-    "ahead": Way(ahead=True, micro=2),
-    "ahead, deterministic": Way(ahead=True, deterministic=True),
+    "ahead": Way(ahead="prefetch", micro=2),
+    "ahead, deterministic": Way(ahead="prefetched", deterministic=True),
+    "ahead, by another thread": Way(ahead="prefetched", optimizer="Adam", micro=2),
     "clipped": Way(around="clip", dtype=torch.float64, loose=1e-12),
     "clipped, deterministic": Way(
         lambda last: se.column_wise(), around="clip", dtype=torch.float64, deterministic=True, loose=1e-12
@@ -158,21 +159,31 @@ class Learner:
     def train(self, batches: list[list[dict[str, Bags]]]) -> list[torch.Tensor]:
         """All outputs."""
         found: list[torch.Tensor] = []
-        flat = [batch for step in batches for batch in step]
-        tickets = [self.emb.prefetch(self.batch(flat[0]))] if self.way.ahead else []
+        coming = self._given([self.batch(bags) for step in batches for bags in step])
         for number, step in enumerate(batches):
             if self.way.around == "freeze" and number in (1, 3):
                 self.emb.freeze("item", number == 1)
-            for part, bags in enumerate(step):
-                at = number * len(step) + part + 1
-                if self.way.ahead and at < len(flat):
-                    tickets.append(self.emb.prefetch(self.batch(flat[at])))
-                outputs = self.emb(tickets.pop(0) if self.way.ahead else self.batch(bags))
+            for bags in step:
+                outputs = self.emb(next(coming))
                 found += [outputs[name].detach().clone() for name in bags]
                 self._backward(outputs, bags, ill=number == 2)
             if self.way.update == "step":
                 self._step(number)
         return found
+
+    def _given(self, batches: list[dict[str, Any]]) -> Iterator[Any]:
+        """What the collection is called with: batches, or what stands for those whose ids have been sent."""
+        if self.way.ahead == "prefetched":
+            yield from se.prefetched(batches, self.emb)
+            return
+        if self.way.ahead == "no":
+            yield from batches
+            return
+        ticket = self.emb.prefetch(batches[0])
+        for batch in batches[1:]:
+            now, ticket = ticket, self.emb.prefetch(batch)
+            yield now
+        yield ticket
 
     def _backward(self, outputs: Any, bags: dict[str, Bags], ill: bool) -> None:
         parts = [(outputs[name].float() * part.slopes.float()).sum() for name, part in bags.items()]
