@@ -36,8 +36,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ttl": {"num_embeddings": 400, "dynamic": se.Dynamic(se.TTL(2), se.MinCount(2)), "scale_grad_by_freq": True},
     "full": {"num_embeddings": 256, "dynamic": se.Dynamic(None, se.MinCount(2), "zeros"), "padding_idx": 5},
     "grows": {"num_embeddings": None, "dynamic": se.Dynamic()},
+    "narrow": {"num_embeddings": 300, "dynamic": se.Dynamic(se.LRU()), "dtype": torch.bfloat16},  # rounded by the noise of ids
 }
 OPTIMIZERS = {"lru": se.optim.Adam(lr=0.1), "lfu": se.optim.RowwiseAdagrad(lr=0.1), "ttl": se.optim.FTRL(lr=0.1)}
+OPTIMIZERS["narrow"] = OPTIMIZERS["lru"]
 Picture = dict[str, dict[str, Any]]
 
 
@@ -137,7 +139,7 @@ def whole(runs: list[Picture]) -> Picture:
                         parts.setdefault(id_, []).append(values.view(-1))
                     else:
                         assert torch.equal(parts[id_][0], values.view(-1)), f"{table}: strips of columns differ in {name} of {id_}"
-            bits = b"".join(torch.cat(parts[id_]).numpy().tobytes() for id_ in sorted(parts))
+            bits = b"".join(torch.cat(parts[id_]).view(torch.uint8).numpy().tobytes() for id_ in sorted(parts))
             facts[name] = hashlib.sha256(bits).hexdigest()
         found[table] = facts
     return found

@@ -141,11 +141,11 @@ def test_an_id_waits_under_one_number_however_often_it_is_brought() -> None:
 
 
 def test_what_was_found_before_a_step_is_not_what_is_found_after_it() -> None:
-    """A forward, another's step, and then the backward of the first: its keys are the same tensor."""
+    """A backward of a forward, a step, and another backward of the same: its keys are the same tensor."""
     _, keys = slab(se.Dynamic(se.LRU()))
     asked = ids(3, 4)
     keys.find(asked, True)
-    keys.seen(keys.bring(ids(3)), None)
+    keys.seen(keys.bring(asked)[:1], None)
     keys.commit(1)
     rows = keys.bring(asked)
     assert rows[0] < keys.census.places <= rows[1]
