@@ -22,7 +22,7 @@ with uncollected():
     from shardembed.journey.clipping import clip_grad_norm_
     from shardembed.journey.loaders import synced
     from shardembed.journey.prefetch import prefetched
-    from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection
+    from shardembed.modules import Embedding, EmbeddingBag, EmbeddingCollection, IdEmbedding
     from shardembed.optimizer import Optimizer
     from shardembed.store.wrappers import ignored
     from shardembed.tables.dynamic import LFU, LRU, TTL, Dynamic, MinCount, Probability
@@ -92,6 +92,7 @@ __all__ = [
     "EmbeddingCollection",
     "Hashing",
     "IdBatch",
+    "IdEmbedding",
     "IdMap",
     "MinCount",
     "Names",

@@ -13,7 +13,8 @@ PAGES: dict[str, dict[str, str]] = {
     "tables": {
         "Embedding": "forward from_pretrained rows load_rows topk reset_parameters",
         "EmbeddingBag": "forward from_pretrained mode",
-        "EmbeddingCollection": "forward rows load_rows topk prefetch plan reset_parameters",
+        "EmbeddingCollection": "forward rows load_rows ids living tally topk prefetch plan reset_parameters",
+        "IdEmbedding": "forward rows fill",
         "TableConfig": "cut_rows bucket_rows capacity",
         "Dynamic": "",
         "LRU": "",

@@ -21,19 +21,27 @@ class Table:
 
     Attributes:
         key: in the state dict of the unsharded model.
-        shape: rows and columns.
+        shape: rows and columns; of a dynamic table as many rows as ids have one.
+        dynamic: its rows go by id.
+        capacity: of a dynamic table, how many ids may have a row; None: any number, or it is not dynamic.
+        candidates: of a dynamic table, how many ids are counted and have no row.
+        dropped_ids: of a dynamic table, ids that have lost their rows since the checkpoint below.
         dtype: of the rows.
         bytes: that all rows take.
         stored_bytes: of these, what lies in this folder.
-        chunks: that the rows are cut into.
+        chunks: that the rows are cut into; 0 in an increment.
         updated_rows: rows that an incremental checkpoint has anew.
         files: that hold any of it.
         state: names of its optimizer state.
-        state_bytes: that this state takes.
+        state_bytes: that this state takes, and what is kept of ids.
     """
 
     key: str
     shape: tuple[int, ...]
+    dynamic: bool
+    capacity: int | None
+    candidates: int
+    dropped_ids: int
     dtype: str
     bytes: int
     stored_bytes: int
@@ -95,7 +103,7 @@ def contents(path: Path, manifest: Manifest) -> Contents:
     entries = list(manifest.entries.values())
     state: dict[str, list[Entry]] = {}
     for entry in entries:
-        if entry.kind == "table_state":
+        if entry.kind in ("table_state", "table_ids"):
             state.setdefault(entry.of, []).append(entry)
     dense = [entry for entry in entries if entry.kind == "dense"]
     return Contents(
@@ -110,17 +118,22 @@ def contents(path: Path, manifest: Manifest) -> Contents:
 
 
 def _table(entry: Entry, state: list[Entry]) -> Table:
-    blocks = blocks_of(entry)
+    blocks, by_id = blocks_of(entry), entry.by_id
+    whole = by_id is not None and by_id.whole
     return Table(
         entry.key,
         entry.shape,
+        by_id is not None,
+        None if by_id is None else by_id.capacity,
+        sum(each.rows for each in state if each.key == f"{entry.key}.candidates.last"),
+        sum(block.bytes for block in entry.dropped) // torch.int64.itemsize,
         str(entry.dtype).removeprefix("torch."),
         entry.nbytes,
         sum(block.bytes for block in blocks),
-        len(entry.chunks),
-        _updated_rows(entry),
+        len(entry.updates if whole else entry.chunks),
+        0 if whole else _updated_rows(entry),
         len({block.file for block in blocks}),
-        tuple(each.key.removeprefix(f"{entry.key}.") for each in state),
+        tuple(each.key.removeprefix(f"{entry.key}.") for each in state if each.kind == "table_state"),
         sum(each.nbytes for each in state),
     )
 

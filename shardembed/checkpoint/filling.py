@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from shardembed.checkpoint.format.blocks import Update
+from shardembed.checkpoint.format.blocks import Entry, Update
 from shardembed.checkpoint.format.manifest import Source
-from shardembed.checkpoint.format.pieces import Copy, Files, read_ids, run_copies
+from shardembed.checkpoint.format.pieces import Copy, Files, read_dropped, read_ids, run_copies
 from shardembed.checkpoint.format.regions import common
+from shardembed.checkpoint.selection import Placed
+from shardembed.errors import CheckpointError
 
 Places = slice | torch.Tensor
+ALTERED = "the checkpoint was altered; load an older one with step="
+ReadIds = Callable[[Files, Entry, Update], Iterable[tuple[int, torch.Tensor]]]  # as `read_ids`
 
 
 class Rows(Protocol):
@@ -24,8 +29,8 @@ class Rows(Protocol):
         """Positions in `rows` that are wanted, and the place of each."""
         ...
 
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions in `ids`, ascending row numbers, that are wanted, and the place of each."""
+    def of_ids(self, ids: torch.Tensor, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in `ids`, ascending row numbers of which there are these columns, that are wanted, and the place of each."""
         ...
 
 
@@ -43,7 +48,7 @@ class Cut:
         mine, theirs = common(self.rows, rows) or (range(0), range(0))
         return theirs, slice(mine.start, mine.stop, mine.step)
 
-    def of_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_ids(self, ids: torch.Tensor, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
         first, stop, step = self.rows.start, self.rows.stop, self.rows.step
         positions = torch.nonzero((ids >= first) & (ids < stop) & ((ids - first) % step == 0)).squeeze(1)
         return positions, (ids[positions] - first) // step
@@ -68,8 +73,11 @@ class Wanted:
     into: torch.Tensor
 
 
-def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
+def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files], ids: ReadIds = read_ids) -> None:
     """Read all that is wanted; each piece of a chunk once, whoever wants it.
+
+    Args:
+        ids: reads those of an update.
 
     Raises:
         CheckpointError: something that was read is damaged; files, tensor and rows are named.
@@ -77,8 +85,46 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
     # All in one list, so that a piece which several tensors need a part of is read and hashed once.
     run_copies([copy for one in wanted for copy in _of_chunks(one, files[one.source.chunks_in])])
     for one in wanted:  # after all chunks: these are newer
-        for update in one.source.updates:
-            _apply(one, update, files[one.source.updates_in])
+        if isinstance(one.rows, Placed):
+            one.rows.watch(_strips(one))
+        for folder, updates in one.source.layers:
+            for update in updates:
+                _apply(one, update, files[folder], ids)
+
+
+def ids_of(
+    source: Source,
+    files: Mapping[Path, Files],
+    chosen: Callable[[torch.Tensor], torch.Tensor] = lambda ids: ids,
+    looked_into: Callable[[Update], bool] = lambda _: True,
+) -> torch.Tensor:
+    """The ids that have a row in an entry, int64, ascending.
+
+    Args:
+        chosen: gives of some ids those that are wanted.
+        looked_into: whether an update can hold such.
+    """
+    there = torch.empty(0, dtype=torch.int64)
+    for folder, updates in source.layers:
+        if folder == source.updates_in and source.below:
+            there = there[~torch.isin(there, read_dropped(files[folder], source.entry))]
+        first = [update for update in updates if update.columns.start == 0 and looked_into(update)]
+        parts = [chosen(ids) for update in first for _, ids in read_ids(files[folder], source.entry, update)]
+        there = torch.cat([there, *parts]).unique()
+    return there
+
+
+def check_met(wanted: Wanted) -> None:
+    """
+    Raises:
+        CheckpointError: an entry of a dynamic table did not have all of the ids that the table has.
+    """
+    rows = wanted.rows
+    lost = rows.lost() if isinstance(rows, Placed) else ()
+    if len(lost):
+        raise CheckpointError(
+            f"{wanted.source.updates_in}: {wanted.key!r} lacks {len(lost)} ids that its table has, id {int(lost[0])} say: {ALTERED}"
+        )
 
 
 def check_files(sources: Iterable[Source], files: Mapping[Path, Files]) -> None:
@@ -89,7 +135,11 @@ def check_files(sources: Iterable[Source], files: Mapping[Path, Files]) -> None:
     """
     names = {(source.chunks_in, chunk.block.file) for source in sources for chunk in source.chunks}
     names |= {
-        (source.updates_in, block.file) for source in sources for update in source.updates for block in (update.ids, update.values)
+        (folder, block.file)
+        for source in sources
+        for folder, updates in source.layers
+        for update in updates
+        for block in (update.ids, update.values)
     }
     for folder, name in sorted(names):
         with files[folder].opened(name):
@@ -107,15 +157,22 @@ def _of_chunks(wanted: Wanted, files: Files) -> Iterator[Copy]:
         yield Copy(files, *stored, rows, theirs, wanted.into[:, mine], places, wanted.key)
 
 
-def _apply(wanted: Wanted, update: Update, files: Files) -> None:
+def _apply(wanted: Wanted, update: Update, files: Files, read: ReadIds) -> None:
     entry, columns = wanted.source.entry, _shared(wanted.columns, update.columns)
-    if columns is None:
+    if columns is None or (isinstance(wanted.rows, Placed) and not wanted.rows.may_be_in(update.buckets)):
         return
     mine, theirs = columns
-    for first, ids in read_ids(files, entry, update):
-        rows, places = wanted.rows.of_ids(ids)
+    for first, ids in read(files, entry, update):
+        rows, places = wanted.rows.of_ids(ids, update.columns)
         stored = update.values, entry.dtype, len(update.columns)
         run_copies([Copy(files, *stored, first + rows, theirs, wanted.into[:, mine], places, wanted.key)])
+
+
+def _strips(wanted: Wanted) -> list[range]:
+    """The columns that are wanted, as the updates of all layers cut them."""
+    updates = [update.columns for _, updates in wanted.source.layers for update in updates]
+    cuts = {edge for columns in updates for edge in (columns.start, columns.stop)} | {wanted.columns.start, wanted.columns.stop}
+    return [range(*pair) for pair in pairwise(sorted(cuts)) if pair[0] >= wanted.columns.start and pair[1] <= wanted.columns.stop]
 
 
 def _shared(mine: range, theirs: range) -> tuple[slice, slice] | None:

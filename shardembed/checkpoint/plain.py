@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.filling import Wanted, check_files, fill
+from shardembed.checkpoint.filling import Wanted, check_files, check_met, fill, ids_of
 from shardembed.checkpoint.format.manifest import Source, read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files
 from shardembed.checkpoint.retention import warn_of
-from shardembed.checkpoint.selection import IdMap, Selection, checked_ids
+from shardembed.checkpoint.selection import IdMap, Placed, Selection, checked_ids
 from shardembed.config.hints import nearest
 from shardembed.errors import CheckpointError
 
@@ -40,12 +40,13 @@ def load_plain(
     Args:
         folder: the folder of checkpoints (the newest counts), or that of one checkpoint.
         rows: by module path, ids of the rows to load, in order; such a module then has as many rows. It may be built with that
-            many, or with the whole table's (best on the meta device).
+            many, or with the whole table's (best on the meta device). Of a dynamic table all ids that have a row, ascending, where
+            none are named; its module may be built with any number.
         dtype: of the tables in the model; None leaves each as it is. Values are converted as in `Tensor.to`.
         step: the checkpoint of this step, rather than the newest.
 
     Returns:
-        An `IdMap` for each module in `rows`: it turns ids of the table into rows of the module.
+        An `IdMap` for each module in `rows`, and each of a dynamic table: it turns ids of the table into rows of the module.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged (file, tensor and rows are named; the model is partly filled then),
@@ -57,9 +58,9 @@ def load_plain(
         raise CheckpointError(f"{path} is the checkpoint of step {manifest.step}, and not of step {step}")
     manifests, sources = resolve(manifest, path)
     warn_of(path, manifest.nonfinite)
-    wanted, maps = _targets(path, model, sources, dict(rows or {}), dtype)
     with ExitStack() as stack:
         files = {folder: stack.enter_context(Files(folder, found)) for folder, found in manifests.items()}
+        wanted, maps = _targets(path, model, sources, dict(rows or {}), dtype, lambda source: ids_of(source, files))
         check_files([target.source for target in wanted], files)
         targets = [target.made() for target in wanted]
         _read(files, targets)
@@ -79,7 +80,7 @@ class _Target:
     new: torch.Tensor
     shape: tuple[int, ...]
     dtype: torch.dtype
-    selection: Selection
+    selection: Selection | Placed
     rows: int
     padding_idx: int | None
 
@@ -92,12 +93,17 @@ class _Target:
 
 
 def _targets(
-    path: Path, model: nn.Module, sources: Mapping[str, Source], rows: dict[str, Any], dtype: torch.dtype | None
+    path: Path,
+    model: nn.Module,
+    sources: Mapping[str, Source],
+    rows: dict[str, Any],
+    dtype: torch.dtype | None,
+    ids_of: Callable[[Source], torch.Tensor],
 ) -> tuple[list[_Target], dict[str, IdMap]]:
     """What to fill from which entry, with everything compared before anything is made."""
     if dtype is not None and not dtype.is_floating_point:
         raise CheckpointError(f"dtype={dtype}: tables are of floating-point numbers")
-    sources = {key: source for key, source in sources.items() if not source.entry.kind.endswith("_state")}
+    sources = {key: source for key, source in sources.items() if source.entry.kind in ("table", "dense")}
     own = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
     modules = dict(model.named_modules())
     _check_names(rows, {key.rpartition(".")[0] for key in own if _table_module(modules, key) is not None})
@@ -109,9 +115,10 @@ def _targets(
         name = key.rpartition(".")[0]
         if source is None:
             continue
-        chosen = name in rows and module is not None
+        by_id = source.entry.by_id is not None
+        chosen = (name in rows or by_id) and module is not None
         if chosen:
-            maps[name] = IdMap(name, checked_ids(name, rows[name], source.entry.rows))
+            maps[name] = IdMap(name, _chosen(name, source, rows, ids_of))
         wanted = maps[name] if chosen else None
         is_table = module is not None or source.entry.kind == "table"
         try:
@@ -128,6 +135,14 @@ def _targets(
         more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
         raise CheckpointError("\n  ".join([f"{path} does not fit the model:", *differences[:SHOWN], *more]))
     return list(targets.values()), maps
+
+
+def _chosen(name: str, source: Source, rows: Mapping[str, Any], ids_of: Callable[[Source], torch.Tensor]) -> torch.Tensor:
+    """The ids that a module gets: those that are named, else all that have a row in a dynamic table."""
+    if source.entry.by_id is None:
+        return checked_ids(name, rows[name], source.entry.rows)
+    there = ids_of(source)
+    return checked_ids(name, rows[name], there) if name in rows else there
 
 
 def _check_names(rows: Iterable[str], tables: set[str]) -> None:
@@ -157,20 +172,26 @@ def _target(
     entry, shape = source.entry, tuple(tensor.shape)
     count = entry.rows if wanted is None else len(wanted)
     allowed = {entry.shape, (count, *entry.shape[1:])}
-    if shape not in allowed:
+    by_id = entry.by_id is not None
+    if by_id and wanted is None:
+        raise ValueError("is a dynamic table in the checkpoint, and needs an nn.Embedding or nn.EmbeddingBag")
+    if shape not in allowed and not (by_id and shape[1:] == entry.shape[1:]):
         asked = f", of which {count} rows are wanted" if wanted is not None else ""
         raise ValueError(f"is {shape} in the model and {entry.shape} in the checkpoint{asked}")
     dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     if entry.dtype != dtype and not (entry.dtype.is_floating_point and dtype.is_floating_point):
         raise ValueError(f"is of {dtype} in the model and of {entry.dtype} in the checkpoint")
     padding = None if module is None else module.padding_idx
+    if by_id and padding is not None:
+        raise ValueError(f"has padding_idx={padding}, and in a dynamic table the id that stands for nothing has no row")
     if wanted is not None and padding is not None and shape[0] == entry.rows:  # an id of the whole table, until now
         place, found = wanted.find(torch.tensor([padding]))
         if not bool(found):
             raise ValueError(f"has padding_idx={padding}, which is not among its rows=: add it")
         padding = int(place)
+    rows = Placed(*wanted.ascending) if by_id and wanted is not None else Selection(entry.rows, wanted)
     wanted_shape = (count, *entry.shape[1:]) if entry.shape else ()
-    return _Target(key, source, tensor, tensor, wanted_shape, dtype, Selection(entry.rows, wanted), count, padding)
+    return _Target(key, source, tensor, tensor, wanted_shape, dtype, rows, count, padding)
 
 
 def _read(files: Mapping[Path, Files], targets: Iterable[_Target]) -> None:
@@ -180,7 +201,9 @@ def _read(files: Mapping[Path, Files], targets: Iterable[_Target]) -> None:
         if not flat.is_contiguous():
             flat = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device)
         into = flat.view(target.rows, -1) if flat.numel() else flat.reshape(target.rows, target.source.entry.columns)
-        fill([Wanted(target.key, target.source, target.selection, range(target.source.entry.columns), into)], files)
+        wanted = Wanted(target.key, target.source, target.selection, range(target.source.entry.columns), into)
+        fill([wanted], files)
+        check_met(wanted)
         if home is not flat:
             home.copy_(flat)
 

@@ -95,8 +95,9 @@ def save_checkpoint(
 
     The folder gets its name once everything in it has reached the disk; a crash at any moment leaves the newest complete
     checkpoint as it was. Saved: tables with their optimizer state, dense parameters and buffers, the dense optimizer, param group
-    settings, step counters, random states of every rank, and what is passed here. Nothing is pickled. Needs no memory beside
-    buffers of 16 MiB a rank.
+    settings, step counters, random states of every rank, and what is passed here. Of dynamic tables: each id that has a row, with
+    its count and last step, and the candidates; those that have died of age stay out. Nothing is pickled. Needs no memory beside
+    buffers of 16 MiB a rank, and 24 bytes an id of a dynamic table.
 
     Args:
         folder: where checkpoints go, on a file system that all ranks see; for this job alone.
@@ -112,7 +113,8 @@ def save_checkpoint(
             older than all that training came by. A checkpoint that holds inf or nan never takes the place of the newest finite
             one, which is kept beside them then.
         incremental: save only the rows of tables that changed since the last full checkpoint. The first such call in a process,
-            and after a load, saves all rows. Rows changed through `local_shards()` count as a whole table. Costs a byte a row.
+            and after a load, saves all rows. Rows changed through `local_shards()` count as a whole table. Costs a byte a row, and
+            8 an id of a dynamic table, whose increments also say which ids are gone.
         on_nonfinite: where a table, a parameter or their optimizer state holds inf or nan: "keep" saves it all the same, says so
             (`NonFiniteWarning` on rank 0) and notes it in the checkpoint; "raise" saves nothing. Buffers may hold what they like.
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shardembed.checkpoint.describe import Contents
+    from shardembed.checkpoint.describe import Table as Stored
     from shardembed.checkpoint.format.manifest import Manifest
     from shardembed.checkpoint.format.verify import Problem
     from shardembed.tables.plan import Plan
@@ -166,7 +167,7 @@ def _tables(held: Contents) -> Table:
         size = words.size(each.state_bytes) if each.state else ""
         table.add_row(
             ending(each.key, NAME),
-            f"{each.shape[0]:,}" if each.shape else "1",
+            _rows(each),
             columns,
             each.dtype,
             words.size(each.bytes),
@@ -178,6 +179,12 @@ def _tables(held: Contents) -> Table:
         rest = largest[MOST:]
         table.add_row(f"and {len(rest)} more", "", "", "", words.size(sum(each.bytes for each in rest)), "", "", "")
     return table
+
+
+def _rows(table: Stored) -> str:
+    """How many there are; of a dynamic table, of how many there may be."""
+    rows = f"{table.shape[0]:,}" if table.shape else "1"
+    return rows if table.capacity is None else f"{rows} of {table.capacity:,}"
 
 
 def _plan(plan: Plan) -> Table:

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shardembed.convert.keyed import KeyedSite, RemappedSite
-from shardembed.convert.plain import PlainSite
+from shardembed.convert.plain import IdSite, PlainSite
 from shardembed.convert.sites import Site
 from shardembed.errors import ConfigError
 from shardembed.modules.base import ShardedModule
 
-KINDS: tuple[type[Site], ...] = (RemappedSite, KeyedSite, PlainSite)
+KINDS: tuple[type[Site], ...] = (RemappedSite, KeyedSite, PlainSite, IdSite)
 
 
 def find_sites(model: nn.Module, skip: Sequence[str]) -> list[Site]:

@@ -132,7 +132,8 @@ class RemappedSite(KeyedSite):
     def check(self) -> None:
         raise UnsupportedError(
             f"{self.path}: {type(self.module).__name__} gives ids new numbers, which would differ between ranks while they share "
-            f"the table; keep it as it is with skip=[{self.path!r}]"
+            f"the table; put a collection without it in its place and shard with dynamic=, whose tables take the ids themselves, "
+            f"or keep it as it is with skip=[{self.path!r}]"
         )
 
 

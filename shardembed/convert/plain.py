@@ -9,9 +9,10 @@ from torch import nn
 from typing_extensions import Self
 
 from shardembed.convert.sites import Plain, Site, Use, pooling_of
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, UnsupportedError
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
+from shardembed.modules.id_embedding import IdEmbedding
 from shardembed.modules.lookup import Lookup
 from shardembed.modules.single import Embedding, EmbeddingBag
 from shardembed.tables.table_config import Feature, Normal
@@ -77,3 +78,20 @@ class PlainSite(Site):
             plain = nn.EmbeddingBag(module.num_embeddings, module.embedding_dim, **settings, device="meta")
         plain.weight = weights[module.tables[0].name]
         return plain
+
+
+class IdSite(PlainSite):
+    """What `unshard` has put in place of a dynamic table, with ids that a matrix does not have."""
+
+    @classmethod
+    def of(cls, module: nn.Module, path: str) -> Self | None:
+        return cls(module, [path]) if isinstance(module, IdEmbedding) else None
+
+    def uses(self) -> list[Use]:
+        return []
+
+    def check(self) -> None:
+        raise UnsupportedError(
+            f"{self.path} is an IdEmbedding, which is a dynamic table already: put se.Embedding(..., dynamic=) or se.EmbeddingBag "
+            f"in its place and give it the rows with load_rows(ids, weight), or keep it as it is with skip=[{self.path!r}]"
+        )

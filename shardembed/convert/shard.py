@@ -18,6 +18,7 @@ from torch import nn
 
 from shardembed.comm.comm import Comm
 from shardembed.config.shown import printable
+from shardembed.convert.becoming import Becoming, row_ids
 from shardembed.convert.find import find_sites
 from shardembed.convert.left import Left
 from shardembed.convert.resizing import explain_resizing
@@ -29,8 +30,10 @@ from shardembed.journey.journey import Journey, Ticket
 from shardembed.journey.prefetch import Sent, SentBatches, Target
 from shardembed.modules.base import eager
 from shardembed.modules.build import TableOptimizers, build_journey
+from shardembed.modules.by_id import write
 from shardembed.modules.loading import CHUNK_BYTES
 from shardembed.modules.lookup import Lookup
+from shardembed.tables.dynamic import Dynamic
 from shardembed.tables.layout import Shard, meeting
 from shardembed.tables.plan import Plan, PlanLike
 from shardembed.tables.settings import Settings
@@ -46,6 +49,9 @@ def shard(
     plan: PlanLike = "auto",
     inputs: Callable[..., Mapping[str, Any]] | None = None,
     skip: Sequence[str] = (),
+    dynamic: Mapping[str, Dynamic] | None = None,
+    capacity: Mapping[str, int | None] | None = None,
+    fresh: Sequence[str] = (),
     wire_dtype: torch.dtype | None = None,
     update: Literal["step", "backward"] = "step",
     gradient_reduction: Literal["mean", "sum"] = "mean",
@@ -70,6 +76,11 @@ def shard(
             called with: its ids (a KeyedJaggedTensor for TorchRec's), a tuple of its arguments (ids, offsets, weights), or a list
             of those, one a call. All tables then share one journey a step.
         skip: paths or patterns of modules to leave as they are.
+        dynamic: by name or pattern of tables, how ids come and go: such a table takes any int64 as an id. Row i becomes id i, with
+            its weights (that of padding_idx is let go); other ids begin at a start that is drawn as for tables on the meta device.
+        capacity: by name or pattern, how many ids a dynamic table has room for, None: any number. Default: num_embeddings of its
+            module, which is too little for rows that become ids: they fall into buckets, unevenly.
+        fresh: names or patterns of dynamic tables whose rows are let go: every id begins at its start.
         optimizer, plan, wire_dtype, update, gradient_reduction, device, process_group, seed, kernel, deterministic: as in
             `EmbeddingCollection`.
         verbose: print on rank 0 what became of each table.
@@ -80,15 +91,20 @@ def shard(
 
     Raises:
         ConfigError: there is no table to shard, the model is sharded or wrapped already, a table is more than torch's own module
-            (a subclass with its own forward, a parametrization, hooks), or a weight is shared with what is no table.
+            (a subclass with its own forward, a parametrization, hooks), a weight is shared with what is no table, or rows find no
+            place in a dynamic table.
         PlanError: the plan does not fit, or names a module that is not a table here.
     """
     sites = find_sites(model, skip)
     tables = tables_of(model, sites)
-    _check_plan(plan, [table.name for table in tables])
+    names = [table.name for table in tables]
+    _check_plan(plan, names)
+    becoming = Becoming(dynamic or {}, capacity or {}, fresh)
+    becoming.check(names)
     settings = Settings(wire_dtype, update, gradient_reduction, seed, kernel, deterministic)
     exists = _existing(tables, Comm.of(process_group))
-    configs = [table.config(table.name in exists) for table in tables]
+    configs = [becoming.config(table, table.name in exists) for table in tables]
+    exists -= {config.name for config in configs if config.dynamic is not None and not becoming.keeps(config.name)}
     journey = build_journey(configs, optimizer, plan, device, process_group, settings)
     features = {feature.name: feature for feature in features_of(journey.tables)}
     modules: dict[str, Lookup] = {}
@@ -122,7 +138,8 @@ def summary(journey: Journey, one_call: bool) -> str:
     width = max(len(table.name) for table in journey.tables)
     for table, planned in zip(journey.tables, journey.plan.tables, strict=True):
         spec = next(s for s in journey.specs for lane in s.lanes if journey.tables[lane.table] is table)
-        size = f"{table.num_embeddings:,} x {table.embedding_dim} {str(table.dtype).removeprefix('torch.')}"
+        rows = "any number of ids" if table.grows else f"{table.num_embeddings:,}{' ids' if table.dynamic else ''}"
+        size = f"{rows} x {table.embedding_dim} {str(table.dtype).removeprefix('torch.')}"
         lines.append(f"  {table.name:<{width}}  {size}, {planned.kind}, {'frozen' if table.frozen else spec.optimizer.describe()}")
     if not one_call:
         lines.append("  each module makes its own calls; inputs= lets all tables share one")
@@ -202,6 +219,8 @@ def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
     weight = table.weight.detach()
     elsewhere = weight.is_meta or comm.rank > 0  # only rank 0's weights are read
     mine = [local for slab in journey.slabs for local in slab.shards() if local.table == table.name]
+    number = next(number for number, config in enumerate(journey.tables) if config.name == table.name)
+    config = journey.tables[number]
     step = max(1, CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
     for first in range(0, weight.shape[0], step):
         piece = weight[first : first + step]
@@ -209,6 +228,9 @@ def _broadcast(journey: Journey, table: Table, comm: Comm) -> None:
         comm.broadcast("shard: broadcast weights", piece)
         for local in mine:
             copy_part(local.weights, local.shard, piece, first)
+        if config.dynamic is not None:
+            ids = row_ids(config, first, first + piece.shape[0], journey.device)
+            write(journey, number, ids, piece[ids - first])
 
 
 def copy_part(out: torch.Tensor, shard: Shard, piece: torch.Tensor, first: int) -> None:

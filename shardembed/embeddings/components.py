@@ -50,7 +50,7 @@ def flatten(table: StoredTable, sample: int, always: torch.Tensor, seed: int = 0
     total = float(values.clamp(min=0).sum())
     shares = [float(value) / total if total > 0 else 0.0 for value in values.flip(0)[:2].clamp(min=0)]
     ids, points = [], []
-    for block in table.blocks(_sample(table.rows, sample, always, seed), block_bytes):
+    for block in table.blocks(_sample(table, sample, always, seed), block_bytes):
         finite = block.values.isfinite().all(1)
         ids.append(block.ids[finite])
         points.append((block.values[finite].double() - mean) @ axes)
@@ -83,7 +83,16 @@ def _signs(vectors: torch.Tensor) -> torch.Tensor:
     return torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)
 
 
-def _sample(rows: int, sample: int, always: torch.Tensor, seed: int) -> torch.Tensor:
+def _sample(table: StoredTable, sample: int, always: torch.Tensor, seed: int) -> torch.Tensor:
+    """Ids, ascending."""
+    rows = table.rows
+    if table.ids is not None:
+        return torch.cat([table.ids[_drawn(rows, sample, seed)], always]).unique()
+    return torch.cat([_drawn(rows, sample, seed), always]).unique()
+
+
+def _drawn(rows: int, sample: int, seed: int) -> torch.Tensor:
+    """Numbers below `rows`."""
     if sample >= rows:
         return torch.arange(rows)
     generator = torch.Generator().manual_seed(seed)
@@ -93,4 +102,4 @@ def _sample(rows: int, sample: int, always: torch.Tensor, seed: int) -> torch.Te
         unique, first = drawn.unique(return_inverse=True)
         order = torch.full((len(unique),), len(drawn)).scatter_reduce_(0, first, torch.arange(len(drawn)), "amin")
         drawn = drawn[order.sort().values]
-    return torch.cat([drawn[:sample], always]).unique()
+    return drawn[:sample]

@@ -108,7 +108,8 @@ def export_tables(
     Args:
         folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
         tables: names of tables, in full or the end of it (`item` for `model.item`); all by default.
-        rows: by table, the ids of the rows to write. They come in ascending order, each once, with their ids beside them.
+        rows: by table, the ids of the rows to write. They come in ascending order, each once, with their ids beside them; so do
+            all rows of a dynamic table.
         format: "safetensors" (tensors `weight`, `scale`, `ids`), "npy" (files of these names), or "parquet" (columns `id`,
             `embedding`, `scale`).
         dtype: "stored" keeps it (NumPy and Parquet have no bfloat16: such tables become float32, which loses nothing), "float32",
@@ -158,7 +159,7 @@ def _jobs(stored: StoredTables, keys: list[str], rows: Mapping[str, Any], form: 
     jobs: list[_Job] = []
     for key in keys:
         table = stored.find(key)
-        ids = table.chosen(chosen[key]) if key in chosen else None
+        ids = table.chosen(chosen[key]) if key in chosen else table.ids
         kind = written_dtype(table.dtype, dtype)
         kind = kind if holds(form, kind) else torch.float32
         shape = Shape(table.rows if ids is None else len(ids), table.columns, kind, kind == torch.int8, ids is not None)

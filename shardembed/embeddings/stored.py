@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.filling import Cut, Rows, Wanted, check_files, fill
-from shardembed.checkpoint.format.blocks import Entry
+from shardembed.checkpoint.filling import Cut, Rows, Wanted, check_files, check_met, fill, ids_of
+from shardembed.checkpoint.format.blocks import Entry, Update
 from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
-from shardembed.checkpoint.format.pieces import Files, read_state
+from shardembed.checkpoint.format.pieces import Files, read_ids, read_state
 from shardembed.checkpoint.format.strict import loads
-from shardembed.checkpoint.selection import IdMap, Selection
+from shardembed.checkpoint.selection import IdMap, Placed, Selection
 from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, read_noted, tower_of
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
@@ -126,7 +126,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
 
 
 class StoredTable:
-    """One table, whose rows are read as they are asked for. Made by `StoredTables.find`.
+    """One table, whose rows are read as they are asked for. Made by `StoredTables.find`. Of a dynamic table its ids are in memory.
 
     Attributes:
         compared: how the model compares its rows; None where the checkpoint does not say.
@@ -139,6 +139,10 @@ class StoredTable:
         self.name, self.key, self.compared = name, source.entry.key, compared
         self.rows, self.columns, self.dtype = source.entry.rows, source.entry.columns, source.entry.dtype
         self._source, self._files = source, files
+        self._ids = ids_of(source, files) if source.entry.by_id is not None else None
+        if self._ids is not None and len(self._ids) != self.rows:
+            raise CheckpointError(f"table {name!r}: the checkpoint has {len(self._ids):,} of its {self.rows:,} ids")
+        self._read_before: dict[Update, list[tuple[int, torch.Tensor]]] = {}
 
     @property
     def metric(self) -> Metric | None:
@@ -155,7 +159,7 @@ class StoredTable:
         return f"rows as they lie in the table; the model compares other vectors, which it makes of them ({self.compared.made})"
 
     def blocks(self, ids: torch.Tensor | None = None, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        """All rows in their order, or those of `ids` (as `chosen` gives them), a block after the other.
+        """All rows in the order of ids, or those of `ids` (as `chosen` gives them), a block after the other.
 
         A block takes `block_bytes` at most, or one row where that is more, and reading it 16 MiB beside it. What is read is
         compared with its hash in whole pieces of up to 8 MiB, which a block may need a part of: pieces at its edges are read twice.
@@ -163,6 +167,7 @@ class StoredTable:
         Raises:
             CheckpointError: something that was read is damaged; file, table and rows are named.
         """
+        ids = self._ids if ids is None else ids
         rows_a_block = max(1, block_bytes // (self.columns * self.dtype.itemsize))
         total = self.rows if ids is None else len(ids)
         # One buffer for all blocks: a table of a terabyte must not leave garbage of its size to be collected.
@@ -173,34 +178,54 @@ class StoredTable:
                 wanted, numbers = Cut(part), torch.arange(part.start, part.stop)
             else:
                 numbers = ids[part.start : part.stop]
-                wanted = Selection(self.rows, IdMap(self.name, numbers))
+                wanted = self._selection(numbers)
             yield Block(first, numbers, self._read(wanted, room[: len(part)]))
 
     def some(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows of `ids`, which are distinct, in their order."""
         into = torch.empty(len(ids), self.columns, dtype=self.dtype)
-        return self._read(Selection(self.rows, IdMap(self.name, ids)), into)
+        return self._read(self._selection(ids), into)
+
+    def _selection(self, ids: torch.Tensor) -> Rows:
+        found = IdMap(self.name, ids)
+        return Selection(self.rows, found) if self._ids is None else Placed(*found.ascending)
+
+    @property
+    def ids(self) -> torch.Tensor | None:
+        """Of a dynamic table, the ids that have a row, int64, ascending; None: they are 0 to `rows` - 1."""
+        return self._ids
 
     def chosen(self, ids: Any) -> torch.Tensor:
         """`ids` as int64, ascending, each once.
 
         Raises:
-            IdRangeError: an id is no row of the table.
+            IdRangeError: an id is no row of the table, or has none.
             ConfigError: they are not a list of whole numbers.
         """
         found = torch.as_tensor(ids)
         if found.dim() != 1 or (len(found) and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)):
             raise ConfigError(f"rows of table {self.name!r} must be a list of ids, not {found.dtype} of shape {tuple(found.shape)}")
         found = found.to("cpu", torch.int64)
-        wrong = ((found < 0) | (found >= self.rows)).nonzero()
+        wrong = ((found < 0) | (found >= self.rows) if self._ids is None else ~torch.isin(found, self._ids)).nonzero()
         if len(wrong):
             place = int(wrong[0])
-            raise IdRangeError(f"table {self.name!r}: id {int(found[place])} at position {place}; its ids are 0 to {self.rows - 1}")
+            there = f"its ids are 0 to {self.rows - 1}" if self._ids is None else f"it is none of the {self.rows:,} that have a row"
+            raise IdRangeError(f"table {self.name!r}: id {int(found[place])} at position {place}; {there}")
         return found.unique()
 
     def _read(self, rows: Rows, into: torch.Tensor) -> torch.Tensor:
-        fill([Wanted(self.key, self._source, rows, range(self.columns), into)], self._files)
+        wanted = Wanted(self.key, self._source, rows, range(self.columns), into)
+        fill([wanted], self._files, self._read_ids)
+        check_met(wanted)
         return into
+
+    def _read_ids(self, files: Files, entry: Entry, update: Update) -> list[tuple[int, torch.Tensor]]:
+        """Those of dynamic tables are kept, since each block asks for them: 8 bytes a row, as `ids` take."""
+        if entry.by_id is None:
+            return list(read_ids(files, entry, update))
+        if update not in self._read_before:
+            self._read_before[update] = list(read_ids(files, entry, update))
+        return self._read_before[update]
 
 
 class _ModelVectors(StoredTable):

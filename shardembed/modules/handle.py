@@ -2,7 +2,7 @@
 
 `torch.distributed.checkpoint` asks a tensor which boxes (offsets and sizes) it has here (`boxes`), and saves and loads each of
 them by itself, so a checkpoint fits every plan and number of ranks. Nothing else can be computed with a handle: no rank has the
-table.
+table. The handle of a dynamic table holds nothing: its rows have no numbers, and move.
 """
 
 from __future__ import annotations
@@ -125,8 +125,9 @@ class TableHandle(torch.Tensor):
         """Copy the weights of another handle of the same cut.
 
         Raises:
-            UnsupportedError: it is cut differently.
+            UnsupportedError: it is cut differently, or dynamic.
         """
+        self._check_numbered("load_state_dict")
         if self.shape != other.shape or [one.shard for one in self.held] != [one.shard for one in other.held]:
             raise UnsupportedError(
                 f"table {self.table.name!r} is not cut as the one the state dict was taken from; save that with "
@@ -135,6 +136,15 @@ class TableHandle(torch.Tensor):
         self.touch()
         for mine, theirs in zip(self.held, other.held, strict=True):
             mine.weights.copy_(theirs.weights)
+
+    def _check_numbered(self, call: str) -> None:
+        """Raises UnsupportedError where rows have no numbers, by which all who know matrices alone would take them."""
+        if self.table.dynamic is not None:
+            raise UnsupportedError(
+                f"{call}: table {self.table.name!r} is dynamic, so its rows have no numbers and are no matrix; save and load "
+                "it with se.save_checkpoint and se.load_checkpoint, get a plain module from se.unshard(model), or read and "
+                "write rows by id: ids(table), rows(table, ids), load_rows(table, ids, values)"
+            )
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TableHandle:
         held = [replace(one, weights=change(one.weights)) for one in self.held]
@@ -154,6 +164,8 @@ class TableHandle(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handle: TableHandle = next(arg for arg in args if isinstance(arg, TableHandle))
         given = kwargs or {}
+        if func is not torch.ops.aten.detach.default:
+            handle._check_numbered(func.name())
         if func in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
             return handle._map(lambda weights: func(weights, **given))
         if func is torch.ops.aten._to_copy.default and given.get("dtype") in (None, handle.dtype):
@@ -165,7 +177,8 @@ class TableHandle(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         size = f"{self.table.num_embeddings} x {self.table.embedding_dim} {self.dtype}"
-        return f"TableHandle({self.table.name!r}, {size}, {len(self.held)} shard(s) here)"
+        held = f"{len(self.held)} shard(s) here" if self.table.dynamic is None else "dynamic"
+        return f"TableHandle({self.table.name!r}, {size}, {held})"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         self._refuse_file("torch.save")
@@ -199,6 +212,7 @@ class TableHandle(torch.Tensor):
         self._refuse("numpy.asarray()")
 
     def _refuse(self, call: str) -> NoReturn:
+        self._check_numbered(call)
         raise UnsupportedError(
             f"{call}: table {self.table.name!r} lies cut over the ranks, so there is no weight tensor to compute with; "
             "read rows with rows(table, ids), write them with load_rows(table, source), or get a plain module from se.unshard()"
@@ -211,6 +225,7 @@ class TableHandle(torch.Tensor):
         from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
         from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+        self._check_numbered("torch.distributed.checkpoint.save")
         properties = TensorProperties(dtype=self.dtype)
         self.boxes = boxes.to_save(self.held, self.owners, self.dtype)
         return [
@@ -224,6 +239,7 @@ class TableHandle(torch.Tensor):
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        self._check_numbered("torch.distributed.checkpoint.load")
         self.boxes = boxes.to_load(self.held, self.owners.layout)
         return [_chunk(box) for box in self.boxes]
 

@@ -316,7 +316,10 @@ def _start(name: str, weight: torch.Tensor | None, dtype: torch.dtype | None, sh
     """dtype, start, rounding, and coming and going of the rows."""
     dynamic = sharding.get("dynamic")
     if dynamic is not None and weight is not None:
-        raise ConfigError(f"table {name!r} is dynamic: its rows have no numbers, so no matrix says how they start; give init=")
+        raise ConfigError(
+            f"table {name!r} is dynamic: its rows have no numbers, so no matrix says how they start; give init=, or write rows "
+            "with load_rows(ids, values)"
+        )
     given = sharding.get("init")
     start = Normal() if given is None else given
     init = start if weight is None else Loaded(lambda: start)

@@ -18,10 +18,12 @@ from shardembed.journey.journey import Journey
 from shardembed.modules.auto import BATCH, topology_of, workload_of
 from shardembed.observe.tables import bytes_text, journeys_of, rendered
 from shardembed.optim import TableOptimizer
+from shardembed.store.dynamic.keys import DynamicKeys
 from shardembed.store.slab import Slab
 from shardembed.tables.placement import Cluster
 
 WEIGHTS, STATE, WAITING = "weights", "optimizer state", "waiting gradients"
+STRANGERS = "rows of unknown ids"
 BUFFERS, PREFETCH = "exchange buffers", "prefetch"
 COMMUNICATORS = "communicators"
 DENSE, DENSE_GRADS, RESIDENT, PEAK = "dense parameters", "dense gradients", "process", "process, at most"
@@ -66,7 +68,9 @@ def memory(model: nn.Module, samples: int = BATCH) -> Memory:
     """Bytes of the model's tables by category and by table, as the planner counts them and as they are, on this rank and on the
     one that has most. Collective (a gather of texts).
 
-    Weights and optimizer state are planned exactly. What waits and travels depends on the traffic, and is planned for `samples` a
+    Weights and optimizer state are planned exactly. With the state of a dynamic table goes what finds and remembers its ids, which
+    is planned roughly, as are the rows of one without a limit; "rows of unknown ids" are set aside for ids without a row, and are
+    taken as they are written. What waits and travels depends on the traffic, and is planned for `samples` a
     rank with ids as `plan="auto"` assumes them. Gradients that wait are counted as they are now, so call it between a
     backward and its step. Of "exchange buffers" what is there is the largest message so far, sent and received. State of a torch
     optimizer of your own (`optimizer=None`) is in the figures of the process alone. On GPUs "communicators" is what NCCL takes for
@@ -110,8 +114,20 @@ def _held(journey: Journey, tables: dict[str, float]) -> dict[str, int]:
             found[WEIGHTS] += size_of(local.weights)
             found[STATE] += state
             tables[local.table] += size_of(local.weights) + state
+        if slab.dynamic is not None:
+            _held_by_id(slab, slab.dynamic, found, tables)
         found[WAITING] += _waiting(slab)
     return found
+
+
+def _held_by_id(slab: Slab, keys: DynamicKeys, found: dict[str, int], tables: dict[str, float]) -> None:
+    """Of a dynamic table: its places, whether ids have them or not."""
+    weights = size_of(slab.weights[: keys.census.places])
+    state = sum(map(size_of, slab.state.values())) + keys.nbytes
+    found[WEIGHTS] += weights
+    found[STATE] += state
+    found[STRANGERS] = found.get(STRANGERS, 0) + size_of(slab.weights) - weights
+    tables[slab.table_of(slab.spec.lanes[0])] += weights + state
 
 
 def _waiting(slab: Slab) -> int:

@@ -61,8 +61,9 @@ def _training() -> list[Case]:
         ("dense step", "dense step", "before", 1),
         ("squares", "collective step: share row squares", "before", 1),
         ("squares sent", "collective step: share row squares", "after", 1),
+        ("half of the ids are settled", "slab commit", "after", 1),
         ("half a step", "slab step", "after", 2),
-        ("a whole step", "slab step", "after", 4),
+        ("a whole step", "slab step", "after", 6),  # each strip of the dynamic table has a slab of its own
     ]
     cases = []
     for number, (name, event, when, nth) in enumerate(places):

@@ -16,11 +16,14 @@ from shardembed.checkpoint.save import finish_pending
 from shardembed.comm import diagnosis
 from tests.held import Piece, pieces, whole
 from tests.kill.trap import Point, Trap
+from tests.ranks.living import Held, living
+from tests.ranks.living import whole as together
 
 SAMPLES, IDS, WIDTH = 12, 3, 8  # of a global batch; ids a bag
 BATCHES, EVERY, KEEP = 8, 2, 2
 FINE = 2.0**24  # gradients in whole numbers of this have the same sum in every order
 TABLES = {"user": 40, "item": 30, "shop": 20, "tag": 10}
+SEEN, STEP = 60, 0x9E3779B97F4A7C1  # different ids of the dynamic table, and from one to the next
 
 Mode = Literal["full", "async", "incremental", "twice"]  # how checkpoints are saved; twice: each is saved again at once
 
@@ -43,32 +46,44 @@ class Run:
 
 @dataclass
 class Finished:
-    """What a rank ends with. tables: what lies here of them and their state. small: the rest, by name. events: see `Trap`."""
+    """What a rank ends with. tables: what lies here of them and their state. living: likewise of dynamic ones. small: the rest, by
+    name. events: see `Trap`.
+    """
 
     resumed: int | None
     trained: list[int]
     tables: list[Piece]
+    living: Held
     small: dict[str, Any]
     events: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 class Net(nn.Module):
-    """A table under every kind of layout, and a dense head."""
+    """A table under every kind of layout, a dynamic one that is full after the first batches, and a dense head."""
 
     def __init__(self, exact: bool) -> None:
         super().__init__()
         adagrad, adam = se.optim.RowwiseAdagrad(lr=0.1), se.optim.Adam(lr=0.05)
         self.tables = se.EmbeddingCollection(
-            [se.TableConfig(name, rows, WIDTH) for name, rows in TABLES.items()],
-            optimizer={"user": adagrad, "item": adam, "shop": adagrad, "tag": adam},
-            plan={"user": se.row_wise(strided=False), "item": se.row_wise(), "shop": se.column_wise(), "tag": se.replicated()},
+            [
+                *(se.TableConfig(name, rows, WIDTH) for name, rows in TABLES.items()),
+                se.TableConfig("seen", 20, WIDTH, dynamic=se.Dynamic(se.LRU(), se.MinCount(2))),
+            ],
+            optimizer={"user": adagrad, "item": adam, "shop": adagrad, "tag": adam, "seen": adam},
+            plan={
+                "user": se.row_wise(strided=False),
+                "item": se.row_wise(),
+                "shop": se.column_wise(),
+                "tag": se.replicated(),
+                "seen": se.column_wise(),
+            },
             deterministic=exact,
             gradient_reduction="sum" if exact else "mean",
             seed=3,
         )
         torch.manual_seed(5)
         dropout = nn.Identity() if exact else nn.Dropout(0.2)
-        self.head = nn.Sequential(nn.Linear(WIDTH * len(TABLES), 6), nn.ReLU(), dropout, nn.Linear(6, 1))
+        self.head = nn.Sequential(nn.Linear(WIDTH * (len(TABLES) + 1), 6), nn.ReLU(), dropout, nn.Linear(6, 1))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return losses(self.head(torch.cat(list(self.tables(batch).values()), dim=1))).mean()
@@ -82,6 +97,7 @@ def batch_of(number: int, rank: int, world_size: int) -> dict[str, torch.Tensor]
     """This rank's part of a global batch."""
     seed = torch.Generator().manual_seed(1000 + number)
     whole = {name: torch.randint(0, rows, (SAMPLES, IDS), generator=seed) for name, rows in TABLES.items()}
+    whole["seen"] = torch.randint(0, SEEN, (SAMPLES, IDS), generator=seed) * STEP
     return {name: ids[rank * SAMPLES // world_size : (rank + 1) * SAMPLES // world_size] for name, ids in whole.items()}
 
 
@@ -160,7 +176,7 @@ def save(run: Run, model: Net, optimizer: se.Optimizer, scheduler: Any, batches:
         se.save_checkpoint(run.folder, model, **keywords, incremental=run.mode == "incremental")
 
 
-def state_of(model: Net, optimizer: se.Optimizer, scheduler: Any) -> tuple[list[Piece], dict[str, Any]]:
+def state_of(model: Net, optimizer: se.Optimizer, scheduler: Any) -> tuple[list[Piece], Held, dict[str, Any]]:
     """Everything that training goes on from."""
     assert optimizer.dense is not None
     small: dict[str, Any] = {name: value.detach().numpy().tobytes() for name, value in model.head.named_parameters()}
@@ -170,13 +186,15 @@ def state_of(model: Net, optimizer: se.Optimizer, scheduler: Any) -> tuple[list[
     small["rates"] = [group["lr"] for group in optimizer.param_groups]
     small["steps"] = model.tables.journey.steps
     small["random"] = torch.get_rng_state().numpy().tobytes()
-    return pieces(model.tables), small
+    return pieces(model.tables), living(model.tables), small
 
 
 def state_of_all(ended: list[Finished], random: bool) -> dict[str, Any]:
     """The state of all ranks together, the same for every number of ranks and plan; `random`: with each rank's random state."""
     tables = whole(finished.tables for finished in ended)
     found: dict[str, Any] = {name: table.numpy().tobytes() for name, table in tables.items()}
+    for what, values in together([finished.living for finished in ended])["seen"].items():
+        found[f"seen: {what}"] = {id_: torch.as_tensor(values[id_]).numpy().tobytes() for id_ in sorted(values)}
     for rank, finished in enumerate(ended):
         small = dict(finished.small)
         mine = small.pop("random")

@@ -21,7 +21,7 @@ from unittest import mock
 from shardembed.comm.comm import Comm
 from shardembed.store.slab import Slab
 
-SLAB = ("lookup", "accumulate", "step")
+SLAB = ("lookup", "accumulate", "commit", "step")
 ON_PATHS = ("open", "mkdir", "rename", "unlink", "rmdir", "scandir")
 ON_FILES = ("pwrite", "fsync", "preadv", "pread")
 

@@ -224,3 +224,42 @@ def test_shards_of_a_torch_optimizer_are_no_dense_parameters() -> None:
     assert lines["optimizer state"]["actual"] == lines["optimizer state"]["planned"] == 0
     with pytest.raises(ConfigError, match="the model has no sharded tables to look at"):
         se.memory(nn.Linear(1, 1))
+
+
+def held_by_id(rank: int, world_size: int, rows: int | None) -> tuple[dict[str, Any], list[int], set[str]]:
+    """What is said of a dynamic table, and in numbers: places of this rank, weights, state, what remembers ids."""
+    settings = se.Dynamic(se.LFU() if rows else se.TTL(5), se.MinCount(1))
+    emb = se.EmbeddingCollection(
+        [se.TableConfig("item", rows, 4, dynamic=settings), se.TableConfig("plain", 8, 4)],
+        optimizer=se.optim.Adam(),
+        plan={"item": se.row_wise(), "plain": se.table_wise(0)},
+    )
+    optimizer = se.Optimizer(emb)
+    with se.profile(emb) as seen:
+        ids = {"item": torch.arange(3000).view(-1, 1) - 7, "plain": torch.zeros(3000, 1, dtype=torch.int64)}
+        torch.stack([output.sum() for output in emb(ids).values()]).sum().backward()
+        optimizer.step()
+    (slab,) = (slab for slab in emb.journey.slabs if slab.dynamic is not None)
+    assert slab.dynamic is not None
+    assert slab.dynamic.candidates is not None
+    places = slab.dynamic.census.places
+    state = sum(tensor.nbytes for tensor in slab.state.values())
+    known = slab.dynamic.census, slab.dynamic.candidates
+    ids_bytes = sum(part.nbytes for one in known for part in (one.ids_S, one.lasts_S, one.counts_S))
+    return se.memory(emb).as_dict(), [places, places * 16, state, ids_bytes], {*seen.as_dict()["stages"]}
+
+
+@pytest.mark.parametrize("rows", [4096, None])
+def test_memory_of_a_dynamic_table_is_counted_with_what_finds_its_ids(rows: int | None) -> None:
+    for rank, (found, (places, weights, state, known), stages) in enumerate(run_ranks(2, held_by_id, rows)):
+        lines, table = found["categories"], found["tables"]["item"]
+        plain = 8 * 16 if rank == 0 else 0
+        if rows:
+            assert places == rows // 2
+            assert lines["weights"]["planned"] == lines["weights"]["actual"]
+        assert lines["weights"]["actual"] == weights + plain
+        remembered = lines["optimizer state"]["actual"] - state - 2 * plain
+        assert known < remembered < 4 * known
+        assert table["actual"] == weights + state + remembered
+        assert lines["rows of unknown ids"]["actual"] >= 0
+        assert {"find ids", "commit ids"} <= stages
