@@ -33,7 +33,7 @@ from tests.harness import run_ranks
 SEED = 3
 EXACT = se.optim.SGD(lr=0.5)  # of eighths: nothing is rounded twice
 FEATURES: dict[str, Any] = {"feature_names": ["single", "bags"], "pooling": {"single": None, "bags": "sum"}}
-Kind = Literal["learn", "look", "step", "skip", "drop", "freeze", "thaw"]
+Kind = Literal["learn", "look", "step", "skip", "drop", "freeze", "thaw", "reload"]
 Part = tuple[Learned, Learned]  # of one rank: ids that are looked up one by one, and bags of ids
 
 
@@ -43,7 +43,8 @@ class Move:
 
     Attributes:
         kind: "learn" is a forward and backward, "look" an evaluation, "skip" a backward whose gradients are not finite and the step
-            that is skipped for it, "drop" zero_grad, "freeze" and "thaw" of the dynamic table.
+            that is skipped for it, "drop" zero_grad, "freeze" and "thaw" of the dynamic table. "reload" saves, and goes on with a
+            collection that has loaded it, with another plan.
         parts: of each rank, where something is looked up.
     """
 
@@ -53,7 +54,9 @@ class Move:
 
 @dataclass(frozen=True)
 class Setup:
-    """ahead: the ids of a lookup are sent before the move ahead of it. backward: each backward is a step."""
+    """ahead: the ids of a lookup are sent before the move ahead of it. backward: each backward is a step. other_plan, folder: after
+    every other "reload", and for its checkpoints.
+    """
 
     config: se.TableConfig
     optimizer: se.optim.TableOptimizer
@@ -63,6 +66,8 @@ class Setup:
     ahead: bool = False
     backward: bool = False
     positive: bool = False
+    other_plan: se.Placement | None = None
+    folder: str = ""
 
     def grads_nD(self, learned: Learned) -> torch.Tensor:
         """Of each occurrence of "single"; a bag's is that of its first place."""
@@ -102,12 +107,19 @@ class Player:
 
     def __init__(self, setup: Setup, rank: int) -> None:
         self.setup, self.rank = setup, rank
+        self.seen = Seen()
+        self._ahead: Any = None
+        self._reloads = 0
+        self._build(setup.plan)
+
+    def _build(self, plan: se.Placement) -> None:
+        setup = self.setup
         other = se.TableConfig("other", 4, 2, dtype=setup.config.dtype)
         os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
         self.emb = se.EmbeddingCollection(
             [setup.config, other],
             optimizer={"item": setup.optimizer, "other": se.optim.SGD(lr=0.5)},
-            plan={"item": setup.plan, "other": se.row_wise()},
+            plan={"item": plan, "other": se.row_wise()},
             gradient_reduction="sum",
             deterministic=setup.deterministic,
             update="backward" if setup.backward else "step",
@@ -115,8 +127,14 @@ class Player:
         )
         skips = {} if setup.backward else {"on_nonfinite": "skip", "micro_batches": 1000}
         self.optimizer = se.Optimizer(self.emb, **skips)  # pyright: ignore[reportArgumentType]
-        self.seen = Seen()
-        self._ahead: Any = None
+
+    def _reload(self) -> None:
+        self._reloads += 1
+        folder = f"{self.setup.folder}/{self._reloads}"
+        self.optimizer.zero_grad()
+        se.save_checkpoint(folder, self.emb, optimizer=self.optimizer)
+        self._build(self.setup.other_plan if self._reloads % 2 and self.setup.other_plan else self.setup.plan)
+        se.load_checkpoint(folder, self.emb, optimizer=self.optimizer)
 
     def play(self, moves: Sequence[Move]) -> Seen:
         """All of them."""
@@ -129,6 +147,8 @@ class Player:
         batch, self._ahead = self._ahead, None
         if batch is None and move.parts:
             batch = self._batch(move)
+        if move.kind == "reload":
+            self._reload()
         if self.setup.ahead and following is not None and following.parts:
             self._ahead = self.emb.prefetch(self._batch(following))
         if move.kind == "look":
@@ -220,6 +240,10 @@ class Expected:
         elif move.kind in ("drop", "skip"):
             self._waits = False
             self.table.drop()
+        elif move.kind == "reload":  # tallies are of a run
+            self._waits = self.frozen = False
+            self.table.drop()
+            self.last, self.totals, self.unknown = StepCounts(0), dict.fromkeys(_COUNTS, 0), 0
         elif move.kind != "step":
             self.frozen = move.kind == "freeze"
         if self._waits and (move.kind == "step" or self.setup.backward):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,20 @@ def test_tables_that_are_frozen_for_a_while(ranks: int) -> None:
     @given(cases(ranks, [EXACT, EXAMPLES["RowwiseAdagrad"]]), st.integers(0, 2**16))
     def of(case: tuple[Setup, list[Move]], seed: int) -> None:
         check(replace(case[0], backward=False), script_of(seed, ranks, 16, kinds=kinds))
+
+    of()
+
+
+@pytest.mark.parametrize("ranks", [2, exhaustive(3)])
+def test_a_checkpoint_in_between_changes_nothing(ranks: int, tmp_path: Path) -> None:
+    """But the plan."""
+    numbers = count()
+
+    @examples(30, *CHECKS)
+    @given(cases(ranks, [EXACT]), st.sampled_from(placements(ranks)), st.integers(0, 2**16))
+    def of(case: tuple[Setup, list[Move]], other: se.Placement, seed: int) -> None:
+        setup = replace(case[0], backward=False, other_plan=other, folder=str(tmp_path / str(next(numbers))))
+        check(setup, script_of(seed, ranks, 12, kinds=(*KINDS, "reload")))
 
     of()
 

@@ -1,10 +1,11 @@
-"""A walk of a dynamic table beside its oracle: lookups, evaluations, steps, skipped steps, zero_grad, freezing, in any order.
+"""A walk of a dynamic table beside its oracle: lookups, evaluations, steps, skipped steps, zero_grad, freezing, checkpoints.
 
 What hypothesis finds here is a shortest walk; `tests/ranks/store/test_dynamic_ids.py` walks on several ranks.
 """
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import nullcontext
 
 import hypothesis
@@ -37,7 +38,9 @@ class Walk(RuleBasedStateMachine):
     )
     def begin(self, config: se.TableConfig, optimizer: se.optim.TableOptimizer, packing: str, deterministic: bool) -> None:
         plan = se.row_wise(packing="bag" if packing == "bag" else "unique")
-        self._setup = Setup(config, optimizer, plan, deterministic=deterministic)
+        self._folder = tempfile.TemporaryDirectory()
+        other = se.grid(2, ranks=[0, 0], packing="unique")
+        self._setup = Setup(config, optimizer, plan, deterministic=deterministic, other_plan=other, folder=self._folder.name)
         self._player, self._expected = Player(self._setup, 0), Expected(self._setup)
 
     def _move(self, move: Move) -> None:
@@ -84,11 +87,20 @@ class Walk(RuleBasedStateMachine):
         self._frozen = False
         self._move(Move("thaw"))
 
+    @rule()
+    def reload(self) -> None:
+        self._frozen = False
+        self._move(Move("reload"))
+
     @invariant()
     def holds(self) -> None:
         """What lives, candidates, tallies and bits are the oracle's after each move."""
         if self._moves:
             compare(self._setup, [self._player.strips()], self._expected, f"move {self._moves}")
+
+    def teardown(self) -> None:
+        if hasattr(self, "_folder"):
+            self._folder.cleanup()
 
 
 @pytest.mark.parametrize("plain", [False, True])
