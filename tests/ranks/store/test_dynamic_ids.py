@@ -56,9 +56,10 @@ def placements(ranks: int) -> list[se.Placement]:
 def cases(draw: st.DrawFn, ranks: int, optimizers: Sequence[se.optim.TableOptimizer], **settings: Any) -> tuple[Setup, list[Move]]:
     config = draw(dynamic_configs(COLUMNS, **FEATURES, init=NORMAL, **settings))
     optimizer, plan = draw(st.sampled_from(optimizers)), draw(st.sampled_from(placements(ranks)))
-    flags = {name: draw(st.booleans()) for name in ("deterministic", "ahead")}
+    deterministic, ahead = draw(st.booleans()), draw(st.booleans())
     backward = draw(st.integers(0, 5)) == 0
-    setup = Setup(config, optimizer, plan, ranks, backward=backward, positive=isinstance(optimizer, se.optim.Lion), **flags)
+    positive = isinstance(optimizer, se.optim.Lion)
+    setup = Setup(config, optimizer, plan, ranks, deterministic, ahead, backward, positive)
     ids = CROWD if config.num_embeddings >= 200 and draw(st.booleans()) else FEW
     kinds = ("learn", "look", "drop") if backward else KINDS
     return setup, script_of(draw(st.integers(0, 2**16)), ranks, draw(st.integers(1, 16)), ids, kinds)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 import shardembed as se
 from shardembed.kernels import grouping
+from shardembed.kernels.gradients import Gradients
 from shardembed.store.dynamic.census import FIRST, Census
 from shardembed.store.dynamic.keys import DynamicKeys, Tally
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.slab import Slab
+from tests.ranks.dynamic import without_numba
 
 CPU = torch.device("cpu")
 LOW, HIGH = -(2**63), 2**63 - 1
 
 
 @pytest.fixture(params=["compiled", "plain"], autouse=True)
-def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "plain":
-        monkeypatch.setattr(grouping, "missing", lambda: "numba is not installed")
-    elif grouping.missing() is not None:
+def both(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "compiled" and grouping.missing() is not None:
         pytest.skip("needs numba")
+    with without_numba() if request.param == "plain" else nullcontext():
+        yield
 
 
 def census(dynamic: se.Dynamic, room: int | None = None, buckets: int = 1) -> Census:
@@ -174,3 +179,15 @@ def test_rows_begin_with_fresh_state_where_others_had_some() -> None:
     expected = made.weights[0].clone()
     assert torch.equal(made.weights[keys.find(ids(4), False)][0], expected)
     assert keys.last == Tally(created=1, evicted=1)
+
+
+def test_padding_learns_nothing_where_nobody_is_new() -> None:
+    """What waits for no row is for nobody, and not for the last one."""
+    made, keys = slab(se.Dynamic(se.LRU()), rows=1, padding_idx=-1)
+    for now in (1, 2):
+        rows = made.bring(ids(3, -1))
+        made.accumulate(Gradients(rows, None, torch.ones(2, 2)), seen=(rows, None))
+        made.commit(now)
+        made.step(0.5, now)
+    assert keys.census.ids_S.tolist() == [3]
+    assert made.state["sum"][0].tolist() == [2.0, 2.0]
