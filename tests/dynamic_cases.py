@@ -54,10 +54,11 @@ class Learned:
         lengths = torch.tensor([0, *map(len, self.bags)])
         return torch.tensor(self.ids, dtype=torch.int64), lengths.cumsum(0)
 
-    def grads_nD(self, columns: int) -> torch.Tensor:
-        """Of each occurrence, float64 `[n, columns]`, in eighths, so that sums are exact in any order."""
+    def grads_nD(self, columns: int, lines: int | None = None) -> torch.Tensor:
+        """Of each occurrence, float64 `[n, columns]`, in eighths, so that sums are exact in any order. lines: so many instead."""
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(-16, 17, (len(self.ids), columns), generator=generator).to(torch.float64) / 8
+        shape = len(self.ids) if lines is None else lines, columns
+        return torch.randint(-16, 17, shape, generator=generator).to(torch.float64) / 8
 
 
 def batches(ids: tuple[int, ...] = FEW) -> st.SearchStrategy[Learned]:

@@ -150,7 +150,8 @@ class DynamicKeys:
             else:
                 rows.zero_()
             if counted and not learning:
-                self.unknown += count
+                padding = self._table.padding_idx
+                self.unknown += count if padding is None else int((found.absent_U != padding).sum())
         return found.rows_E
 
     def _look(self, keys_E: torch.Tensor, first: int) -> Found:
