@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.kernels.grouping import compiled
+from shardembed.kernels.grouping import compiled, sorts
 from shardembed.kernels.mixing import mixed
 
 LOWEST = -(1 << 63)
@@ -99,8 +99,14 @@ def redirect(slots_E: torch.Tensor, base: int, slots_P: torch.Tensor) -> torch.T
     return torch.where(slots_E >= base, slots_P[(slots_E - base).clamp(min=0)], slots_E) if slots_P.numel() else slots_E
 
 
-def ranked(ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor) -> torch.Tensor:
-    """The order of newcomers, `[O]`: bucket by bucket, in each those of the highest count first, then of the highest mixed id."""
+def ranked(ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, groups: int) -> torch.Tensor:
+    """The order of newcomers, `[O]`: bucket by bucket, in each those of the highest count first, then of the highest mixed id.
+
+    groups: how many buckets there are.
+    """
+    if (kernels := compiled(ids_O.device)) is not None and sorts(ids_O.numel(), groups):
+        counts = torch.zeros_like(ids_O) if counts_O is None else counts_O
+        return torch.from_numpy(kernels.placing.ranked(ids_O.numpy(), counts.numpy(), groups_O.numpy(), groups))
     order = torch.argsort(signed(mixed(ids_O)), descending=True)
     if counts_O is not None:
         order = order[torch.argsort(counts_O[order], descending=True, stable=True)]

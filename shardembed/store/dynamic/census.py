@@ -11,6 +11,7 @@ import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.kernels.idmap import IdMap
+from shardembed.kernels.memory import on_huge_pages
 from shardembed.kernels.placing import DEAD, EVICTED, MOST, Rules, meet, place, ranked
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.memory import grown
@@ -54,9 +55,10 @@ class Census:
         self.policy, self.room, self._device = policy, room, device
         self._map = IdMap.on(device)
         places = FIRST if room is None else buckets * room
-        self.ids_S = torch.zeros(places, dtype=torch.int64, device=device)
-        self.lasts_S = torch.full((places,), FREE, dtype=torch.int32, device=device)
-        self.counts_S = torch.zeros(places if policy.counts else 0, dtype=torch.int32, device=device)
+        self._buckets = buckets
+        self.ids_S = on_huge_pages(torch.empty(places, dtype=torch.int64, device=device)).zero_()
+        self.lasts_S = on_huge_pages(torch.empty(places, dtype=torch.int32, device=device)).fill_(FREE)
+        self.counts_S = on_huge_pages(torch.empty(places if policy.counts else 0, dtype=torch.int32, device=device)).zero_()
         self._top = 0  # places that have ever been given, where there is no limit
         self._left = self.ids_S[:0]  # of these, the ones that are free again
 
@@ -132,7 +134,7 @@ class Census:
         policy = self.policy
         rules = Rules(room, policy.lives, policy.halves, policy.by_count or compete, policy.evicts or compete, compete)
         counts_O = counts_O if rules.by_count else None
-        order = ranked(ids_O, counts_O, groups_O)
+        order = ranked(ids_O, counts_O, groups_O, self._buckets)
         held = self.ids_S, self.counts_S, self.lasts_S
         found = place(ids_O[order], None if counts_O is None else counts_O[order], groups_O[order], now, held, rules)
         slots_O = torch.empty_like(found.slots_O)

@@ -116,6 +116,8 @@ class DynamicKeys:
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._found: Found | None = None  # until something changes
+        self._scratch: tuple[torch.Tensor, int] | None = None  # ids whose starts lie in rows from this one on
+        self._rescales = spec.policy.max_norm is not None  # rows that are read, also those
         memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
 
     def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
@@ -130,7 +132,9 @@ class DynamicKeys:
         if count:
             self._memory.ensure(first + count, self.census.places)
             rows = self._memory.data.weights[first : first + count]
-            if learning or self._dynamic.unknown == "start":
+            starts = learning or self._dynamic.unknown == "start"
+            self._scratch = (found.absent_U, first) if starts and not self._rescales else None
+            if starts:
                 fill_rows(rows, self._table, self._seed, found.absent_U, self._columns)
             else:
                 rows.zero_()
@@ -140,11 +144,12 @@ class DynamicKeys:
 
     def _look(self, keys_E: torch.Tensor, first: int) -> Found:
         rows_E = self.census.find(keys_E, self.steps)
-        missing_E = rows_E < 0
+        missing = (rows_E < 0).nonzero().squeeze(1)  # host sync on a GPU
         absent = self._ids_P[:0]
-        if bool(missing_E.any()):  # host sync on a GPU
-            interned = intern(keys_E[missing_E])
-            rows_E[missing_E], absent = interned.numbers_N + first, interned.ids_U
+        if missing.numel():
+            interned = intern(keys_E[missing])
+            rows_E.index_copy_(0, missing, interned.numbers_N + first)
+            absent = interned.ids_U
         self._found = Found(keys_E, rows_E, first, absent)
         return self._found
 
@@ -161,12 +166,16 @@ class DynamicKeys:
 
     def _numbered(self, ids_U: torch.Tensor) -> torch.Tensor:
         """The number of each of these distinct ids among those that wait for a row."""
-        numbers_U = self._waiting.find(ids_U, self._ids_P)
-        fresh = numbers_U < 0
         before = self._ids_P.numel()
-        self._ids_P = torch.cat([self._ids_P, ids_U[fresh]])
-        added = torch.arange(before, self._ids_P.numel(), device=ids_U.device)
-        numbers_U[fresh] = added
+        if not before:
+            self._ids_P = ids_U  # the same tensor, so that the step knows whose starts have been written
+            numbers_U = added = torch.arange(ids_U.numel(), device=ids_U.device)
+        else:
+            numbers_U = self._waiting.find(ids_U, self._ids_P)
+            fresh = numbers_U < 0
+            self._ids_P = torch.cat([self._ids_P, ids_U[fresh]])
+            added = torch.arange(before, self._ids_P.numel(), device=ids_U.device)
+            numbers_U[fresh] = added
         self._waiting.insert(added, self._ids_P)
         # Rows behind all others, too: whoever sorts numbers has to know the largest.
         self._memory.ensure(self.census.places + self._ids_P.numel(), self.census.places)
@@ -201,13 +210,24 @@ class DynamicKeys:
             self.census.meet(rows_E, now, times_E, times_P)
         came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
         if rows_P.numel() and bool(came_P.any()):
-            rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
+            came = came_P.nonzero().squeeze(1)
+            starts = None
+            if self._scratch is not None and self._scratch[0] is self._ids_P:
+                starts = came + self._scratch[1]
+            rows_P[came] = self._settle(self._ids_P[came], times_P[came], starts, now)
         self.tally, self.steps = self.tally + self.last, now
         self.drop()
         return Moved(base, rows_P)
 
-    def _settle(self, ids_U: torch.Tensor, times_U: torch.Tensor, now: int) -> torch.Tensor:
-        """The row that each newcomer gets, or -1."""
+    def _settle(self, ids_U: torch.Tensor, times_U: torch.Tensor, starts_U: torch.Tensor | None, now: int) -> torch.Tensor:
+        """The row that each newcomer gets, or -1. starts_U: rows that hold what those begin as, where there are any."""
+        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        if self._dynamic.admission is None:
+            counts = times_U if self.census.policy.counts else None
+            found = self._give_rows(ids_U, counts, groups_U, starts_U, now)
+            created = int((found.slots_O >= 0).sum())
+            self.last = Tally(created, found.evicted, found.expired, ids_U.numel() - created)
+            return found.slots_O
         counts_U, admitted = times_U, torch.ones_like(ids_U, dtype=torch.bool)
         admission = self._dynamic.admission
         known_U = torch.full_like(ids_U, -1)
@@ -218,9 +238,10 @@ class DynamicKeys:
         elif isinstance(admission, Probability):
             admitted = chance(table_hash(self._seed, self._table.name), ids_U, now) < admission.p
         rows_U = torch.full_like(ids_U, -1)
-        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
-        counts = counts_U if self.census.policy.counts else None
-        found = self._give_rows(ids_U[admitted], None if counts is None else counts[admitted], groups_U[admitted], now)
+        counts, starts = (
+            None if part is None else part[admitted] for part in (counts_U if self.census.policy.counts else None, starts_U)
+        )
+        found = self._give_rows(ids_U[admitted], counts, groups_U[admitted], starts, now)
         rows_U[admitted] = found.slots_O
         without = rows_U < 0
         if self.candidates is not None:
@@ -233,21 +254,34 @@ class DynamicKeys:
         self.last = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
         return rows_U
 
-    def _give_rows(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int) -> Settled:
+    def _give_rows(
+        self,
+        ids_O: torch.Tensor,
+        counts_O: torch.Tensor | None,
+        groups_O: torch.Tensor,
+        starts_O: torch.Tensor | None,
+        now: int,
+    ) -> Settled:
         found = self.census.settle(ids_O, counts_O, groups_O, now, compete=False)
-        placed = found.slots_O >= 0
-        self.begin(found.slots_O[placed], ids_O[placed])
+        placed = (found.slots_O >= 0).nonzero().squeeze(1)
+        rows = found.slots_O
+        if placed.numel() < rows.numel():
+            rows, ids_O, starts_O = rows[placed], ids_O[placed], None if starts_O is None else starts_O[placed]
+        self.begin(rows, ids_O, starts_O)
         return found
 
-    def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor) -> None:
-        """Let these rows be as ids begin."""
+    def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor, starts_U: torch.Tensor | None = None) -> None:
+        """Let these rows be as ids begin. starts_U: rows that hold what they begin as; by default it is worked out."""
         self._memory.ensure(self.census.places, self.census.places)
         data = self._memory.data
-        fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
-        fill_rows(fresh, self._table, self._seed, ids_U, self._columns)
-        data.weights[rows_U] = fresh
+        if starts_U is None:
+            fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
+            fill_rows(fresh, self._table, self._seed, ids_U, self._columns)
+        else:
+            fresh = data.weights.index_select(0, starts_U)  # beside them: where a table grows, the two may overlap
+        data.weights.index_copy_(0, rows_U, fresh)
         for tensor in data.state.values():
-            tensor[rows_U] = 0
+            tensor.index_fill_(0, rows_U, 0)
 
     @staticmethod
     def _wait(
