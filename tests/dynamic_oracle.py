@@ -3,7 +3,7 @@
 Nothing of shardembed computes here; only its frozen settings are read. Ids are Python's integers of 64 bits with a sign, rows are
 float64, and each row learns by an optimizer of its own: the counterpart that `tests.oracle` has for whole tables, over one row.
 
-Legend: n occurrences of ids, D columns.
+Legend: n occurrences of ids, U distinct ones, B bags, D columns.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 import shardembed as se
-from tests.oracle import LEARNERS
+from tests.oracle import LEARNERS, lookup
 
 BUCKET_ROWS = 128
 ALL_64 = (1 << 64) - 1
+
+COUNTING = (se.optim.Adam, se.optim.RowwiseAdam)  # and AdamW: those whose formula has t, the number of the step
 
 Start = Callable[[torch.Tensor], torch.Tensor]  # ids, int64 [n] -> the rows that they begin with [n, D]
 Draw = Callable[[int, int], float]  # (id, step) -> in [0, 1), for Probability
@@ -57,11 +59,12 @@ class Row(Seen):
     def __init__(self, weight_D: torch.Tensor, optimizer: se.optim.TableOptimizer, count: int, now: int) -> None:
         super().__init__(count, now)
         self.parameter = torch.nn.Parameter(weight_D.to(torch.float64, copy=True).unsqueeze(0))
-        self.learner = LEARNERS[type(optimizer)](self.parameter, optimizer)
+        self.optimizer, self.learner = optimizer, LEARNERS[type(optimizer)](self.parameter, optimizer)
         self.steps = 0
 
     def learn(self, grad_D: torch.Tensor, now: int) -> None:
-        """The optimizer counts the steps of the table, so it first takes those that did not touch the row."""
+        """Optimizers that count count the steps of the table, so they first take those that did not touch the row."""
+        self.steps = self.steps if isinstance(self.optimizer, COUNTING) else now - 1
         while self.steps < now:
             self.steps += 1
             here = self.steps == now
@@ -82,8 +85,8 @@ class Row(Seen):
 class StepCounts:
     """What a step did to a table.
 
-    live: rows after it. created, evicted, expired: rows that came, left for want of room, died of age. refused: admitted ids that
-    found no place. waiting: newcomers that were not admitted.
+    live: rows after it. created, evicted: rows that came, left for want of room. expired: rows that are dead for the next step, so
+    their places are free then. refused: admitted ids that found no place. waiting: newcomers that were not admitted.
     """
 
     live: int
@@ -98,7 +101,8 @@ class StepCounts:
 class OracleTable:
     """A dynamic table. config, optimizer: as users give them. start: the row that an id begins with. draw: as Probability draws.
 
-    `learn` keeps gradients, `step` applies them, `drop` throws them away (a skipped step, zero_grad): then nothing has happened.
+    `look_up` answers, `learn` keeps gradients, `step` applies them, `drop` throws them away (a skipped step, zero_grad): then
+    nothing has happened.
     """
 
     config: se.TableConfig
@@ -148,6 +152,28 @@ class OracleTable:
     def _start(self, id_: int) -> torch.Tensor:
         return self.start(torch.tensor([id_], dtype=torch.int64))[0].to(torch.float64)
 
+    def look_up(
+        self,
+        ids: Sequence[int] | torch.Tensor,
+        offsets: torch.Tensor,
+        pooling: str | None,
+        weights: torch.Tensor | None = None,
+        training: bool = True,
+    ) -> Looked:
+        """What a feature of all ranks' bags answers: ids, offsets and weights as `tests.oracle.lookup` takes them, with any ids."""
+        given, padding = _numbers(ids), self.config.padding_idx
+        if pooling is not None and padding in given:  # bags leave it out
+            kept = torch.tensor([id_ != padding for id_ in given])
+            offsets = torch.cat([offsets.new_zeros(1), kept.long().cumsum(0)])[offsets]
+            given, weights = [id_ for id_ in given if id_ != padding], None if weights is None else weights[kept]
+        distinct = sorted(set(given))
+        numbers = torch.tensor([distinct.index(id_) for id_ in given], dtype=torch.int64)
+        rows_UD = self.read(distinct, training).requires_grad_(training)
+        # A row more, since torch's bags refuse a table that is empty.
+        whole_UD = torch.cat([rows_UD, rows_UD.new_zeros(1, rows_UD.shape[1])])
+        occurrences = [given.count(id_) for id_ in distinct]
+        return Looked(self, distinct, occurrences, rows_UD, lookup(whole_UD, pooling, numbers, offsets, weights))
+
     # Learning.
 
     def learn(self, ids: Sequence[int] | torch.Tensor, grads_nD: torch.Tensor, occurrences: Sequence[int] | None = None) -> None:
@@ -166,7 +192,6 @@ class OracleTable:
     def step(self) -> StepCounts:
         """One optimizer step, by the rules in their order."""
         self.now += 1
-        expired = self._expire()
         for id_ in self._touched(self.rows):
             self._see(self.rows[id_], id_)
         admitted, waiting = self._admit()
@@ -176,6 +201,7 @@ class OracleTable:
             self.rows[id_] = Row(self._start(id_), self.optimizer, count, self.now)
         for id_ in self._touched(self.rows):
             self.rows[id_].learn(self._grads[id_], self.now)
+        expired = self._expire()
         self.drop()
         return StepCounts(len(self.rows), len(created), evicted, expired, refused, waiting)
 
@@ -183,14 +209,17 @@ class OracleTable:
         return sorted(set(self._grads) & set(among))
 
     def _expire(self) -> int:
-        """Rule 1, of candidates too; those that are touched now come back as newcomers."""
+        """Rule 1, of candidates too, for the step that comes next: whatever it touches of these is a newcomer, so a forward before
+        it reads the start already.
+        """
         eviction = self.settings.eviction
         if not isinstance(eviction, se.TTL):
             return 0
-        dead = [id_ for id_, row in self.rows.items() if row.last + eviction.steps < self.now]
+        following = self.now + 1
+        dead = [id_ for id_, row in self.rows.items() if row.last + eviction.steps < following]
         for id_ in dead:
             del self.rows[id_]
-        self.candidates = {id_: seen for id_, seen in self.candidates.items() if seen.last + eviction.steps >= self.now}
+        self.candidates = {id_: seen for id_, seen in self.candidates.items() if seen.last + eviction.steps >= following}
         return len(dead)
 
     def _halved(self, seen: Seen) -> int:
@@ -267,6 +296,22 @@ class OracleTable:
             ids.sort(key=lambda id_: (self._halved(self.candidates[id_]), self.candidates[id_].last, mixed(id_)))
             for id_ in ids[: max(0, len(ids) - self.places)]:
                 del self.candidates[id_]
+
+
+@dataclass
+class Looked:
+    """A lookup. output: `[B, D]`, or `[n, D]` where nothing is pooled, in float64, for a loss; `learn` after its backward."""
+
+    table: OracleTable
+    ids: list[int]
+    occurrences: list[int]
+    rows_UD: torch.Tensor
+    output: torch.Tensor
+
+    def learn(self) -> None:
+        """Keep the gradients until the table's step; every id that occurred has one, zeros where nothing hangs on it."""
+        grads_UD = torch.zeros_like(self.rows_UD) if self.rows_UD.grad is None else self.rows_UD.grad
+        self.table.learn(self.ids, grads_UD, self.occurrences)
 
 
 def _numbers(ids: Sequence[int] | torch.Tensor) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.on_gpu import counting, jobs, others, updates
+from benchmarks.on_gpu import counting, dynamic, jobs, others, updates
 from benchmarks.on_gpu.check import Check
 
 CHECKS: dict[str, Check] = {
@@ -26,6 +26,12 @@ CHECKS: dict[str, Check] = {
     ),
     "over-nccl": Check(
         "NCCL: its calls, and ranks with a GPU each", jobs.over_nccl, 150, "anything that NCCL does", needs_gpu=True
+    ),
+    "dynamic": Check(
+        "dynamic tables: who lives, and what they have learned",
+        dynamic.dynamic,
+        120,
+        "compiled code: the map of ids under thousands of threads, and how starts are rounded",
     ),
     "optimizers": Check(
         "every optimizer, by columns and dtypes",

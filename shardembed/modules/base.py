@@ -330,12 +330,15 @@ class ShardedModule(TableModule):
         )
 
     def extra_repr(self) -> str:
-        own = {table.name for table in self.tables}
-        return "\n".join(
-            f"{t.name}: {t.num_embeddings} x {t.embedding_dim}, {t.kind} over {len(t.layout.ranks)} rank(s)"
-            for t in self.plan.tables
-            if t.name in own
-        )
+        own = {table.name: table for table in self.tables}
+        lines = []
+        for planned in self.plan.tables:
+            if table := own.get(planned.name):
+                rows = "any number" if table.grows else str(table.num_embeddings)
+                said = [f"{rows} x {table.embedding_dim}", f"{planned.kind} over {len(planned.layout.ranks)} rank(s)"]
+                said += [] if table.dynamic is None else [f"{table.dynamic}"]
+                lines.append(f"{table.name}: {', '.join(said)}")
+        return "\n".join(lines)
 
 
 def _name_and(table: Any, value: Any) -> tuple[str | None, Any]:

@@ -90,11 +90,13 @@ class _Single(Lookup):
 
     def extra_repr(self) -> str:
         table = self.tables[0]
-        said = [str(table.num_embeddings), str(table.embedding_dim)]
+        said = [str(None if table.grows else table.num_embeddings), str(table.embedding_dim)]
         usual = {"padding_idx": None, "max_norm": None, "norm_type": NORM_TYPE, "scale_grad_by_freq": False, "sparse": False}
         said += [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
         if self.feature.pooling is not None:
             said.append(f"mode={self.feature.pooling!r}")
+        if table.dynamic is not None:
+            said.append(f"dynamic={table.dynamic}")
         planned = next(planned for planned in self.plan.tables if planned.name == table.name)
         return f"{', '.join(said)}, {planned.kind} over {len(planned.layout.ranks)} rank(s)"
 

@@ -18,6 +18,7 @@ from shardembed.store.memory import grown
 
 FREE = -1
 FIRST = 1024  # places of a table without a limit, to begin with
+SWEEPS = 8  # in the time that a row lives, at most: so many that few are dead, so few that looking for them costs little
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Census:
         self.counts_S = on_huge_pages(torch.empty(places if policy.counts else 0, dtype=torch.int32, device=device)).zero_()
         self._top = 0  # places that have ever been given, where there is no limit
         self._left = self.ids_S[:0]  # of these, the ones that are free again
+        self._swept = 0  # the step in which the dead were last looked for
 
     @property
     def places(self) -> int:
@@ -106,8 +108,10 @@ class Census:
         """
         expired = self._bury(ids_O)
         if self.room is None:
+            dead = self._sweep(ids_O.numel(), now)
+            gone, evicted, expired = self.ids_S[dead], 0, expired + dead.numel()
+            self.leave(dead)
             slots_O = self._append(ids_O)
-            gone, evicted = self.ids_S[:0], 0
         else:
             slots_O, gone, fates = self._squeeze(ids_O, counts_O, groups_O, now, compete, self.room)
             evicted, expired = int((fates == EVICTED).sum()), expired + int((fates == DEAD).sum())
@@ -127,6 +131,15 @@ class Census:
         slots = slots[slots >= 0]
         self.leave(slots)
         return slots.numel()
+
+    def _sweep(self, wanted: int, now: int) -> torch.Tensor:
+        """The places of the dead, looked for before memory would grow; without a limit nobody else takes them."""
+        enough = self._top + wanted - self._left.numel() <= self.places
+        if self.policy.lives_on or enough or now < self._swept + self.policy.lives // SWEEPS:
+            return self._left[:0]
+        self._swept = now
+        lasts = self.lasts_S[: self._top]
+        return ((lasts >= 0) & ~self.policy.alive(lasts, now - 1)).nonzero().squeeze(1)
 
     def _squeeze(
         self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool, room: int
@@ -173,4 +186,4 @@ class Census:
         """Nobody is here any more."""
         self._map.clear()
         self.lasts_S.fill_(FREE)
-        self._top, self._left = 0, self.ids_S[:0]
+        self._top, self._left, self._swept = 0, self.ids_S[:0], 0

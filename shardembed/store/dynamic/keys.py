@@ -27,7 +27,7 @@ from shardembed.tables.dynamic import MinCount, Probability
 from shardembed.tables.initial import table_hash
 from shardembed.tables.table_config import TableConfig
 
-SPARE = 1 << 16  # rows for ids without one, of which memory is taken as they are written
+SPARE = 1 << 16  # rows for ids without one
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,10 @@ class DynamicKeys:
         self._found: Found | None = None  # until something changes
         self._scratch: tuple[torch.Tensor, int] | None = None  # ids whose starts lie in rows from this one on
         self._rescales = spec.policy.max_norm is not None  # rows that are read, also those
-        memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
+        places = self.census.places
+        # Behind the places of a table with a limit, which had better not move. A CPU gives memory as it is first written.
+        spare = max(SPARE, places // 4) if device.type == "cpu" else min(SPARE, places // 4)
+        memory.ensure(places + (0 if table.grows else spare), places)
 
     def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
         """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
@@ -205,7 +208,7 @@ class DynamicKeys:
     def commit(self, now: int) -> Moved:
         """Settle what the step numbered `now` makes of all ids that gradients wait for."""
         base, rows_P, times_P = self.census.places, torch.full_like(self._ids_P, -1), torch.zeros_like(self._ids_P)
-        self.last, self._found = Tally(), None
+        self.last, self._found = self.last if now == self.steps else Tally(), None
         for rows_E, times_E in self._seen:
             self.census.meet(rows_E, now, times_E, times_P)
         came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
@@ -215,7 +218,7 @@ class DynamicKeys:
             if self._scratch is not None and self._scratch[0] is self._ids_P:
                 starts = came + self._scratch[1]
             rows_P[came] = self._settle(self._ids_P[came], times_P[came], starts, now)
-        self.tally, self.steps = self.tally + self.last, now
+        self.steps = now
         self.drop()
         return Moved(base, rows_P)
 
@@ -226,7 +229,7 @@ class DynamicKeys:
             counts = times_U if self.census.policy.counts else None
             found = self._give_rows(ids_U, counts, groups_U, starts_U, now)
             created = int((found.slots_O >= 0).sum())
-            self.last = Tally(created, found.evicted, found.expired, ids_U.numel() - created)
+            self._count(Tally(created, found.evicted, found.expired, ids_U.numel() - created))
             return found.slots_O
         counts_U, admitted = times_U, torch.ones_like(ids_U, dtype=torch.bool)
         admission = self._dynamic.admission
@@ -251,8 +254,11 @@ class DynamicKeys:
                 self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now
             )
         refused, created = int((without & admitted).sum()), int((~without).sum())
-        self.last = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
+        self._count(Tally(created, found.evicted, found.expired, refused, int((~admitted).sum())))
         return rows_U
+
+    def _count(self, came: Tally) -> None:
+        self.tally, self.last = self.tally + came, self.last + came
 
     def _give_rows(
         self,

@@ -60,6 +60,18 @@ def test_the_representation_reads_like_torchs() -> None:
     )
 
 
+def test_the_representation_says_that_ids_come_and_go() -> None:
+    growing = se.Embedding(None, 3, dynamic=se.Dynamic(unknown="zeros"), optimizer=OURS)
+    settings = "Dynamic(eviction=None, admission=None, unknown='zeros')"
+    assert repr(growing) == f"Embedding(None, 3, dynamic={settings}, table_wise over 1 rank(s))"
+    tables = [se.TableConfig("fixed", 6, 3), se.TableConfig("item", 600, 3, dynamic=se.Dynamic(se.LRU()))]
+    lines = repr(se.EmbeddingCollection(tables, optimizer=OURS)).splitlines()
+    assert lines[1:3] == [
+        "  fixed: 6 x 3, table_wise over 1 rank(s)",
+        "  item: 600 x 3, table_wise over 1 rank(s), Dynamic(eviction=LRU(), admission=None, unknown='start')",
+    ]
+
+
 @KINDS
 @pytest.mark.parametrize(
     "settings",

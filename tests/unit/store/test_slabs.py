@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from shardembed.errors import ConfigError, PlanError
 from shardembed.optim import SGD, Adagrad, NoOptimizer, RowwiseAdagrad
@@ -16,7 +17,7 @@ from shardembed.tables.layout import Layout, Shard
 from shardembed.tables.placement import Cluster, Placement, column_wise, grid, replicated, row_wise, table_wise
 from shardembed.tables.plan import Plan, TablePlan, resolve
 from shardembed.tables.table_config import TableConfig
-from tests.unit.drawn import Case, cases
+from tests.unit.drawn import Case, cases, layouts
 
 
 @given(cases())
@@ -96,6 +97,23 @@ def test_each_strip_of_a_dynamic_table_has_a_slab_of_its_own() -> None:
     assert [spec.key_dtype for spec in specs] == [torch.int32, torch.int64, torch.int64, torch.int64]
     assert [spec.index for spec in specs] == [0, 1, 2, 3]
     assert [block.first_key for block in specs[3].lanes[0].blocks] == [0, 0]
+
+
+@given(st.data())
+def test_buckets_of_a_rank_are_a_bijection(data: st.DataObject) -> None:
+    """Whatever the cut of a dynamic table, each strip's slab numbers a rank's buckets through."""
+    table = TableConfig("item", data.draw(st.integers(1, 4000)), data.draw(st.integers(1, 5)), dynamic=Dynamic())
+    layout = data.draw(layouts(table.cut_rows, table.embedding_dim, 3, copies=False))
+    specs = build_slabs([table], Plan((TablePlan("item", layout),), 3), [SGD()])
+    assert len(specs) == len(layout.strips)
+    for spec, strip in zip(specs, layout.strips, strict=True):
+        (lane,) = spec.lanes
+        assert lane.columns == strip.columns
+        assert sum(spec.rows) == table.cut_rows
+        for rank in range(3):
+            here = [block for block in lane.blocks if rank in block.shard.ranks]
+            keys = [key for block in here for key in range(block.first_key, block.first_key + len(block.shard.rows))]
+            assert sorted(keys) == list(range(spec.rows[rank]))
 
 
 def test_what_a_dynamic_table_cannot_be_is_told_by_name() -> None:
