@@ -53,7 +53,7 @@ def task_of(options: Options) -> Task:
     return Task(Workload("dynamic", samples, (load,)), samples)
 
 
-def entries(task: Task) -> dict[str, Make]:
+def entries(task: Task, ranks: int) -> dict[str, Make]:
     rows = task.tables[0].num_embeddings
     found: dict[str, Make] = {
         DENSE: partial(ours, task, None, False),
@@ -62,9 +62,10 @@ def entries(task: Task) -> dict[str, Make]:
         "dynamic, LRU": partial(ours, task, (se.Dynamic(eviction=se.LRU()), rows), False),
         "dynamic, LFU": partial(ours, task, (se.Dynamic(eviction=se.LFU()), rows), False),
     }
-    for policy in ("LRU", "LFU", "DistanceLFU"):
+    for policy in ("LRU", "LFU", "DistanceLFU") if ranks == 1 else ("LRU",):
         found[f"TorchRec ZCH, {policy}, each step"] = partial(zch, task, policy, 1)
-    found["TorchRec ZCH, LRU, each 50th step"] = partial(zch, task, "LRU", 50)
+    if ranks == 1:
+        found["TorchRec ZCH, LRU, each 50th step"] = partial(zch, task, "LRU", 50)
     return found
 
 
@@ -74,7 +75,7 @@ def one(ranks: int, options: Options) -> Result:
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
         crews: dict[str, Crew] = {}
-        for name, make in entries(task).items():
+        for name, make in entries(task, ranks).items():
             if name != DENSE and not options.wants(name):
                 continue
             say(f"{ranks} rank(s): {name}")

@@ -56,7 +56,6 @@ class Census:
         self.policy, self.room, self._device = policy, room, device
         self._map = IdMap.on(device)
         places = FIRST if room is None else buckets * room
-        self._buckets = buckets
         self.ids_S = on_huge_pages(torch.empty(places, dtype=torch.int64, device=device)).zero_()
         self.lasts_S = on_huge_pages(torch.empty(places, dtype=torch.int32, device=device)).fill_(FREE)
         self.counts_S = on_huge_pages(torch.empty(places if policy.counts else 0, dtype=torch.int32, device=device)).zero_()
@@ -147,7 +146,7 @@ class Census:
         policy = self.policy
         rules = Rules(room, policy.lives, policy.halves, policy.by_count or compete, policy.evicts or compete, compete)
         counts_O = counts_O if rules.by_count else None
-        order = ranked(ids_O, counts_O, groups_O, self._buckets)
+        order = ranked(ids_O, counts_O, groups_O)
         held = self.ids_S, self.counts_S, self.lasts_S
         found = place(ids_O[order], None if counts_O is None else counts_O[order], groups_O[order], now, held, rules)
         slots_O = torch.empty_like(found.slots_O)
