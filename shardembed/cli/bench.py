@@ -23,6 +23,7 @@ SETS = {  # name -> (module, what it measures, numbers of ranks)
     "bytes": ("wire_bytes", "bytes of a step through the loopback interface", (2, 4)),
     "growth": ("growth", "how a step grows with tables, samples, ids and ranks", (1, 2, 3, 4)),
     "startup": ("startup", "import, plan, build and first step", (2,)),
+    "dynamic": ("dynamic", "a step of a dynamic table beside a dense one and TorchRec's managed collisions", (1, 2)),
     "ranks": ("ranks", "a rank's own work a step on many simulated ranks", (2, 8, 64, 256, 1024, 4096)),
 }
 

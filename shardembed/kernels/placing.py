@@ -10,10 +10,12 @@ Legend: E entries, P ids without a slot, O newcomers, G buckets, S slots.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
-from shardembed.kernels.grouping import compiled
+from shardembed.kernels.grouping import compiled, sorts
 from shardembed.kernels.mixing import mixed
 
 LOWEST = -(1 << 63)
@@ -75,8 +77,8 @@ def meet(
     """
     lasts_S, counts_S = held
     if (kernels := compiled(slots_E.device)) is not None:
-        times = lasts_S.numpy()[:0] if times_E is None else times_E.to(torch.int32).numpy()
-        kernels.placing.meet(slots_E.numpy(), times, now, halves, lasts_S.numpy(), counts_S.numpy(), times_P.numpy())
+        times = lasts_S.numpy()[:0] if times_E is None else _array(times_E.to(torch.int32))
+        kernels.placing.meet(_array(slots_E), times, now, halves, lasts_S.numpy(), counts_S.numpy(), times_P.numpy())
         return
     times_E = torch.ones_like(slots_E) if times_E is None else times_E.to(torch.int64)
     slots, base = lasts_S.numel(), slots_E >= lasts_S.numel()
@@ -101,6 +103,10 @@ def redirect(slots_E: torch.Tensor, base: int, slots_P: torch.Tensor) -> torch.T
 
 def ranked(ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor) -> torch.Tensor:
     """The order of newcomers, `[O]`: bucket by bucket, in each those of the highest count first, then of the highest mixed id."""
+    if (kernels := compiled(ids_O.device)) is not None and ids_O.numel():
+        counts, limit = torch.zeros_like(ids_O) if counts_O is None else counts_O, int(groups_O.max()) + 1
+        if sorts(ids_O.numel(), limit):
+            return torch.from_numpy(kernels.placing.ranked(_array(ids_O), _array(counts), _array(groups_O), limit))
     order = torch.argsort(signed(mixed(ids_O)), descending=True)
     if counts_O is not None:
         order = order[torch.argsort(counts_O[order], descending=True, stable=True)]
@@ -132,7 +138,7 @@ def place(
     ids_S, counts_S, lasts_S = held
     counts_O = torch.zeros_like(ids_O) if counts_O is None else counts_O
     if (kernels := compiled(ids_O.device)) is not None:
-        given = ids_O.numpy(), counts_O.numpy(), groups_O.numpy(), now
+        given = _array(ids_O), _array(counts_O), _array(groups_O), now
         numbers = rules.room, rules.lives, rules.halves, rules.by_count, rules.evicts, rules.compete
         found = kernels.placing.place(*given, ids_S.numpy(), counts_S.numpy(), lasts_S.numpy(), *numbers)
         return Placed(*map(torch.from_numpy, found))
@@ -187,3 +193,7 @@ def _above(mine: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> 
         above |= same & (one > other)
         same &= one == other
     return above
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return tensor.contiguous().numpy()

@@ -17,6 +17,7 @@ Legend: N ids, W columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -49,7 +50,12 @@ class Distribution:
     @property
     def base(self) -> int:
         """What all hashes of the table begin with, signed."""
-        return int(mixed(torch.tensor(self.table ^ STARTING)))
+        return _base(self.table)
+
+
+@cache  # asked for in every step that meets new ids
+def _base(table: int) -> int:
+    return int(mixed(torch.tensor(table ^ STARTING)))
 
 
 def draw(out_NW: torch.Tensor, ids_N: torch.Tensor, first_column: int, numbers: Distribution) -> None:

@@ -325,13 +325,17 @@ class Slab:
         if self.dynamic is None:
             return None
         moved = self.dynamic.commit(now)
+        created = moved.rows_P[moved.rows_P >= 0]
         if moved.rows_P.numel():
-            self._waiting = [self._moved(part, moved.of(part.rows_E)) for part in self._waiting]
-        return moved.rows_P[moved.rows_P >= 0]
+            all_stay = created.numel() == moved.rows_P.numel()
+            self._waiting = [self._moved(part, moved.of(part.rows_E), all_stay) for part in self._waiting]
+        return created
 
-    def _moved(self, part: Gradients, rows_E: torch.Tensor) -> Gradients:
-        """The same gradients for other rows, below 0 where they are for none."""
-        part = replace(part, rows_E=rows_E).only(rows_E >= 0)
+    def _moved(self, part: Gradients, rows_E: torch.Tensor, all_stay: bool) -> Gradients:
+        """The same gradients for other rows; unless `all_stay`, some are for none, below 0."""
+        part = replace(part, rows_E=rows_E)
+        if not all_stay:
+            part = part.only(rows_E >= 0)
         if not self._merged:
             return part
         rows_U, order = part.rows_E.sort()

@@ -23,7 +23,7 @@ import shardembed as se
 from shardembed.kernels import cpu, grouping
 from shardembed.kernels.rounding import chance
 from shardembed.store.dynamic.census import Census
-from shardembed.store.dynamic.keys import Tally
+from shardembed.store.dynamic.outcomes import Tally
 from shardembed.store.starting import fill_rows
 from shardembed.tables.initial import table_hash
 from tests.dynamic_cases import FEW, Learned

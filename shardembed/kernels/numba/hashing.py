@@ -22,6 +22,8 @@ EMPTY = -1
 TAG = 0xFFFFFFFF  # the bits of a word that are the tag
 AHEAD = 16  # entries between asking for what lies in memory and reading it
 RING = 64  # the latest tags; a power of two above 2 * AHEAD
+LEAST_KEPT, MOST_KEPT = 64, 1 << 16  # keys that a search remembers
+BLOCK = 512  # keys that are searched together
 
 
 @called
@@ -72,36 +74,59 @@ def buckets_of(ids_N: Any, buckets: int) -> Any:
     return buckets_N
 
 
+@called
+def kept_for(count: int) -> int:
+    """How many of the latest keys are remembered: a power of two, so many that they fit a core's own cache."""
+    kept = LEAST_KEPT
+    while kept < count and kept < MOST_KEPT:
+        kept *= 2
+    return kept
+
+
 @compiled
 def find(words: Any, keys_E: Any, ids_S: Any, secret: Any, slots_E: Any) -> None:
-    """Into `slots_E`: the number whose id each key is, or -1. The words must have one that is empty."""
+    """Into `slots_E`: the number whose id each key is, or -1. The words must have one that is empty.
+
+    A key that was met a while ago is not searched again: ids repeat, and the table lies in slower memory than what remembers them.
+    """
     flip, factor_1, factor_2 = secret
     size, count = words.size, keys_E.size
-    tags = np.empty(RING, np.int64)
-    for step in range(count + 2 * AHEAD):
-        if step < count:
-            tag = tag_of(load(keys_E, step), flip, factor_1, factor_2)
-            store(tags, step & (RING - 1), tag)
+    kept = kept_for(count)
+    latest = np.zeros(kept, np.int32)  # by the lower bits of a tag, which say nothing of its home: which key was met last
+    keys_U, tags_U, slots_U = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
+    distinct, done = 0, 0
+    for first in range(0, count, BLOCK):
+        for e in range(first, min(first + BLOCK, count)):  # without a branch, since nobody foresees which ids repeat
+            key = load(keys_E, e)
+            tag = tag_of(key, flip, factor_1, factor_2)
             fetch(words, home_of(tag, size))
-        e = step - AHEAD
-        if 0 <= e < count:
-            tag = load(tags, e & (RING - 1))
+            known = np.int64(load(latest, tag & (kept - 1)))
+            met = (known < distinct) & (load(keys_U, known) == key)
+            number = known if met else distinct
+            store(keys_U, distinct, key)
+            store(tags_U, distinct, tag)
+            store(latest, tag & (kept - 1), np.int32(number))
+            store(slots_E, e, number)
+            distinct += not met
+        for u in range(done, distinct):
+            tag = load(tags_U, u)
             word = load(words, home_of(tag, size))
-            if word >= 0 and word & TAG == tag:
-                fetch(ids_S, word >> 32)
-        e = step - 2 * AHEAD
-        if e < 0:
-            continue
-        key, tag, found = load(keys_E, e), load(tags, e & (RING - 1)), EMPTY
-        place = home_of(tag, size)
-        word = load(words, place)
-        while word >= 0:
-            if word & TAG == tag and load(ids_S, word >> 32) == key:
-                found = word >> 32
-                break
-            place = after(place, size)
+            likely = word if (word >= 0) & (word & TAG == tag) else 0
+            fetch(ids_S, likely >> 32)
+        for u in range(done, distinct):
+            key, tag, found = load(keys_U, u), load(tags_U, u), EMPTY
+            place = home_of(tag, size)
             word = load(words, place)
-        store(slots_E, e, found)
+            while word >= 0:
+                if word & TAG == tag and load(ids_S, word >> 32) == key:
+                    found = word >> 32
+                    break
+                place = after(place, size)
+                word = load(words, place)
+            store(slots_U, u, found)
+        done = distinct
+    for e in range(count):
+        store(slots_E, e, load(slots_U, load(slots_E, e)))
 
 
 @compiled

@@ -11,6 +11,7 @@ import torch
 
 from shardembed.errors import UnsupportedError
 from shardembed.kernels.idmap import IdMap
+from shardembed.kernels.memory import on_huge_pages
 from shardembed.kernels.placing import DEAD, EVICTED, MOST, Rules, meet, place, ranked
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.memory import grown
@@ -55,9 +56,9 @@ class Census:
         self.policy, self.room, self._device = policy, room, device
         self._map = IdMap.on(device)
         places = FIRST if room is None else buckets * room
-        self.ids_S = torch.zeros(places, dtype=torch.int64, device=device)
-        self.lasts_S = torch.full((places,), FREE, dtype=torch.int32, device=device)
-        self.counts_S = torch.zeros(places if policy.counts else 0, dtype=torch.int32, device=device)
+        self.ids_S = on_huge_pages(torch.empty(places, dtype=torch.int64, device=device)).zero_()
+        self.lasts_S = on_huge_pages(torch.empty(places, dtype=torch.int32, device=device)).fill_(FREE)
+        self.counts_S = on_huge_pages(torch.empty(places if policy.counts else 0, dtype=torch.int32, device=device)).zero_()
         self._top = 0  # places that have ever been given, where there is no limit
         self._left = self.ids_S[:0]  # of these, the ones that are free again
         self._swept = 0  # the step in which the dead were last looked for

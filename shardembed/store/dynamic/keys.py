@@ -9,8 +9,6 @@ Legend: E entries, P ids that wait for a row, U distinct ids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from shardembed.kernels.idmap import IdMap
@@ -19,6 +17,7 @@ from shardembed.kernels.mixing import buckets_of
 from shardembed.kernels.placing import redirect
 from shardembed.kernels.rounding import chance
 from shardembed.store.dynamic.census import Census, Settled
+from shardembed.store.dynamic.outcomes import Found, Moved, Tally
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.memory import Memory
 from shardembed.store.slab_spec import SlabSpec
@@ -28,62 +27,6 @@ from shardembed.tables.initial import table_hash
 from shardembed.tables.table_config import TableConfig
 
 SPARE = 1 << 16  # rows for ids without one
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What steps have made of ids.
-
-    Attributes:
-        created: got a row.
-        evicted: left for them.
-        expired: had died of age, and were found out.
-        refused: were admitted, and found no place.
-        waiting: were not admitted.
-    """
-
-    created: int = 0
-    evicted: int = 0
-    expired: int = 0
-    refused: int = 0
-    waiting: int = 0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Where gradients go that wait for ids which had no row.
-
-    Attributes:
-        base: the number under which those of the first wait.
-        rows_P: the row of each id, -1 where it has got none.
-    """
-
-    base: int
-    rows_P: torch.Tensor
-
-    def of(self, rows_E: torch.Tensor) -> torch.Tensor:
-        """The rows to which these numbers now belong."""
-        return redirect(rows_E, self.base, self.rows_P) if self.rows_P.numel() else rows_E
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the last lookup found.
-
-    Attributes:
-        keys_E: that were looked up.
-        rows_E: of each its row; from `first` on those of ids that have none.
-        first: row behind all others.
-        absent_U: these ids, each once.
-    """
-
-    keys_E: torch.Tensor
-    rows_E: torch.Tensor
-    first: int
-    absent_U: torch.Tensor
 
 
 class DynamicKeys:
@@ -121,6 +64,8 @@ class DynamicKeys:
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._found: Found | None = None  # until something changes
+        self._scratch: tuple[torch.Tensor, int] | None = None  # ids whose starts lie in rows from this one on
+        self._rescales = spec.policy.max_norm is not None  # rows that are read, also those
         places = self.census.places
         # Behind the places of a table with a limit, which had better not move. A CPU gives memory as it is first written.
         spare = max(SPARE, places // 4) if device.type == "cpu" else min(SPARE, places // 4)
@@ -145,7 +90,9 @@ class DynamicKeys:
         if count:
             self._memory.ensure(first + count, self.census.places)
             rows = self._memory.data.weights[first : first + count]
-            if learning or self._dynamic.unknown == "start":
+            starts = learning or self._dynamic.unknown == "start"
+            self._scratch = (found.absent_U, first) if starts and not self._rescales else None
+            if starts:
                 fill_rows(rows, self._table, self.seed, found.absent_U, self._columns)
             else:
                 rows.zero_()
@@ -156,11 +103,12 @@ class DynamicKeys:
 
     def _look(self, keys_E: torch.Tensor, first: int) -> Found:
         rows_E = self.census.find(keys_E, self.steps)
-        missing_E = rows_E < 0
+        missing = (rows_E < 0).nonzero().squeeze(1)  # host sync on a GPU
         absent = self._ids_P[:0]
-        if bool(missing_E.any()):  # host sync on a GPU
-            interned = intern(keys_E[missing_E])
-            rows_E[missing_E], absent = interned.numbers_N + first, interned.ids_U
+        if missing.numel():
+            interned = intern(keys_E[missing])
+            rows_E.index_copy_(0, missing, interned.numbers_N + first)
+            absent = interned.ids_U
         self._found = Found(keys_E, rows_E, first, absent)
         return self._found
 
@@ -177,12 +125,16 @@ class DynamicKeys:
 
     def _numbered(self, ids_U: torch.Tensor) -> torch.Tensor:
         """The number of each of these distinct ids among those that wait for a row."""
-        numbers_U = self._waiting.find(ids_U, self._ids_P)
-        fresh = numbers_U < 0
         before = self._ids_P.numel()
-        self._ids_P = torch.cat([self._ids_P, ids_U[fresh]])
-        added = torch.arange(before, self._ids_P.numel(), device=ids_U.device)
-        numbers_U[fresh] = added
+        if not before:
+            self._ids_P = ids_U  # the same tensor, so that the step knows whose starts have been written
+            numbers_U = added = torch.arange(ids_U.numel(), device=ids_U.device)
+        else:
+            numbers_U = self._waiting.find(ids_U, self._ids_P)
+            fresh = numbers_U < 0
+            self._ids_P = torch.cat([self._ids_P, ids_U[fresh]])
+            added = torch.arange(before, self._ids_P.numel(), device=ids_U.device)
+            numbers_U[fresh] = added
         self._waiting.insert(added, self._ids_P)
         # Rows behind all others, too: whoever sorts numbers has to know the largest.
         self._memory.ensure(self.census.places + self._ids_P.numel(), self.census.places)
@@ -207,6 +159,7 @@ class DynamicKeys:
         each. Where it is their row, the optimizer's state is fresh, and what the row holds is for the caller to say.
         """
         self.drop()
+        self._forget_found()
         slots_U = census.seat(ids_U, self.groups_of(ids_U))
         if census is self.census:
             self._memory.ensure(census.places, census.places)
@@ -228,18 +181,34 @@ class DynamicKeys:
     def commit(self, now: int) -> Moved:
         """Settle what the step numbered `now` makes of all ids that gradients wait for."""
         base, rows_P, times_P = self.census.places, torch.full_like(self._ids_P, -1), torch.zeros_like(self._ids_P)
-        self.last, self._found = self.last if now == self.steps else Tally(), None
+        self.last = self.last if now == self.steps else Tally()
         for rows_E, times_E in self._seen:
             self.census.meet(rows_E, now, times_E, times_P)
         came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
         if rows_P.numel() and bool(came_P.any()):
-            rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
+            came = came_P.nonzero().squeeze(1)
+            starts = None
+            if self._scratch is not None and self._scratch[0] is self._ids_P:
+                starts = came + self._scratch[1]
+            rows_P[came] = self._settle(self._ids_P[came], times_P[came], starts, now)
         self.steps = now
         self.drop()
+        self._forget_found()
         return Moved(base, rows_P)
 
-    def _settle(self, ids_U: torch.Tensor, times_U: torch.Tensor, now: int) -> torch.Tensor:
-        """The row that each newcomer gets, or -1."""
+    def _forget_found(self) -> None:
+        """Who has a row changes, or what rows begin as: what a forward has found no longer holds."""
+        self._found = self._scratch = None
+
+    def _settle(self, ids_U: torch.Tensor, times_U: torch.Tensor, starts_U: torch.Tensor | None, now: int) -> torch.Tensor:
+        """The row that each newcomer gets, or -1. starts_U: rows that hold what those begin as, where there are any."""
+        groups_U = self.groups_of(ids_U)
+        if self._dynamic.admission is None:
+            counts = times_U if self.census.policy.counts else None
+            found = self._give_rows(ids_U, counts, groups_U, starts_U, now)
+            created = int((found.slots_O >= 0).sum())
+            self._count(Tally(created, found.evicted, found.expired, ids_U.numel() - created))
+            return found.slots_O
         counts_U, admitted = times_U, torch.ones_like(ids_U, dtype=torch.bool)
         admission = self._dynamic.admission
         known_U = torch.full_like(ids_U, -1)
@@ -250,9 +219,9 @@ class DynamicKeys:
         elif isinstance(admission, Probability):
             admitted = chance(table_hash(self.seed, self._table.name), ids_U, now) < admission.p
         rows_U = torch.full_like(ids_U, -1)
-        groups_U = self.groups_of(ids_U)
-        counts = counts_U if self.census.policy.counts else None
-        found = self._give_rows(ids_U[admitted], None if counts is None else counts[admitted], groups_U[admitted], now)
+        counts = counts_U[admitted] if self.census.policy.counts else None
+        starts = None if starts_U is None else starts_U[admitted]
+        found = self._give_rows(ids_U[admitted], counts, groups_U[admitted], starts, now)
         rows_U[admitted] = found.slots_O
         without = rows_U < 0
         if self.candidates is not None:
@@ -262,14 +231,26 @@ class DynamicKeys:
                 self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now
             )
         refused, created = int((without & admitted).sum()), int((~without).sum())
-        came = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
-        self.tally, self.last = self.tally + came, self.last + came
+        self._count(Tally(created, found.evicted, found.expired, refused, int((~admitted).sum())))
         return rows_U
 
-    def _give_rows(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int) -> Settled:
+    def _count(self, came: Tally) -> None:
+        self.tally, self.last = self.tally + came, self.last + came
+
+    def _give_rows(
+        self,
+        ids_O: torch.Tensor,
+        counts_O: torch.Tensor | None,
+        groups_O: torch.Tensor,
+        starts_O: torch.Tensor | None,
+        now: int,
+    ) -> Settled:
         found = self.census.settle(ids_O, counts_O, groups_O, now, compete=False)
-        placed = found.slots_O >= 0
-        self.begin(found.slots_O[placed], ids_O[placed])
+        placed = (found.slots_O >= 0).nonzero().squeeze(1)
+        rows = found.slots_O
+        if placed.numel() < rows.numel():
+            rows, ids_O, starts_O = rows[placed], ids_O[placed], None if starts_O is None else starts_O[placed]
+        self.begin(rows, ids_O, starts_O)
         return found
 
     # Outside of a step: rows that are loaded, and starts that begin again.
@@ -287,7 +268,7 @@ class DynamicKeys:
         """The rows of these ids, which belong here. Those without one, for which there must be places, get a row as it begins, and
         stand as if the last step had touched them, with a candidate's count or 0.
         """
-        self._found = None
+        self._forget_found()
         rows_U = self.census.find(ids_U, self.steps)
         missing_U = rows_U < 0
         fresh = ids_U[missing_U]
@@ -298,7 +279,7 @@ class DynamicKeys:
             self.candidates.leave(known[known >= 0])
         groups = self.groups_of(fresh)
         # As of the step to come, before which whoever is dead now is dead; nobody else has to leave.
-        found = self._give_rows(fresh, counts, groups, self.steps + 1)
+        found = self._give_rows(fresh, counts, groups, None, self.steps + 1)
         self.census.lasts_S[found.slots_O] = self.steps
         rows_U[missing_U] = found.slots_O
         return rows_U
@@ -308,6 +289,7 @@ class DynamicKeys:
         rows that have changed.
         """
         self.seed = seed
+        self._forget_found()
         rows_U = self.census.living(self.steps)
         data = self._memory.data
         fresh = data.weights.new_empty(rows_U.numel(), data.weights.shape[1])
@@ -315,15 +297,18 @@ class DynamicKeys:
         data.weights[rows_U] = fresh
         return rows_U
 
-    def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor) -> None:
-        """Let these rows be as ids begin."""
+    def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor, starts_U: torch.Tensor | None = None) -> None:
+        """Let these rows be as ids begin. starts_U: rows that hold what they begin as; by default it is worked out."""
         self._memory.ensure(self.census.places, self.census.places)
         data = self._memory.data
-        fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
-        fill_rows(fresh, self._table, self.seed, ids_U, self._columns)
-        data.weights[rows_U] = fresh
+        if starts_U is None:
+            fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
+            fill_rows(fresh, self._table, self.seed, ids_U, self._columns)
+        else:
+            fresh = data.weights.index_select(0, starts_U)  # beside them: where a table grows, the two may overlap
+        data.weights.index_copy_(0, rows_U, fresh)
         for tensor in data.state.values():
-            tensor[rows_U] = 0
+            tensor.index_fill_(0, rows_U, 0)
 
     @staticmethod
     def _wait(

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import growth, report, roster, split, startup, step, tasks, wire_bytes
+from benchmarks import dynamic, dynamic_step, growth, report, roster, split, startup, step, tasks, wire_bytes
 from benchmarks.contenders import OURS
 from benchmarks.crew import CrewError
 from benchmarks.options import Options
@@ -133,6 +134,39 @@ def test_the_page_of_growth_has_a_slope_and_a_plot(tmp_path: Path) -> None:
     text = "\n".join(growth.page(results, tmp_path / "growth.md"))
     assert "shardembed on 2 rank(s) 10.0 us" in text
     assert "<svg" in (tmp_path / "growth.svg").read_text()
+
+
+def test_the_page_of_dynamic_tables_has_every_contender_beside_the_dense_one() -> None:
+    def timed(ms: float, **stages: float) -> list[dynamic_step.Timed]:
+        return [dynamic_step.Timed(2 * ms, ms, {name.replace("_", " "): taken for name, taken in stages.items()})]
+
+    times = {
+        dynamic.DENSE: timed(8.0),
+        "dynamic, LRU": timed(10.0, find_ids=1.0, accumulate=0.5, commit_ids=2.0),
+        "TorchRec ZCH, LRU, each step": [None, timed(80.0)[0]],
+    }
+    times = {name: (found * 2)[:2] for name, found in times.items()}
+    memory = {dynamic.DENSE: [0, 0, 0], "dynamic, LRU": [1000, 26_000, 7]}
+    result = {"ranks": 1, "times": dict.fromkeys(dynamic.MODES, times), "memory": memory, "left_out": {"TorchRec ZCH": "why"}}
+    text = "\n".join(dynamic.page([result], None))
+    line = "| dynamic, LRU | 20.00 | 10.00 (10.00 to 10.00) | 1.25 | **1.25 (1.25 to 1.25)** | 1.25 | 1.00 | 0.50 | 2.00 | 15% |"
+    assert text.count(line) == len(dynamic.MODES)
+    assert "**10.00 (10.00 to 10.00)**" in text
+    assert "| dynamic, LRU | 1,000 | 26.0 | 7 |" in text
+    assert "- Left out: TorchRec ZCH: why" in text
+
+
+def test_newcomers_are_ids_that_never_came_and_the_same_for_all() -> None:
+    task = tasks.alike("t", 1, 50, 8, 4, 30)
+    ids = dynamic_step.ids_of(task.batches(0, 2), task, dynamic_step.as_ids)
+    everyone = set(torch.cat(list(ids.everyone(0.0))).tolist())
+    warm, fresh, again = ids.warm(1), ids.with_newcomers(1), ids.with_newcomers(1)
+    assert set(warm.tolist()) <= everyone
+    assert len(everyone) == 50
+    assert torch.equal(fresh, again)
+    new = set(fresh.tolist()) - everyone
+    assert new
+    assert not new & set(ids.with_newcomers(2).tolist())
 
 
 def test_the_page_of_startup_adds_the_stages() -> None:

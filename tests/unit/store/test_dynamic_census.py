@@ -12,7 +12,8 @@ import shardembed as se
 from shardembed.kernels import grouping
 from shardembed.kernels.gradients import Gradients
 from shardembed.store.dynamic.census import FIRST, Census
-from shardembed.store.dynamic.keys import DynamicKeys, Tally
+from shardembed.store.dynamic.keys import DynamicKeys
+from shardembed.store.dynamic.outcomes import Tally
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.slab import Slab
 from tests.ranks.dynamic import without_numba
