@@ -101,7 +101,8 @@ class IdGroup:
         pooling: of them.
         weighted: whether ids have weights.
         padded: whether the tables have a padding id that bags leave out.
-        strips: of each its feature, the number of its lane in the slab, and its padding id, where they are padded, int64 `[3, strips]`.
+        strips: of each its feature, the number of its lane in the slab, and, where they are padded, its padding id: int64
+            `[3, strips]`.
     """
 
     columns: tuple[tuple[int, int], ...]

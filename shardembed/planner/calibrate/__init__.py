@@ -9,7 +9,7 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,15 +53,23 @@ def calibrate(name: str, seconds: float = SECONDS, cases: int | None = None, say
     chosen = drawn.cases(cluster, cases, SEED)
     runners = [Runner(case, BATCHES, SEED) for case in chosen]
     say(f"timing their steps in turns, for about {seconds:.0f} s")
-    timed = [typical(phases) for phases in in_turns(runners, seconds)]
+    timed = in_turns(runners, seconds)
     del runners
     say("fitting the model")
-    blank = _blank(name, cluster)
-    designs = _designs(chosen, blank)
-    values = fit.fit(designs, timed, {fit.Unknown("block", "row"): _block_seconds()})
-    error = _error(designs, timed, values)
+    topology, error = fitted(name, cluster, chosen, timed)
     say(f"the model is within {error:.0%} of these steps in the mean; all took {time.monotonic() - began:.0f} s")
-    return _finished(fit.topology_of(blank, values), cluster, cases, error)
+    return topology
+
+
+def fitted(name: str, cluster: Cluster, cases: list[Case], timed: Sequence[Array]) -> tuple[Topology, float]:
+    """The machine on which these cases took so long, the phases of each step by case, and how far its model is off in the mean.
+    Collective.
+    """
+    blank, steps = _blank(name, cluster), [typical(phases) for phases in timed]
+    designs = _designs(cases, blank)
+    values = fit.fit(designs, steps, {fit.Unknown("block", "row"): _block_seconds()})
+    error = _error(designs, steps, values)
+    return _finished(fit.topology_of(blank, values), cluster, len(cases), error), error
 
 
 def typical(phases: Array) -> Array:

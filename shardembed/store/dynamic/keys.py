@@ -27,7 +27,7 @@ from shardembed.tables.dynamic import MinCount, Probability
 from shardembed.tables.initial import table_hash
 from shardembed.tables.table_config import TableConfig
 
-SPARE = 1 << 16  # rows for ids without one, of which memory is taken as they are written
+SPARE = 1 << 16  # rows for ids without one
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ class DynamicKeys:
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._found: Found | None = None  # until something changes
-        memory.ensure(self.census.places + (0 if table.grows else SPARE), self.census.places)
+        places = self.census.places
+        # Behind the places of a table with a limit, which had better not move. A CPU gives memory as it is first written.
+        spare = max(SPARE, places // 4) if device.type == "cpu" else min(SPARE, places // 4)
+        memory.ensure(places + (0 if table.grows else spare), places)
 
     def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
         """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
@@ -196,13 +199,13 @@ class DynamicKeys:
     def commit(self, now: int) -> Moved:
         """Settle what the step numbered `now` makes of all ids that gradients wait for."""
         base, rows_P, times_P = self.census.places, torch.full_like(self._ids_P, -1), torch.zeros_like(self._ids_P)
-        self.last, self._found = Tally(), None
+        self.last, self._found = self.last if now == self.steps else Tally(), None
         for rows_E, times_E in self._seen:
             self.census.meet(rows_E, now, times_E, times_P)
         came_P = times_P > 0  # others were brought in backwards whose gradients have been forgotten
         if rows_P.numel() and bool(came_P.any()):
             rows_P[came_P] = self._settle(self._ids_P[came_P], times_P[came_P], now)
-        self.tally, self.steps = self.tally + self.last, now
+        self.steps = now
         self.drop()
         return Moved(base, rows_P)
 
@@ -230,7 +233,8 @@ class DynamicKeys:
                 self.candidates, ids_U[without], counts_U[without], times_U[without], known_U[without], groups_U[without], now
             )
         refused, created = int((without & admitted).sum()), int((~without).sum())
-        self.last = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
+        came = Tally(created, found.evicted, found.expired, refused, int((~admitted).sum()))
+        self.tally, self.last = self.tally + came, self.last + came
         return rows_U
 
     def _give_rows(self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int) -> Settled:

@@ -74,13 +74,13 @@ def test_ranks_scale_the_same_machines() -> None:
 
 
 def test_units_are_in_the_keys(tmp_path: Path) -> None:
-    path = changed(tmp_path, "intra: {bandwidth_gb_per_s: 0.7,", "intra: {efficiency: 0.5, bandwidth_gb_per_s: 2,")
+    path = changed(tmp_path, "intra: {bandwidth_gb_per_s: 1.035,", "intra: {efficiency: 0.5, bandwidth_gb_per_s: 2,")
     found = topology.load(path)
     assert found.name == "cpu"
-    assert (found.intra.bandwidth, found.intra.latency, found.intra.peer) == pytest.approx((1e9, 150e-6, 50e-6))
+    assert (found.intra.bandwidth, found.intra.latency, found.intra.peer) == pytest.approx((1e9, 358.5e-6, 0.0))
     copy = found.ops["copy"]
-    assert (copy.call, copy.row, copy.byte) == pytest.approx((2e-6, 0.0, 1 / 4e9))
-    shared = changed(tmp_path, "  copy: {call_us: 2, gb_per_s: 4}", "  copy: {call_us: 2, row_bytes: 8, share: 0.5}")
+    assert (copy.call, copy.row, copy.byte) == pytest.approx((7.004e-6, 0.0, 1 / 9.883e9))
+    shared = changed(tmp_path, "  copy: {call_us: 7.004, row_ns: 0.0, gb_per_s: 9.883}", "  copy: {call_us: 7, row_bytes: 8, share: 0.5}")
     shared.write_text("memory_bandwidth_gb_per_s: 10\n" + shared.read_text())
     copy = topology.load(shared).ops["copy"]
     assert (copy.row, copy.byte) == pytest.approx((8 / 5e9, 1 / 5e9))
@@ -104,18 +104,18 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     [
         ("memory_gib", "memroy_gib", ":6:1: unknown key 'memroy_gib'; did you mean 'memory_gib'?"),
         ("memory_gib", "memroy_gib", ":3:1: memory_gib Field required"),
-        ("inter: {bandwidth_gb_per_s: 0.7,", "inter: {bandwith_gb_per_s: 0.7,", ":9:9: unknown key 'bandwith_gb_per_s' in inter"),
-        ("inter: {bandwidth_gb_per_s: 0.7,", "inter: {", ":9:1: inter.bandwidth_gb_per_s Field required"),
-        ("  route_bag:", "  rout_bag:", ":16:3: unknown key 'rout_bag' in ops; did you mean 'route_bag'?"),
+        ("inter: {bandwidth_gb_per_s: 1.035,", "inter: {bandwith_gb_per_s: 1.035,", ":9:9: unknown key 'bandwith_gb_per_s' in inter"),
+        ("inter: {bandwidth_gb_per_s: 1.035,", "inter: {", ":9:1: inter.bandwidth_gb_per_s Field required"),
+        ("  route_bag:", "  rout_bag:", ":17:3: unknown key 'rout_bag' in ops; did you mean 'route_bag'?"),
         ("  route_bag:", "  rout_bag:", ":11:1: ops.route_bag Field required"),
-        ("  copy: {call_us", "  copy: {calls_us", ":18:10: unknown key 'calls_us' in ops.copy; did you mean 'call_us'?"),
-        ("  copy: {call_us: 2", "  copy: {call_us: -2", ":18:10: ops.copy.call_us should be greater than or equal to 0, not -2"),
-        ("  copy: {call_us: 2", "  copy: {share: 0.5", ":18:3: ops.copy: give either row_ns and gb_per_s"),
-        ("  output: {call_us: 15}", "  output: {row_bytes: 4}", "row_bytes needs a share of the memory's bandwidth"),
+        ("  copy: {call_us", "  copy: {calls_us", ":19:10: unknown key 'calls_us' in ops.copy; did you mean 'call_us'?"),
+        ("  copy: {call_us: 7.004", "  copy: {call_us: -2", ":19:10: ops.copy.call_us should be greater than or equal to 0, not -2"),
+        ("  copy: {call_us: 7.004", "  copy: {share: 0.5", ":19:3: ops.copy: give either row_ns and gb_per_s"),
+        ("  output: {call_us: 23.34, row_ns: 0.0}", "  output: {row_bytes: 4}", "row_bytes needs a share of the memory's bandwidth"),
         (
-            "  output: {call_us: 15}",
+            "  output: {call_us: 23.34, row_ns: 0.0}",
             "  output: {share: 0.5}",
-            ":25:12: ops.output.share is of memory_bandwidth_gb_per_s, which the file",
+            ":26:12: ops.output.share is of memory_bandwidth_gb_per_s, which the file",
         ),
         ("reserve_gib: 2", "reserve_gib: 12", "reserve_gib 12 leaves nothing of memory_gib 10 for tables"),
         ("ranks: 2\nranks_per", "ranks: 0\nranks_per", ":4:1: ranks should be greater than or equal to 1, not 0"),
