@@ -120,6 +120,10 @@ class NonFiniteWarning(UserWarning):
     """A checkpoint holds inf or nan."""
 
 
+class NoRoomWarning(UserWarning):
+    """A checkpoint has more ids of a dynamic table than find room in it."""
+
+
 class MissedStepWarning(UserWarning):
     """Gradients of more backward passes than asked for are waiting for a step."""
 

@@ -77,8 +77,9 @@ def fill(wanted: Sequence[Wanted], files: Mapping[Path, Files]) -> None:
     # All in one list, so that a piece which several tensors need a part of is read and hashed once.
     run_copies([copy for one in wanted for copy in _of_chunks(one, files[one.source.chunks_in])])
     for one in wanted:  # after all chunks: these are newer
-        for update in one.source.updates:
-            _apply(one, update, files[one.source.updates_in])
+        for folder, updates in one.source.layers:
+            for update in updates:
+                _apply(one, update, files[folder])
 
 
 def check_files(sources: Iterable[Source], files: Mapping[Path, Files]) -> None:
@@ -89,7 +90,11 @@ def check_files(sources: Iterable[Source], files: Mapping[Path, Files]) -> None:
     """
     names = {(source.chunks_in, chunk.block.file) for source in sources for chunk in source.chunks}
     names |= {
-        (source.updates_in, block.file) for source in sources for update in source.updates for block in (update.ids, update.values)
+        (folder, block.file)
+        for source in sources
+        for folder, updates in source.layers
+        for update in updates
+        for block in (update.ids, update.values)
     }
     for folder, name in sorted(names):
         with files[folder].opened(name):

@@ -7,13 +7,16 @@ as rows x columns: its first dimension, and all the others. A region is a cut-ou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from shardembed.checkpoint.format.blocks import ById, Kind
+from shardembed.checkpoint.living import IdRegion, Members
 from shardembed.errors import UnsupportedError
 from shardembed.journey.journey import Journey
 from shardembed.modules.base import ShardedModule
@@ -21,11 +24,11 @@ from shardembed.modules.handle import TableHandle
 from shardembed.store.slab import LocalShard, Slab
 from shardembed.store.wrappers import is_distributed
 from shardembed.tables.layout import Shard
+from shardembed.tables.table_config import TableConfig
 
 if TYPE_CHECKING:  # importing it takes most of a second, and a model that has any has done so
     from torch.distributed.tensor import DTensor
 
-Kind = Literal["table", "table_state", "dense", "dense_state"]
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
@@ -65,6 +68,8 @@ class Item:
         shape: of the whole tensor.
         dtype: of its elements.
         regions: of it that lie on this rank.
+        by_id: of a dynamic table, what is known of it; None: rows have numbers. Its `shape` then has as many rows as ids may have.
+        living: of a dynamic table, in place of `regions`, what lies on this rank.
     """
 
     key: str
@@ -73,6 +78,8 @@ class Item:
     shape: tuple[int, ...]
     dtype: torch.dtype
     regions: tuple[Region, ...]
+    by_id: ById | None = None
+    living: tuple[IdRegion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,11 @@ class Table:
     name: str
     journey: Journey
     slabs: tuple[Slab, ...]
+
+    @property
+    def config(self) -> TableConfig:
+        """What the user said of it."""
+        return next(one for one in self.journey.tables if one.name == self.name)
 
 
 @dataclass(frozen=True)
@@ -230,7 +242,10 @@ def _slabs_of(journey: Journey, name: str) -> tuple[Slab, ...]:
 
 def _table_items(table: Table) -> Iterator[Item]:
     """A table's weights, then its optimizer state."""
-    config = next(one for one in table.journey.tables if one.name == table.name)
+    config = table.config
+    if config.dynamic is not None:
+        yield from _dynamic_items(table)
+        return
     rows, columns = config.num_embeddings, config.embedding_dim
     held = [(slab, shard) for slab in table.slabs for shard in slab.shards() if shard.table == table.name]
     weights = tuple(_region(slab, shard, shard.weights) for slab, shard in held)
@@ -242,6 +257,49 @@ def _table_items(table: Table) -> Iterator[Item]:
             regions = tuple(_of_rows(region) for region in regions)
         whole = (rows, columns) if shape == "element" else (rows,)
         yield Item(f"{table.key}.{name}", "table_state", table.key, whole, spec.compute_dtype, regions)
+
+
+def _dynamic_items(table: Table) -> Iterator[Item]:
+    """Rows and optimizer state of the ids that have some, their last steps and counts, and likewise of the candidates."""
+    config, key, spec = table.config, table.key, table.slabs[0].spec
+    rows, columns, dtype = config.num_embeddings, config.embedding_dim, spec.compute_dtype
+    parts = [(slab, Members(slab, slab.dynamic.census, config.cut_rows)) for slab in table.slabs if slab.dynamic is not None]
+    by_id = ById(None if config.grows else rows, config.cut_rows, table.journey.steps, parts[0][1].keys.seed)
+
+    def item(name: str, kind: Kind, shape: tuple[int, ...], dtype: torch.dtype, living: Iterable[IdRegion]) -> Item:
+        return Item(name, kind, key, shape, dtype, (), by_id, tuple(living))
+
+    yield item(key, "table", (rows, columns), config.dtype, (_living(one, lambda slab: slab.weights) for _, one in parts))
+    for name, shape in spec.optimizer.state.items() if not spec.policy.frozen else ():
+        get = partial(_state, name)
+        whole = (rows, columns) if shape == "element" else (rows,)
+        yield item(f"{key}.{name}", "table_state", whole, dtype, (_living(one, get, shape == "row") for _, one in parts))
+    yield from _census_items(item, f"{key}.ids", rows, [one for _, one in parts])
+    waiting = [Members(slab, slab.dynamic.candidates, config.cut_rows) for slab, _ in parts if slab.dynamic.candidates is not None]
+    if waiting:
+        yield from _census_items(item, f"{key}.candidates", rows, waiting)
+
+
+def _census_items(item: Callable[..., Item], key: str, rows: int, parts: list[Members]) -> Iterator[Item]:
+    """When ids were touched last, and where it is kept, how often they have occurred."""
+    names = {"last": lambda one: one.census.lasts_S, "count": lambda one: one.census.counts_S}
+    for name, get in names.items() if parts[0].census.policy.counts else [("last", names["last"])]:
+        living = (_living(one, lambda _, one=one, get=get: get(one), True) for one in parts)
+        yield item(f"{key}.{name}", "table_ids", (rows,), torch.int32, living)
+
+
+def _state(name: str, slab: Slab) -> torch.Tensor:
+    return slab.state[name]
+
+
+def _living(members: Members, get: Callable[[Slab], torch.Tensor], of_rows: bool = False) -> IdRegion:
+    """of_rows: one number a row, which all strips of columns have alike, so that the first one stands for all."""
+    slab = members.slab
+    (lane,) = slab.spec.lanes
+    blocks = tuple(block.shard.rows for block in lane.blocks if slab.rank in block.shard.ranks and block.shard.rows)
+    if of_rows:
+        return IdRegion(members, blocks, range(1), lane.columns.start == 0, lambda: get(slab).unsqueeze(1))
+    return IdRegion(members, blocks, lane.columns, True, lambda: get(slab))
 
 
 def _region(slab: Slab, held: LocalShard, data: torch.Tensor) -> Region:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from torch import nn
 
 from shardembed.checkpoint import chance, folders, optimizing, tracking
+from shardembed.checkpoint.arriving import Arrival
 from shardembed.checkpoint.codec import decode
 from shardembed.checkpoint.inventory import Inventory, take
+from shardembed.checkpoint.living import Members
 from shardembed.checkpoint.matching import Wishes, fits, listing, match
 from shardembed.checkpoint.reader import Reader
 from shardembed.checkpoint.retention import warn_of
@@ -22,8 +25,10 @@ from shardembed.checkpoint.save import finish_pending
 from shardembed.checkpoint.snapshot import Job
 from shardembed.checkpoint.together import on_first, together
 from shardembed.comm.comm import Comm
-from shardembed.errors import CheckpointError
+from shardembed.errors import CheckpointError, NoRoomWarning
+from shardembed.journey.journey import Journey
 
+WEIGHTS = ("table", "table_ids", "dense")  # kinds of entries
 LEFT_OUT = "weights_only=True loads tables, parameters and buffers, and leaves optimizers, schedulers and counters as they are"
 
 
@@ -99,7 +104,7 @@ def load_checkpoint(
         _agree(together(comm, "read the manifest", opened, long=True), path)
         loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
         # Changes nothing yet: a checkpoint of another model leaves this one as it was.
-        together(comm, "compare with the model", loading.compare)
+        left = together(comm, "compare with the model", loading.compare)
         tracking.stop(held)
         together(comm, "read", loading.copy, long=True)
         together(comm, "restore", loading.restore)
@@ -107,6 +112,7 @@ def load_checkpoint(
         tracking.came_from(job.model, path)
         if comm.rank == 0:
             warn_of(path, manifest.nonfinite)
+            _warn_of_left(path, [json.loads(text) for text in left])
         return Restored(manifest.step, path, loading.progress, loading.random, manifest.world_size)
 
 
@@ -115,6 +121,14 @@ def _agree(checksums: Sequence[str], path: Path) -> None:
         raise CheckpointError(
             f"{path}: ranks read different manifests here ({', '.join(checksums)}); all ranks need one file system"
         )
+
+
+def _warn_of_left(path: Path, left: Sequence[Mapping[str, int]]) -> None:
+    """Say how many ids of which tables have no row here; `left` is what each rank has of it."""
+    for key in sorted({key for one in left for key in one}):
+        if count := sum(one.get(key, 0) for one in left):
+            text = f"{path}: {count:,} ids of {key!r} found their buckets full here and are left out, as its eviction chooses"
+            warnings.warn(f"{text}; with more num_embeddings there is room for them", NoRoomWarning, stacklevel=3)
 
 
 class _Loading:
@@ -128,6 +142,7 @@ class _Loading:
         self.progress: Any = None
         self.random: Literal["restored", "reseeded"] | None = None
         self._sources: dict[str, str] = {}
+        self._arrivals: dict[Members, Arrival] = {}
         self._items = dict(held.items)
         self._owned: list[list[optimizing.Owner]] = []
         self._states: list[tuple[optimizing.Owner, str, Any]] = []
@@ -139,8 +154,8 @@ class _Loading:
         self.wishes.check(entries, self._items)
         self.small = self._renamed(self.reader.small)
         if self.weights_only:
-            self._items = {key: item for key, item in self._items.items() if item.kind in ("table", "dense")}
-            entries = {key: entry for key, entry in entries.items() if entry.kind in ("table", "dense")}
+            self._items = {key: item for key, item in self._items.items() if item.kind in WEIGHTS}
+            entries = {key: entry for key, entry in entries.items() if entry.kind in WEIGHTS}
         elif self.dense is not None:
             self._owned = optimizing.owners(self.job.model, self.held, self.dense)
             misfits, unmade = self._make_states(self.dense)
@@ -152,11 +167,42 @@ class _Loading:
         self._sources, lines = match(entries, self._items, self.wishes)
         if not self.weights_only:
             lines += misfits + self._lacking()
+        if not lines:
+            self._arrivals, lines = self._coming()
         if lines:
             raise CheckpointError(
                 f"{self.reader.path}: this is a checkpoint of another model; they differ in\n{listing(lines)}\n{LEFT_OUT}"
             )
-        return ""
+        return json.dumps({key: arrival.left for key, arrival in self._of_tables()})
+
+    def _coming(self) -> tuple[dict[Members, Arrival], list[str]]:
+        """Who comes to dynamic tables, and who finds no place where nobody leaves: a line each."""
+        found = self.reader.arrivals([(self._items[key], source) for key, source in self._sources.items()])
+        lines = [
+            f"{table.key!r}: {found[members].left} of its ids on this rank find no place in the {table.config.num_embeddings} rows "
+            f"of the model, and nobody leaves (eviction={table.config.dynamic.eviction!r}): give it more"
+            for table in self.held.tables.values()
+            for members in self._members(table.key)
+            if members in found and found[members].left and not members.census.policy.evicts and table.config.dynamic is not None
+        ]
+        for key in self._sources:  # those who were counted before belong to rows that are no more
+            absent = self._members(f"{key}.candidates.last")
+            found |= {members: Arrival.nobody(members) for members in absent if members not in found}
+        return found, lines
+
+    def _members(self, key: str) -> list[Members]:
+        return [region.members for region in self._items[key].living] if key in self._items else []
+
+    def _of_tables(self) -> list[tuple[str, Arrival]]:
+        """Of each dynamic table that is loaded and has its first columns here, who comes."""
+        firsts = [
+            (key, region.members)
+            for key in self._sources
+            if self._items[key].kind == "table"
+            for region in self._items[key].living
+            if region.columns.start == 0
+        ]
+        return [(key, self._arrivals[members]) for key, members in firsts]
 
     def _renamed(self, small: dict[str, Any]) -> dict[str, Any]:
         """Small state with the keys of the model."""
@@ -208,17 +254,26 @@ class _Loading:
 
     def copy(self) -> str:
         """Read the rows of every shard that lies here."""
-        self.reader.copy([(self._items[key], source) for key, source in self._sources.items()])
+        for arrival in self._arrivals.values():
+            arrival.seat()
+        self.reader.copy([(self._items[key], source) for key, source in self._sources.items()], self._arrivals)
         return ""
 
     def restore(self) -> str:
         """Small state, when all tensors have been loaded."""
         self._restore_model()
-        if self.weights_only:
-            return ""
-        steps = self.small["steps"]
-        for journey in {id(table.journey): table.journey for table in self.held.tables.values()}.values():
+        journeys = {id(table.journey): table.journey for table in self.held.tables.values()}.values()
+        for journey in journeys:
             journey.drop()  # gradients of other weights
+        if not self.weights_only:
+            self._restore_training(journeys)
+        for arrival in self._arrivals.values():
+            arrival.keep_ages()
+        return ""
+
+    def _restore_training(self, journeys: Iterable[Journey]) -> None:
+        steps = self.small["steps"]
+        for journey in journeys:
             own = {key: table for key, table in self.held.tables.items() if table.journey is journey and key in steps}
             journey.restore_steps({table.name: steps[key] for key, table in own.items()})
         self._restore_optimizer()
@@ -226,7 +281,6 @@ class _Loading:
             one.load_state_dict(decode(self.small["stateful"][name], name))
         self._restore_random()
         self.progress = decode(self.small["progress"], "progress")
-        return ""
 
     def _restore_model(self) -> None:
         for key, value in self.small["model"].items():

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardembed.checkpoint import small
+from shardembed.checkpoint.arriving import Arrival, arrival, check_met
 from shardembed.checkpoint.filling import Cut, Wanted, check_files, fill
 from shardembed.checkpoint.format.manifest import read_manifest, resolve
 from shardembed.checkpoint.format.pieces import Files, read_state
 from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.inventory import Item
+from shardembed.checkpoint.living import Members
 
 
 class Reader:
@@ -51,16 +53,39 @@ class Reader:
         """
         check_files([self.sources[key] for key in keys], self._files)
 
-    def copy(self, wanted: Sequence[tuple[Item, str]]) -> None:
-        """Fill the regions of each item from the entry of this key, as far as the entry's rows go.
+    def arrivals(self, wanted: Sequence[tuple[Item, str]]) -> dict[Members, Arrival]:
+        """Who of the ids in the checkpoint comes to the dynamic tables here; changes nothing.
+
+        Args:
+            wanted: all that is to be loaded, each with the key of its entry.
+
+        Raises:
+            CheckpointError: what says which ids there are is damaged.
+        """
+        keys = {item.key: key for item, key in wanted}
+        found: dict[Members, Arrival] = {}
+        for item, key in wanted:
+            for region in item.living:
+                if region.members not in found:
+                    base = item.key.rpartition(".")[0] if item.kind == "table_ids" else f"{item.key}.ids"
+                    about = {name: self.sources[keys[f"{base}.{name}"]] for name in ("last", "count") if f"{base}.{name}" in keys}
+                    found[region.members] = arrival(region, self.sources[key], about, self._files)
+        return found
+
+    def copy(self, wanted: Sequence[tuple[Item, str]], arrivals: Mapping[Members, Arrival]) -> None:
+        """Fill the regions of each item from the entry of this key, as far as the entry's rows go, and of a dynamic table those of
+        the ids that arrive, which have been seated.
 
         Raises:
             CheckpointError: something that was read is damaged; files, tensor and rows are named.
         """
         regions = [(item, self.sources[key], region) for item, key in wanted for region in item.regions]
-        fill(
-            [Wanted(item.key, source, Cut(region.rows), region.columns, region.data) for item, source, region in regions],
-            self._files,
-        )
+        parts = [Wanted(item.key, source, Cut(region.rows), region.columns, region.data) for item, source, region in regions]
+        living = [
+            arrivals[region.members].wanted(item, region, self.sources[key]) for item, key in wanted for region in item.living
+        ]
+        fill([*parts, *living], self._files)
+        for one in living:
+            check_met(one, self.path)
         for _, _, region in regions:
             region.come_home()

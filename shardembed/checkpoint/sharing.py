@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from shardembed.checkpoint.format.blocks import chunk_name, update_names
+from shardembed.checkpoint.format.blocks import chunk_name, id_names, update_names
 from shardembed.checkpoint.format.pieces import PIECE_BYTES
 from shardembed.checkpoint.inventory import Item, Region
+from shardembed.checkpoint.living import IdRegion
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Saved:
         columns: of the tensor.
         data: the values, `[len(rows), len(columns)]`.
         ids: of an increment, the row numbers of what is written, int64; else None.
-        listed: of an increment, the places of these rows in `data`, int64, ascending; else None.
+        listed: of an increment, the places of these rows in `data`, int64; else None.
+        living: of a dynamic table, how many ids of these buckets have a row; else None, and `rows` are no buckets. Its `ids` and
+            `listed` are given in full checkpoints, too.
+        dropped: of a dynamic table and an increment, the ids that have lost their rows, int64, ascending; else None.
     """
 
     item: Item
@@ -36,11 +40,15 @@ class Saved:
     data: torch.Tensor
     ids: torch.Tensor | None = None
     listed: torch.Tensor | None = None
+    living: int | None = None
+    dropped: torch.Tensor | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it is called in its file: one name, or those of an increment's row numbers and values."""
+        """What it is called in its file: one name, or those of an increment's row numbers and values; of the ids that are gone."""
         shape = self.item.shape
+        if self.item.by_id is not None:
+            return id_names(self.item.key, self.rows, self.item.by_id.buckets, self.columns)[: 2 if self.dropped is None else 3]
         if self.ids is None:
             return (chunk_name(self.item.key, shape, self.rows, self.columns),)
         return update_names(self.item.key, self.rows, self.columns, shape[0])
@@ -48,12 +56,35 @@ class Saved:
     @property
     def bytes(self) -> int:
         rows = len(self.rows) if self.listed is None else len(self.listed)
-        return rows * (len(self.columns) * self.data.element_size() + (0 if self.listed is None else 8))
+        gone = 0 if self.dropped is None else self.dropped.nbytes
+        return gone + rows * (len(self.columns) * self.data.element_size() + (0 if self.listed is None else 8))
 
 
 def parts_of(items: Iterable[Item], rank: int, incremental: bool) -> list[Saved]:
     """What `rank` writes, of the items it holds. `incremental`: of regions that know their touched rows, those alone."""
-    return [saved for item in items for region in item.regions for saved in _parts(item, region, rank, incremental)]
+    parts: list[Saved] = []
+    for item in items:
+        parts += [saved for region in item.regions for saved in _parts(item, region, rank, incremental)]
+        parts += [saved for region in item.living if region.saves for saved in _by_id(item, region, incremental)]
+    return parts
+
+
+def changes(item: Item) -> bool:
+    """Whether an increment holds but what changed of it; of a dynamic table's candidates, which are small, it holds all."""
+    return item.living[0].members.are_rows if item.living else True
+
+
+def _by_id(item: Item, region: IdRegion, incremental: bool) -> Iterator[Saved]:
+    """Also where a shard has nobody: an update says that this was looked at."""
+    members = region.members
+    for buckets in region.blocks:
+        living = members.of(buckets)
+        if not incremental or not members.are_rows:
+            yield Saved(item, buckets, region.columns, region.tensor(), living.ids, living.places, len(living.ids))
+            continue
+        changed = members.changed(buckets)
+        gone = members.dropped(buckets) if item.kind == "table" and region.columns.start == 0 else None
+        yield Saved(item, buckets, region.columns, region.tensor(), changed.ids, changed.places, len(living.ids), gone)
 
 
 def _parts(item: Item, region: Region, rank: int, incremental: bool) -> Iterator[Saved]:

@@ -2,7 +2,8 @@
 increments.
 
 Slabs note the rows that they update, from the first save on that asks for increments. What a full checkpoint holds is forgotten
-when it is taken, and remembered again should it fail.
+when it is taken, and remembered again should it fail. Of dynamic tables the ids of that moment are kept, 8 bytes each, and compared
+with those there are when an increment is taken: a step has nothing to do for ids that leave.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.format.blocks import Base
 from shardembed.checkpoint.inventory import Inventory
+from shardembed.checkpoint.living import ids_now
 from shardembed.journey.journey import Journey
 from shardembed.store.slab import Slab
 
@@ -61,12 +63,29 @@ def base_of(held: Inventory, root: Path) -> Base | None:
     return full.base
 
 
-def start(held: Inventory) -> list[tuple[Slab, torch.Tensor | None]]:
+@dataclass(frozen=True)
+class Noted:
+    """What was noted of a slab.
+
+    Attributes:
+        slab: of which it was.
+        touched: rows that had changed; None: nobody had asked.
+        ids: that a dynamic slab had in the full checkpoint; likewise.
+    """
+
+    slab: Slab
+    touched: torch.Tensor | None
+    ids: torch.Tensor | None
+
+
+def start(held: Inventory) -> list[Noted]:
     """Begin to note rows, with none noted. Returns what was noted before."""
-    before: list[tuple[Slab, torch.Tensor | None]] = []
+    before: list[Noted] = []
     for slab in _slabs(held):
-        before.append((slab, slab.touched))
+        before.append(Noted(slab, slab.touched, None if slab.dynamic is None else slab.dynamic.noted))
         slab.touched = torch.zeros(slab.weights.shape[0], dtype=torch.bool, device=slab.weights.device)
+        if slab.dynamic is not None:
+            slab.dynamic.noted = ids_now(slab)
     return before
 
 
@@ -76,13 +95,16 @@ def succeeded(held: Inventory, root: Path, base: Base) -> None:
         _full[table.journey] = Full(root.absolute(), base)
 
 
-def failed(before: list[tuple[Slab, torch.Tensor | None]]) -> None:
+def failed(before: list[Noted]) -> None:
     """It is not: what was noted before counts again, together with what has been since."""
-    for slab, noted in before:
-        if noted is None:
+    for noted in before:
+        slab = noted.slab
+        if slab.dynamic is not None:
+            slab.dynamic.noted = noted.ids
+        if noted.touched is None:
             slab.touched = None
         elif slab.touched is not None:
-            slab.touched |= noted
+            slab.touched[: noted.touched.shape[0]] |= noted.touched  # what is noted by now may be of more rows
 
 
 def stop(held: Inventory) -> None:
@@ -91,6 +113,8 @@ def stop(held: Inventory) -> None:
         _full.pop(table.journey, None)
     for slab in _slabs(held):
         slab.touched = None
+        if slab.dynamic is not None:
+            slab.dynamic.noted = None
 
 
 def noting(held: Inventory) -> bool:

@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ import torch
 
 from shardembed._version import __version__
 from shardembed.checkpoint import folders, retention
-from shardembed.checkpoint.format.blocks import Base, Block, Chunk, Entry, File, Update
+from shardembed.checkpoint.format.blocks import Base, Block, ById, Chunk, Entry, File, Update
 from shardembed.checkpoint.format.checks import STATE
 from shardembed.checkpoint.format.manifest import Manifest, read_manifest
 from shardembed.checkpoint.format.pieces import Part, write_file, write_state
-from shardembed.checkpoint.sharing import Saved
+from shardembed.checkpoint.inventory import Item
+from shardembed.checkpoint.sharing import Saved, changes
 from shardembed.checkpoint.snapshot import Snapshot
 from shardembed.checkpoint.together import on_first, together
 from shardembed.comm.comm import Comm
@@ -154,12 +155,14 @@ def _write_parts(file: Path, parts: Sequence[Saved], buffers: Collection[str]) -
     nonfinite: set[str] = set()
     written: list[Part] = []
     for saved in parts:
-        # One name and one block for rows as they lie; two for an increment, row numbers and values (`_entries` goes by that).
+        # One name and one block for rows as they lie; two for an increment or ids, row numbers and values; ids that are gone are a
+        # third (`_entries` goes by that).
         if saved.ids is None or saved.listed is None:
             whole = saved.names[0] == saved.item.key
             written.append(Part(saved.names[0], saved.data, saved.item.shape if whole else None))
         else:
             written += [Part(saved.names[0], saved.ids.unsqueeze(1)), Part(saved.names[1], saved.data, listed=saved.listed)]
+            written += [] if saved.dropped is None else [Part(saved.names[2], saved.dropped.unsqueeze(1))]
     blocks = write_file(file, written, {"format": "shardembed"}, nonfinite=nonfinite)
     strange = {saved.names for saved in parts if nonfinite.intersection(saved.names) and saved.item.key not in buffers}
     return [_report(saved, [blocks[name] for name in saved.names], saved.names not in strange) for saved in parts]
@@ -176,6 +179,7 @@ def _report(saved: Saved, blocks: list[Block], finite: bool) -> dict[str, Any]:
         "rows": [saved.rows.start, saved.rows.stop, saved.rows.step],
         "columns": [saved.columns.start, saved.columns.stop],
         "finite": finite,
+        "living": saved.living,
         "blocks": [[block.offset, block.bytes, block.rows_a_piece, list(block.hashes)] for block in blocks],
     }
 
@@ -200,7 +204,7 @@ def _publish(root: Path, saving: Path, snapshot: Snapshot, reports: list[dict[st
         world_size=world_size,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions={"shardembed": __version__, "torch": torch.__version__},
-        entries=_entries(snapshot, reports),
+        entries=_entries(snapshot, reports, terms.base is not None),
         files={**files, STATE: File(state.bytes)},
         plans=tuple(snapshot.plans),
         state=state,
@@ -227,35 +231,50 @@ def _nonfinite(root: Path, reports: list[dict[str, Any]], base: Base | None) -> 
     return sorted(found)
 
 
-def _entries(snapshot: Snapshot, reports: list[dict[str, Any]]) -> dict[str, Entry]:
+def _entries(snapshot: Snapshot, reports: list[dict[str, Any]], incremental: bool) -> dict[str, Entry]:
     chunks: dict[str, list[Chunk]] = {}
     updates: dict[str, list[Update]] = {}
+    dropped: dict[str, list[Block]] = {}
     told: dict[str, dict[str, Any]] = {}
     for report in reports:
         for part in report["parts"]:
             told.setdefault(part["key"], part)
             columns = range(*part["columns"])
             blocks = [Block(report["file"], start, size, rows, tuple(hashes)) for start, size, rows, hashes in part["blocks"]]
+            dropped.setdefault(part["key"], []).extend(blocks[2:])
             if len(blocks) == 1:
                 chunks.setdefault(part["key"], []).append(Chunk(range(*part["rows"]), columns, blocks[0]))
             else:
-                updates.setdefault(part["key"], []).append(Update(columns, blocks[0], blocks[1]))
-    known = {item.key: Entry(item.key, item.kind, item.of, item.shape, item.dtype) for item in snapshot.items.values()}
+                buckets = None if part["living"] is None else range(*part["rows"])
+                updates.setdefault(part["key"], []).append(Update(columns, blocks[0], blocks[1], buckets))
+    known = {
+        item.key: Entry(item.key, item.kind, item.of, _shape(item, reports), item.dtype, by_id=_by_id(item, incremental))
+        for item in snapshot.items.values()
+    }
     for key, part in told.items():  # rank 0 may hold nothing of a tensor, not even know of it
         if key not in known:
             known[key] = Entry(key, part["kind"], part["of"], tuple(part["shape"]), getattr(torch, part["dtype"]))
     return {
-        key: Entry(
-            key,
-            entry.kind,
-            entry.of,
-            entry.shape,
-            entry.dtype,
-            tuple(sorted(chunks.get(key, []), key=lambda chunk: (chunk.columns.start, chunk.rows.start))),
-            tuple(sorted(updates.get(key, []), key=lambda update: (update.columns.start, update.ids.file, update.ids.offset))),
+        key: replace(
+            entry,
+            chunks=tuple(sorted(chunks.get(key, []), key=lambda chunk: (chunk.columns.start, chunk.rows.start))),
+            updates=tuple(sorted(updates.get(key, []), key=lambda each: (each.columns.start, each.ids.file, each.ids.offset))),
+            dropped=tuple(dropped.get(key, [])),
         )
         for key, entry in known.items()
     }
+
+
+def _by_id(item: Item, incremental: bool) -> ById | None:
+    return None if item.by_id is None else replace(item.by_id, whole=not (incremental and changes(item)))
+
+
+def _shape(item: Item, reports: list[dict[str, Any]]) -> tuple[int, ...]:
+    """Of a dynamic table with as many rows as ids have one, counted in its first columns."""
+    if item.by_id is None:
+        return item.shape
+    parts = [part for report in reports for part in report["parts"] if part["key"] == item.key and not part["columns"][0]]
+    return sum(part["living"] for part in parts), *item.shape[1:]
 
 
 def _remove(saving: Path) -> str:

@@ -167,7 +167,7 @@ class Journey:
         ticket.use()
         if torch._C._current_graph_task_id() < 0:  # not a checkpoint that runs again in the backward
             self.pending.looked_up()
-        rows = self._rows(ticket.request)
+        rows = self._rows(ticket)
         if not ticket.as_they_are:
             with torch.no_grad(), self.stage("max_norm"):
                 renormalise(self.slabs, self._twins, rows, ticket.request, self.comm, self.settings.deterministic)
@@ -178,13 +178,13 @@ class Journey:
             return outputs._replace(each=[output.to(dtype) for output, dtype in zip(outputs.each, dtypes, strict=True)])
         return outputs
 
-    def _rows(self, request: Request) -> list[torch.Tensor]:
+    def _rows(self, ticket: Ticket) -> list[torch.Tensor]:
         """Of each slab, the rows of the keys that are asked for, `[E]`."""
-        learning, pairs = torch.is_grad_enabled(), zip(self.slabs, request, strict=True)
+        learning, pairs = torch.is_grad_enabled(), zip(self.slabs, ticket.request, strict=True)
         if not self._dynamic:
             return [slab.locate(part.keys_E, learning) for slab, part in pairs]
         with torch.no_grad(), self.stage("find ids"):
-            return [slab.locate(part.keys_E, learning) for slab, part in pairs]
+            return [slab.locate(part.keys_E, learning, counted=not ticket.as_they_are) for slab, part in pairs]
 
     def _combined(self, ticket: Ticket, rows: Sequence[torch.Tensor]) -> Outputs:
         """The outputs, with a way back for autograd: `answer` here, `learn` when their gradients come."""
@@ -345,8 +345,11 @@ class Journey:
         """Put this around each stage from now on."""
         self.stage = stage
 
-    def open_topk(self, table: int, k: int, queries: int, problem: Exception | None) -> list[int]:
-        """Begin a retrieval: how many queries each rank has. Collective."""
-        counts = np.array([queries, 0], dtype=np.int64)[None, :, None].repeat(self.comm.world_size, 2)
-        told = open_call(self._call(Mode.TOPK, table, k), counts, problem, self._sender, self.comm)
-        return told[0, 0].tolist()
+    def open_table_call(
+        self, mode: Mode, table: int, problem: Exception | None, told: tuple[int, int] = (0, 0), k: int = 0
+    ) -> list[list[int]]:
+        """Begin a call about one table, of which all ranks give the same `mode`, `table` and `k`: what each rank has `told`, two
+        lists of a number a rank. Collective.
+        """
+        counts = np.array(told, dtype=np.int64)[None, :, None].repeat(self.comm.world_size, 2)
+        return open_call(self._call(mode, table, k), counts, problem, self._sender, self.comm)[0].tolist()

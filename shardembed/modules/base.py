@@ -13,7 +13,7 @@ from torch import nn
 from shardembed.errors import ConfigError, FeatureError, PickleError, ShardEmbedError, UnsupportedError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.journey import Journey
-from shardembed.modules import retrieval
+from shardembed.modules import by_id, retrieval
 from shardembed.modules.boxes import Held, Owners
 from shardembed.modules.handle import Live, TableHandle
 from shardembed.modules.loading import load_shard, shape_of
@@ -168,7 +168,7 @@ class ShardedModule(TableModule):
         return self.journey.plan
 
     def local_shards(self) -> Iterator[LocalShard]:
-        """The shards this rank holds: views of weights and optimizer state."""
+        """The shards this rank holds: views of weights and optimizer state. Dynamic tables, whose rows move, have none."""
         for local in self._shards():
             self._touch(local.table)  # whoever asks may write
             yield local
@@ -188,7 +188,8 @@ class ShardedModule(TableModule):
     @torch.no_grad()
     def rows(self, table: str | torch.Tensor | None = None, ids: torch.Tensor | None = None) -> torch.Tensor:
         """The rows `ids` (any shape) of a table as they are now, `[*ids.shape, embedding_dim]`: `rows(table, ids)`, or
-        `rows(ids)` of a module with one table. Collective: every rank asks for its own.
+        `rows(ids)` of a module with one table. Of a dynamic table any int64 is an id; one without a row reads what evaluation
+        reads (`Dynamic.unknown`). Collective: every rank asks for its own.
 
         Raises:
             FeatureError, InputError: on every rank, when any asked for a table that there is not, or with malformed ids.
@@ -205,18 +206,34 @@ class ShardedModule(TableModule):
         return self.journey.forward(read, [feature], as_they_are=True).each[0]
 
     @torch.no_grad()
-    def load_rows(self, table: Any = None, source: Any = None) -> None:
+    def load_rows(self, table: Any = None, source: Any = None, values: Any = None) -> None:
         """Overwrite a table's weights from `source` `[num_embeddings, embedding_dim]`: a tensor, a NumPy array (memory-mapped too),
         a slice of a safetensors file (`safe_open(...).get_slice(name)`), or anything else that slices like these. Each rank reads
         its own rows and columns only, 64 MiB at a time; optimizer state stays. `load_rows(source)` is enough for a module with one
         table. Not collective.
 
+        `load_rows(table, ids, values)` writes the rows of a dynamic table: distinct ids, int64 `[n]`, and as many rows `[n,
+        embedding_dim]`, anything that `source` may be. Ids without a row get one, with fresh state, as if the last step had touched
+        it; nobody leaves for them. Collective: every rank gives all of them.
+
         Raises:
-            ConfigError: the source has another shape.
-            FeatureError: there is no such table.
+            ConfigError: the source has another shape, or ids of a dynamic table find no place; then no row has changed.
+            InputError: on every rank, when ids are malformed, or differ between ranks.
+            FeatureError: there is no such table. StepError: gradients wait for a dynamic table.
         """
-        name, source = _name_and(table, source)
-        config = self.journey.tables[self._table(name)]
+        if values is None:
+            name, source = _name_and(table, source)
+        else:
+            name, source = table, (source, values)
+        if not isinstance(name, str | None):  # load_rows(ids, values)
+            name, source = None, (name, source)
+        number = self._table(name)
+        config = self.journey.tables[number]
+        if config.dynamic is not None:
+            by_id.load(self.journey, number, *(source if isinstance(source, tuple) else (source, None)))
+            return
+        if isinstance(source, tuple):
+            raise by_id.not_dynamic(config, "load_rows(table, ids, values)")
         shape = (config.num_embeddings, config.embedding_dim)
         if shape_of(source) != shape:
             raise ConfigError(f"table {config.name!r} is {shape}, the source has shape {shape_of(source)}")
@@ -226,11 +243,12 @@ class ShardedModule(TableModule):
 
     @torch.no_grad()
     def topk(self, queries: torch.Tensor, k: int, table: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k rows of `table` with the largest dot product with each query, exactly. Collective.
+        """The k rows of `table` with the largest dot product with each query, exactly; of a dynamic table, among ids that have one.
+        Collective.
 
         Args:
             queries: this rank's own, `[Q, embedding_dim]`; Q may differ between ranks and may be 0.
-            k: at most num_embeddings. table: may be left out where the module has one.
+            k: at most num_embeddings, or the number of ids that live. table: may be left out where the module has one.
 
         Returns:
             (scores `[Q, k]`, ids `[Q, k]`), best first; of equal scores the lower id comes first.
@@ -241,6 +259,26 @@ class ShardedModule(TableModule):
         """
         number, problem = self._find(table)
         return retrieval.topk(self.journey, number, queries, k, problem)
+
+    def ids(self, table: str | None = None) -> torch.Tensor:
+        """The ids of a dynamic table that have a row, int64 `[n]`, ascending: on every rank all of them. Collective.
+
+        Raises:
+            FeatureError, ConfigError: on every rank, when there is no such table on any, or it is not dynamic.
+        """
+        return by_id.living(self.journey, *self._find(table), only_ids=True).ids
+
+    def living(self, table: str | None = None) -> by_id.Living:
+        """As `ids`, with each id's last step and count. Collective."""
+        return by_id.living(self.journey, *self._find(table))
+
+    def tally(self, table: str | None = None) -> by_id.TableTally:
+        """How many ids of a dynamic table live, and what has become of the others, over all ranks. Collective.
+
+        Raises:
+            FeatureError, ConfigError: on every rank, when there is no such table on any, or it is not dynamic.
+        """
+        return by_id.tally(self.journey, *self._find(table))
 
     def _table(self, name: str | None) -> int:
         number, problem = self._find(name)
@@ -259,10 +297,11 @@ class ShardedModule(TableModule):
         return [table.name for table in self.journey.tables].index(name), None
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Set all rows to their starting values again; optimizer state stays. Not collective, but call it on every rank.
+        """Set all rows to their starting values again; optimizer state stays, and so do the ids of a dynamic table, with their
+        counts. Not collective, but call it on every rank.
 
         Args:
-            seed: another start than the first one.
+            seed: another start than the first one, also of ids that have no row yet.
         """
         chosen = self.journey.settings.seed if seed is None else replace(self.journey.settings, seed=seed).seed
         for slab in self.journey.slabs:

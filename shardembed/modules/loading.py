@@ -24,10 +24,11 @@ def load_shard(out: torch.Tensor, shard: Shard, source: Any) -> None:
     many = max(1, CHUNK_BYTES // (len(columns) * out.element_size() * rows.step))
     for first in range(0, len(rows), many):
         piece = rows[first : first + many]
-        out[first : first + many].copy_(_read(source, piece, columns))
+        out[first : first + many].copy_(read_rows(source, piece, columns))
 
 
-def _read(source: Any, rows: range, columns: range) -> torch.Tensor:
+def read_rows(source: Any, rows: range, columns: range) -> torch.Tensor:
+    """These rows and columns of what holds more: a tensor, an array, or a slice of a safetensors file."""
     if hasattr(source, "get_shape"):  # safetensors slices know no step
         return source[rows.start : rows[-1] + 1, columns.start : columns.stop][:: rows.step]
     part = source[rows.start : rows[-1] + 1 : rows.step, columns.start : columns.stop]

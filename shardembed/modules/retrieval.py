@@ -10,6 +10,7 @@ Legend: Q this rank's queries, A the queries of all ranks, R ranks.
 from __future__ import annotations
 
 import operator
+import sys
 
 import torch
 
@@ -18,7 +19,9 @@ from shardembed.config.scalars import within
 from shardembed.errors import ConfigError, ShardEmbedError
 from shardembed.inputs.ids import IdBatch
 from shardembed.journey.journey import Journey
+from shardembed.modules.by_id import gathered, speaker
 from shardembed.tables.table_config import Feature, TableConfig
+from shardembed.wire.header import Mode
 
 CHUNK_ROWS = 65_536
 # Elements of a block of scores. On the CPU 16 MiB in float32: larger blocks are given back to the system after each use, and their
@@ -34,11 +37,18 @@ def topk(
     problem = problem or _problem(config, queries_QD, k)
     k = 0 if problem else operator.index(k)
     queries = 0 if problem else queries_QD.shape[0]
-    counts = journey.open_topk(table, k, queries, problem)
+    keys = speaker(journey, table)
+    slots = keys.census.living(keys.steps) if keys else None
+    counts, living = journey.open_table_call(Mode.TOPK, table, problem, (queries, 0 if slots is None else slots.numel()), k)
+    ids = None
+    if keys is not None and slots is not None:
+        if k > sum(living):
+            raise ConfigError(f"k must be between 1 and {sum(living)}, the ids that live in table {config.name!r}, not {k}")
+        ids = gathered(keys, slots, living, comm, only_ids=True).ids
     # The table's own compute dtype: the collection's other tables must not make its scores coarser.
     dtype = torch.float64 if config.dtype == torch.float64 else torch.float32
     all_AD = _gather(queries_QD.to(journey.device, dtype), counts, comm)
-    scores_AK, ids_AK = _best_of_share(journey, table, all_AD, k)
+    scores_AK, ids_AK = _best_of_share(journey, table, all_AD, k, ids)
     sizes = [count * k for count in counts]
     mine = [queries * k] * comm.world_size
     scores = comm.all_to_all("forward", "topk: scores", scores_AK.reshape(-1), sizes, mine)
@@ -53,8 +63,9 @@ def _problem(config: TableConfig, queries_QD: torch.Tensor, k: int) -> ShardEmbe
         return ConfigError(f"queries must be a tensor [Q, {config.embedding_dim}], not {type(queries_QD).__name__}")
     if queries_QD.dim() != 2 or queries_QD.shape[1] != config.embedding_dim:
         return ConfigError(f"queries must be [Q, {config.embedding_dim}] for table {config.name!r}, not {list(queries_QD.shape)}")
-    if within(k, 1, config.num_embeddings) is None:
-        return ConfigError(f"k must be between 1 and {config.num_embeddings}, the rows of table {config.name!r}, not {k!r}")
+    most = config.num_embeddings if config.dynamic is None else sys.maxsize  # how many live is known when all have told
+    if within(k, 1, most) is None:
+        return ConfigError(f"k must be between 1 and {most}, the rows of table {config.name!r}, not {k!r}")
     return None
 
 
@@ -67,18 +78,24 @@ def _gather(queries_QD: torch.Tensor, counts: list[int], comm: Comm) -> torch.Te
     return received.view(sum(counts), columns)
 
 
-def _best_of_share(journey: Journey, table: int, all_AD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best k of this rank's share of the rows for every query; -inf and the id one past the last where the share is
-    smaller.
+def _best_of_share(
+    journey: Journey, table: int, all_AD: torch.Tensor, k: int, living: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best k of this rank's share of the rows for every query; -inf and an id that none is above where the share is smaller.
+
+    Args:
+        living: the ids that have a row, ascending; None where these are row numbers.
     """
-    rows, comm = journey.tables[table].num_embeddings, journey.comm
+    comm = journey.comm
+    rows = journey.tables[table].num_embeddings if living is None else living.numel()
     share = -(-rows // comm.world_size)
     first, last = min(comm.rank * share, rows), min((comm.rank + 1) * share, rows)
     scores = all_AD.new_full((all_AD.shape[0], k), -torch.inf)
-    ids = torch.full((all_AD.shape[0], k), rows, dtype=torch.int64, device=all_AD.device)
+    ids = torch.full((all_AD.shape[0], k), rows if living is None else sys.maxsize, dtype=torch.int64, device=all_AD.device)
     feature = Feature("topk", table, None)
     for begin in range(0, share, CHUNK_ROWS):  # as often on every rank: the fetch is collective
         chunk = torch.arange(min(first + begin, last), min(first + begin + CHUNK_ROWS, last), device=all_AD.device)
+        chunk = chunk if living is None else living[chunk]
         batch = IdBatch.of({"topk": chunk}, [feature], journey.device)
         vectors = journey.forward(lambda batch=batch: batch, [feature], as_they_are=True).each[0].to(all_AD.dtype)
         step = max(1, BLOCK_SCORES.get(all_AD.device.type, 2**22) // max(1, len(chunk)))

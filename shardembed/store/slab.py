@@ -21,7 +21,7 @@ from shardembed.kernels.reference import is_finite
 from shardembed.kernels.rounding import Blocks, Named, Origin
 from shardembed.store.dynamic.census import Census
 from shardembed.store.dynamic.keys import DynamicKeys, census_of
-from shardembed.store.memory import Memory, empty_data
+from shardembed.store.memory import Memory, empty_data, grown
 from shardembed.store.slab_spec import Block, Lane, SlabSpec
 from shardembed.tables import initial
 from shardembed.tables.layout import Shard
@@ -116,10 +116,14 @@ class Slab:
             if table.name in names:
                 self.touch(slice(local.first_key, local.first_key + len(local.shard.rows)))
                 initial.fill(local.weights, table, seed, local.shard.rows, local.shard.columns)
+        if self.dynamic is not None and self._tables[self.spec.lanes[0].table].name in names:
+            self.touch(self.dynamic.restart(seed))
 
     def touch(self, rows: slice | torch.Tensor) -> None:
         """Note that these slab rows change."""
         if self.touched is not None:
+            if self.touched.shape[0] < self.weights.shape[0]:  # a dynamic table has grown
+                self.touched = grown(self.touched, self.weights.shape[0], zeros=True)
             self.touched[rows] = True
 
     def shards(self) -> Iterator[LocalShard]:
@@ -205,9 +209,9 @@ class Slab:
 
         return Blocks.of([origin(lane, block) for lane, block in self._blocks()], device)
 
-    def locate(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
+    def locate(self, keys_E: torch.Tensor, learning: bool, counted: bool = True) -> torch.Tensor:
         """The slab row of each key, int64, to be read at once (see `DynamicKeys.find`). Dense tables: the key itself."""
-        return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.find(keys_E, learning)
+        return keys_E.to(torch.int64) if self.dynamic is None else self.dynamic.find(keys_E, learning, counted)
 
     def bring(self, keys_E: torch.Tensor) -> torch.Tensor:
         """The number under which gradients of each key wait, int64. Plain tables: the key itself. See `DynamicKeys.bring`."""

@@ -35,6 +35,9 @@ class Mode(IntEnum):
     TRAINING = 1, "a forward in training mode"
     ROWS = 2, "rows()"
     TOPK = 3, "topk()"
+    IDS = 4, "ids()"
+    LOAD = 5, "load_rows()"
+    TALLY = 6, "tally()"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def _steps(header: "Header") -> str:
 
 
 def _asked(header: "Header") -> str:
-    return f", with k={header.k} and table number {header.table} of these"
+    wanted = f"{header.k} id(s) for" if header.mode == Mode.LOAD else f"k={header.k} and"
+    return f", with {wanted} table number {header.table} of these"
 
 
 def _frozen(header: "Header") -> str:
@@ -106,8 +110,10 @@ class Header(NamedTuple):
     frozen: Annotated[int, Agreed("fingerprint of tables frozen since", _frozen, FREEZE_ALIKE, refused=False, unless="collection")]
     steps: Annotated[int, Agreed("optimizer steps of the collection", _steps, STEP_ALIKE)]
     waiting: Annotated[int, Agreed("whether gradients wait for the next step", _steps, STEP_ALIKE)]
-    table: Annotated[int, Agreed("number of the table, of topk", _asked, SAME_CALLS, refused=False, unless="mode")]
-    k: Annotated[int, Agreed("rows wanted, of topk", _asked, SAME_CALLS, refused=False, unless="mode")]
+    table: Annotated[
+        int, Agreed("number of the table, where a call is about one", _asked, SAME_CALLS, refused=False, unless="mode")
+    ]
+    k: Annotated[int, Agreed("rows wanted, of topk; ids given, of load_rows", _asked, SAME_CALLS, refused=False, unless="mode")]
     history: Annotated[int, Agreed("checksum of all calls so far", untold, OTHER_CALLS)]
     error_bytes: Annotated[int, Told("bytes of the error text that this rank sends next; 0 where it has none")]
 

@@ -2,7 +2,9 @@
 
 Tensors are seen as two-dimensional: rows = shape[0], columns = the product of the rest; one without dimensions is 1 x 1. A piece
 is as many whole rows of a chunk as fit `PIECE_BYTES`, at least one. An entry of an incremental checkpoint may hold updates
-instead of chunks: row numbers, and the values that these rows have had since the full checkpoint.
+instead of chunks: row numbers, and the values that these rows have had since the full checkpoint. The entries of a dynamic table
+hold nothing but updates, by id: in a full checkpoint those of all ids that have a row, in an incremental one of those that changed,
+and the ids that have lost theirs.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-Kind = Literal["table", "table_state", "dense", "dense_state"]
-KINDS: tuple[Kind, ...] = ("table", "table_state", "dense", "dense_state")
+Kind = Literal["table", "table_state", "table_ids", "dense", "dense_state"]
+KINDS: tuple[Kind, ...] = ("table", "table_state", "table_ids", "dense", "dense_state")
 HASH_DIGITS = 32  # 128 bits of SHA-256
 
 CODES = {  # safetensors' names of dtypes
@@ -83,13 +85,38 @@ class Update:
 
     Attributes:
         columns: of the tensor, that the values are of.
-        ids: row numbers, ascending and distinct, int64 `[rows]`.
+        ids: row numbers, or ids of a dynamic table, ascending and distinct, int64 `[rows]`.
         values: `[rows, columns]`.
+        buckets: of a dynamic table, that the ids fall into; None: `ids` are row numbers.
     """
 
     columns: range
     ids: Block
     values: Block
+    buckets: range | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.ids.bytes // torch.int64.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class ById:
+    """What is known of a dynamic table in each of its entries.
+
+    Attributes:
+        capacity: ids that may have a row at once; None: no limit.
+        buckets: into how many its ids fall (`kernels.mixing.buckets_of`); updates tile them.
+        now: its time, in steps.
+        seed: of the rows that ids begin with.
+        whole: updates hold all rows there are; else they are newer than those of the checkpoint below.
+    """
+
+    capacity: int | None
+    buckets: int
+    now: int
+    seed: int
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +127,12 @@ class Entry:
         key: in the state dict of the unsharded model.
         kind: what it is to the model.
         of: the key of the weight that it belongs to: of optimizer state `user.weight.exp_avg` that is `user.weight`.
-        shape: of the whole tensor.
+        shape: of the whole tensor; of a dynamic table, with as many rows as ids have one.
         dtype: as stored.
         chunks: which hold each element once; none where the checkpoint below has them.
         updates: rows that have changed since that one.
+        by_id: of a dynamic table, what is known of it; None: rows have numbers.
+        dropped: of a dynamic table, ids that had a row in the checkpoint below and have none any more, ascending, int64.
     """
 
     key: str
@@ -113,6 +142,8 @@ class Entry:
     dtype: torch.dtype
     chunks: tuple[Chunk, ...] = ()
     updates: tuple[Update, ...] = ()
+    by_id: ById | None = None
+    dropped: tuple[Block, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -197,6 +228,12 @@ def rows_name(rows: range, total: int) -> str:
         return f"{rows.start}:{last + 1}"
     stop = "" if last + rows.step >= total else str(last + 1)
     return f"{rows.start}:{stop}:{rows.step}"
+
+
+def id_names(key: str, buckets: range, total: int, columns: range) -> tuple[str, str, str]:
+    """What ids, values and dropped ids of some buckets of a dynamic table are called inside their file."""
+    cut = f"{key}[{rows_name(buckets, total)},{columns.start}:{columns.stop}]"
+    return f"{cut}.ids", f"{cut}.values", f"{cut}.dropped"
 
 
 def update_names(key: str, rows: range, columns: range, total: int) -> tuple[str, str]:

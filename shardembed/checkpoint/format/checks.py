@@ -11,7 +11,7 @@ from math import prod
 
 import torch
 
-from shardembed.checkpoint.format.blocks import CODES, HASH_DIGITS, KINDS, Base, Block, Chunk, Entry, Listing, Update
+from shardembed.checkpoint.format.blocks import CODES, HASH_DIGITS, KINDS, Base, Block, ById, Chunk, Entry, Listing, Update
 from shardembed.checkpoint.format.tiling import check_tiling
 
 STATE = "state.json"
@@ -22,6 +22,8 @@ STATE_LIMIT = 256 << 20
 KEY_LIMIT = 1024
 DIMENSIONS_LIMIT = 64
 MOST = 2**63 - 1
+MOST_BUCKETS = 2**32
+OWNERS = {"table_state": "table", "table_ids": "table", "dense_state": "dense"}  # what the weights of such entries are
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
 
 
@@ -74,7 +76,9 @@ def _check_entry(entry: Entry, incremental: bool) -> None:
             _check_chunk(entry, chunk)
         except ValueError as error:
             raise ValueError(f"chunk {number}: {error}") from error
-    if entry.chunks or not incremental:
+    if entry.by_id is not None:
+        _check_by_id(entry, entry.by_id, incremental)
+    elif entry.chunks or not incremental:
         if entry.updates:
             raise ValueError("it has chunks of its own and updates, or updates and nothing below that they change")
         check_tiling(entry.rows, entry.columns, [(chunk.rows, chunk.columns) for chunk in entry.chunks])
@@ -85,14 +89,40 @@ def _check_entry(entry: Entry, incremental: bool) -> None:
             raise ValueError(f"update {number}: {error}") from error
 
 
+def _check_by_id(entry: Entry, by_id: ById, incremental: bool) -> None:
+    if entry.chunks or not entry.shape:
+        raise ValueError("the rows of a dynamic table have ids, and no place in chunks")
+    if not 1 <= by_id.buckets <= MOST_BUCKETS:
+        raise ValueError(f"ids cannot fall into {by_id.buckets} buckets")
+    if not by_id.whole and not incremental:
+        raise ValueError("it changes rows, and there is nothing below")
+    if by_id.whole and entry.dropped:
+        raise ValueError("it holds all rows, and ids that have lost theirs")
+    for block in entry.dropped:
+        check_block(block, block.bytes // torch.int64.itemsize, torch.int64.itemsize)
+    strips: dict[range, int] = {}
+    cuts: list[tuple[range, range]] = []
+    for update in entry.updates:
+        assert update.buckets is not None
+        _check_inside(update.buckets, by_id.buckets, "buckets")
+        strips[update.columns] = strips.get(update.columns, 0) + update.rows
+        cuts.append((update.buckets, update.columns))
+    check_tiling(by_id.buckets, entry.columns, cuts)
+    wrong = [rows for rows in strips.values() if rows != entry.rows]
+    if by_id.whole and wrong:
+        raise ValueError(f"its updates hold {wrong[0]} rows of {entry.rows}")
+
+
 def _check_owner(entry: Entry, entries: Mapping[str, Entry]) -> None:
-    if not entry.kind.endswith("_state"):
+    if entry.kind not in OWNERS:
         if entry.of != entry.key:
             raise ValueError(f"a weight belongs to itself, not to {entry.of!r:.200}")
         return
     owner = entries.get(entry.of)
-    if owner is None or f"{owner.kind}_state" != entry.kind or not entry.key.startswith(f"{entry.of}."):
-        raise ValueError(f"it is optimizer state of {entry.of!r:.200}, which is no {entry.kind.removesuffix('_state')} weight here")
+    if owner is None or owner.kind != OWNERS[entry.kind] or not entry.key.startswith(f"{entry.of}."):
+        raise ValueError(f"it is {entry.kind} of {entry.of!r:.200}, which is no {OWNERS[entry.kind]} weight here")
+    if (owner.by_id is None) != (entry.by_id is None) or (entry.kind == "table_ids" and entry.by_id is None):
+        raise ValueError(f"its rows are named in another way than those of {entry.of!r:.200}")
 
 
 def _check_chunk(entry: Entry, chunk: Chunk) -> None:
@@ -104,7 +134,8 @@ def _check_chunk(entry: Entry, chunk: Chunk) -> None:
 def _check_update(entry: Entry, update: Update) -> None:
     _check_inside(update.columns, entry.columns, "columns")
     rows, rest = divmod(update.ids.bytes, torch.int64.itemsize)
-    if rest or rows > entry.rows:
+    most = entry.rows if entry.by_id is None else MOST
+    if rest or rows > most:
         raise ValueError(f"{update.ids.bytes} bytes are not the numbers of at most {entry.rows} rows")
     check_block(update.ids, rows, torch.int64.itemsize)
     check_block(update.values, rows, len(update.columns) * entry.dtype.itemsize)
@@ -131,7 +162,8 @@ def check_block(block: Block, rows: int, row_bytes: int) -> None:
 
 
 def blocks_of(entry: Entry) -> list[Block]:
-    return [chunk.block for chunk in entry.chunks] + [block for update in entry.updates for block in (update.ids, update.values)]
+    updates = [block for update in entry.updates for block in (update.ids, update.values)]
+    return [*(chunk.block for chunk in entry.chunks), *updates, *entry.dropped]
 
 
 def _check_places(manifest: Listing) -> None:

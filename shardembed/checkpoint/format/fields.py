@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
-from shardembed.checkpoint.format.blocks import DTYPES, Block, Chunk, Entry, File, Update
+from shardembed.checkpoint.format.blocks import DTYPES, Block, ById, Chunk, Entry, File, Update
 from shardembed.checkpoint.format.checks import MOST
 
 BLOCK = {"file", "offset", "bytes", "rows_a_piece", "hashes"}
@@ -22,6 +23,16 @@ def block_json(block: Block) -> dict[str, Any]:
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
+    return {**_entry_json(entry), **_dynamic_json(entry)}
+
+
+def _dynamic_json(entry: Entry) -> dict[str, Any]:
+    if entry.by_id is None:
+        return {}
+    return {"by_id": asdict(entry.by_id), "dropped": [block_json(block) for block in entry.dropped]}
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
     return {
         "kind": entry.kind,
         "of": entry.of,
@@ -40,6 +51,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
                 "columns": [update.columns.start, update.columns.stop],
                 "ids": block_json(update.ids),
                 "values": block_json(update.values),
+                **({} if update.buckets is None else {"buckets": [update.buckets.start, update.buckets.stop, update.buckets.step]}),
             }
             for update in entry.updates
         ],
@@ -62,7 +74,8 @@ def read_file(name: str, data: Any) -> File:
 
 
 def read_entry(key: str, data: Any) -> Entry:
-    expect(data, {"kind", "of", "shape", "dtype", "chunks", "updates"})
+    by_id = read_object(data, "an entry").get("by_id")
+    expect(data, {"kind", "of", "shape", "dtype", "chunks", "updates"} | ({"by_id", "dropped"} if "by_id" in data else set()))
     dtype = DTYPES.get(text(data["dtype"], "dtype"))
     if dtype is None:
         raise ValueError(f"dtype {data['dtype']!r:.40} is none of {', '.join(DTYPES)}")
@@ -74,21 +87,38 @@ def read_entry(key: str, data: Any) -> Entry:
         shape=tuple(number(size, "shape") for size in read_list(data["shape"], "shape")),
         dtype=dtype,
         chunks=tuple(_chunk(chunk) for chunk in chunks),
-        updates=tuple(_update(update) for update in updates),
+        updates=tuple(_update(update, by_id is not None) for update in updates),
+        by_id=None if by_id is None else _by_id(by_id),
+        dropped=tuple(read_block(block, BLOCK) for block in read_list(data.get("dropped", []), "dropped")),
     )
+
+
+def _by_id(data: Any) -> ById:
+    expect(data, {"capacity", "buckets", "now", "seed", "whole"})
+    if type(data["whole"]) is not bool:
+        raise ValueError(f"whole {data['whole']!r:.40} is neither true nor false")
+    capacity = None if data["capacity"] is None else number(data["capacity"], "capacity")
+    if type(data["seed"]) is not int or not -MOST <= data["seed"] <= 2 * MOST + 1:
+        raise ValueError(f"seed {data['seed']!r:.40} is no whole number of 64 bits")
+    return ById(capacity, number(data["buckets"], "buckets"), number(data["now"], "now"), data["seed"], data["whole"])
 
 
 def _chunk(data: Any) -> Chunk:
     block = read_block(data, BLOCK | {"rows", "columns"})
-    rows = read_list(data["rows"], "rows")
+    return Chunk(_rows(data["rows"], "rows"), _columns(data["columns"]), block)
+
+
+def _update(data: Any, by_id: bool) -> Update:
+    expect(data, {"columns", "ids", "values"} | ({"buckets"} if by_id else set()))
+    buckets = _rows(data["buckets"], "buckets") if by_id else None
+    return Update(_columns(data["columns"]), read_block(data["ids"], BLOCK), read_block(data["values"], BLOCK), buckets)
+
+
+def _rows(data: Any, what: str) -> range:
+    rows = read_list(data, what)
     if len(rows) != 3 or not all(type(number) is int and 0 <= number <= MOST for number in rows) or not rows[2]:
-        raise ValueError(f"rows {rows!r:.80} are not [start, stop, step]")
-    return Chunk(range(*rows), _columns(data["columns"]), block)
-
-
-def _update(data: Any) -> Update:
-    expect(data, {"columns", "ids", "values"})
-    return Update(_columns(data["columns"]), read_block(data["ids"], BLOCK), read_block(data["values"], BLOCK))
+        raise ValueError(f"{what} {rows!r:.80} are not [start, stop, step]")
+    return range(*rows)
 
 
 def _columns(data: Any) -> range:

@@ -110,6 +110,9 @@ class Files(AbstractContextManager["Files"]):
                 for block in (update.ids, update.values):
                     if block.bytes:
                         places[block.file, block.offset] = Place(entry, None, update.columns)
+            for block in entry.dropped:
+                if block.bytes:
+                    places[block.file, block.offset] = Place(entry, None, range(entry.columns))
         return places
 
     @cached_property
@@ -119,7 +122,8 @@ class Files(AbstractContextManager["Files"]):
         for entry in self.manifest.entries.values():
             names = [chunk_name(entry.key, entry.shape, chunk.rows, chunk.columns) for chunk in entry.chunks]
             dtypes = [entry.dtype] * len(entry.chunks) + [torch.int64, entry.dtype] * len(entry.updates)
-            names += [""] * (2 * len(entry.updates))  # updates are called as their writer likes, after the key
+            dtypes += [torch.int64] * len(entry.dropped)
+            names += [""] * (2 * len(entry.updates) + len(entry.dropped))  # updates are called as their writer likes, after the key
             for block, dtype, name in zip(blocks_of(entry), dtypes, names, strict=True):
                 stored = header.Stored(block.offset, block.offset + block.bytes, CODES[dtype], block.bytes // dtype.itemsize, name)
                 expected[block.file].append((stored, entry.key))

@@ -20,7 +20,7 @@ from shardembed.errors import CheckpointError
 
 __all__ = ["STATE", "Base", "Block", "Chunk", "Entry", "File", "Manifest", "Source", "Update", "read_manifest", "resolve"]
 
-FORMAT = 2
+FORMAT = 3  # 2 knew no dynamic tables
 NAME = "manifest.json"
 SIZE_LIMIT = 256 << 20
 _FIELDS = {"format", "checksum", "step", "world_size", "created", "versions", "entries", "files", "plans", "state", "base"}
@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an entry's values come from: first all chunks, then updates.
+    """Where an entry's values come from: first all chunks, then updates. Of a dynamic table, first the updates below, then its own.
 
     Attributes:
         entry: the tensor.
@@ -119,6 +119,7 @@ class Source:
         chunks: which hold each element once.
         updates_in: the folder of the updates.
         updates: rows that are newer than the chunks.
+        below: of a dynamic table, the rows of the checkpoint below, which lie where chunks do.
     """
 
     entry: Entry
@@ -126,6 +127,12 @@ class Source:
     chunks: tuple[Chunk, ...]
     updates_in: Path
     updates: tuple[Update, ...]
+    below: tuple[Update, ...] = ()
+
+    @property
+    def layers(self) -> tuple[tuple[Path, tuple[Update, ...]], ...]:
+        """Updates and the folder that each lie in, the newest last."""
+        return (self.chunks_in, self.below), (self.updates_in, self.updates)
 
 
 def resolve(manifest: Manifest, folder: Path) -> tuple[dict[Path, Manifest], dict[str, Source]]:
@@ -135,7 +142,7 @@ def resolve(manifest: Manifest, folder: Path) -> tuple[dict[Path, Manifest], dic
         CheckpointError: the full checkpoint is missing, is another one, or does not have what is needed from it.
     """
     if manifest.base is None:
-        return {folder: manifest}, {key: Source(entry, folder, entry.chunks, folder, ()) for key, entry in manifest.entries.items()}
+        return {folder: manifest}, {key: _alone(entry, folder) for key, entry in manifest.entries.items()}
     below = folder.absolute().parent / manifest.base.folder  # the name is checked: no separator, no dots
     stands = f"{folder} holds changes since {manifest.base.folder}"
     try:
@@ -146,14 +153,24 @@ def resolve(manifest: Manifest, folder: Path) -> tuple[dict[Path, Manifest], dic
         raise CheckpointError(f"{stands}, and {below} is another checkpoint than that: load an older checkpoint with step=")
     sources = {}
     for key, entry in manifest.entries.items():
-        if entry.chunks or entry.rows * entry.columns == 0:
-            sources[key] = Source(entry, folder, entry.chunks, folder, ())
+        if entry.by_id.whole if entry.by_id is not None else entry.chunks or entry.rows * entry.columns == 0:
+            sources[key] = _alone(entry, folder)
             continue
         whole = full.entries.get(key)
-        if whole is None or (whole.shape, whole.dtype) != (entry.shape, entry.dtype):
+        if whole is None or _seen_alike(whole) != _seen_alike(entry):
             raise CheckpointError(f"{stands}, which has no {key!r} of {entry.shape} in {entry.dtype}")
-        sources[key] = Source(entry, below, whole.chunks, folder, entry.updates)
+        sources[key] = Source(entry, below, whole.chunks, folder, entry.updates, whole.updates)
     return {folder: manifest, below: full}, sources
+
+
+def _alone(entry: Entry, folder: Path) -> Source:
+    return Source(entry, folder, entry.chunks, folder, entry.updates)
+
+
+def _seen_alike(entry: Entry) -> tuple[object, ...]:
+    """What an increment and what it stands on have in common: of a dynamic table, all but how many rows there are."""
+    buckets = None if entry.by_id is None else entry.by_id.buckets
+    return entry.shape if buckets is None else entry.shape[1:], entry.dtype, buckets
 
 
 def _checksum(data: dict[str, Any]) -> str:

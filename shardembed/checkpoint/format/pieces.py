@@ -16,9 +16,10 @@ from shardembed.checkpoint.format.files import Files
 from shardembed.checkpoint.format.reading import piece_of
 from shardembed.checkpoint.format.workers import Scratch, bytes_of, spread
 from shardembed.errors import CheckpointError
+from shardembed.kernels.mixing import buckets_of
 from shardembed.kernels.reference import is_finite
 
-__all__ = ["Copy", "Files", "Part", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
+__all__ = ["Copy", "Files", "Part", "read_dropped", "read_ids", "read_state", "run_copies", "write_file", "write_state"]
 
 PIECE_BYTES = 8 << 20
 WORKERS = 2
@@ -114,21 +115,42 @@ def read_state(files: Files) -> bytes:
 
 
 def read_ids(files: Files, entry: Entry, update: Update) -> Iterator[tuple[int, torch.Tensor]]:
-    """The row numbers of an update, a piece at a time, with the position of the piece's first.
+    """The row numbers of an update, or its ids, a piece at a time, with the position of the piece's first.
 
     Raises:
-        CheckpointError: they are damaged, not ascending, or not rows of the tensor.
+        CheckpointError: they are damaged, not ascending, or not rows of the tensor, or an id belongs to another shard.
     """
-    scratch, last = Scratch(), -1
-    for number in range(len(update.ids.hashes)):
+    for first, ids in _ascending(files, entry, update.ids):
+        where = f"{files.where(update.ids.file)}: the updated rows of {entry.key!r}"
+        if entry.by_id is None and (ids[0] < 0 or ids[-1] >= entry.rows):
+            raise CheckpointError(f"{where} are not numbers below {entry.rows}")
+        if entry.by_id is not None and update.buckets is not None:
+            buckets, mine = buckets_of(ids, entry.by_id.buckets), update.buckets
+            wrong = (buckets < mine.start) | (buckets >= mine.stop) | ((buckets - mine.start) % mine.step != 0)
+            if bool(wrong.any()):
+                raise CheckpointError(f"{where} hold id {int(ids[wrong][0])}, which belongs to another shard")
+        yield first, ids
+
+
+def read_dropped(files: Files, entry: Entry) -> torch.Tensor:
+    """The ids that have lost their rows, int64.
+
+    Raises:
+        CheckpointError: they are damaged, or not ascending.
+    """
+    parts = [ids for block in entry.dropped for _, ids in _ascending(files, entry, block)]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+
+
+def _ascending(files: Files, entry: Entry, block: Block) -> Iterator[tuple[int, torch.Tensor]]:
+    scratch, last = Scratch(), None
+    for number in range(len(block.hashes)):
         # A copy: the next piece is read into the same scratch, and the caller may still hold this one.
-        ids = piece_of(files, update.ids, torch.int64.itemsize, number, scratch).view(torch.int64).clone()
-        if ids[0] <= last or not bool((ids[1:] > ids[:-1]).all()) or ids[-1] >= entry.rows:
-            raise CheckpointError(
-                f"{files.where(update.ids.file)}: the updated rows of {entry.key!r} are not ascending numbers below {entry.rows}"
-            )
+        ids = piece_of(files, block, torch.int64.itemsize, number, scratch).view(torch.int64).clone()
+        if (last is not None and ids[0] <= last) or not bool((ids[1:] > ids[:-1]).all()):
+            raise CheckpointError(f"{files.where(block.file)}: the updated rows of {entry.key!r} are not ascending numbers")
         last = int(ids[-1])
-        yield number * update.ids.rows_a_piece, ids
+        yield number * block.rows_a_piece, ids
 
 
 def _rows_a_piece(part: Part) -> int:

@@ -14,6 +14,7 @@ from shardembed.checkpoint.format.blocks import Block
 from shardembed.checkpoint.format.checks import STATE
 from shardembed.checkpoint.format.files import Files
 from shardembed.checkpoint.format.manifest import NAME, Manifest, read_manifest, resolve
+from shardembed.checkpoint.format.pieces import read_ids
 from shardembed.checkpoint.format.reading import check_piece
 from shardembed.checkpoint.format.workers import Scratch, spread
 from shardembed.errors import CheckpointError
@@ -56,6 +57,8 @@ def verify_each(manifests: Mapping[Path, Manifest], workers: int = 2, progress: 
         with Files(each, manifest) as files:
             sound = {name for name in manifest.files if not _opening(files, name, found)}
             _hash_all(files, sound, found, workers, progress)
+            if not found:
+                found += _strange_ids(files)
     return sorted(found, key=lambda problem: (str(problem.folder), problem.file, problem.text))
 
 
@@ -97,6 +100,19 @@ def _hash_all(files: Files, names: set[str], found: list[Problem], workers: int,
     spread(tasks, check, workers)
 
 
+def _strange_ids(files: Files) -> list[Problem]:
+    """Ids of dynamic tables that are twice in a shard, or belong to another."""
+    found: list[Problem] = []
+    for key, entry in files.manifest.entries.items():
+        for update in entry.updates if entry.by_id is not None else ():
+            try:
+                for _ in read_ids(files, entry, update):
+                    pass
+            except CheckpointError as error:
+                found.append(Problem(files.folder, update.ids.file, key, str(error)))
+    return found
+
+
 def _pieces(manifest: Manifest) -> Iterator[tuple[Block, int, int, str]]:
     """(block, bytes of a row, piece, key) of everything, in the order of the files."""
     blocks: list[tuple[Block, int, str]] = [(manifest.state, 1, "")]
@@ -105,5 +121,6 @@ def _pieces(manifest: Manifest) -> Iterator[tuple[Block, int, int, str]]:
         blocks += [(chunk.block, len(chunk.columns) * size, key) for chunk in entry.chunks]
         for update in entry.updates:
             blocks += [(update.ids, torch.int64.itemsize, key), (update.values, len(update.columns) * size, key)]
+        blocks += [(block, torch.int64.itemsize, key) for block in entry.dropped]
     for block, row_bytes, key in sorted(blocks, key=lambda each: (each[0].file != STATE, each[0].file, each[0].offset)):
         yield from ((block, row_bytes, number, key) for number in range(len(block.hashes)))

@@ -83,6 +83,15 @@ class Census:
         """The places of all ids that are there, ascending."""
         return ((self.lasts_S >= 0) & self.policy.alive(self.lasts_S, steps)).nonzero().squeeze(1)
 
+    def lacking(self, groups_O: torch.Tensor, steps: int) -> int:
+        """Of so many newcomers of these buckets, how many would find no place after `steps` steps unless somebody living leaves."""
+        if self.room is None:
+            return 0
+        groups_G, wanted_G = groups_O.unique(return_counts=True)
+        lasts = self.lasts_S.view(-1, self.room)[groups_G]
+        taken_G = ((lasts >= 0) & self.policy.alive(lasts, steps)).sum(1)
+        return int((wanted_G - self.room + taken_G).clamp(min=0).sum())
+
     def meet(self, slots_E: torch.Tensor, now: int, times_E: torch.Tensor | None, times_P: torch.Tensor) -> None:
         """Ids were met; as `placing.meet`."""
         meet(slots_E, times_E, now, self.policy.halves, (self.lasts_S, self.counts_S), times_P)
@@ -166,6 +175,29 @@ class Census:
         self.lasts_S[slots_U] = FREE
         if self.room is None:
             self._left = torch.cat([self._left, slots_U]).sort().values
+
+    def seat(self, ids_U: torch.Tensor, groups_U: torch.Tensor) -> torch.Tensor:
+        """Let these ids, which are distinct, and nobody else have a place, as if touched in step 0 and never counted. Returns the
+        place of each, int64: in a bucket in the order of ids, which is as good as any, since nothing is decided by places.
+
+        Args:
+            groups_U: the bucket of each, as numbered on this rank; no more in one than there is room.
+        """
+        self.clear()
+        if self.room is None:
+            slots_U = self._append(ids_U)
+        else:
+            order = ids_U.argsort()
+            order = order[groups_U[order].argsort(stable=True)]
+            sorted_U = groups_U[order]
+            numbers = torch.arange(order.numel(), device=self._device)
+            slots_U = torch.empty_like(ids_U)
+            slots_U[order] = sorted_U * self.room + numbers - torch.searchsorted(sorted_U, sorted_U)
+        self.ids_S[slots_U], self.lasts_S[slots_U] = ids_U, 0
+        if self.policy.counts:
+            self.counts_S[slots_U] = 0
+        self._map.insert(slots_U, self.ids_S)
+        return slots_U
 
     def clear(self) -> None:
         """Nobody is here any more."""

@@ -95,11 +95,15 @@ class DynamicKeys:
         steps: of the optimizer that have been taken.
         tally: what became of ids, of all steps. last: of the last one.
         unknown: how many different ids evaluations have asked for in vain.
+        noted: ids that had a row at some moment, int64, ascending, on the CPU; None while nobody wants to know (see
+            `checkpoint.tracking`).
+        seed: of the rows that ids begin with.
     """
 
     def __init__(self, spec: SlabSpec, table: TableConfig, rank: int, seed: int, memory: Memory, census: Census) -> None:
         assert spec.dynamic is not None
-        self._table, self._seed, self._memory, self._dynamic = table, seed, memory, spec.dynamic
+        self._table, self._memory, self._dynamic = table, memory, spec.dynamic
+        self.seed = seed
         lane, device = spec.lanes[0], memory.data.weights.device
         self._columns = lane.columns
         self._groups = torch.full((table.cut_rows,), -1, dtype=torch.int64, device=device)  # bucket -> its number here
@@ -112,6 +116,7 @@ class DynamicKeys:
         if isinstance(spec.dynamic.admission, MinCount):
             self.candidates = census_of(spec, table, rank, device)
         self.steps, self.tally, self.last, self.unknown = 0, Tally(), Tally(), 0
+        self.noted: torch.Tensor | None = None
         self._waiting = IdMap.on(device)
         self._ids_P = torch.empty(0, dtype=torch.int64, device=device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -121,11 +126,12 @@ class DynamicKeys:
         spare = max(SPARE, places // 4) if device.type == "cpu" else min(SPARE, places // 4)
         memory.ensure(places + (0 if table.grows else spare), places)
 
-    def find(self, keys_E: torch.Tensor, learning: bool) -> torch.Tensor:
+    def find(self, keys_E: torch.Tensor, learning: bool, counted: bool = True) -> torch.Tensor:
         """The row of each id, which is to be read at once: those of ids without one are written over by the next call.
 
         Args:
             learning: gradients may follow, so such ids read their start; else what evaluation reads.
+            counted: those that evaluation asks for in vain are unknown ids.
         """
         first = self.census.places + self._ids_P.numel()
         found = self._look(keys_E, first)
@@ -134,10 +140,10 @@ class DynamicKeys:
             self._memory.ensure(first + count, self.census.places)
             rows = self._memory.data.weights[first : first + count]
             if learning or self._dynamic.unknown == "start":
-                fill_rows(rows, self._table, self._seed, found.absent_U, self._columns)
+                fill_rows(rows, self._table, self.seed, found.absent_U, self._columns)
             else:
                 rows.zero_()
-            if not learning:
+            if counted and not learning:
                 self.unknown += count
         return found.rows_E
 
@@ -181,9 +187,25 @@ class DynamicKeys:
         """
         ids_U = self.census.ids_S[rows_U]
         order = ids_U.argsort()
-        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        groups_U = self.groups_of(ids_U)
         order = order[groups_U[order].argsort(stable=True)]
         return groups_U[order], order
+
+    def groups_of(self, ids_U: torch.Tensor) -> torch.Tensor:
+        """The bucket of each id, as numbered on this rank, -1 where it lies on another; int64."""
+        return self._groups[buckets_of(ids_U, self._table.cut_rows)]
+
+    def seat(self, census: Census, ids_U: torch.Tensor) -> torch.Tensor:
+        """Let these ids of this rank, which are distinct, and nobody else be in `census`, one of the two here. Returns the place of
+        each. Where it is their row, the optimizer's state is fresh, and what the row holds is for the caller to say.
+        """
+        self.drop()
+        slots_U = census.seat(ids_U, self.groups_of(ids_U))
+        if census is self.census:
+            self._memory.ensure(census.places, census.places)
+            for tensor in self._memory.data.state.values():
+                tensor[slots_U] = 0
+        return slots_U
 
     def seen(self, rows_E: torch.Tensor, times_E: torch.Tensor | None) -> None:
         """Gradients wait under these numbers, for ids that occurred so often; once, where that is not known."""
@@ -219,9 +241,9 @@ class DynamicKeys:
             counts_U = self.candidates.counts_of(known_U, now) + times_U
             admitted = counts_U >= admission.count
         elif isinstance(admission, Probability):
-            admitted = chance(table_hash(self._seed, self._table.name), ids_U, now) < admission.p
+            admitted = chance(table_hash(self.seed, self._table.name), ids_U, now) < admission.p
         rows_U = torch.full_like(ids_U, -1)
-        groups_U = self._groups[buckets_of(ids_U, self._table.cut_rows)]
+        groups_U = self.groups_of(ids_U)
         counts = counts_U if self.census.policy.counts else None
         found = self._give_rows(ids_U[admitted], None if counts is None else counts[admitted], groups_U[admitted], now)
         rows_U[admitted] = found.slots_O
@@ -243,12 +265,55 @@ class DynamicKeys:
         self.begin(found.slots_O[placed], ids_O[placed])
         return found
 
+    # Outside of a step: rows that are loaded, and starts that begin again.
+
+    def belong(self, ids_E: torch.Tensor) -> torch.Tensor:
+        """Which of these ids fall into buckets that lie here, bool `[E]`."""
+        return self.groups_of(ids_E) >= 0
+
+    def lacking(self, ids_U: torch.Tensor) -> int:
+        """How many of these ids, which belong here, have no row and would find no place unless somebody leaves."""
+        fresh = ids_U[self.census.find(ids_U, self.steps) < 0]
+        return self.census.lacking(self.groups_of(fresh), self.steps)
+
+    def give(self, ids_U: torch.Tensor) -> torch.Tensor:
+        """The rows of these ids, which belong here. Those without one, for which there must be places, get a row as it begins, and
+        stand as if the last step had touched them, with a candidate's count or 0.
+        """
+        self._found = None
+        rows_U = self.census.find(ids_U, self.steps)
+        missing_U = rows_U < 0
+        fresh = ids_U[missing_U]
+        counts = torch.zeros_like(fresh) if self.census.policy.counts else None
+        if self.candidates is not None:
+            known = self.candidates.find(fresh, self.steps)
+            counts = self.candidates.counts_of(known, self.steps)
+            self.candidates.leave(known[known >= 0])
+        groups = self.groups_of(fresh)
+        # As of the step to come, before which whoever is dead now is dead; nobody else has to leave.
+        found = self._give_rows(fresh, counts, groups, self.steps + 1)
+        self.census.lasts_S[found.slots_O] = self.steps
+        rows_U[missing_U] = found.slots_O
+        return rows_U
+
+    def restart(self, seed: int) -> torch.Tensor:
+        """Let all ids begin as `seed` says, those with a row at once. Who has one, counts, last steps and state stay. Returns the
+        rows that have changed.
+        """
+        self.seed = seed
+        rows_U = self.census.living(self.steps)
+        data = self._memory.data
+        fresh = data.weights.new_empty(rows_U.numel(), data.weights.shape[1])
+        fill_rows(fresh, self._table, seed, self.census.ids_S[rows_U], self._columns)
+        data.weights[rows_U] = fresh
+        return rows_U
+
     def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor) -> None:
         """Let these rows be as ids begin."""
         self._memory.ensure(self.census.places, self.census.places)
         data = self._memory.data
         fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
-        fill_rows(fresh, self._table, self._seed, ids_U, self._columns)
+        fill_rows(fresh, self._table, self.seed, ids_U, self._columns)
         data.weights[rows_U] = fresh
         for tensor in data.state.values():
             tensor[rows_U] = 0

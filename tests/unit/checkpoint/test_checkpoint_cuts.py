@@ -104,7 +104,7 @@ def test_every_element_arrives_whatever_the_cuts(drawn: tuple[Layout, int, Layou
             for rank in range(ranks_after):
                 items = items_of(after, torch.full(size, torch.nan), torch.full(size[:1], torch.nan), rank, None)
                 with Reader(root / name) as reader:
-                    reader.copy([(item, key) for key, item in items.items()])
+                    reader.copy([(item, key) for key, item in items.items()], {})
                 for key, item in items.items():
                     for found, wanted in zip(item.regions, items_of(after, *expected, rank, None)[key].regions, strict=True):
                         assert torch.equal(found.data, wanted.data), (name, key, rank)
