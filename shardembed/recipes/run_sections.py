@@ -18,10 +18,11 @@ TOP = ("1", "10", "100", "1000")
 
 def plan(run: Recorded) -> html.Markup:
     assert run.plan is not None
+    rows_of = run.start.get("rows", {})
     rows = [
         [
             html.code(table.name),
-            f"{table.num_embeddings:,} x {table.embedding_dim}",
+            f"{rows_of.get(table.name, f'{table.num_embeddings:,}')} x {table.embedding_dim}",
             table.kind,
             words.place(table),
             words.travel(table) if run.plan.world_size > 1 else "-",
@@ -152,7 +153,7 @@ def ids(run: Recorded) -> html.Markup:
     rows = []
     for name, one in found.items():
         table = table_of.get(name, name)
-        size = rows_of.get(table)
+        size = None if table in start.get("rows", {}) else rows_of.get(table)
         of = f"{words.number(one['distinct'])}{f' of {words.number(size)}' if size else ''}"
         hits = [(place, count) for place, count in enumerate(one["ids_by_hits"]) if count]
         title = ", ".join(f"{2**place:,} to {2 ** (place + 1) - 1:,} times: {count:,} ids" for place, count in hits)

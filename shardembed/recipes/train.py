@@ -20,13 +20,14 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm.comm import Comm
-from shardembed.errors import NonFiniteError
+from shardembed.errors import NonFiniteError, ShardEmbedError
 from shardembed.recipes import nonfinite, report, runs
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
+from shardembed.recipes.data.naming import keep_names
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import CONFIG, PLAN, VOCABULARIES, RunFolder
+from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.scalars import Scalars
@@ -55,6 +56,8 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
     job = task.build()
     with runs.opened(comm, config, task.counted(), fresh) as opened:
         _start(told, opened, task, job)
+        if not opened.resumes:
+            _keep_names(told, config, opened.path / NAMES)
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded
         progress = resume(told, opened, job, task.steps) if opened.resumes else Progress()
         if opened.folder is not None and opened.resumes:
@@ -199,15 +202,24 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     if run.folder is None:
         return
     config, plan = task.config, job.model.tables.plan
-    held = report.holdings(plan, config)
+    tables = job.model.tables.tables
+    held = report.holdings(plan, tables, config)
     folder = run.folder
-    report.show_start(console, config, task.described(), plan, held)
+    report.show_start(console, config, task.described(), plan, held, tables)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
     folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))
     folder.attempt(VOCABULARIES, lambda: task.save_vocabularies(run.path / VOCABULARIES))
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
+
+
+def _keep_names(console: Console, config: JobConfig, folder: Path) -> None:
+    """Of ids that are texts. A job without them trains on; what it reports lacks names."""
+    try:
+        keep_names(config.data, folder, se.rank(), se.world_size())
+    except ShardEmbedError as error:
+        console.print(f"names of ids are not kept: {error}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _summary(result: Evaluated, task: Task, trained: Progress, skipped: int, folder: RunFolder | None) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute
@@ -23,19 +25,19 @@ def ids_like(text: str, names: Names | None = None) -> Kind:
 def texts(names: Names | None = None) -> Kind:
     """Texts, whose ids are those of `se.hash64`; names: keeps which has which."""
 
-    def ids(column: pa.Array) -> np.ndarray | None:
-        empty = compute.call_function("binary_length", [column]).to_numpy(zero_copy_only=False) == 0
-        if empty.any() or not is_utf8(column):
-            return None
-        return hash64(column, names=names)[None]
-
-    def value(value: object) -> tuple[int]:
-        return (int(hash64([value], names=names)[0]),)
-
-    return Kind(ids, _text_problem, value, text=True)
+    return Kind(partial(_hashed, names=names), _text_problem, partial(_hash, names=names), text=True)
 
 
-def is_utf8(column: pa.Array) -> bool:
+def _hashed(column: pa.Array, names: Names | None) -> np.ndarray | None:
+    empty = compute.call_function("binary_length", [column]).to_numpy(zero_copy_only=False) == 0
+    return None if empty.any() or not _is_utf8(column) else hash64(column, names=names)[None]
+
+
+def _hash(value: object, names: Names | None) -> tuple[int]:
+    return (int(hash64([value], names=names)[0]),)
+
+
+def _is_utf8(column: pa.Array) -> bool:
     """And has none of the signs that stand for what is no UTF-8, since lines that are read one by one have these in its place."""
     try:
         column.validate(full=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from shardembed.errors import DataError
 from shardembed.inputs.hash64 import hash64
-from shardembed.inputs.names import Names
 from shardembed.recipes.data.source import Chunk, Source, all_chunks
 
 WAITING = 1 << 22  # ids of a column that are held before they are brought together
@@ -116,6 +116,6 @@ class _Gathered:
         return np.unique(np.concatenate(self._parts))
 
 
-def made_up(table: str, count: int, names: Names | None = None) -> np.ndarray:
-    """The ids of what a generator makes, which are texts: user-0, user-1, and so on; int64 `[count]`. names: keeps these."""
+def made_up(table: str, count: int, names: Path | None = None) -> np.ndarray:
+    """The ids of what a generator makes, which are texts: user-0, user-1, and so on; int64 `[count]`. names: a folder for these."""
     return hash64([f"{table}-{number}" for number in range(count)], names=names)

@@ -28,6 +28,7 @@ from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.models.any_ids import AnyIds, ids_of
 from shardembed.recipes.models.masks import Dropout, keep_all
 from shardembed.recipes.models.sampling import sampled_softmax
+from shardembed.recipes.models.shared import share_of, shared
 from shardembed.recipes.sequence_config import SequenceModelConfig
 
 POSITION_STD = 0.02
@@ -126,8 +127,12 @@ class Sasrec(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
         """This rank's loss, scaled so that its mean over the ranks is the mean over all targets of the global batch. Collective."""
-        vectors = self.tables({"sequence": self.ids_of_items(batch.items), "negatives": self.ids_of_items(batch.negatives)})
+        asked = self.ids_of_items(batch.negatives)
+        share = slice(0, len(asked)) if self.item_ids is None else share_of(asked)
+        vectors = self.tables({"sequence": self.ids_of_items(batch.items), "negatives": asked[share]})
         items_nD, negatives_KD = vectors["sequence"].float(), vectors["negatives"].float()
+        if self.item_ids is not None:
+            negatives_KD = shared(negatives_KD, share, len(asked))
         rows, columns = places(batch.lengths)
         inputs = (columns < batch.lengths[rows] - 1).nonzero().squeeze(1).to(items_nD.device)
         targets = columns.nonzero().squeeze(1).to(items_nD.device)

@@ -23,6 +23,7 @@ from shardembed.recipes.config import ModelConfig
 from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.models.any_ids import AnyIds, ids_of
 from shardembed.recipes.models.sampling import sampled_softmax
+from shardembed.recipes.models.shared import share_of, shared
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,14 @@ class TwoTower(nn.Module):
         Gradients are averaged over the ranks, as DistributedDataParallel does, hence the factor: sum of the own samples' losses
         / B * ranks. A rank without samples gets 0 and still takes part in every collective.
         """
-        ids = {"user": self.ids_of_users(batch.users)}
-        ids |= {name: ids_of(self.item_ids, numbers) for name, numbers in (("item", batch.items), ("negatives", batch.negatives))}
-        vectors = self.tables(ids)
+        asked = ids_of(self.item_ids, batch.negatives)
+        share = slice(0, len(asked)) if self.item_ids is None else share_of(asked)
+        vectors = self.tables(
+            {"user": self.ids_of_users(batch.users), "item": ids_of(self.item_ids, batch.items), "negatives": asked[share]}
+        )
+        negatives = vectors["negatives"] if self.item_ids is None else shared(vectors["negatives"], share, len(asked))
         queries_bD = self.queries(vectors["user"])
-        items_bD, negatives_KD = self.item_vectors(vectors["item"]), self.item_vectors(vectors["negatives"])
+        items_bD, negatives_KD = self.item_vectors(vectors["item"]), self.item_vectors(negatives)
         losses_b = sampled_softmax(queries_bD, items_bD, batch.items, negatives_KD, batch.negatives, self.log_expected)
         return losses_b.sum() / batch.global_size * se.world_size()
 

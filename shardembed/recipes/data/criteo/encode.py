@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from shardembed.inputs.hashing import Hashing
-from shardembed.inputs.vocab import Vocabulary
+from shardembed.inputs.vocab import Counts, Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks
@@ -97,7 +97,7 @@ class Encoder:
         for clicks in stream:
             for place, counts in enumerate(found):
                 counts.add(np.ascontiguousarray(clicks.categories[:, place]))
-        return [counts.counts for counts in found]
+        return [counts.of_integers() for counts in found]
 
     def _rows(self, clicks: Clicks, place: int) -> np.ndarray:
         column = np.ascontiguousarray(clicks.categories[:, place])

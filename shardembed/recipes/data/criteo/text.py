@@ -148,7 +148,7 @@ class ClickText:
         labels = columns[0].to_numpy(zero_copy_only=False)
         if len(labels) and (labels.min() < 0 or labels.max() > 1):
             return None
-        found = [self._read(column, name) for column, name in zip(columns[numbers:], self.schema.categories, strict=True)]
+        found = [self._categories(column, name) for column, name in zip(columns[numbers:], self.schema.categories, strict=True)]
         if any(one is None for one in found):
             return None
         integers = [_floats(column) for column in columns[1:numbers]]
@@ -181,7 +181,7 @@ class ClickText:
         found = self._of(integers, categories)
         return Clicks(np.array([int(fields[0]) for fields in good], np.int8), found.integers, found.categories), problems
 
-    def _read(self, column: pa.DictionaryArray, name: str) -> np.ndarray | None:
+    def _categories(self, column: pa.DictionaryArray, name: str) -> np.ndarray | None:
         """A column of categories; None where one of them is none."""
         if not self.schema.any_id:
             return _categories(column)
