@@ -109,8 +109,8 @@ class DynamicIdsConfig(Section):
 
     @property
     def dynamic(self) -> se.Dynamic:
-        eviction, admission = (None if one is None else one.build() for one in (self.eviction, self.admission))
-        return se.Dynamic(eviction, admission, self.unknown or "start")
+        eviction = self.eviction.build() if self.eviction else None
+        return se.Dynamic(eviction, self.admission.build() if self.admission else None, self.unknown or "start")
 
     def rows(self, table: str) -> int | None:
         """How many ids of a table have a row at once; None: without a limit."""

@@ -25,6 +25,7 @@ from shardembed.recipes import nonfinite, report, runs
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.naming import keep_names
+from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
 from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, VOCABULARIES, RunFolder
@@ -62,13 +63,15 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
         progress = resume(told, opened, job, task.steps) if opened.resumes else Progress()
         if opened.folder is not None and opened.resumes:
             opened.folder.keep_metrics(progress.step)
-        trained = train(job, task, told, opened, progress, rates)
+        counts = IdCounts(job.model.tables, progress.step)
+        trained = train(job, task, told, opened, progress, rates, counts)
         told.print(f"evaluating on {task.evaluates()}", highlight=False)
         began = time.monotonic()
         result = evaluate(task, job)
+        unknown = counts.lines(trained.step)
         summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
         if opened.folder is not None:
-            opened.folder.log([{key: value for key, value in summary.items() if key != "losses"}])
+            opened.folder.log([*unknown, {key: value for key, value in summary.items() if key != "losses"}])
             took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
             result.show(console)
             report.show_skipped(console, job.optimizer.skipped, trained.step)
@@ -94,7 +97,7 @@ def evaluate(task: Task, job: TrainingJob) -> Evaluated:
     return task.evaluate(job)
 
 
-def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progress, rates: Rates) -> Progress:
+def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progress, rates: Rates, counts: IdCounts) -> Progress:
     """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it.
 
     A checkpoint comes after every so many steps and after the last, once all that it stands for has been written.
@@ -134,6 +137,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
                 lines.append({"step": step + 1, "evaluation": result.to_json()})
                 shown.note(f"step {step + 1}: {_in_words(result)}")
                 saves = saves or (every is not None and progress.stopped)
+            lines += counts.lines(step + 1)
             if run.folder is not None:
                 # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
                 run.folder.log(lines, lasting=saves)

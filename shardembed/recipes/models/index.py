@@ -37,7 +37,7 @@ class ItemIndex:
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
         model = self._model
-        queries = model.queries(model.tables.rows("user", model.ids_of_users(users.to(model.log_expected.device))))
+        queries = model.queries(model.rows_of_users(users.to(model.log_expected.device)))
         return self._found.topk(self._tables, queries, k)
 
 

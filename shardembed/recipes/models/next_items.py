@@ -31,6 +31,5 @@ class NextItems:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
         taken, counts = self._data.last(users.numpy(), self._max_length)
         items, lengths = torch.from_numpy(taken).to(self._model.log_expected.device), torch.from_numpy(counts)
-        tables = self._model.tables
-        queries_nD = self._model.queries(tables.rows("item", self._model.ids_of_items(items)).float(), lengths)
-        return self._found.topk(tables, queries_nD[lengths.cumsum(0) - 1], k)
+        queries_nD = self._model.queries(self._model.rows_of_items(items), lengths)
+        return self._found.topk(self._model.tables, queries_nD[lengths.cumsum(0) - 1], k)

@@ -127,9 +127,9 @@ class Sasrec(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
         """This rank's loss, scaled so that its mean over the ranks is the mean over all targets of the global batch. Collective."""
-        asked = self.ids_of_items(batch.negatives)
+        asked = ids_of(self.item_ids, batch.negatives)
         share = slice(0, len(asked)) if self.item_ids is None else share_of(asked)
-        vectors = self.tables({"sequence": self.ids_of_items(batch.items), "negatives": asked[share]})
+        vectors = self.tables({"sequence": ids_of(self.item_ids, batch.items), "negatives": asked[share]})
         items_nD, negatives_KD = vectors["sequence"].float(), vectors["negatives"].float()
         if self.item_ids is not None:
             negatives_KD = shared(negatives_KD, share, len(asked))
@@ -142,9 +142,11 @@ class Sasrec(nn.Module):
         )
         return losses_T.sum() / batch.global_targets * se.world_size()
 
-    def ids_of_items(self, items: torch.Tensor) -> torch.Tensor:
-        """By which their table knows them."""
-        return ids_of(self.item_ids, items)
+    def rows_of_items(self, items: torch.Tensor) -> torch.Tensor:
+        """As they are now, float32 `[n, D]`; what has none among those that come and go is counted as unknown. Collective."""
+        if self.item_ids is None:
+            return self.tables.rows("item", items).float()
+        return self.tables({"sequence": self.item_ids[items], "negatives": items[:0]})["sequence"].float()
 
     def queries(self, items_nD: torch.Tensor, lengths: torch.Tensor, drop: Drop = keep_all) -> torch.Tensor:
         """What is multiplied with the item that comes after each of `items_nD`, float32 `[n, D]`.

@@ -105,7 +105,7 @@ class TwoTower(nn.Module):
         asked = ids_of(self.item_ids, batch.negatives)
         share = slice(0, len(asked)) if self.item_ids is None else share_of(asked)
         vectors = self.tables(
-            {"user": self.ids_of_users(batch.users), "item": ids_of(self.item_ids, batch.items), "negatives": asked[share]}
+            {"user": ids_of(self.user_ids, batch.users), "item": ids_of(self.item_ids, batch.items), "negatives": asked[share]}
         )
         negatives = vectors["negatives"] if self.item_ids is None else shared(vectors["negatives"], share, len(asked))
         queries_bD = self.queries(vectors["user"])
@@ -113,9 +113,12 @@ class TwoTower(nn.Module):
         losses_b = sampled_softmax(queries_bD, items_bD, batch.items, negatives_KD, batch.negatives, self.log_expected)
         return losses_b.sum() / batch.global_size * se.world_size()
 
-    def ids_of_users(self, users: torch.Tensor) -> torch.Tensor:
-        """By which their table knows them."""
-        return ids_of(self.user_ids, users)
+    def rows_of_users(self, users: torch.Tensor) -> torch.Tensor:
+        """As they are now, `[b, D]`; who has none among those that come and go is counted as unknown. Collective."""
+        if self.user_ids is None:
+            return self.tables.rows("user", users)
+        nobody = users[:0]
+        return self.tables({"user": self.user_ids[users], "item": nobody, "negatives": nobody})["user"]
 
     def queries(self, user_rows: torch.Tensor) -> torch.Tensor:
         """Rows of the user table `[b, D]` -> what is multiplied with item vectors `[b, D]`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.inputs.hash64 import hash64
-from shardembed.recipes import config, train
+from shardembed.recipes import config, recorded, run_page, series, train
 from tests.amount import exhaustive
 from tests.harness import run_ranks
+from tests.unit.pages import stands_alone
 
 RNG = np.random.default_rng(5)
 USERS, SKUS = RNG.integers(60, size=900), RNG.integers(40, size=900) * RNG.integers(2, size=900)  # some items are popular
@@ -118,3 +121,29 @@ def test_an_interrupted_run_goes_on_with_the_ids_that_lived(folder: Path) -> Non
     for name in ("recall@5", "ndcg@5", "steps"):
         assert resumed[name] == pytest.approx(whole[name], rel=2e-2), name
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+
+
+def test_the_page_tells_what_became_of_ids(folder: Path) -> None:
+    """Held against what each table says of itself at the end."""
+    summary = run_ranks(2, trained, job_of(folder, TWO_TOWERS, towers="[]"))[0]
+    run = recorded.read(Path(summary["run_dir"]))
+    assert set(run.curves.ids) == {"user", "item"}
+    for name, lines in run.curves.ids.items():
+        totals = run.curves.totals[name]
+        assert totals["live"] == totals["created"] - totals["evicted"] == lines["live"].points[-1].mean
+        assert sum(
+            point.mean * every for point, every in zip(lines["created"].points, steps_of(lines["created"]), strict=True)
+        ) == (pytest.approx(totals["created"]))
+        assert totals["waiting"] > 0
+    assert run.curves.totals["user"]["evicted"] > 0
+    assert run.curves.totals["user"]["unknown"] > 0, "of 60 users, 50 may live"
+    text = run_page.render(run)
+    stands_alone(text)
+    assert "user: ids a step" in text
+    assert f"<td>{run.curves.totals['user']['created']:,}</td>" in re.sub(r"<td [^>]*>", "<td>", text)
+
+
+def steps_of(line: series.Series) -> list[int]:
+    """Between its points."""
+    steps = [0, *(point.step for point in line.points)]
+    return [after - before for before, after in pairwise(steps)]

@@ -47,6 +47,7 @@ def test_settings_become_those_of_the_tables(tmp_path: Path) -> None:
     ids = "{kind: dynamic, eviction: {kind: ttl, steps: 4}, admission: {kind: probability, p: 0.5}, unknown: zeros}"
     for kind in ("sasrec", "dlrm"):
         found = loaded(tmp_path, f"model: {{kind: {kind}}}\ndata: {{ids: {ids}}}")
+        assert found.data.ids is not None
         assert found.data.ids.dynamic == se.Dynamic(se.TTL(4), se.Probability(0.5), "zeros")
         assert found.data.ids.rows("item") is None
 
