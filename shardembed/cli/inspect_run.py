@@ -87,4 +87,4 @@ def _show(console: Console, found: Recorded) -> None:
     if table.row_count:
         console.print("", table)
     if found.plan is not None:
-        console.print("", plan_table(found.plan))
+        console.print("", plan_table(found.plan, found.start.get("rows", {})))

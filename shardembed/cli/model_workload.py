@@ -28,6 +28,7 @@ from shardembed.convert.find import find_sites
 from shardembed.convert.sites import tables_of
 from shardembed.errors import ConfigError, ShardEmbedError
 from shardembed.modules.base import ShardedModule
+from shardembed.optim import TableOptimizer
 from shardembed.planner import builtin, workload
 from shardembed.planner.workload import Counts, TableLoad, Workload, workload_of
 from shardembed.tables.table_config import TableConfig
@@ -108,7 +109,7 @@ def of_training(path: str | Path, ranks: int) -> Workload:
     """
     from shardembed.recipes import config
     from shardembed.recipes.ctr_config import CtrConfig
-    from shardembed.recipes.data.choose import open_source
+    from shardembed.recipes.data.choose import open_numbered
     from shardembed.recipes.data.interactions import scan
     from shardembed.recipes.sequence_config import SequenceConfig
 
@@ -117,7 +118,8 @@ def of_training(path: str | Path, ranks: int) -> Workload:
         return _clicks(settings)
     if isinstance(settings, SequenceConfig):
         return _sequences(settings, ranks)
-    data = scan(open_source(settings.data), settings.data.holdout_seed)
+    source, ids = open_numbered(settings.data)
+    data = scan(source, settings.data.holdout_seed, ids)
     return _two_towers(settings, data.user_counts, data.item_counts, ranks)
 
 
@@ -130,27 +132,36 @@ def _clicks(settings: CtrConfig) -> Workload:
     data = scan(settings.data, Comm.of())
     encoder = Encoder.of(settings.data, data)
     counts = encoder.counts(data.training())
-    tables = table_configs(settings.model, dict(zip(encoder.categories, encoder.sizes, strict=True)))
+    sizes, ids = dict(zip(encoder.categories, encoder.sizes, strict=True)), settings.data.ids
+    tables = table_configs(settings.model, sizes, ids if ids.kind == "dynamic" else None)
     optimizer = settings.optimizer.tables.build()
-    loads = tuple(TableLoad(table, (1.0,), Counts(seen), optimizer=optimizer) for table, seen in zip(tables, counts, strict=True))
+    loads = tuple(_load(table, (1.0,), seen, optimizer) for table, seen in zip(tables, counts, strict=True))
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", settings.train.global_batch_size, loads, wire_dtype)
 
 
 def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
     """Of a model that predicts the next item: one table, looked up with whole sequences and with negatives."""
-    from shardembed.recipes.data.choose import open_source
+    from shardembed.recipes.data.choose import open_numbered
     from shardembed.recipes.data.sequences import scan
     from shardembed.recipes.models.sasrec import table_configs
 
-    data, model, batch = scan(open_source(settings.data)), settings.model, settings.train.global_batch_size
+    data, model, batch = scan(*open_numbered(settings.data)), settings.model, settings.train.global_batch_size
     items, lengths = data.last(data.training_users, model.max_length + 1)
     negatives = model.negatives * ranks / batch  # a sequence
     asked = _with_negatives(np.bincount(items, minlength=data.items), data.item_counts, negatives * len(lengths))
-    (table,) = table_configs(model, data.items)
-    loads = (TableLoad(table, (float(lengths.mean()), negatives), Counts(asked), optimizer=settings.optimizer.tables.build()),)
+    (table,) = table_configs(model, data.items, settings.data.ids)
+    loads = (_load(table, (float(lengths.mean()), negatives), asked, settings.optimizer.tables.build()),)
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", batch, loads, wire_dtype)
+
+
+def _load(table: TableConfig, ids_per_sample: tuple[float, ...], seen: np.ndarray, optimizer: TableOptimizer) -> TableLoad:
+    """seen: how often each row is asked for; of a dynamic table each id, of which those that are asked for most have the rows."""
+    if table.dynamic is not None:
+        most = np.sort(seen)[::-1][: table.num_embeddings]
+        seen = np.concatenate([most, np.zeros(table.num_embeddings - len(most), np.int64)])
+    return TableLoad(table, ids_per_sample, Counts(seen), optimizer=optimizer)
 
 
 def _with_negatives(asked: np.ndarray, counts: np.ndarray, negatives: float) -> np.ndarray:
@@ -162,19 +173,13 @@ def _with_negatives(asked: np.ndarray, counts: np.ndarray, negatives: float) -> 
 
 
 def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: int) -> Workload:
+    from shardembed.recipes.models.two_tower import table_configs
+
     batch, model, optimizer = settings.train.global_batch_size, settings.model, settings.optimizer.tables.build()
     negatives = model.negatives * ranks / batch  # a sample
     asked = _with_negatives(items, items, negatives * items.sum())
-    dtype, dim = getattr(torch, model.table_dtype), model.embedding_dim
-    loads = (
-        TableLoad(TableConfig("user", len(users), dim, pooling=None, dtype=dtype), (1.0,), Counts(users), optimizer=optimizer),
-        TableLoad(
-            TableConfig("item", len(items), dim, ["item", "negatives"], None, dtype),
-            (1.0, negatives),
-            Counts(asked),
-            optimizer=optimizer,
-        ),
-    )
+    user, item = table_configs(model, len(users), len(items), settings.data.ids)
+    loads = (_load(user, (1.0,), users, optimizer), _load(item, (1.0, negatives), asked, optimizer))
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", batch, loads, wire_dtype)
 

@@ -205,6 +205,11 @@ class Counts:
         np.add.at(counts, places.reshape(-1), np.concatenate([part for _, part in parts]))
         self.integers, self._waiting, self._waits = (values, counts), [], 0
 
+    def of_integers(self) -> np.ndarray:
+        """How often each integer has occurred, int64, in the order of the integers."""
+        self._merge()
+        return self.integers[1]
+
     def merged(self, comm: Comm) -> Counts:
         """The counts of all ranks together. Collective. Every rank holds all ranks' distinct values for a moment."""
         self._merge()

@@ -20,7 +20,10 @@ from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
 from shardembed.recipes.data.interactions import Interactions, Pairs
+from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.sequences import SequencePart, Sequences
+from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.models.any_ids import AnyIds
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.sasrec import Sasrec, SequenceBatch, dropout_of
@@ -155,6 +158,7 @@ def build(config: Config, data: Interactions) -> Job:
         data.users,
         data.items,
         sampler.log_expected,
+        any_ids=_any_ids(config.data.ids, data.ids),
         **_settings(config),
     ).to(default_device())
     return Job(model, *_trained(model, config), sampler)
@@ -167,6 +171,7 @@ def build_ctr(config: CtrConfig, data: ClickData) -> CtrJob:
         config.model,
         len(config.data.integers),
         dict(zip(encoder.categories, encoder.sizes, strict=True)),
+        ids=config.data.ids if config.data.ids.kind == "dynamic" else None,
         **_settings(config),
     ).to(default_device())
     return CtrJob(model, *_trained(model, config), encoder)
@@ -179,9 +184,14 @@ def build_sequence(config: SequenceConfig, data: Sequences) -> SequenceJob:
         config.model,
         data.items,
         sampler.log_expected,
+        any_ids=_any_ids(config.data.ids, data.ids),
         **_settings(config),
     ).to(default_device())
     return SequenceJob(model, *_trained(model, config), sampler, config)
+
+
+def _any_ids(settings: DynamicIdsConfig | None, ids: Ids | None) -> AnyIds | None:
+    return None if settings is None or ids is None else AnyIds(settings, ids)
 
 
 class _Settings(TypedDict):

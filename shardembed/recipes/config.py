@@ -10,15 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_core import CoreSchema
 
 from shardembed.config import located
 from shardembed.config.explain import explain
 from shardembed.config.hints import nearest
 from shardembed.errors import ConfigError
-from shardembed.recipes.common import JobConfig, Paths, PlacementConfig, RankingConfig, Seed, TrainConfig, Workers, or_text
+from shardembed.recipes.common import (
+    JobConfig,
+    Paths,
+    PlacementConfig,
+    RankingConfig,
+    Seed,
+    TrainConfig,
+    Workers,
+    check_tables,
+    or_text,
+)
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
+from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
@@ -43,17 +54,25 @@ class DataConfig(Section):
     file's format is told by its suffix.
 
     `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them. `workers` processes of each rank read
-    what is trained on, ahead of the training; with 0 each rank reads between its steps.
+    what is trained on, ahead of the training; with 0 each rank reads between its steps. `ids: null` numbers users and items from 0,
+    as they are; dynamic ones may be any integers of 64 bits or texts.
     """
 
     path: Paths = None
     user: str = "user_id"
     item: str = "item_id"
     on_bad_row: Literal["raise", "skip"] = "raise"
+    ids: DynamicIdsConfig | None = None
     generator: GeneratorConfig = GeneratorConfig()
     holdout_seed: Seed = 0
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18
     workers: Workers = 0
+
+    @field_validator("ids")
+    @classmethod
+    def _known(cls, value: DynamicIdsConfig | None) -> DynamicIdsConfig | None:
+        check_tables(value.tables if value else {}, TABLES)
+        return value
 
 
 class ModelConfig(Section):

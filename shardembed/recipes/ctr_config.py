@@ -27,9 +27,11 @@ from shardembed.recipes.common import (
     Workers,
     check_tables,
 )
+from shardembed.recipes.ids_config import OF_DYNAMIC, DynamicIdsConfig
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section, check_belongs
 
 CTR_MODELS = ("dlrm", "dcnv2")
+TAKES = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size"), "dynamic": OF_DYNAMIC}
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
 
@@ -47,27 +49,28 @@ class PlantedConfig(Section):
     seed: Seed = 0
 
 
-class IdsConfig(Section):
+class IdsConfig(DynamicIdsConfig):
     """How categories become rows. `hash`: `num_embeddings` rows a table (`tables` says it for single ones), of which row 0 is for
     missing values. `vocabulary`: the values that occur at least `min_count` times, at most `max_size` of them; row 0 is for all
-    others and for missing values.
+    others and for missing values. `dynamic`: any id of 64 bits, integers as they are and texts by `se.hash64`; `capacity` of a
+    table have a row at once (`tables` says it for single ones, `null`: all that come).
     """
 
-    kind: Literal["hash", "vocabulary"] = "hash"
+    kind: Literal["hash", "vocabulary", "dynamic"] = "hash"  # type: ignore[assignment]
     num_embeddings: Annotated[int, Field(ge=2, lt=1 << 63)] = 10_000
     tables: dict[str, Annotated[int, Field(ge=2, lt=1 << 63)]] = Field(default_factory=dict)
     seed: Seed = 0
     min_count: Count = 1
     max_size: Count | None = None
+    unknown: Literal["start", "zeros"] | None = None  # type: ignore[assignment]
 
-    @field_validator("num_embeddings", "tables", "seed", "min_count", "max_size")
+    @field_validator("num_embeddings", "tables", "seed", "min_count", "max_size", "capacity", "eviction", "admission", "unknown")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        takes = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size")}
         # What a kind does not take may be said with its default, as in a configuration that was filled in.
         assert info.field_name is not None
         if value != cls.model_fields[info.field_name].get_default(call_default_factory=True):
-            check_belongs(value, info, info.data.get("kind"), takes.get(info.data.get("kind") or "", ()))
+            check_belongs(value, info, info.data.get("kind"), TAKES.get(info.data.get("kind") or "", ()))
         return value
 
 
@@ -83,6 +86,7 @@ class CtrDataConfig(Section):
     """Where clicks come from. `path` is a file, a pattern such as day_*.gz, or a list of these; `null` is the built-in generator.
 
     Text files have no header: the label, then `integers`, then `categories`, by tabs. Of Parquet files these are column names.
+    Categories are hexadecimal numbers of 32 bits or integers, and with dynamic `ids` any texts or integers.
     `validation_path` names files that are for validation alone, in place of `split`. `workers` processes of each rank read what is
     trained on, ahead of the training; with 0 each rank reads between its steps.
     """

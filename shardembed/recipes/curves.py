@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from shardembed.planner import words
 from shardembed.planner.charts import COLOURS, GREY, INK
-from shardembed.planner.html import Markup, text
+from shardembed.planner.html import Markup, filled, text
 from shardembed.recipes.series import Point
 
 WIDTH, HEIGHT = 520, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 40  # margins
 TEXT = 13
-DASHES = ("", "7 4", "2 3", "9 3 2 3")
-INKS = (COLOURS[0], COLOURS[6], COLOURS[3], COLOURS[7])
+DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "1 5")
+INKS = (COLOURS[0], COLOURS[6], COLOURS[3], COLOURS[7], COLOURS[1], COLOURS[4])
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def chart(lines: Sequence[Line], label: str, width: int = WIDTH, height: int = H
         heights = _apart([y(line.points[-1].mean) for line in lines], TOP, height - BOTTOM)
         parts += [_text(width - right + 6, place + 4, line.name, "start", INK) for line, place in zip(lines, heights, strict=True)]
     return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>')
+
+
+def figure(name: str, lines: Sequence[Line]) -> Markup:
+    """A chart below its name."""
+    return filled("<figure><figcaption>{}</figcaption>{}</figure>", name, chart(lines, name))
 
 
 def bars(heights: Sequence[float], places: int, title: str, width: int = 130, height: int = 26) -> Markup:

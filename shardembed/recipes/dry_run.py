@@ -39,8 +39,9 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
     task = prepare(config, Comm.of())
     report.show_warnings(console, task.warnings())
     plan, estimate = planned(task, ranks)
-    held = report.holdings(plan, config)
-    report.show_start(console, config, task.described(), plan, held)
+    tables = task.tables()
+    held = report.holdings(plan, tables, config)
+    report.show_start(console, config, task.described(), plan, held, tables)
     fullest = int(estimate.memory_bytes.argmax())
     parts = {name: float(size) for name, size in zip(estimate.categories, estimate.memory[:, fullest], strict=True)}
     total = sum(parts.values())
@@ -63,7 +64,9 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
         "dropped_rows": task.dropped.kinds,
         "memory": [{"weights": one.weights, "state": one.state} for one in held],
         "fullest_rank": {"rank": fullest, "bytes": total, **parts},
-        "tables": {table.name: {"rows": table.num_embeddings, "cut": table.kind} for table in plan.tables},
+        "tables": {
+            table.name: {"rows": table.num_embeddings, "cut": part.kind} for table, part in zip(tables, plan.tables, strict=True)
+        },
     }
 
 

@@ -124,7 +124,8 @@ def evaluate(ranker: Ranker, data: HeldOut, config: RankingConfig, seed: int, or
     for batch in _batches(lengths, ranker.most_users, comm.world_size):  # as many on every rank, whoever is asked
         low, high = np.searchsorted(places, [batch.start, batch.stop])
         ranked = ranker.topk(torch.from_numpy(mine[low:high]), batch.length).cpu().numpy()
-        positions = metrics.positions_in_lists(ranked, held[low:high], history.of(low, high), data.items)
+        # With room for one more: a list may end with a number below all items.
+        positions = metrics.positions_in_lists(ranked, held[low:high], history.of(low, high), data.items + 1)
         total += metrics.score(positions, config.k)
     by_popularity = metrics.positions_by_popularity(metrics.popularity_ranks(data.item_counts), held, history)
     scores = [total, metrics.score(by_popularity, config.k)]

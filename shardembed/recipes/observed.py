@@ -49,6 +49,7 @@ class Start(_Part):
     data: list[str]
     reserved: str = ""
     features: dict[str, str] = {}
+    rows: dict[str, str] = {}
     held: list[Held] = []
 
 

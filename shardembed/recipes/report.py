@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import torch
 from rich.console import Console
@@ -46,27 +48,36 @@ class Holding:
     state: int
 
 
-def holdings(plan: se.Plan, config: JobConfig) -> list[Holding]:
-    """What each rank holds under `plan`, of tables with the dtype and the optimizer of a job."""
+def holdings(plan: se.Plan, tables: Sequence[se.TableConfig], config: JobConfig) -> list[Holding]:
+    """What each rank holds under `plan` when all rows are there, of `tables` with the optimizer of a job."""
     itemsize, optimizer = getattr(torch, config.model.table_dtype).itemsize, config.optimizer.tables.build()
     state_itemsize = max(itemsize, 4)  # state is kept in float32, or in float64 for float64 tables
+    rows_of = {table.name: table.bucket_rows for table in tables}  # of what the plan counts
     found = []
     for rank in range(plan.world_size):
         rows: dict[str, int] = {}
         weights = state = 0
         for table in plan.tables:
             mine = [shard for shard in table.layout.shards if rank in shard.ranks]
-            rows[table.name] = sum(len(shard.rows) for shard in mine)
+            rows[table.name] = sum(len(shard.rows) for shard in mine) * rows_of[table.name]
             for shard in mine:
-                elements = len(shard.rows) * len(shard.columns)
+                held = len(shard.rows) * rows_of[table.name]
+                elements = held * len(shard.columns)
                 weights += elements * itemsize
                 for shape in optimizer.state.values():
-                    state += (len(shard.rows) if shape == "row" else elements) * state_itemsize
+                    state += (held if shape == "row" else elements) * state_itemsize
         found.append(Holding(rows, weights, state))
     return found
 
 
-def show_start(console: Console, config: JobConfig, described: list[str], plan: se.Plan, held: list[Holding]) -> None:
+def show_start(
+    console: Console,
+    config: JobConfig,
+    described: list[str],
+    plan: se.Plan,
+    held: list[Holding],
+    tables: Sequence[se.TableConfig],
+) -> None:
     """Everything that is known before the first step; `described` are the lines about the data."""
     model = MODELS[config.model.kind]
     title = Text.assemble((str(config.name), "bold"), f": {model}, {plan.world_size} rank{'s' * (plan.world_size > 1)}")
@@ -77,7 +88,7 @@ def show_start(console: Console, config: JobConfig, described: list[str], plan: 
     for line in described:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
-    console.print(plan_table(plan), "", holdings_table(plan, held), "", sep="\n")
+    console.print(plan_table(plan, sizes(tables)), "", holdings_table(plan, held), "", sep="\n")
 
 
 def dropped_lines(dropped: Dropped, rows: int) -> list[str]:
@@ -102,10 +113,16 @@ def show_warnings(console: Console, lines: list[str]) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def plan_table(plan: se.Plan) -> Table:
+def sizes(tables: Sequence[se.TableConfig]) -> dict[str, str]:
+    """The rows of those of which a plan counts something else, in words."""
+    return {table.name: "no limit" if table.grows else f"{table.num_embeddings:,}" for table in tables if table.dynamic is not None}
+
+
+def plan_table(plan: se.Plan, rows: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """rows: of `sizes`."""
     table = _table("model plan", ["table", "rows x columns", "cut", "packing", "shards", "ranks"])
     # Tables beside each other that are alike have one line.
-    alike = [(cells, [part.name for part in parts]) for cells, parts in groupby(plan.tables, _planned)]
+    alike = [(cells, [part.name for part in parts]) for cells, parts in groupby(plan.tables, partial(_planned, rows=rows))]
     for cells, names in alike[:MAX_PLAN]:
         first, last = (_short(name, NAME if len(names) == 1 else NAME // 2) for name in (names[0], names[-1]))
         table.add_row(first if len(names) == 1 else f"{first} to {last} ({len(names):,})", *cells)
@@ -114,8 +131,8 @@ def plan_table(plan: se.Plan) -> Table:
     return table
 
 
-def _planned(part: TablePlan) -> tuple[str, ...]:
-    size = f"{part.num_embeddings:,} x {part.embedding_dim}"
+def _planned(part: TablePlan, rows: Mapping[str, str]) -> tuple[str, ...]:
+    size = f"{rows.get(part.name, f'{part.num_embeddings:,}')} x {part.embedding_dim}"
     return size, part.kind, part.packing, str(len(part.layout.shards)), _rank_list(sorted(part.layout.ranks))
 
 

@@ -23,7 +23,14 @@ from shardembed.config import plain_json
 from shardembed.config.paths import whole_file
 from shardembed.errors import ConfigError
 
-CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES = "checkpoints", "lock", "metrics.jsonl", "summary.json", "vocabularies"
+CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES, NAMES = (
+    "checkpoints",
+    "lock",
+    "metrics.jsonl",
+    "summary.json",
+    "vocabularies",
+    "names",
+)
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shardembed.planner import html, words
-from shardembed.recipes import run_sections
-from shardembed.recipes.curves import Line, chart
+from shardembed.recipes import id_sections, run_sections
+from shardembed.recipes.curves import Line, figure
 from shardembed.recipes.recorded import Recorded
 from shardembed.recipes.run_folder import PAGE, publish
 from shardembed.recipes.series import Point
@@ -39,7 +38,7 @@ def render(run: Recorded) -> str:
     parts = [html.filled("<h1>{}</h1>", run.name), html.filled('<p class="dim">{}</p>', about)]
     if run.unread:
         parts.append(html.section("Not read", *run.unread))
-    parts += [_cards(run), _curves(run), _results(run)]
+    parts += [_cards(run), _curves(run), _results(run), id_sections.dynamic(run)]
     parts += [run_sections.plan(run)] if run.plan is not None else []
     if look is not None:
         parts += [run_sections.stages(look["profile"], look["step"])]
@@ -91,8 +90,8 @@ def _curves(run: Recorded) -> html.Markup:
         about += f" {loss.strange:,} {'losses that were' if loss.strange > 1 else 'loss that was'} not finite: left out."
     if run.curves.skipped:
         about += f" {words.plural(run.curves.skipped, 'step')} were skipped, because their loss or a gradient was inf or nan."
-    drawn = [_figure("training loss", [Line("", loss.points, band=each > 1)])]
-    drawn += [_figure(name, lines) for name, lines in _metrics(run).items()]
+    drawn = [figure("training loss", [Line("", loss.points, band=each > 1)])]
+    drawn += [figure(name, lines) for name, lines in _metrics(run).items()]
     if len(drawn) > 1:
         about += " Metrics are of the evaluations during training and at the end."
     return html.section("Curves", about, html.filled('<div class="charts">{}</div>', html.joined(drawn)))
@@ -117,10 +116,6 @@ def _metrics(run: Recorded) -> dict[str, list[Line]]:
 
 def _prefix(name: str) -> str:
     return next((prefix for prefix in BASELINES if name.startswith(prefix)), "")
-
-
-def _figure(name: str, lines: Sequence[Line]) -> html.Markup:
-    return html.filled("<figure><figcaption>{}</figcaption>{}</figure>", name, chart(lines, name))
 
 
 def _results(run: Recorded) -> html.Markup:

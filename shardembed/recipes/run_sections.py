@@ -18,10 +18,11 @@ TOP = ("1", "10", "100", "1000")
 
 def plan(run: Recorded) -> html.Markup:
     assert run.plan is not None
+    rows_of = run.start.get("rows", {})
     rows = [
         [
             html.code(table.name),
-            f"{table.num_embeddings:,} x {table.embedding_dim}",
+            f"{rows_of.get(table.name, f'{table.num_embeddings:,}')} x {table.embedding_dim}",
             table.kind,
             words.place(table),
             words.travel(table) if run.plan.world_size > 1 else "-",
@@ -30,7 +31,7 @@ def plan(run: Recorded) -> html.Markup:
         for table in run.plan.tables
     ]
     names = ["table", "rows x columns", "kind", "where it lies", "what travels", "shards"]
-    return html.section("Plan", _plan_words(run.plan), _folded(names, rows, "lnopon"))
+    return html.section("Plan", _plan_words(run.plan), folded(names, rows, "lnopon"))
 
 
 def _plan_words(plan: Plan) -> str:
@@ -122,7 +123,7 @@ def memory(found: Mapping[str, Any]) -> html.Markup:
     names = ["", "planned", "actual", "on rank"]
     lines = _memory_rows(found["categories"])
     tables = _memory_rows(found["tables"], html.code)
-    shown = [html.table(["kind", *names[1:]], lines, "lnnn"), _folded(["table: weights and state", *names[1:]], tables, "lnnn")]
+    shown = [html.table(["kind", *names[1:]], lines, "lnnn"), folded(["table: weights and state", *names[1:]], tables, "lnnn")]
     return html.section("Memory, planned and actual", about, *shown)
 
 
@@ -152,7 +153,7 @@ def ids(run: Recorded) -> html.Markup:
     rows = []
     for name, one in found.items():
         table = table_of.get(name, name)
-        size = rows_of.get(table)
+        size = None if table in start.get("rows", {}) else rows_of.get(table)
         of = f"{words.number(one['distinct'])}{f' of {words.number(size)}' if size else ''}"
         hits = [(place, count) for place, count in enumerate(one["ids_by_hits"]) if count]
         title = ", ".join(f"{2**place:,} to {2 ** (place + 1) - 1:,} times: {count:,} ids" for place, count in hits)
@@ -176,7 +177,7 @@ def ids(run: Recorded) -> html.Markup:
     )
     names = ["feature", "sampled", "distinct", "top 1", "10", "100", "1,000", *(["row 0"] if reserved else [])]
     kinds = "l" + "n" * (len(names) - 1) + "oo"
-    shown = _folded([*names, "ids by hits", "lookups by hits"], rows, kinds)
+    shown = folded([*names, "ids by hits", "lookups by hits"], rows, kinds)
     return html.section("Ids", html.filled("<p>{}</p>", about), shown)
 
 
@@ -210,7 +211,7 @@ def environment(run: Recorded) -> html.Markup:
     return html.section("Environment and settings", *parts)
 
 
-def _folded(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> html.Markup:
+def folded(names: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> html.Markup:
     """A table of which the rows beyond the first `OPEN` unfold."""
     shown = html.table(names, rows[:OPEN], kinds)
     if len(rows) > OPEN:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
+from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 SEQUENCE_MODELS = ("sasrec",)
@@ -35,6 +36,7 @@ class SequenceDataConfig(Section):
     Every rank holds all of it in memory and takes batches from there, so there are no `workers` that read ahead.
 
     `time` is a column of whole numbers or of dates, by which each user's rows are sorted; `null` where they are in order already.
+    `ids: null` numbers items from 0, as they are; dynamic ones may be any integers of 64 bits or texts, and so may users.
     """
 
     path: Paths = None
@@ -42,7 +44,14 @@ class SequenceDataConfig(Section):
     item: str = "item_id"
     time: str | None = "timestamp"
     on_bad_row: Literal["raise", "skip"] = "raise"
+    ids: DynamicIdsConfig | None = None
     generator: ChainConfig = ChainConfig()
+
+    @field_validator("ids")
+    @classmethod
+    def _known(cls, value: DynamicIdsConfig | None) -> DynamicIdsConfig | None:
+        check_tables(value.tables if value else {}, SEQUENCE_TABLES)
+        return value
 
 
 class SequenceModelConfig(Section):

@@ -12,6 +12,9 @@ from shardembed.config import plain_json
 
 POINTS = 400  # of a curve, at most twice as many
 MOST = 1e100  # of a value that is drawn; sums and distances of such are finite
+MOST_IDS = 1 << 63
+THERE = ("live", "candidates")
+COUNTED = (*THERE, "created", "evicted", "expired", "refused", "waiting", "unknown")
 METRICS, LINE = 200, 1 << 20  # that are looked at: names of metrics, and bytes of a line
 
 
@@ -97,6 +100,8 @@ class Curves:
         stopped: why training ended, where the last line says so.
         loss: of every step.
         metrics: of evaluations during training, by name.
+        ids: of each dynamic table, by what is counted: ids that are there, or to which it has happened a step.
+        totals: of each dynamic table, how many ids there are in the end, or to how many it has happened.
     """
 
     steps: int = 0
@@ -105,6 +110,22 @@ class Curves:
     stopped: str = ""
     loss: Series = field(default_factory=Series)
     metrics: dict[str, Series] = field(default_factory=dict)
+    ids: dict[str, dict[str, Series]] = field(default_factory=dict)
+    totals: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def add_ids(self, step: int, steps: int, told: dict[str, Any]) -> None:
+        """What a line says of dynamic tables, `steps` after the last one; none lie between them where it tells of an evaluation."""
+        for table, counts in told.items():
+            if not isinstance(counts, dict) or (table not in self.ids and len(self.ids) >= METRICS):
+                continue
+            totals, lines = self.totals.setdefault(table, {}), self.ids.setdefault(table, {})
+            for name in COUNTED:
+                count = counts.get(name)
+                if type(count) is int and 0 <= count < MOST_IDS:
+                    there = name in THERE
+                    totals[name] = count if there else totals.get(name, 0) + count
+                    if steps:
+                        lines.setdefault(name, Series()).add(step, count if there else count / steps)
 
 
 def read(path: Path) -> Curves:
@@ -126,6 +147,9 @@ def read(path: Path) -> Curves:
             found.steps, found.epoch = max(found.steps, step), epoch if type(epoch) is int else found.epoch
             found.skipped += record.get("skipped") is True
             found.stopped = str(record.get("stopped", ""))
+        ids, steps = record.get("ids"), record.get("steps")
+        if isinstance(ids, dict) and type(steps) is int and 0 <= steps < MOST_IDS:
+            found.add_ids(step, steps, ids)
         evaluation = record.get("evaluation")
         for name, value in evaluation.items() if isinstance(evaluation, dict) else ():
             if isinstance(value, float) and (name in found.metrics or len(found.metrics) < METRICS):  # whole numbers are counts

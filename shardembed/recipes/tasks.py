@@ -18,16 +18,17 @@ from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import ctr_evaluate, evaluate, report
 from shardembed.recipes.build import CtrJob, Job, SequenceJob, TrainingJob, build, build_ctr, build_sequence
 from shardembed.recipes.common import JobConfig
-from shardembed.recipes.config import Config
+from shardembed.recipes.config import Config, DataConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data import reading, sequences
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.data.chain import PlantedSequences
-from shardembed.recipes.data.choose import open_source
+from shardembed.recipes.data.choose import open_numbered
 from shardembed.recipes.data.criteo import clicks
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import Encoder
 from shardembed.recipes.data.interactions import Interactions, global_batches, pairs_of, scan
+from shardembed.recipes.data.numbering import Ids, Numbers
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.reading import Stream
 from shardembed.recipes.data.sequences import Sequences
@@ -190,13 +191,14 @@ class TwoTowerTask(Task):
         return report.scattered_lines(data.rows, {"user": data.users, "item": data.items})
 
     def tables(self) -> list[TableConfig]:
-        return two_tower.table_configs(self.config.model, self.data.users, self.data.items)
+        return two_tower.table_configs(self.config.model, self.data.users, self.data.items, self.config.data.ids)
 
     def build(self) -> Job:
         return build(self.config, self.data)
 
     def evaluate(self, job: Job) -> Evaluated:
-        return evaluate.evaluate(ItemIndex(job.model), self.data, self.config.eval, self.config.data.holdout_seed)
+        index = ItemIndex(job.model, _numbers(self.data.ids))
+        return evaluate.evaluate(index, self.data, self.config.eval, self.config.data.holdout_seed)
 
     def evaluates(self) -> str:
         return _users(len(self.data.held_users), self.config.eval.users)
@@ -237,7 +239,8 @@ class CtrTask(Task):
 
     def tables(self) -> list[TableConfig]:
         encoder = Encoder.of(self.config.data, self.data)
-        return ctr.table_configs(self.config.model, dict(zip(encoder.categories, encoder.sizes, strict=True)))
+        sizes, ids = dict(zip(encoder.categories, encoder.sizes, strict=True)), self.config.data.ids
+        return ctr.table_configs(self.config.model, sizes, ids if ids.kind == "dynamic" else None)
 
     def build(self) -> CtrJob:
         return build_ctr(self.config, self.data)
@@ -263,7 +266,7 @@ class CtrTask(Task):
         return replace(self, data=replace(self.data, vocabularies=tuple(map(Vocabulary.load, files))))
 
     def reserved(self) -> str:
-        return "missing" if self.config.data.ids.kind == "hash" else "missing, or not in the vocabulary"
+        return {"hash": "missing", "vocabulary": "missing, or not in the vocabulary"}.get(self.config.data.ids.kind, "")
 
     def evaluates(self) -> str:
         return f"{self.data.validation_rows:,} rows"
@@ -303,19 +306,23 @@ class SequenceTask(Task):
         return [] if self.config.data.path is None else report.scattered_lines(self.data.rows, {"item": self.data.items})
 
     def tables(self) -> list[TableConfig]:
-        return sasrec.table_configs(self.config.model, self.data.items)
+        return sasrec.table_configs(self.config.model, self.data.items, self.config.data.ids)
 
     def build(self) -> SequenceJob:
         return build_sequence(self.config, self.data)
 
     def evaluate(self, job: SequenceJob) -> Evaluated:
         config, data = self.config, self.data
-        ranker = NextItems(job.model, data, config.model.max_length)
+        ranker = NextItems(job.model, data, config.model.max_length, _numbers(data.ids))
         known = _ranked_by(data.source, data) if isinstance(data.source, PlantedSequences) else None
         return evaluate.evaluate(ranker, data, config.eval, config.train.seed, known)
 
     def evaluates(self) -> str:
         return _users(len(self.data.held_users), self.config.eval.users)
+
+
+def _numbers(ids: Ids | None) -> Numbers | None:
+    return None if ids is None else Numbers(ids.items)
 
 
 def _ranked_by(chain: PlantedSequences, data: Sequences) -> evaluate.Oracle:
@@ -341,6 +348,11 @@ def prepare(config: JobConfig, comm: Comm) -> Task:
     if isinstance(config, CtrConfig):
         return CtrTask(config, clicks.scan(config.data, comm))
     if isinstance(config, SequenceConfig):
-        return SequenceTask(config, on_all(comm, "scan the data", lambda: sequences.scan(open_source(config.data))))
+        return SequenceTask(config, on_all(comm, "scan the data", lambda: sequences.scan(*open_numbered(config.data))))
     assert isinstance(config, Config)
-    return TwoTowerTask(config, on_all(comm, "scan the data", lambda: scan(open_source(config.data), config.data.holdout_seed)))
+    return TwoTowerTask(config, on_all(comm, "scan the data", lambda: _scanned(config.data)))
+
+
+def _scanned(config: DataConfig) -> Interactions:
+    source, ids = open_numbered(config)
+    return scan(source, config.holdout_seed, ids)

@@ -20,13 +20,15 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm.comm import Comm
-from shardembed.errors import NonFiniteError
+from shardembed.errors import NonFiniteError, ShardEmbedError
 from shardembed.recipes import nonfinite, report, runs
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
+from shardembed.recipes.data.naming import keep_names
+from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import CONFIG, PLAN, VOCABULARIES, RunFolder
+from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.scalars import Scalars
@@ -55,17 +57,21 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
     job = task.build()
     with runs.opened(comm, config, task.counted(), fresh) as opened:
         _start(told, opened, task, job)
+        if not opened.resumes:
+            _keep_names(told, config, opened.path / NAMES)
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded
         progress = resume(told, opened, job, task.steps) if opened.resumes else Progress()
         if opened.folder is not None and opened.resumes:
             opened.folder.keep_metrics(progress.step)
-        trained = train(job, task, told, opened, progress, rates)
+        counts = IdCounts(job.model.tables, progress.step)
+        trained = train(job, task, told, opened, progress, rates, counts)
         told.print(f"evaluating on {task.evaluates()}", highlight=False)
         began = time.monotonic()
         result = evaluate(task, job)
+        unknown = counts.lines(trained.step)
         summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
         if opened.folder is not None:
-            opened.folder.log([{key: value for key, value in summary.items() if key != "losses"}])
+            opened.folder.log([*unknown, {key: value for key, value in summary.items() if key != "losses"}])
             took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
             result.show(console)
             report.show_skipped(console, job.optimizer.skipped, trained.step)
@@ -91,7 +97,7 @@ def evaluate(task: Task, job: TrainingJob) -> Evaluated:
     return task.evaluate(job)
 
 
-def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progress, rates: Rates) -> Progress:
+def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progress, rates: Rates, counts: IdCounts) -> Progress:
     """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it.
 
     A checkpoint comes after every so many steps and after the last, once all that it stands for has been written.
@@ -131,6 +137,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
                 lines.append({"step": step + 1, "evaluation": result.to_json()})
                 shown.note(f"step {step + 1}: {_in_words(result)}")
                 saves = saves or (every is not None and progress.stopped)
+            lines += counts.lines(step + 1)
             if run.folder is not None:
                 # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
                 run.folder.log(lines, lasting=saves)
@@ -199,15 +206,24 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     if run.folder is None:
         return
     config, plan = task.config, job.model.tables.plan
-    held = report.holdings(plan, config)
+    tables = job.model.tables.tables
+    held = report.holdings(plan, tables, config)
     folder = run.folder
-    report.show_start(console, config, task.described(), plan, held)
+    report.show_start(console, config, task.described(), plan, held, tables)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
     folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))
     folder.attempt(VOCABULARIES, lambda: task.save_vocabularies(run.path / VOCABULARIES))
     for note in run.notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
+
+
+def _keep_names(console: Console, config: JobConfig, folder: Path) -> None:
+    """Of ids that are texts. A job without them trains on; what it reports lacks names."""
+    try:
+        keep_names(config.data, folder, se.rank(), se.world_size())
+    except ShardEmbedError as error:
+        console.print(f"names of ids are not kept: {error}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _summary(result: Evaluated, task: Task, trained: Progress, skipped: int, folder: RunFolder | None) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:
     comm, device, config, tables = Comm.of(), default_device(), task.config, job.model.tables
-    held = report.holdings(tables.plan, config)
+    held = report.holdings(tables.plan, tables.tables, config)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,
@@ -171,6 +171,7 @@ def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:
         "data": task.described(),
         "reserved": task.reserved(),
         "features": {feature.key: tables.tables[feature.table].name for feature in tables.features},
+        "rows": report.sizes(tables.tables),
         "held": [{"rows": sum(one.rows.values()), "weights": one.weights, "state": one.state} for one in held],
     }
 

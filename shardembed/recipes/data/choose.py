@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from shardembed.inputs.names import Names
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
+from shardembed.recipes.data.numbering import Ids, Numbered, made_up
 from shardembed.recipes.data.opening import matched
 from shardembed.recipes.data.source import Source
 from shardembed.recipes.sequence_config import SequenceDataConfig
@@ -25,8 +27,8 @@ def check_data(config: JobConfig) -> None:
         open_source(config.data)
 
 
-def open_source(config: DataConfig | SequenceDataConfig) -> Source:
-    """The source that the settings ask for.
+def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | None, Names | None] = (None, None)) -> Source:
+    """The source that the settings ask for; names: of users and of items, where texts are to be noted with their ids.
 
     Raises:
         DataError: the file is not there, has an unknown suffix, or lacks one of the columns.
@@ -37,8 +39,24 @@ def open_source(config: DataConfig | SequenceDataConfig) -> Source:
     from shardembed.recipes.data.files import FileInteractions, SeveralFiles  # pyarrow is asked for only here
 
     time = config.time if sequences else None
+    settings = {"any_user": sequences, "any_id": config.ids is not None, "names": names}
     files = [
-        FileInteractions(path, config.user, config.item, config.on_bad_row, time, any_user=sequences)
+        FileInteractions(path, config.user, config.item, config.on_bad_row, time, **settings)
         for path in matched(config.path, "data.path")
     ]
     return files[0] if len(files) == 1 else SeveralFiles(files, config.path)
+
+
+def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids | None]:
+    """As `open_source`, with numbers from 0 whatever the ids are; and these, where they are others. Reads the source for them.
+
+    Raises:
+        DataError: also where it cannot be read.
+    """
+    source = open_source(config)
+    if config.ids is None:
+        return source, None
+    if config.path is None:
+        return source, Ids(made_up("user", config.generator.users), made_up("item", config.generator.items))
+    numbered = Numbered.of(source)
+    return numbered, numbered.ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import numpy as np
 from shardembed.config.hints import nearest
 from shardembed.config.optional import missing
 from shardembed.errors import DataError
+from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.opening import UNREADABLE, named
 from shardembed.recipes.data.source import Chunk
@@ -20,6 +22,8 @@ try:
     import pyarrow as pa
     from pyarrow import parquet
 
+    from shardembed.config.arrow_types import plain_type
+    from shardembed.recipes.data.any_ids import INTEGER, ids_like, texts
     from shardembed.recipes.data.columns import holds_ids, holds_times, kind_of_times, values_of
     from shardembed.recipes.data.kinds import ID, USER, WHOLE_TIME, Kind
     from shardembed.recipes.data.text import TextFile
@@ -41,6 +45,8 @@ class FileInteractions:
         time: whole numbers, or dates with or without a time of day; None where times are of no interest. The attribute `clock`
             says whether they are dates, and is None where there are none.
         any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
+        any_id: users and items may be any integers of 64 bits, or texts: the first row of a text file says which.
+        names: of users and of items, where texts are to be noted with their ids.
         on_bad_row: "raise", or "skip" to leave out rows that hold no two ids; the chunks say which ones were.
 
     Raises:
@@ -55,10 +61,13 @@ class FileInteractions:
         on_bad_row: Literal["raise", "skip"] = "raise",
         time: str | None = None,
         any_user: bool = False,
+        any_id: bool = False,
+        names: tuple[Names | None, Names | None] = (None, None),
     ) -> None:
         self._path = Path(path)
         self._columns = (user, item) if time is None else (user, item, time)
         self._kinds: tuple[Kind, ...] = (USER if any_user else ID, ID)
+        self._any_id, self._names = any_id, names
         self.clock: bool | None = None
         self._skip = on_bad_row == "skip"
         suffix = Path(self._path.stem if self._path.suffix.lower() == ".gz" else self._path.name).suffix.lower()
@@ -71,11 +80,16 @@ class FileInteractions:
         self._text: TextFile | None = None
         try:
             if suffix in DELIMITERS:
-                self._text = TextFile.open(self._path, DELIMITERS[suffix], self._columns, self._kinds[0])
+                like = tuple(partial(ids_like, names=one) for one in names) if any_id else self._kinds
+                self._text = TextFile.open(self._path, DELIMITERS[suffix], self._columns, (like[0], like[1]))
                 self._check_columns(self._text.header)
+                self._kinds = self._text.kinds
                 self.clock = self._text.clock
             else:
-                self._check_schema(parquet.read_schema(self._path))
+                schema = parquet.read_schema(self._path)
+                self._check_schema(schema)
+                if any_id:
+                    self._kinds = tuple(map(self._kind_of, (schema.field(user), schema.field(item)), names))
                 if time is not None:
                     kind = self._first_times()
                     self._kinds += (kind or WHOLE_TIME,)
@@ -90,6 +104,15 @@ class FileInteractions:
     @property
     def parts(self) -> tuple[str]:
         return (self.name,)
+
+    @property
+    def texts(self) -> tuple[bool, bool]:
+        """Whether users are texts, and items."""
+        return self._kinds[0].text, self._kinds[1].text
+
+    @staticmethod
+    def _kind_of(field: pa.Field, names: Names | None) -> Kind:
+        return texts(names) if pa.types.is_string(plain_type(field.type)) else INTEGER
 
     def chunks(self, part: int = 0) -> Iterator[Chunk]:
         for (users, items, *times), problems in self._text_rows() if self._text is not None else self._parquet_rows():
@@ -145,6 +168,7 @@ class FileInteractions:
         try:
             with parquet.ParquetFile(self._path) as file:
                 self._check_schema(file.schema_arrow)  # it may be another file than on construction
+                self._check_same(file.schema_arrow)
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(self._columns)):
                     yield self._judged(batch, row)
                     row += batch.num_rows
@@ -181,6 +205,11 @@ class FileInteractions:
                     "texts of these"
                 )
 
+    def _check_same(self, schema: pa.Schema) -> None:
+        for name, text in zip(self._columns, self.texts, strict=False):
+            if self._any_id and pa.types.is_string(plain_type(schema.field(name).type)) != text:
+                raise DataError(f"{self._path}: column {name!r} holds {schema.field(name).type} now: the file has changed")
+
     def _first_times(self) -> Kind | None:
         """How the times of a Parquet file are written; None where there are none."""
         name = self._columns[-1]
@@ -195,7 +224,7 @@ class SeveralFiles:
     patterns: what named them.
 
     Raises:
-        DataError: on construction, where some have dates and others whole numbers for times.
+        DataError: on construction, where some have dates and others whole numbers for times, or texts and numbers for ids.
     """
 
     def __init__(self, files: Sequence[FileInteractions], patterns: Sequence[str]) -> None:
@@ -207,6 +236,14 @@ class SeveralFiles:
                 f"data.time: {dates.name} has dates, but {numbers.name} has whole numbers, which have no order among each other; "
                 "write both alike"
             )
+
+        for place, setting in enumerate(SETTINGS[:2]):
+            text, number = (next((file.name for file in files if file.texts[place] is kind), None) for kind in (True, False))
+            if text is not None and number is not None:
+                raise DataError(
+                    f"{setting}: {text} has texts, but {number} has whole numbers, and the text 42 is another id than the number "
+                    "42; write both alike"
+                )
 
     @property
     def name(self) -> str:

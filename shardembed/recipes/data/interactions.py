@@ -21,6 +21,7 @@ import torch
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
+from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.plausible import Plausible
 from shardembed.recipes.data.source import Chunk, Source, concatenate
@@ -46,6 +47,7 @@ class Interactions:
         user_counts: training interactions by user, int64, held-out ones not counted.
         item_counts: training interactions by item, int64, held-out ones not counted.
         dropped: what the source left out.
+        ids: behind the numbers of users and items, where they are others.
     """
 
     source: Source
@@ -57,6 +59,7 @@ class Interactions:
     user_counts: np.ndarray
     item_counts: np.ndarray
     dropped: Dropped = NONE
+    ids: Ids | None = None
 
     @property
     def rows(self) -> int:
@@ -65,7 +68,9 @@ class Interactions:
 
     def describe(self) -> str:
         """What the data are known by: hardly any other data have the same."""
-        return f"{self.rows} interactions of {self.users} users and {self.items} items, in the order {fingerprint_of(self.seen)}"
+        ids = "" if self.ids is None else f", ids {self.ids}"
+        order = fingerprint_of(self.seen)
+        return f"{self.rows} interactions of {self.users} users and {self.items} items{ids}, in the order {order}"
 
     @property
     def held_users(self) -> np.ndarray:
@@ -92,7 +97,7 @@ class Interactions:
     def to_read(self) -> Interactions:
         """What reading needs of this, for worker processes, each of which gets a copy."""
         none = np.empty(0, np.int64)
-        return replace(self, held_item=none, user_counts=none, item_counts=none)
+        return replace(self, held_item=none, user_counts=none, item_counts=none, ids=None)
 
     def histories(self, users: np.ndarray) -> History:
         """The training items of `users`, by their place in `users`: one pass over the data."""
@@ -104,8 +109,8 @@ class Interactions:
         return History(owners[order], kept.items[order])
 
 
-def scan(source: Source, seed: int) -> Interactions:
-    """Count users and items, and hold one interaction out of every user that has at least two.
+def scan(source: Source, seed: int, ids: Ids | None = None) -> Interactions:
+    """Count users and items, and hold one interaction out of every user that has at least two; ids: behind their numbers.
 
     Each row gets a hash of (seed, row number); a user's row with the largest hash is held out. One pass, O(users + items) memory.
 
@@ -145,7 +150,7 @@ def scan(source: Source, seed: int) -> Interactions:
     user_counts = user_counts[:users] - ~single
     item_counts = item_counts[:items] - np.bincount(taken, minlength=items)
     seen = tuple(one.seen for one in passes)
-    return Interactions(source, users, items, seen, held_row, held_item, user_counts, item_counts, dropped)
+    return Interactions(source, users, items, seen, held_row, held_item, user_counts, item_counts, dropped, ids)
 
 
 def _chunks(source: Source) -> Iterator[tuple[int, Chunk]]:

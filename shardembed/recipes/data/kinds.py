@@ -50,6 +50,7 @@ class Kind:
         lowest: of the first number.
         highest: of the first number.
         clock: its values are dates.
+        text: its values are texts.
     """
 
     fast: Callable[[pa.Array], np.ndarray | None]
@@ -58,6 +59,7 @@ class Kind:
     lowest: int = MIN_USER
     highest: int = MAX_USER
     clock: bool = False
+    text: bool = False
 
     @property
     def numbers(self) -> int:
@@ -77,7 +79,7 @@ def _are_ids(column: pa.Array) -> bool:
     return bool((short_enough & compute.call_function("ascii_is_decimal", [column]).to_numpy(zero_copy_only=False)).all())
 
 
-def _int64_of_text(column: pa.Array) -> np.ndarray | None:
+def int64_of_text(column: pa.Array) -> np.ndarray | None:
     found = _digits(column, _are_integers)
     if found is None:
         return None
@@ -201,7 +203,7 @@ def _number(value: object) -> tuple[int]:
 
 
 ID = Kind(_ids_of_text, problem_of, _number, 0, MAX_ID)
-USER = Kind(_int64_of_text, problem_of_user, _number)  # of sequences
-WHOLE_TIME = Kind(_int64_of_text, _whole_problem, _number)
-UNTOLD_TIME = Kind(_int64_of_text, _untold_problem, _number)
+USER = Kind(int64_of_text, problem_of_user, _number)  # of sequences
+WHOLE_TIME = Kind(int64_of_text, _whole_problem, _number)
+UNTOLD_TIME = Kind(int64_of_text, _untold_problem, _number)
 CLOCK_TIME = Kind(_clock_times, _clock_problem, _clock_time, clock=True)

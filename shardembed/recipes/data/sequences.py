@@ -21,6 +21,7 @@ import torch
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
+from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.plausible import Plausible
 from shardembed.recipes.data.source import Source, all_chunks, concatenate
@@ -60,6 +61,7 @@ class Sequences:
         item_counts: training interactions by item, int64, held-out ones not counted.
         training_users: with something to predict in training: at least two interactions beside the one held out.
         dropped: what the source left out.
+        ids: behind the numbers of items, where they are others.
     """
 
     source: Source
@@ -72,15 +74,16 @@ class Sequences:
     item_counts: np.ndarray
     training_users: np.ndarray
     dropped: Dropped = NONE
+    ids: Ids | None = None
 
     @staticmethod
-    def of(source: Source, taken: np.ndarray, starts: np.ndarray, dropped: Dropped = NONE) -> Sequences:
+    def of(source: Source, taken: np.ndarray, starts: np.ndarray, dropped: Dropped = NONE, ids: Ids | None = None) -> Sequences:
         counts, held_item = np.diff(starts), taken[starts[1:] - 1]
         held_users = np.flatnonzero(counts > 1)
         trained, items = counts - (counts > 1), int(taken.max()) + 1
         item_counts = np.bincount(taken, minlength=items) - np.bincount(held_item[held_users], minlength=items)
         training_users = np.flatnonzero(trained > 1)
-        return Sequences(source, items, taken, starts, held_users, held_item, trained, item_counts, training_users, dropped)
+        return Sequences(source, items, taken, starts, held_users, held_item, trained, item_counts, training_users, dropped, ids)
 
     @property
     def users(self) -> int:
@@ -116,11 +119,12 @@ class Sequences:
     def describe(self) -> str:
         """What the data are known by: hardly any other data have the same."""
         checksum = zlib.crc32(self.taken.tobytes(), zlib.crc32(self.starts.tobytes()))
-        return f"{self.rows} interactions of {self.users} users with {self.items} items, in the order {checksum:08x}"
+        ids = "" if self.ids is None else f", ids {self.ids}"
+        return f"{self.rows} interactions of {self.users} users with {self.items} items{ids}, in the order {checksum:08x}"
 
 
-def scan(source: Source) -> Sequences:
-    """Read all interactions and sort them.
+def scan(source: Source, ids: Ids | None = None) -> Sequences:
+    """Read all interactions and sort them; ids: behind the numbers of items.
 
     Raises:
         DataError: there are none, or none to train on, the source had to leave out more than it gave, or items are not numbered
@@ -145,7 +149,7 @@ def scan(source: Source) -> Sequences:
     keys = [one for one in (whole.nanoseconds, whole.times) if one is not None]
     order = np.lexsort((*keys, users))  # stable
     starts = np.append(0, np.cumsum(np.bincount(users)))
-    data = Sequences.of(source, whole.items[order], starts, dropped)
+    data = Sequences.of(source, whole.items[order], starts, dropped, ids)
     if not len(data.training_users):
         raise DataError(
             f"{source.name}: no user has three interactions: one is held out, and of two others the first says the second. Is "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ PIECES = 16  # into which a block with something wrong is cut, and cut again
 MAX_LINE = 16 << 20
 CUTS_TRIED = 64
 END = "end"
+Like = Kind | Callable[[str], Kind]  # or what tells it by the first value
 BOM = b"\xef\xbb\xbf"
 
 
@@ -55,8 +56,10 @@ class TextFile:
     clock: bool | None = None
 
     @staticmethod
-    def open(path: Path, delimiter: str, names: tuple[str, ...], user: Kind = ID) -> TextFile:
+    def open(path: Path, delimiter: str, names: tuple[str, ...], like: tuple[Like, Like] = (ID, ID)) -> TextFile:
         """Read the header, and the first row with a time: it says how times are written, which a third column holds.
+
+        like: what users and items are, by the first of them; asked with an empty text where the column is missing, or empty.
 
         Raises:
             DataError, or any of opening.UNREADABLE: the file or its first line cannot be read.
@@ -71,12 +74,13 @@ class TextFile:
             if not any(name.strip() for name in header):
                 what = "the first line is empty" if lines else "the file is empty"
                 raise DataError(f"{path}:1: {what}; the first line of a text file must have the names of its columns")
-        found = TextFile(path, delimiter, names, header, lines, (user, ID))
+        found = TextFile(path, delimiter, names, header, lines)
+        ids = tuple(one if isinstance(one, Kind) else one(found._first_of(name)) for one, name in zip(like, names, strict=False))
         if len(names) == 2 or names[2] not in header:
-            return found
-        first = found._first(header.index(names[2]))
+            return replace(found, kinds=ids)
+        first = found._first_of(names[2])
         kind = times_like(first)
-        return replace(found, kinds=(user, ID, kind), clock=kind.clock if first else None)
+        return replace(found, kinds=(*ids, kind), clock=kind.clock if first else None)
 
     def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
         """Block by block: the values of the good rows, int64 `[numbers, n]` (of dates two), and what is wrong with the others."""
@@ -210,8 +214,11 @@ class TextFile:
                 if alone != []:
                     yield line, alone if used == 1 else None
 
-    def _first(self, place: int) -> str:
-        """The first value in a column, of rows that have one; empty where none has."""
+    def _first_of(self, name: str) -> str:
+        """The first value in a column, of rows that have one; empty where none has, or the column is not there."""
+        if name not in self.header:
+            return ""
+        place = self.header.index(name)
         for _, data in self._blocks():
             for _, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
                 if row is not None and len(row) == len(self.header) and row[place]:

@@ -23,6 +23,7 @@ import shardembed as se
 from shardembed.embeddings.compared import Vectors
 from shardembed.recipes.ctr_config import CtrModelConfig
 from shardembed.recipes.data.criteo.encode import ClickBatch
+from shardembed.recipes.ids_config import DynamicIdsConfig
 
 
 def mlp(sizes: tuple[int, ...], last_relu: bool) -> nn.Sequential:
@@ -72,6 +73,7 @@ class ClickModel(nn.Module):
         autocast: dtype of the dense part's products; None computes all in float32.
         optimizer, plan, wire_dtype: of the tables, as for `EmbeddingCollection`.
         seed: of the starting weights.
+        ids: of tables that take any id, which then have the rows that it says; None: categories are row numbers.
     """
 
     def __init__(
@@ -85,12 +87,13 @@ class ClickModel(nn.Module):
         plan: dict[str, se.Placement],
         wire_dtype: torch.dtype | None,
         seed: int,
+        ids: DynamicIdsConfig | None = None,
     ) -> None:
         super().__init__()
         dim = config.embedding_dim
         self.vectors: dict[str, Vectors] = {}  # rows go into products with all others, and are not compared
         self.tables = se.EmbeddingCollection(
-            table_configs(config, sizes), optimizer=optimizer, plan=plan or "auto", wire_dtype=wire_dtype, seed=seed
+            table_configs(config, sizes, ids), optimizer=optimizer, plan=plan or "auto", wire_dtype=wire_dtype, seed=seed
         )
         torch.manual_seed(seed)  # the dense part starts alike on every rank
         self.bottom = mlp((integers, *config.bottom, dim), last_relu=True) if integers else None
@@ -117,6 +120,7 @@ class ClickModel(nn.Module):
         return losses / batch.global_size * se.world_size()
 
 
-def table_configs(config: CtrModelConfig, sizes: dict[str, int]) -> list[se.TableConfig]:
+def table_configs(config: CtrModelConfig, sizes: dict[str, int], ids: DynamicIdsConfig | None = None) -> list[se.TableConfig]:
     dtype = getattr(torch, config.table_dtype)
-    return [se.TableConfig(name, rows, config.embedding_dim, pooling=None, dtype=dtype) for name, rows in sizes.items()]
+    tables = [se.TableConfig(name, rows, config.embedding_dim, pooling=None, dtype=dtype) for name, rows in sizes.items()]
+    return tables if ids is None else [ids.made_dynamic(table) for table in tables]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import shardembed as se
+from shardembed.recipes.data.numbering import NOBODY, Numbers
 from shardembed.recipes.models.two_tower import TwoTower
 
 BLOCK_ROWS = 1 << 16
@@ -18,26 +20,68 @@ class ItemIndex:
 
     Without MLPs the item table itself is searched, where it lies. Else every item's vector is computed once and kept in a second
     sharded table, cut by rows; it holds the vectors as they were when the index was built.
+
+    numbers: of items by their ids, where the table takes any: then ids that live are found.
     """
 
     most_users = BATCH_USERS
 
-    def __init__(self, model: TwoTower) -> None:
+    def __init__(self, model: TwoTower, numbers: Numbers | None = None) -> None:
         self._model = model
-        self._tables = model.tables if not len(model.item_tower.layers) else _computed(model)
+        living = None if numbers is None else model.tables.ids("item")
+        computed = len(model.item_tower.layers) > 0
+        self._found = Found.of(living, numbers, by_row=computed)
+        self._tables = _computed(model, living) if computed and self._found.most else model.tables
 
     @torch.no_grad()
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
-        queries = self._model.queries(self._model.tables.rows("user", users.to(self._model.log_expected.device)))
-        return self._tables.topk(queries, k, "item")[1]
+        model = self._model
+        queries = model.queries(model.rows_of_users(users.to(model.log_expected.device)))
+        return self._found.topk(self._tables, queries, k)
+
+
+@dataclass(frozen=True)
+class Found:
+    """How what a search finds becomes numbers of items.
+
+    Attributes:
+        most: how many there are to be found; None: as many as anybody asks for.
+        numbers: of ids; None: they are numbers already.
+        row_numbers: of the rows of a computed index, int64 `[most]`, where that is searched.
+    """
+
+    most: int | None = None
+    numbers: Numbers | None = None
+    row_numbers: torch.Tensor | None = None
+
+    @staticmethod
+    def of(living: torch.Tensor | None, numbers: Numbers | None, by_row: bool = False) -> Found:
+        """Among the ids that live; None: among all rows."""
+        if living is None or numbers is None:
+            return Found()
+        rows = torch.from_numpy(numbers(living.cpu().numpy())) if by_row else None
+        return Found(living.numel(), numbers, rows)
+
+    def topk(self, tables: se.EmbeddingCollection, queries: torch.Tensor, k: int) -> torch.Tensor:
+        """The numbers of the best k, int64 `[Q, k]`, at the end `NOBODY` where fewer live. Collective."""
+        if self.most is None:
+            return tables.topk(queries, k, "item")[1]
+        best = torch.full((len(queries), k), NOBODY)
+        if self.most:
+            found = tables.topk(queries, min(k, self.most), "item")[1].cpu()
+            assert self.numbers is not None
+            known = torch.from_numpy(self.numbers(found.numpy())) if self.row_numbers is None else self.row_numbers[found]
+            best[:, : known.shape[1]] = known
+        return best
 
 
 @torch.no_grad()
-def _computed(model: TwoTower) -> se.EmbeddingCollection:
-    """A collection with the one table "item" that holds the item tower's outputs."""
+def _computed(model: TwoTower, living: torch.Tensor | None) -> se.EmbeddingCollection:
+    """A collection with the one table "item" that holds the item tower's outputs, of all rows or of the ids that live."""
     items = next(table for table in model.tables.tables if table.name == "item")
-    table = se.TableConfig("item", items.num_embeddings, items.embedding_dim, pooling=None, init=se.Constant(0.0))
+    count = items.num_embeddings if living is None else living.numel()
+    table = se.TableConfig("item", count, items.embedding_dim, pooling=None, init=se.Constant(0.0))
     index = se.EmbeddingCollection([table], optimizer=se.optim.SGD(), plan=se.row_wise())
     mine, longest = range(0), 0
     for shard in index.plan.tables[0].layout.shards:
@@ -48,9 +92,9 @@ def _computed(model: TwoTower) -> se.EmbeddingCollection:
     blocks = []
     for start in range(0, longest, BLOCK_ROWS):  # as many calls on every rank: reading rows is collective
         block = mine[start : start + BLOCK_ROWS]
-        rows = model.tables.rows("item", torch.arange(block.start, block.stop, block.step, device=device))
-        blocks.append(model.item_vectors(rows))
-    index.load_rows("item", _Rows(torch.cat(blocks), mine, (items.num_embeddings, items.embedding_dim)))
+        numbers = torch.arange(block.start, block.stop, block.step, device=device)
+        blocks.append(model.item_vectors(model.tables.rows("item", numbers if living is None else living[numbers])))
+    index.load_rows("item", _Rows(torch.cat(blocks), mine, (count, items.embedding_dim)))
     return index
 
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from shardembed.recipes.data.numbering import Numbers
 from shardembed.recipes.data.sequences import Sequences
+from shardembed.recipes.models.index import Found
 from shardembed.recipes.models.sasrec import Sasrec
 
 BATCH_POSITIONS = 1 << 18  # of all ranks together, which bounds the memory of the layers
 
 
 class NextItems:
-    """Searches the item table, where it lies, for what comes after a user's training sequence. Collective to search.
+    """Searches the item table, where it lies, for what comes after a user's training sequence. Collective to build and to search.
+
+    numbers: of items by their ids, where the table takes any: then ids that live are found.
 
     Attributes:
         most_users: of all ranks together, to be searched for at once.
     """
 
-    def __init__(self, model: Sasrec, data: Sequences, max_length: int) -> None:
+    def __init__(self, model: Sasrec, data: Sequences, max_length: int, numbers: Numbers | None = None) -> None:
+        self._found = Found.of(None if numbers is None else model.tables.ids("item"), numbers)
         self._model, self._data, self._max_length = model, data, max_length
         self.most_users = max(1, BATCH_POSITIONS // max_length)
 
@@ -26,5 +31,5 @@ class NextItems:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
         taken, counts = self._data.last(users.numpy(), self._max_length)
         items, lengths = torch.from_numpy(taken).to(self._model.log_expected.device), torch.from_numpy(counts)
-        queries_nD = self._model.queries(self._model.tables.rows("item", items).float(), lengths)
-        return self._model.tables.topk(queries_nD[lengths.cumsum(0) - 1], k, "item")[1]
+        queries_nD = self._model.queries(self._model.rows_of_items(items), lengths)
+        return self._found.topk(self._model.tables, queries_nD[lengths.cumsum(0) - 1], k)

@@ -24,8 +24,11 @@ from torch.nn import functional as F
 
 import shardembed as se
 from shardembed.embeddings.compared import Vectors
+from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.models.any_ids import AnyIds, ids_of
 from shardembed.recipes.models.masks import Dropout, keep_all
 from shardembed.recipes.models.sampling import sampled_softmax
+from shardembed.recipes.models.shared import share_of, shared
 from shardembed.recipes.sequence_config import SequenceModelConfig
 
 POSITION_STD = 0.02
@@ -37,7 +40,7 @@ class SequenceBatch:
     """This rank's part of a global batch.
 
     Attributes:
-        items: int64 `[n]`, sequence after sequence.
+        items: int64 `[n]`, sequence after sequence; numbers from 0, as all here, which `AnyIds` says the ids of.
         lengths: of the sequences, int64 `[b]`, on the CPU; each at least 2.
         negatives: of the step, `[K]`, the same on every rank.
         global_targets: how many the whole batch has.
@@ -88,9 +91,11 @@ class Sasrec(nn.Module):
         autocast: dtype of the layers' products; None computes all in float32.
         optimizer, plan, wire_dtype: of the table, as for `EmbeddingCollection`.
         seed: of the starting weights.
+        any_ids: of a table that takes any id; None: items are row numbers.
     """
 
     log_expected: torch.Tensor
+    item_ids: torch.Tensor | None
 
     def __init__(
         self,
@@ -103,12 +108,12 @@ class Sasrec(nn.Module):
         plan: dict[str, se.Placement],
         wire_dtype: torch.dtype | None,
         seed: int,
+        any_ids: AnyIds | None = None,
     ) -> None:
         super().__init__()
         dim = config.embedding_dim
-        self.tables = se.EmbeddingCollection(
-            table_configs(config, items), optimizer=optimizer, plan=plan or "auto", wire_dtype=wire_dtype, seed=seed
-        )
+        tables = table_configs(config, items, any_ids and any_ids.settings)
+        self.tables = se.EmbeddingCollection(tables, optimizer=optimizer, plan=plan or "auto", wire_dtype=wire_dtype, seed=seed)
         torch.manual_seed(seed)  # the layers start alike on every rank
         self.positions = nn.Parameter(torch.randn(config.max_length, dim) * POSITION_STD)
         self.blocks = nn.ModuleList(Block(dim, config.heads, config.feedforward) for _ in range(config.layers))
@@ -118,11 +123,16 @@ class Sasrec(nn.Module):
         self._autocast = autocast
         # Known from the data, so not saved with the model.
         self.register_buffer("log_expected", log_expected, persistent=False)
+        self.register_buffer("item_ids", any_ids and any_ids.of("item"), persistent=False)
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
         """This rank's loss, scaled so that its mean over the ranks is the mean over all targets of the global batch. Collective."""
-        vectors = self.tables({"sequence": batch.items, "negatives": batch.negatives})
+        asked = ids_of(self.item_ids, batch.negatives)
+        share = slice(0, len(asked)) if self.item_ids is None else share_of(asked)
+        vectors = self.tables({"sequence": ids_of(self.item_ids, batch.items), "negatives": asked[share]})
         items_nD, negatives_KD = vectors["sequence"].float(), vectors["negatives"].float()
+        if self.item_ids is not None:
+            negatives_KD = shared(negatives_KD, share, len(asked))
         rows, columns = places(batch.lengths)
         inputs = (columns < batch.lengths[rows] - 1).nonzero().squeeze(1).to(items_nD.device)
         targets = columns.nonzero().squeeze(1).to(items_nD.device)
@@ -131,6 +141,12 @@ class Sasrec(nn.Module):
             queries_TD, items_nD[targets], batch.items[targets], negatives_KD, batch.negatives, self.log_expected
         )
         return losses_T.sum() / batch.global_targets * se.world_size()
+
+    def rows_of_items(self, items: torch.Tensor) -> torch.Tensor:
+        """As they are now, float32 `[n, D]`; what has none among those that come and go is counted as unknown. Collective."""
+        if self.item_ids is None:
+            return self.tables.rows("item", items).float()
+        return self.tables({"sequence": self.item_ids[items], "negatives": items[:0]})["sequence"].float()
 
     def queries(self, items_nD: torch.Tensor, lengths: torch.Tensor, drop: Drop = keep_all) -> torch.Tensor:
         """What is multiplied with the item that comes after each of `items_nD`, float32 `[n, D]`.
@@ -157,9 +173,11 @@ def places(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
 
 
-def table_configs(config: SequenceModelConfig, items: int) -> list[se.TableConfig]:
+def table_configs(config: SequenceModelConfig, items: int, ids: DynamicIdsConfig | None = None) -> list[se.TableConfig]:
     dtype, init = getattr(torch, config.table_dtype), se.Normal(0.0, config.init_std)
-    return [se.TableConfig("item", items, config.embedding_dim, ["sequence", "negatives"], pooling=None, dtype=dtype, init=init)]
+    features = ["sequence", "negatives"]
+    table = se.TableConfig("item", items, config.embedding_dim, features, pooling=None, dtype=dtype, init=init)
+    return [table if ids is None else ids.made_dynamic(table)]
 
 
 def dropout_of(config: SequenceModelConfig, seed: int, step: int, first: int) -> Drop:

@@ -25,6 +25,7 @@ from shardembed.recipes.config import (
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.interactions import Interactions, scan
 from shardembed.recipes.evaluate import chosen_users, evaluate
+from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.sampling import NegativeSampler
 from shardembed.recipes.models.two_tower import Batch
@@ -135,7 +136,8 @@ def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
     with RunFolder.make(tmp_path, "test", "") as folder:
         task = TwoTowerTask(settings, data)
         rates = Rates(job.optimizer, settings.train.schedule, task.steps)
-        trained = train(job, task, Console(quiet=True), Run(folder.path, folder, resumes=False), Progress(), rates)
+        run, counts = Run(folder.path, folder, resumes=False), IdCounts(job.model.tables, 0)
+        trained = train(job, task, Console(quiet=True), run, Progress(), rates, counts)
     losses = [json.loads(line)["loss"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert trained.step == len(losses) == 8 * -(-data.training_rows // 100)
     assert trained.samples == 8 * data.training_rows

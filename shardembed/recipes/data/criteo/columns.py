@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from pyarrow import compute, parquet
 from shardembed.config.arrow_types import plain, plain_type
 from shardembed.config.hints import nearest
 from shardembed.errors import DataError
+from shardembed.inputs.hash64 import hash64
+from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
-from shardembed.recipes.data.criteo.values import CATEGORY, categories_of, no_category, no_label, short
+from shardembed.recipes.data.criteo.values import CATEGORY, categories_of, ids_of_texts, no_category, no_label, short
 
 BATCH_ROWS = 1 << 15
 
@@ -107,7 +110,8 @@ class ClickColumns:
             note(bad, name, "not an integer", ["it is infinite; leave missing ones empty"] * len(bad))
         categories = np.empty((batch.num_rows, len(self.schema.categories)), np.int64)
         for place, name in enumerate(self.schema.categories):
-            categories[:, place], wrong = _categories(batch.column(name))
+            read = partial(_ids, names=self.schema.books.get(name)) if self.schema.any_id else _categories
+            categories[:, place], wrong = read(batch.column(name))
             bad = np.flatnonzero(wrong)
             note(bad, name, "no category", [no_category(batch.column(name)[row].as_py()) for row in bad.tolist()])
         if problems and not skip:
@@ -144,3 +148,14 @@ def _categories(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         distinct = np.where(np.array([text == "" for text in listed], bool), MISSING, found)
     places = compute.fill_null(compute.cast(coded.indices, pa.int64()), count).to_numpy(zero_copy_only=False)
     return np.append(distinct, MISSING)[places], wrong[places]
+
+
+def _ids(column: pa.Array, names: Names | None) -> tuple[np.ndarray, np.ndarray]:
+    """As `_categories`, of any integers of 64 bits and any texts."""
+    values = plain(column)
+    if pa.types.is_integer(values.type):
+        found = hash64(values, null=MISSING)
+        return found, (found == MISSING) & values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_null(values.type):
+        return np.full(len(values), MISSING), np.zeros(len(values), bool)
+    return ids_of_texts(values, names), np.zeros(len(values), bool)

@@ -1,7 +1,8 @@
 """From clicks as files have them to what a model takes.
 
 integers     log(1 + x), as DLRM's own recipe does; negative ones count as 0, and so do missing ones
-categories   rows of their tables: hashed or looked up, see `data.ids`; missing ones have row 0
+categories   rows of their tables: hashed or looked up, see `data.ids`; missing ones have row 0. Tables that take any id get them as
+             they are, and the lowest integer for missing ones
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from shardembed.inputs.hashing import Hashing
-from shardembed.inputs.vocab import Vocabulary
+from shardembed.inputs.vocab import Counts, Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks
@@ -48,6 +49,10 @@ class ClickBatch(Part):
         return len(self.labels)
 
 
+def _as_they_are(values: np.ndarray) -> np.ndarray:
+    return values
+
+
 @dataclass(frozen=True)
 class Encoder:
     """What makes batches of clicks.
@@ -55,16 +60,21 @@ class Encoder:
     Attributes:
         categories: their names.
         lookups: of each category, from values to rows.
-        sizes: the rows of each table.
+        sizes: the rows of each table; 1 where they are not numbered.
+        missing: the row, or the id, of what is missing.
     """
 
     categories: tuple[str, ...]
     lookups: tuple[Callable[[np.ndarray], np.ndarray], ...]
     sizes: tuple[int, ...]
+    missing: int = MISSING_ROW
 
     @staticmethod
     def of(config: CtrDataConfig, data: ClickData) -> Encoder:
         ids = config.ids
+        if ids.kind == "dynamic":
+            count = len(config.categories)
+            return Encoder(config.categories, (_as_they_are,) * count, (1,) * count, missing=MISSING)
         if ids.kind == "vocabulary":
             lookups: tuple[Hashing | Vocabulary, ...] = data.vocabularies
         else:
@@ -73,16 +83,25 @@ class Encoder:
         return Encoder(config.categories, lookups, tuple(lookup.num_embeddings for lookup in lookups))
 
     def counts(self, stream: Iterable[Clicks]) -> list[np.ndarray]:
-        """How often each row of each table is looked up: int64 `[rows]` a category."""
+        """How often each row of each table is looked up: int64 `[rows]` a category; of rows that have no number in any order."""
+        if self.missing == MISSING:
+            return self._counts_of_ids(stream)
         found = [np.zeros(size, np.int64) for size in self.sizes]
         for clicks in stream:
             for place, counts in enumerate(found):
                 counts += np.bincount(self._rows(clicks, place), minlength=len(counts))
         return found
 
+    def _counts_of_ids(self, stream: Iterable[Clicks]) -> list[np.ndarray]:
+        found = [Counts() for _ in self.categories]
+        for clicks in stream:
+            for place, counts in enumerate(found):
+                counts.add(np.ascontiguousarray(clicks.categories[:, place]))
+        return [counts.of_integers() for counts in found]
+
     def _rows(self, clicks: Clicks, place: int) -> np.ndarray:
         column = np.ascontiguousarray(clicks.categories[:, place])
-        return np.where(column == MISSING, MISSING_ROW, self.lookups[place](column))
+        return np.where(column == MISSING, self.missing, self.lookups[place](column))
 
     def __call__(self, clicks: Clicks, global_size: int) -> ClickBatch:
         dense = np.log1p(np.maximum(np.nan_to_num(clicks.integers), 0))

@@ -5,12 +5,13 @@ Legend: n rows, I integer columns, C categories.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from shardembed.inputs.names import Names
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.bad import NONE, Dropped
 
@@ -25,15 +26,19 @@ class Schema:
         label: the name of the column with clicks.
         integers: names of the columns of numbers.
         categories: names of the columns of categories.
+        any_id: categories are any integers of 64 bits or texts, which get the ids of `se.hash64`; else integers or hexadecimal.
+        books: by category, what keeps texts with their ids.
     """
 
     label: str
     integers: tuple[str, ...]
     categories: tuple[str, ...]
+    any_id: bool = False
+    books: Mapping[str, Names] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(config: CtrDataConfig) -> Schema:
-        return Schema(config.label, config.integers, config.categories)
+        return Schema(config.label, config.integers, config.categories, config.ids.kind == "dynamic")
 
     @property
     def names(self) -> tuple[str, ...]:

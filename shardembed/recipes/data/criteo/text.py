@@ -19,7 +19,7 @@ from pyarrow import csv as arrow_csv
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
-from shardembed.recipes.data.criteo.values import categories_of, category, problem_of
+from shardembed.recipes.data.criteo.values import INTEGER, REPLACED, categories_of, category, ids_of_texts, problem_of
 from shardembed.recipes.data.opening import UNREADABLE, open_text
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
@@ -112,7 +112,8 @@ class ClickText:
 
     def _fast(self, data: bytes) -> Clicks | None:
         """The rows when every one is good, else None."""
-        if any(sign in data for sign in SUSPECT) or data.count(b"\r") != data.count(b"\r\n"):
+        any_id = self.schema.any_id
+        if (not any_id and any(sign in data for sign in SUSPECT)) or data.count(b"\r") != data.count(b"\r\n"):
             return None
         if not data.strip(b"\r\n"):
             return self._of([], [])
@@ -125,9 +126,9 @@ class ClickText:
         # Columns go by position: whatever they are called.
         numbers = len(self.schema.integers) + 1
         names = [str(place) for place in range(len(self.schema.names))]
-        types = {
-            name: pa.int64() if place < numbers else pa.dictionary(pa.int32(), pa.string()) for place, name in enumerate(names)
-        }
+        # Signs that numbers may not have may stand in texts.
+        number, category = pa.string() if any_id else pa.int64(), pa.dictionary(pa.int32(), pa.string())
+        types = {name: number if place < numbers else category for place, name in enumerate(names)}
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(data),
@@ -138,12 +139,16 @@ class ClickText:
         except pa.ArrowInvalid:
             return None
         columns = [table.column(name).combine_chunks() for name in names]
+        if any_id:
+            if not all(map(_are_integers, columns[:numbers])):
+                return None
+            columns[:numbers] = [compute.cast(column, pa.int64()) for column in columns[:numbers]]
         if wrong or columns[0].null_count:
             return None
         labels = columns[0].to_numpy(zero_copy_only=False)
         if len(labels) and (labels.min() < 0 or labels.max() > 1):
             return None
-        found = [_categories(column) for column in columns[numbers:]]
+        found = [self._categories(column, name) for column, name in zip(columns[numbers:], self.schema.categories, strict=True)]
         if any(one is None for one in found):
             return None
         integers = [_floats(column) for column in columns[1:numbers]]
@@ -164,9 +169,26 @@ class ClickText:
                 problems.append(problem)
         numbers = len(self.schema.integers) + 1
         integers = [[float(text) if text else np.nan for text in fields[1:numbers]] for fields in good]
-        categories = [[category(text) for text in fields[numbers:]] for fields in good]
+        if self.schema.any_id:
+            listed = zip(*(fields[numbers:] for fields in good), strict=True) if good else ()
+            columns = [
+                ids_of_texts(list(texts), self.schema.books.get(name))
+                for texts, name in zip(listed, self.schema.categories, strict=False)
+            ]
+            categories = np.stack(columns, 1).tolist() if good else []
+        else:
+            categories = [[category(text) for text in fields[numbers:]] for fields in good]
         found = self._of(integers, categories)
         return Clicks(np.array([int(fields[0]) for fields in good], np.int8), found.integers, found.categories), problems
+
+    def _categories(self, column: pa.DictionaryArray, name: str) -> np.ndarray | None:
+        """A column of categories; None where one of them is none."""
+        if not self.schema.any_id:
+            return _categories(column)
+        found = compute.call_function("match_substring", [column.dictionary], compute.MatchSubstringOptions(REPLACED))
+        if found.to_numpy(zero_copy_only=False).any():
+            return None
+        return ids_of_texts(column, self.schema.books.get(name))
 
     def _of(self, integers: list[list[float]], categories: list[list[int]]) -> Clicks:
         return Clicks(
@@ -182,6 +204,11 @@ def _stacked(columns: list, count: int, dtype: type) -> np.ndarray:
     for place, column in enumerate(columns):
         found[:, place] = column
     return found
+
+
+def _are_integers(column: pa.Array) -> bool:
+    options = compute.MatchSubstringOptions(f"^{INTEGER.pattern}$")
+    return bool(compute.call_function("match_substring_regex", [column.drop_null()], options).to_numpy(zero_copy_only=False).all())
 
 
 def _floats(column: pa.Array) -> np.ndarray:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from shardembed.inputs.hash64 import hash64
+from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import FIELDS, Problem
 from shardembed.recipes.data.criteo.rows import MISSING, Schema
 
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 CATEGORY = re.compile(r"[0-9a-fA-F]{1,8}")
 SHOWN = 40
+REPLACED = "\ufffd"  # in the place of what is no UTF-8
+EMPTY = -0x10B924C8AE271667  # the id of an empty text
 
 
 def problem_of(fields: Sequence[str], schema: Schema, where: str) -> Problem | None:
@@ -25,7 +30,7 @@ def problem_of(fields: Sequence[str], schema: Schema, where: str) -> Problem | N
         said = f"{where}: {len(fields)} field(s), but a row has {schema}, with a tab between two"
         return Problem(FIELDS, said + _delimited_by(fields, len(schema.names)))
     for number, (name, text) in enumerate(zip(schema.names, fields, strict=True), 1):
-        found = _problem(number, text, len(schema.integers))
+        found = _problem(number, text, schema)
         if found is not None:
             kind, said = found
             return Problem(kind, f"{where}: column {name!r} (field {number}): {said}")
@@ -40,11 +45,13 @@ def _delimited_by(fields: Sequence[str], count: int) -> str:
     return ""
 
 
-def _problem(number: int, text: str, integers: int) -> tuple[str, str] | None:
+def _problem(number: int, text: str, schema: Schema) -> tuple[str, str] | None:
     if number == 1:
         return None if text in ("0", "1") else ("no label", no_label(text))
-    if text and number <= integers + 1:
+    if text and number <= len(schema.integers) + 1:
         return None if INTEGER.fullmatch(text) else ("not an integer", f"{short(text)} is not an integer; leave missing ones empty")
+    if schema.any_id:
+        return ("not UTF-8", f"{short(text)} is not UTF-8; convert the file") if REPLACED in text else None
     return None if not text or CATEGORY.fullmatch(text) else ("no category", no_category(text))
 
 
@@ -61,6 +68,12 @@ def no_category(value: object) -> str:
 
 def category(text: str) -> int:
     return int(text, 16) if text else MISSING
+
+
+def ids_of_texts(texts: Any, names: Names | None) -> np.ndarray:
+    """int64 `[n]` of texts that are ids, `MISSING` of empty ones and of None; names: keeps which has which."""
+    found = hash64(texts, null=MISSING, names=names)
+    return np.where(found == EMPTY, MISSING, found)
 
 
 def categories_of(texts: Sequence[str]) -> np.ndarray | None:

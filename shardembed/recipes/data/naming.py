@@ -1,0 +1,62 @@
+"""The names of ids that are texts, kept in a run's folder: a folder of `se.Names` a table, for whoever shows ids after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+from shardembed.inputs.names import Names
+from shardembed.recipes.config import DataConfig
+from shardembed.recipes.ctr_config import CtrDataConfig
+from shardembed.recipes.data.choose import open_source
+from shardembed.recipes.data.criteo.rows import Schema
+from shardembed.recipes.data.numbering import made_up
+from shardembed.recipes.sequence_config import SequenceDataConfig
+
+
+def folder_of(folder: Path, table: str) -> Path:
+    """Where in `folder` the names of a table are."""
+    return folder / quote(table, safe="")
+
+
+def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
+    """Read this rank's share of the files once more, and keep what texts of theirs have which ids. Not collective.
+
+    Raises:
+        DataError: they cannot be read, or the names not written.
+    """
+    if config.ids is None or config.ids.kind != "dynamic":
+        return
+    if isinstance(config, CtrDataConfig):
+        _of_clicks(config, folder, rank, world_size)
+    elif config.path is not None:
+        tables = ("item",) if isinstance(config, SequenceDataConfig) else ("user", "item")
+        with ExitStack() as open_names:
+            books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
+            source = open_source(config, (books.get("user"), books["item"]))
+            for part in range(rank, len(source.parts), world_size):
+                _read(source.chunks(part))
+    elif rank == 0:
+        made_up("item", config.generator.items, folder_of(folder, "item"))
+        if isinstance(config, DataConfig):
+            made_up("user", config.generator.users, folder_of(folder, "user"))
+
+
+def _of_clicks(config: CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
+    if config.path is None:  # whose categories are integers
+        return
+    from shardembed.recipes.data.criteo.files import ClickFiles  # pyarrow is asked for only here
+
+    with ExitStack() as open_names:
+        books = {name: open_names.enter_context(Names(folder_of(folder, name))) for name in config.categories}
+        source = ClickFiles(config.path, replace(Schema.of(config), books=books), config.on_bad_row == "skip")
+        for part in range(rank, len(source.parts), world_size):
+            _read(source.chunks(part))
+
+
+def _read(chunks: Iterable[object]) -> None:
+    for _ in chunks:
+        pass

@@ -1,0 +1,173 @@
+"""Ids of any kind: what their settings may say, and how files with texts and hashes are read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import shardembed as se
+from shardembed.errors import ConfigError, DataError
+from shardembed.inputs.hash64 import hash64
+from shardembed.recipes import config
+from shardembed.recipes.config import DataConfig
+from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
+from shardembed.recipes.data.choose import open_numbered, open_source
+from shardembed.recipes.data.criteo.clicks import open_sources
+from shardembed.recipes.data.criteo.rows import MISSING
+from shardembed.recipes.data.interactions import scan
+from shardembed.recipes.data.naming import keep_names
+from shardembed.recipes.data.source import all_chunks
+from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.resolved import resolved_yaml
+
+ANY = DynamicIdsConfig(kind="dynamic")
+TEXTS = ["ab", "7", "ü x", "ab"]
+HASHES = [2**63 - 1, -(2**63), 0, 17]
+
+
+def loaded(tmp_path: Path, text: str) -> config.AnyConfig:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    found = config.load(path)
+    path.write_text(resolved_yaml(found))
+    assert config.load(path) == found
+    return found
+
+
+def test_settings_become_those_of_the_tables(tmp_path: Path) -> None:
+    found = loaded(tmp_path, "data: {ids: {kind: dynamic, capacity: 9, tables: {item: 5}, eviction: {kind: lfu, halve_every: 3}}}")
+    assert found.data.ids is not None
+    assert found.data.ids.dynamic == se.Dynamic(se.LFU(3))
+    assert [found.data.ids.rows(name) for name in ("user", "item")] == [9, 5]
+    ids = "{kind: dynamic, eviction: {kind: ttl, steps: 4}, admission: {kind: probability, p: 0.5}, unknown: zeros}"
+    for kind in ("sasrec", "dlrm"):
+        found = loaded(tmp_path, f"model: {{kind: {kind}}}\ndata: {{ids: {ids}}}")
+        assert found.data.ids is not None
+        assert found.data.ids.dynamic == se.Dynamic(se.TTL(4), se.Probability(0.5), "zeros")
+        assert found.data.ids.rows("item") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {ids: {kind: dynamic, eviction: lru}}", "1:29: data.ids.eviction: lru makes room where there is a limit"),
+        ("data: {ids: {kind: dynamic, eviction: {kind: lfu, steps: 3}}}", "lfu takes no 'steps'; it takes halve_every"),
+        ("data: {ids: {kind: dynamic, eviction: {kind: ttl}}}", "ttl needs 'steps'"),
+        ("data: {ids: {kind: dynamic, eviction: {kind: lur}}}", "did you mean 'lru'"),
+        ("data: {ids: {kind: dynamic, admission: {kind: min_count, p: 0.5}}}", "min_count takes no 'p'; it takes count"),
+        ("data: {ids: {kind: dynamic, admission: {kind: probability}}}", "probability needs 'p'"),
+        ("data: {ids: {kind: dynamic, tables: {usre: 3}}}", "there is no table 'usre'; did you mean 'user'"),
+        ("data: {ids: {kind: dynamic, capacity: 0}}", "1:29: data.ids.capacity"),
+        ("data: {ids: {kind: hash}}", "1:14: data.ids.kind"),
+        ("model: {kind: sasrec}\ndata: {ids: {kind: dynamic, tables: {user: 3}}}", "there is no table 'user'"),
+        ("model: {kind: dlrm}\ndata: {ids: {kind: hash, capacity: 3}}", "2:26: data.ids.capacity: hash takes no 'capacity'"),
+        ("model: {kind: dlrm}\ndata: {ids: {kind: dynamic, min_count: 3}}", "dynamic takes no 'min_count'"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"job\.yaml:") as caught:
+        loaded(tmp_path, text)
+    assert said in str(caught.value)
+
+
+def table_of(tmp_path: Path, name: str, users: list, items: list) -> DataConfig:
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.table({"user_id": users, "item_id": items}), path)
+    else:
+        path.write_text("".join(f"{user},{item}\n" for user, item in [("user_id", "item_id"), *zip(users, items, strict=True)]))
+    return DataConfig(path=(str(path),), ids=ANY)
+
+
+@pytest.mark.parametrize("name", ["views.parquet", "views.csv"])
+def test_texts_are_hashed_and_integers_stay(tmp_path: Path, name: str) -> None:
+    data = table_of(tmp_path, name, TEXTS, HASHES)
+    (chunk,) = all_chunks(open_source(data))
+    assert chunk.users.tolist() == hash64(TEXTS).tolist()
+    assert chunk.items.tolist() == HASHES
+    source, ids = open_numbered(data)
+    assert ids is not None
+    (numbers,) = all_chunks(source)
+    assert ids.users[numbers.users].tolist() == hash64(TEXTS).tolist()
+    assert ids.items[numbers.items].tolist() == HASHES
+    assert sorted(set(numbers.items.tolist())) == [0, 1, 2, 3]
+    found = scan(source, 0, ids)
+    assert (found.users, found.items) == (3, 4)
+    assert pickle.loads(pickle.dumps(found.to_read())).ids is None, "workers have them in the source"
+
+
+def test_unsigned_hashes_are_the_same_64_bits(tmp_path: Path) -> None:
+    large = [2**64 - 1, 2**63, 5]
+    for name in ("views.parquet", "views.csv"):
+        users = pa.array(large, pa.uint64()) if name == "views.parquet" else large
+        (chunk,) = all_chunks(open_source(table_of(tmp_path, name, users, [1, 2, 3])))
+        assert chunk.users.tolist() == [-1, -(2**63), 5]
+
+
+def test_a_column_of_a_text_file_is_what_its_first_value_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"views.csv:3: column 'user_id': 'ab' is not an integer: the first row has a whole number"):
+        list(all_chunks(open_source(table_of(tmp_path, "views.csv", [7, "ab"], [1, 2]))))
+    (chunk,) = all_chunks(open_source(table_of(tmp_path, "views.csv", ["ab", 7], [1, 2])))
+    assert chunk.users.tolist() == hash64(["ab", "7"]).tolist()
+    with pytest.raises(DataError, match=r"views.csv:3: column 'user_id': the value is missing"):
+        list(all_chunks(open_source(table_of(tmp_path, "views.csv", ["ab", ""], [1, 2]))))
+    skipping = table_of(tmp_path, "views.csv", ["ab", "", "c\ufffd", "d"], [1, 2, 3, 4]).model_copy(update={"on_bad_row": "skip"})
+    chunks = list(all_chunks(open_source(skipping)))
+    assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["ab", "d"]).tolist()
+    assert chunks[0].dropped.kinds == {"missing": 1, "not UTF-8": 1}
+
+
+def test_files_that_differ_in_kind_are_refused(tmp_path: Path) -> None:
+    one, other = (table_of(tmp_path, f"{name}.csv", users, [1]) for name, users in (("a", ["x"]), ("b", [7])))
+    assert one.path is not None
+    assert other.path is not None
+    with pytest.raises(DataError, match=r"data.user: .*a.csv has texts, but .*b.csv has whole numbers"):
+        open_source(one.model_copy(update={"path": (*one.path, *other.path)}))
+
+
+def test_data_that_change_are_noticed(tmp_path: Path) -> None:
+    source, _ = open_numbered(table_of(tmp_path, "views.csv", TEXTS, HASHES))
+    table_of(tmp_path, "views.csv", ["new", *TEXTS], [1, *HASHES])
+    with pytest.raises(DataError, match="other ids in it than when it was first read"):
+        list(source.chunks(0))
+
+
+def clicks_of(tmp_path: Path, name: str) -> CtrDataConfig:
+    columns = {"label": [0, 1, 1], "I1": [3, None, -2], "C1": ["0x 1", "+", "68301234"], "C2": ["b", None, ""]}
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.table({**columns, "C3": [17, 0, -5]}), path)
+    else:
+        rows = zip(*columns.values(), ["17", "0", "-5"], strict=True)
+        path.write_text("".join("\t".join("" if one is None else str(one) for one in row) + "\n" for row in rows))
+    names = ("C1", "C2", "C3")
+    return CtrDataConfig(path=(str(path),), integers=("I1",), categories=names, ids=IdsConfig(kind="dynamic"))
+
+
+@pytest.mark.parametrize("name", ["clicks.parquet", "clicks.txt"])
+def test_categories_may_be_anything(tmp_path: Path, name: str) -> None:
+    data = clicks_of(tmp_path, name)
+    (clicks,) = open_sources(data)[0].chunks(0)
+    assert clicks.categories[:, 0].tolist() == hash64(["0x 1", "+", "68301234"]).tolist()
+    assert clicks.categories[:, 1].tolist() == [int(hash64(["b"])[0]), MISSING, MISSING]
+    numbers = [17, 0, -5] if name == "clicks.parquet" else hash64(["17", "0", "-5"]).tolist()  # all of a text file are texts
+    assert clicks.categories[:, 2].tolist() == numbers
+    np.testing.assert_array_equal(clicks.integers[:, 0], np.array([3, np.nan, -2], np.float32))
+    keep_names(data, tmp_path / "names", 0, 1)
+    assert set(se.Names(tmp_path / "names" / "C1").texts().values()) == {"0x 1", "+", "68301234"}
+
+
+def test_a_bad_integer_beside_such_categories_is_told(tmp_path: Path) -> None:
+    data = clicks_of(tmp_path, "clicks.txt")
+    assert data.path is not None
+    path = Path(data.path[0])
+    path.write_text(path.read_text().replace("1\t-2\t", "1\t0x2\t"))
+    with pytest.raises(DataError, match=r"clicks.txt:3: column 'I1' \(field 2\): '0x2' is not an integer"):
+        list(open_sources(data)[0].chunks(0))
+    skipped = list(open_sources(data.model_copy(update={"on_bad_row": "skip"}))[0].chunks(0))
+    assert np.concatenate([one.categories[:, 0] for one in skipped]).tolist() == hash64(["0x 1", "+"]).tolist()
