@@ -57,11 +57,11 @@ from shardembed.kernels.gradients import Gradients
 from shardembed.kernels.reference import frequencies
 from shardembed.optim import TableOptimizer
 from shardembed.store import wrappers
+from shardembed.store.orders import orders
 from shardembed.store.own_parameters import deliver, expose
 from shardembed.store.reductions import mean_squares, reduce_copies
 from shardembed.store.renorm import renormalise, renormalise_alone
 from shardembed.store.request import Request
-from shardembed.store.slab import orders
 from shardembed.store.slab_spec import SlabSpec
 from shardembed.tables.table_config import Feature
 from shardembed.wire.header import Mode
