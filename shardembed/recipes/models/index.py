@@ -31,7 +31,7 @@ class ItemIndex:
         living = None if numbers is None else model.tables.ids("item")
         computed = len(model.item_tower.layers) > 0
         self._found = Found.of(living, numbers, by_row=computed)
-        self._tables = _computed(model, living) if computed and self._found.most else model.tables
+        self._tables = _computed(model, living) if computed and self._found.most != 0 else model.tables
 
     @torch.no_grad()
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
