@@ -14,6 +14,7 @@ import shardembed as se
 from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.checkpoint.format.verify import verify
 from shardembed.errors import NoRoomWarning
+from tests.amount import exhaustive, sample_of
 from tests.dynamic_oracle import bucket_of, buckets_of, mixed
 from tests.harness import run_ranks
 from tests.ranks.living import COLUMNS, Held, Trained, built, contents, equal, train, whole
@@ -38,8 +39,14 @@ def load_and_go_on(rank: int, world_size: int, folder: str, turn: int, optimizer
     return loaded, contents(job)
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "RowwiseAdagrad"])
-@pytest.mark.parametrize(("savers", "loaders"), [(3, 2), (1, 3), (2, 1)])
+@pytest.mark.parametrize(
+    ("savers", "loaders", "optimizer"),
+    sample_of(
+        [(*ranks, name) for ranks in ((3, 2), (1, 3), (2, 1)) for name in ("Adam", "RowwiseAdagrad")],
+        (3, 2, "RowwiseAdagrad"),
+        (1, 3, "Adam"),
+    ),
+)
 def test_a_loaded_table_goes_on_as_one_never_saved(tmp_path: Path, savers: int, loaders: int, optimizer: str) -> None:
     one = run_ranks(savers, save_and_go_on, str(tmp_path), optimizer, True)
     other = run_ranks(loaders, load_and_go_on, str(tmp_path), 3, optimizer, True)
@@ -92,7 +99,7 @@ def load_step(rank: int, world_size: int, folder: str, step: int | None) -> Held
     return contents(job)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, exhaustive(3)])
 def test_increments_and_what_they_stand_on_are_the_full_table(tmp_path: Path, ranks: int) -> None:
     answers = run_ranks(ranks, save_increments, str(tmp_path))
     assert [path.name for _, path in se.checkpoints(tmp_path)] == ["step-0000000001", "step-0000000005"]

@@ -36,6 +36,7 @@ def seen(contender: Contender, table: str) -> tuple[int, str, list[int]]:
     return os.getpid(), os.environ["RANK"], contender.batches[0][table][0].tolist()
 
 
+@pytest.mark.exhaustive  # it starts four processes that import all
 def test_ranks_are_processes_that_do_what_they_are_told_and_end() -> None:
     with closing(Crew.start(learning, TINY, 2)) as crew:
         found = crew.do(seen, "t1")

@@ -10,11 +10,12 @@ import torch
 from benchmarks.own_work import PARTS, Case, Rank
 from shardembed.inputs.ids import IdBatch
 from shardembed.tables.placement import Packing
+from tests.amount import exhaustive
 
 SMALL = Case(tables=3, slabs=2, rows=10, samples=5, ids=2, packing="unique")
 
 
-@pytest.mark.parametrize("packing", ["unique", "bag"])
+@pytest.mark.parametrize("packing", [exhaustive("unique"), "bag"])
 def test_every_rank_asks_what_this_one_asks(packing: Packing) -> None:
     rank = Rank(replace(SMALL, packing=packing), ranks=4)
     journey, batch = rank.journey, rank.batches[0]

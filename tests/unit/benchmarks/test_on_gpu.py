@@ -112,6 +112,7 @@ def collectives(rank: int, world_size: int) -> None:
     jobs.make_calls(rank, torch.device("cpu"), "gloo")
 
 
+@pytest.mark.exhaustive  # two processes that import all
 def test_the_collectives_of_the_check_are_right() -> None:
     run_ranks(2, collectives)
 

@@ -81,6 +81,7 @@ def saved(folder: Path) -> Trained:
     return job
 
 
+@pytest.mark.exhaustive
 def test_what_is_loaded_from_a_manifest_that_is_signed_again_trains_on(tmp_path: Path) -> None:
     """Or it is refused; and the next checkpoint, which is right, loads after what has gone wrong."""
     job = saved(tmp_path / "right")
