@@ -290,8 +290,10 @@ class DynamicKeys:
         """
         self.seed = seed
         self._forget_found()
-        rows_U = self.census.living(self.steps)
         data = self._memory.data
+        if data.weights.is_meta:  # nobody is there, and torch cannot count on it
+            return torch.empty(0, dtype=torch.int64, device=data.weights.device)
+        rows_U = self.census.living(self.steps)
         fresh = data.weights.new_empty(rows_U.numel(), data.weights.shape[1])
         fill_rows(fresh, self._table, seed, self.census.ids_S[rows_U], self._columns)
         data.weights[rows_U] = fresh
