@@ -99,7 +99,8 @@ def _misfit(item: Item, entry: Entry, grown: bool) -> list[str]:
     if (item.by_id is None) != (entry.by_id is None):
         kinds = ["has a row a number", "is dynamic"]
         here, there = item.by_id is not None, entry.by_id is not None
-        return [f"{item.key!r} {kinds[here]} in the model, and {kinds[there]} in the checkpoint"]
+        hint = " (fill the plain model with se.load_plain, then se.shard(..., dynamic=...) makes its rows ids)" if here else ""
+        return [f"{item.key!r} {kinds[here]} in the model, and {kinds[there]} in the checkpoint{hint}"]
     if item.dtype != entry.dtype:
         return [f"{item.key!r} is {_dtype(item.dtype)} in the model and {_dtype(entry.dtype)} in the checkpoint"]
     if item.shape == entry.shape or (item.by_id is not None and item.shape[1:] == entry.shape[1:]):

@@ -11,8 +11,25 @@ from shardembed.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import torch
 
-_PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
+_ID = re.compile(r"-?[0-9]{1,19}")
+_RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 MOST = 1 << 28  # ids of one range: 2 GiB
+
+
+def id_of(text: str) -> int:
+    """The id that --id names: a number of 64 bits as it is, else the `se.hash64` of a text, as dynamic tables have it."""
+    number = _number(text)
+    if number is not None:
+        return number
+    from shardembed.inputs.hash64 import hash64
+
+    return int(hash64([text])[0])
+
+
+def _number(word: str) -> int | None:
+    """A whole number of 64 bits."""
+    number = int(word) if _ID.fullmatch(word) else None
+    return number if number is not None and -(1 << 63) <= number < 1 << 63 else None
 
 
 def ids_of(text: str | None, file: Path | None) -> torch.Tensor | None:
@@ -29,11 +46,14 @@ def _of_text(text: str) -> torch.Tensor:
 
     parts = []
     for part in text.split(","):
-        match = _PART.fullmatch(part.strip())
+        number = _number(part.strip())
+        if number is not None:
+            parts.append(torch.tensor([number]))
+            continue
+        match = _RANGE.fullmatch(part.strip())
         if not match:
             raise ConfigError(f"--rows {text}: {part.strip()!r} is neither an id nor a range such as 100-199")
-        first = int(match[1])
-        last = int(match[2] or match[1])
+        first, last = int(match[1]), int(match[2])
         if not first <= last < first + MOST:
             raise ConfigError(f"--rows {text}: the range {part.strip()} must go up, over at most {MOST:,} ids")
         parts.append(torch.arange(first, last + 1))
@@ -56,10 +76,12 @@ def _of_file(path: Path) -> torch.Tensor:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 word = line.strip()
-                if word and not _PART.fullmatch(word):
-                    raise DataError(f"{path}:{number}: {word[:40]!r} is not an id: one whole number a line, from 0 up")
-                if word:
-                    numbers.append(int(word))
+                if not word:
+                    continue
+                found_id = _number(word)
+                if found_id is None:
+                    raise DataError(f"{path}:{number}: {word[:40]!r} is not an id: one whole number of 64 bits a line")
+                numbers.append(found_id)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # also UnicodeDecodeError; DataError is told as it is

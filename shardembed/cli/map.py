@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from shardembed.cli.ids import id_of
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from shardembed.cli.tables import VECTORS
@@ -17,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", required=True, metavar="NAME", help="the table, or the end of its name")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .png, .svg or .pdf file (default: the table's name and .png)")
     parser.add_argument("--sample", type=int, default=5000, metavar="N", help="how many rows are drawn (default 5000)")
-    parser.add_argument("--id", type=int, nargs="+", action="extend", default=[], metavar="ID", help="rows to draw as rings")
+    parser.add_argument(
+        "--id", type=id_of, nargs="+", action="extend", default=[], metavar="ID", help="rows to draw as rings: numbers or texts"
+    )
     parser.add_argument(
         "--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0; or a folder of se.Names"
     )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardembed.cli.ids import id_of
 from shardembed.config.shown import beginning
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="CKPT", help="folder of checkpoints, of one checkpoint, or of a run")
     parser.add_argument("--table", required=True, metavar="NAME", help="the table, or the end of its name")
     parser.add_argument(
-        "--id", type=int, nargs="+", action="extend", required=True, metavar="ID", help="rows to find neighbours of"
+        "--id",
+        type=id_of,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="ID",
+        help="rows to find neighbours of: numbers, or texts of which the se.hash64 are ids",
     )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many neighbours of each (default 10)")
     parser.add_argument("--metric", choices=METRICS, help="default: the model's, or cosine where that is not known")

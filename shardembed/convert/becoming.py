@@ -82,7 +82,8 @@ def _said(name: str, patterns: Mapping[str, Any]) -> str | None:
 
 def _check(argument: str, patterns: Mapping[str, Any] | Sequence[str], names: Sequence[str], what: str) -> None:
     if isinstance(patterns, str) or (argument != "fresh=" and not isinstance(patterns, Mapping)):
-        raise ConfigError(f"{argument} must be given by name or pattern of tables, not {patterns!r}")
+        example = f"{argument}['*']" if argument == "fresh=" else f"{argument}{{'*': ...}} say"
+        raise ConfigError(f"{argument} must be given by name or pattern of tables, {example}, not {patterns!r}")
     for pattern in patterns:
         if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"{argument} names {pattern!r}, which matches no {what}; they are {list(names)}")

@@ -73,10 +73,13 @@ def read_feature(value: Any, feature: Feature, device: torch.device) -> FeatureI
         return _bags(ids, _moved(value.lengths, device).to(torch.int64), weights, feature)
     if isinstance(value, tuple | list):
         if not 2 <= len(value) <= 3:
-            raise InputError(f"feature {feature.name!r}: a tuple or list must be (ids, offsets) or (ids, offsets, weights)")
+            raise InputError(
+                f"feature {feature.name!r}: a tuple or list must be (ids, offsets) or (ids, offsets, weights); "
+                "ids alone go as a tensor"
+            )
         return _ragged(value[0], value[1], value[2] if len(value) == 3 else None, feature, device)
     if not isinstance(value, torch.Tensor):
-        raise DtypeError(f"feature {feature.name!r}: expected a tensor or (ids, offsets[, weights]), not {type(value).__name__}")
+        raise DtypeError(f"feature {feature.name!r}: expected a tensor or (ids, offsets[, weights]), not {_no_tensor(value)}")
     if value.is_nested:
         if value.layout != torch.jagged or value.dim() != 2:
             raise InputError(f"feature {feature.name!r}: a nested tensor must have layout torch.jagged and two dimensions")
@@ -233,9 +236,16 @@ def _lengths(offsets: Any, count: int, feature: Feature, device: torch.device, o
     return offsets.diff()
 
 
+def _no_tensor(value: Any) -> str:
+    """What was given in place of a tensor, and what makes one of it."""
+    if isinstance(value, str):
+        return "str; the ids of texts are torch.from_numpy(se.hash64(texts))"
+    return type(value).__name__ + ("; use torch.from_numpy(...)" if type(value).__module__ == "numpy" else "")
+
+
 def _checked_ids(ids: Any, feature: Feature, device: torch.device) -> torch.Tensor:
     if not isinstance(ids, torch.Tensor):
-        raise DtypeError(f"feature {feature.name!r}: ids must be a tensor, not {type(ids).__name__}")
+        raise DtypeError(f"feature {feature.name!r}: ids must be a tensor, not {_no_tensor(ids)}")
     if ids.dtype not in (torch.int32, torch.int64):
         raise DtypeError(f"feature {feature.name!r}: ids must be int32 or int64, not {ids.dtype}; use ids.long()")
     return _moved(ids, device)

@@ -356,7 +356,7 @@ class ShardedModule(TableModule):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PickleError(
-            f"a {type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie "
+            f"{type(self).__name__} cannot be pickled or deep-copied: its table(s) {[table.name for table in self.tables]} lie "
             "cut over the ranks of this job. Copy the model before shard(), or get plain modules from se.unshard()"
         )
 

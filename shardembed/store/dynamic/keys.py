@@ -68,7 +68,7 @@ class DynamicKeys:
         self._rescales = spec.policy.max_norm is not None  # rows that are read, also those
         places = self.census.places
         # Behind the places of a table with a limit, which had better not move. A CPU gives memory as it is first written.
-        spare = max(SPARE, places // 4) if device.type == "cpu" else min(SPARE, places // 4)
+        spare = max(min(SPARE, places), places // 4) if device.type == "cpu" else min(SPARE, places // 4)
         memory.ensure(places + (0 if table.grows else spare), places)
 
     @property
@@ -290,8 +290,10 @@ class DynamicKeys:
         """
         self.seed = seed
         self._forget_found()
-        rows_U = self.census.living(self.steps)
         data = self._memory.data
+        if data.weights.is_meta:  # nobody is there, and torch cannot count on it
+            return torch.empty(0, dtype=torch.int64, device=data.weights.device)
+        rows_U = self.census.living(self.steps)
         fresh = data.weights.new_empty(rows_U.numel(), data.weights.shape[1])
         fill_rows(fresh, self._table, seed, self.census.ids_S[rows_U], self._columns)
         data.weights[rows_U] = fresh

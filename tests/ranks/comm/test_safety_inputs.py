@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,8 @@ BATCHES: dict[str, Bad] = {
     "negative id": Bad(lambda b: {**b, "seen": torch.tensor([3, -1])}, errors.IdRangeError, [*RANGE, "id -1 at position 1"]),
     "id too large": Bad(lambda b: {**b, "seen": torch.tensor([40])}, errors.IdRangeError, [*RANGE, "id 40 at position 0"]),
     "id far too large": Bad(lambda b: {**b, "seen": torch.tensor([2**62])}, errors.IdRangeError, [*RANGE, f"id {2**62}"]),
+    "texts": Bad(lambda b: {**b, "seen": ["a", "b"]}, errors.DtypeError, ["'seen'", "not str", "torch.from_numpy(se.hash64"]),
+    "a list of ids": Bad(lambda b: {**b, "seen": [3]}, errors.InputError, ["'seen'", "ids alone go as a tensor"]),
     "id in a bag": Bad(bags(IDS + 34, torch.tensor([0, 7])), errors.IdRangeError, ["'bought'", "id 40 at position 6"]),
     "offsets start late": Bad(bags(IDS, torch.tensor([1, 7])), errors.OffsetsError, ["'bought'", "run from 1 to 7"]),
     "offsets fall": Bad(bags(IDS, torch.tensor([0, 5, 3, 7])), errors.OffsetsError, ["'bought'", "fall from 5 to 3 at position 2"]),
@@ -170,6 +173,9 @@ CALLS: dict[str, Bad] = {
     ),
     "rows: id too large": Bad(lambda m: m["many"].rows("user", torch.tensor([99])), errors.IdRangeError, ["'user'", "id 99"]),
     "rows: floats": Bad(lambda m: m["many"].rows("user", torch.rand(1)), errors.DtypeError, ["ids must be int32 or int64"]),
+    "rows: an array": Bad(
+        lambda m: m["many"].rows("user", np.array([1])), errors.DtypeError, ["not ndarray; use torch.from_numpy"]
+    ),
     "rows: unknown table": Bad(
         lambda m: m["many"].rows("usr", torch.tensor([0])), errors.FeatureError, ["no table 'usr'", "['item', 'user']"]
     ),

@@ -148,6 +148,7 @@ def test_what_cannot_become_dynamic_is_refused_before_anything_changes() -> None
     assert 1000 < capacity < 2000
     assert len(attempt(dynamic={"item": lru}, capacity={"item": capacity}).item.ids()) == 999
     for settings, said in [
+        ({"dynamic": lru}, "by name or pattern of tables, dynamic=.* say, not"),
         ({"dynamic": {"none*": lru}}, "matches no table"),
         ({"dynamic": {"item": lru}, "fresh": ["user"]}, "becomes dynamic"),
         ({"dynamic": {"item": lru}, "capacity": {"user": 3}}, "becomes dynamic"),

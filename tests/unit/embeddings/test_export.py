@@ -312,6 +312,8 @@ def test_bad_arguments_are_told_with_their_place(tmp_path: Path, capsys: pytest.
         ([*one, "--rows-file", str(tmp_path / "ids.txt")], "ids.txt:2: 'user' is not an id"),
         ([*one, "--rows-file", str(tmp_path / "half.npy")], "holds float64 of shape (1,), and must hold a list of integers"),
         ([*one, "--rows-file", str(tmp_path / "none.txt")], "none.txt cannot be read: No such file"),
+        ([*one, "--rows=-5"], "id -5 at position 0; its ids are 0 to 49"),
+        ([*one, "--rows", str(1 << 63)], f"'{1 << 63}' is neither an id nor a range"),
         ([*one, "--rows", "50"], "id 50 at position 0; its ids are 0 to 49"),
         (["--block", "0"], "a block takes some memory"),
     ):

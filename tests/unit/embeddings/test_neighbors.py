@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given
@@ -179,3 +180,24 @@ def test_the_file_of_a_vocabulary_names_rows_by_their_values(tmp_path: Path) -> 
     assert names_of(path, [1, 2]) == {1: "7", 2: "-3"}
     with pytest.raises(DataError, match="has no line 4"):
         names_of(path, [3])
+
+
+def test_commands_take_ids_of_64_bits_and_the_texts_whose_hashes_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["u-1", "u-2", str(1 << 63), "u-3"]
+    least = -(1 << 63)
+    emb = se.Embedding(None, 4, dynamic=se.Dynamic(), optimizer=se.optim.SGD(lr=0.1), seed=1)
+    emb.load_rows(torch.cat([torch.from_numpy(se.hash64(texts)), torch.tensor([least, 7])]), torch.rand(6, 4))
+    se.save_checkpoint(tmp_path / "ckpt", torch.nn.ModuleDict({"user": emb}), step=1)
+    words = ["neighbors", str(tmp_path / "ckpt"), "--table", "user", "--json", "--k", "1", "--id"]
+    assert main([*words, *texts[:3], str(least), "7"]) == 0
+    queries = json.loads(capsys.readouterr().out)["queries"]
+    assert [query["id"] for query in queries] == [*se.hash64(texts[:3]).tolist(), least, 7]
+    ids = [least, *se.hash64(texts[:2]).tolist()]
+    (tmp_path / "ids.txt").write_text("".join(f"{each}\n" for each in ids))
+    for out, chosen in (("a", f"--rows={','.join(map(str, ids))}"), ("b", f"--rows-file={tmp_path / 'ids.txt'}")):
+        words = ["export", str(tmp_path / "ckpt"), "--out", str(tmp_path / out), "--table", "user", "--format", "npy", chosen]
+        assert main(words) == 0
+        (file,) = (tmp_path / out).glob("*.ids.npy")
+        assert np.load(file).tolist() == sorted(ids)

@@ -37,6 +37,8 @@ def bare(): return nn.EmbeddingBag(10**12, 8)
 def configs(): return [se.TableConfig("t", 10**12, 8, ["a", "b"], {"a": "sum", "b": None})]
 def sharded(): return nn.ModuleDict({"x": se.EmbeddingCollection(
     [se.TableConfig("t", 10, 8)], optimizer=se.optim.SGD(lr=0.1), device="cpu")})
+def dynamic(): return se.EmbeddingCollection(
+    [se.TableConfig("t", 10**9, 64, dynamic=se.Dynamic(se.LRU()))], optimizer=se.optim.SGD(lr=0.1), device="meta")
 def workload(): return workload_of(configs(), 3.0, 128)
 def dense(): return nn.Sequential(nn.Linear(2, 2))
 def number(): return 3
@@ -87,7 +89,7 @@ def test_everything_with_tables_is_understood(models: Path) -> None:
 
     assert names("values") == ["user", "tags"]  # not on the meta device
     assert names("bare") == ["model"]
-    assert names("configs") == names("sharded") == names("workload") == ["t"]
+    assert names("configs") == names("sharded") == names("dynamic") == names("workload") == ["t"]
     assert model_workload.read(f"{models}:workload", 8).global_batch_size == 128
 
 
@@ -112,7 +114,7 @@ def test_modules_are_found_in_the_working_folder(models: Path, monkeypatch: pyte
         ("{models}:plian", "there is no function 'plian' in {models}; did you mean 'plain'?"),
         ("{models}:number", "number gave int; it must return a model, a list of tables"),
         ("{models}:dense", "the model has no nn.Embedding, nn.EmbeddingBag or TorchRec collection to shard"),
-        ("{models}:broken", "broken: the function failed: IndexError: list index out of range ({models}:28)"),
+        ("{models}:broken", "broken: the function failed: IndexError: list index out of range ({models}:30)"),
         ("nothing.yaml", "nothing.yaml: there is no such file"),
         ("dlrm", "'dlrm' is neither a file nor one of the workloads that come along"),
     ],
