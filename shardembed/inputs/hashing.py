@@ -166,6 +166,8 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def as_array(values: Any, who: str) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):  # what is masked is missing, whatever lies below the mask
+        return np.where(values.mask, None, values.data.astype(object)) if np.ma.is_masked(values) else values.data
     if isinstance(values, np.ndarray):
         return values
     if hasattr(values, "type") and hasattr(values, "to_numpy"):  # arrow's, which is not imported here

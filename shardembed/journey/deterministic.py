@@ -219,14 +219,14 @@ def gather(
 ) -> None:
     """Bring the quanta to the owners, and let those of tables that are not `frozen` wait there as gradients. Collective."""
     arrived = send_fixed(sums, request, sender, comm)
-    merged = [_merge(slab, part, sums_SW) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
+    merged = [_merge(slab, part, sums_SW, frozen) for slab, part, sums_SW in zip(slabs, request, arrived, strict=True)]
     copied = [i for i, slab in enumerate(slabs) if slab.spec.copied and not slab.spec.policy.frozen]
     mine, found = [slabs[i] for i in copied], [merged[i] for i in copied]
     summed = sum_over_ranks(mine, found, torch.int64, "backward: reduce copies", comm, sender.number)
     for i, rows in zip(copied, summed, strict=True):
         merged[i] = rows
     for slab, part, (rows_U, sums_UW) in zip(slabs, request, merged, strict=True):
-        if slab.spec.policy.frozen:
+        if not slab.learns(frozen):
             continue
         exponent_U = slab.of_table(rows_U, scales)
         grads_UW = torch.ldexp(sums_UW.to(torch.float64), -exponent_U.unsqueeze(1))
@@ -239,8 +239,10 @@ def gather(
         slab.accumulate(Gradients(rows_U, None, grads_UW.to(slab.spec.compute_dtype)), frozen=frozen, seen=seen)
 
 
-def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distinct rows `[U]`, ascending, and their quanta `[U, W]`."""
+def _merge(slab: Slab, part: SlabRequest, sums_SW: torch.Tensor, frozen: frozenset[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct rows `[U]`, ascending, and their quanta `[U, W]`; nothing of a dynamic table that does not learn."""
+    if slab.dynamic is not None and not slab.learns(frozen):
+        return part.keys_E[:0], sums_SW[:0]
     rows_U, inverse = torch.unique(slab.bring(part.keys_E), return_inverse=True)
     sums_UW = torch.zeros(rows_U.numel(), slab.spec.width, dtype=torch.int64, device=rows_U.device)
     if slab.spec.policy.frozen:

@@ -231,6 +231,8 @@ class Journey:
         arrived = [part.clone() if part is sent and slab.passes_on else part for part, sent, slab in of_slabs]
         with self.stage("accumulate"):
             for slab, part, grads_SW, order in zip(self.slabs, ticket.request, arrived, ticket.orders, strict=True):
+                if not slab.learns(frozen):
+                    continue
                 rows_E = slab.bring(part.keys_E)
                 if slab.spec.policy.scale_grad_by_freq and part.multiplicities_E is not None:  # then every segment is a single row
                     grads_SW = grads_SW / frequencies(rows_E, part.multiplicities_E).unsqueeze(1)  # they may be the user's own

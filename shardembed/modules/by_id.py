@@ -220,7 +220,12 @@ def speaker(journey: Journey, table: int) -> DynamicKeys | None:
 def _checked(config: TableConfig, ids: Any, values: Any) -> torch.Tensor:
     if values is None:
         raise ConfigError(f"table {config.name!r} is dynamic, so rows are loaded by id: load_rows(table, ids, values)")
-    given = torch.as_tensor(ids)
+    try:
+        given = torch.as_tensor(ids)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"load_rows: ids of table {config.name!r} must be integers [n] of 64 bits with a sign: {error}") from error
+    if not given.numel():
+        given = given.to(torch.int64)  # an empty list has a dtype that nobody said
     if given.dim() != 1 or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise InputError(f"load_rows: ids of table {config.name!r} must be integers [n], not {given.dtype} {list(given.shape)}")
     given = given.to(torch.int64)

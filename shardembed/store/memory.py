@@ -60,8 +60,9 @@ def grown(tensor: torch.Tensor, rows: int, zeros: bool = False) -> torch.Tensor:
     held = tensor.shape[0]
     if rows <= held:
         return tensor
-    larger = on_huge_pages(tensor.new_empty(max(rows, int(held * GROWTH)), *tensor.shape[1:]))
-    larger[:held] = tensor
-    if zeros:
-        larger[held:] = 0
+    with torch.inference_mode(False):  # what an evaluation makes larger is learned from later, in place
+        larger = on_huge_pages(tensor.new_empty(max(rows, int(held * GROWTH)), *tensor.shape[1:]))
+        larger[:held] = tensor
+        if zeros:
+            larger[held:] = 0
     return larger

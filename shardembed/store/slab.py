@@ -229,6 +229,12 @@ class Slab:
         asked = Gradients(rows_E, offsets, rows_E)  # of which the gradients are not looked at
         return asked.without(self._padding) if self._padding.numel() else asked
 
+    def learns(self, frozen: frozenset[int]) -> bool:
+        """Whether some table here learns from a backward that these do not learn from. Else its keys must not be brought: ids of
+        dynamic tables would wait for a step that nothing asks for.
+        """
+        return not self.spec.policy.frozen and not self.tables <= frozen
+
     def accumulate(
         self, gradients: Gradients, order: Order | None = None, frozen: frozenset[int] = NOBODY, seen: Seen | None = None
     ) -> None:
@@ -239,7 +245,7 @@ class Slab:
             frozen: tables that do not learn from this backward.
             seen: rows of a dynamic table, by `bring`, and how often their ids occur; by default those of `gradients`, once each.
         """
-        if self.spec.policy.frozen or self.tables <= frozen:
+        if not self.learns(frozen):
             return
         if self.dynamic is not None:
             self.dynamic.seen(*(seen or (gradients.rows_E, None)))

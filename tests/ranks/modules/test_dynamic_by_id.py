@@ -252,3 +252,13 @@ def test_rows_that_are_loaded_between_a_forward_and_its_backward_are_the_ones_th
     se.Optimizer(emb).step()
     assert emb.ids("item").tolist() == ids.tolist()
     assert torch.equal(emb.rows("item", ids), torch.stack([start(ids[:1])[0] - 0.5, torch.full((COLUMNS,), 9.5)]))
+
+
+def test_ids_that_are_lists_may_be_none_and_have_to_fit_in_64_bits() -> None:
+    emb = collection(1, "rows", se.Dynamic())
+    emb.load_rows("item", [], torch.empty(0, COLUMNS))
+    assert not emb.ids("item").numel()
+    for wrong in ([2**63], ["a"], [[1], [2, 3]], None):
+        with pytest.raises(InputError, match="load_rows: ids of table 'item' must be integers"):
+            emb.load_rows("item", wrong, torch.ones(1, COLUMNS))
+    assert not emb.ids("item").numel()

@@ -122,6 +122,29 @@ def test_a_table_that_was_made_frozen_has_no_rows(deterministic: bool) -> None:
     assert player.emb.journey.steps == 0
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_backwards_that_a_table_does_not_learn_from_leave_nothing_behind(deterministic: bool) -> None:
+    """Else what waits for a step would grow with each of them."""
+    own, table = se.TableConfig("own", 4, COLUMNS), se.TableConfig("item", None, COLUMNS, dynamic=se.Dynamic())
+    emb = se.EmbeddingCollection([own, table], optimizer={"own": None, "item": EXACT}, deterministic=deterministic)
+    (slab,) = [slab for slab in emb.journey.slabs if slab.dynamic is not None]
+    assert slab.dynamic is not None
+    known = slab.dynamic.nbytes
+    parameters = [parameter for parameter in emb.parameters() if parameter.numel() == 4 * COLUMNS]
+    for freezes in (False, True):
+        for first in range(0, 5000, 500):
+            found = emb({"own": torch.tensor([1]), "item": torch.arange(first, first + 500)})
+            loss = found["own"].sum() + found["item"].sum()
+            if not freezes:  # autograd is asked for the other table alone
+                assert torch.autograd.grad(loss, parameters)[0].any()
+                continue
+            emb.freeze("item")
+            loss.backward()
+            emb.freeze("item", False)
+    assert slab.dynamic.nbytes == known
+    assert slab.weights.shape[0] < 2000, "rows for the strangers of one batch"
+
+
 def test_ids_of_32_bits_are_those_of_64() -> None:
     config = se.TableConfig("item", 300, COLUMNS, dynamic=se.Dynamic(), padding_idx=-3, dtype=torch.float64, **FEATURES)
     player = Player(Setup(config, EXACT, se.row_wise(packing="bag")), 0)

@@ -147,6 +147,7 @@ def test_what_is_missing_is_named_or_has_the_id_that_was_given() -> None:
         pa.DictionaryArray.from_arrays([0, 1, 2], pa.array(["a", None, "b"])),
         pa.DictionaryArray.from_arrays(pa.array([1, 0, None]), pa.array([None, "a"])).take(pa.array([0, 1, 2])),
         pa.chunked_array([["a"], [None, "b"]]),
+        np.ma.array(["a", "x", "b"], mask=[False, True, False]),
     ]
     for number, column in enumerate(columns):
         with pytest.raises(InputError, match="hash64: value 1 is missing; give `null=`"):
@@ -157,6 +158,9 @@ def test_what_is_missing_is_named_or_has_the_id_that_was_given() -> None:
         assert se.hash64(gone, null=5).tolist() == [5, 5]
     assert se.hash64([1, None, 1 << 64], null=5).tolist() == [1, 5, id_of(str(1 << 64))]
     assert se.hash64(pa.array([1, None]), null=5).tolist() == [1, 5]
+    masked = np.ma.array([1, 2, 1 << 63], mask=[False, True, False], dtype=np.uint64)
+    assert se.hash64(masked, null=5).tolist() == [1, 5, -(1 << 63)]
+    assert type(se.hash64(np.ma.array([1, 2]))) is np.ndarray
 
 
 @pytest.mark.parametrize(

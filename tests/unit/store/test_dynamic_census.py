@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -192,3 +193,21 @@ def test_padding_learns_nothing_where_nobody_is_new() -> None:
         made.step(0.5, now)
     assert keys.census.ids_S.tolist() == [3]
     assert made.state["sum"][0].tolist() == [2.0, 2.0]
+
+
+def test_a_table_that_grew_in_inference_mode_learns_on() -> None:
+    """Of tensors that are made in it, torch lets none be written outside."""
+    grown_in: dict[Any, torch.Tensor] = {}
+    for mode in (torch.no_grad, torch.inference_mode):
+        table = se.TableConfig("item", None, 2, dynamic=se.Dynamic(se.TTL(9), se.MinCount(1)), init=se.Normal(1.0, 0.1))
+        emb = se.EmbeddingCollection([table], optimizer=se.optim.Adam(lr=0.5))
+        with mode():
+            emb({"item": torch.arange(2000)})
+            emb.load_rows("item", torch.arange(2000, 5000), torch.ones(3000, 2))
+        optimizer = se.Optimizer(emb)
+        for first in (0, 4000):
+            emb({"item": torch.arange(first, first + 3000)})["item"].sum().backward()
+            optimizer.step()
+        assert emb.ids("item").tolist() == list(range(7000))
+        grown_in[mode] = emb.rows("item", torch.arange(7000)).clone()
+    assert torch.equal(grown_in[torch.no_grad], grown_in[torch.inference_mode])
