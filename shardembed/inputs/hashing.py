@@ -167,7 +167,11 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def as_array(values: Any, who: str) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray):  # what is masked is missing, whatever lies below the mask
-        return np.where(values.mask, None, values.data.astype(object)) if np.ma.is_masked(values) else values.data
+        if not np.ma.is_masked(values):
+            return values.data
+        objects = values.data.astype(object)
+        objects[values.mask] = None
+        return objects
     if isinstance(values, np.ndarray):
         return values
     if hasattr(values, "type") and hasattr(values, "to_numpy"):  # arrow's, which is not imported here

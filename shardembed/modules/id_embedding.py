@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, DtypeError
 from shardembed.modules.answers import nested_like
 from shardembed.store.starting import fill_rows
 from shardembed.tables.table_config import TableConfig
@@ -80,7 +80,13 @@ class IdEmbedding(nn.Module):
     def forward(
         self, input: torch.Tensor, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`[*input.shape, embedding_dim]` where nothing is pooled, else `[B, embedding_dim]`, as `nn.EmbeddingBag` answers."""
+        """`[*input.shape, embedding_dim]` where nothing is pooled, else `[B, embedding_dim]`, as `nn.EmbeddingBag` answers.
+
+        Raises:
+            DtypeError: input is neither int32 nor int64.
+        """
+        if input.dtype not in (torch.int32, torch.int64):
+            raise DtypeError(f"table {self.table.name!r}: ids must be int32 or int64, not {input.dtype}; use ids.long()")
         if self.mode is not None:
             return self._pooled(input, offsets, per_sample_weights)
         if input.is_nested:
@@ -144,6 +150,9 @@ class IdEmbedding(nn.Module):
     ) -> None:
         """Take as many ids as the state dict has."""
         ids, weight = state_dict.get(prefix + "ids"), state_dict.get(prefix + "weight")
+        if isinstance(ids, torch.Tensor) and not ids.is_meta and not bool((ids[1:] > ids[:-1]).all()):
+            error_msgs.append(f"{prefix}ids: ids of table {self.table.name!r} must ascend, each once; nothing of it was loaded")
+            return
         if isinstance(ids, torch.Tensor) and isinstance(weight, torch.Tensor) and ids.shape[:1] != self.ids.shape:
             empty = torch.empty(len(ids), self.embedding_dim, dtype=self.weight.dtype, device=self.weight.device)
             self.ids = torch.empty(len(ids), dtype=torch.int64, device=self.ids.device)

@@ -203,7 +203,8 @@ def resolve(tables: Sequence[TableConfig], wanted: PlanLike, cluster: Cluster) -
         try:
             layout = placement.layout(table.cut_rows, table.embedding_dim, cluster)
         except PlanError as error:
-            raise PlanError(f"table {table.name!r}: {error}") from error
+            cut = f" is dynamic and cut by its {table.cut_rows:,} bucket(s) of ids" if table.dynamic else ""
+            raise PlanError(f"table {table.name!r}{cut}: {error}") from error
         plans.append(TablePlan(table.name, layout, packing_of(placement, table, layout)))
     return Plan(tuple(plans), cluster.world_size)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import shardembed as se
-from shardembed.errors import ConfigError, PlanError, UnsupportedError
+from shardembed.errors import ConfigError, DtypeError, PlanError, UnsupportedError
 from tests.harness import run_ranks
 
 HASHES = torch.tensor([[2**62 + 5, -1, 3], [-(2**63), 7, 2**62 + 5]])
@@ -128,6 +128,18 @@ def test_an_unsharded_table_learns_as_a_plain_one() -> None:
     assert module.weight.grad.tolist() == [[10.0] * 3, [11.0] * 3]
     with pytest.raises(ConfigError, match="ascend"):
         module.fill(torch.tensor([3, 3]), torch.zeros(2, 3))
+
+
+def test_a_plain_module_takes_no_ids_that_it_would_not_find() -> None:
+    module = se.IdEmbedding(se.TableConfig("item", None, 2, pooling=None, dynamic=se.Dynamic(unknown="zeros")))
+    module.load_state_dict({"ids": torch.tensor([1, 2]), "weight": torch.ones(2, 2)})
+    for wrong in ([2, 1, 3], [1, 1, 3]):
+        with pytest.raises(RuntimeError, match="ids: ids of table 'item' must ascend, each once; nothing of it was loaded"):
+            module.load_state_dict({"ids": torch.tensor(wrong), "weight": torch.zeros(3, 2)})
+    assert torch.equal(module(torch.tensor([1, 2, 3], dtype=torch.int32)).detach(), torch.tensor([[1.0] * 2, [1.0] * 2, [0.0] * 2]))
+    for ids in (torch.tensor([1.5]), torch.tensor([True])):  # either would be taken for id 1
+        with pytest.raises(DtypeError, match="table 'item': ids must be int32 or int64, not torch"):
+            module(ids)
 
 
 def test_what_cannot_become_dynamic_is_refused_before_anything_changes() -> None:

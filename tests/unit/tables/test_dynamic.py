@@ -181,7 +181,9 @@ def test_a_plan_of_other_buckets_is_refused() -> None:
         PlanError, match=r"table 'item' is \(8, 4\) in the model and \(7, 4\) in the plan \(buckets of its ids, columns"
     ):
         resolve([table(1024)], plan, TWO)
-    with pytest.raises(PlanError, match=r"row bounds .* ascending numbers up to 7"):
+    with pytest.raises(
+        PlanError, match=r"'item' is dynamic and cut by its 7 bucket\(s\) of ids: row bounds .* ascending numbers up to 7"
+    ):
         resolve([table(1000)], row_wise(bounds=[8]), TWO)
 
 
