@@ -88,7 +88,7 @@ def floors(ours: Contender, machine: Limits, sent: Any) -> dict[int, float]:
     emb, batch = ours.emb, ours.batches[0]
     ticket = emb.prefetch(batch).ticket
     for i, (slab, asked) in enumerate(zip(emb.journey.slabs, ticket.request, strict=True)):
-        rows = slab.locate(asked.keys_E)
+        rows = slab.locate(asked.keys_E, learning=False)
         distinct = rows.unique()
         bytes_a_row = slab.spec.width * slab.weights.element_size()
         lookup += limits.gather_seconds(slab.weights, rows, asked.offsets)
