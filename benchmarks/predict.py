@@ -2,8 +2,8 @@
 
     python -m benchmarks.predict [--ranks 2] [--plans 13] [--seconds 200] [--markdown docs/benchmarks/PAGE.md]
 
-The cases of `calibrate` and the plans take turns in one job: how fast a shared machine is changes from minute to minute, and what
-is asked here is how true the model is. `--topology FILE` takes an earlier calibration instead.
+The cases of `calibrate` and the plans of a workload take turns: how fast a shared machine is changes from minute to minute, and
+what is asked here is how true the model is. `--topology FILE` takes an earlier calibration instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +58,21 @@ def rank_main(topology: Path | None, plans: int, seconds: float, out: Path) -> N
     keep_freed_memory()
     comm = se.init()
     cluster = Cluster(comm.world_size, ranks_per_node(comm.world_size))
-    chosen, cases = trials(cluster, plans), [] if topology else drawn.cases(cluster, calibrate.CASES, calibrate.SEED)
-    runners = [Runner(case, calibrate.BATCHES, calibrate.SEED) for case in cases]
-    runners += [Runner(trial.case, batches=3, seed=SEED) for trial in chosen]
-    timed = in_turns(runners, seconds)
-    known = (
-        topologies.load(topology, comm.world_size) if topology else calibrate.fitted("here", cluster, cases, timed[: len(cases)])[0]
-    )
+    cases = [] if topology else drawn.cases(cluster, calibrate.CASES, calibrate.SEED)
+    known = topologies.load(topology, comm.world_size) if topology else None
+    lines: list[Line] = []
+    source: dict[str, str] = {}
+    groups = [list(group) for _, group in groupby(trials(cluster, plans), lambda trial: trial.case.workload.name)]
+    for chosen in groups:  # a workload after the other: all plans at once take more memory than there may be
+        runners = [Runner(case, calibrate.BATCHES, calibrate.SEED) for case in cases]
+        runners += [Runner(trial.case, batches=3, seed=SEED) for trial in chosen]
+        timed = in_turns(runners, seconds / len(groups))
+        del runners
+        machine = known or calibrate.fitted("here", cluster, cases, timed[: len(cases)])[0]
+        lines += [_line(trial, machine, phases) for trial, phases in zip(chosen, timed[len(cases) :], strict=True)]
+        source = machine.source
     if comm.rank == 0:
-        lines = [_line(trial, known, phases) for trial, phases in zip(chosen, timed[len(cases) :], strict=True)]
-        out.write_text(json.dumps({"lines": [line.__dict__ for line in lines], "source": known.source}))
+        out.write_text(json.dumps({"lines": [line.__dict__ for line in lines], "source": source}))
 
 
 SEED = 7  # of the batches
