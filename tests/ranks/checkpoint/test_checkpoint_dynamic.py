@@ -54,6 +54,7 @@ def test_a_loaded_table_goes_on_as_one_never_saved(tmp_path: Path, savers: int, 
     equal([after for _, after in other], [after for _, after in one])
 
 
+@pytest.mark.exhaustive
 def test_without_the_deterministic_mode_the_same_plan_goes_on_alike(tmp_path: Path) -> None:
     one = run_ranks(2, save_and_go_on, str(tmp_path), "Adam", False)
     other = run_ranks(2, load_and_go_on, str(tmp_path), 1, "Adam", False)

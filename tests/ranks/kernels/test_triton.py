@@ -13,6 +13,7 @@ from benchmarks.launches import as_on_a_device
 from shardembed import optim
 from shardembed.kernels.triton import order
 from shardembed.tables.placement import Packing
+from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.held import Piece, pieces
 from tests.ranks.cases import cross
@@ -90,7 +91,7 @@ def train_as_on_a_device(rank: int, world_size: int, packing: Packing) -> list[P
         return train(rank, world_size, "triton", packing)
 
 
-@pytest.mark.parametrize("packing", ["unique", "bag"])
+@pytest.mark.parametrize("packing", [exhaustive("unique"), "bag"])
 def test_what_devices_do_between_ranks_gives_the_same_bits(packing: Packing) -> None:
     """Routes, messages and the order of rows by the kernels of devices, and by those of the CPU."""
     here, there = run_ranks(2, train, "triton", packing), run_ranks(2, train_as_on_a_device, packing)

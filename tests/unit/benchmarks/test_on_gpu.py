@@ -139,6 +139,7 @@ def broken(rank: int, here: Here) -> dict[str, float]:
     return {"": 1 / 0}
 
 
+@pytest.mark.exhaustive
 def test_the_page_names_what_was_seen_and_what_was_not(tmp_path: Path) -> None:
     """As `make gpu` runs it on a machine without a GPU, here one check and one that needs one."""
     file = tmp_path / "page.md"

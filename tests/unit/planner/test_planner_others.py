@@ -62,6 +62,7 @@ def test_all_solutions_from_other_starts_are_solutions(drawn: tuple[Problem, Sol
         assert one.score.step >= max(found.score.step, float(every.steps[best]) * (1 - 1e-9))
 
 
+@pytest.mark.exhaustive
 def test_ranks_that_hold_one_large_part_or_two_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     # On 32 ranks there is room for one bag part of DLRM-DCNv2 a rank; the relaxation's own choice makes a few more than 32.
     job, machines = workload.load("dlrm-dcnv2"), topology.load("h100x8").scaled(32)

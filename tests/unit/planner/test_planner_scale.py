@@ -191,6 +191,7 @@ def value_of_one_mixture(base: Array, amount: float) -> float:
     return float(found)
 
 
+@pytest.mark.exhaustive
 def test_the_same_bits_whatever_threads_there_are() -> None:
     program = (
         "from benchmarks.drawn import drawn; from shardembed.planner import plan, topology, Effort;"
