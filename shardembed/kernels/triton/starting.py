@@ -8,6 +8,7 @@ import triton.language as tl
 
 from shardembed.kernels import mixing, quantiles
 from shardembed.kernels.triton.mixing import mixed, shifted
+from shardembed.kernels.triton.numbers import bits_of, number_of
 from shardembed.kernels.triton.tiles import launch
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def draw(out_NW: torch.Tensor, ids_N: torch.Tensor, first_column: int, numbers: 
         elements,
         numbers.base,
         first_column,
-        numbers.scale,
-        numbers.offset,
+        bits_of(numbers.scale),  # as a float an offset of -0.0 would lose its sign
+        bits_of(numbers.offset),
         WIDTH=width,
         NORMAL=numbers.normal,
         BLOCK=BLOCK,
@@ -64,7 +65,7 @@ def _draw(
         x = _normal(hashes, quantiles)
     else:
         x = shifted(hashes, 40).to(tl.float32) * (1.0 / 0x1000000)
-    tl.store(out + element, x * scale + offset, mask=live)
+    tl.store(out + element, x * number_of(scale, tl.float32) + number_of(offset, tl.float32), mask=live)
 
 
 @triton.jit

@@ -91,9 +91,9 @@ def main() -> None:
     for kernel in (idmap._find_slots, idmap._insert_slots, idmap._erase_slots, idmap._rebuild):
         compiled(kernel, {"count": "i32"}, {"BLOCK": idmap.BLOCK, "num_warps": idmap.WARPS})
     exact = {"enable_fp_fusion": False}
-    drawn = {"ids": "*i64", "quantiles": "*fp64", "elements": "i64", "base": "i64", "first_column": "i32", "scale": "fp32"}
+    drawn = {"ids": "*i64", "quantiles": "*fp64", "elements": "i64", "base": "i64", "first_column": "i32", "scale": "i64"}
     for normal in (False, True):
-        compiled(starting._draw, drawn | {"offset": "fp32"}, BLOCKS | {"WIDTH": 33, "NORMAL": normal}, **exact)
+        compiled(starting._draw, drawn | {"offset": "i64"}, BLOCKS | {"WIDTH": 33, "NORMAL": normal}, **exact)
     plain: dict[str, Any] = {"GIVEN": False, "PIECES": True, "HALVINGS": 0}
     for kind in {formula.function: kind for kind, formula in FORMULAS.items()}.values():  # some share one
         compiled(update._update, {}, constants(64, **of_kind(kind), **plain), **exact)
