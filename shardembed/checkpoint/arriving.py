@@ -20,6 +20,7 @@ from shardembed.checkpoint.inventory import Item
 from shardembed.checkpoint.living import IdRegion, Members
 from shardembed.checkpoint.selection import Placed
 from shardembed.kernels.mixing import mixed
+from shardembed.kernels.placing import by_group, signed
 from shardembed.store.dynamic.census import MOST
 
 
@@ -118,11 +119,11 @@ def _staying(
     everyone = [(name, source, Placed(ids, torch.arange(len(ids)))) for name, source in about.items()]
     fill([Wanted(source.entry.key, source, rows, range(1), said[name]) for name, source, rows in everyone], files)
     lasts, counts = said["last"].squeeze(1).clamp(min=0, max=min(found.now, MOST)), said["count"].squeeze(1).clamp(min=0)
-    order = (mixed(ids) ^ -(1 << 63)).argsort(descending=True)  # as numbers without a sign
+    order = signed(mixed(ids)).argsort(descending=True)
     order = order[lasts[order].argsort(descending=True, stable=True)]
     if policy.by_count or not found.members.are_rows:
         order = order[policy.halved(counts, lasts, found.now)[order].argsort(descending=True, stable=True)]
-    order = order[groups[order].argsort(stable=True)]
+    order = by_group(order, groups)
     ranked = groups[order]
     stay = torch.zeros(len(ids), dtype=torch.bool)
     stay[order] = torch.arange(len(ids)) - torch.searchsorted(ranked, ranked) < room

@@ -110,7 +110,12 @@ def ranked(ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.T
     order = torch.argsort(signed(mixed(ids_O)), descending=True)
     if counts_O is not None:
         order = order[torch.argsort(counts_O[order], descending=True, stable=True)]
-    return order[torch.argsort(groups_O[order], stable=True)]
+    return by_group(order, groups_O)
+
+
+def by_group(order: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """The same order within each bucket, and one bucket after the other."""
+    return order[torch.argsort(groups[order], stable=True)]
 
 
 def signed(mixed_: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ class IdEmbedding(nn.Module):
                 f"table {self.table.name!r}: ids must be int64 [n] and weight [n, {self.embedding_dim}], not {ids.dtype} "
                 f"{list(ids.shape)} and {list(weight.shape)}"
             )
-        if not ids.is_meta and not bool((ids[1:] > ids[:-1]).all()):
+        if not ascends(ids):
             raise ConfigError(f"table {self.table.name!r}: ids must ascend, each once")
         learns = self.weight.requires_grad
         self.ids = ids
@@ -150,7 +150,7 @@ class IdEmbedding(nn.Module):
     ) -> None:
         """Take as many ids as the state dict has."""
         ids, weight = state_dict.get(prefix + "ids"), state_dict.get(prefix + "weight")
-        if isinstance(ids, torch.Tensor) and not ids.is_meta and not bool((ids[1:] > ids[:-1]).all()):
+        if isinstance(ids, torch.Tensor) and not ascends(ids):
             error_msgs.append(f"{prefix}ids: ids of table {self.table.name!r} must ascend, each once; nothing of it was loaded")
             return
         if isinstance(ids, torch.Tensor) and isinstance(weight, torch.Tensor) and ids.shape[:1] != self.ids.shape:
@@ -163,3 +163,8 @@ class IdEmbedding(nn.Module):
         assert self.table.dynamic is not None
         pooled = f", mode={self.mode!r}" if self.mode else ""
         return f"{self.num_embeddings} ids, {self.embedding_dim}{pooled}, unknown={self.table.dynamic.unknown!r}"
+
+
+def ascends(ids: torch.Tensor) -> bool:
+    """Whether each id is there once, in order; of ids without values it is taken for granted."""
+    return ids.is_meta or bool((ids[1:] > ids[:-1]).all())

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from shardembed.kernels.numba.elements import load, store
+from shardembed.kernels.numba.hashing import mixed_of
 from shardembed.kernels.numba.tools import called, compiled
 
 U64, F32 = np.uint64, np.float32
-GAMMA, MIX_1, MIX_2 = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
+GAMMA = U64(0x9E3779B97F4A7C15)  # as in `kernels.mixing`
 SIGN = U64(1 << 10)
 IN_SEGMENT = 47  # as in `kernels.quantiles`
 BELOW, FIRST, PART = (1 << IN_SEGMENT) - 1, 1023 << (52 - IN_SEGMENT), 2.0**-IN_SEGMENT
@@ -23,9 +24,7 @@ UNIT = F32(2.0**-24)
 @called
 def mix(x: Any) -> Any:
     """splitmix64's finalizer of a uint64."""
-    x = (x ^ (x >> U64(30))) * MIX_1
-    x = (x ^ (x >> U64(27))) * MIX_2
-    return x ^ (x >> U64(31))
+    return U64(mixed_of(np.int64(x)))
 
 
 @compiled

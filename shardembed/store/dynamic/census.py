@@ -12,7 +12,7 @@ import torch
 from shardembed.errors import UnsupportedError
 from shardembed.kernels.idmap import IdMap
 from shardembed.kernels.memory import on_huge_pages
-from shardembed.kernels.placing import DEAD, EVICTED, MOST, Rules, meet, place, ranked
+from shardembed.kernels.placing import DEAD, EVICTED, MOST, Rules, by_group, meet, place, ranked
 from shardembed.store.dynamic.policy import Policy
 from shardembed.store.memory import grown
 
@@ -29,13 +29,11 @@ class Settled:
         slots_O: the place of each, -1 where there is none.
         evicted: how many ids left for them.
         expired: how many had died before.
-        gone: the ids of both, int64.
     """
 
     slots_O: torch.Tensor
     evicted: int
     expired: int
-    gone: torch.Tensor
 
 
 class Census:
@@ -117,11 +115,11 @@ class Census:
         expired = self._bury(ids_O)
         if self.room is None:
             dead = self._sweep(ids_O.numel(), now)
-            gone, evicted, expired = self.ids_S[dead], 0, expired + dead.numel()
+            evicted, expired = 0, expired + dead.numel()
             self.leave(dead)
             slots_O = self._append(ids_O)
         else:
-            slots_O, gone, fates = self._squeeze(ids_O, counts_O, groups_O, now, compete, self.room)
+            slots_O, fates = self._squeeze(ids_O, counts_O, groups_O, now, compete, self.room)
             evicted, expired = int((fates == EVICTED).sum()), expired + int((fates == DEAD).sum())
         placed = slots_O >= 0
         slots_U = slots_O[placed]
@@ -129,7 +127,7 @@ class Census:
         if counts_O is not None and self.policy.counts:
             self.counts_S[slots_U] = counts_O[placed].clamp(max=MOST).to(torch.int32)
         self._map.insert(slots_U, self.ids_S)
-        return Settled(slots_O, evicted, expired, gone)
+        return Settled(slots_O, evicted, expired)
 
     def _bury(self, ids_O: torch.Tensor) -> int:
         """Free the places of those newcomers who have died and come again."""
@@ -151,7 +149,7 @@ class Census:
 
     def _squeeze(
         self, ids_O: torch.Tensor, counts_O: torch.Tensor | None, groups_O: torch.Tensor, now: int, compete: bool, room: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         policy = self.policy
         rules = Rules(room, policy.lives, policy.halves, policy.by_count or compete, policy.evicts or compete, compete)
         counts_O = counts_O if rules.by_count else None
@@ -160,10 +158,8 @@ class Census:
         found = place(ids_O[order], None if counts_O is None else counts_O[order], groups_O[order], now, held, rules)
         slots_O = torch.empty_like(found.slots_O)
         slots_O[order] = found.slots_O
-        left = found.slots_O[found.fates_O > 0]
-        gone = self.ids_S[left]
-        self._map.erase(left, self.ids_S)
-        return slots_O, gone, found.fates_O
+        self._map.erase(found.slots_O[found.fates_O > 0], self.ids_S)
+        return slots_O, found.fates_O
 
     def _append(self, ids_O: torch.Tensor) -> torch.Tensor:
         """Places in the order of ids, the lowest that are free first."""
@@ -201,8 +197,7 @@ class Census:
         if self.room is None:
             slots_U = self._append(ids_U)
         else:
-            order = ids_U.argsort()
-            order = order[groups_U[order].argsort(stable=True)]
+            order = by_group(ids_U.argsort(), groups_U)
             sorted_U = groups_U[order]
             numbers = torch.arange(order.numel(), device=self._device)
             slots_U = torch.empty_like(ids_U)

@@ -14,7 +14,7 @@ import torch
 from shardembed.kernels.idmap import IdMap
 from shardembed.kernels.interning import intern
 from shardembed.kernels.mixing import buckets_of
-from shardembed.kernels.placing import redirect
+from shardembed.kernels.placing import by_group, redirect
 from shardembed.kernels.rounding import chance
 from shardembed.store.dynamic.census import Census, Settled
 from shardembed.store.dynamic.outcomes import Found, Moved, Tally
@@ -145,9 +145,8 @@ class DynamicKeys:
         in which ids of a bucket ascend).
         """
         ids_U = self.census.ids_S[rows_U]
-        order = ids_U.argsort()
         groups_U = self.groups_of(ids_U)
-        order = order[groups_U[order].argsort(stable=True)]
+        order = by_group(ids_U.argsort(), groups_U)
         return groups_U[order], order
 
     def groups_of(self, ids_U: torch.Tensor) -> torch.Tensor:
@@ -294,21 +293,23 @@ class DynamicKeys:
         if data.weights.is_meta:  # nobody is there, and torch cannot count on it
             return torch.empty(0, dtype=torch.int64, device=data.weights.device)
         rows_U = self.census.living(self.steps)
-        fresh = data.weights.new_empty(rows_U.numel(), data.weights.shape[1])
-        fill_rows(fresh, self._table, seed, self.census.ids_S[rows_U], self._columns)
-        data.weights[rows_U] = fresh
+        data.weights[rows_U] = self._starts(self.census.ids_S[rows_U])
         return rows_U
+
+    def _starts(self, ids_U: torch.Tensor) -> torch.Tensor:
+        """What these ids begin as, `[U, W]`."""
+        weights = self._memory.data.weights
+        starts_UW = weights.new_empty(ids_U.numel(), weights.shape[1])
+        fill_rows(starts_UW, self._table, self.seed, ids_U, self._columns)
+        return starts_UW
 
     def begin(self, rows_U: torch.Tensor, ids_U: torch.Tensor, starts_U: torch.Tensor | None = None) -> None:
         """Let these rows be as ids begin. starts_U: rows that hold what they begin as; by default it is worked out."""
         self._memory.ensure(self.census.places, self.census.places)
         data = self._memory.data
-        if starts_U is None:
-            fresh = data.weights.new_empty(ids_U.numel(), data.weights.shape[1])
-            fill_rows(fresh, self._table, self.seed, ids_U, self._columns)
-        else:
-            fresh = data.weights.index_select(0, starts_U)  # beside them: where a table grows, the two may overlap
-        data.weights.index_copy_(0, rows_U, fresh)
+        # Beside them, where they have been written already: where a table grows, the two may overlap.
+        fresh_UW = self._starts(ids_U) if starts_U is None else data.weights.index_select(0, starts_U)
+        data.weights.index_copy_(0, rows_U, fresh_UW)
         for tensor in data.state.values():
             tensor.index_fill_(0, rows_U, 0)
 
