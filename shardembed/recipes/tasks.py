@@ -191,7 +191,7 @@ class TwoTowerTask(Task):
         return report.scattered_lines(data.rows, {"user": data.users, "item": data.items})
 
     def tables(self) -> list[TableConfig]:
-        return two_tower.table_configs(self.config.model, self.data.users, self.data.items, self.config.data.ids)
+        return two_tower.table_configs(self.config.model, self.data.users, self.data.items, self.config.data.any_ids)
 
     def build(self) -> Job:
         return build(self.config, self.data)
@@ -306,7 +306,7 @@ class SequenceTask(Task):
         return [] if self.config.data.path is None else report.scattered_lines(self.data.rows, {"item": self.data.items})
 
     def tables(self) -> list[TableConfig]:
-        return sasrec.table_configs(self.config.model, self.data.items, self.config.data.ids)
+        return sasrec.table_configs(self.config.model, self.data.items, self.config.data.any_ids)
 
     def build(self) -> SequenceJob:
         return build_sequence(self.config, self.data)
