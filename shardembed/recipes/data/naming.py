@@ -35,16 +35,15 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
     if config.any_ids is None:
         return
     if config.path is not None:
-        tables = ("item",) if isinstance(config, SequenceDataConfig) else ("user", "item")
+        tables = ("user", "item")  # users of sequences have no table, and are asked for by name all the same
         with ExitStack() as open_names:
             books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
-            source = open_source(config, (books.get("user"), books["item"]))
+            source = open_source(config, (books["user"], books["item"]))
             for part in range(rank, len(source.parts), world_size):
                 _read(source.chunks(part))
     elif rank == 0:
         made_up("item", config.generator.items, folder_of(folder, "item"))
-        if isinstance(config, DataConfig):
-            made_up("user", config.generator.users, folder_of(folder, "user"))
+        made_up("user", config.generator.users, folder_of(folder, "user"))
 
 
 def _of_clicks(config: CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:

@@ -1,0 +1,171 @@
+"""A run opened again: its settings, the checkpoint that counts, and the model with those weights, on one process or a job's ranks.
+
+The model is built for the rows that the checkpoint has, so no data are read for it: data may be gone, and a run that went on from
+another has rows for ids that its own data lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+import shardembed as se
+from shardembed.checkpoint.folders import newest_checkpoint
+from shardembed.comm.comm import Comm
+from shardembed.config.paths import local
+from shardembed.embeddings.stored import StoredTable, StoredTables
+from shardembed.errors import ConfigError, DataError
+from shardembed.inputs.vocab import Vocabulary
+from shardembed.recipes import config as settings
+from shardembed.recipes.build import TrainingJob
+from shardembed.recipes.common import JobConfig
+from shardembed.recipes.config import Config
+from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data.criteo.clicks import ClickData, Counted
+from shardembed.recipes.data.interactions import NO_ROW, Interactions
+from shardembed.recipes.data.naming import folder_of
+from shardembed.recipes.data.numbering import Ids
+from shardembed.recipes.data.sequences import Sequences
+from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, NAMES, VOCABULARIES
+from shardembed.recipes.sequence_config import SequenceConfig
+from shardembed.recipes.tasks import CtrTask, SequenceTask, Task, TwoTowerTask
+from shardembed.recipes.together import on_all
+from shardembed.recipes.use.side import Side
+
+NONE = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run with its model.
+
+    Attributes:
+        path: the run's folder.
+        config: its settings.
+        checkpoint: the one that the weights are from.
+        step: of the checkpoint.
+        job: the model, which nothing trains on.
+        users: of two towers, those with a row; of sequences and clicks none.
+        items: likewise; of clicks none.
+    """
+
+    path: Path
+    config: JobConfig
+    checkpoint: Path
+    step: int
+    job: TrainingJob
+    users: Side
+    items: Side
+
+    @property
+    def comm(self) -> Comm:
+        """The ranks that it is open on."""
+        return Comm.of()
+
+    @property
+    def model(self) -> Any:
+        return self.job.model
+
+
+def open_checkpoint(path: str | Path) -> Opened:
+    """Open a run. Collective over the job that `se.init` joins.
+
+    Raises:
+        ConfigError: on all ranks: `path` is no folder of a run.
+        CheckpointError: on all ranks: it has no complete checkpoint, or the one that counts is damaged.
+    """
+    comm = se.init()
+    run = local(path)
+    config, checkpoint, task, sides = on_all(comm, "open the run", lambda: _read(run))
+    comm.agree("the run", [str(checkpoint.name), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
+    job = task.build()
+    restored = se.load_checkpoint(checkpoint, job.wrapped, weights_only=True)
+    job.model.eval()
+    return Opened(run, config, checkpoint, restored.step, job, *sides)
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint of a run that counts.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found = newest_checkpoint(run / CHECKPOINTS)
+    if found is None:
+        raise ConfigError(
+            f"{run}: the run has no checkpoint to open: train with checkpoint.every_steps set, which saves one at the end too"
+        )
+    return found.absolute()
+
+
+def config_of(run: Path) -> JobConfig:
+    """
+    Raises:
+        ConfigError: `run` is no folder of a run.
+    """
+    if not (run / CONFIG).is_file():
+        there = "is no folder of a run: it has no config.yaml" if run.is_dir() else "is not there"
+        raise ConfigError(f"{run} {there}; give the folder that `shardembed train` named at its end, such as runs/NAME-DATE-TIME")
+    return settings.load(run / CONFIG, named=False)
+
+
+def _read(run: Path) -> tuple[JobConfig, Path, Task, tuple[Side, Side]]:
+    config = config_of(run)
+    checkpoint = checkpoint_of(run)
+    with StoredTables(checkpoint) as stored:
+        users, items = (_side(run, stored, what) for what in ("user", "item"))
+    return config, checkpoint, _task(run, config, users, items), (users, items)
+
+
+def _side(run: Path, stored: StoredTables, what: str) -> Side:
+    name = f"tables.{what}"
+    found = stored.find(name) if name in stored.names else None
+    folder = folder_of(run / NAMES, what)
+    return Side(what, _ids(found), folder if any(folder.glob("*.parquet")) else None)
+
+
+def _ids(table: StoredTable | None) -> np.ndarray:
+    if table is None:
+        return NONE
+    return np.arange(table.rows) if table.ids is None else table.ids.numpy()
+
+
+def _task(run: Path, config: JobConfig, users: Side, items: Side) -> Task:
+    """What makes the model, of data that nobody has read: the sizes are the checkpoint's."""
+    nothing: Any = _Nothing()
+    zeros = np.zeros(len(items), np.int64)
+    if isinstance(config, CtrConfig):
+        data = ClickData(nothing, None, config.data.split, Counted((), 0), None, _vocabularies(run, config))
+        return CtrTask(config, data)
+    ids = Ids(users.ids, items.ids) if config.data.any_ids is not None else None
+    if isinstance(config, SequenceConfig):
+        return SequenceTask(config, Sequences(nothing, len(items), NONE, np.zeros(1, np.int64), NONE, NONE, NONE, zeros, NONE, ids=ids))
+    assert isinstance(config, Config)
+    unheld = np.full(len(users), NO_ROW)
+    counts = np.zeros(len(users), np.int64)
+    return TwoTowerTask(config, Interactions(nothing, len(users), len(items), (), unheld, unheld, counts, zeros, ids=ids))
+
+
+def _vocabularies(run: Path, config: CtrConfig) -> tuple[Vocabulary, ...]:
+    if config.data.ids.kind != "vocabulary":
+        return ()
+    return tuple(Vocabulary.load(run / VOCABULARIES / f"{quote(name, safe='')}.txt") for name in config.data.categories)
+
+
+class _Nothing:
+    """A source without rows, in the place of data that the model does not need."""
+
+    name = "no data"
+    parts: Sequence[str] = ()
+
+    def chunks(self, part: int) -> Iterator[Chunk]:
+        raise DataError("a run that was opened for use has read no data")
+
+    def place(self, column: int, value: int) -> str:
+        return self.name

@@ -1,0 +1,75 @@
+"""`se.open_run`: a finished run as an object, for programs and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shardembed.recipes.common import JobConfig
+from shardembed.recipes.use.opened import Opened, open_checkpoint
+from shardembed.recipes.use.recommend import Answered, Unknown, Wish, recommended
+
+
+def open_run(path: str | Path) -> OpenedRun:
+    """Open the folder of a run of `shardembed train`, for what it was trained for: recommending, scoring, vectors.
+
+    In one process, or collective over the ranks of a job, whose methods are collective too. The weights are those of the checkpoint
+    of the run that counts. The data of the run are not read; methods say where they need them.
+
+    Raises:
+        ConfigError: `path` is no folder of a run, or it has no checkpoint.
+        CheckpointError: the checkpoint is damaged.
+    """
+    return OpenedRun(open_checkpoint(path))
+
+
+class OpenedRun:
+    """A run that `open_run` has opened. Names are what the data have: texts or integers.
+
+    Attributes:
+        path: the run's folder.
+        config: its settings.
+        step: of the checkpoint that the weights are from.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self.path: Path = opened.path
+        self.config: JobConfig = opened.config
+        self.step: int = opened.step
+
+    def recommend(
+        self,
+        users: Any = "all",
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        data: Sequence[str] = (),
+        history: Sequence[str] = (),
+        unknown: Unknown = "leave_out",
+    ) -> pa.Table:
+        """The `k` best of all items for each user: columns `user`, `rank` (from 1), `item` and `score`, in the order of the users.
+
+        Exact: every item is scored, as in the evaluation of the job. On rank 0; tables of other ranks have no rows.
+
+        Args:
+            users: names in a list, an array or a column; or "all" that the model knows.
+            exclude_seen: leave out what a user has in the run's data, held-out items too; reads them once.
+            data: files of interactions to be read for that, and for popularity, in the place of the run's.
+            history: files of interactions from which a model of sequences goes on, in the place of the run's.
+            unknown: users without a row, or without a known item in their history, get nothing ("leave_out"), or what is
+                "popular" in the data, without a score.
+
+        Raises:
+            ConfigError: settings that do not fit the run. DataError: data that cannot be read. UnsupportedError: the model ranks
+                no items.
+        """
+        wish = Wish(k, exclude_seen, _paths(data), _paths(history), unknown)
+        return pa.concat_tables(list(recommended(self._opened, users, wish, Answered())))
+
+
+def _paths(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(map(str, given))
