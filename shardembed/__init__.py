@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from shardembed.inputs.hash64 import hash64
     from shardembed.inputs.names import Names
     from shardembed.observe import memory, profile
+    from shardembed.recipes.use.run import OpenedRun, open_run
 
 # What no step needs is imported when it is first asked for: it takes as long as all that a step does need.
 _LATER = {
@@ -76,6 +77,7 @@ _LATER = {
     "shardembed.inputs.hash64": ("hash64",),
     "shardembed.inputs.names": ("Names",),
     "shardembed.observe": ("memory", "profile"),
+    "shardembed.recipes.use.run": ("OpenedRun", "open_run"),
 }
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "MinCount",
     "Names",
     "Normal",
+    "OpenedRun",
     "Optimizer",
     "PendingSave",
     "Placement",
@@ -125,6 +128,7 @@ __all__ = [
     "memory",
     "neighbors",
     "newest_checkpoint",
+    "open_run",
     "optim",
     "prefetched",
     "profile",

@@ -36,7 +36,7 @@ from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, NAMES, VOCABULARI
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.tasks import CtrTask, SequenceTask, Task, TwoTowerTask
 from shardembed.recipes.together import on_all
-from shardembed.recipes.use.side import Side
+from shardembed.recipes.use.catalog import Catalog
 
 NONE = np.empty(0, np.int64)
 
@@ -60,8 +60,8 @@ class Opened:
     checkpoint: Path
     step: int
     job: TrainingJob
-    users: Side
-    items: Side
+    users: Catalog
+    items: Catalog
 
     @property
     def comm(self) -> Comm:
@@ -82,12 +82,12 @@ def open_checkpoint(path: str | Path) -> Opened:
     """
     comm = se.init()
     run = local(path)
-    config, checkpoint, task, sides = on_all(comm, "open the run", lambda: _read(run))
+    config, checkpoint, task, catalogs = on_all(comm, "open the run", lambda: _read(run))
     comm.agree("the run", [str(checkpoint.name), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
     job = task.build()
     restored = se.load_checkpoint(checkpoint, job.wrapped, weights_only=True)
     job.model.eval()
-    return Opened(run, config, checkpoint, restored.step, job, *sides)
+    return Opened(run, config, checkpoint, restored.step, job, *catalogs)
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -115,19 +115,19 @@ def config_of(run: Path) -> JobConfig:
     return settings.load(run / CONFIG, named=False)
 
 
-def _read(run: Path) -> tuple[JobConfig, Path, Task, tuple[Side, Side]]:
+def _read(run: Path) -> tuple[JobConfig, Path, Task, tuple[Catalog, Catalog]]:
     config = config_of(run)
     checkpoint = checkpoint_of(run)
     with StoredTables(checkpoint) as stored:
-        users, items = (_side(run, stored, what) for what in ("user", "item"))
+        users, items = (_catalog(run, stored, what) for what in ("user", "item"))
     return config, checkpoint, _task(run, config, users, items), (users, items)
 
 
-def _side(run: Path, stored: StoredTables, what: str) -> Side:
+def _catalog(run: Path, stored: StoredTables, what: str) -> Catalog:
     name = f"tables.{what}"
     found = stored.find(name) if name in stored.names else None
     folder = folder_of(run / NAMES, what)
-    return Side(what, _ids(found), folder if any(folder.glob("*.parquet")) else None)
+    return Catalog(what, _ids(found), folder if any(folder.glob("*.parquet")) else None)
 
 
 def _ids(table: StoredTable | None) -> np.ndarray:
@@ -136,7 +136,7 @@ def _ids(table: StoredTable | None) -> np.ndarray:
     return np.arange(table.rows) if table.ids is None else table.ids.numpy()
 
 
-def _task(run: Path, config: JobConfig, users: Side, items: Side) -> Task:
+def _task(run: Path, config: JobConfig, users: Catalog, items: Catalog) -> Task:
     """What makes the model, of data that nobody has read: the sizes are the checkpoint's."""
     nothing: Any = _Nothing()
     zeros = np.zeros(len(items), np.int64)

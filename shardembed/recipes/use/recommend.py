@@ -81,7 +81,7 @@ def recommended(opened: Opened, users: Any, wish: Wish, told: Answered) -> Itera
     ranks tables without rows. Collective: all ranks pass the same.
 
     Args:
-        users: names, as `Side.ids_of` takes them; or "all": whom the model knows.
+        users: names, as `Catalog.ids_of` takes them; or "all": whom the model knows.
 
     Raises:
         ConfigError, DataError: on all ranks.

@@ -8,9 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from shardembed.embeddings.export import Exported
+from shardembed.embeddings.formats import Format
+from shardembed.embeddings.narrowing import As
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.use.opened import Opened, open_checkpoint
+from shardembed.recipes.use.export import export_vectors
 from shardembed.recipes.use.recommend import Answered, Unknown, Wish, recommended
+from shardembed.recipes.use.vectors import SIDES, NamedVectors, vectors_of
 
 
 def open_run(path: str | Path) -> OpenedRun:
@@ -69,6 +74,31 @@ class OpenedRun:
         """
         wish = Wish(k, exclude_seen, _paths(data), _paths(history), unknown)
         return pa.concat_tables(list(recommended(self._opened, users, wish, Answered())))
+
+    def vectors(self, side: str) -> NamedVectors:
+        """What the model compares of "user" or "item", in memory: `values` float32 `[n, D]` with their `ids` and `names`, where score
+        = user @ item. Of sequences a user's is the query by which the job was evaluated, which the run's data are read for.
+
+        Raises:
+            ConfigError: there is no such side. UnsupportedError: the model compares no vectors. DataError: as `recommend`.
+        """
+        return vectors_of(self._opened, side)
+
+    def export(
+        self,
+        out: str | Path,
+        sides: Sequence[str] = SIDES,
+        *,
+        format: Format = "safetensors",
+        dtype: As = "float32",
+    ) -> Exported:
+        """Write these vectors as files into the new folder `out`: of each side a file as `se.export_tables` makes them, with ids and
+        names beside them; the metric stands in `export.json` and in the files.
+
+        Raises:
+            ExportError: `out` exists, or cannot be written. And as `vectors`.
+        """
+        return export_vectors(self._opened, Path(out), tuple(sides), format=format, dtype=dtype)
 
 
 def _paths(given: str | Sequence[str]) -> tuple[str, ...]:

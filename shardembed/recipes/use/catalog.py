@@ -26,7 +26,7 @@ NO_ID = np.iinfo(np.int64).min  # of what is no name here; no id of ours, which 
 
 
 @dataclass(frozen=True)
-class Side:
+class Catalog:
     """The users or the items of a run.
 
     Attributes:

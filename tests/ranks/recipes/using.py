@@ -1,0 +1,92 @@
+"""Small runs that tests of their use share, and the evaluation of a job done again in plain NumPy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+import shardembed as se
+from shardembed.recipes import config, train
+from shardembed.recipes.tasks import prepare
+
+VIEWS = "data: {{path: {folder}/views.csv, user: viewer, item: sku{more}}}\n"
+TWO_TOWER = "model: {{embedding_dim: 8, negatives: 32, towers: {towers}}}\ntrain: {{epochs: 3, global_batch_size: 100}}\n"
+SASREC = "model: {{kind: sasrec, embedding_dim: 8, negatives: 32, max_length: 8, layers: 1}}\ntrain: {{epochs: 3, global_batch_size: 20}}\n"
+END = "eval: {{k: 10{eval}}}\nrun_dir: {folder}/runs\n"
+
+
+@dataclass(frozen=True)
+class Small:
+    """A run: its folder, what its summary says, and the settings."""
+
+    path: Path
+    summary: dict[str, Any]
+    config: Any
+
+    @staticmethod
+    def train(folder: Path, text: str, **settings: str) -> Small:
+        views(folder)
+        job = folder / f"job-{abs(hash((text, *settings.items())))}.yaml"
+        job.write_text(text.format(folder=folder, **{"more": "", "towers": "[]", "eval": "", **settings}))
+        summary = train.run(config.load(job), Console(file=io.StringIO()))
+        path = Path(summary["run_dir"])
+        return Small(path, json.loads((path / "summary.json").read_text()), config.load(job))
+
+
+def views(folder: Path) -> list[tuple[str, str]]:
+    """Views of 80 users who like one of four kinds of 60 items, some of them twice."""
+    rng = np.random.default_rng(3)
+    users = rng.integers(80, size=1500)
+    items = np.where(rng.random(1500) < 0.2, rng.integers(60, size=1500), rng.zipf(1.5, size=1500) % 15 * 4 + users % 4)
+    found = [(f"ü-{user}", f"SKU/{item:03}") for user, item in zip(users, items, strict=True)]
+    with (folder / "views.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["viewer", "sku", "at"])
+        rows.writerows((*one, at) for at, one in enumerate(found))
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the evaluation of a job asks: by user the held-out item, and what the user had met by then; all of them ids."""
+
+    held: dict[int, int]
+    met: dict[int, set[int]]
+
+
+def asked_of(settings: Any) -> Asked:
+    data = prepare(settings, se.init()).data
+    everyone = data.held_users
+    history = data.histories(everyone)
+    users = everyone if data.ids is None else data.ids.users[everyone]
+    items = np.arange(data.items) if data.ids is None else data.ids.items
+    met: dict[int, set[int]] = {user: set() for user in users.tolist()}
+    for owner, item in zip(history.owners.tolist(), history.items.tolist(), strict=True):
+        met[int(users[owner])].add(int(items[item]))
+    return Asked(dict(zip(users.tolist(), items[data.held_item[everyone]].tolist(), strict=True)), met)
+
+
+def recall_and_ndcg(asked: Asked, vectors: dict[str, tuple[np.ndarray, np.ndarray]], k: int, repeats: bool) -> tuple[float, float]:
+    """By exhaustive ranking: vectors are (ids `[n]`, values `[n, D]`) of user and item."""
+    item_ids, items = vectors["item"]
+    queries = dict(zip(vectors["user"][0].tolist(), vectors["user"][1], strict=True))
+    users = hits = 0
+    gain = 0.0
+    for user, held in asked.held.items():
+        if not repeats and held in asked.met[user]:
+            continue
+        users += 1
+        scores = items @ queries[user]
+        candidates = np.array([repeats or one == held or one not in asked.met[user] for one in item_ids.tolist()])
+        best = item_ids[candidates][np.argsort(-scores[candidates], kind="stable")[:k]].tolist()
+        if held in best:
+            hits += 1
+            gain += 1 / np.log2(best.index(held) + 2)
+    return hits / users, gain / users
