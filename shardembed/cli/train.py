@@ -70,10 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = _ranks(arguments.ranks)
     if arguments.dry_run:
         return _dry_run(settings, ranks, arguments.json)
-    if settings.log.tensorboard and arguments.evaluate is None:
-        from shardembed.recipes import scalars
+    if arguments.evaluate is None:
+        from shardembed.recipes import tracking
 
-        scalars.check()
+        tracking.check(settings.log)
     restarts = _restarts(arguments.max_restarts)
     if (ranks > 1 or restarts) and not launch.in_job():
         check_data(settings)

@@ -32,6 +32,7 @@ CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES, NAMES = (
     "names",
 )
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
+SETTINGS = "settings"  # what the first line of metrics.jsonl holds
 
 
 class RunFolder:
@@ -146,7 +147,7 @@ class RunFolder:
             lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return
-        kept = [line for line in lines if 0 < _step_of(line) <= steps]
+        kept = [line for line in lines if 0 < _step_of(line) <= steps or _is_first(line)]
         if kept == lines[: len(kept)]:
             os.truncate(path, sum(map(len, kept)))
         else:
@@ -186,6 +187,11 @@ def _step_of(line: bytes) -> int:
     except (ValueError, AttributeError):
         return 0
     return step if isinstance(step, int) else 0
+
+
+def _is_first(line: bytes) -> bool:
+    """The line that has the settings, and no step."""
+    return line.startswith(b'{"%s": ' % SETTINGS.encode()) and line.endswith(b"\n")
 
 
 def _make(root: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,45 @@ from shardembed.recipes.data.naming import keep_names
 from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, VOCABULARIES, RunFolder
+from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, SETTINGS, VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
-from shardembed.recipes.scalars import Scalars
 from shardembed.recipes.tasks import Evaluated, Task, prepare
+from shardembed.recipes.tracking import Tracking, flat
 from shardembed.recipes.watch import Watch
 
 REPORT_STEPS = 20  # losses are summed over the ranks this many at a time
 
 
+@dataclass(frozen=True)
+class Done:
+    """A run that has ended.
+
+    Attributes:
+        summary: the same on every rank except for `run_dir`, which only rank 0 knows.
+        metrics: of the evaluation at the end.
+        path: of the run's folder.
+        job: the model and what has trained it.
+    """
+
+    summary: dict[str, Any]
+    metrics: dict[str, Any]
+    path: Path
+    job: TrainingJob
+
+
 def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, Any]:
+    """As `work`: the summary alone."""
+    return work(config, console, fresh).summary
+
+
+def work(config: JobConfig, console: Console, fresh: bool = False) -> Done:
     """Train and evaluate, from where an interrupted run with these settings was last saved. Collective over the job that `se.init`
     joins.
 
     Args:
         console: where rank 0 reports; other ranks print nothing.
         fresh: begin a new run whatever there is.
-
-    Returns:
-        The summary, the same on every rank except for `run_dir`, which only rank 0 knows.
     """
     comm = se.init()
     task = prepare(config, comm)
@@ -59,15 +78,19 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
         _start(told, opened, task, job)
         if not opened.resumes:
             _keep_names(told, config, opened.path / NAMES)
+            if opened.folder is not None:
+                opened.folder.log([{SETTINGS: flat(config)}])
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded
         progress = resume(told, opened, job, task.steps) if opened.resumes else Progress()
         if opened.folder is not None and opened.resumes:
             opened.folder.keep_metrics(progress.step)
         counts = IdCounts(job.model.tables, progress.step)
-        trained = train(job, task, told, opened, progress, rates, counts)
-        told.print(f"evaluating on {task.evaluates()}", highlight=False)
-        began = time.monotonic()
-        result = evaluate(task, job)
+        with Tracking(opened, config, progress.step, partial(told.print, highlight=False, markup=False)) as tracking:
+            trained = train(job, task, told, opened, progress, rates, counts, tracking)
+            told.print(f"evaluating on {task.evaluates()}", highlight=False)
+            began = time.monotonic()
+            result = evaluate(task, job)
+            tracking.finish(trained.step, {**result.to_json(), "samples_per_second": trained.samples_per_second})
         unknown = counts.lines(trained.step)
         summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
         if opened.folder is not None:
@@ -77,7 +100,7 @@ def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, A
             report.show_skipped(console, job.optimizer.skipped, trained.step)
             opened.folder.finish(summary)
             report.show_end(console, took, trained.samples_per_second, opened.path, _page(config, opened.path))
-    return summary
+    return Done(summary, result.to_json(), opened.path, job)
 
 
 def _page(config: JobConfig, path: Path) -> str:
@@ -97,7 +120,16 @@ def evaluate(task: Task, job: TrainingJob) -> Evaluated:
     return task.evaluate(job)
 
 
-def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progress, rates: Rates, counts: IdCounts) -> Progress:
+def train(
+    job: TrainingJob,
+    task: Task,
+    console: Console,
+    run: Run,
+    begun: Progress,
+    rates: Rates,
+    counts: IdCounts,
+    tracking: Tracking,
+) -> Progress:
     """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it.
 
     A checkpoint comes after every so many steps and after the last, once all that it stands for has been written.
@@ -110,8 +142,6 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
     with ExitStack() as around:
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step))
-        curves = run.path if run.folder is not None and config.log.tensorboard else None
-        scalars = around.enter_context(Scalars(curves, begun.step, shown.note))
         parts = around.enter_context(closing(task.parts(range(begun.step, steps))))
         skipped = nonfinite.Skipped(job, shown)
         around.enter_context(log.stopping(lambda: progress, steps))
@@ -141,7 +171,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
             if run.folder is not None:
                 # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
                 run.folder.log(lines, lasting=saves)
-            scalars.add(lines, job.optimizer, progress.samples_per_second)
+            tracking.add(lines, job.optimizer, progress.samples_per_second)
             watch.look(step + 1)
             if saves:
                 save(console, run, job, progress, config.checkpoint.keep)
