@@ -150,7 +150,7 @@ def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
     items, lengths = data.last(data.training_users, model.max_length + 1)
     negatives = model.negatives * ranks / batch  # a sequence
     asked = _with_negatives(np.bincount(items, minlength=data.items), data.item_counts, negatives * len(lengths))
-    (table,) = table_configs(model, data.items, settings.data.ids)
+    (table,) = table_configs(model, data.items, settings.data.any_ids)
     loads = (_load(table, (float(lengths.mean()), negatives), asked, settings.optimizer.tables.build()),)
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", batch, loads, wire_dtype)
@@ -178,7 +178,7 @@ def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: i
     batch, model, optimizer = settings.train.global_batch_size, settings.model, settings.optimizer.tables.build()
     negatives = model.negatives * ranks / batch  # a sample
     asked = _with_negatives(items, items, negatives * items.sum())
-    user, item = table_configs(model, len(users), len(items), settings.data.ids)
+    user, item = table_configs(model, len(users), len(items), settings.data.any_ids)
     loads = (_load(user, (1.0,), users, optimizer), _load(item, (1.0, negatives), asked, optimizer))
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", batch, loads, wire_dtype)

@@ -158,7 +158,7 @@ def build(config: Config, data: Interactions) -> Job:
         data.users,
         data.items,
         sampler.log_expected,
-        any_ids=_any_ids(config.data.ids, data.ids),
+        any_ids=_any_ids(config.data.any_ids, data.ids),
         **_settings(config),
     ).to(default_device())
     return Job(model, *_trained(model, config), sampler)
@@ -184,7 +184,7 @@ def build_sequence(config: SequenceConfig, data: Sequences) -> SequenceJob:
         config.model,
         data.items,
         sampler.log_expected,
-        any_ids=_any_ids(config.data.ids, data.ids),
+        any_ids=_any_ids(config.data.any_ids, data.ids),
         **_settings(config),
     ).to(default_device())
     return SequenceJob(model, *_trained(model, config), sampler, config)

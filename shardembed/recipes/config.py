@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import CoreSchema
 
 from shardembed.config import located
@@ -29,7 +29,8 @@ from shardembed.recipes.common import (
     or_text,
 )
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
-from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.features_config import Features, check_features, with_roles
+from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
 from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
@@ -54,25 +55,39 @@ class DataConfig(Section):
     file's format is told by its suffix.
 
     `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them. `workers` processes of each rank read
-    what is trained on, ahead of the training; with 0 each rank reads between its steps. `ids: null` numbers users and items from 0,
-    as they are; dynamic ones may be any integers of 64 bits or texts.
+    what is trained on, ahead of the training; with 0 each rank reads between its steps. Users and items are texts or any integers
+    of 64 bits, unless `ids: numbered` says that they are numbered from 0; columns in `texts` are texts though they hold digits.
+    `features` are what else is known of a user or an item.
     """
 
     path: Paths = None
     user: str = "user_id"
     item: str = "item_id"
+    time: str | None = None
+    features: Features = ()
+    texts: tuple[str, ...] = ()
     on_bad_row: Literal["raise", "skip"] = "raise"
-    ids: DynamicIdsConfig | None = None
+    ids: InteractionIdsConfig | None = None
     generator: GeneratorConfig = GeneratorConfig()
     holdout_seed: Seed = 0
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18
     workers: Workers = 0
 
-    @field_validator("ids")
+    @model_validator(mode="before")
     @classmethod
-    def _known(cls, value: DynamicIdsConfig | None) -> DynamicIdsConfig | None:
-        check_tables(value.tables if value else {}, TABLES)
-        return value
+    def _with_roles(cls, values: Any) -> Any:
+        return with_roles(values, ("user", "item", "time"))
+
+    @model_validator(mode="after")
+    def _known(self) -> DataConfig:
+        check_features(self.features, {"user": self.user, "item": self.item, "time": self.time}, sides=True)
+        check_tables(self.ids.tables if self.ids else {}, (*TABLES, *(one.name for one in self.features if one.has_table)))
+        return self
+
+    @property
+    def any_ids(self) -> DynamicIdsConfig | None:
+        """How tables take any id; None where ids are the numbers of rows."""
+        return any_ids(self.ids, self.path is not None)
 
 
 class ModelConfig(Section):

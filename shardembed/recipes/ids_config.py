@@ -119,3 +119,37 @@ class DynamicIdsConfig(Section):
     def made_dynamic(self, table: se.TableConfig) -> se.TableConfig:
         """The table, for any ids."""
         return replace(table, num_embeddings=self.rows(table.name), dynamic=self.dynamic)
+
+
+class InteractionIdsConfig(DynamicIdsConfig):
+    """Ids of users and items. `dynamic`: as they are, whatever they are, as above. `numbered`: they are the numbers of their rows,
+    from 0, and a table has a row for every number up to the largest.
+    """
+
+    kind: Literal["dynamic", "numbered"]  # type: ignore[assignment]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("capacity", "tables", "eviction", "admission", "unknown")
+    @classmethod
+    def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        if value != cls.model_fields[info.field_name].get_default(call_default_factory=True):
+            check_belongs(value, info, info.data.get("kind"), OF_DYNAMIC if info.data.get("kind") == "dynamic" else ())
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return or_text(handler(schema), ["dynamic", "numbered"])
+
+
+def any_ids(settings: InteractionIdsConfig | None, has_path: bool) -> DynamicIdsConfig | None:
+    """How tables of users and items take any id; None where ids are the numbers of rows. What files have is any id unless it is
+    said to be numbered; what is made up is numbered unless it is said to be dynamic.
+    """
+    if settings is None:
+        return DynamicIdsConfig(kind="dynamic") if has_path else None
+    return settings if settings.kind == "dynamic" else None

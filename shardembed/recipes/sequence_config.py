@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
-from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.features_config import with_roles
+from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 SEQUENCE_MODELS = ("sasrec",)
@@ -36,22 +37,34 @@ class SequenceDataConfig(Section):
     Every rank holds all of it in memory and takes batches from there, so there are no `workers` that read ahead.
 
     `time` is a column of whole numbers or of dates, by which each user's rows are sorted; `null` where they are in order already.
-    `ids: null` numbers items from 0, as they are; dynamic ones may be any integers of 64 bits or texts, and so may users.
+    Users and items may be texts or any integers of 64 bits, unless `ids: numbered` says that items are numbered from 0; columns in
+    `texts` are read as texts though they hold digits.
     """
 
     path: Paths = None
     user: str = "user_id"
     item: str = "item_id"
     time: str | None = "timestamp"
+    texts: tuple[str, ...] = ()
     on_bad_row: Literal["raise", "skip"] = "raise"
-    ids: DynamicIdsConfig | None = None
+    ids: InteractionIdsConfig | None = None
     generator: ChainConfig = ChainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_roles(cls, values: Any) -> Any:
+        return with_roles(values, ("user", "item", "time"))
 
     @field_validator("ids")
     @classmethod
-    def _known(cls, value: DynamicIdsConfig | None) -> DynamicIdsConfig | None:
+    def _known(cls, value: InteractionIdsConfig | None) -> InteractionIdsConfig | None:
         check_tables(value.tables if value else {}, SEQUENCE_TABLES)
         return value
+
+    @property
+    def any_ids(self) -> DynamicIdsConfig | None:
+        """As of two towers."""
+        return any_ids(self.ids, self.path is not None)
 
 
 class SequenceModelConfig(Section):

@@ -39,7 +39,7 @@ def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | No
     from shardembed.recipes.data.files import FileInteractions, SeveralFiles  # pyarrow is asked for only here
 
     time = config.time if sequences else None
-    settings = {"any_user": sequences, "any_id": config.ids is not None, "names": names}
+    settings = {"any_user": sequences, "any_id": config.any_ids is not None, "names": names}
     files = [
         FileInteractions(path, config.user, config.item, config.on_bad_row, time, **settings)
         for path in matched(config.path, "data.path")
@@ -54,7 +54,7 @@ def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids 
         DataError: also where it cannot be read.
     """
     source = open_source(config)
-    if config.ids is None:
+    if config.any_ids is None:
         return source, None
     if config.path is None:
         return source, Ids(made_up("user", config.generator.users), made_up("item", config.generator.items))

@@ -28,11 +28,13 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
     Raises:
         DataError: they cannot be read, or the names not written.
     """
-    if config.ids is None or config.ids.kind != "dynamic":
-        return
     if isinstance(config, CtrDataConfig):
-        _of_clicks(config, folder, rank, world_size)
-    elif config.path is not None:
+        if config.ids.kind == "dynamic":
+            _of_clicks(config, folder, rank, world_size)
+        return
+    if config.any_ids is None:
+        return
+    if config.path is not None:
         tables = ("item",) if isinstance(config, SequenceDataConfig) else ("user", "item")
         with ExitStack() as open_names:
             books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}

@@ -21,6 +21,7 @@ import torch
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
+from shardembed.recipes.data.lists import stretches
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.plausible import Plausible
@@ -96,12 +97,12 @@ class Sequences:
     def histories(self, users: np.ndarray) -> History:
         """All training items of `users`, by their place in `users`."""
         counts = self.user_counts[users]
-        return History(np.repeat(np.arange(len(users)), counts), self.taken[_stretches(self.starts[users], counts)])
+        return History(np.repeat(np.arange(len(users)), counts), self.taken[stretches(self.starts[users], counts)])
 
     def last(self, users: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """The last `length` training items of each of `users`, one user after the other, and how many each has."""
         counts = np.minimum(self.user_counts[users], length)
-        return self.taken[_stretches(self.starts[users] + self.user_counts[users] - counts, counts)], counts
+        return self.taken[stretches(self.starts[users] + self.user_counts[users] - counts, counts)], counts
 
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
         """The global batches of one epoch: users int64 `[B]`, the last one shorter."""
@@ -156,10 +157,3 @@ def scan(source: Source, ids: Ids | None = None) -> Sequences:
             "data.user the right column?"
         )
     return data
-
-
-def _stretches(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The places from each start on, one stretch after the other: int64 `[sum of lengths]`."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
