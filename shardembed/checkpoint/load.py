@@ -256,7 +256,7 @@ class _Loading:
         ]
         saved = {**optimizer, "groups": kept}
         lines = optimizing.differences(saved, self.dense, self._owned, self.held, fresh)
-        if self.small["has_optimizer"] != (self.job.optimizer is not None) and not lines:
+        if self.small["has_optimizer"] != (self.job.optimizer is not None) and not lines and not self.anew:
             had, has = ("with", "without") if self.small["has_optimizer"] else ("without", "with")
             lines.append(f"it was saved {had} optimizer= and is loaded {has} it: learning rates would be lost")
         if self.anew:

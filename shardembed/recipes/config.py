@@ -163,8 +163,8 @@ def given(config: str | Path | Mapping[str, Any] | JobConfig, settings: Mapping[
     document = located.load(config) if is_file else located.of(config)
     for name, value in (settings or {}).items():
         document.put(name, value)
-    if is_file and document.values.get("name") is None:
-        document.values["name"] = Path(config).stem
+    if document.values.get("name") is None:
+        document.values["name"] = Path(config).stem if is_file else "run"
     return _validated(document)
 
 

@@ -82,6 +82,7 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     fresh: bool = False,
+    from_run: str | Path | TrainedRun | None = None,
     quiet: bool = False,
 ) -> TrainedRun:
     """Train and evaluate a model, as `shardembed train` does: on one rank in this process, or as a rank where torchrun has started
@@ -94,6 +95,7 @@ def train(
         config: a YAML file, the name of one that comes along, or the same as nested dicts and lists.
         settings: to be put in place of what `config` says, by dotted names: `{"train.epochs": 3}`.
         fresh: begin a new run whatever there is.
+        from_run: a finished run, its folder, or the folder of one of its checkpoints, whose model this one begins with.
         quiet: print nothing. Else rank 0 prints what the command does.
 
     Raises:
@@ -106,8 +108,9 @@ def train(
         config = builtin.locate("train", config)
     wanted = settings_of.given(config, settings)
     tracking.check(wanted.log)
+    former = from_run.folder if isinstance(from_run, TrainedRun) else from_run
     with _kept_chance():
-        done = job.work(wanted, CleanConsole(quiet=quiet), fresh)
+        done = job.work(wanted, CleanConsole(quiet=quiet), fresh, former)
     return TrainedRun(done.summary, done.metrics, done.path, wanted, done.job.model)
 
 

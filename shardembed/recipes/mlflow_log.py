@@ -1,4 +1,4 @@
-"""A run for MLflow: settings as its parameters, losses, rates and evaluations as its metrics, in whatever store MLflow is told to use.
+"""A run for MLflow: settings as its parameters, losses, rates and evaluations as its metrics, in the store that MLflow is told of.
 
 A server that answers slowly, or not at all, must not hold up a step that all ranks are waiting for: a thread tells it.
 """
@@ -25,7 +25,7 @@ from shardembed.recipes.common import MlflowConfig
 from shardembed.recipes.run_folder import publish
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
 NOTED = "mlflow.json"  # in the run's folder: which of MLflow's runs is told of it
 PARAMETERS, METRICS, CHARACTERS = 100, 1000, 500  # of one call, and of a parameter, that every version of MLflow takes
@@ -40,7 +40,7 @@ def check() -> None:
         UnsupportedError: MLflow is not installed, or cannot be imported.
     """
     with needed("mlflow", "mlflow", "log.mlflow"):
-        import mlflow  # noqa: F401
+        import mlflow  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 
 class MlflowLog:
@@ -56,7 +56,7 @@ class MlflowLog:
         self, folder: Path, config: MlflowConfig, begun: int, note: Callable[[str], None], settings: Mapping[str, Any]
     ) -> None:
         check()
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self._folder, self._config, self._resumes, self._note = folder, config, begun > 0, note
         self._settings = dict(settings)
@@ -97,7 +97,7 @@ class MlflowLog:
 
     def _tell(self) -> None:
         try:
-            from mlflow import MlflowClient
+            from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
             client = MlflowClient(self._uri)
             run = self._opened(client)
@@ -105,8 +105,8 @@ class MlflowLog:
                 work(client, run)
         except Exception as error:  # of MLflow, of its store, of a server: none is worth a training
             self._lost.set()
-            said = str(error).strip().splitlines() or [""]
-            self._note(f"mlflow: {_shown(self._uri)} is told no more of this run ({type(error).__name__}: {said[0]:.300}); training goes on")
+            said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.300}"
+            self._note(f"mlflow: {_shown(self._uri)} is told no more of this run ({said}); training goes on")
 
     def _opened(self, client: MlflowClient) -> str:
         if self._resumes and (run := self._noted()) is not None:
@@ -135,7 +135,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _parameters(client: MlflowClient, run: str, settings: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
+    from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
     found = [Param(_name(name), str(value)[:CHARACTERS]) for name, value in settings.items()]
     for first in range(0, len(found), PARAMETERS):
@@ -146,7 +146,7 @@ def _metrics(told: list[tuple[int, str, float]]) -> Work:
     now = int(time.time() * 1000)
 
     def work(client: MlflowClient, run: str) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         found = [Metric(_name(name), float(value), now, step) for step, name, value in told]
         for first in range(0, len(found), METRICS):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardembed.planner import html, words
-from shardembed.recipes import id_sections, run_sections
+from shardembed.recipes import id_sections, run_sections, since_section
 from shardembed.recipes.curves import Line, figure
 from shardembed.recipes.recorded import Recorded
 from shardembed.recipes.run_folder import PAGE, publish
@@ -39,6 +39,7 @@ def render(run: Recorded) -> str:
     if run.unread:
         parts.append(html.section("Not read", *run.unread))
     parts += [_cards(run), _curves(run), _results(run), id_sections.dynamic(run)]
+    parts += [since_section.since(run)]
     parts += [run_sections.plan(run)] if run.plan is not None else []
     if look is not None:
         parts += [run_sections.stages(look["profile"], look["step"])]

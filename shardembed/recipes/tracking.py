@@ -1,5 +1,5 @@
-"""Where a run is told of beside its folder: TensorBoard and MLflow. Each gets the settings, what steps and evaluations find, and the
-metrics at the end. One that fails says so and is told no more; the training goes on.
+"""Where a run is told of beside its folder: TensorBoard and MLflow. Each gets the settings, what steps and evaluations find, and
+the metrics at the end. One that fails says so and is told no more; the training goes on.
 """
 
 from __future__ import annotations
