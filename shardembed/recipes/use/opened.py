@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 import shardembed as se
-from shardembed.checkpoint.folders import newest_checkpoint
+from shardembed.checkpoint import folders
 from shardembed.comm.comm import Comm
 from shardembed.config.paths import local
 from shardembed.embeddings.stored import StoredTable, StoredTables
@@ -73,8 +73,8 @@ class Opened:
         return self.job.model
 
 
-def open_checkpoint(path: str | Path) -> Opened:
-    """Open a run. Collective over the job that `se.init` joins.
+def open_checkpoint(path: str | Path, step: int | None = None) -> Opened:
+    """Open a run, at the checkpoint of a step where one is given. Collective over the job that `se.init` joins.
 
     Raises:
         ConfigError: on all ranks: `path` is no folder of a run.
@@ -82,7 +82,7 @@ def open_checkpoint(path: str | Path) -> Opened:
     """
     comm = se.init()
     run = local(path)
-    config, checkpoint, task, catalogs = on_all(comm, "open the run", lambda: _read(run))
+    config, checkpoint, task, catalogs = on_all(comm, "open the run", lambda: _read(run, step))
     comm.agree("the run", [str(checkpoint.name), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
     job = task.build()
     restored = se.load_checkpoint(checkpoint, job.wrapped, weights_only=True)
@@ -90,18 +90,13 @@ def open_checkpoint(path: str | Path) -> Opened:
     return Opened(run, config, checkpoint, restored.step, job, *catalogs)
 
 
-def checkpoint_of(run: Path) -> Path:
+def checkpoint_of(run: Path, step: int | None) -> Path:
     """The checkpoint of a run that counts.
 
     Raises:
-        ConfigError: it has none.
+        CheckpointError: it has none.
     """
-    found = newest_checkpoint(run / CHECKPOINTS)
-    if found is None:
-        raise ConfigError(
-            f"{run}: the run has no checkpoint to open: train with checkpoint.every_steps set, which saves one at the end too"
-        )
-    return found.absolute()
+    return folders.chosen(run / CHECKPOINTS, step).absolute()
 
 
 def config_of(run: Path) -> JobConfig:
@@ -115,9 +110,9 @@ def config_of(run: Path) -> JobConfig:
     return settings.load(run / CONFIG, named=False)
 
 
-def _read(run: Path) -> tuple[JobConfig, Path, Task, tuple[Catalog, Catalog]]:
+def _read(run: Path, step: int | None) -> tuple[JobConfig, Path, Task, tuple[Catalog, Catalog]]:
     config = config_of(run)
-    checkpoint = checkpoint_of(run)
+    checkpoint = checkpoint_of(run, step)
     with StoredTables(checkpoint) as stored:
         users, items = (_catalog(run, stored, what) for what in ("user", "item"))
     return config, checkpoint, _task(run, config, users, items), (users, items)

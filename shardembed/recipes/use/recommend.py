@@ -12,7 +12,7 @@ import pyarrow as pa
 from shardembed.comm.comm import Comm
 from shardembed.config.hints import nearest
 from shardembed.config.scalars import within
-from shardembed.errors import ConfigError, UnsupportedError
+from shardembed.errors import ConfigError, DataError
 from shardembed.recipes.data.numbering import NOBODY
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.together import on_all
@@ -93,6 +93,25 @@ def recommended(opened: Opened, users: Any, wish: Wish, told: Answered) -> Itera
     popular = on_all(comm, "count items", lambda: _popular(opened, wish)) if wish.unknown == "popular" else None
     for start in range(0, max(1, len(ids)), PIECE):
         yield _piece(opened, ranking, ids[start : start + PIECE], None if _is_all(users) else users, start, wish, popular, told)
+
+
+def queries_of(opened: Opened, users: Any, history: tuple[str, ...] = ()) -> np.ndarray:
+    """The queries of users, float32 `[q, D]` on rank 0; elsewhere none. Collective.
+
+    Raises:
+        DataError: on all ranks: the model does not know one of them. And as `recommended`.
+    """
+    comm = Comm.of()
+    wish = Wish(history=history)
+    wish.check(opened)
+    ids = on_all(comm, "find the users", lambda: opened.users.ids_of(users))
+    distinct, places = np.unique(ids, return_inverse=True)
+    known, asks, _ = on_all(comm, "read what users have taken", lambda: _known(opened, distinct, wish))
+    if not known.all():
+        stranger = int(np.flatnonzero(~known[places])[0])
+        raise DataError(f"user {stranger} (from 0) of those given, {list(users)[stranger]!r}, is unknown to the model")
+    found = asks(np.arange(len(distinct)) if comm.rank == 0 else np.empty(0, np.int64)).cpu().numpy()
+    return found[places] if comm.rank == 0 else found
 
 
 def _is_all(users: Any) -> bool:

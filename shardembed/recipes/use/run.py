@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from shardembed.embeddings.export import Exported
 from shardembed.embeddings.formats import Format
 from shardembed.embeddings.narrowing import As
 from shardembed.recipes.common import JobConfig
+from shardembed.recipes.use.index import IndexKind, VectorIndex, index_of
 from shardembed.recipes.use.opened import Opened, open_checkpoint
 from shardembed.recipes.use.export import export_vectors
-from shardembed.recipes.use.recommend import Answered, Unknown, Wish, recommended
+from shardembed.recipes.use.recommend import Answered, Unknown, Wish, queries_of, recommended
 from shardembed.recipes.use.vectors import SIDES, NamedVectors, vectors_of
 
 
@@ -83,6 +85,25 @@ class OpenedRun:
             ConfigError: there is no such side. UnsupportedError: the model compares no vectors. DataError: as `recommend`.
         """
         return vectors_of(self._opened, side)
+
+    def queries(self, users: Any, *, history: Sequence[str] = ()) -> np.ndarray:
+        """What the model multiplies item vectors with for these users, float32 `[q, D]` on rank 0: for an index, or a service of your
+        own. Of sequences, from all that they have in the run's data, or in `history`.
+
+        Raises:
+            DataError: a user is unknown to the model. And as `recommend`.
+        """
+        return queries_of(self._opened, users, _paths(history))
+
+    def index(self, side: str = "item", kind: IndexKind = "faiss", *, factory: str = "Flat") -> VectorIndex:
+        """An index of these vectors, built by faiss (exact, unless `factory` asks for another of its kinds) or by hnswlib (approximate):
+        with the metric of the model, and the names of what it finds. In one process.
+
+        Raises:
+            UnsupportedError: the library is not installed (`pip install 'shardembed[faiss]'`, `[hnswlib]`). ConfigError: there is no
+                such kind. And as `vectors`.
+        """
+        return index_of(self.vectors(side), kind, factory)
 
     def export(
         self,
