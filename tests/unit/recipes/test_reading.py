@@ -31,10 +31,11 @@ from shardembed.recipes import config
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data import reading
-from shardembed.recipes.data.criteo.encode import ClickBatch
+from shardembed.recipes.data.clicks.encode import ClickBatch
+from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.criteo.files import ClickFiles
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
-from shardembed.recipes.data.criteo.rows import Clicks, Schema
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.reading import Stream
 from shardembed.recipes.tasks import prepare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from shardembed.errors import DataError
 from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import Dropped, Problem
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.criteo.values import CATEGORY, categories_of, ids_of_texts, no_category, no_label, short
+from shardembed.recipes.data.wanted import MISSING
 
 BATCH_ROWS = 1 << 15
 
@@ -119,7 +121,7 @@ class ClickColumns:
         kept = np.ones(batch.num_rows, bool)
         kept[list(problems)] = False
         found = Clicks(np.nan_to_num(labels).astype(np.int8), integers, categories)[kept]
-        return Clicks(found.labels, found.integers, found.categories, Dropped.of([problems[row] for row in sorted(problems)]))
+        return replace(found, dropped=Dropped.of([problems[row] for row in sorted(problems)]))
 
 
 def _floats(column: pa.Array) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shardembed.config.optional import missing
 from shardembed.errors import DataError
-from shardembed.recipes.data.criteo.rows import Clicks, Schema
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.opening import matched, named
 
 try:

@@ -8,7 +8,7 @@ pieces are small; only the bad ones are read slowly, which gives the number of e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from pyarrow import csv as arrow_csv
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Dropped, Problem
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.criteo.values import INTEGER, REPLACED, categories_of, category, ids_of_texts, problem_of
 from shardembed.recipes.data.opening import UNREADABLE, open_text
+from shardembed.recipes.data.wanted import MISSING
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
@@ -71,7 +73,7 @@ class ClickText:
             for clicks, problems in self._parsed(data, first_line):
                 if problems and not skip:
                     raise DataError(problems[0].text)
-                yield Clicks(clicks.labels, clicks.integers, clicks.categories, Dropped.of(problems))
+                yield replace(clicks, dropped=Dropped.of(problems))
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """(number of the first line, whole lines)."""
@@ -179,7 +181,7 @@ class ClickText:
         else:
             categories = [[category(text) for text in fields[numbers:]] for fields in good]
         found = self._of(integers, categories)
-        return Clicks(np.array([int(fields[0]) for fields in good], np.int8), found.integers, found.categories), problems
+        return Clicks(np.array([int(fields[0]) for fields in good], np.int8), found.numbers, found.ids), problems
 
     def _categories(self, column: pa.DictionaryArray, name: str) -> np.ndarray | None:
         """A column of categories; None where one of them is none."""

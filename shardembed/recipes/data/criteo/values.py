@@ -15,7 +15,8 @@ import numpy as np
 from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import FIELDS, Problem
-from shardembed.recipes.data.criteo.rows import MISSING, Schema
+from shardembed.recipes.data.criteo.schema import Schema
+from shardembed.recipes.data.wanted import MISSING
 
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 CATEGORY = re.compile(r"[0-9a-fA-F]{1,8}")
