@@ -142,6 +142,13 @@ class CtrDataConfig(Section):
                 raise ValueError(f"{name!r}: a category has a table of that name, which {why}")
         return value
 
+    @field_validator("ids")
+    @classmethod
+    def _known(cls, value: IdsConfig, info: ValidationInfo) -> IdsConfig:
+        listed = tuple(one.name for one in info.data.get("features", ()) if one.has_table)
+        check_tables(value.tables, listed or info.data.get("categories"))
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> CtrDataConfig:
         check_features(self.features, {"label": self.label, "time": self.time}, sides=False)
@@ -157,7 +164,6 @@ class CtrDataConfig(Section):
         unread = [name for name in self.texts if name not in {one.name for one in self.features if one.kind != "number"}]
         if unread:
             raise ValueError(f"texts: {unread[0]!r} is none of data.features that are ids")
-        check_tables(self.ids.tables, self.tables)
         if self.split.kind == "time" and self.time is None:
             raise ValueError("split: to split by time set data.time too, to the name of a column of times")
         if self.split.fraction == 1 and not self.validation_path:
