@@ -129,6 +129,10 @@ class Task:
         """Those of the model."""
         raise NotImplementedError
 
+    def ids(self) -> dict[str, int]:
+        """How many distinct ones the data have for tables that take any, by the tables' names, where it is known."""
+        return {}
+
     def build(self) -> TrainingJob:
         """The model and what trains it. Collective."""
         raise NotImplementedError
@@ -190,6 +194,9 @@ class TwoTowerTask(Task):
 
     def tables(self) -> list[TableConfig]:
         return two_tower.table_configs(self.config.model, self.data.users, self.data.items, self.config.data.any_ids)
+
+    def ids(self) -> dict[str, int]:
+        return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
 
     def build(self) -> Job:
         return build(self.config, self.data)
@@ -304,6 +311,9 @@ class SequenceTask(Task):
 
     def tables(self) -> list[TableConfig]:
         return sasrec.table_configs(self.config.model, self.data.items, self.config.data.any_ids)
+
+    def ids(self) -> dict[str, int]:
+        return {} if self.data.ids is None else {"item": self.data.items}
 
     def build(self) -> SequenceJob:
         return build_sequence(self.config, self.data)

@@ -50,7 +50,7 @@ def clicks_of(read: Read, columns: tuple[Wanted, ...]) -> Clicks:
     """The rows that were read as `columns`. Without a label among them, labels are 0."""
     by_kind: dict[str, list] = {}
     for column, values in zip(columns, read.columns, strict=True):
-        by_kind.setdefault(column.kind, []).append(values)
+        by_kind.setdefault("id" if column.kind == "hex" else column.kind, []).append(values)
     count = len(read.columns[0])
     lists: list[Lists] = by_kind.get("ids", [])
     labels = by_kind.get("label", [np.zeros(count, np.int8)])[0]

@@ -220,10 +220,11 @@ class _FirstReading:
         return {"seen": seen, "positives": positives, "kinds": dropped.kinds, "places": dropped.places}
 
     def _look(self, clicks: Clicks) -> Moments:
-        columns = iter([*clicks.ids.T, *(column.values for column in clicks.lists)])
-        ids = {one.name: next(columns) for kind in ("id", "ids") for one in self._config.columns if one.kind == kind}
-        for name, counts in self.values.items():
-            counts.add(ids[name][ids[name] != MISSING])
+        if self.values:
+            columns = iter([*clicks.ids.T, *(column.values for column in clicks.lists)])
+            ids = {one.name: next(columns) for kind in ("id", "ids") for one in self._config.columns if one.kind == kind}
+            for name, counts in self.values.items():
+                counts.add(ids[name][ids[name] != MISSING])
         if clicks.times is not None and self._config.split.kind == "time":
             self.times.append(clicks.times)
         return Moments.of(self._numbers(clicks.numbers))

@@ -25,20 +25,30 @@ def open_sources(config: CtrDataConfig) -> tuple[ClickSource, ClickSource | None
 
 
 def open_files(
-    config: CtrDataConfig, paths: tuple[str, ...], setting: str = "data.path", books: Mapping[str, Names] | None = None
-) -> ClickSource:
-    """The rows of files; setting: which named them, for messages. books: by column, what keeps texts with their ids.
+    config: CtrDataConfig,
+    paths: tuple[str, ...],
+    setting: str = "data.path",
+    *,
+    labelled: bool = True,
+    books: Mapping[str, Names] | None = None,
+) -> ReadClicks:
+    """The rows of files.
+
+    Args:
+        setting: which named them, for messages.
+        labelled: rows have a label; else they can only be scored, and their labels are 0.
+        books: by column, what keeps texts with their ids.
 
     Raises:
         DataError: a file or a column is missing.
     """
     skip = config.on_bad_row == "skip"
     if config.features:
-        from shardembed.recipes.data import tabular
+        from shardembed.recipes.data import opened
 
-        columns = wanted(config, books=books)
-        return ReadClicks(tabular.open_files(paths, columns, skip, setting), columns)
-    from shardembed.recipes.data.criteo.files import ClickFiles
+        columns = wanted(config, labelled, books)
+        return ReadClicks(opened.open_files(paths, columns, skip, setting), columns)
+    from shardembed.recipes.data.criteo.files import click_files
 
     schema = Schema(config.label, config.integers, config.categories, config.ids.kind == "dynamic", books or {})
-    return ClickFiles(paths, schema, skip, setting)
+    return click_files(paths, schema, skip, setting, labelled)

@@ -35,5 +35,10 @@ class Schema:
     def names(self) -> tuple[str, ...]:
         return (self.label, *self.integers, *self.categories)
 
+    @property
+    def values(self) -> str:
+        """What there is beside the label, in words."""
+        return f"{len(self.integers)} integers and {len(self.categories)} categories"
+
     def __str__(self) -> str:
-        return f"{len(self.names)}: the label, {len(self.integers)} integers and {len(self.categories)} categories"
+        return f"{len(self.names)}: the label, {self.values}"
