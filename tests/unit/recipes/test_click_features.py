@@ -166,7 +166,7 @@ def test_the_latest_are_for_validation(monkeypatch: pytest.MonkeyPatch, fraction
 def test_rows_of_one_moment_leave_none_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardembed.recipes.data.clicks.scan.open_sources", lambda config: (Days(([4, 4], [4])), None))
     with pytest.raises(DataError, match="days: 3 of 3 are of the latest time; all rows are for validation"):
-        scan(config(Path("none.parquet"), split={"kind": "time"}, features=OF_DAYS), Comm.of())
+        scan(config(Path("none.parquet"), split={"kind": "time", "fraction": 0.5}, features=OF_DAYS), Comm.of())
 
 
 def test_a_fingerprint_sees_lists_and_times() -> None:
