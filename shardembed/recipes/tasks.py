@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 import numpy as np
 from rich.console import Console
 
 from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device
-from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import ctr_evaluate, evaluate, report
 from shardembed.recipes.build import CtrJob, Job, SequenceJob, TrainingJob, build, build_ctr, build_sequence
 from shardembed.recipes.common import JobConfig
@@ -24,9 +22,9 @@ from shardembed.recipes.data import reading, sequences
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.choose import open_numbered
-from shardembed.recipes.data.criteo import clicks
-from shardembed.recipes.data.criteo.clicks import ClickData
-from shardembed.recipes.data.criteo.encode import Encoder
+from shardembed.recipes.data.clicks import scan as clicks
+from shardembed.recipes.data.clicks.encode import Encoder, load_vocabularies, looked_up, vocabulary_file
+from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.interactions import Interactions, global_batches, pairs_of, scan
 from shardembed.recipes.data.numbering import Ids, Numbers
 from shardembed.recipes.data.part import Part
@@ -250,8 +248,9 @@ class CtrTask(Task):
     def stream(self) -> Stream:
         size, seed = self.config.train.global_batch_size, self.config.train.seed
         epoch = partial(self.data.batches, size, self.config.data.shuffle_buffer, seed)
-        row_bytes = 8 * len(self.config.data.categories) + 4 * len(self.config.data.integers) + 4
-        return self._stream(epoch, Encoder.of(self.config.data, self.data).part, self._burst(row_bytes))
+        # Of a list a few ids; nobody knows how many.
+        row_bytes = sum(4 if not one.has_table else 64 if one.kind == "ids" else 8 for one in self.config.data.columns) + 4
+        return self._stream(epoch, Encoder.of(self.config.data, self.data.vocabularies).part, self._burst(row_bytes))
 
     def counted(self) -> str:
         return self.data.describe()
@@ -265,9 +264,8 @@ class CtrTask(Task):
         return [*names, rows, *report.dropped_lines(data.dropped, total), *self._read_by()]
 
     def tables(self) -> list[TableConfig]:
-        encoder = Encoder.of(self.config.data, self.data)
-        sizes, ids = dict(zip(encoder.categories, encoder.sizes, strict=True)), self.config.data.ids
-        return ctr.table_configs(self.config.model, sizes, ids if ids.kind == "dynamic" else None)
+        data, sizes = self.config.data, Encoder.of(self.config.data, self.data.vocabularies).sizes
+        return ctr.table_configs(self.config.model, data.columns, sizes, data.ids if data.ids.kind == "dynamic" else None)
 
     def following(self, former: Former) -> CtrTask:
         then = self.with_vocabularies(former.vocabularies)
@@ -280,7 +278,7 @@ class CtrTask(Task):
     def evaluate_former(self, job: CtrJob, former: Former) -> Evaluated:
         """With the vocabularies that it had: what has no row there is one of the others."""
         then = self.with_vocabularies(former.vocabularies)
-        return self.evaluate(replace(job, encoder=Encoder.of(self.config.data, then.data)))
+        return self.evaluate(replace(job, encoder=Encoder.of(self.config.data, then.data.vocabularies)))
 
     def build(self) -> CtrJob:
         return build_ctr(self.config, self.data)
@@ -291,8 +289,8 @@ class CtrTask(Task):
     def save_vocabularies(self, folder: Path) -> None:
         if self.data.vocabularies:
             folder.mkdir(exist_ok=True)
-        for name, vocabulary in zip(self.config.data.categories, self.data.vocabularies, strict=False):
-            vocabulary.save(folder / f"{quote(name, safe='')}.txt")
+        for name, vocabulary in zip(looked_up(self.config.data), self.data.vocabularies, strict=False):
+            vocabulary.save(vocabulary_file(folder, name))
 
     def with_vocabularies(self, folder: Path) -> CtrTask:
         """With those that another run saved, where it has them: rows of its tables stand for its values. Not collective.
@@ -300,10 +298,9 @@ class CtrTask(Task):
         Raises:
             DataError: one cannot be read.
         """
-        files = [folder / f"{quote(name, safe='')}.txt" for name in self.config.data.categories]
-        if not self.data.vocabularies or not all(file.is_file() for file in files):
+        if not all(vocabulary_file(folder, name).is_file() for name in looked_up(self.config.data)):
             return self
-        return replace(self, data=replace(self.data, vocabularies=tuple(map(Vocabulary.load, files))))
+        return replace(self, data=replace(self.data, vocabularies=load_vocabularies(self.config.data, folder)))
 
     def reserved(self) -> str:
         return {"hash": "missing", "vocabulary": "missing, or not in the vocabulary"}.get(self.config.data.ids.kind, "")

@@ -10,31 +10,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 import shardembed as se
-from shardembed.checkpoint import folders
+from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.comm.comm import Comm
 from shardembed.config.paths import local
 from shardembed.embeddings.stored import StoredTable, StoredTables
 from shardembed.errors import ConfigError, DataError
-from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import config as settings
-from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.data.criteo.clicks import ClickData, Counted
 from shardembed.recipes.data.interactions import NO_ROW, Interactions
 from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.sequences import Sequences
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, NAMES, VOCABULARIES
+from shardembed.recipes.run_folder import CONFIG, NAMES
 from shardembed.recipes.sequence_config import SequenceConfig
-from shardembed.recipes.tasks import CtrTask, SequenceTask, Task, TwoTowerTask
+from shardembed.recipes.scoring import ClickScorer
+from shardembed.recipes.tasks import SequenceTask, Task, TwoTowerTask
 from shardembed.recipes.together import on_all
 from shardembed.recipes.use.catalog import Catalog
 
@@ -50,27 +47,25 @@ class Opened:
         config: its settings.
         checkpoint: the one that the weights are from.
         step: of the checkpoint.
-        job: the model, which nothing trains on.
+        model: with these weights, its tables cut over the ranks that there are now.
         users: of two towers, those with a row; of sequences and clicks none.
         items: likewise; of clicks none.
+        scorer: what scores rows for a model of clicks; None of others.
     """
 
     path: Path
     config: JobConfig
     checkpoint: Path
     step: int
-    job: TrainingJob
+    model: Any
     users: Catalog
     items: Catalog
+    scorer: ClickScorer | None = None
 
     @property
     def comm(self) -> Comm:
         """The ranks that it is open on."""
         return Comm.of()
-
-    @property
-    def model(self) -> Any:
-        return self.job.model
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Opened:
@@ -82,21 +77,17 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Opened:
     """
     comm = se.init()
     run = local(path)
-    config, checkpoint, task, catalogs = on_all(comm, "open the run", lambda: _read(run, step))
-    comm.agree("the run", [str(checkpoint.name), *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
-    job = task.build()
-    restored = se.load_checkpoint(checkpoint, job.wrapped, weights_only=True)
-    job.model.eval()
-    return Opened(run, config, checkpoint, restored.step, job, *catalogs)
-
-
-def checkpoint_of(run: Path, step: int | None) -> Path:
-    """The checkpoint of a run that counts.
-
-    Raises:
-        CheckpointError: it has none.
-    """
-    return folders.chosen(run / CHECKPOINTS, step).absolute()
+    config, checkpoint, users, items = on_all(comm, "open the run", lambda: _read(run, step))
+    if isinstance(config, CtrConfig):
+        scorer = ClickScorer.of_run(run, step)
+        return Opened(run, config, checkpoint, _step_of(checkpoint), scorer.model, users, items, scorer)
+    # The plan was for the ranks of the training; any plan computes the same.
+    config = config.model_copy(update={"plan": type(config.plan).model_validate({})})
+    task = _task(config, users, items)
+    comm.agree("the run", [checkpoint.name, *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
+    model = task.build().model
+    restored = se.load_checkpoint(checkpoint, model, weights_only=True)
+    return Opened(run, config, checkpoint, restored.step, model.eval(), users, items)
 
 
 def config_of(run: Path) -> JobConfig:
@@ -110,12 +101,15 @@ def config_of(run: Path) -> JobConfig:
     return settings.load(run / CONFIG, named=False)
 
 
-def _read(run: Path, step: int | None) -> tuple[JobConfig, Path, Task, tuple[Catalog, Catalog]]:
+def _read(run: Path, step: int | None) -> tuple[JobConfig, Path, Catalog, Catalog]:
     config = config_of(run)
-    checkpoint = checkpoint_of(run, step)
-    with StoredTables(checkpoint) as stored:
+    with StoredTables(run, step) as stored:
         users, items = (_catalog(run, stored, what) for what in ("user", "item"))
-    return config, checkpoint, _task(run, config, users, items), (users, items)
+    return config, stored.path.absolute(), users, items
+
+
+def _step_of(checkpoint: Path) -> int:
+    return read_manifest(checkpoint).step
 
 
 def _catalog(run: Path, stored: StoredTables, what: str) -> Catalog:
@@ -131,13 +125,10 @@ def _ids(table: StoredTable | None) -> np.ndarray:
     return np.arange(table.rows) if table.ids is None else table.ids.numpy()
 
 
-def _task(run: Path, config: JobConfig, users: Catalog, items: Catalog) -> Task:
+def _task(config: JobConfig, users: Catalog, items: Catalog) -> Task:
     """What makes the model, of data that nobody has read: the sizes are the checkpoint's."""
     nothing: Any = _Nothing()
     zeros = np.zeros(len(items), np.int64)
-    if isinstance(config, CtrConfig):
-        data = ClickData(nothing, None, config.data.split, Counted((), 0), None, _vocabularies(run, config))
-        return CtrTask(config, data)
     ids = Ids(users.ids, items.ids) if config.data.any_ids is not None else None
     if isinstance(config, SequenceConfig):
         return SequenceTask(config, Sequences(nothing, len(items), NONE, np.zeros(1, np.int64), NONE, NONE, NONE, zeros, NONE, ids=ids))
@@ -145,12 +136,6 @@ def _task(run: Path, config: JobConfig, users: Catalog, items: Catalog) -> Task:
     unheld = np.full(len(users), NO_ROW)
     counts = np.zeros(len(users), np.int64)
     return TwoTowerTask(config, Interactions(nothing, len(users), len(items), (), unheld, unheld, counts, zeros, ids=ids))
-
-
-def _vocabularies(run: Path, config: CtrConfig) -> tuple[Vocabulary, ...]:
-    if config.data.ids.kind != "vocabulary":
-        return ()
-    return tuple(Vocabulary.load(run / VOCABULARIES / f"{quote(name, safe='')}.txt") for name in config.data.categories)
 
 
 class _Nothing:
