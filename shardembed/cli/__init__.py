@@ -33,6 +33,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "map": "draw a table as a picture, by its first two principal components",
     "neighbors": "find the nearest rows of a table, straight from a checkpoint",
     "recommend": "recommend items to users, by name, with a model of train",
+    "score": "score rows without labels, with a model of train",
     "train": "train and evaluate a model from a configuration file",
 }
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

@@ -115,7 +115,7 @@ def best_items(ranking: Ranking, asks: Asks, users: int, items: int, k: int, see
         there = np.take_along_axis(kept, first, 1)
         found = np.where(there, np.take_along_axis(found, first, 1), NOBODY)
         found_scores = np.where(there, np.take_along_axis(found_scores, first, 1), -np.inf).astype(np.float32)
-        for rank, (some_scores, some) in enumerate(zip(_to_first(comm, found_scores), _to_first(comm, found), strict=True)):
+        for rank, (some_scores, some) in enumerate(zip(to_first(comm, found_scores), to_first(comm, found), strict=True)):
             places = batch[rank :: comm.world_size]
             scores[places, :k_found], numbers[places, :k_found] = some_scores.reshape(-1, k_found), some.reshape(-1, k_found)
     return scores, numbers
@@ -132,11 +132,13 @@ def _batches(lengths: np.ndarray, most_users: int, world_size: int) -> Iterator[
         start = stop
 
 
-def _to_first(comm: Comm, mine: np.ndarray) -> list[np.ndarray]:
+def to_first(comm: Comm, mine: np.ndarray) -> list[np.ndarray]:
     """On rank 0 what all ranks have, flat, by rank; elsewhere nothing. Collective; sizes may differ."""
     flat = torch.from_numpy(np.ascontiguousarray(mine).reshape(-1))
-    sizes = comm.tell("control", "rank items: sizes", np.full((comm.world_size, 1), flat.numel())).ravel().tolist() if comm.world_size > 1 else [flat.numel()]
+    sizes = [flat.numel()]
+    if comm.world_size > 1:
+        sizes = comm.tell("control", "bring answers together: sizes", np.full((comm.world_size, 1), flat.numel())).ravel().tolist()
     receive = sizes if comm.rank == 0 else [0] * comm.world_size
     send = [flat.numel(), *[0] * (comm.world_size - 1)]
-    told = comm.all_to_all("control", "rank items", flat, send, receive)
+    told = comm.all_to_all("control", "bring answers together", flat, send, receive)
     return [part.numpy() for part in told.split(receive)] if comm.rank == 0 else []

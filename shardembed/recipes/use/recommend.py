@@ -152,11 +152,23 @@ def _known(opened: Opened, ids: np.ndarray, wish: Wish) -> tuple[np.ndarray, Ask
         numbers = opened.users.numbers_of(ids)
         known = numbers != NOBODY
         return known, ByTower(opened, numbers[known]), seen
-    taken = taken_by(of_data(config, wish.history), ids)
+    known, asks = known_by_history(opened, ids, wish.history)
+    return known, asks, seen
+
+
+def known_by_history(opened: Opened, users: np.ndarray, history: tuple[str, ...]) -> tuple[np.ndarray, ByHistory]:
+    """Of distinct users, ids `[U]`: who has taken an item that has a row, bool `[U]`; and what asks for these. Reads the run's data,
+    or the files of `history`.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    taken = taken_by(of_data(opened.config.data, history), users)
     there = opened.items.numbers_of(taken.items) != NOBODY
     known = taken.only(there).counts > 0
-    taken = taken if config.any_ids is not None else taken.only(there)
-    return known, ByHistory(opened, taken.of(np.flatnonzero(known))), seen
+    # Any id can be looked up, and is read as evaluation reads it where it has no row.
+    taken = taken if opened.config.data.any_ids is not None else taken.only(there)
+    return known, ByHistory(opened, taken.of(np.flatnonzero(known)))
 
 
 def _numbered(opened: Opened, taken: Taken) -> Taken:

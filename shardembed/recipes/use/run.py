@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,10 @@ from shardembed.recipes.use.index import IndexKind, VectorIndex, index_of
 from shardembed.recipes.use.opened import Opened, open_checkpoint
 from shardembed.recipes.use.export import export_vectors
 from shardembed.recipes.use.recommend import Answered, Unknown, Wish, queries_of, recommended
+from shardembed.recipes.use.score import Scored, scored
 from shardembed.recipes.use.vectors import SIDES, NamedVectors, vectors_of
+
+BadRow = Literal["raise", "skip"]
 
 
 def open_run(path: str | Path) -> OpenedRun:
@@ -76,6 +79,22 @@ class OpenedRun:
         """
         wish = Wish(k, exclude_seen, _paths(data), _paths(history), unknown)
         return pa.concat_tables(list(recommended(self._opened, users, wish, Answered())))
+
+    def score(self, rows: Any, columns: Sequence[str] = (), *, on_bad_row: BadRow = "raise") -> pa.Table:
+        """Scores of rows without labels: of clicks `prediction`, how likely one is; of users and items `score`, query @ vector, null
+        where the model does not know one of them. On rank 0; tables of other ranks have no rows.
+
+        Args:
+            rows: a path, a list of paths, an Arrow table, a DataFrame, a dict of columns, or a list of dicts, with the columns that
+                the run was trained on.
+            columns: to be carried along, beside the score.
+            on_bad_row: "skip" leaves out rows that the job would not train on; else the first of them is an error.
+
+        Raises:
+            ConfigError: columns that cannot be carried. DataError: a column is missing, or a row is bad; says where.
+        """
+        paths = (str(rows),) if isinstance(rows, str | Path) else rows
+        return pa.concat_tables(list(scored(self._opened, paths, tuple(columns), on_bad_row == "skip", Scored())))
 
     def vectors(self, side: str) -> NamedVectors:
         """What the model compares of "user" or "item", in memory: `values` float32 `[n, D]` with their `ids` and `names`, where score

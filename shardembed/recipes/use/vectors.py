@@ -92,10 +92,10 @@ def maker(opened: Opened, side: str) -> Maker:
         raise UnsupportedError(f"{opened.path}: its model predicts clicks from rows of all tables, and compares no vectors")
     if side == "item":
         noted = model.vectors["tables.item"]
-        return Maker(opened.items, _columns(opened), noted.metric, f"items, {noted.made}", lambda places: _items(opened, places))
+        return Maker(opened.items, _columns(opened), noted.metric, f"items, {noted.made}", lambda places: items_of(opened, places))
     if isinstance(model, TwoTower):
         noted = model.vectors["tables.user"]
-        return Maker(opened.users, _columns(opened), noted.metric, f"users, {noted.made}", lambda places: _users(opened, places))
+        return Maker(opened.users, _columns(opened), noted.metric, f"users, {noted.made}", lambda places: queries_of_users(opened, places))
     catalog, taken = _trained_on(opened)
     told = "queries that the layers make of what each user took in training"
     return Maker(catalog, _columns(opened), model.vectors["tables.item"].metric, told, ByHistory(opened, taken))
@@ -115,13 +115,15 @@ def _columns(opened: Opened) -> int:
 
 
 @torch.no_grad()
-def _items(opened: Opened, places: np.ndarray) -> torch.Tensor:
+def items_of(opened: Opened, places: np.ndarray) -> torch.Tensor:
+    """The vectors of items, by their numbers; float32 `[m, D]`. Collective."""
     rows = opened.model.tables.rows("item", torch.from_numpy(opened.items.ids[places]))
     return opened.model.item_vectors(rows) if isinstance(opened.model, TwoTower) else rows.float()
 
 
 @torch.no_grad()
-def _users(opened: Opened, places: np.ndarray) -> torch.Tensor:
+def queries_of_users(opened: Opened, places: np.ndarray) -> torch.Tensor:
+    """The queries of users of two towers, by their numbers; float32 `[m, D]`. Collective."""
     return opened.model.queries(opened.model.tables.rows("user", torch.from_numpy(opened.users.ids[places])))
 
 
