@@ -34,6 +34,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "neighbors": "find the nearest rows of a table, straight from a checkpoint",
     "recommend": "recommend items to users, by name, with a model of train",
     "score": "score rows without labels, with a model of train",
+    "serve": "make a folder that answers requests on a CPU box, for a model of train, and serve it over HTTP",
     "train": "train and evaluate a model from a configuration file",
 }
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
