@@ -130,7 +130,13 @@ def _vectors(arguments: argparse.Namespace, ids: torch.Tensor | None) -> int:
 
 def _words(arguments: argparse.Namespace) -> list[str]:
     """The command, for each rank."""
-    words = ["export", str(arguments.folder), f"--out={arguments.out}", f"--format={arguments.format}", f"--dtype={arguments.dtype}"]
+    words = [
+        "export",
+        str(arguments.folder),
+        f"--out={arguments.out}",
+        f"--format={arguments.format}",
+        f"--dtype={arguments.dtype}",
+    ]
     words += [f"--block={arguments.block}", *(f"--table={name}" for name in arguments.table or ()), *["--json"] * arguments.json]
     for name in ("rows", "rows_file", "step", "vectors"):
         value = getattr(arguments, name)

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write: .parquet, .csv, .tsv or .jsonl")
     parser.add_argument("--exclude-seen", action="store_true", help="leave out what each user has in the run's data")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="FILE", help="interactions to be read in the place of the run's, for --exclude-seen"
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="interactions to be read in the place of the run's, for --exclude-seen",
     )
     parser.add_argument(
         "--history", nargs="+", default=[], metavar="FILE", help="of sequences: interactions that are gone on from, new users' too"
@@ -51,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_out(arguments.out)
     config_of(Path(arguments.run))
     if arguments.users != "all" and not Path(arguments.users).is_file():
-        raise ConfigError(f"--users {arguments.users}: there is no such file; to recommend to all that the model knows, say: --users all")
+        raise ConfigError(
+            f"--users {arguments.users}: there is no such file; to recommend to all that the model knows, say: --users all"
+        )
     if ranks > 1 and not launch.in_job():
         words = ["recommend", arguments.run, f"--users={arguments.users}", f"--k={arguments.k}", f"--out={arguments.out}"]
         words += ["--exclude-seen"] * arguments.exclude_seen + ["--json"] * arguments.json + [f"--unknown={arguments.unknown}"]
@@ -87,7 +93,13 @@ def _work(arguments: argparse.Namespace) -> int:
     if comm.rank == 0:
         _tell(CleanConsole(stderr=arguments.json), told, rows, arguments.out, arguments.unknown)
         if arguments.json:
-            found = {"out": str(arguments.out), "rows": rows, "users": told.users, "unknown_users": told.unknown, "step": opened.step}
+            found = {
+                "out": str(arguments.out),
+                "rows": rows,
+                "users": told.users,
+                "unknown_users": told.unknown,
+                "step": opened.step,
+            }
             print(json.dumps(found), flush=True)
     sys.stdout.flush()
     if dist.is_initialized():

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a run of `shardembed train`")
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="files, as data.path of the run takes them, without labels")
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="files, as data.path of the run takes them, without labels"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write: .parquet, .csv, .tsv or .jsonl")
     parser.add_argument("--columns", default="", metavar="A,B", help="columns of the data to be carried along beside the score")
     parser.add_argument(

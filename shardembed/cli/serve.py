@@ -14,9 +14,15 @@ PORT = 8000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of `shardembed train`, or one that --out has made")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to make; then nothing is served unless --port is given")
-    parser.add_argument("--port", type=int, metavar="N", help=f"serve over HTTP on this port (default {PORT}, where --out is not given)")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="the folder of a run of `shardembed train`, or one that --out has made"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="the folder to make; then nothing is served unless --port is given"
+    )
+    parser.add_argument(
+        "--port", type=int, metavar="N", help=f"serve over HTTP on this port (default {PORT}, where --out is not given)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads that compute (default: the cores)")
 

@@ -199,7 +199,10 @@ def columns_in(folder: Path) -> tuple[NDArray[np.int64], Any]:
     """
     import pyarrow as pa
 
-    tables = [table.select(["id", "name"]).cast(pa.schema([("id", pa.int64()), ("name", pa.large_string())])) for table in _tables(folder, ["id", "name"])]
+    tables = [
+        table.select(["id", "name"]).cast(pa.schema([("id", pa.int64()), ("name", pa.large_string())]))
+        for table in _tables(folder, ["id", "name"])
+    ]
     if not tables:
         return np.empty(0, np.int64), pa.array([], pa.large_string())
     whole = pa.concat_tables(tables).sort_by([("id", "ascending"), ("name", "ascending")])

@@ -183,7 +183,7 @@ def _check_column(file: ParquetFile | TextFile, wanted: Wanted, all_wanted: Sequ
 
 def _repeated(values: Values, count: int) -> Values:
     if isinstance(values, AsIs):
-        return repeated(values, count)
+        return repeated(values, count)  # type: ignore[return-value]
     if isinstance(values, Lists):
         return Lists(np.tile(values.values, count), np.repeat(values.lengths, count))
     return np.repeat(values, count, axis=-1)

@@ -1,7 +1,7 @@
 """Users or items as their people call them, and the numbers by which a model knows them.
 
-    names  ->  ids      what a table's rows are called: integers as they are, texts by `se.hash64`
-    ids    ->  numbers  0, 1, ..., of those that have a row; `NOBODY` of others
+names  ->  ids      what a table's rows are called: integers as they are, texts by `se.hash64`
+ids    ->  numbers  0, 1, ..., of those that have a row; `NOBODY` of others
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shardembed.config.arrow_types import is_number, plain, whole_numbers
 from shardembed.errors import DataError
 from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.names import columns_in
-from shardembed.recipes.data.numbering import NOBODY, Numbers
+from shardembed.recipes.data.numbering import Numbers
 
 DIGITS = r"^-?[0-9]{1,18}(\.0*)?$"
 NO_ID = np.iinfo(np.int64).min  # of what is no name here; no id of ours, which are hashes or counts
@@ -58,9 +58,11 @@ class Catalog:
         if pa.types.is_string(column.type):
             usable = compute.call_function("match_substring_regex", [column], compute.MatchSubstringOptions(DIGITS))
             digits = compute.call_function("replace_substring_regex", [column], compute.ReplaceSubstringOptions(r"\.0*$", ""))
-            found = compute.cast(compute.if_else(usable, digits, pa.scalar(None, pa.string())), pa.int64())
+            found = compute.cast(compute.call_function("if_else", [usable, digits, pa.scalar(None, pa.string())]), pa.int64())
             return compute.fill_null(found, NO_ID).to_numpy(zero_copy_only=False)
-        return whole_numbers(column).to_numpy(zero_copy_only=False).astype(np.int64)
+        numbers = whole_numbers(column)
+        assert numbers is not None, "else `_column` refuses them"
+        return numbers.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def numbers_of(self, ids: np.ndarray) -> np.ndarray:
         """Of ids, int64 in their shape; `NOBODY` of those without a row."""
@@ -81,7 +83,7 @@ class Catalog:
         there = known[places] == ids
         found = texts.take(pa.array(places))
         if not there.all():
-            found = compute.if_else(pa.array(there), found, pa.array(map(str, ids.tolist()), pa.large_string()))
+            found = compute.call_function("if_else", [pa.array(there), found, pa.array(map(str, ids.tolist()), pa.large_string())])
         return found.cast(pa.string())
 
     @cached_property
@@ -115,6 +117,3 @@ def _column(values: Any, what: str) -> pa.Array:
     if not is_number(column.type) or whole_numbers(column) is None:
         raise DataError(f"{what}s must be texts or whole numbers of 64 bits, not {column.type}")
     return column
-
-
-

@@ -43,11 +43,15 @@ def export_vectors(
     """
     comm = Comm.of()
     makers = {side: maker(opened, side) for side in sides}
-    places = {side: on_all(comm, "choose rows", lambda one=one, side=side: _places(one, side, rows)) for side, one in makers.items()}
+    places = {
+        side: on_all(comm, "choose rows", lambda one=one, side=side: _places(one, side, rows)) for side, one in makers.items()
+    }
     shapes = {side: _shape(one, len(places[side]), dtype) for side, one in makers.items()}
     with ExitStack() as stack:
         writing = on_all(comm, "make the folder", lambda: _folder(stack, out, sum(map(_nbytes, shapes.values()))))
-        written = tuple(_write(opened, side, one, places[side], shapes[side], writing, format, block_bytes) for side, one in makers.items())
+        written = tuple(
+            _write(opened, side, one, places[side], shapes[side], writing, format, block_bytes) for side, one in makers.items()
+        )
         done = Exported(out, format, opened.checkpoint.name, opened.step, written)
         on_all(comm, "write the index", lambda: _index(done, writing))
         on_all(comm, "finish the export", stack.close)
@@ -89,7 +93,14 @@ def _write(
     comm = Comm.of()
     written = str(shape.dtype).removeprefix("torch.")
     told = f"the vectors that the model compares, by metric {made.metric}: {made.told}"
-    metadata = {"format": "pt", "table": side, "dtype": written, "stored_dtype": "float32", "vectors": "model", "metric": made.metric}
+    metadata = {
+        "format": "pt",
+        "table": side,
+        "dtype": written,
+        "stored_dtype": "float32",
+        "vectors": "model",
+        "metric": made.metric,
+    }
     with ExitStack() as stack:
         writer: Any = None
         if folder is not None:

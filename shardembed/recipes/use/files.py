@@ -81,8 +81,8 @@ def check_out(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, comm: Comm) -> Iterator[Callable[[pa.Table], None]]:
-    """Gives what takes tables of one schema, one after the other; rank 0 writes. The file gets its name when the `with` ends well, in
-    the place of one that is there. Collective, each of its calls too.
+    """Gives what takes tables of one schema, one after the other; rank 0 writes. The file gets its name when the `with` ends well,
+    in the place of one that is there. Collective, each of its calls too.
 
     Raises:
         ExportError: on all ranks: it cannot be written.
@@ -131,7 +131,9 @@ class _Writer:
             elif self._suffix in PARQUET:
                 self._open = parquet.ParquetWriter(self._path, table.schema)
             else:
-                self._open = csv.CSVWriter(self._path, table.schema, write_options=csv.WriteOptions(delimiter=DELIMITERS[self._suffix]))
+                self._open = csv.CSVWriter(
+                    self._path, table.schema, write_options=csv.WriteOptions(delimiter=DELIMITERS[self._suffix])
+                )
         if self._lines:
             for batch in table.to_batches(max_chunksize=1 << 14):
                 self._open.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())

@@ -24,7 +24,7 @@ class VectorIndex:
     """An index that `OpenedRun.index` has built.
 
     Attributes:
-        index: the library's own, for its own calls and files: a `faiss.Index` or an `hnswlib.Index`. Its numbers are places in `ids`.
+        index: the library's own, for its own calls and files: a `faiss.Index` or an `hnswlib.Index`, which numbers places in `ids`.
         kind: "faiss" or "hnswlib".
         ids: of each place the id, int64 `[n]`.
         names: of each place the name, an Arrow array `[n]`.
@@ -36,7 +36,7 @@ class VectorIndex:
     names: pa.Array
 
     def search(self, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray, list[list[Any]]]:
-        """(scores float32 `[q, k]`, names, a list of k for each query) of what the index finds, best first; fewer where it has fewer.
+        """(scores float32 `[q, k]`, names, a list for each query) of what the index finds, best first; fewer where it has fewer.
 
         Args:
             queries: float32 `[q, D]`, as `OpenedRun.queries` and `vectors("user").values` are.
@@ -76,7 +76,7 @@ def index_of(vectors: NamedVectors, kind: IndexKind, factory: str) -> VectorInde
 
 def _faiss(values: np.ndarray, factory: str) -> Any:
     with needed("faiss", "faiss", "an index of faiss"):
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports]
 
     try:
         index = faiss.index_factory(values.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
@@ -90,7 +90,7 @@ def _faiss(values: np.ndarray, factory: str) -> Any:
 
 def _hnswlib(values: np.ndarray, factory: str) -> Any:
     with needed("hnswlib", "hnswlib", "an index of hnswlib"):
-        import hnswlib
+        import hnswlib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     index = hnswlib.Index(space="ip", dim=values.shape[1])
     index.init_index(max_elements=max(1, len(values)), ef_construction=WHILE_BUILDING, M=LINKS, random_seed=0)

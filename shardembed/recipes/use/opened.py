@@ -29,8 +29,8 @@ from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.sequences import Sequences
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.run_folder import CONFIG, NAMES
-from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.scoring import ClickScorer
+from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.tasks import SequenceTask, Task, TwoTowerTask
 from shardembed.recipes.together import on_all
 from shardembed.recipes.use.catalog import Catalog
@@ -131,7 +131,9 @@ def _task(config: JobConfig, users: Catalog, items: Catalog) -> Task:
     zeros = np.zeros(len(items), np.int64)
     ids = Ids(users.ids, items.ids) if config.data.any_ids is not None else None
     if isinstance(config, SequenceConfig):
-        return SequenceTask(config, Sequences(nothing, len(items), NONE, np.zeros(1, np.int64), NONE, NONE, NONE, zeros, NONE, ids=ids))
+        return SequenceTask(
+            config, Sequences(nothing, len(items), NONE, np.zeros(1, np.int64), NONE, NONE, NONE, zeros, NONE, ids=ids)
+        )
     assert isinstance(config, Config)
     unheld = np.full(len(users), NO_ROW)
     counts = np.zeros(len(users), np.int64)

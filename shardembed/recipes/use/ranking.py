@@ -61,7 +61,11 @@ class ByHistory:
         mine = self._taken.of(places, self._longest)
         items = torch.from_numpy(mine.items).to(model.log_expected.device)
         # By id, which an item without a row has too: it is read as evaluation reads it.
-        rows = model.tables({"sequence": items, "negatives": items[:0]})["sequence"] if self._any_ids else model.tables.rows("item", items)
+        rows = (
+            model.tables({"sequence": items, "negatives": items[:0]})["sequence"]
+            if self._any_ids
+            else model.tables.rows("item", items)
+        )
         lengths = torch.from_numpy(mine.counts)
         return model.queries(rows.float(), lengths)[lengths.cumsum(0) - 1]
 

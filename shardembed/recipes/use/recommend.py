@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,10 +18,12 @@ from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.together import on_all
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.ranking import Asks, ByHistory, ByTower, Ranking, best_items
-from shardembed.recipes.use.taken import Taken, counted, nothing_taken, of_data, taken_by, users_of
+from shardembed.recipes.use.taken import Taken, counted, of_data, taken_by, users_of
 
 ALL = "all"
-PIECE = 1 << 20  # users that are answered before the next ones: their lists are in memory, and the data are read once for each piece
+PIECE = (
+    1 << 20
+)  # users that are answered before the next ones: their lists are in memory, and the data are read once for each piece
 MOST_K = 1 << 20
 Unknown = Literal["leave_out", "popular"]
 UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
@@ -58,7 +60,9 @@ class Wish:
         if self.history and not isinstance(opened.config, SequenceConfig):
             raise ConfigError("history: two towers know users by their rows, and not by what they took; leave it out")
         if self.data and not (self.exclude_seen or self.unknown == "popular"):
-            raise ConfigError("data: it says what users have seen, and what is popular: ask for exclude_seen or unknown='popular' too")
+            raise ConfigError(
+                "data: it says what users have seen, and what is popular: ask for exclude_seen or unknown='popular' too"
+            )
 
 
 @dataclass
@@ -130,7 +134,9 @@ def _piece(
     comm = Comm.of()
     distinct, places = np.unique(ids, return_inverse=True)
     known, asks, seen = on_all(comm, "read what users have taken", lambda: _known(opened, distinct, wish))
-    found_scores, found = best_items(ranking, asks, int(known.sum()), len(opened.items), wish.k, seen and seen.of(np.flatnonzero(known)))
+    found_scores, found = best_items(
+        ranking, asks, int(known.sum()), len(opened.items), wish.k, seen and seen.of(np.flatnonzero(known))
+    )
     scores, items = np.full((len(distinct), wish.k), -np.inf, np.float32), np.full((len(distinct), wish.k), NOBODY)
     scores[known], items[known] = found_scores, found
     strangers = np.flatnonzero(~known)
@@ -157,8 +163,8 @@ def _known(opened: Opened, ids: np.ndarray, wish: Wish) -> tuple[np.ndarray, Ask
 
 
 def known_by_history(opened: Opened, users: np.ndarray, history: tuple[str, ...]) -> tuple[np.ndarray, ByHistory]:
-    """Of distinct users, ids `[U]`: who has taken an item that has a row, bool `[U]`; and what asks for these. Reads the run's data,
-    or the files of `history`.
+    """Of distinct users, ids `[U]`: who has taken an item that has a row, bool `[U]`; and what asks for these. Reads the run's
+    data, or the files of `history`.
 
     Raises:
         DataError: they cannot be read.
@@ -215,5 +221,7 @@ def _table(
 
 
 def _as_given(users: Any, start: int, count: int) -> pa.Array:
-    column = users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users if isinstance(users, pa.Array) else pa.array(users)
+    column = (
+        users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users if isinstance(users, pa.Array) else pa.array(users)
+    )
     return column.slice(start, count)

@@ -116,13 +116,18 @@ def rows_of_table(table: pa.Table, columns: Columns, skip: bool) -> Iterator[Row
     for one in columns.all:
         if table.column_names.count(one.name) != 1:
             near = nearest(one.name, table.column_names) or "."
-            raise DataError(f"there is no column {one.name!r} ({one.setting}){near} The columns are: {', '.join(table.column_names)}")
+            raise DataError(
+                f"there is no column {one.name!r} ({one.setting}){near} The columns are: {', '.join(table.column_names)}"
+            )
     names = [one.name for one in columns.all]
     first = 0
     for batch in table.select(names).to_batches(max_chunksize=1 << 16):
         kinds = list(zip(names, columns.all_kinds, strict=True))
-        kept, wrong, values = read_arrays([plain(batch.column(name)) for name in names], kinds)
-        problems = [Problem(wrong[row][1], f"row {first + row} (from 0), column {wrong[row][0]!r}: {wrong[row][2]}") for row in sorted(wrong)]
+        _, wrong, values = read_arrays([plain(batch.column(name)) for name in names], kinds)
+        problems = [
+            Problem(wrong[row][1], f"row {first + row} (from 0), column {wrong[row][0]!r}: {wrong[row][2]}")
+            for row in sorted(wrong)
+        ]
         if problems and not skip:
             raise DataError(problems[0].text)
         first += batch.num_rows

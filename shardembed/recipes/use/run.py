@@ -13,9 +13,9 @@ from shardembed.embeddings.export import Exported
 from shardembed.embeddings.formats import Format
 from shardembed.embeddings.narrowing import As
 from shardembed.recipes.common import JobConfig
+from shardembed.recipes.use.export import export_vectors
 from shardembed.recipes.use.index import IndexKind, VectorIndex, index_of
 from shardembed.recipes.use.opened import Opened, open_checkpoint
-from shardembed.recipes.use.export import export_vectors
 from shardembed.recipes.use.recommend import Answered, Unknown, Wish, queries_of, recommended
 from shardembed.recipes.use.score import Scored, scored
 from shardembed.recipes.use.vectors import SIDES, NamedVectors, vectors_of
@@ -81,8 +81,8 @@ class OpenedRun:
         return pa.concat_tables(list(recommended(self._opened, users, wish, Answered())))
 
     def score(self, rows: Any, columns: Sequence[str] = (), *, on_bad_row: BadRow = "raise") -> pa.Table:
-        """Scores of rows without labels: of clicks `prediction`, how likely one is; of users and items `score`, query @ vector, null
-        where the model does not know one of them. On rank 0; tables of other ranks have no rows.
+        """Scores of rows without labels: of clicks `prediction`, how likely one is; of users and items `score`, query @ vector,
+        null where the model does not know one of them. On rank 0; tables of other ranks have no rows.
 
         Args:
             rows: a path, a list of paths, an Arrow table, a DataFrame, a dict of columns, or a list of dicts, with the columns that
@@ -97,8 +97,8 @@ class OpenedRun:
         return pa.concat_tables(list(scored(self._opened, paths, tuple(columns), on_bad_row == "skip", Scored())))
 
     def vectors(self, side: str) -> NamedVectors:
-        """What the model compares of "user" or "item", in memory: `values` float32 `[n, D]` with their `ids` and `names`, where score
-        = user @ item. Of sequences a user's is the query by which the job was evaluated, which the run's data are read for.
+        """What the model compares of "user" or "item", in memory: `values` float32 `[n, D]` with their `ids` and `names`, where
+        score = user @ item. Of sequences a user's is the query by which the job was evaluated, which the run's data are read for.
 
         Raises:
             ConfigError: there is no such side. UnsupportedError: the model compares no vectors. DataError: as `recommend`.
@@ -106,8 +106,8 @@ class OpenedRun:
         return vectors_of(self._opened, side)
 
     def queries(self, users: Any, *, history: Sequence[str] = ()) -> np.ndarray:
-        """What the model multiplies item vectors with for these users, float32 `[q, D]` on rank 0: for an index, or a service of your
-        own. Of sequences, from all that they have in the run's data, or in `history`.
+        """What the model multiplies item vectors with for these users, float32 `[q, D]` on rank 0: for an index, or a service of
+        your own. Of sequences, from all that they have in the run's data, or in `history`.
 
         Raises:
             DataError: a user is unknown to the model. And as `recommend`.
@@ -115,12 +115,12 @@ class OpenedRun:
         return queries_of(self._opened, users, _paths(history))
 
     def index(self, side: str = "item", kind: IndexKind = "faiss", *, factory: str = "Flat") -> VectorIndex:
-        """An index of these vectors, built by faiss (exact, unless `factory` asks for another of its kinds) or by hnswlib (approximate):
-        with the metric of the model, and the names of what it finds. In one process.
+        """An index of these vectors, built by faiss (exact, unless `factory` asks for another of its kinds) or by hnswlib
+        (approximate): with the metric of the model, and the names of what it finds. In one process.
 
         Raises:
-            UnsupportedError: the library is not installed (`pip install 'shardembed[faiss]'`, `[hnswlib]`). ConfigError: there is no
-                such kind. And as `vectors`.
+            UnsupportedError: the library is not installed (`pip install 'shardembed[faiss]'`, `[hnswlib]`). ConfigError: there is
+                no such kind. And as `vectors`.
         """
         return index_of(self.vectors(side), kind, factory)
 
@@ -132,8 +132,8 @@ class OpenedRun:
         format: Format = "safetensors",
         dtype: As = "float32",
     ) -> Exported:
-        """Write these vectors as files into the new folder `out`: of each side a file as `se.export_tables` makes them, with ids and
-        names beside them; the metric stands in `export.json` and in the files.
+        """Write these vectors as files into the new folder `out`: of each side a file as `se.export_tables` makes them, with ids
+        and names beside them; the metric stands in `export.json` and in the files.
 
         Raises:
             ExportError: `out` exists, or cannot be written. And as `vectors`.

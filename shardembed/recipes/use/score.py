@@ -28,8 +28,8 @@ from shardembed.recipes.together import on_all
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.ranking import ByHistory, to_first
 from shardembed.recipes.use.recommend import known_by_history
-from shardembed.recipes.use.vectors import items_of, queries_of_users
 from shardembed.recipes.use.rows import Columns, Rows, as_table, rows_of_files, rows_of_table
+from shardembed.recipes.use.vectors import items_of, queries_of_users
 
 PREDICTION, SCORE = "prediction", "score"
 Found = TypeVar("Found")
@@ -80,7 +80,9 @@ def scored(opened: Opened, rows: Any, along: tuple[str, ...], skip: bool, told: 
         told.unknown += int(np.isnan(found).sum())  # as rank 0 knows, which tells it
         yield _answer(chunk.along if comm.rank == 0 else chunk.along.slice(0, 0), name, found)
     if not told.rows:
-        raise DataError(f"there are no rows to score{f', but {len(told.dropped):,} bad ones ({told.dropped})' * bool(told.dropped)}")
+        raise DataError(
+            f"there are no rows to score{f', but {len(told.dropped):,} bad ones ({told.dropped})' * bool(told.dropped)}"
+        )
 
 
 def _are_paths(rows: Any) -> bool:

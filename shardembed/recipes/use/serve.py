@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -20,8 +19,8 @@ from shardembed.errors import UnsupportedError
 from shardembed.kernels import quantiles
 from shardembed.kernels.mixing import mixed
 from shardembed.kernels.starting import STARTING
-from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.data.clicks.encode import TableColumn
+from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sasrec import Sasrec
 from shardembed.recipes.models.two_tower import TwoTower
@@ -35,7 +34,7 @@ from shardembed.tables.table_config import Constant, Normal, TableConfig, Unifor
 
 BOX, ENTRY = "box", "serve.py"
 MOST_ROWS = 10_000  # of a request, as `box.retrieval` has it
-STARTS = '''"""Serve what lies in this folder: python serve.py --port 8000. It needs torch, starlette and uvicorn, and no shardembed."""
+STARTS = '''"""Serve what lies in this folder: python serve.py --port 8000. It needs torch, starlette and uvicorn."""
 
 from pathlib import Path
 
@@ -175,7 +174,7 @@ def _start(opened: Opened, table: TableConfig) -> dict[str, Any] | None:
 
 
 class Layers(nn.Module):
-    """What `Sasrec.queries` says after the last item of each history, of rows `[b, L, D]` that are zero behind their `[b]` lengths."""
+    """What `Sasrec.queries` says after the last item of each history, of rows `[b, L, D]`, zero behind their `[b]` lengths."""
 
     def __init__(self, model: Sasrec) -> None:
         super().__init__()

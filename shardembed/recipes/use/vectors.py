@@ -95,7 +95,9 @@ def maker(opened: Opened, side: str) -> Maker:
         return Maker(opened.items, _columns(opened), noted.metric, f"items, {noted.made}", lambda places: items_of(opened, places))
     if isinstance(model, TwoTower):
         noted = model.vectors["tables.user"]
-        return Maker(opened.users, _columns(opened), noted.metric, f"users, {noted.made}", lambda places: queries_of_users(opened, places))
+        return Maker(
+            opened.users, _columns(opened), noted.metric, f"users, {noted.made}", lambda places: queries_of_users(opened, places)
+        )
     catalog, taken = _trained_on(opened)
     told = "queries that the layers make of what each user took in training"
     return Maker(catalog, _columns(opened), model.vectors["tables.item"].metric, told, ByHistory(opened, taken))

@@ -26,7 +26,9 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*list(KINDS)[:2], "sasrec", *(exhaustive(one) for one in ("repeats", "sasrec unmet", "bfloat16"))])
+@pytest.fixture(
+    scope="module", params=[*list(KINDS)[:2], "sasrec", *(exhaustive(one) for one in ("repeats", "sasrec unmet", "bfloat16"))]
+)
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
     text, settings = KINDS[request.param]
     return Small.train(tmp_path_factory.mktemp("run"), text, **settings)

@@ -18,8 +18,35 @@ from shardembed.recipes.tasks import prepare
 
 VIEWS = "data: {{path: {folder}/views.csv, user: viewer, item: sku{more}}}\n"
 TWO_TOWER = "model: {{embedding_dim: 8, negatives: 32, towers: {towers}}}\ntrain: {{epochs: 3, global_batch_size: 100}}\n"
-SASREC = "model: {{kind: sasrec, embedding_dim: 8, negatives: 32, max_length: 8, layers: 1}}\ntrain: {{epochs: 3, global_batch_size: 20}}\n"
+SASREC = """model: {{kind: sasrec, embedding_dim: 8, negatives: 32, max_length: 8, layers: 1}}
+train: {{epochs: 3, global_batch_size: 20}}
+"""
 END = "eval: {{k: 10{eval}}}\nrun_dir: {folder}/runs\n"
+
+CLICKS = """
+data:
+  path: {folder}/clicks.csv
+  label: clicked
+  features:
+  - {{name: shop, kind: id}}
+  - {{name: tags, kind: ids, separator: "|"}}
+  - {{name: price, kind: number}}
+  - {{name: hour, kind: number, buckets: [6, 12, 18]}}
+model: {{kind: {kind}}}
+train: {{global_batch_size: 100}}
+run_dir: {folder}/runs
+"""
+CLICKED = [
+    {
+        "clicked": row % 3 == 0,
+        "shop": f"shop {row % 7}" if row % 5 else None,
+        "tags": "|".join(f"t{row % size}" for size in (2, 3)),
+        "price": row % 11 - 5.0,
+        "hour": row % 24,
+        "note": f"n{row}",
+    }
+    for row in range(600)
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +65,14 @@ class Small:
         summary = train.run(config.load(job), Console(file=io.StringIO()))
         path = Path(summary["run_dir"])
         return Small(path, json.loads((path / "summary.json").read_text()), config.load(job))
+
+
+def clicks(folder: Path) -> None:
+    """Write `CLICKED` as a file."""
+    with (folder / "clicks.csv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, list(CLICKED[0]))
+        rows.writeheader()
+        rows.writerows({**row, "clicked": int(row["clicked"])} for row in CLICKED)
 
 
 def views(folder: Path) -> list[tuple[str, str]]:

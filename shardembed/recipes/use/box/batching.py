@@ -1,5 +1,5 @@
-"""Requests that come while others are answered wait, and are answered together: a batch is as large as the load makes it, and nobody
-waits for one to fill.
+"""Requests that come while others are answered wait, and are answered together: a batch is as large as the load makes it, and
+nobody waits for one to fill.
 """
 
 from __future__ import annotations

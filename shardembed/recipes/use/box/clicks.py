@@ -32,13 +32,17 @@ class Column:
         self._table = Table(folder, settings["stem"], settings)
         self._values = self._value_rows = None
         if settings["rows"] == "vocabulary":
-            self._values, self._value_rows = (Integers(folder / f"{settings['stem']}.{one}.npy") for one in ("values", "value_rows"))
+            self._values, self._value_rows = (
+                Integers(folder / f"{settings['stem']}.{one}.npy") for one in ("values", "value_rows")
+            )
         self._buckets = settings.get("buckets")
 
     def vectors(self, values: Sequence[Any]) -> torch.Tensor:
         """float32 `[n, D]`."""
         if self._buckets is not None:
-            return self._table.of([bisect_right(self._buckets, 0.0 if math.isnan(x) else x) for x in (number(self.name, one) for one in values)])
+            return self._table.of(
+                [bisect_right(self._buckets, 0.0 if math.isnan(x) else x) for x in (number(self.name, one) for one in values)]
+            )
         if self._kind != "ids":
             return self._table.of([self._id(value) for value in values])
         lists = [[self._id(one) for one in self._listed(value)] for value in values]
@@ -113,12 +117,18 @@ class Clicks:
         if not found:
             return {"predictions": []}
         vectors = [column.vectors([row.get(column.name) for row in found]) for column in self._columns]
-        dense = torch.tensor([[self._scaled(one, row.get(one["name"])) for one in self._numbers] for row in found], dtype=torch.float32)
+        dense = torch.tensor(
+            [[self._scaled(one, row.get(one["name"])) for one in self._numbers] for row in found], dtype=torch.float32
+        )
         logits = self._dense(dense.view(len(found), len(self._numbers)), torch.stack(vectors, 1))
         return {"predictions": torch.sigmoid(logits.double()).float().tolist()}
 
     def _scaled(self, column: dict[str, Any], value: Any) -> float:
-        x = torch.tensor(number(column["name"], value), dtype=torch.float32).nan_to_num(0.0).clamp(min=-math.inf if self._least is None else self._least)
+        x = (
+            torch.tensor(number(column["name"], value), dtype=torch.float32)
+            .nan_to_num(0.0)
+            .clamp(min=-math.inf if self._least is None else self._least)
+        )
         return float(torch.sign(x) * torch.log1p(x.abs()) if column["log"] else x)
 
 

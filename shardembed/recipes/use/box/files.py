@@ -1,5 +1,5 @@
-"""What lies in the folder: numbers and texts that are mapped into memory, so that the system reads what is asked for, processes share
-it, and it may be larger than memory.
+"""What lies in the folder: numbers and texts that are mapped into memory, so that the system reads what is asked for, processes
+share it, and it may be larger than memory.
 """
 
 from __future__ import annotations

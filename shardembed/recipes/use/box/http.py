@@ -27,12 +27,12 @@ from .ids import Refused
 from .retrieval import Retrieval
 
 try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
+    import uvicorn  # pyright: ignore[reportMissingImports]
+    from starlette.applications import Starlette  # pyright: ignore[reportMissingImports]
+    from starlette.exceptions import HTTPException  # pyright: ignore[reportMissingImports]
+    from starlette.requests import Request  # pyright: ignore[reportMissingImports]
+    from starlette.responses import JSONResponse  # pyright: ignore[reportMissingImports]
+    from starlette.routing import Route  # pyright: ignore[reportMissingImports]
 except ImportError as error:  # also where there is no shardembed to say it
     raise SystemExit(f"the server needs starlette and uvicorn ({error}): pip install starlette uvicorn") from error
 
@@ -47,7 +47,9 @@ def app_of(folder: Path) -> Starlette:
     scores = Batches(lambda requests: [_kept(served.score, rows) for rows in requests])
 
     async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok", **{name: settings[name] for name in ("kind", "model", "run", "step")}, **served.about()})
+        return JSONResponse(
+            {"status": "ok", **{name: settings[name] for name in ("kind", "model", "run", "step")}, **served.about()}
+        )
 
     async def recommend(request: Request) -> JSONResponse:
         asked = await _json(request)
@@ -107,10 +109,13 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+    status: int = error.status_code  # type: ignore[attr-defined]
     there = "GET /health, POST /recommend and POST /score"
-    said = {404: f"there is no {request.url.path}; there are {there}", 405: f"{request.method} is not for {request.url.path}; there are {there}"}
-    return JSONResponse({"error": said.get(error.status_code, str(error.detail))}, error.status_code)
+    said = {
+        404: f"there is no {request.url.path}; there are {there}",
+        405: f"{request.method} is not for {request.url.path}; there are {there}",
+    }
+    return JSONResponse({"error": said.get(status, str(error))}, status)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

@@ -161,7 +161,11 @@ class Table:
     def of(self, ids: list[int]) -> torch.Tensor:
         """float32 `[n, columns]`; zeros, or the row to begin with, of ids without one."""
         places = [self.rows.find(number) for number in ids]
-        found = self.weight[torch.tensor(places, dtype=torch.int64).clamp(min=0)] if len(self.weight) else torch.zeros(len(ids), self.weight.shape[1])
+        found = (
+            self.weight[torch.tensor(places, dtype=torch.int64).clamp(min=0)]
+            if len(self.weight)
+            else torch.zeros(len(ids), self.weight.shape[1])
+        )
         strange = [place for place, row in enumerate(places) if row < 0]
         if strange:
             found[strange] = self._start.of([ids[place] for place in strange]) if self._start else 0.0

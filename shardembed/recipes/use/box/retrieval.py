@@ -28,7 +28,6 @@ class Asked:
         exclude: rows of items that are left out.
         user: row of the user; of two towers.
         history: ids of items, oldest first; of sequences.
-        row: of the item that is to be scored, in the place of a ranking.
     """
 
     k: int
@@ -80,7 +79,7 @@ class Retrieval:
         found = Asked(k, sorted({row for row in exclude if row >= 0}))
         if self._users is not None:
             if "user" not in asked:
-                raise Refused("which user? Say it as in {\"user\": \"u131\", \"k\": 10}")
+                raise Refused('which user? Say it as in {"user": "u131", "k": 10}')
             found.user = self._user(asked["user"])
             if found.user < 0:
                 raise Refused(f"user {str(asked['user'])[:100]!r} is unknown", 404)
@@ -121,7 +120,9 @@ class Retrieval:
                 if name not in row:
                     raise Refused(f"row {place}: there is no {name!r}")
         users = torch.tensor([self._user(row[user]) for row in pairs], dtype=torch.int64)
-        items = torch.tensor([self._rows.find(id_of(row[item], self._settings["item_texts"], item)) for row in pairs], dtype=torch.int64)
+        items = torch.tensor(
+            [self._rows.find(id_of(row[item], self._settings["item_texts"], item)) for row in pairs], dtype=torch.int64
+        )
         known = (users >= 0) & (items >= 0)
         scores = torch.full((len(pairs),), torch.nan)
         scores[known] = (self._users[users[known]] * self.items[items[known]]).sum(1)
@@ -170,9 +171,11 @@ def checked_rows(rows: Any) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def best(queries_qD: torch.Tensor, items_ND: torch.Tensor, k: int, exclude: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, rows) `[q, k]` of the items with the largest dot product, best first, ties by the lower row; -inf at the end where so
-    many are excluded.
+def best(
+    queries_qD: torch.Tensor, items_ND: torch.Tensor, k: int, exclude: Sequence[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scores, rows) `[q, k]` of the items with the largest dot product, best first, ties by the lower row; -inf at the end where
+    so many are excluded.
     """
     count = len(queries_qD)
     scores, rows = torch.full((count, k), -torch.inf), torch.full((count, k), len(items_ND))
