@@ -38,7 +38,7 @@ def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | No
         return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator)
     from shardembed.recipes.data.files import FileInteractions, SeveralFiles  # pyarrow is asked for only here
 
-    time = config.time if sequences else None
+    time = config.time if sequences or config.split.by_time else None
     settings = {"any_user": sequences, "any_id": config.any_ids is not None, "names": names}
     files = [
         FileInteractions(path, config.user, config.item, config.on_bad_row, time, **settings)
