@@ -57,11 +57,10 @@ class DataConfig(Section):
     file's format is told by its suffix.
 
     `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them. `workers` processes of each rank read
-    what is trained on, ahead of the training; with 0 each rank reads between its steps. Users and items may be texts or any integers
-    of 64 bits, unless `ids: numbered` says that they are numbered from 0; columns in `texts` are read as texts though they hold
-    digits. `features` are what else is known of a user or an item; they are columns of the interactions, of which the last row in
-    training counts, or of files `users` and `items` with a row for each. `split` says what is held out; `time` is a column by which
-    it may go.
+    what is trained on, ahead of the training; with 0 each rank reads between its steps. Users and items are texts or any integers
+    of 64 bits, unless `ids: numbered` says that they are numbered from 0; columns in `texts` are texts though they hold digits.
+    `features` are what else is known of a user or an item: columns of the interactions, of which the last row in training counts,
+    or of files `users` and `items` with a row for each. `split` says what is held out, maybe by the column `time`.
     """
 
     path: Paths = None

@@ -134,6 +134,10 @@ class Task:
         """Those of the model."""
         raise NotImplementedError
 
+    def ids(self) -> dict[str, int]:
+        """How many distinct ones the data have for tables that take any, by the tables' names, where it is known."""
+        return {}
+
     def build(self) -> TrainingJob:
         """The model and what trains it. Collective."""
         raise NotImplementedError
@@ -201,6 +205,9 @@ class TwoTowerTask(Task):
     def tables(self) -> list[TableConfig]:
         data = self.data
         return two_tower.table_configs(self.config.model, data.users, data.items, self.config.data.any_ids, data.known)
+
+    def ids(self) -> dict[str, int]:
+        return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
 
     def build(self) -> Job:
         return build(self.config, self.data)
@@ -324,6 +331,9 @@ class SequenceTask(Task):
 
     def tables(self) -> list[TableConfig]:
         return sasrec.table_configs(self.config.model, self.data.items, self.config.data.any_ids)
+
+    def ids(self) -> dict[str, int]:
+        return {} if self.data.ids is None else {"item": self.data.items}
 
     def build(self) -> SequenceJob:
         return build_sequence(self.config, self.data)

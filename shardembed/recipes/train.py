@@ -207,7 +207,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
         return
     config, plan = task.config, job.model.tables.plan
     tables = job.model.tables.tables
-    held = report.holdings(plan, tables, config)
+    held = report.holdings(plan, tables, config, task.ids())
     folder = run.folder
     report.show_start(console, config, task.described(), plan, held, tables)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
 
 Values = np.ndarray | Lists
+SideName = Literal["user", "item"]
+SIDES: tuple[SideName, ...] = ("user", "item")
 
 
 @dataclass(frozen=True)
