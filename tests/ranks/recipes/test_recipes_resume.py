@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from shardembed.recipes.data.criteo.text import ClickText
 
 from shardembed.errors import ConfigError, DataError
 from shardembed.recipes import runs, tasks, train
@@ -21,7 +22,6 @@ from shardembed.recipes.build import Job
 from shardembed.recipes.common import CheckpointConfig, RankingConfig
 from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.data.criteo.text import ClickText
 from shardembed.recipes.data.interactions import Pairs, pairs_of
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.data.text import TextFile
