@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.data.choose import of_rows, rows_of_side
 from shardembed.recipes.data.interactions import Interactions
@@ -33,16 +31,11 @@ def _with_all(data: Interactions, config: DataConfig) -> Interactions:
         users, items = len(data.ids.users), len(data.ids.items)
     else:
         users, items = (max(count, _largest(config, side) + 1) for side, count in zip(SIDES, (data.users, data.items), strict=True))
-    user_counts, item_counts = _padded(data.user_counts, users), _padded(data.item_counts, items)
-    return replace(data, users=users, items=items, user_counts=user_counts, item_counts=item_counts)
+    return data.with_room(users, items)
 
 
 def _largest(config: DataConfig, side: SideName) -> int:
     return max((int(ids.max()) for ids, _ in rows_of_side(config, side) if len(ids)), default=-1)
-
-
-def _padded(counts: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([counts, np.zeros(size - len(counts), np.int64)])
 
 
 def _of_rows(data: Interactions, config: DataConfig) -> dict[SideName, Side]:

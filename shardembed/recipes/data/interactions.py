@@ -105,6 +105,18 @@ class Interactions:
         found[self.held_rows[low:high] - first] = False
         return found
 
+    def with_room(self, users: int, items: int) -> Interactions:
+        """With at least so many of both, of which the additional ones have no interactions."""
+        more_users, more_items = max(0, users - self.users), max(0, items - self.items)
+        return replace(
+            self,
+            users=self.users + more_users,
+            items=self.items + more_items,
+            user_counts=np.pad(self.user_counts, (0, more_users)),
+            item_counts=np.pad(self.item_counts, (0, more_items)),
+            known=self.known.with_room(more_users, more_items),
+        )
+
     def to_read(self) -> Interactions:
         """What reading needs of this, for worker processes, each of which gets a copy."""
         none = np.empty(0, np.int64)

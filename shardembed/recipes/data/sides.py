@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from shardembed.recipes.data.lists import Lists, stretches
+from shardembed.recipes.data.lists import Lists, joined, stretches
 from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
 
@@ -39,6 +39,10 @@ class Side:
     features: tuple[FeatureConfig, ...] = ()
     values: tuple[Values, ...] = ()
 
+    def with_room(self, more: int) -> Side:
+        """With so many users or items more, of which nothing is known."""
+        return Side(self.features, tuple(_padded(one, more) for one in self.values))
+
     def parts_of_values(self) -> list[np.ndarray]:
         return [part for one in self.values for part in ((one.values, one.lengths) if isinstance(one, Lists) else (one,))]
 
@@ -54,6 +58,9 @@ class Known:
 
     users: Side = Side()
     items: Side = Side()
+
+    def with_room(self, more_users: int, more_items: int) -> Known:
+        return Known(self.users.with_room(more_users), self.items.with_room(more_items))
 
     def __str__(self) -> str:
         """What the values are known by; empty where there are none."""
@@ -135,6 +142,12 @@ class _Listed:
 
     def all(self) -> Lists:
         return Lists(np.concatenate(self._parts)[stretches(self._starts, self._lengths)], self._lengths.copy())
+
+
+def _padded(values: Values, more: int) -> Values:
+    if isinstance(values, Lists):
+        return joined([values, Lists.empty(more)])
+    return np.pad(values, (0, more), constant_values=np.nan if values.dtype == np.float32 else MISSING)
 
 
 def _is_missing(values: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ def by_hand(split: dict[str, Any], repeats: bool, for_validation: bool) -> dict[
     asked, met = (validation, training) if for_validation else (test, training | validation)
     popular = np.bincount(given[sorted(training), 1], minlength=ITEMS)
     orders = {"model": np.argsort(-Scores().of, axis=1), "popularity": np.tile(np.argsort(-popular, kind="stable"), (USERS, 1))}
-    sums = {f"{who}_{what}": 0.0 for who in orders for what in ("recall", "ndcg")}
+    sums = {f"{who}_{what}": 0.0 for who in ("model", "popularity") for what in ("recall", "ndcg")}
     users = left_out = strangers = 0
     for user in range(USERS):
         wanted = {int(given[row, 1]) for row in asked if given[row, 0] == user}
