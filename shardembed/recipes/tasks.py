@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -38,6 +38,9 @@ from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.together import on_all
 from shardembed.tables.table_config import TableConfig
+
+if TYPE_CHECKING:
+    from shardembed.recipes.former import Former
 
 MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 
@@ -141,6 +144,19 @@ class Task:
         """Collective."""
         raise NotImplementedError
 
+    def following(self, former: Former) -> Task:
+        """This, for tables that go on from those of another run: at least as large, with each value in the row that it has there.
+        Not collective.
+
+        Raises:
+            DataError: a vocabulary cannot be read.
+        """
+        return self
+
+    def evaluate_former(self, job: Any, former: Former) -> Evaluated:
+        """The model as it comes from another run, on the data of this one. Collective."""
+        return self.evaluate(job)
+
     def save_vocabularies(self, folder: Path) -> None:
         """The values of the tables' rows, for whoever uses them after training. Not collective."""
 
@@ -198,6 +214,10 @@ class TwoTowerTask(Task):
     def ids(self) -> dict[str, int]:
         return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
 
+    def following(self, former: Former) -> TwoTowerTask:
+        rows = {} if self.data.ids is not None else former.rows
+        return replace(self, data=self.data.with_room(rows.get("user", 0), rows.get("item", 0)))
+
     def build(self) -> Job:
         return build(self.config, self.data)
 
@@ -247,6 +267,19 @@ class CtrTask(Task):
         data, sizes = self.config.data, Encoder.of(self.config.data, self.data.vocabularies).sizes
         return ctr.table_configs(self.config.model, data.columns, sizes, data.ids if data.ids.kind == "dynamic" else None)
 
+    def following(self, former: Former) -> CtrTask:
+        then = self.with_vocabularies(former.vocabularies)
+        if then is self:
+            return self
+        pairs = zip(then.data.vocabularies, self.data.vocabularies, strict=True)
+        grown = tuple(old.extended(new, self.config.data.ids.max_size) for old, new in pairs)
+        return replace(self, data=replace(self.data, vocabularies=grown))
+
+    def evaluate_former(self, job: CtrJob, former: Former) -> Evaluated:
+        """With the vocabularies that it had: what has no row there is one of the others."""
+        then = self.with_vocabularies(former.vocabularies)
+        return self.evaluate(replace(job, encoder=Encoder.of(self.config.data, then.data.vocabularies)))
+
     def build(self) -> CtrJob:
         return build_ctr(self.config, self.data)
 
@@ -265,7 +298,7 @@ class CtrTask(Task):
         Raises:
             DataError: one cannot be read.
         """
-        if not all(vocabulary_file(folder, name).is_file() for name in looked_up(self.config.data)):
+        if not self.data.vocabularies or not all(vocabulary_file(folder, name).is_file() for name in looked_up(self.config.data)):
             return self
         return replace(self, data=replace(self.data, vocabularies=load_vocabularies(self.config.data, folder)))
 
@@ -314,6 +347,9 @@ class SequenceTask(Task):
 
     def ids(self) -> dict[str, int]:
         return {} if self.data.ids is None else {"item": self.data.items}
+
+    def following(self, former: Former) -> SequenceTask:
+        return replace(self, data=self.data.with_room(0 if self.data.ids is not None else former.rows.get("item", 0)))
 
     def build(self) -> SequenceJob:
         return build_sequence(self.config, self.data)
