@@ -30,9 +30,10 @@ from shardembed.recipes.data.clicks.moments import Moments
 from shardembed.recipes.features_config import Features
 from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.models.masks import Dropout
-from shardembed.tables.table_config import Constant
+from shardembed.tables.table_config import Uniform
 
 Drop = Callable[[int, torch.Tensor], torch.Tensor]
+WIDE_START = 0.01
 TOP = 1 << 10  # added to the numbers of the top MLP's layers, for the masks
 
 
@@ -167,7 +168,9 @@ def table_configs(
 ) -> list[se.TableConfig]:
     """Those of a model, in the order of the columns; a table has the name of its column."""
     dtype, tables = getattr(torch, config.table_dtype), []
-    start = Constant(0.0) if config.kind == "wide" else None  # a linear model begins at no knowledge, and needs no noise
+    # A linear model needs no noise to begin with. But from zeros the gradients of a row would cancel to the last bit, and Adagrad
+    # makes a whole step of what the order of a sum leaves of that.
+    start = Uniform(-WIDE_START, WIDE_START) if config.kind == "wide" else None
     for one in columns:
         if one.has_table:
             pooling = one.pooling if one.kind == "ids" else None
