@@ -248,7 +248,6 @@ class CtrTask(Task):
     def stream(self) -> Stream:
         size, seed = self.config.train.global_batch_size, self.config.train.seed
         epoch = partial(self.data.batches, size, self.config.data.shuffle_buffer, seed)
-        # Of a list a few ids; nobody knows how many.
         row_bytes = sum(4 if not one.has_table else 64 if one.kind == "ids" else 8 for one in self.config.data.columns) + 4
         return self._stream(epoch, Encoder.of(self.config.data, self.data.vocabularies).part, self._burst(row_bytes))
 
@@ -271,8 +270,8 @@ class CtrTask(Task):
         then = self.with_vocabularies(former.vocabularies)
         if then is self:
             return self
-        pairs = zip(then.data.vocabularies, self.data.vocabularies, strict=True)
-        grown = tuple(old.extended(new, self.config.data.ids.max_size) for old, new in pairs)
+        pairs, most = zip(then.data.vocabularies, self.data.vocabularies, strict=True), self.config.data.ids.max_size
+        grown = tuple(old.extended(new, most) for old, new in pairs)
         return replace(self, data=replace(self.data, vocabularies=grown))
 
     def evaluate_former(self, job: CtrJob, former: Former) -> Evaluated:

@@ -76,7 +76,12 @@ WIDE = {"kind": "wide", "embedding_dim": 16, "bottom": (64,), "top": (64, 32), "
         {},
         exhaustive({"model": WIDE, "data": {"ids": {"kind": "vocabulary"}}}),
         exhaustive(
-            {"model": {"kind": "dcnv2", "cross_layers": 2}, "data": {"ids": {"kind": "hash", "num_embeddings": 50}, }}
+            {
+                "model": {"kind": "dcnv2", "cross_layers": 2},
+                "data": {
+                    "ids": {"kind": "hash", "num_embeddings": 50},
+                },
+            }
         ),
     ],
 )
