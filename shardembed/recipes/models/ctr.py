@@ -47,8 +47,9 @@ class Mlp(nn.Sequential):
         super().__init__(*layers[: None if last_relu else -1])
         self._hidden = 2 * (len(sizes) - 2)  # modules
 
-    def forward(self, x_bD: torch.Tensor, drop: Drop | None = None, first: int = 0) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, drop: Drop | None = None, first: int = 0) -> torch.Tensor:
         """first: the number of the first layer, for `drop`."""
+        x_bD = input
         for place, layer in enumerate(self):
             x_bD = layer(x_bD)
             if drop is not None and place % 2 and place < self._hidden:
