@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -178,13 +179,40 @@ class EvaluationConfig(Section):
         return value
 
 
+class MlflowConfig(Section):
+    """`true`, or a mapping: the experiment (else that of the active run, or "shardembed"), the name of the run (else that of its
+    folder), and the store or server, as MLFLOW_TRACKING_URI would say it.
+    """
+
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+    run_name: Annotated[str, Field(min_length=1)] | None = None
+    tracking_uri: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {} if value is True else value
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value and "@" in urlsplit(value).netloc:
+            raise ValueError("settings are kept with the run: put users and passwords into MLFLOW_TRACKING_URI, or its like")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "boolean"}, handler(schema)]}
+
+
 class LogConfig(Section):
     """What is shown of a run beside its terminal. `page` watches a few steps before every checkpoint and at the end, and writes
-    run.html at the end; `tensorboard` writes scalars into the run's folder.
+    run.html at the end; `tensorboard` writes scalars into the run's folder, and `mlflow` tells MLflow of it.
     """
 
     page: bool = True
     tensorboard: bool = False
+    mlflow: Annotated[MlflowConfig | None, BeforeValidator(lambda value: None if value is False else value)] = None
 
 
 class RankingConfig(EvaluationConfig):
