@@ -66,3 +66,43 @@ eval: {k: 10}
 name: shop
 """)
 run("shardembed train shop.yaml", last=16)
+
+# %% [markdown]
+# The broken rows were left out and counted, with their places. Beside its recall stands what a list of the most popular items would
+# reach, by the same rule. `run.html` in the run's folder shows the curves, and how the tables lie.
+#
+# ## Recommendations
+#
+# Users and items have names again:
+
+# %%
+run_folder = max(Path("runs").glob("shop-*"))
+run(f"shardembed recommend {run_folder} --users all --k 5 --exclude-seen --out recs.csv", last=3)
+print("".join(Path("recs.csv").open().readlines()[:6]))
+
+# %% [markdown]
+# ## Vectors for an index
+#
+# `export` writes the vectors that the score is made of, with towers and features applied, and says by which metric they are compared.
+# Any library can take it from there: `se.open_run(run).index("item", kind="faiss")` builds an index of faiss or hnswlib, and this is
+# NumPy:
+
+# %%
+run(f"shardembed export {run_folder} --out vectors --format npy", last=6)
+
+# %% [markdown]
+# ## A server
+#
+# `shardembed serve RUN --out FOLDER` makes a folder that answers requests over HTTP, without the data and without the training job:
+#
+#     shardembed serve runs/shop-... --out served
+#     python served/serve.py --port 8000
+#     curl -X POST localhost:8000/recommend -d '{"user": "047dbc3f-c45e-496c-a242-ff0ce530574d", "k": 3}'
+#
+# ## Tomorrow
+#
+# The next day has new visitors and new items. `--from` begins where the last run ended: who has a row keeps it, who is new gets one.
+# Yesterday's model is evaluated on today's data first, so that there is something to compare with.
+
+# %%
+run(f"shardembed train shop.yaml --from {run_folder} --set data.path=logs/views-2.csv", last=16)
