@@ -58,8 +58,8 @@ def _told(found: Recorded) -> dict[str, object]:
 
 def _show(console: Console, found: Recorded) -> None:
     from shardembed.planner import words
+    from shardembed.recipes.quality_sections import LOSS_STEPS
     from shardembed.recipes.report import plan_table
-    from shardembed.recipes.run_page import LOSS_STEPS
 
     for line in found.unread:
         console.print(f"not read: {one_line(line)}", soft_wrap=True)

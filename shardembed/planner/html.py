@@ -13,7 +13,8 @@ from shardembed.config.shown import printable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h1, p, code { overflow-wrap: anywhere; } td code { overflow-wrap: normal; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
 p { max-width: 50rem; margin: .4rem 0; } .dim { color: #666; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .card { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; min-width: 9rem; }
@@ -22,12 +23,15 @@ table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #eee; }
 th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.n { white-space: normal; }
 .o { white-space: nowrap; } .p { min-width: 12rem; }
 .bar { background: #332288; print-color-adjust: exact; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
-@media (max-width: 45rem) { .wide { width: 8rem; } }
+@media (max-width: 45rem) { .wide { width: 8rem; } .card { flex: 1 1 40%; min-width: 0; } }
+.note { border: 1px solid #117733; border-left-width: 6px; border-radius: 4px; padding: .5rem .8rem; margin: .8rem 0; }
+.note.bad { border-color: #aa3344; } .note.dim { border-color: #bbb; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; max-width: 66rem; }
-figure { margin: 0; max-width: 36rem; } figcaption { color: #666; font-size: .88rem; } pre { font-size: .82rem; overflow-x: auto; }
+figure { margin: 0; max-width: 31rem; } figcaption { color: #666; font-size: .88rem; } pre { font-size: .82rem; overflow-x: auto; }
 summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
 """
 
@@ -88,6 +92,11 @@ def cards(shown: Sequence[tuple[str, str, str]]) -> Markup:
     """What to see first: (name, value, more about it) of each."""
     card = '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'
     return filled('<div class="cards">{}</div>', joined(filled(card, *each) for each in shown))
+
+
+def note(kind: str, title: str, said: str) -> Markup:
+    """A sentence that must not be overlooked, which begins with its title; kind: good, bad or dim."""
+    return filled('<p class="note {}"><b>{}</b> {}</p>', kind, title, said)
 
 
 def bar(share: float) -> Markup:

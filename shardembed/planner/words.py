@@ -67,6 +67,11 @@ def plural(count: int, name: str) -> str:
     return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
 def rank_list(ranks: Iterable[int], most: int = 4) -> str:
     """`0-7`, `3`, `0,2,5`; after `most` runs only how many more: `0,2,4,6 and 28 more`."""
     found = runs(ranks)

@@ -15,6 +15,7 @@ import shardembed as se
 from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device
 from shardembed.recipes.build import CtrJob
+from shardembed.recipes.calibration import calibration_bins
 from shardembed.recipes.ctr_metrics import ClickMetrics, auc, measure
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.planted import PlantedClicks
@@ -29,10 +30,12 @@ class ClickEvaluation:
     Attributes:
         metrics: of the model.
         generator_auc: of the model that made the clicks, where it is known.
+        bins: what `calibration_bins` gives.
     """
 
     metrics: ClickMetrics
     generator_auc: float | None = None
+    bins: dict[str, Any] | None = None
 
     @property
     def score(self) -> float:
@@ -42,7 +45,15 @@ class ClickEvaluation:
         found = self.metrics.to_json()
         best = self.generator_auc
         known = {} if best is None else {"generator_auc": None if math.isnan(best) else best}
-        return {**{name: found[name] for name in found if name != "rows"}, **known, "evaluated_rows": self.metrics.rows}
+        return {
+            **{name: found[name] for name in found if name != "rows"},
+            **known,
+            "evaluated_rows": self.metrics.rows,
+            **self._binned(),
+        }
+
+    def _binned(self) -> dict[str, Any]:
+        return {} if self.bins is None else {"calibration_bins": self.bins}
 
     def show(self, console: Console) -> None:
         found = self.metrics
@@ -69,8 +80,9 @@ def evaluate(job: CtrJob, data: ClickData, batch_size: int) -> ClickEvaluation:
         if planted is not None:
             known.append(planted.probabilities(clicks).astype(np.float32))
     truth = np.concatenate(labels)
-    metrics = measure(np.concatenate(logits), truth, comm, device)
-    return ClickEvaluation(metrics, None if planted is None else auc(np.concatenate(known), truth, comm, device))
+    scores = np.concatenate(logits)
+    metrics, bins = measure(scores, truth, comm, device), calibration_bins(scores, truth, comm, device)
+    return ClickEvaluation(metrics, None if planted is None else auc(np.concatenate(known), truth, comm, device), bins)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shardembed.config import plain_json
 
@@ -13,6 +13,8 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Number = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Histogram = Annotated[list[Count], Field(max_length=64)]
+MOST_BINS = 1000
+Shares = Annotated[list[Share], Field(max_length=MOST_BINS)]
 FORMAT = 1
 
 
@@ -122,11 +124,29 @@ class Observed(_Part):
     look: Look | None
 
 
+class CalibrationBins(_Part):
+    """Rows for validation in bins by their predictions: of each the mean prediction, the share of clicks, and how many rows."""
+
+    predicted: Shares
+    observed: Shares
+    rows: Annotated[list[Count], Field(max_length=MOST_BINS)]
+
+    @model_validator(mode="after")
+    def _alike(self) -> CalibrationBins:
+        if not len(self.predicted) == len(self.observed) == len(self.rows):
+            raise ValueError("predicted, observed and rows must be lists of the same length")
+        return self
+
+
 class Summary(_Part):
-    """What `summary.json` must have; metrics are its other numbers."""
+    """What `summary.json` must have; metrics are its other numbers. `best_step` made the weights that were evaluated, where these
+    are not the last.
+    """
 
     steps: Count
     samples_per_second: Number | None = None
+    best_step: Count = 0
+    calibration_bins: CalibrationBins | None = None
 
 
 def observed(path: Path) -> dict[str, Any]:

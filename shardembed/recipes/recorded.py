@@ -74,6 +74,19 @@ class Recorded:
             return {name: value for name, value in self.summary.items() if isinstance(value, float) and name not in RATES}
         return {name: found.points[-1].mean for name, found in self.curves.metrics.items() if found.points}
 
+    @property
+    def history(self) -> dict[str, list[series.Point]]:
+        """The evaluations of each metric in the order of steps, the one at the end among them, which may be of earlier weights."""
+        found = {name: list(one.points) for name, one in self.curves.metrics.items() if one.points}
+        if self.summary is not None:
+            step = self.summary.get("best_step", self.summary["steps"])
+            for name, value in self.results.items():
+                points = found.setdefault(name, [])
+                if abs(value) <= series.MOST and all(point.step != step for point in points):
+                    points.append(series.Point(step, 1, value, value, value))
+                    points.sort(key=lambda point: point.step)
+        return {name: points for name, points in found.items() if points}
+
 
 RATES = ("samples_per_second",)
 

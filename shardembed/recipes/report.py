@@ -51,7 +51,8 @@ class Holding:
 def holdings(plan: se.Plan, tables: Sequence[se.TableConfig], config: JobConfig, ids: Mapping[str, int]) -> list[Holding]:
     """What each rank holds under `plan` when all rows are there, of `tables` with the optimizer of a job.
 
-    ids: how many the data have for a table, by its name: of one without a limit that many will be there, and none where nobody knows.
+    ids: how many the data have for a table, by its name: of one without a limit that many will be there, and none where nobody
+        knows.
     """
     itemsize, optimizer = getattr(torch, config.model.table_dtype).itemsize, config.optimizer.tables.build()
     state_itemsize = max(itemsize, 4)  # state is kept in float32, or in float64 for float64 tables

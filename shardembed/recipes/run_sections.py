@@ -16,6 +16,27 @@ MAX_RANKS = 32  # with a line each
 TOP = ("1", "10", "100", "1000")
 
 
+def work(run: Recorded) -> html.Markup:
+    """How fast it was, what was sent and what is held; nothing where nobody knows."""
+    shown = []
+    rate = (run.summary or {}).get("samples_per_second")
+    if rate is not None:
+        shown.append(("samples a second", words.number(rate), "in training, restarts included"))
+    if run.look is not None:
+        profile = run.look["profile"]
+        sent = [rank["bytes"] for rank in profile["ranks"]]
+        steps = f"mean of {words.plural(profile['steps'], 'step')} up to {run.look['step']:,}"
+        shown.append(("a step", words.duration(profile["seconds"]), steps))
+        if len(sent) > 1:
+            shown.append(
+                ("sent a step", words.size(sum(sent)), f"by all ranks for the tables; most by one {words.size(max(sent))}")
+            )
+    held = [one["weights"] + one["state"] for one in run.start.get("held", ())]
+    if held:
+        shown.append(("tables of the fullest rank", words.size(max(held)), "weights and optimizer state"))
+    return html.section("How it was sharded, and how fast it was", html.cards(shown)) if shown else html.NOTHING
+
+
 def plan(run: Recorded) -> html.Markup:
     assert run.plan is not None
     rows_of = run.start.get("rows", {})

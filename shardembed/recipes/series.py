@@ -16,6 +16,7 @@ MOST_IDS = 1 << 63
 THERE = ("live", "candidates")
 COUNTED = (*THERE, "created", "evicted", "expired", "refused", "waiting", "unknown")
 METRICS, LINE = 200, 1 << 20  # that are looked at: names of metrics, and bytes of a line
+EPOCHS = 10_000  # whose beginning is kept
 
 
 @dataclass
@@ -88,6 +89,13 @@ class Series:
             found = point.join(found)
         return found
 
+    def between(self, after: int, last: int) -> float | None:
+        """The mean of the values of steps beyond `after` up to `last`, as far as points are not joined across these; None: no point
+        ends there.
+        """
+        found = [point for point in self.points if after < point.step <= last]
+        return sum(point.total for point in found) / sum(point.count for point in found) if found else None
+
 
 @dataclass
 class Curves:
@@ -96,6 +104,7 @@ class Curves:
     Attributes:
         steps: of the last line.
         epoch: of the last line.
+        begun: the first step of each epoch but the first one that is told of.
         skipped: steps.
         stopped: why training ended, where the last line says so.
         loss: of every step.
@@ -106,12 +115,21 @@ class Curves:
 
     steps: int = 0
     epoch: int = 0
+    begun: list[int] = field(default_factory=list)
     skipped: int = 0
     stopped: str = ""
     loss: Series = field(default_factory=Series)
     metrics: dict[str, Series] = field(default_factory=dict)
     ids: dict[str, dict[str, Series]] = field(default_factory=dict)
     totals: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def add_step(self, step: int, epoch: object) -> None:
+        """A line on a step; epoch: as it is told there."""
+        self.steps = max(self.steps, step)
+        if type(epoch) is int:
+            if self.epoch and epoch > self.epoch and len(self.begun) < EPOCHS:
+                self.begun.append(step)
+            self.epoch = epoch
 
     def add_ids(self, step: int, steps: int, told: dict[str, Any]) -> None:
         """What a line says of dynamic tables, `steps` after the last one; none lie between them where it tells of an evaluation."""
@@ -143,8 +161,7 @@ def read(path: Path) -> Curves:
         if "loss" in record:
             loss = record["loss"]  # null stands for what is not finite
             found.loss.add(step, loss if _is_number(loss) else math.nan)
-            epoch = record.get("epoch")
-            found.steps, found.epoch = max(found.steps, step), epoch if type(epoch) is int else found.epoch
+            found.add_step(step, record.get("epoch"))
             found.skipped += record.get("skipped") is True
             found.stopped = str(record.get("stopped", ""))
         ids, steps = record.get("ids"), record.get("steps")

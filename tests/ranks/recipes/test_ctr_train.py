@@ -16,6 +16,7 @@ from rich.console import Console
 from shardembed.comm.comm import Comm
 from shardembed.errors import DataError
 from shardembed.recipes import ctr_metrics, evaluation, train
+from shardembed.recipes.calibration import calibration_bins
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
 from shardembed.recipes.data.criteo.rows import Clicks, Schema, concatenate
@@ -110,6 +111,20 @@ def test_the_auc_is_exact_across_ranks(ranks: int) -> None:
     above = values[labels == 1][:, None] - values[labels == 0][None]
     expected = ((above > 0).sum() + (above == 0).sum() / 2) / above.size
     assert run_ranks(ranks, auc_of) == [(pytest.approx(expected, abs=1e-12), 0.5)] * ranks
+
+
+def bins_of(rank: int, world_size: int) -> Any:
+    values, labels = scores(3)
+    mine = np.arange(999) % 2 == rank if world_size > 1 else slice(None)
+    return calibration_bins(values[mine], labels[mine], Comm.of(), CPU, bins=7)
+
+
+def test_calibration_bins_are_those_of_all_rows_whatever_rank_has_them() -> None:
+    (alone,) = run_ranks(1, bins_of)
+    assert len(alone["rows"]) == 7
+    for found in run_ranks(3, bins_of):  # of which the last has no row
+        assert (found["rows"], found["observed"]) == (alone["rows"], alone["observed"])
+        np.testing.assert_allclose(found["predicted"], alone["predicted"], rtol=1e-12)
 
 
 def data_of(rank: int, world_size: int, settings: CtrConfig) -> Any:

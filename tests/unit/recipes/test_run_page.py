@@ -18,10 +18,10 @@ from torch import nn
 from shardembed.cli import failures, main
 from shardembed.inputs.ids import IdBatch
 from shardembed.planner import words
-from shardembed.recipes import curves, id_sample, run_page, series
+from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.id_sample import IdSample, statistics
-from shardembed.recipes.run_folder import METRICS, OBSERVED, PAGE, SCALARS
+from shardembed.recipes.run_folder import METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
 from shardembed.tables.plan import Plan
 from shardembed.tables.table_config import Feature
 from tests.unit.pages import stands_alone
@@ -104,12 +104,86 @@ def test_a_run_ends_with_a_page_of_its_numbers(job: Path, capsys: pytest.Capture
     ]
     for each in shown:
         assert each in text, f"{each} is not on the page"
+    assert (
+        text.index("How good the model is") < text.index("<h2>Result") < text.index("How it was sharded") < text.index("<h2>Plan")
+    )
+    assert summary["normalized_entropy"] > 1 > summary["auc"] > 0.5, "so few steps teach which is likelier, and no chances"
+    said = f"The model is not better than the share of clicks.</b> normalized_entropy {summary['normalized_entropy']:.4f}, and"
+    assert said in text
     # The generator's AUC is drawn beside the model's, and the share of clicks, which is the same each time, is not.
-    drawn = ["training loss", "auc", "normalized_entropy", "log_loss", "calibration"]
-    assert sorted(re.findall(r"<figcaption>([^<]*)", text)) == sorted(drawn)
+    lower = [f"{name} in validation, lower is better" for name in ("normalized_entropy", "log_loss")]
+    drawn = ["training loss", "auc in validation, higher is better", "calibration in validation, 1 is right", *lower]
+    assert sorted(re.findall(r"<figcaption>([^<]*)", text)) == sorted([*drawn, reliability.NAME])
     assert ">generator</text>" in text
-    auc = text[text.index('aria-label="auc"') :].partition("</svg>")[0]
-    assert auc.count("<circle") == 2 * 5, "the evaluation at the end is a point too"
+    auc = text[text.index('aria-label="auc ') :].partition("</svg>")[0]
+    assert auc.count("<circle") == 5 + 2, "the evaluation at the end is a point too, and what is always the same has two ends"
+    bins = summary["calibration_bins"]
+    assert sum(bins["rows"]) == summary["evaluated_rows"]
+    clicks = sum(share * rows for share, rows in zip(bins["observed"], bins["rows"], strict=True))
+    assert clicks == pytest.approx(summary["click_rate"] * summary["evaluated_rows"])
+    plot = text[text.index(f'aria-label="{reliability.NAME}"') :].partition("</svg>")[0]
+    assert plot.count("<circle") == len(bins["rows"])
+
+
+def run_with(folder: Path, evaluations: list[dict[str, float]], losses: list[float], **summary: Any) -> str:
+    """The page of a run of ten steps and an evaluation an epoch."""
+    lines: list[dict[str, Any]] = []
+    for epoch, (evaluation, loss) in enumerate(zip(evaluations, losses, strict=True), 1):
+        lines += [{"step": 10 * epoch - 9 + step, "epoch": epoch, "loss": loss} for step in range(10)]
+        lines.append({"step": 10 * epoch, "evaluation": evaluation})
+    folder.mkdir(exist_ok=True)
+    (folder / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = {**evaluations[-1], "steps": 10 * len(losses), **summary}
+    (folder / SUMMARY).write_text(json.dumps(found))
+    run = recorded.read(folder)
+    assert not run.unread
+    text = run_page.render(run)
+    stands_alone(text)
+    return text
+
+
+def test_a_model_that_is_not_better_than_what_costs_nothing_is_told_first(tmp_path: Path) -> None:
+    found = {"recall@10": 0.2, "popularity_recall@10": 0.25, "ndcg@10": 0.3, "popularity_ndcg@10": 0.1}
+    text = run_with(tmp_path, [{"recall@10": 0.1}, found], [2.0, 1.0])
+    said = "The model is not better than popular items.</b> recall@10 0.2000, and popular items 0.2500. Before"
+    assert said in text
+    assert text.index(said) < text.index("<figure>")
+    assert "It overfits" not in text
+    assert ">popularity</text>" in text
+    assert ">epoch 2</text>" in text
+    assert "baseline; the model has 0.80 times as much" in text
+    text = run_with(tmp_path, [{"x": 0.1}], [1.0])
+    assert "No baseline." in text
+    assert "It was evaluated once, at the end." in text
+
+
+def test_a_run_that_overfits_is_told_with_its_steps(tmp_path: Path) -> None:
+    evaluations = [{"auc": value, "logistic_auc": 0.6} for value in (0.7, 0.8, 0.75)]
+    text = run_with(tmp_path, evaluations, [3.0, 2.0, 1.0])
+    assert "The model is better than logistic regression:</b> auc 0.7500, and logistic regression 0.6000." in text
+    said = "auc was best at step 20 with 0.8000 and is 0.7500 at step 30, while the training loss went on falling, from 2.0000 to 1"
+    assert said in text
+    kept = run_with(tmp_path, evaluations, [3.0, 2.0, 1.0], auc=0.8, best_step=20)
+    assert said in kept, "the last weights do, though the best are kept"
+    assert "auc 0.8000, and" in kept
+
+
+def test_a_page_with_nothing_evaluated_says_so(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"step": 1, "epoch": 1, "loss": 0.5}\n')
+    text = run_page.render(recorded.read(tmp_path))
+    stands_alone(text)
+    assert "The model has not been evaluated yet" in text
+    assert "No baseline" not in text
+
+
+@pytest.mark.parametrize(
+    "bins", [{"predicted": [0.5], "observed": [2.0], "rows": [1]}, {"predicted": [], "observed": [], "rows": [1]}, 3]
+)
+def test_bins_that_no_job_writes_are_not_read(tmp_path: Path, bins: Any) -> None:
+    (tmp_path / SUMMARY).write_text(json.dumps({"steps": 3, "auc": 0.5, "calibration_bins": bins}))
+    run = recorded.read(tmp_path)
+    assert "calibration_bins" in run.unread[0]
+    assert "Not read" in run_page.render(run)
 
 
 def test_ids_are_those_of_training_alone(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
