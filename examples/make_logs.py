@@ -2,8 +2,9 @@
 
     python make_logs.py logs        writes logs/views-1.csv, logs/views-2.csv and logs/items.csv
 
-Users are UUIDs and items texts; times are ISO 8601; a row in a thousand is malformed. On day two a tenth of users and items are new.
-A user has two tastes, and views items of these by popularity, so there is something to learn. Prints how many rows are malformed.
+Users are UUIDs and items texts; times are ISO 8601; a row in a thousand is malformed. On day two a tenth of users and items are
+new. A user has two tastes, and views items of these by popularity, so there is something to learn. Prints how many rows are
+malformed.
 """
 
 import csv

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from shardembed.inputs.hash64 import hash64
     from shardembed.inputs.names import Names
     from shardembed.observe import memory, profile
+    from shardembed.recipes.from_python import TrainedRun, train
 
 # What no step needs is imported when it is first asked for: it takes as long as all that a step does need.
 _LATER = {
@@ -76,6 +77,7 @@ _LATER = {
     "shardembed.inputs.hash64": ("hash64",),
     "shardembed.inputs.names": ("Names",),
     "shardembed.observe": ("memory", "profile"),
+    "shardembed.recipes.from_python": ("TrainedRun", "train"),
 }
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "ShardEmbedError",
     "TableConfig",
     "TablePlan",
+    "TrainedRun",
     "Uniform",
     "Vocabulary",
     "__version__",
@@ -138,6 +141,7 @@ __all__ = [
     "table_row_wise",
     "table_wise",
     "testing",
+    "train",
     "unshard",
     "world_size",
 ]

@@ -65,6 +65,7 @@ def load_checkpoint(
     new: Sequence[str] = (),
     dropped: Sequence[str] = (),
     weights_only: bool = False,
+    anew: bool = False,
 ) -> Restored:
     """Load the newest complete checkpoint of `folder` into a model and what trains it, in place. Collective.
 
@@ -88,6 +89,9 @@ def load_checkpoint(
         dropped: tensors of the checkpoint that are not wanted.
         weights_only: tables, parameters and buffers alone; all else stays as it is. Ids of dynamic tables are then as old as they
             were, as far as the model here has taken steps.
+        anew: another training begins, with what this one has learned: tables, parameters, buffers, their optimizers' state, and the
+            steps that tables have taken, by which ids age and Adam corrects its means. What a job has decided stays as it is here:
+            learning rates and all other settings, the count of skipped steps, schedulers, `extra`, and random states.
 
     Raises:
         CheckpointError: on every rank: there is no checkpoint, it is damaged (file, tensor and rows are named), of a newer format,
@@ -108,7 +112,7 @@ def load_checkpoint(
             return readers[0].manifest.checksum
 
         _agree(together(comm, "read the manifest", opened, long=True), path)
-        loading = _Loading(job, held, comm, readers[0], wishes, weights_only)
+        loading = _Loading(job, held, comm, readers[0], wishes, weights_only, anew)
         # Changes nothing yet: a checkpoint of another model leaves this one as it was.
         left = together(comm, "compare with the model", loading.compare)
         tracking.stop(held)
@@ -140,9 +144,11 @@ def _warn_of_left(path: Path, left: Sequence[Mapping[str, int]]) -> None:
 class _Loading:
     """One rank's way through a load."""
 
-    def __init__(self, job: Job, held: Inventory, comm: Comm, reader: Reader, wishes: Wishes, weights_only: bool) -> None:
+    def __init__(
+        self, job: Job, held: Inventory, comm: Comm, reader: Reader, wishes: Wishes, weights_only: bool, anew: bool
+    ) -> None:
         self.job, self.held, self.comm, self.reader, self.wishes = job, held, comm, reader, wishes
-        self.weights_only = weights_only
+        self.weights_only, self.anew = weights_only, anew
         self.dense = None if weights_only else optimizing.dense_of(job.optimizer)
         self.small: dict[str, Any] = {}
         self.progress: Any = None
@@ -168,7 +174,7 @@ class _Loading:
             entries = {key: entry for key, entry in entries.items() if key not in unmade}
         else:  # said below, once
             entries = {key: entry for key, entry in entries.items() if entry.kind != "dense_state"}
-        if not self.weights_only and len(self.small["random"]) == self.comm.world_size:
+        if not self.weights_only and not self.anew and len(self.small["random"]) == self.comm.world_size:
             chance.checked(self.small["random"][self.comm.rank])  # before anything is changed
         self._sources, lines = match(entries, self._items, self.wishes)
         if not self.weights_only:
@@ -250,9 +256,11 @@ class _Loading:
         ]
         saved = {**optimizer, "groups": kept}
         lines = optimizing.differences(saved, self.dense, self._owned, self.held, fresh)
-        if self.small["has_optimizer"] != (self.job.optimizer is not None) and not lines:
+        if self.small["has_optimizer"] != (self.job.optimizer is not None) and not lines and not self.anew:
             had, has = ("with", "without") if self.small["has_optimizer"] else ("without", "with")
             lines.append(f"it was saved {had} optimizer= and is loaded {has} it: learning rates would be lost")
+        if self.anew:
+            return lines
         then, now = set(self.small["stateful"]), set(self.job.stateful())
         lines += [f"the checkpoint has the state of {name}, which was not passed" for name in sorted(then - now)]
         lines += [f"{name} was passed, and the checkpoint has no state of it" for name in sorted(now - then)]
@@ -280,9 +288,13 @@ class _Loading:
     def _restore_training(self, journeys: Iterable[Journey]) -> None:
         steps = self.small["steps"]
         for journey in journeys:
-            own = {key: table for key, table in self.held.tables.items() if table.journey is journey and key in steps}
-            journey.restore_steps({table.name: steps[key] for key, table in own.items()})
+            own = {key: table for key, table in self.held.tables.items() if table.journey is journey}
+            # A table that is new here has taken none, so that Adam corrects its means as those of a first step.
+            taken = {table.name: steps.get(key, 0) for key, table in own.items() if key in steps or fits(self.wishes.new, key)}
+            journey.restore_steps(taken)
         self._restore_optimizer()
+        if self.anew:
+            return
         for name, one in self.job.stateful().items():
             one.load_state_dict(decode(self.small["stateful"][name], name))
         self._restore_random()
@@ -305,7 +317,7 @@ class _Loading:
             for owner in (owner for group in self._owned for owner in group):
                 for name, value in self.small["scalars"].get(owner.key, {}).items():
                     self.dense.state[owner.parameter][name] = decode(value, f"{owner.key}.{name}")
-        if self.small["has_optimizer"]:
+        if self.small["has_optimizer"] and not self.anew:
             optimizing.restore_groups(self.small["optimizer"], self.job.optimizer, self.held)
 
     def _restore_random(self) -> None:

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-restarts", type=int, default=0, metavar="N", help="when a rank fails, start all again up to N times; they resume"
     )
     parser.add_argument("--fresh", action="store_true", help="begin a new run; without it, an interrupted one is resumed")
+    parser.add_argument(
+        "--from",
+        dest="former",
+        metavar="RUN",
+        help="begin with the model of a finished run, whose ids keep their rows; metrics of before and after are shown",
+    )
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(
         "--set",
@@ -70,10 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = _ranks(arguments.ranks)
     if arguments.dry_run:
         return _dry_run(settings, ranks, arguments.json)
-    if settings.log.tensorboard and arguments.evaluate is None:
-        from shardembed.recipes import scalars
+    if arguments.evaluate is None:
+        from shardembed.recipes import tracking
 
-        scalars.check()
+        tracking.check(settings.log)
     restarts = _restarts(arguments.max_restarts)
     if (ranks > 1 or restarts) and not launch.in_job():
         check_data(settings)
@@ -82,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, name) is not None:
                 words.append(f"--{name}={getattr(arguments, name)}")
         words += ["--json"] * arguments.json + ["--fresh"] * arguments.fresh
+        words += [f"--from={arguments.former}"] if arguments.former is not None else []
         return launch.run_ranks(ranks, words, restarts, partial(_left, settings) if arguments.evaluate is None else None)
     return _work(settings, arguments)
 
@@ -128,6 +135,8 @@ def _restarts(wanted: int) -> int:
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         raise ConfigError("which configuration? Give a YAML file, or the name of one that comes along, such as quickstart")
+    if arguments.former is not None and (arguments.evaluate is not None or arguments.dry_run):
+        raise ConfigError("--from says what training begins with; leave it out, or --evaluate and --dry-run")
     if arguments.predict is not None and arguments.evaluate is None:
         raise ConfigError("--predict goes with --evaluate CHECKPOINT: predictions are a trained model's")
     if arguments.dry_run and launch.in_job():
@@ -157,7 +166,7 @@ def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
         summary = evaluation.run(settings, console, arguments.evaluate, arguments.predict)
         speaks = int(os.environ.get("RANK", "0")) == 0
     else:
-        summary = train.run(settings, console, arguments.fresh)
+        summary = train.run(settings, console, arguments.fresh, arguments.former)
         speaks = summary["run_dir"] is not None
     if arguments.json and speaks:
         print(json.dumps(summary))

@@ -8,12 +8,14 @@ with more digits than any setting has (PyYAML takes quadratic time for some).
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from shardembed.config import plain_json
@@ -35,7 +37,7 @@ class Place:
     """Where a value stood.
 
     Attributes:
-        source: a file, or an option of the command line.
+        source: a file, an option of the command line, or a value that a program gave.
         line: of the file, from 1; None where there is none.
         column: of the line, from 1.
     """
@@ -78,6 +80,18 @@ class Located:
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(f"{shown}: write it as section.key=value, for example --set train.epochs=3")
+        self._put(keys, shown, *_read(text, shown))
+
+    def put(self, dotted: str, value: Any) -> None:
+        """As `override`, for a value that a program gives."""
+        shown = f"settings[{dotted!r}]"
+        keys = dotted.split(".") if isinstance(dotted, str) else []
+        if not keys or not all(keys):
+            raise ConfigError(f"{shown}: a setting is named as section.key, for example 'train.epochs'")
+        places: dict[ValuePath, Place] = {}
+        self._put(keys, shown, _plain(value, (), places, shown), places)
+
+    def _put(self, keys: Sequence[str], shown: str, value: Any, places: dict[ValuePath, Place]) -> None:
         inner: dict[str, Any] = self.values
         for depth, key in enumerate(keys[:-1]):
             if inner.get(key) is None:
@@ -87,11 +101,20 @@ class Located:
                 path = ".".join(keys[: depth + 1])
                 raise ConfigError(f"{shown}: {path} is the single value {brief(inner[key])}, it has no keys; set {path} itself")
             inner = inner[key]
-        value, places = _read(text, shown)
         inner[keys[-1]] = value
         for path in [path for path in self.places if path[: len(keys)] == tuple(keys)]:
             del self.places[path]
         self.places.update({(*keys, *path): place for path, place in places.items()})
+
+
+def of(values: Mapping[str, Any]) -> Located:
+    """What a program gives, with the place of each value in words of Python: `config['train']['epochs']`.
+
+    Raises:
+        ConfigError: a key is no text, a value is of no kind that a setting may be, or they are nested too deeply.
+    """
+    places: dict[ValuePath, Place] = {}
+    return Located(_plain(values, (), places, "config"), places)
 
 
 def load(path: str | Path, named: bool = True) -> Located:
@@ -221,6 +244,27 @@ def _mapping(
         places[(*path, key)] = where
         result[key] = _value(loader, value_node, (*path, key), places, source)
     return result
+
+
+def _plain(value: Any, path: ValuePath, places: dict[ValuePath, Place], source: str) -> Any:
+    """A value as YAML would have given it, and its places."""
+    place = places[path] = Place(source + "".join(f"[{step!r}]" for step in path))
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(f"{place}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{place}: a key must be a text, not {brief(key)}")
+        return {key: _plain(inner, (*path, key), places, source) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(inner, (*path, index), places, source) for index, inner in enumerate(value))
+    if isinstance(value, np.generic):  # a number of a sweep over np.linspace, say
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ConfigError(f"{place}: {brief(value)} is a {type(value).__name__}, and no setting is one")
 
 
 def _shown(node: yaml.Node) -> str:

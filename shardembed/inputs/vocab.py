@@ -137,6 +137,27 @@ class Vocabulary:
         comm.agree("vocabulary", [])
         return counts.merged(comm).vocabulary(min_count, max_size)
 
+    def extended(self, newer: Vocabulary, max_size: int | None = None) -> Vocabulary:
+        """These values in the rows that they have, and behind them those of `newer` that have none yet, as many as find room
+        where there are to be `max_size` in all. Counts are of both together.
+
+        Raises:
+            DtypeError: one has integers and the other texts.
+        """
+        if self.values and newer.values and self.kind != newer.kind:
+            raise DtypeError(
+                f"Vocabulary: the values were {self.kind} and the newer ones are {newer.kind}; convert them to one kind"
+            )
+        counts = dict(zip(self.values, self.counts, strict=True))
+        room = None if max_size is None else max(0, max_size - len(counts))
+        added = [value for value in newer.values if value not in counts][:room]
+        found = dict(zip(newer.values, newer.counts, strict=True))
+        values: tuple[Any, ...] = (*self.values, *added)
+        together = tuple(counts.get(value, 0) + found.get(value, 0) for value in values)
+        rest = sum(newer.counts) - sum(found.get(value, 0) for value in values)
+        kind = self.kind if self.values else newer.kind
+        return Vocabulary(values, together, self.other_count + newer.other_count + rest, kind)
+
     def save(self, path: str | Path) -> None:
         """Write the file that the top of the module describes, whole or not at all. Not collective: one rank does it."""
         path = local(path, DataError)

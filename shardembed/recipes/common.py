@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +20,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from shardembed.config.hints import nearest
-from shardembed.config.paths import elsewhere
+from shardembed.config.paths import elsewhere, is_url
 from shardembed.tables.optimizer_section import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
 KINDS = {  # kind -> the settings it takes beside `packing`
@@ -43,9 +44,16 @@ def _of_this_machine(value: str) -> str:
     return value
 
 
+def _readable(value: str) -> str:
+    if not is_url(value) and (said := elsewhere(value)):
+        raise ValueError(said)
+    return value
+
+
 LocalPath = Annotated[str, AfterValidator(_of_this_machine)]
-Paths = Annotated[  # of files: one, a pattern, or a list of these
-    tuple[LocalPath, ...] | None,
+DataPath = Annotated[str, AfterValidator(_readable)]  # or a URL
+Paths = Annotated[  # of files: one, a folder, a pattern, or a list of these
+    tuple[DataPath, ...] | None,
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     PlainSerializer(lambda value: value[0] if value and len(value) == 1 else value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
@@ -178,13 +186,40 @@ class EvaluationConfig(Section):
         return value
 
 
+class MlflowConfig(Section):
+    """`true`, or a mapping: the experiment (else that of the active run, or "shardembed"), the name of the run (else that of its
+    folder), and the store or server, as MLFLOW_TRACKING_URI would say it.
+    """
+
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+    run_name: Annotated[str, Field(min_length=1)] | None = None
+    tracking_uri: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {} if value is True else value
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value and "@" in urlsplit(value).netloc:
+            raise ValueError("settings are kept with the run: put users and passwords into MLFLOW_TRACKING_URI, or its like")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "boolean"}, handler(schema)]}
+
+
 class LogConfig(Section):
     """What is shown of a run beside its terminal. `page` watches a few steps before every checkpoint and at the end, and writes
-    run.html at the end; `tensorboard` writes scalars into the run's folder.
+    run.html at the end; `tensorboard` writes scalars into the run's folder, and `mlflow` tells MLflow of it.
     """
 
     page: bool = True
     tensorboard: bool = False
+    mlflow: Annotated[MlflowConfig | None, BeforeValidator(lambda value: None if value is False else value)] = None
 
 
 class RankingConfig(EvaluationConfig):

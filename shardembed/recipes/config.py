@@ -6,7 +6,7 @@ from) and, for a misspelt name, the nearest one that exists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -144,6 +144,31 @@ def load(path: str | Path, overrides: Sequence[str] = (), named: bool = True) ->
         document.override(option)
     if document.values.get("name") is None:
         document.values["name"] = Path(path).stem
+    return _validated(document)
+
+
+def given(config: str | Path | Mapping[str, Any] | JobConfig, settings: Mapping[str, Any] | None = None) -> JobConfig:
+    """The configuration that a program gives, as a file, as nested mappings, or ready; then `settings` by their dotted names.
+
+    Raises:
+        ConfigError: as `load`; the place of a value is said in words of Python.
+    """
+    if isinstance(config, JobConfig):
+        if settings:
+            raise ConfigError("settings: a configuration that is ready takes no further ones; give a file or a dict")
+        return config
+    if not isinstance(config, str | Path | Mapping):
+        raise ConfigError(f"config: a file, a dict or a configuration is wanted, not {located.brief(config)}")
+    is_file = isinstance(config, str | Path)
+    document = located.load(config) if is_file else located.of(config)
+    for name, value in (settings or {}).items():
+        document.put(name, value)
+    if document.values.get("name") is None:
+        document.values["name"] = Path(config).stem if is_file else "run"
+    return _validated(document)
+
+
+def _validated(document: located.Located) -> AnyConfig:
     kind = _kind(document)
     root = CtrConfig if kind in CTR_MODELS else SequenceConfig if kind in SEQUENCE_MODELS else Config
     try:

@@ -40,7 +40,7 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
     report.show_warnings(console, task.warnings())
     plan, estimate = planned(task, ranks)
     tables = task.tables()
-    held = report.holdings(plan, tables, config)
+    held = report.holdings(plan, tables, config, task.ids())
     report.show_start(console, config, task.described(), plan, held, tables)
     fullest = int(estimate.memory_bytes.argmax())
     parts = {name: float(size) for name, size in zip(estimate.categories, estimate.memory[:, fullest], strict=True)}

@@ -21,7 +21,7 @@ from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
 from shardembed.recipes.data.stream import rank_start
 from shardembed.recipes.report import MODELS
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_run
+from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, run_of
 from shardembed.recipes.tasks import CtrTask, Task, prepare
 
 SPLITS = ("validation_path", "split", "holdout_seed")  # settings of data that decide which rows are held out
@@ -51,7 +51,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
         raise ConfigError(f"--predict: {predictions} holds predictions already; name another folder, or remove them")
     task = prepare(config, comm)
     folder = Path(checkpoint)
-    run_folder = _run_of(folder)
+    run_folder = run_of(folder)
     with comm.preparing("the data"):
         if run_folder is not None:
             task = task.with_vocabularies(run_folder / VOCABULARIES)
@@ -77,11 +77,6 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
             write_predictions(task, job, Path(predictions))
         comm.agree("the predictions", [])
     return {**found.to_json(), "checkpoint": str(restored.path), "step": restored.step, "ranks": comm.world_size}
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that made a checkpoint, or is meant itself; None where there is none around it."""
-    return next((folder for folder in (checkpoint, *checkpoint.absolute().parents[:2]) if is_run(folder)), None)
 
 
 def _seen_in_training(config: JobConfig, run_folder: Path) -> str:

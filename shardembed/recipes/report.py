@@ -48,20 +48,25 @@ class Holding:
     state: int
 
 
-def holdings(plan: se.Plan, tables: Sequence[se.TableConfig], config: JobConfig) -> list[Holding]:
-    """What each rank holds under `plan` when all rows are there, of `tables` with the optimizer of a job."""
+def holdings(plan: se.Plan, tables: Sequence[se.TableConfig], config: JobConfig, ids: Mapping[str, int]) -> list[Holding]:
+    """What each rank holds under `plan` when all rows are there, of `tables` with the optimizer of a job.
+
+    ids: how many the data have for a table, by its name: of one without a limit that many will be there, and none where nobody
+        knows.
+    """
     itemsize, optimizer = getattr(torch, config.model.table_dtype).itemsize, config.optimizer.tables.build()
     state_itemsize = max(itemsize, 4)  # state is kept in float32, or in float64 for float64 tables
-    rows_of = {table.name: table.bucket_rows for table in tables}  # of what the plan counts
+    # Of what the plan counts.
+    rows_of = {table.name: ids.get(table.name, 0) / table.cut_rows if table.grows else table.bucket_rows for table in tables}
     found = []
     for rank in range(plan.world_size):
         rows: dict[str, int] = {}
         weights = state = 0
         for table in plan.tables:
             mine = [shard for shard in table.layout.shards if rank in shard.ranks]
-            rows[table.name] = sum(len(shard.rows) for shard in mine) * rows_of[table.name]
+            rows[table.name] = sum(round(len(shard.rows) * rows_of[table.name]) for shard in mine)
             for shard in mine:
-                held = len(shard.rows) * rows_of[table.name]
+                held = round(len(shard.rows) * rows_of[table.name])
                 elements = held * len(shard.columns)
                 weights += elements * itemsize
                 for shape in optimizer.state.values():
@@ -89,6 +94,11 @@ def show_start(
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
     console.print(plan_table(plan, sizes(tables)), "", holdings_table(plan, held), "", sep="\n")
+    if any(table.grows for table in tables):
+        text = (
+            "a table without a limit is counted with the ids of the data, where these are known beforehand, and grows as they come"
+        )
+        console.print(text, "", sep="\n", soft_wrap=True, highlight=False)
 
 
 def dropped_lines(dropped: Dropped, rows: int) -> list[str]:

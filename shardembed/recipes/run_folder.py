@@ -32,6 +32,8 @@ CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES, NAMES = (
     "names",
 )
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
+SINCE = "since.json"  # of a run that began from another
+SETTINGS = "settings"  # what the first line of metrics.jsonl holds
 
 
 class RunFolder:
@@ -146,7 +148,7 @@ class RunFolder:
             lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return
-        kept = [line for line in lines if 0 < _step_of(line) <= steps]
+        kept = [line for line in lines if 0 <= _step_of(line) <= steps or _is_first(line)]
         if kept == lines[: len(kept)]:
             os.truncate(path, sum(map(len, kept)))
         else:
@@ -175,17 +177,27 @@ def is_run(path: Path) -> bool:
     return (path / DATA).is_file() and not (path / "manifest.json").exists()
 
 
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that made a checkpoint, or is meant itself; None where there is none around it."""
+    return next((folder for folder in (path, *path.absolute().parents[:2]) if is_run(folder)), None)
+
+
 def is_finished(path: Path) -> bool:
     return (path / SUMMARY).exists()
 
 
 def _step_of(line: bytes) -> int:
-    """The step that a line of metrics.jsonl is about; 0 where it is about none, or was cut off by a crash."""
+    """The step that a line of metrics.jsonl is about; -1 where it is about none, or was cut off by a crash."""
     try:
-        step = plain_json.loads(line).get("step") if line.endswith(b"\n") else 0
+        step = plain_json.loads(line).get("step") if line.endswith(b"\n") else -1
     except (ValueError, AttributeError):
-        return 0
-    return step if isinstance(step, int) else 0
+        return -1
+    return step if isinstance(step, int) else -1
+
+
+def _is_first(line: bytes) -> bool:
+    """The line that has the settings, and no step."""
+    return line.startswith(b'{"%s": ' % SETTINGS.encode()) and line.endswith(b"\n")
 
 
 def _make(root: Path, name: str) -> Path:

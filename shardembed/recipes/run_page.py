@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from shardembed.planner import html, words
-from shardembed.recipes import id_sections, quality_sections, run_sections
+from shardembed.recipes import id_sections, quality_sections, run_sections, since_section
 from shardembed.recipes.recorded import Recorded
 from shardembed.recipes.run_folder import PAGE, publish
 
@@ -36,7 +36,8 @@ def render(run: Recorded) -> str:
     parts = [html.filled("<h1>{}</h1>", run.name), html.filled('<p class="dim">{}</p>', about)]
     if run.unread:
         parts.append(html.section("Not read", *run.unread))
-    parts += [quality_sections.quality(run), quality_sections.results(run), run_sections.work(run), id_sections.dynamic(run)]
+    parts += [quality_sections.quality(run), since_section.since(run), quality_sections.results(run)]
+    parts += [run_sections.work(run), id_sections.dynamic(run)]
     parts += [run_sections.plan(run)] if run.plan is not None else []
     if look is not None:
         parts += [run_sections.stages(look["profile"], look["step"])]

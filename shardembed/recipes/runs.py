@@ -55,12 +55,13 @@ class Run:
 
 
 @contextmanager
-def opened(comm: Comm, config: JobConfig, counted: str, fresh: bool) -> Iterator[Run]:
+def opened(comm: Comm, config: JobConfig, counted: str, fresh: bool, former: str = "") -> Iterator[Run]:
     """The run that this job goes on with, or begins; locked until the context ends. Collective.
 
     Args:
         counted: what the data are known by. A run on other data is not resumed.
         fresh: resume nothing that is older than this job.
+        former: what the run that this job begins from is known by. One that began from another is not resumed.
 
     Raises:
         ConfigError, DataError: on every rank: there can be no folder, not all ranks see it, or the data have changed.
@@ -69,7 +70,7 @@ def opened(comm: Comm, config: JobConfig, counted: str, fresh: bool) -> Iterator
     said: dict[str, Any] = {}
     if comm.rank == 0:
         try:
-            run = _chosen(config, counted, fresh)
+            run = _chosen(config, counted, fresh, former)
             assert run.folder is not None
             said = {"path": str(run.path.absolute()), "resumes": run.resumes, "token": run.folder.token}
         except ShardEmbedError as error:
@@ -128,7 +129,7 @@ def _check_seen(comm: Comm, path: Path, token: str) -> None:
         )
 
 
-def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
+def _chosen(config: JobConfig, counted: str, fresh: bool, former: str) -> Run:
     root, name = Path(config.run_dir), config.name or "run"
     job = _job()
     token = json.dumps({"job": job, "start": secrets.token_hex(8)})
@@ -136,7 +137,7 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
     for path in _interrupted(root, name) if config.checkpoint.every_steps is not None else ():
         if fresh and _job_of(path) != job:
             continue
-        obstacle = _obstacle(path, config)
+        obstacle = _obstacle(path, config) or _other_former(path, former)
         if obstacle:
             notes.append(f"{path} is unfinished, but {obstacle}: starting a new run")
             continue
@@ -153,13 +154,14 @@ def _chosen(config: JobConfig, counted: str, fresh: bool) -> Run:
             folder.close()
             raise
         if note:
-            folder.attempt(DATA, partial(folder.write, DATA, json.dumps({"counted": counted})))  # such a version gave no number
+            about = json.dumps({"counted": counted, "from": former})  # such a version gave no number
+            folder.attempt(DATA, partial(folder.write, DATA, about))
         return Run(path, folder, resumes=True, notes=(note,) * bool(note))
     folder = RunFolder.make(root, name, token)
     # Not the time: clocks are set back, and differ between machines.
     number = 1 + max((run.number for run in _runs(root, name)), default=0)
     try:
-        folder.write(DATA, json.dumps({"counted": counted, "number": number}))
+        folder.write(DATA, json.dumps({"counted": counted, "number": number, "from": former}))
     except OSError as error:
         folder.close()
         raise ConfigError(
@@ -230,6 +232,16 @@ def _obstacle(path: Path, config: JobConfig) -> str:
     except ConfigError as error:
         return f"its settings cannot be read ({str(error).splitlines()[0]})"
     return _difference(_deciding(then), _deciding(config), "")
+
+
+def _other_former(path: Path, former: str) -> str:
+    """That the run at `path` began from another than this job does; empty where it did not."""
+    try:
+        then = plain_json.read(path / DATA).get("from", "")
+    except (OSError, ValueError, AttributeError):
+        return ""  # `_check_data` says so
+    before, now = (f"from {one}" if one else "from nothing" for one in (then, former))
+    return "" if then == former else f"it began {before!s:.200}, and this job begins {now}"
 
 
 def _deciding(config: JobConfig) -> dict[str, Any]:

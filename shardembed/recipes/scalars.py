@@ -1,4 +1,6 @@
-"""Curves for TensorBoard, in the run's folder: loss, learning rates, samples a second, and what evaluations find."""
+"""Curves for TensorBoard, in the run's folder: loss, learning rates, samples a second, and what evaluations find; the settings as a
+text and as hyperparameters, beside the metrics at the end.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shardembed.config.optional import needed
-from shardembed.optimizer import Optimizer
+from shardembed.recipes import tracking
 from shardembed.recipes.run_folder import SCALARS
 
 if TYPE_CHECKING:
@@ -28,22 +30,24 @@ def check() -> None:
 
 
 class Scalars:
-    """Writes the scalars of one start of a run; nothing where there is no folder. Use it as a context.
+    """Writes what one start of a run is told. Use it as a context.
 
     Args:
         note: tells the user something.
         begun: steps that were taken before. TensorBoard leaves out what an earlier start has written beyond them.
+        settings: by their names.
     """
 
-    def __init__(self, folder: Path | None, begun: int, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, begun: int, note: Callable[[str], None], settings: Mapping[str, Any]) -> None:
         self._writer: SummaryWriter | None = None
-        self._note = note
-        if folder is not None:
-            check()
-            from torch.utils.tensorboard.writer import SummaryWriter
+        self._note, self._settings = note, dict(settings)
+        check()
+        from torch.utils.tensorboard.writer import SummaryWriter
 
-            with self._expendable():
-                self._writer = SummaryWriter(str(folder / SCALARS), purge_step=begun + 1)
+        with self._expendable():
+            self._writer = SummaryWriter(str(folder / SCALARS), purge_step=begun + 1)
+            rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in self._settings.items())
+            self._writer.add_text("settings", f"| | |\n|---|---|\n{rows}", begun)
 
     def __enter__(self) -> Scalars:
         return self
@@ -62,24 +66,31 @@ class Scalars:
             self._writer = None
             self._note(f"{SCALARS}: no more scalars are written for TensorBoard: {error.strerror or error}")
 
-    def add(self, lines: Iterable[Mapping[str, Any]], optimizer: Optimizer, rate: float) -> None:
-        """Lines of metrics.jsonl, and where training stands after them."""
-        if self._writer is not None:
-            with self._expendable():
-                _add(self._writer, lines, optimizer, rate)
+    def add(self, lines: Iterable[Mapping[str, Any]], rates: Mapping[str, float]) -> None:
+        """As `Tracker.add`."""
+        if self._writer is None:
+            return
+        lines = list(lines)
+        with self._expendable():
+            for step, name, value in tracking.told(lines):
+                self._writer.add_scalar(name, value, step)
+            for name, value in rates.items():
+                self._writer.add_scalar(name, value, lines[-1]["step"])
+
+    def finish(self, step: int, metrics: Mapping[str, float]) -> None:
+        """As `Tracker.finish`."""
+        if self._writer is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        final = {f"final/{name}": value for name, value in metrics.items()}
+        with self._expendable():
+            for name, value in final.items():
+                self._writer.add_scalar(name, value, step)
+            # Not the writer's own `add_hparams`, which makes a run of its own of them, without the curves.
+            for summary in hparams(self._settings, final):
+                self._writer._get_file_writer().add_summary(summary)
 
 
-def _add(writer: SummaryWriter, lines: Iterable[Mapping[str, Any]], optimizer: Optimizer, rate: float) -> None:
-    step = 0
-    for line in lines:
-        step = line["step"]
-        if line.get("loss") is not None:
-            writer.add_scalar("train/loss", line["loss"], step)
-        for name, value in line.get("evaluation", {}).items():
-            if isinstance(value, float):
-                writer.add_scalar(f"eval/{name}", value, step)
-    groups = optimizer.param_groups
-    writer.add_scalar("learning rate/tables", groups[-1]["lr"], step)
-    if optimizer.dense is not None:
-        writer.add_scalar("learning rate/dense", groups[0]["lr"], step)
-    writer.add_scalar("train/samples a second", rate, step)
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

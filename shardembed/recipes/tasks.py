@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -40,6 +40,9 @@ from shardembed.recipes.models.next_items import NextItems
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.together import on_all
 from shardembed.tables.table_config import TableConfig
+
+if TYPE_CHECKING:
+    from shardembed.recipes.former import Former
 
 MOST_AHEAD = 32 << 20  # bytes that workers hold in shared memory, of which containers often have no more than 64 MB
 
@@ -131,6 +134,10 @@ class Task:
         """Those of the model."""
         raise NotImplementedError
 
+    def ids(self) -> dict[str, int]:
+        """How many distinct ones the data have for tables that take any, by the tables' names, where it is known."""
+        return {}
+
     def build(self) -> TrainingJob:
         """The model and what trains it. Collective."""
         raise NotImplementedError
@@ -138,6 +145,19 @@ class Task:
     def evaluate(self, job: Any) -> Evaluated:
         """Collective."""
         raise NotImplementedError
+
+    def following(self, former: Former) -> Task:
+        """This, for tables that go on from those of another run: at least as large, with each value in the row that it has there.
+        Not collective.
+
+        Raises:
+            DataError: a vocabulary cannot be read.
+        """
+        return self
+
+    def evaluate_former(self, job: Any, former: Former) -> Evaluated:
+        """The model as it comes from another run, on the data of this one. Collective."""
+        return self.evaluate(job)
 
     def save_vocabularies(self, folder: Path) -> None:
         """The values of the tables' rows, for whoever uses them after training. Not collective."""
@@ -193,6 +213,13 @@ class TwoTowerTask(Task):
     def tables(self) -> list[TableConfig]:
         return two_tower.table_configs(self.config.model, self.data.users, self.data.items, self.config.data.any_ids)
 
+    def ids(self) -> dict[str, int]:
+        return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
+
+    def following(self, former: Former) -> TwoTowerTask:
+        rows = {} if self.data.ids is not None else former.rows
+        return replace(self, data=self.data.with_room(rows.get("user", 0), rows.get("item", 0)))
+
     def build(self) -> Job:
         return build(self.config, self.data)
 
@@ -241,6 +268,19 @@ class CtrTask(Task):
         encoder = Encoder.of(self.config.data, self.data)
         sizes, ids = dict(zip(encoder.categories, encoder.sizes, strict=True)), self.config.data.ids
         return ctr.table_configs(self.config.model, sizes, ids if ids.kind == "dynamic" else None)
+
+    def following(self, former: Former) -> CtrTask:
+        then = self.with_vocabularies(former.vocabularies)
+        if then is self:
+            return self
+        pairs = zip(then.data.vocabularies, self.data.vocabularies, strict=True)
+        grown = tuple(old.extended(new, self.config.data.ids.max_size) for old, new in pairs)
+        return replace(self, data=replace(self.data, vocabularies=grown))
+
+    def evaluate_former(self, job: CtrJob, former: Former) -> Evaluated:
+        """With the vocabularies that it had: what has no row there is one of the others."""
+        then = self.with_vocabularies(former.vocabularies)
+        return self.evaluate(replace(job, encoder=Encoder.of(self.config.data, then.data)))
 
     def build(self) -> CtrJob:
         return build_ctr(self.config, self.data)
@@ -307,6 +347,12 @@ class SequenceTask(Task):
 
     def tables(self) -> list[TableConfig]:
         return sasrec.table_configs(self.config.model, self.data.items, self.config.data.any_ids)
+
+    def ids(self) -> dict[str, int]:
+        return {} if self.data.ids is None else {"item": self.data.items}
+
+    def following(self, former: Former) -> SequenceTask:
+        return replace(self, data=self.data.with_room(0 if self.data.ids is not None else former.rows.get("item", 0)))
 
     def build(self) -> SequenceJob:
         return build_sequence(self.config, self.data)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,62 +22,102 @@ import shardembed as se
 from shardembed.comm.comm import Comm
 from shardembed.errors import NonFiniteError, ShardEmbedError
 from shardembed.recipes import nonfinite, report, runs
+from shardembed.recipes import since as since_run
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
-from shardembed.recipes.data.naming import keep_names
+from shardembed.recipes.data.naming import bring_names, keep_names
+from shardembed.recipes.former import Former, find
 from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
-from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, VOCABULARIES, RunFolder
+from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, SETTINGS, VOCABULARIES, RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
-from shardembed.recipes.scalars import Scalars
+from shardembed.recipes.since import Since
 from shardembed.recipes.tasks import Evaluated, Task, prepare
+from shardembed.recipes.together import on_all
+from shardembed.recipes.tracking import Tracking, flat
 from shardembed.recipes.watch import Watch
 
 REPORT_STEPS = 20  # losses are summed over the ranks this many at a time
 
 
-def run(config: JobConfig, console: Console, fresh: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Done:
+    """A run that has ended.
+
+    Attributes:
+        summary: the same on every rank except for `run_dir`, which only rank 0 knows.
+        metrics: of the evaluation at the end.
+        path: of the run's folder.
+        job: the model and what has trained it.
+    """
+
+    summary: dict[str, Any]
+    metrics: dict[str, Any]
+    path: Path
+    job: TrainingJob
+
+
+def run(config: JobConfig, console: Console, fresh: bool = False, from_run: str | Path | None = None) -> dict[str, Any]:
+    """As `work`: the summary alone."""
+    return work(config, console, fresh, from_run).summary
+
+
+def work(config: JobConfig, console: Console, fresh: bool = False, from_run: str | Path | None = None) -> Done:
     """Train and evaluate, from where an interrupted run with these settings was last saved. Collective over the job that `se.init`
     joins.
 
     Args:
         console: where rank 0 reports; other ranks print nothing.
         fresh: begin a new run whatever there is.
-
-    Returns:
-        The summary, the same on every rank except for `run_dir`, which only rank 0 knows.
+        from_run: the folder of a run, or of one of its checkpoints, whose model this one begins with.
     """
     comm = se.init()
+    former = None if from_run is None else on_all(comm, "find the run to begin from", lambda: find(from_run, config))
     task = prepare(config, comm)
-    _agree(comm, config, task.counted())
+    counted = task.counted()
+    _agree(comm, config, counted, str(former or ""))
+    if former is not None:
+        scanned = task
+        task = on_all(comm, "go on from its tables", lambda: scanned.following(former))
     told = console if comm.rank == 0 else Console(quiet=True)
     report.show_warnings(told, task.warnings())
     job = task.build()
-    with runs.opened(comm, config, task.counted(), fresh) as opened:
+    with runs.opened(comm, config, counted, fresh, str(former or "")) as opened:
         _start(told, opened, task, job)
         if not opened.resumes:
-            _keep_names(told, config, opened.path / NAMES)
+            _keep_names(told, config, opened.path / NAMES, former)
+            if opened.folder is not None:
+                opened.folder.log([{SETTINGS: flat(config)}])
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded
         progress = resume(told, opened, job, task.steps) if opened.resumes else Progress()
+        since = None if former is None else _since(told, former, opened, task, job)
         if opened.folder is not None and opened.resumes:
             opened.folder.keep_metrics(progress.step)
         counts = IdCounts(job.model.tables, progress.step)
-        trained = train(job, task, told, opened, progress, rates, counts)
-        told.print(f"evaluating on {task.evaluates()}", highlight=False)
-        began = time.monotonic()
-        result = evaluate(task, job)
+        with Tracking(opened, config, progress.step, partial(told.print, highlight=False, markup=False)) as tracking:
+            trained = train(job, task, told, opened, progress, rates, counts, tracking)
+            told.print(f"evaluating on {task.evaluates()}", highlight=False)
+            began = time.monotonic()
+            result = evaluate(task, job)
+            tracking.finish(trained.step, {**result.to_json(), "samples_per_second": trained.samples_per_second})
         unknown = counts.lines(trained.step)
         summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
+        if since is not None:
+            since = since_run.ended(since, job.model.tables)
+            since.write(opened, result.to_json())
+            summary |= {"before": since.before, "since": since.to_json()}
         if opened.folder is not None:
             opened.folder.log([*unknown, {key: value for key, value in summary.items() if key != "losses"}])
             took = {"training": trained.seconds, "evaluation": time.monotonic() - began}
             result.show(console)
+            if since is not None:
+                since_run.show(console, since, result)
             report.show_skipped(console, job.optimizer.skipped, trained.step)
             opened.folder.finish(summary)
             report.show_end(console, took, trained.samples_per_second, opened.path, _page(config, opened.path))
-    return summary
+    return Done(summary, result.to_json(), opened.path, job)
 
 
 def _page(config: JobConfig, path: Path) -> str:
@@ -97,7 +137,16 @@ def evaluate(task: Task, job: TrainingJob) -> Evaluated:
     return task.evaluate(job)
 
 
-def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progress, rates: Rates, counts: IdCounts) -> Progress:
+def train(
+    job: TrainingJob,
+    task: Task,
+    console: Console,
+    run: Run,
+    begun: Progress,
+    rates: Rates,
+    counts: IdCounts,
+    tracking: Tracking,
+) -> Progress:
     """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it.
 
     A checkpoint comes after every so many steps and after the last, once all that it stands for has been written.
@@ -110,8 +159,6 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
     with ExitStack() as around:
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step))
-        curves = run.path if run.folder is not None and config.log.tensorboard else None
-        scalars = around.enter_context(Scalars(curves, begun.step, shown.note))
         parts = around.enter_context(closing(task.parts(range(begun.step, steps))))
         skipped = nonfinite.Skipped(job, shown)
         around.enter_context(log.stopping(lambda: progress, steps))
@@ -141,7 +188,7 @@ def train(job: TrainingJob, task: Task, console: Console, run: Run, begun: Progr
             if run.folder is not None:
                 # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
                 run.folder.log(lines, lasting=saves)
-            scalars.add(lines, job.optimizer, progress.samples_per_second)
+            tracking.add(lines, job.optimizer, progress.samples_per_second)
             watch.look(step + 1)
             if saves:
                 save(console, run, job, progress, config.checkpoint.keep)
@@ -196,10 +243,21 @@ class _Log:
             raise NonFiniteError(f"{why}; {nonfinite.advice(error)}") from error
 
 
-def _agree(comm: Comm, config: JobConfig, counted: str) -> None:
+def _since(console: Console, former: Former, run: Run, task: Task, job: TrainingJob) -> Since:
+    """What is known of the run that this one begins from, or began from when it was interrupted. Collective."""
+    if run.resumes:
+        return since_run.noted(former, run)
+    found = since_run.begin(console, former, run, task, job)
+    if run.folder is not None and found.before is not None:
+        run.folder.log([{"step": 0, "evaluation": found.before}])
+    return found
+
+
+def _agree(comm: Comm, config: JobConfig, counted: str, former: str) -> None:
     """Ranks on several machines might have read different files; training would go wrong slowly rather than fail."""
     comm.agree("the configuration", resolved_yaml(config).split("\n"))
     comm.agree("the data", [counted])
+    comm.agree("the run to begin from", [former])
 
 
 def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
@@ -207,7 +265,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
         return
     config, plan = task.config, job.model.tables.plan
     tables = job.model.tables.tables
-    held = report.holdings(plan, tables, config)
+    held = report.holdings(plan, tables, config, task.ids())
     folder = run.folder
     report.show_start(console, config, task.described(), plan, held, tables)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
@@ -218,9 +276,11 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
-def _keep_names(console: Console, config: JobConfig, folder: Path) -> None:
+def _keep_names(console: Console, config: JobConfig, folder: Path, former: Former | None) -> None:
     """Of ids that are texts. A job without them trains on; what it reports lacks names."""
     try:
+        if former is not None and se.rank() == 0:
+            bring_names(folder, former.run / NAMES)
         keep_names(config.data, folder, se.rank(), se.world_size())
     except ShardEmbedError as error:
         console.print(f"names of ids are not kept: {error}", soft_wrap=True, highlight=False, markup=False)

@@ -151,7 +151,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:
     comm, device, config, tables = Comm.of(), default_device(), task.config, job.model.tables
-    held = report.holdings(tables.plan, tables.tables, config)
+    held = report.holdings(tables.plan, tables.tables, config, task.ids())
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,

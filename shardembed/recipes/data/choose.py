@@ -10,7 +10,6 @@ from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
-from shardembed.recipes.data.opening import matched
 from shardembed.recipes.data.source import Source
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
@@ -36,15 +35,19 @@ def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | No
     sequences = isinstance(config, SequenceDataConfig)
     if config.path is None:
         return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator)
-    from shardembed.recipes.data.files import FileInteractions, SeveralFiles  # pyarrow is asked for only here
+    from shardembed.recipes.data.files import FileInteractions  # pyarrow is asked for only here
 
-    time = config.time if sequences else None
-    settings = {"any_user": sequences, "any_id": config.any_ids is not None, "names": names}
-    files = [
-        FileInteractions(path, config.user, config.item, config.on_bad_row, time, **settings)
-        for path in matched(config.path, "data.path")
-    ]
-    return files[0] if len(files) == 1 else SeveralFiles(files, config.path)
+    return FileInteractions(
+        config.path,
+        config.user,
+        config.item,
+        config.on_bad_row,
+        config.time if sequences else None,
+        any_user=sequences,
+        any_id=config.any_ids is not None,
+        texts=config.texts,
+        names=names,
+    )
 
 
 def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids | None]:

@@ -94,6 +94,19 @@ class Interactions:
                 row += len(chunk)
                 yield chunk[kept]
 
+    def with_room(self, users: int, items: int) -> Interactions:
+        """With at least so many of both, of which the additional ones have no interactions."""
+        more_users, more_items = max(0, users - self.users), max(0, items - self.items)
+        return replace(
+            self,
+            users=self.users + more_users,
+            items=self.items + more_items,
+            held_row=np.pad(self.held_row, (0, more_users), constant_values=NO_ROW),
+            held_item=np.pad(self.held_item, (0, more_users), constant_values=NO_ROW),
+            user_counts=np.pad(self.user_counts, (0, more_users)),
+            item_counts=np.pad(self.item_counts, (0, more_items)),
+        )
+
     def to_read(self) -> Interactions:
         """What reading needs of this, for worker processes, each of which gets a copy."""
         none = np.empty(0, np.int64)

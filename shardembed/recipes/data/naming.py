@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from shardembed.errors import DataError
 from shardembed.inputs.names import Names
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
@@ -20,6 +22,19 @@ from shardembed.recipes.sequence_config import SequenceDataConfig
 def folder_of(folder: Path, table: str) -> Path:
     """Where in `folder` the names of a table are."""
     return folder / quote(table, safe="")
+
+
+def bring_names(folder: Path, former: Path) -> None:
+    """Copy what another run has kept: an id of its tables may live on without being in the data. Not collective.
+
+    Raises:
+        DataError: they cannot be read or written.
+    """
+    try:
+        if former.is_dir():
+            shutil.copytree(former, folder, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise DataError(f"{former}: cannot copy the names to {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:

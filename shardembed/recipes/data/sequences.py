@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -85,6 +85,11 @@ class Sequences:
         item_counts = np.bincount(taken, minlength=items) - np.bincount(held_item[held_users], minlength=items)
         training_users = np.flatnonzero(trained > 1)
         return Sequences(source, items, taken, starts, held_users, held_item, trained, item_counts, training_users, dropped, ids)
+
+    def with_room(self, items: int) -> Sequences:
+        """With at least so many items, of which the additional ones have no interactions."""
+        more = max(0, items - self.items)
+        return replace(self, items=self.items + more, item_counts=np.pad(self.item_counts, (0, more)))
 
     @property
     def users(self) -> int:

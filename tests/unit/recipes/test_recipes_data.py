@@ -21,7 +21,9 @@ from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, scan
 from shardembed.recipes.data.source import Chunk, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_slice
+from shardembed.recipes.ids_config import InteractionIdsConfig
 
+NUMBERED = InteractionIdsConfig(kind="numbered")
 SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=3)
 
 
@@ -87,7 +89,7 @@ def test_files_give_what_was_written(tmp_path: Path, suffix: str, monkeypatch: p
         lines = [sign.join(("extra", "who", "what"))]
         lines += [sign.join(("x", str(user), str(item))) for user, item in pairs(chunk)]
         path.write_text("\n".join(lines) + "\n")
-    source = open_source(DataConfig(path=str(path), user="who", item="what"))
+    source = open_source(DataConfig(path=str(path), user="who", item="what", ids=NUMBERED))
     chunks = list(all_chunks(source))
     assert len(chunks) > 1 or suffix == ".parquet"
     np.testing.assert_array_equal(pairs(concatenate(chunks)), pairs(chunk))
@@ -99,7 +101,7 @@ def test_several_files_are_read_one_after_the_other_also_compressed_ones(tmp_pat
     (tmp_path / "day_2.csv").write_text("what,who\n" + "".join(f"{item},{user}\n" for user, item in rows[400:]))
     text = "who,what\n" + "".join(f"{user},{item}\n" for user, item in rows[:400])
     (tmp_path / "day_1.csv.gz").write_bytes(gzip.compress(text.encode()))
-    source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what"))
+    source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what", ids=NUMBERED))
     assert source.name == f"{tmp_path}/day_* (2 files)"
     np.testing.assert_array_equal(pairs(concatenate(list(all_chunks(source)))), rows)
     found = scan(source, seed=0)
@@ -114,7 +116,7 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_bytes(b"PK\x03\x04 and so on")
 
     def scanned(*names: str) -> Interactions:
-        return scan(open_source(DataConfig(path=tuple(str(tmp_path / name) for name in names))), 0)
+        return scan(open_source(DataConfig(path=tuple(str(tmp_path / name) for name in names), ids=NUMBERED)), 0)
 
     with pytest.raises(DataError, match=r"b.csv.gz:3: column 'item_id': 'x' is not an integer"):
         scanned("a.csv", "b.csv.gz")
@@ -126,8 +128,9 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
         scanned("a.csv", "a.*")
     with pytest.raises(DataError, match=r"data.path: no file matches .*e\*"):
         scanned("e*")
-    with pytest.raises(DataError, match=r"is a folder; name the files in it"):
-        scanned("")
+    with pytest.raises(DataError, match=r"is a folder without a data file"):
+        (tmp_path / "empty").mkdir()
+        scanned("empty")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +175,8 @@ def test_a_bad_line_far_into_a_file_is_placed(tmp_path: Path, monkeypatch: pytes
         (pa.array([1.0, 2.5]), r"row 1 \(from 0\), column 'item': '2.5' is not an integer"),
         (pa.array([1.0, float("inf")]), r"row 1 \(from 0\), column 'item': 'inf' is not an integer"),
         (pa.array([1.0, float("nan")]), r"row 1 \(from 0\), column 'item': the value is missing"),
-        (pa.array([True, False]), r"column 'item' holds bool; ids must be whole numbers, or texts of their digits"),
-        (pa.array([[1], [2]]), r"column 'item' holds list<.*>; ids must be whole numbers"),
+        (pa.array([True, False]), r"column 'item' \(data.item\) holds bool; ids must be whole numbers, or texts of their digits"),
+        (pa.array([[1], [2]]), r"column 'item' \(data.item\) holds list<.*>; ids must be whole numbers"),
         (pa.nulls(2), r"row 0 \(from 0\), column 'item': the value is missing"),
         (pa.array([1, 2**64 - 1], pa.uint64()), r"row 1 \(from 0\), column 'item': \d+ is larger than"),
     ],

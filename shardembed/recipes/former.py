@@ -1,0 +1,131 @@
+"""The run that a job begins from (`--from RUN`): which of its checkpoints, and how the job's data and tables come to fit it.
+
+find       the checkpoint, and whether ids mean the same rows there and here           before the data are read
+Task.following   tables of numbered rows at least as large, vocabularies that go on    when they have been
+carry      what of the checkpoint goes into the model, and what begins fresh            (`carrying`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardembed.checkpoint import folders
+from shardembed.checkpoint.format.manifest import read_manifest
+from shardembed.errors import CheckpointError, ConfigError
+from shardembed.recipes import config as settings
+from shardembed.recipes.common import JobConfig
+from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.report import MODELS
+from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_finished, run_of
+
+TABLES, WEIGHT = "tables.", ".weight"  # around the name of a table in the keys of a checkpoint
+
+
+@dataclass(frozen=True)
+class Former:
+    """A run that another begins from.
+
+    Attributes:
+        run: its folder.
+        checkpoint: the folder of the one that is taken.
+        step: of that.
+        checksum: of that one's manifest, by which it is known.
+        config: its settings.
+        rows: of each of its tables whose rows are numbered.
+    """
+
+    run: Path
+    checkpoint: Path
+    step: int
+    checksum: str
+    config: JobConfig
+    rows: dict[str, int]
+
+    @property
+    def vocabularies(self) -> Path:
+        return self.run / VOCABULARIES
+
+    def __str__(self) -> str:
+        """What it is known by, on every rank and whenever the job is given again."""
+        return f"{self.run.name}/{self.checkpoint.name} {self.checksum[:16]}"
+
+    def differs(self, config: JobConfig) -> bool:
+        """The tables or the dense part are trained otherwise, so that what their optimizers kept is of no use."""
+        then, now = self.config.optimizer, config.optimizer
+        return (then.tables.name, then.dense.name) != (now.tables.name, now.dense.name)
+
+
+def find(given: str | Path, config: JobConfig) -> Former:
+    """The run in a folder, or that of the one of its checkpoints that is given. Not collective.
+
+    Raises:
+        ConfigError: it is no run, is not finished, has another model, or ids of a table mean other rows there.
+        CheckpointError: it has no checkpoint, or that cannot be read.
+    """
+    folder = Path(given)
+    run = run_of(folder)
+    if run is None:
+        raise ConfigError(f"--from: {given} is no run of `shardembed train`; give its folder, such as runs/NAME-20261129-081500")
+    whole = run.resolve() == folder.resolve()
+    if whole and not is_finished(run):
+        raise ConfigError(
+            f"--from: {given} is unfinished: give its own command again first, or one of its checkpoints, to begin from that"
+        )
+    try:
+        checkpoint = folders.chosen(run / CHECKPOINTS if whole else folder, None)
+    except CheckpointError as error:
+        raise CheckpointError(f"--from: {error}; a run with checkpoint.every_steps: null saves none") from error
+    then = settings.load(run / CONFIG, named=False)
+    if then.model.kind != config.model.kind:
+        raise ConfigError(
+            f"--from: {given} is a {MODELS[then.model.kind]}, and this job trains a {MODELS[config.model.kind]}: set model.kind as "
+            "it was, or leave --from out"
+        )
+    _check_rules(given, then, config)
+    manifest = read_manifest(checkpoint)
+    rows = {table_of(key): entry.rows for key, entry in manifest.entries.items() if entry.kind == "table" and entry.by_id is None}
+    return Former(run, checkpoint, manifest.step, manifest.checksum, then, rows)
+
+
+def table_of(key: str) -> str:
+    return key.removeprefix(TABLES).removesuffix(WEIGHT)
+
+
+def _check_rules(given: str | Path, then: JobConfig, now: JobConfig) -> None:
+    before, rules = row_rules(then), row_rules(now)
+    for table, rule in rules.items():
+        if before.get(table, rule) != rule:
+            raise ConfigError(
+                f"--from: the ids of {table!r} were {before[table]} in {given} and are {rule} here, so its rows would stand for "
+                "others: set data.ids and the feature as they were, or leave --from out"
+            )
+
+
+def row_rules(config: JobConfig) -> dict[str, str]:
+    """By table, how its values become rows, in words."""
+    data = config.data
+    features = {one.name: one for one in getattr(data, "features", ()) if one.has_table}
+    if isinstance(config, CtrConfig):
+        names, rule = [*getattr(data, "categories", ()), *features], _of_clicks
+    else:
+        names, rule = ["user", "item", *features], _of_interactions
+    found = {}
+    for name in names:
+        edges = features[name].buckets if name in features else None
+        found[name] = rule(config, name) if edges is None else f"numbers between the edges {', '.join(map(str, edges))}"
+    return found
+
+
+def _of_clicks(config: JobConfig, name: str) -> str:
+    ids = config.data.ids
+    if ids.kind == "hash":
+        return f"hashed into {ids.tables.get(name, ids.num_embeddings):,} rows with seed {ids.seed}"
+    return "those of a vocabulary" if ids.kind == "vocabulary" else "any ids"
+
+
+def _of_interactions(config: JobConfig, name: str) -> str:
+    if config.data.any_ids is None and name in ("user", "item"):
+        return "numbers of rows"
+    column = getattr(config.data, name, name)
+    return "any ids, read as texts" if column in getattr(config.data, "texts", ()) else "any ids"
