@@ -24,7 +24,7 @@ from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
 from shardembed.tables.plan import TablePlan
 
-MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "sasrec": "SASRec model"}
+MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "wide": "linear model", "sasrec": "SASRec model"}
 MAX_RANKS_SHOWN = 8
 MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
 MAX_PLAN = 40  # lines, for a table or for several that are alike
