@@ -17,13 +17,15 @@ from shardembed.embeddings.of_run import checkpoint_of
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError, ShardEmbedError
 from shardembed.recipes import config as settings
+from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
 from shardembed.recipes.data.stream import rank_start
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, run_of
-from shardembed.recipes.tasks import CtrTask, Task, prepare
+from shardembed.recipes.task import Task
+from shardembed.recipes.tasks import prepare
 
 SPLITS = ("validation_path", "split", "holdout_seed")  # settings of data that decide which rows are held out
 

@@ -67,8 +67,12 @@ def is_absent(value: object) -> bool:
 
 def absent_as_nulls(column: pa.Array) -> pa.Array:
     """Of a column of texts of numbers."""
-    there = compute.call_function("is_in", [column], compute.SetLookupOptions(_absent()))
-    return compute.if_else(there, pa.scalar(None, column.type), column)
+    return without(column, compute.call_function("is_in", [column], compute.SetLookupOptions(_absent())))
+
+
+def without(column: pa.Array, where: pa.Array) -> pa.Array:
+    """The column, with nulls `where` that is true."""
+    return compute.call_function("if_else", [where, pa.scalar(None, column.type), column])
 
 
 def _absent() -> pa.Array:
@@ -84,8 +88,7 @@ def _hashed(column: pa.Array, names: Names | None, optional: bool) -> np.ndarray
         return hash64(column, names=names)
     if not optional:
         return None
-    null = compute.if_else(pa.array(empty), pa.scalar(None, column.type), column)
-    return hash64(null, null=MISSING, names=names)
+    return hash64(without(column, pa.array(empty)), null=MISSING, names=names)
 
 
 def _hashed_numbers(column: pa.Array, names: Names | None, optional: bool) -> np.ndarray | None:
@@ -165,7 +168,7 @@ def _integers_of_numbers(column: pa.Array, optional: bool) -> np.ndarray | None:
     if pa.types.is_null(column.type):
         return np.full(len(column), MISSING) if optional or not len(column) else None
     if pa.types.is_floating(column.type):
-        column = compute.if_else(compute.is_nan(column), pa.scalar(None, column.type), column)
+        column = without(column, compute.call_function("is_nan", [column]))
     if not column.null_count or not optional:
         return int64_of_numbers(column, MIN_USER, MOST)
     found = np.full(len(column), MISSING)

@@ -153,11 +153,16 @@ def split(column: pa.Array, separator: str | None) -> tuple[pa.Array, np.ndarray
     """Of texts, the elements of all, without blanks around and empty ones, and how many each has, int64 `[n]`."""
     parts = compute.call_function("split_pattern", [column], compute.SplitPatternOptions(separator)) if separator else None
     elements = column if parts is None else parts.flatten()
-    counts = np.ones(len(column), np.int64) if parts is None else compute.list_value_length(parts).to_numpy().astype(np.int64)
+    counts = np.ones(len(column), np.int64) if parts is None else _lengths(parts)
     data, _ = bytes_of(elements)
     if (data == ord(" ")).any() or (data == ord("\t")).any():
         elements = compute.call_function("utf8_trim", [elements], compute.TrimOptions(BLANKS))
     return _present(elements, counts)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    lengths = compute.call_function("list_value_length", [lists])
+    return compute.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _present(elements: pa.Array, counts: np.ndarray) -> tuple[pa.Array, np.ndarray]:
@@ -191,7 +196,7 @@ def _lists_of_lists(column: pa.Array, element: Kind) -> Lists | None:
             return Lists.empty(len(column))
         elements, counts = column, np.ones(len(column), np.int64)
     else:
-        counts = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        counts = _lengths(column)
         if pa.types.is_fixed_size_list(column.type) and column.null_count:
             column = column.filter(column.is_valid())
         elements = column.flatten()

@@ -104,6 +104,7 @@ class TextFile:
         empty = set(names)
         for first_line, data in self._blocks(SAMPLE_BYTES):
             for _, values, _ in self._parsed(data, first_line, columns):
+                texts: Any
                 for name, texts in zip(names, values, strict=True):
                     found[name].append(texts)
                     if name in empty and any(texts.view(pa.binary()).to_pylist()):
@@ -161,7 +162,7 @@ class TextFile:
     def _parsed(self, data: bytes, first_line: int, columns: Columns) -> Iterator[Rows]:
         found = self._fast(data, columns)
         if found is not None:
-            yield (*found, [])
+            yield found[0], found[1], []
         elif len(data) <= PIECE_BYTES:
             yield self._slow(data, first_line, columns)
         else:

@@ -30,9 +30,10 @@ from shardembed.recipes.data.clicks.moments import Moments
 from shardembed.recipes.features_config import Features
 from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.models.masks import Dropout
-from shardembed.tables.table_config import Constant
+from shardembed.tables.table_config import Uniform
 
 Drop = Callable[[int, torch.Tensor], torch.Tensor]
+WIDE_START = 0.01
 TOP = 1 << 10  # added to the numbers of the top MLP's layers, for the masks
 
 
@@ -46,8 +47,9 @@ class Mlp(nn.Sequential):
         super().__init__(*layers[: None if last_relu else -1])
         self._hidden = 2 * (len(sizes) - 2)  # modules
 
-    def forward(self, x_bD: torch.Tensor, drop: Drop | None = None, first: int = 0) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, drop: Drop | None = None, first: int = 0) -> torch.Tensor:
         """first: the number of the first layer, for `drop`."""
+        x_bD = input
         for place, layer in enumerate(self):
             x_bD = layer(x_bD)
             if drop is not None and place % 2 and place < self._hidden:
@@ -167,7 +169,9 @@ def table_configs(
 ) -> list[se.TableConfig]:
     """Those of a model, in the order of the columns; a table has the name of its column."""
     dtype, tables = getattr(torch, config.table_dtype), []
-    start = Constant(0.0) if config.kind == "wide" else None  # a linear model begins at no knowledge, and needs no noise
+    # A linear model needs no noise to begin with. But from zeros the gradients of a row would cancel to the last bit, and Adagrad
+    # makes a whole step of what the order of a sum leaves of that.
+    start = Uniform(-WIDE_START, WIDE_START) if config.kind == "wide" else None
     for one in columns:
         if one.has_table:
             pooling = one.pooling if one.kind == "ids" else None

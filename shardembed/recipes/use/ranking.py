@@ -43,7 +43,7 @@ class ByTower:
     @torch.no_grad()
     def __call__(self, places: np.ndarray) -> torch.Tensor:
         model: TwoTower = self._model
-        return model.queries(model.rows_of_users(torch.from_numpy(self._numbers[places]).to(model.log_expected.device)))
+        return model.query_vectors_of(torch.from_numpy(self._numbers[places]))
 
 
 class ByHistory:

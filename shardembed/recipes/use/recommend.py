@@ -125,7 +125,7 @@ def _is_all(users: Any) -> bool:
 def _asked(opened: Opened, users: Any, wish: Wish) -> np.ndarray:
     if not _is_all(users):
         return opened.users.ids_of(users)
-    return users_of(of_data(opened.config.data, wish.history)) if isinstance(opened.config, SequenceConfig) else opened.users.ids
+    return users_of(of_data(opened, wish.history)) if isinstance(opened.config, SequenceConfig) else opened.users.ids
 
 
 def _piece(
@@ -152,8 +152,7 @@ def _piece(
 
 def _known(opened: Opened, ids: np.ndarray, wish: Wish) -> tuple[np.ndarray, Asks, Taken | None]:
     """Of distinct users: whom the model knows, bool `[U]`; what asks for these; the numbers of what each of all has seen."""
-    config = opened.config.data
-    seen = _numbered(opened, taken_by(of_data(config, wish.data), ids)) if wish.exclude_seen else None
+    seen = _numbered(opened, taken_by(of_data(opened, wish.data), ids)) if wish.exclude_seen else None
     if not isinstance(opened.config, SequenceConfig):
         numbers = opened.users.numbers_of(ids)
         known = numbers != NOBODY
@@ -169,7 +168,7 @@ def known_by_history(opened: Opened, users: np.ndarray, history: tuple[str, ...]
     Raises:
         DataError: they cannot be read.
     """
-    taken = taken_by(of_data(opened.config.data, history), users)
+    taken = taken_by(of_data(opened, history), users)
     there = opened.items.numbers_of(taken.items) != NOBODY
     known = taken.only(there).counts > 0
     # Any id can be looked up, and is read as evaluation reads it where it has no row.
@@ -188,7 +187,7 @@ def _numbered(opened: Opened, taken: Taken) -> Taken:
 
 def _popular(opened: Opened, wish: Wish) -> np.ndarray:
     """The numbers of items in the data, the most frequent first."""
-    ids, counts = counted(of_data(opened.config.data, wish.data))
+    ids, counts = counted(of_data(opened, wish.data))
     numbers = opened.items.numbers_of(ids)
     order = np.argsort(-counts, kind="stable")
     return numbers[order][numbers[order] != NOBODY]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from shardembed.recipes.data.choose import open_numbered, open_source
 from shardembed.recipes.data.lists import stretches
 from shardembed.recipes.data.source import Chunk, all_chunks
 from shardembed.recipes.sequence_config import SequenceDataConfig
+from shardembed.recipes.use.opened import Opened
 
 InteractionsConfig = DataConfig | SequenceDataConfig
 
@@ -59,9 +59,13 @@ def nothing_taken(users: int) -> Taken:
     return Taken(np.empty(0, np.int64), np.zeros(users + 1, np.int64))
 
 
-def of_data(config: InteractionsConfig, paths: Sequence[str] | None = None) -> Any:
-    """The settings for reading other files than the run's, where there are some."""
-    return config if not paths else config.model_copy(update={"path": tuple(paths)})
+def of_data(opened: Opened, paths: Sequence[str]) -> InteractionsConfig:
+    """The settings for reading the run's data, or other files, whose ids are texts where those of the run are: a short file would
+    often say otherwise.
+    """
+    config = opened.config.data
+    texts = {name for name, side in ((config.user, opened.users), (config.item, opened.items)) if side.names is not None}
+    return config.model_copy(update={"path": tuple(paths) or config.path, "texts": tuple(texts | set(config.texts))})
 
 
 def taken_by(config: InteractionsConfig, users: np.ndarray) -> Taken:

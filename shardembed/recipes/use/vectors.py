@@ -1,7 +1,7 @@
 """What the model of an opened run compares: a query a user, a vector an item, so that score = query @ vector.
 
-Of two towers a user's query is what the user tower makes of its row. Of sequences it is what the layers make of what the user took
-in training: those by which the job was evaluated.
+Of two towers a user's query is what the user tower makes of its row. Of sequences it is what the layers make of what the user had
+met when the job was evaluated.
 
 Legend: n users or items, D columns.
 """
@@ -99,7 +99,7 @@ def maker(opened: Opened, side: str) -> Maker:
             opened.users, _columns(opened), noted.metric, f"users, {noted.made}", lambda places: queries_of_users(opened, places)
         )
     catalog, taken = _trained_on(opened)
-    told = "queries that the layers make of what each user took in training"
+    told = "queries that the layers make of what each user had met when the job was evaluated"
     return Maker(catalog, _columns(opened), model.vectors["tables.item"].metric, told, ByHistory(opened, taken))
 
 
@@ -116,26 +116,24 @@ def _columns(opened: Opened) -> int:
     return opened.config.model.embedding_dim
 
 
-@torch.no_grad()
 def items_of(opened: Opened, places: np.ndarray) -> torch.Tensor:
     """The vectors of items, by their numbers; float32 `[m, D]`. Collective."""
-    rows = opened.model.tables.rows("item", torch.from_numpy(opened.items.ids[places]))
-    return opened.model.item_vectors(rows) if isinstance(opened.model, TwoTower) else rows.float()
+    return opened.model.item_vectors_of(torch.from_numpy(places))
 
 
-@torch.no_grad()
 def queries_of_users(opened: Opened, places: np.ndarray) -> torch.Tensor:
     """The queries of users of two towers, by their numbers; float32 `[m, D]`. Collective."""
-    return opened.model.queries(opened.model.tables.rows("user", torch.from_numpy(opened.users.ids[places])))
+    return opened.model.query_vectors_of(torch.from_numpy(places))
 
 
 def _trained_on(opened: Opened) -> tuple[Catalog, Taken]:
-    """The users of sequences who have something in training, and what that is."""
+    """The users of sequences who had met something when the job was evaluated, and what that is."""
     config = opened.config
     assert isinstance(config, SequenceConfig)
     data = prepare(config, Comm.of()).data
     users = data.ids.users if data.ids is not None else users_of(config.data)
-    trained = np.flatnonzero(data.user_counts > 0)
-    items, counts = data.last(trained, config.model.max_length)
+    met = data.met(validation=False)
+    trained = np.flatnonzero(met > 0)
+    items, counts = data.last(trained, config.model.max_length, met)
     items = items if data.ids is None else data.ids.items[items]
     return Catalog("user", users[trained], opened.users.names), Taken(items, np.append(0, np.cumsum(counts)))

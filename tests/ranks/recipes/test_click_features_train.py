@@ -15,10 +15,11 @@ from rich.console import Console
 import shardembed as se
 from shardembed.comm.comm import Comm
 from shardembed.recipes import train
+from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
 from shardembed.recipes.scoring import ClickScorer
-from shardembed.recipes.tasks import CtrTask, prepare
+from shardembed.recipes.tasks import prepare
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
@@ -76,7 +77,12 @@ WIDE = {"kind": "wide", "embedding_dim": 16, "bottom": (64,), "top": (64, 32), "
         {},
         exhaustive({"model": WIDE, "data": {"ids": {"kind": "vocabulary"}}}),
         exhaustive(
-            {"model": {"kind": "dcnv2", "cross_layers": 2}, "data": {"ids": {"kind": "hash", "num_embeddings": 50}, "workers": 1}}
+            {
+                "model": {"kind": "dcnv2", "cross_layers": 2},
+                "data": {
+                    "ids": {"kind": "hash", "num_embeddings": 50},
+                },
+            }
         ),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def test_faiss_finds_what_is_recommended(small: Small) -> None:
     assert built.index.metric_type == faiss.METRIC_INNER_PRODUCT
     scores, names = built.search(run.queries(users), 8)
     wanted = run.recommend(users, 8)
-    assert sum(names, []) == wanted.column("item").to_pylist()
+    assert list(chain(*names)) == wanted.column("item").to_pylist()
     np.testing.assert_allclose(scores.ravel(), wanted.column("score").to_numpy(), rtol=1e-5)
     assert len(built.search(run.queries(users), 1000)[1][0]) == 60
     assert run.index(factory="IVF4,Flat").index.ntotal == 60
@@ -39,7 +41,7 @@ def test_hnswlib_finds_what_is_recommended(small: Small) -> None:
     run, users = se.open_run(small.path), ["ü-3", "ü-70", "ü-12"]
     scores, names = run.index(kind="hnswlib").search(run.queries(users), 8)
     wanted = run.recommend(users, 8)
-    assert sum(names, []) == wanted.column("item").to_pylist(), "of 60 items it looks at all"
+    assert list(chain(*names)) == wanted.column("item").to_pylist(), "of 60 items it looks at all"
     np.testing.assert_allclose(scores.ravel(), wanted.column("score").to_numpy(), rtol=1e-5)
 
 

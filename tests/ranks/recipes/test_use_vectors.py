@@ -16,19 +16,22 @@ from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.recipes.using import END, SASREC, TWO_TOWER, VIEWS, Small, asked_of, recall_and_ndcg
 
+FEATURES = ", features: [{name: taste, kind: id, of: user}, {name: price, kind: number, of: item}]"
 KINDS = {
     "two_tower": (VIEWS + TWO_TOWER + END, {}),
     "towers": (VIEWS + TWO_TOWER + END, {"towers": "[12]"}),
     "repeats": (VIEWS + TWO_TOWER + END, {"eval": ", repeats: true"}),
     "sasrec": (VIEWS + SASREC + END, {"more": ", time: at"}),
     "sasrec unmet": (VIEWS + SASREC + END, {"more": ", time: at", "eval": ", repeats: false"}),
+    "features": (VIEWS + TWO_TOWER + END, {"more": FEATURES}),
+    "features in towers": (VIEWS + TWO_TOWER + END, {"more": FEATURES, "towers": "[12]"}),
+    "ratio": (VIEWS + TWO_TOWER + END, {"more": ", split: {kind: ratio, share: 0.3, validation: true}"}),
     "bfloat16": (VIEWS + TWO_TOWER + "wire_dtype: bfloat16\n" + END, {"towers": "[12]"}),
 }
+SAMPLE = ("towers", "sasrec", "features")
 
 
-@pytest.fixture(
-    scope="module", params=[*list(KINDS)[:2], "sasrec", *(exhaustive(one) for one in ("repeats", "sasrec unmet", "bfloat16"))]
-)
+@pytest.fixture(scope="module", params=[one if one in SAMPLE else exhaustive(one) for one in KINDS])
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
     text, settings = KINDS[request.param]
     return Small.train(tmp_path_factory.mktemp("run"), text, **settings)

@@ -83,45 +83,48 @@ def views(folder: Path) -> list[tuple[str, str]]:
     found = [(f"ü-{user}", f"SKU/{item:03}") for user, item in zip(users, items, strict=True)]
     with (folder / "views.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["viewer", "sku", "at"])
-        rows.writerows((*one, at) for at, one in enumerate(found))
+        rows.writerow(["viewer", "sku", "at", "taste", "price"])
+        rows.writerows((*one, at, f"likes {users[at] % 4}", items[at] * 0.5) for at, one in enumerate(found))
     return found
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the evaluation of a job asks: by user the held-out item, and what the user had met by then; all of them ids."""
+    """What the evaluation of a job asks: by user the items held out, and what the user had met by then; all of them ids."""
 
-    held: dict[int, int]
+    held: dict[int, set[int]]
     met: dict[int, set[int]]
 
 
 def asked_of(settings: Any) -> Asked:
     data = prepare(settings, se.init()).data
-    everyone = data.held_users
-    history = data.histories(everyone)
-    users = everyone if data.ids is None else data.ids.users[everyone]
+    asked = data.questions()
+    users = np.arange(data.users) if data.ids is None else data.ids.users
     items = np.arange(data.items) if data.ids is None else data.ids.items
-    met: dict[int, set[int]] = {user: set() for user in users.tolist()}
-    for owner, item in zip(history.owners.tolist(), history.items.tolist(), strict=True):
+    everyone = asked.held.users
+    history = asked.histories(everyone)
+    held: dict[int, set[int]] = {int(users[user]): set() for user in everyone}
+    met: dict[int, set[int]] = {user: set() for user in held}
+    for owner, item in zip(everyone[history.owners].tolist(), history.items.tolist(), strict=True):
         met[int(users[owner])].add(int(items[item]))
-    return Asked(dict(zip(users.tolist(), items[data.held_item[everyone]].tolist(), strict=True)), met)
+    for owner, item in zip(asked.held.owners.tolist(), asked.held.items.tolist(), strict=True):
+        held[int(users[owner])].add(int(items[item]))
+    return Asked(held, met)
 
 
 def recall_and_ndcg(asked: Asked, vectors: dict[str, tuple[np.ndarray, np.ndarray]], k: int, repeats: bool) -> tuple[float, float]:
     """By exhaustive ranking: vectors are (ids `[n]`, values `[n, D]`) of user and item."""
     item_ids, items = vectors["item"]
     queries = dict(zip(vectors["user"][0].tolist(), vectors["user"][1], strict=True))
-    users = hits = 0
-    gain = 0.0
+    recalls, gains = [], []
     for user, held in asked.held.items():
-        if not repeats and held in asked.met[user]:
+        wanted = held if repeats else held - asked.met[user]
+        if not wanted:
             continue
-        users += 1
         scores = items @ queries[user]
-        candidates = np.array([repeats or one == held or one not in asked.met[user] for one in item_ids.tolist()])
+        candidates = np.array([repeats or one not in asked.met[user] for one in item_ids.tolist()])
         best = item_ids[candidates][np.argsort(-scores[candidates], kind="stable")[:k]].tolist()
-        if held in best:
-            hits += 1
-            gain += 1 / np.log2(best.index(held) + 2)
-    return hits / users, gain / users
+        gained = sum(1 / np.log2(place + 2) for place, item in enumerate(best) if item in wanted)
+        recalls.append(len(wanted.intersection(best)) / len(wanted))
+        gains.append(gained / sum(1 / np.log2(place + 2) for place in range(min(k, len(wanted)))))
+    return float(np.mean(recalls)), float(np.mean(gains))

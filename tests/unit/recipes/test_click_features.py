@@ -17,6 +17,7 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import DataError
 from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.hashing import Hashing
+from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.ctr_config import CtrConfig, CtrDataConfig, CtrModelConfig
 from shardembed.recipes.data.clicks.encode import Encoder
 from shardembed.recipes.data.clicks.moments import Moments
@@ -26,7 +27,6 @@ from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.fingerprint import Fingerprint
 from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.wanted import MISSING
-from shardembed.recipes.tasks import CtrTask
 
 FEATURES = (
     {"name": "shop", "kind": "id"},

@@ -112,14 +112,14 @@ class TableColumn:
         place: its own among the columns of its kind.
         lookup: from values to rows.
         rows: of the table; 1 where they are not numbered.
-        missing: the row, or the id, of what is missing; None where nothing is.
+        missing: the row, or the id, of an id that is missing.
     """
 
     feature: FeatureConfig
     place: int
     lookup: Lookup
     rows: int
-    missing: int | None = MISSING_ROW
+    missing: int = MISSING_ROW
 
     def of(self, clicks: Clicks) -> np.ndarray:
         """int64, all of its ids: `[n]`, or as many as its lists hold."""
@@ -221,7 +221,7 @@ def _column(config: CtrDataConfig, feature: FeatureConfig, place: int, vocabular
     if feature.buckets is not None:
         # As narrow as what they are compared with: 0.7 shall not be above a number that was read as 0.7.
         edges = np.array(feature.buckets, np.float32)
-        return TableColumn(feature, place, _Buckets(edges), len(edges) + 1, missing=None)
+        return TableColumn(feature, place, _Buckets(edges), len(edges) + 1)
     ids = config.ids
     if ids.kind == "dynamic":
         return TableColumn(feature, place, _as_they_are, 1, missing=MISSING)
