@@ -112,8 +112,8 @@ def test_two_ranks_answer_as_one_does(runs: Runs) -> None:
         assert len(one) == len(other)
         for left, right in zip(one, other, strict=True):
             assert {**left, "score": 0, "prediction": 0} == {**right, "score": 0, "prediction": 0}
-            for name in ("score", "prediction"):
-                assert left.get(name) == pytest.approx(right.get(name), rel=1e-5)
+            scores = [[row.get(name) or 0.0 for name in ("score", "prediction")] for row in (left, right)]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["two_tower", "sasrec"])
@@ -182,7 +182,7 @@ def test_users_come_from_a_file_and_answers_go_into_one(runs: Runs, suffix: str,
 @pytest.mark.parametrize(
     ("wanted", "error", "said"),
     [
-        ({"users": [None]}, DataError, "user 0 .* is missing"),
+        ({"users": [None]}, DataError, "is missing; remove it"),
         ({"users": ["a"], "k": 0}, ConfigError, "k=0"),
         ({"users": ["a"], "unknown": "populr"}, ConfigError, "did you mean 'popular'"),
         ({"users": ["a"], "history": ["x.csv"]}, ConfigError, "two towers know users by their rows"),
@@ -212,7 +212,7 @@ def test_a_run_is_opened_without_its_data(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "views.csv").unlink()
     run = se.open_run(small.path)
     assert run.recommend(["ü-3"], 2).num_rows == 2
-    with pytest.raises(DataError, match="views.csv"):
+    with pytest.raises(DataError, match=r"views.csv"):
         run.recommend(["ü-3"], 2, exclude_seen=True)
 
 
