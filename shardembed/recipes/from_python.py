@@ -64,9 +64,12 @@ class TrainedRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A dict an evaluation: `step` and the metrics, those during training and then the one at the end; raises as `losses`."""
+        """A dict an evaluation: `step` and the metrics, those during training and then the one at the end, if its weights had not
+        been evaluated; raises as `losses`.
+        """
         found = [{"step": line["step"], **line["evaluation"]} for line in self._lines() if "evaluation" in line]
-        return [*found, {"step": self.summary["steps"], **self.metrics}]
+        step = self.summary["best_step"]
+        return found if any(line["step"] == step for line in found) else [*found, {"step": step, **self.metrics}]
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         path = self.folder / METRICS

@@ -9,6 +9,7 @@ import pytest
 from shardembed.config import located
 from shardembed.errors import ConfigError
 from shardembed.recipes import config
+from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.resolved import WIDTH, resolved_yaml
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "train" / "quickstart.yaml"
@@ -27,7 +28,7 @@ def complaint(folder: Path, text: str, *overrides: str) -> str:
 
 
 def test_the_quickstart_file_says_the_defaults() -> None:
-    assert config.load(QUICKSTART) == config.Config(name="quickstart")
+    assert config.load(QUICKSTART) == config.Config(name="quickstart", eval=RankingConfig(users=10_000))
 
 
 @pytest.mark.parametrize(
