@@ -191,7 +191,8 @@ def train(
             log.add(step + 1, epoch + 1, loss, skipped.last_was(step + 1))
             progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + part.global_size)
             saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
-            evaluates, result, improved = task.evaluates_after(step + 1), None, False
+            evaluates, result, before = task.evaluates_after(step + 1), None, progress
+            improved = False
             # Losses stay on their device until then: reading one a step would wait for the GPU each time.
             if (step + 1) % REPORT_STEPS and step + 1 < steps and not saves and not evaluates:
                 continue
