@@ -165,8 +165,8 @@ def train(
     counts: IdCounts,
     tracking: Tracking,
 ) -> tuple[Progress, Evaluated | None]:
-    """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it. Beside how far it came
-    it gives what the last weights reach, where they were evaluated.
+    """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it. Beside how far it
+    came it gives what the last weights reach, where they were evaluated.
 
     A checkpoint comes after every so many steps, after an evaluation that is the best so far, and after the last step, once all
     that it stands for has been written.
