@@ -150,7 +150,9 @@ def test_files_that_differ_in_kind_are_read_alike_or_refused(tmp_path: Path) -> 
     chunks = all_chunks(open_source(one.model_copy(update={"path": (*other.path, *one.path)})))
     assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()
     mixed = one.model_copy(update={"path": (*third.path, *one.path)})
-    with pytest.raises(DataError, match=r"data.user: .*a.csv has texts, but .*c.parquet has whole numbers.* data.texts: \[user_id\]"):
+    with pytest.raises(
+        DataError, match=r"data.user: .*a.csv has texts, but .*c.parquet has whole numbers.* data.texts: \[user_id\]"
+    ):
         open_source(mixed)
     chunks = all_chunks(open_source(mixed.model_copy(update={"texts": ("user_id",)})))
     assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()

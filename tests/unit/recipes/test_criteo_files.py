@@ -90,7 +90,9 @@ def test_values_are_what_the_text_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("line", "message"), BAD.items())
 @pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
-def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path: Path, line: str, message: str, packed: Callable[[bytes], bytes]) -> None:
+def test_a_bad_row_is_named_with_file_and_line_or_skipped(
+    tmp_path: Path, line: str, message: str, packed: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "a.txt"
     data = "\n".join([*GOOD, line, *GOOD]).encode()
     path.write_bytes(packed(data))

@@ -202,7 +202,9 @@ def test_users_of_sequences_may_be_any_int64(tmp_path: Path, suffix: str, slow: 
     else:
         nulls = [None] * slow
         parquet.write_table(pa.table({"user_id": pa.array(users + nulls, pa.int64()), "item_id": items}), path)
-    settings = config(data={"path": str(path), "user": "user_id", "item": "item_id", "time": None, "on_bad_row": "skip", "ids": "numbered"})
+    settings = config(
+        data={"path": str(path), "user": "user_id", "item": "item_id", "time": None, "on_bad_row": "skip", "ids": "numbered"}
+    )
     source = open_source(settings.data)
     assert [user for chunk in all_chunks(source) for user in chunk.users.tolist()] == users
     data = scan(source)
