@@ -20,10 +20,12 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import DataError
 from shardembed.recipes import config
 from shardembed.recipes.data import fingerprint
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks
+from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.fingerprint import Fingerprint, FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.source import Chunk, concatenate
-from shardembed.recipes.tasks import Task, prepare
+from shardembed.recipes.data.wanted import MISSING
+from shardembed.recipes.task import Task
+from shardembed.recipes.tasks import prepare
 
 ROWS = 300
 
@@ -214,7 +216,7 @@ def test_an_epoch_over_a_file_that_was_changed_raises(
     for one, other in zip(taken, before, strict=False):
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "categories")
     with pytest.raises(DataError, match="the data have changed under the run"):
-        list(task.data.histories(task.data.held_users) if kind == "pairs" else task.data.held_out())
+        list(task.data.histories(task.data.held.users) if kind == "pairs" else task.data.held_out())
     data.unlink()
     with pytest.raises(DataError, match=rf"{data}: cannot read the file: No such file .*the data have changed under the run"):
         list(again())
