@@ -157,7 +157,8 @@ def named(folder: Path) -> Path:
 
 
 def test_a_colour_is_a_column_of_a_file(table: Path) -> None:
-    for settings in ({"metadata": "m.csv"}, {"colour": "genre"}, {"key": "id"}):
+    wrong: tuple[dict[str, Any], ...] = ({"metadata": "m.csv"}, {"colour": "genre"}, {"key": "id"})
+    for settings in wrong:
         with pytest.raises(ConfigError, match="give both metadata, the file, and colour, the column"):
             se.table_map(table, "item", table / "map.png", **settings)
     with pytest.raises(ConfigError, match="remote paths"):
