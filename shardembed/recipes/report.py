@@ -274,7 +274,7 @@ def show_retrieval(
     if not model.users:
         say("warning: no user was left to ask, so the metrics say nothing")
     elif model.recall <= popularity.recall:
-        say(
+        console.print(
             f"warning: the model finds no more than popularity does: recall@{k} {model.recall:.4f} against "
             f"{popularity.recall:.4f}. Train for longer, with another rate, or with fewer dimensions"
         )
