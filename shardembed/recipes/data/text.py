@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ SAMPLE_BYTES = 1 << 20  # whose values say what a column holds
 MAX_LINE = 16 << 20
 CUTS_TRIED = 64
 END = "end"
+LINE_END = re.compile(rb"\r\n|\r|\n")
 BOM = b"\xef\xbb\xbf"
 TAR = slice(257, 262)  # where "ustar" stands in an archive
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
@@ -149,9 +151,9 @@ class TextFile:
                         block = block.removeprefix(BOM)
                     lines = _line_count(block)
                     if skip:
-                        kept = block.splitlines(keepends=True)[skip:]
-                        skip, line, block = max(0, skip - lines), line + min(skip, lines), b"".join(kept)
-                        lines = len(kept)
+                        taken = min(skip, lines)
+                        block = _after_lines(block, taken)
+                        skip, line, lines = skip - taken, line + taken, lines - taken
                     if block:
                         yield line, block
                     line += lines
@@ -352,16 +354,25 @@ def _whole_lines(data: bytes) -> int:
     """How many bytes of `data` are whole lines, 0 if there is none. The lines of a quoted value stay together if possible."""
     end = len(data)
     last = 0
+    quoted = b'"' in data
     for _ in range(CUTS_TRIED):
         end = data.rfind(b"\n", 0, end) + 1 or data.rfind(b"\r", 0, min(end, len(data) - 1)) + 1
         last = last or end
-        if not end or data.count(b'"', 0, end) % 2 == 0:
+        if not end or not quoted or data.count(b'"', 0, end) % 2 == 0:
             return end or last
         end -= 1
     return last
 
 
+def _after_lines(data: bytes, count: int) -> bytes:
+    """What comes after the first `count` lines."""
+    ends = islice(LINE_END.finditer(data), count - 1, count)
+    return data[next((found.end() for found in ends), len(data)) :]
+
+
 def _line_count(data: bytes) -> int:
     """Ends of lines, of each of the three kinds, and a last line without one."""
-    ends = data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+    ends = data.count(b"\n")
+    if b"\r" in data:
+        ends += data.count(b"\r") - data.count(b"\r\n")
     return ends + (bool(data) and not data.endswith((b"\n", b"\r")))
