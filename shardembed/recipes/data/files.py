@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from shardembed.inputs.names import Names
@@ -11,6 +12,9 @@ from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.opened import Files, open_files
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.data.wanted import Wanted, WantedKind
+from shardembed.recipes.features_config import FeatureConfig
+
+NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
 
 class FileInteractions:
@@ -20,6 +24,7 @@ class FileInteractions:
         paths: what names them.
         time: the column of times, whole numbers, or dates with or without a time of day; None where times are of no interest. The
             attribute `clock` says whether they are dates.
+        features: columns that are read too.
         any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
         any_id: users and items may be any integers of 64 bits, or texts.
         texts: columns that are read as texts though they hold digits.
@@ -37,6 +42,7 @@ class FileInteractions:
         item: str,
         on_bad_row: Literal["raise", "skip"] = "raise",
         time: str | None = None,
+        features: Sequence[FeatureConfig] = (),
         any_user: bool = False,
         any_id: bool = False,
         texts: Sequence[str] = (),
@@ -48,6 +54,8 @@ class FileInteractions:
             for name, kind, setting, book in zip((user, item), kinds, ("data.user", "data.item"), names, strict=True)
         ]
         wanted += [Wanted(time, "time", "data.time")] if time is not None else []
+        self._features = len(features)
+        wanted += wanted_of(features, texts)
         patterns = [str(paths)] if isinstance(paths, str | Path) else list(paths)
         self._files: Files = open_files(patterns, wanted, on_bad_row == "skip", "data.path")
         self.clock = self._files.kinds[2].clock if time is not None else None
@@ -62,10 +70,19 @@ class FileInteractions:
 
     def chunks(self, part: int = 0) -> Iterator[Chunk]:
         for read in self._files.chunks(part):
-            users, items, *times = (one for one in read.columns if not isinstance(one, Lists))
+            end = len(read.columns) - self._features
+            users, items, *times = (one for one in read.columns[:end] if not isinstance(one, Lists))
             fine = times[0][1] if times and times[0][1].any() else None
-            yield Chunk(users, items, read.dropped, times[0][0] if times else None, fine)
+            yield Chunk(users, items, read.dropped, times[0][0] if times else None, fine, read.columns[end:])
 
     def place(self, column: int, value: int) -> str:
         """Where the first row with that user (column 0) or item (1) is: file and line, or row. Reads the files."""
         return self._files.place(column, value)
+
+
+def wanted_of(features: Sequence[FeatureConfig], texts: Sequence[str], books: Mapping[str, Names] = NO_BOOKS) -> list[Wanted]:
+    """The columns of features; books: by their names, where texts are to be noted with their ids."""
+    return [
+        Wanted(one.name, one.kind, "data.features", one.separator, one.kind != "number" and one.name in texts, books.get(one.name))
+        for one in features
+    ]

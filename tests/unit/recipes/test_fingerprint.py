@@ -214,7 +214,7 @@ def test_an_epoch_over_a_file_that_was_changed_raises(
     for one, other in zip(taken, before, strict=False):
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "categories")
     with pytest.raises(DataError, match="the data have changed under the run"):
-        list(task.data.histories(task.data.held_users) if kind == "pairs" else task.data.held_out())
+        list(task.data.histories(task.data.held.users) if kind == "pairs" else task.data.held_out())
     data.unlink()
     with pytest.raises(DataError, match=rf"{data}: cannot read the file: No such file .*the data have changed under the run"):
         list(again())

@@ -18,7 +18,7 @@ from shardembed.recipes.config import DataConfig, GeneratorConfig
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.generate import GeneratedInteractions
-from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, scan
+from shardembed.recipes.data.interactions import Interactions, global_batches, scan
 from shardembed.recipes.data.source import Chunk, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_slice
 from shardembed.recipes.ids_config import InteractionIdsConfig
@@ -105,7 +105,7 @@ def test_several_files_are_read_one_after_the_other_also_compressed_ones(tmp_pat
     assert source.name == f"{tmp_path}/day_* (2 files)"
     np.testing.assert_array_equal(pairs(concatenate(list(all_chunks(source)))), rows)
     found = scan(source, seed=0)
-    np.testing.assert_array_equal(found.held_row, scan(generated(), seed=0).held_row)
+    np.testing.assert_array_equal(found.held_rows, scan(generated(), seed=0).held_rows)
 
 
 def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
@@ -204,22 +204,21 @@ def test_one_interaction_of_each_user_with_two_is_held_out(rows: list[tuple[int,
     data = scan(Listed(users, items, size), seed=1)
     assert (data.users, data.items, data.rows) == (users.max() + 1, items.max() + 1, len(rows))
     counts = np.bincount(users)
-    np.testing.assert_array_equal(data.held_users, np.flatnonzero(counts >= 2))
-    for user in data.held_users:
-        assert users[data.held_row[user]] == user
-        assert items[data.held_row[user]] == data.held_item[user]
-    assert (data.held_row[counts < 2] == NO_ROW).all()
-    kept = np.delete(np.arange(len(rows)), data.held_row[data.held_users])
+    np.testing.assert_array_equal(data.held.users, np.flatnonzero(counts >= 2))
+    np.testing.assert_array_equal(np.sort(users[data.held_rows]), data.held.owners)
+    of_users = {users[row]: items[row] for row in data.held_rows}
+    assert [of_users[user] for user in data.held.owners] == data.held.items.tolist()
+    kept = np.delete(np.arange(len(rows)), data.held_rows)
     np.testing.assert_array_equal(pairs(concatenate(list(data.training()))), np.stack([users, items], 1)[kept])
     np.testing.assert_array_equal(data.user_counts, np.bincount(users[kept], minlength=data.users))
     np.testing.assert_array_equal(data.item_counts, np.bincount(items[kept], minlength=data.items))
     whole = scan(Listed(users, items, 1000), seed=1)
-    np.testing.assert_array_equal(data.held_row, whole.held_row)
+    np.testing.assert_array_equal(data.held_rows, whole.held_rows)
 
 
 def test_the_held_out_place_is_uniform_and_depends_on_the_seed() -> None:
     users = np.repeat(np.arange(3000), 4)
-    first, second = (scan(Listed(users, users * 0), seed).held_row % 4 for seed in (0, 1))
+    first, second = (scan(Listed(users, users * 0), seed).held_rows % 4 for seed in (0, 1))
     assert (np.abs(np.bincount(first) - 750) < 100).all()
     assert 0.15 < (first == second).mean() < 0.35
 
