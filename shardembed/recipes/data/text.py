@@ -26,10 +26,10 @@ from shardembed.recipes.data.layout import Layout
 from shardembed.recipes.data.lists import has
 from shardembed.recipes.data.opening import UNREADABLE, Place, open_text
 
-BLOCK_BYTES = 16 << 20  # of text parsed at a time
+BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
 PIECES = 16  # into which a block with something wrong is cut, and cut again
-THREAD_BYTES = 1 << 20  # that one of pyarrow's threads takes
+THREAD_BYTES = 1 << 19  # that one of pyarrow's threads takes
 SAMPLE_BYTES = 1 << 20  # whose values say what a column holds
 MAX_LINE = 16 << 20
 CUTS_TRIED = 64
@@ -140,13 +140,11 @@ class TextFile:
                 while not ended:
                     read = file.read(size)
                     ended = not read
-                    rest += read
-                    whole = len(rest) if ended else _whole_lines(rest)
-                    if not whole and len(rest) > MAX_LINE:
+                    block, rest = _cut(rest, read)
+                    if not block and len(rest) > MAX_LINE:
                         raise DataError(
                             f"{self.place}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?"
                         )
-                    block, rest = rest[:whole], rest[whole:]
                     if line == 1:
                         block = block.removeprefix(BOM)
                     lines = _line_count(block)
@@ -192,11 +190,10 @@ class TextFile:
         # Columns go by position: names may repeat. Numbers are read as text, so that a bad value can be told from a bad file.
         names = [str(place) for place in range(len(self.header))]
         quotes = not self.layout.names and b'"' in data
-        if not data.endswith((b"\n", b"\r")):
-            data += b"\n"
-        data += self._end.encode()
-        # Between two threads no line may be cut, and a quoted line break looks like the end of one.
-        threads = not quotes and len(data) > 2 * THREAD_BYTES
+        if quotes:
+            data += b"\n" * (not data.endswith((b"\n", b"\r"))) + self._end.encode()
+        # A quoted line break that falls between two threads is an error, and then goes to pieces that one thread takes.
+        threads = len(data) > 2 * THREAD_BYTES
         try:
             convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
             convert.include_columns, convert.column_types = places, dict.fromkeys(places, pa.string())
@@ -213,8 +210,8 @@ class TextFile:
         except pa.ArrowInvalid:
             return None
         texts = [_in_one(table.column(place)) for place in places]
-        count = table.num_rows - 1
-        if wrong or count < 0 or texts[0].view(pa.binary())[count].as_py() != END.encode():
+        count = table.num_rows - quotes
+        if wrong or (quotes and texts[0].view(pa.binary())[count].as_py() != END.encode()):
             return None
         found = []
         for column, (_, kind) in zip(texts, columns, strict=True):
@@ -348,6 +345,18 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     except csv.Error:
         row = None
     return rows.line_num, row
+
+
+def _cut(rest: bytes, read: bytes) -> tuple[bytes, bytes]:
+    """What has not been given out and what comes next, as whole lines and what is left; at the end of a file all are whole."""
+    if not read:
+        return rest, b""
+    if b'"' not in read and b'"' not in rest:  # with one copy of them instead of two
+        whole = _whole_lines(read)
+        return (b"".join((rest, memoryview(read)[:whole])), read[whole:]) if whole else (b"", rest + read)
+    both = rest + read
+    whole = _whole_lines(both)
+    return both[:whole], both[whole:]
 
 
 def _whole_lines(data: bytes) -> int:
