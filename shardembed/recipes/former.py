@@ -12,12 +12,13 @@ from pathlib import Path
 
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.format.manifest import read_manifest
+from shardembed.embeddings.of_run import checkpoint_of
 from shardembed.errors import CheckpointError, ConfigError
 from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.report import MODELS
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_finished, run_of
+from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, is_finished, run_of
 
 TABLES, WEIGHT = "tables.", ".weight"  # around the name of a table in the keys of a checkpoint
 
@@ -73,7 +74,7 @@ def find(given: str | Path, config: JobConfig) -> Former:
             f"--from: {given} is unfinished: give its own command again first, or one of its checkpoints, to begin from that"
         )
     try:
-        checkpoint = folders.chosen(run / CHECKPOINTS if whole else folder, None)
+        checkpoint = checkpoint_of(run) if whole else folders.chosen(folder, None)
     except CheckpointError as error:
         raise CheckpointError(f"--from: {error}; a run with checkpoint.every_steps: null saves none") from error
     then = settings.load(run / CONFIG, named=False)

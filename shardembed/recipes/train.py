@@ -34,7 +34,8 @@ from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, SETTINGS, VOCABUL
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.since import Since
-from shardembed.recipes.tasks import Evaluated, Task, prepare
+from shardembed.recipes.task import Evaluated, Task
+from shardembed.recipes.tasks import prepare
 from shardembed.recipes.together import on_all
 from shardembed.recipes.tracking import Tracking, flat
 from shardembed.recipes.watch import Watch
