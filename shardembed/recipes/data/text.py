@@ -98,8 +98,8 @@ class TextFile:
         for first_line, data in self._blocks(BLOCK_BYTES):
             yield from self._parsed(data, first_line, columns)
 
-    def sample(self, names: Sequence[str]) -> dict[str, pa.Array]:
-        """The texts in some columns of the first rows, further on until each column has one that is not empty."""
+    def sample(self, names: Sequence[str], until_all: bool = True) -> dict[str, pa.Array]:
+        """The texts in some columns of the first rows. until_all: further on until each column has one that is not empty."""
         columns = [(name, RAW) for name in names]
         found: dict[str, list[pa.Array]] = {name: [] for name in names}
         seen = 0
@@ -112,7 +112,7 @@ class TextFile:
                     if name in empty and any(texts.view(pa.binary()).to_pylist()):
                         empty.discard(name)
             seen += len(data)
-            if seen >= SAMPLE_BYTES and not empty:
+            if seen >= SAMPLE_BYTES and not (until_all and empty):
                 break
         return {name: pa.concat_arrays(texts) if texts else pa.array([], pa.string()) for name, texts in found.items()}
 
