@@ -23,108 +23,26 @@ from shardembed.recipes.config import TAKEN
 from shardembed.recipes.data.opened import open_all
 from shardembed.recipes.guess_columns import Column, look
 
-USERS = set(
-    [
-        "user",
-        "uid",
-        "userid",
-        "visitor",
-        "visitorid",
-        "customer",
-        "customerid",
-        "member",
-        "viewer",
-        "account",
-        "reader",
-        "buyer",
-        "player",
-        "client",
-        "person",
-    ]
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+USERS = _set(
+    "user uid userid visitor visitorid customer customerid member viewer account reader buyer player client person session sessionid "
+    "profile reviewer reviewerid listener"
 )
-USERS |= set(["session", "sessionid", "profile", "reviewer", "reviewerid", "listener"])
-ITEMS = set(
-    [
-        "item",
-        "itemid",
-        "iid",
-        "product",
-        "productid",
-        "sku",
-        "movie",
-        "movieid",
-        "video",
-        "videoid",
-        "article",
-        "articleid",
-        "asin",
-        "track",
-        "song",
-        "book",
-        "isbn",
-    ]
+ITEMS = _set(
+    "item itemid iid product productid sku movie movieid video videoid article articleid asin track song book isbn content listing "
+    "offer ad adid news document doc page artist app game recipe course job"
 )
-ITEMS |= set(
-    [
-        "content",
-        "listing",
-        "offer",
-        "ad",
-        "adid",
-        "news",
-        "document",
-        "doc",
-        "page",
-        "artist",
-        "app",
-        "game",
-        "recipe",
-        "course",
-        "job",
-    ]
+TIMES = _set("time timestamp ts date datetime created when day at unixtime")
+LABELS = _set("label click clicked clicks target y conversion converted purchased bought like liked outcome")
+IDS = _set("id code zip key hash type category class group")
+NUMBERS = _set(
+    "age price count cnt num number amount qty quantity duration length width height score rating views likes size days hours seconds "
+    "minutes total value year rank position"
 )
-TIMES = set(["time", "timestamp", "ts", "date", "datetime", "created", "when", "day", "at", "unixtime"])
-LABELS = set(
-    [
-        "label",
-        "click",
-        "clicked",
-        "clicks",
-        "target",
-        "y",
-        "conversion",
-        "converted",
-        "purchased",
-        "bought",
-        "like",
-        "liked",
-        "outcome",
-    ]
-)
-IDS = set(["id", "code", "zip", "key", "hash", "type", "category", "class", "group"])
-NUMBERS = set(
-    [
-        "age",
-        "price",
-        "count",
-        "cnt",
-        "num",
-        "number",
-        "amount",
-        "qty",
-        "quantity",
-        "duration",
-        "length",
-        "width",
-        "height",
-        "score",
-        "rating",
-        "views",
-        "likes",
-        "size",
-    ]
-)
-NUMBERS |= set(["days", "hours", "seconds", "minutes", "total", "value", "year", "rank", "position"])
 EPOCHS = (1e8, 1e19)  # whole numbers that may be times: seconds of 1973 to nanoseconds of 2286
 FEW = 12  # distinct whole numbers, which are taken for ids
 SPARSE = 100  # times as large as there are distinct ones: ids
@@ -248,9 +166,9 @@ def _feature(column: Column, clicks: bool) -> tuple[dict[str, object] | None, st
 
 
 def _counts_as_id(column: Column, words: list[str]) -> bool:
-    if IDS & set(words):
+    if IDS.intersection(words):
         return True
-    if NUMBERS & set(words):
+    if NUMBERS.intersection(words):
         return False
     largest = float(np.abs(column.numbers).max()) if column.numbers is not None and len(column.numbers) else 0.0
     return column.distinct <= FEW or (column.distinct > 1000 and largest > SPARSE * column.distinct)
@@ -287,19 +205,19 @@ def _constant(column: Column, of: Column) -> float:
     return float((values[starts] == values[ends - 1])[several].mean())
 
 
-def _best(columns: Sequence[Column], names: set[str], among: Sequence[Column]) -> Column | None:
+def _best(columns: Sequence[Column], names: frozenset[str], among: Sequence[Column]) -> Column | None:
     """The column whose name says most that it has a role."""
     scores = [(_score(one.name, names), -place, one) for place, one in enumerate(columns) if one in among]
     found = max((one for one in scores if one[0] > 0), key=lambda one: one[:2], default=None)
     return found[2] if found is not None else None
 
 
-def _score(name: str, names: set[str]) -> int:
+def _score(name: str, names: frozenset[str]) -> int:
     words = _words(name)
     if "".join(words) in names:
         return 4
     rest = [word for word in words if word not in names and word not in ("id", "is", "the")]
-    return 3 - len(rest) if names & set(words) else 0
+    return 3 - len(rest) if names.intersection(words) else 0
 
 
 def _words(name: str) -> list[str]:
