@@ -1,6 +1,6 @@
 """Make up the logs of a shop, as raw as logs are: who viewed what on two days, and what is known of the items.
 
-    python make_logs.py logs        writes logs/views-1.csv, logs/views-2.csv and logs/items.csv
+    python -m examples.make_logs logs    writes logs/views-1.csv, logs/views-2.csv and logs/items.csv
 
 Users are UUIDs and items texts; times are ISO 8601; a row in a thousand is malformed. On day two a tenth of users and items are
 new. A user has two tastes, and views items of these by popularity, so there is something to learn. Prints how many rows are
@@ -40,13 +40,14 @@ def make(folder: Path, seed: int = 0) -> int:
         began = datetime(2026, 3, day, tzinfo=timezone.utc)
         who = rng.integers(known, size=VIEWS)
         moments = np.sort(rng.random(VIEWS)) * 86_400
+        of_taste = [np.flatnonzero(kind[:offered] == taste) for taste in range(TASTES)]
+        shares = [np.cumsum(popularity[mine]) / popularity[mine].sum() for mine in of_taste]
         with (folder / f"views-{day}.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["viewed_at", "visitor", "sku", "country"])
             for user, seconds in zip(who.tolist(), moments.tolist(), strict=True):
                 taste = tastes[user, int(rng.random() < 0.2)]
-                mine = np.flatnonzero(kind[:offered] == taste)
-                item = rng.choice(mine, p=popularity[mine] / popularity[mine].sum()) if len(mine) else rng.integers(offered)
+                item = of_taste[taste][np.searchsorted(shares[taste], rng.random())]
                 when = (began + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
                 row = [when, users[user], items[item], ("de", "fr", "pl")[user % 3]]
                 if rng.random() < BAD:

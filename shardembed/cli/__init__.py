@@ -34,6 +34,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "neighbors": "find the nearest rows of a table, straight from a checkpoint",
     "train": "train and evaluate a model from a configuration file",
 }
+READ = ("guess", "users", "data")  # arguments that name data, which may be anywhere
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _values(arguments: argparse.Namespace) -> Iterator[str | PurePath]:
     """What was given to options and in their place, each alone."""
-    for value in vars(arguments).values():
+    for name, value in vars(arguments).items():
+        if name in READ:
+            continue
         yield from (one for one in (value if isinstance(value, list | tuple) else (value,)) if isinstance(one, str | PurePath))
 
 

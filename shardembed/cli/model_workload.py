@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def read(
         found = of_training(path, ranks) if _is_training(path) else workload.load(path)
     if global_batch_size is None or global_batch_size == found.global_batch_size:
         return found
-    return Workload(found.name, global_batch_size, found.tables, found.wire_dtype)
+    return replace(found, global_batch_size=global_batch_size)
 
 
 def of_object(

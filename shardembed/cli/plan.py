@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 AROUND = (-2, 2)  # the page's own sweep: powers of two below and above the plan's rank count
 GIB = 1 << 30
 Progress = Callable[[str, float | None, float | None], None]
+MOST = 1e18  # of a number that is given: more is a slip
 EXIT_INTERRUPTED = 130  # as a shell has it
 
 
@@ -57,6 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids of a sample, where the model does not say (module:function); may be repeated",
     )
     model.add_argument("--optimizer", metavar="NAME", help=f"of all tables: {', '.join(optim.NAMES)}")
+    rest = parser.add_argument_group(
+        "the rest of the job, for what is predicted of a whole step and an epoch; no plan depends on it"
+    )
+    rest.add_argument(
+        "--dense-ms",
+        type=float,
+        metavar="MS",
+        help="what the dense part takes one rank for its samples of a step on --ranks ranks (else the topology's)",
+    )
+    rest.add_argument("--dense-parameters", type=int, metavar="N", help="how many numbers the dense part learns")
+    rest.add_argument("--samples", type=int, metavar="N", help="samples of an epoch")
+    rest.add_argument("--cost-per-hour", type=float, metavar="X", help="of one rank, in any currency; needs --samples")
     wishes = parser.add_argument_group("what the plan must keep to; both may be repeated")
     wishes.add_argument(
         "--pin",
@@ -121,10 +134,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--{modes[0]} and --{modes[1]} are different questions; ask one at a time")
     if arguments.plot is not None and arguments.sweep is None:
         raise ConfigError("--plot draws a sweep; add --sweep ranks=8..4096, or write a page with --report")
-    for name in ("ranks", "batch", "memory", "seconds"):
+    for name in ("ranks", "batch", "memory", "seconds", "dense_ms", "dense_parameters", "samples", "cost_per_hour"):
         value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name} {value:g}: must be above 0")
+        if value is not None and not 0 < value < MOST:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be above 0{'' if value <= 0 else ' and below 1e18'}")
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: must not be negative")
     for name in ("out", "report", "plot"):
@@ -161,7 +174,9 @@ class Question:
             machines = machines.scaled(arguments.ranks)
         if arguments.memory is not None:
             machines = _with_memory(machines, arguments.memory)
-        workload = _workload(arguments, machines.ranks)
+        workload = _with_rest(arguments, _workload(arguments, machines.ranks), machines.ranks)
+        if arguments.cost_per_hour is not None and workload.samples is None:
+            raise ConfigError("--cost-per-hour: what an epoch costs takes its samples too; add --samples N")
         wishes = Constraints.parse(arguments.pin, arguments.forbid)
         return Question(workload, machines, wishes, arguments, effort)
 
@@ -172,7 +187,7 @@ class Question:
         if ranks != topology.ranks:
             topology = topology.scaled(ranks)
             if not _is_function(self.arguments.workload):  # what a training job asks for depends on its ranks
-                workload = _workload(self.arguments, ranks)
+                workload = replace(_workload(self.arguments, ranks), dense=workload.dense, samples=workload.samples)
         seed, seconds = self.arguments.seed, self.arguments.seconds
         return planner.plan(workload, topology, self.constraints, seed=seed, effort=self.effort, seconds=seconds, progress=progress)
 
@@ -186,6 +201,19 @@ def _with_memory(topology: Topology, gib: float) -> Topology:
             "tables; give more"
         )
     return replace(topology, memory=memory)
+
+
+def _with_rest(arguments: argparse.Namespace, workload: Workload, ranks: int) -> Workload:
+    """With what the arguments say of the dense part and of an epoch, which goes before what the workload says."""
+    from shardembed.planner.dense import Dense
+
+    dense, ms, parameters = workload.dense or Dense(), arguments.dense_ms, arguments.dense_parameters
+    if ms is not None:
+        dense = replace(dense, seconds_per_sample=1e-3 * ms * ranks / workload.global_batch_size)
+    if parameters is not None:
+        dense = replace(dense, parameters=parameters)
+    told = workload.dense is not None or ms is not None or parameters is not None
+    return replace(workload, dense=dense if told else None, samples=arguments.samples or workload.samples)
 
 
 def _workload(arguments: argparse.Namespace, ranks: int) -> Workload:
@@ -239,12 +267,12 @@ def _plan(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         others = _others(question, planned, progress) if arguments.explain is not None else []
     if arguments.out is not None:
         _writing(arguments.out, lambda: planned.plan.save(arguments.out))
-    found = report.as_json(planned)
+    found = report.as_json(planned, arguments.cost_per_hour)
     if arguments.explain is not None:
         given = arguments.explain in question.constraints.tables
         found["explained"] = why.explain(console, planned, arguments.explain, others, given)
     elif not arguments.json:
-        report.show(console, planned)
+        report.show(console, planned, arguments.cost_per_hour)
     for path in (arguments.out, arguments.report):
         if path is not None:
             console.print(f"wrote {path}", soft_wrap=True)
@@ -279,7 +307,7 @@ def _write_page(arguments: argparse.Namespace, question: Question, planned: Plan
 
     swept = _swept(question, tuple(others), plan)
     progress("drawing the page", None, None)
-    text = page.render(planned, swept, command=shlex.join(["shardembed", *sys.argv[1:]]))
+    text = page.render(planned, swept, shlex.join(["shardembed", *sys.argv[1:]]), question.arguments.cost_per_hour)
     _writing(arguments.report, lambda: arguments.report.write_text(text, encoding="utf-8"))
 
 
@@ -307,7 +335,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 def _swept(question: Question, counts: tuple[int, ...], plan: Callable[[int], Planned]) -> Sweep:
     from shardembed.planner import sweep
 
-    points = sweep.run(counts, plan)
+    points = sweep.run(counts, plan, question.arguments.cost_per_hour)
     return sweep.Sweep(question.workload.name, question.topology.name, question.workload.global_batch_size, points)
 
 

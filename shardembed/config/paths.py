@@ -1,5 +1,5 @@
-"""Paths of this machine: those that lead elsewhere, such as s3://bucket/name, are refused, since they would make folders here. And
-files that are there whole or not at all.
+"""Paths of this machine: those that lead elsewhere, such as s3://bucket/name, are refused but where data are read, since they would
+make folders here. And files that are there whole or not at all.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ def elsewhere(path: str | PathLike[str]) -> str:
         f"{scheme}://{rest}: remote paths are neither read nor written; copy the data to a file system of this machine, or "
         "mount it there, and name the path on that"
     )
+
+
+def is_url(path: str | PathLike[str]) -> bool:
+    """It leads elsewhere than to a file of this machine, in words that fsspec may know."""
+    found = ELSEWHERE.fullmatch(str(path))
+    return found is not None and found[1].lower() != "file" and "://" in str(path)
 
 
 def local(path: str | PathLike[str], error: type[ShardEmbedError] = ConfigError) -> Path:

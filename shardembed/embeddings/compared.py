@@ -26,6 +26,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 Which: TypeAlias = Literal["rows", "model"]
 WHICH: tuple[Which, ...] = get_args(Which)
 NOTED = "shardembed.vectors"  # in the `progress` of a checkpoint
+SHOWN = 8  # names
 UNKNOWN = "the checkpoint does not say what its model compares"
 
 
@@ -57,6 +58,8 @@ class Vectors(BaseModel):
         tower: the module that they go through, a `Tower`; None where there is none.
         hidden: its sizes.
         temperature: they are then brought to length 1 and divided by this; None where they keep their lengths.
+        features: whose vectors are added to the rows first. Which ones is said by data and not by the checkpoint, so that rows
+            alone do not make them.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -65,16 +68,21 @@ class Vectors(BaseModel):
     tower: str | None = None
     hidden: tuple[Annotated[int, Field(ge=1, lt=1 << 31)], ...] = Field(default=(), max_length=100)
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    features: tuple[str, ...] = Field(default=(), max_length=100_000)
 
     @property
     def are_rows(self) -> bool:
         """The rows themselves are compared."""
-        return not self.hidden and self.temperature is None
+        return not self.features and not self.hidden and self.temperature is None
 
     @property
     def made(self) -> str:
         """How, in words."""
-        steps = [*(["through a tower"] * bool(self.hidden)), *(["brought to one length"] * (self.temperature is not None))]
+        steps = [
+            *([f"with the vectors of features ({', '.join(self.features[:SHOWN])})"] * bool(self.features)),
+            *(["through a tower"] * bool(self.hidden)),
+            *(["brought to one length"] * (self.temperature is not None)),
+        ]
         return ", ".join(steps) or "as they are"
 
     def of(self, rows: torch.Tensor, tower: nn.Module | None) -> torch.Tensor:

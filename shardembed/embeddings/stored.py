@@ -122,6 +122,12 @@ class StoredTables(AbstractContextManager["StoredTables"]):
             return table
         if table.compared is None:
             raise ConfigError(f"table {table.name!r} of {self.path}: {UNKNOWN}, so there are only its rows: leave out 'model'")
+        if table.compared.features:
+            raise ConfigError(
+                f"table {table.name!r} of {self.path}: the model adds vectors of features to its rows, which data say and no "
+                f"checkpoint: {', '.join(table.compared.features[:SHOWN])}. Export its vectors from the run of `shardembed train`, "
+                "or ask for rows"
+            )
         return _ModelVectors(table, tower_of(self.path, table.compared, table.columns))
 
 

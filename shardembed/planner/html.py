@@ -25,14 +25,15 @@ th { color: #666; font-weight: normal; border-bottom-color: #bbb; vertical-align
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.n { white-space: normal; }
 .o { white-space: nowrap; } .p { min-width: 12rem; }
-.bar { background: #332288; print-color-adjust: exact; height: .75rem; border-radius: 2px; min-width: 1px; } .wide { width: 22rem; }
+.bar { background: #332288; print-color-adjust: exact; height: .75rem; border-radius: 2px; min-width: 1px; }
+.wide { width: 22rem; min-width: 3rem; }
 @media (max-width: 45rem) { .wide { width: 8rem; } .card { flex: 1 1 40%; min-width: 0; } }
 .note { border: 1px solid #117733; border-left-width: 6px; border-radius: 4px; padding: .5rem .8rem; margin: .8rem 0; }
 .note.bad { border-color: #aa3344; } .note.dim { border-color: #bbb; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; max-width: 66rem; }
 figure { margin: 0; max-width: 31rem; } figcaption { color: #666; font-size: .88rem; } pre { font-size: .82rem; overflow-x: auto; }
-summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; }
+summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; } .picture { min-width: 42rem; }
 """
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shardembed._version import __version__
-from shardembed.planner import charts, html, report, sweep, words
+from shardembed.planner import charts, html, report, sweep, whole, words
 from shardembed.planner.result import Planned
 from shardembed.planner.topology import Link, Topology
 from shardembed.planner.workload import Counts, Reuse, TableLoad, Zipf
 
 TABLES = "lnnponon"  # columns of the table of tables
 OPEN = 50  # rows of the table of tables that show at once; the others unfold
+
+EPOCH = {"whole step": "dense_seconds", "an epoch": "epoch_hours", "its cost": "epoch_cost"}  # columns, shown where they are known
 
 GAP = html.Markup(
     "The planner does not only look for a fast plan, it also proves how fast any plan can be. The lower bound is a step time "
@@ -22,13 +24,14 @@ GAP = html.Markup(
 )
 
 
-def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = "") -> str:
-    """The whole page. swept: more rank counts, for the picture of step time against ranks."""
+def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = "", price: float | None = None) -> str:
+    """The whole page. swept: more rank counts, for the picture of step time against ranks. price: of an hour of one rank."""
     title = f"{planned.workload.name} on {words.plural(planned.plan.world_size, 'rank')}"
     parts = [
         html.filled("<h1>{}</h1>", title),
         html.filled('<p class="dim">{}</p>', report.heading(planned)),
-        _cards(planned),
+        _cards(planned, price),
+        _whole(planned, price),
         html.section("What the gap means", html.filled("<p>{}</p>", GAP)),
         _phases(planned),
         _memory(planned),
@@ -40,17 +43,43 @@ def render(planned: Planned, swept: sweep.Sweep | None = None, command: str = ""
     return html.document(title, parts)
 
 
-def _cards(planned: Planned) -> html.Markup:
+def _cards(planned: Planned, price: float | None) -> html.Markup:
     estimate, step = planned.estimate, planned.estimate.step_seconds
     full, most = float(estimate.memory_bytes.max()), report.limit(planned)
     samples = words.number(planned.workload.global_batch_size / step)
     cards = [
-        ("expected step time", words.duration(step), f"{samples} samples a second"),
+        ("predicted step of the tables", words.duration(step), f"{samples} samples a second"),
+        *_predicted(whole.of(planned, price)),
         ("certified gap", words.gap(planned.gap), report.meaning(planned)),
         ("on the fullest rank", words.size(full), f"{words.percent(full / most)} of {words.size(most)} for tables"),
         ("to plan", words.duration(planned.plan_seconds), f"plan {planned.plan.hash}"),
     ]
     return html.cards(cards)
+
+
+def _predicted(found: whole.Whole) -> list[tuple[str, str, str]]:
+    cards = []
+    if found.step > found.tables:
+        cards.append(("predicted whole step", words.duration(found.step), "dense part included, if nothing overlaps"))
+    if found.hours is not None and found.steps is not None:
+        cards.append(("predicted for an epoch", whole.duration(found.hours), words.plural(found.steps, "step")))
+    if found.cost is not None:
+        cards.append(("predicted cost of an epoch", whole.money(found.cost), "all ranks, in the currency of the price"))
+    return cards
+
+
+def _whole(planned: Planned, price: float | None) -> html.Markup:
+    lines = whole.lines(planned, price)
+    if not lines:
+        return html.section("The whole step, and an epoch", whole.ASK)
+    said = "What is predicted follows from the plan and from what was told of the dense part; the tables' own step is added to it."
+    found = [("tables", words.duration(planned.estimate.step_seconds), "predicted, by this plan"), *lines]
+    return html.section("The whole step, and an epoch", said, html.table(["", "", ""], found, "onp"))
+
+
+def _picture(svg: html.Markup) -> html.Markup:
+    """Where a screen is narrow it is moved sideways: its letters would be too small to read."""
+    return html.filled('<div class="wrap"><div class="picture">{}</div></div>', svg)
 
 
 def _phases(planned: Planned) -> html.Markup:
@@ -84,7 +113,7 @@ def _memory(planned: Planned) -> html.Markup:
         f"{words.size(float(memory[full]))}: {parts}. The least full has {least}. A rank has {has}, of which "
         f"{_kept(planned.topology)}."
     )
-    return html.section("Memory of each rank", about, charts.svg(charts.memory(planned), "memory"))
+    return html.section("Memory of each rank", about, _picture(charts.svg(charts.memory(planned), "memory")))
 
 
 def _kept(topology: Topology) -> str:
@@ -100,7 +129,7 @@ def _time(planned: Planned) -> html.Markup:
         f"Each column is the work of a rank, by phase: from {least} to {most}. "
         "The step is longer than the busiest rank where different ranks are the slowest of different phases."
     )
-    return html.section("Time of each rank", about, charts.svg(charts.time(planned), "time"))
+    return html.section("Time of each rank", about, _picture(charts.svg(charts.time(planned), "time")))
 
 
 def _scaling(planned: Planned, swept: sweep.Sweep) -> html.Markup:
@@ -108,18 +137,30 @@ def _scaling(planned: Planned, swept: sweep.Sweep) -> html.Markup:
     about = (
         f"The same model and the same batch of {swept.batch:,} samples on other numbers of ranks; the grey line marks this plan's."
     )
+    known = {name: [getattr(point, field) for point in swept.fitting] for name, field in EPOCH.items()}
+    more = [name for name, values in known.items() if any(values)]
     rows = []
     for point in swept.points:
         if point.fits:
             cells = [words.duration(point.step_seconds), words.bound(point.lower_bound_seconds), words.gap(point.gap)]
-            cells += [words.size(point.memory), f"{1e9 * swept.cost(point):,.0f}"]
+            cells += [words.size(point.memory), f"{1e9 * swept.cost(point):,.0f}", *_epoch(point, more)]
             rows.append([f"{point.ranks:,}", *cells, f"{point.phase}, {words.percent(point.phase_share)}"])
         else:
-            rows.append([f"{point.ranks:,}", "-", "-", "-", "-", "-", f"no plan: {point.reason}"])
-    names = ["ranks", "step", "lower bound", "gap", "fullest rank", "rank-seconds a billion samples", "limiting phase"]
-    picture = charts.svg(charts.scaling(swept, here), "scaling")
+            rows.append([f"{point.ranks:,}", *["-"] * (5 + len(more)), f"no plan: {point.reason}"])
+    names = ["ranks", "step", "lower bound", "gap", "fullest rank", "rank-seconds a billion samples", *more, "limiting phase"]
+    picture = _picture(charts.svg(charts.scaling(swept, here), "scaling"))
     said = html.filled("<p>{}</p>", html.joined([about, *sweep.sentences(swept)], "<br>"))
-    return html.section("How many ranks", said, picture, html.table(names, rows, "nnnnnnl"))
+    return html.section("How many ranks", said, picture, html.table(names, rows, "n" * (6 + len(more)) + "l"))
+
+
+def _epoch(point: sweep.Point, columns: Iterable[str]) -> list[str]:
+    """Of the columns of `EPOCH` that are shown."""
+    texts = {
+        "whole step": words.duration(point.whole_seconds),
+        "an epoch": "-" if point.epoch_hours is None else whole.duration(point.epoch_hours),
+        "its cost": "-" if point.epoch_cost is None else whole.money(point.epoch_cost),
+    }
+    return [texts[name] for name in columns]
 
 
 def _tables(planned: Planned) -> html.Markup:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shardembed.config.shown import one_line
-from shardembed.planner import words
+from shardembed.planner import whole, words
 from shardembed.planner.result import Planned
 
 WIDTH = 100
@@ -21,10 +21,10 @@ NAME = 28
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def show(console: Console, planned: Planned) -> None:
-    """Everything about a plan that fits a screen or two."""
+def show(console: Console, planned: Planned, price: float | None = None) -> None:
+    """Everything about a plan that fits a screen or two. price: of an hour of one rank."""
     console.print(heading(planned), style="bold")
-    console.print(_summary(planned))
+    console.print(_summary(planned, price))
     for title, table in (
         ("where a step's time goes: the slowest rank of every phase, since phases end together", _phases(console, planned)),
         (_ranks_title(planned), _ranks(console, planned)),
@@ -35,8 +35,8 @@ def show(console: Console, planned: Planned) -> None:
         console.print(table)
 
 
-def as_json(planned: Planned) -> dict[str, Any]:
-    """What a script would read. Times are seconds, sizes bytes; lists have one entry a rank."""
+def as_json(planned: Planned, price: float | None = None) -> dict[str, Any]:
+    """What a script would read. Times are seconds, sizes bytes; lists have one entry a rank. price: of an hour of one rank."""
     estimate = planned.estimate
     return {
         "step_seconds": estimate.step_seconds,
@@ -50,6 +50,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
         "ranks_per_node": planned.topology.ranks_per_node,
         "global_batch_size": planned.workload.global_batch_size,
         "samples_per_second": planned.workload.global_batch_size / estimate.step_seconds,
+        **whole.as_json(planned, price),
         "plan_hash": planned.plan.hash,
         "memory_limit_bytes": limit(planned),
         "memory_bytes": [round(each) for each in estimate.memory_bytes.tolist()],
@@ -111,16 +112,15 @@ def early(planned: Planned) -> str:
     return f"{planned.stopped}: the best until then, with its own bound" if planned.stopped else ""
 
 
-def _summary(planned: Planned) -> Table:
+def _summary(planned: Planned, price: float | None) -> Table:
     estimate, step = planned.estimate, planned.estimate.step_seconds
     memory = estimate.memory_bytes
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="bold", justify="right")
     table.add_column(style="dim")
-    table.add_row(
-        "step time", words.duration(step), f"expected; {words.number(planned.workload.global_batch_size / step)} samples a second"
-    )
+    rate = words.number(planned.workload.global_batch_size / step)
+    table.add_row("step time", words.duration(step), f"predicted, of the tables; {rate} samples a second")
     meant = ("no plan takes less, by the same cost model", "so a better plan could save at most this")
     if planned.gap is None:
         meant = ("how good the plan is, nobody knows", "")
@@ -133,6 +133,8 @@ def _summary(planned: Planned) -> Table:
         words.size(full),
         f"of {words.size(limit(planned))} that tables may fill ({words.percent(full / limit(planned))})",
     )
+    for line in whole.lines(planned, price):
+        table.add_row(*line)
     return table
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from shardembed.config.shown import one_line
 from shardembed.errors import ConfigError, PlanError
-from shardembed.planner import report, words
+from shardembed.planner import report, whole, words
 from shardembed.planner.result import INTERRUPTED, Planned
 from shardembed.tables.layout import MAX_RANKS
 
@@ -40,6 +40,9 @@ class Point:
         plan_seconds: that planning took.
         stopped: why planning ended early, if it did.
         reason: why there is no plan; then all else is empty.
+        dense_seconds: of a step, for the dense part and the sum of its gradients; 0 where nobody said what it is.
+        epoch_hours: predicted; None where nobody said how many samples it has.
+        epoch_cost: predicted; None where nobody said what an hour costs.
     """
 
     ranks: int
@@ -53,6 +56,14 @@ class Point:
     plan_seconds: float = 0.0
     stopped: str = ""
     reason: str = ""
+    dense_seconds: float = 0.0
+    epoch_hours: float | None = None
+    epoch_cost: float | None = None
+
+    @property
+    def whole_seconds(self) -> float:
+        """Of a step, with all that is known of it."""
+        return self.step_seconds + self.dense_seconds
 
     @property
     def fits(self) -> bool:
@@ -86,7 +97,7 @@ class Sweep:
 
     def cost(self, point: Point) -> float:
         """Seconds of one rank that a sample takes: what it costs where ranks are paid by the hour."""
-        return point.ranks * point.step_seconds / self.batch
+        return point.ranks * point.whole_seconds / self.batch
 
 
 def parse(text: str) -> tuple[int, ...]:
@@ -112,13 +123,15 @@ def parse(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def run(counts: Sequence[int], plan: Callable[[int], Planned]) -> tuple[Point, ...]:
-    """Plan for each of `counts`; where that is impossible the point says why. Ctrl-C leaves out what is still to come."""
+def run(counts: Sequence[int], plan: Callable[[int], Planned], price: float | None = None) -> tuple[Point, ...]:
+    """Plan for each of `counts`; where that is impossible the point says why. Ctrl-C leaves out what is still to come.
+    price: of an hour of one rank.
+    """
     points = []
     for ranks in counts:
         try:
             planned = plan(ranks)
-            points.append(point_of(planned))
+            points.append(point_of(planned, price))
             if planned.stopped == INTERRUPTED:
                 break
         except PlanError as error:
@@ -126,8 +139,8 @@ def run(counts: Sequence[int], plan: Callable[[int], Planned]) -> tuple[Point, .
     return tuple(points)
 
 
-def point_of(planned: Planned) -> Point:
-    estimate = planned.estimate
+def point_of(planned: Planned, price: float | None = None) -> Point:
+    estimate, known = planned.estimate, whole.of(planned, price)
     slowest = estimate.phase_seconds
     most = int(slowest.argmax())
     return Point(
@@ -141,6 +154,9 @@ def point_of(planned: Planned) -> Point:
         float(slowest[most]) / estimate.step_seconds,
         planned.plan_seconds,
         planned.stopped,
+        dense_seconds=known.dense + known.reduced,
+        epoch_hours=known.hours,
+        epoch_cost=known.cost,
     )
 
 
@@ -166,9 +182,9 @@ def answers(sweep: Sweep) -> Answers | None:
     fitting = sweep.fitting
     if not fitting:
         return None
-    fastest = min(fitting, key=lambda point: (point.step_seconds, point.ranks))
+    fastest = min(fitting, key=lambda point: (point.whole_seconds, point.ranks))
     cheapest = min(fitting, key=lambda point: (sweep.cost(point), point.ranks))
-    enough = next(point for point in fitting if point.step_seconds <= (1 + NEAR) * fastest.step_seconds)
+    enough = next(point for point in fitting if point.whole_seconds <= (1 + NEAR) * fastest.whole_seconds)
     return Answers(fitting[0], fastest, cheapest, enough)
 
 
@@ -179,7 +195,9 @@ def sentences(sweep: Sweep) -> list[str]:
         return [f"The tables fit on none of these rank counts. {_first_line(sweep.points[-1].reason)}"]
 
     def step(point: Point) -> str:
-        return f"{words.plural(point.ranks, 'rank')}, {words.duration(point.step_seconds)} a step"
+        hours = "" if point.epoch_hours is None else f", {whole.duration(point.epoch_hours)} an epoch"
+        cost = "" if point.epoch_cost is None else f" for {whole.money(point.epoch_cost)}"
+        return f"{words.plural(point.ranks, 'rank')}, {words.duration(point.whole_seconds)} a step{hours}{cost}"
 
     smaller = [point.ranks for point in sweep.points if not point.fits and point.ranks < found.smallest.ranks]
     but = f"{max(smaller):,} are too few" if smaller else "the fewest tried"
@@ -198,7 +216,9 @@ def show(console: Console, sweep: Sweep) -> None:
     batch = f"batch {sweep.batch:,} over all ranks"
     console.print(one_line(f"{sweep.workload} on {sweep.topology}, {batch}"), style="bold")
     console.print(_table(console, sweep))
-    console.print("cost: rank-seconds a billion samples", style="dim")
+    console.print(f"cost: rank-seconds a billion samples{_with_dense(sweep)}", style="dim")
+    for line in epoch_lines(sweep):
+        console.print(line)
     if sweep.stopped:
         console.print(f"{sweep.stopped}: larger rank counts are left out", style="dim")
     reasons: dict[str, list[int]] = {}
@@ -212,6 +232,21 @@ def show(console: Console, sweep: Sweep) -> None:
     console.print("\nhow many ranks", style="bold")
     for sentence in sentences(sweep):
         console.print(sentence)
+
+
+def _with_dense(sweep: Sweep) -> str:
+    return ", the dense part included" if any(point.dense_seconds for point in sweep.fitting) else ""
+
+
+def epoch_lines(sweep: Sweep) -> list[str]:
+    """What an epoch takes on each rank count, where that is known; as predicted."""
+    found = []
+    for point in sweep.fitting:
+        if point.epoch_hours is not None:
+            step = f"{words.duration(point.whole_seconds)} a step" + (" with its dense part" if point.dense_seconds else "")
+            cost = "" if point.epoch_cost is None else f", {whole.money(point.epoch_cost)} in all"
+            found.append(f"{words.plural(point.ranks, 'rank')}: {step}, {whole.duration(point.epoch_hours)} an epoch{cost}")
+    return ["", "an epoch, predicted", *found] if found else []
 
 
 def _table(console: Console, sweep: Sweep) -> Table:

@@ -19,6 +19,7 @@ from shardembed.config.located import Located
 from shardembed.errors import ConfigError
 from shardembed.optim import RowwiseAdagrad, TableOptimizer, refused
 from shardembed.planner import builtin
+from shardembed.planner.dense import Dense
 from shardembed.planner.workload_sections import GroupSection, Order, ReuseFile, TableSection, WorkloadSection
 from shardembed.tables.table_config import TableConfig
 
@@ -109,12 +110,16 @@ class Workload:
         global_batch_size: samples a step, over all ranks together.
         tables: with their traffic.
         wire_dtype: of vectors on the wire; None is each table's own.
+        dense: the rest of the model, where somebody says what it is; no plan depends on it.
+        samples: of an epoch, where somebody says how many.
     """
 
     name: str
     global_batch_size: int
     tables: tuple[TableLoad, ...]
     wire_dtype: torch.dtype | None = None
+    dense: Dense | None = None
+    samples: int | None = None
 
 
 def workload_of(
@@ -173,7 +178,8 @@ def load(name_or_path: str | Path) -> Workload:
         raise explain(error, WorkloadSection, document) from None
     loads = _Reader(path.parent, document, section).loads()
     wire_dtype = getattr(torch, section.wire_dtype) if section.wire_dtype else None
-    return Workload(section.name or path.stem, section.global_batch_size, loads, wire_dtype)
+    name, dense = section.name or path.stem, None if section.dense is None else section.dense.build()
+    return Workload(name, section.global_batch_size, loads, wire_dtype, dense, section.samples_per_epoch)
 
 
 def load_reuse(path: str | Path, name: str) -> Reuse:

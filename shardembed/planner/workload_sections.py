@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, RootModel, field_validator, model_validator
 
 from shardembed.errors import ConfigError
+from shardembed.planner.dense import Dense
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, OptimizerSection, Section
 from shardembed.tables.pooling import POOLINGS, kind_of
 
@@ -104,12 +105,37 @@ class GroupSection(_Traffic):
     ids_per_sample: IdsPerSample
 
 
+class DenseSection(Section):
+    """The model around the tables, which every rank has whole: `ms` is what one rank takes for `samples` of its samples, forward,
+    backward and update, measured without tables; `state` numbers of optimizer state a parameter, of which Adam has 2. For reports:
+    no plan depends on it.
+    """
+
+    parameters: Annotated[int, Field(ge=0, le=1 << 50)] = 0
+    state: Annotated[int, Field(ge=0, le=8)] = 2
+    samples: Count | None = None
+    ms: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+
+    @field_validator("ms")
+    @classmethod
+    def _of_samples(cls, value: float | None, info: Any) -> float | None:
+        if value is not None and info.data.get("samples", 1) is None:
+            raise ValueError("say of how many samples: add samples, before or after it")
+        return value
+
+    def build(self) -> Dense:
+        seconds = 0.0 if self.ms is None or self.samples is None else 1e-3 * self.ms / self.samples
+        return Dense(seconds, self.parameters, self.state)
+
+
 class WorkloadSection(_Traffic):
-    """A whole file. `dense_features` is for the model around the tables; planning does not read it."""
+    """A whole file. `dense` and `samples_per_epoch` are for what reports predict; `dense_features` nobody reads."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
     global_batch_size: Count
+    samples_per_epoch: Annotated[int, Field(ge=1, le=1 << 60)] | None = None
     dense_features: Annotated[int, Field(ge=0)] | None = None
+    dense: DenseSection | None = None
     wire_dtype: Float | Literal["int8"] | None = None
     tables: tuple[TableSection, ...] = ()
     table_groups: tuple[GroupSection, ...] = ()

@@ -103,7 +103,7 @@ class Job(TrainingJob):
     sampler: NegativeSampler
 
     def _batch(self, part: Pairs, step: int) -> Batch:
-        return Batch(part.users, part.items, self.sampler.draw(step).to(part.users.device), part.global_size)
+        return Batch(part.users, part.items, self.sampler.draw(step).to(part.users.device), part.global_size, part.first, step)
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ def build(config: Config, data: Interactions) -> Job:
         data.items,
         sampler.log_expected,
         any_ids=_any_ids(config.data.any_ids, data.ids),
+        known=data.known,
         **_settings(config),
     ).to(default_device())
     return Job(model, *_trained(model, config), sampler)

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from shardembed.config.hints import nearest
-from shardembed.config.paths import elsewhere
+from shardembed.config.paths import elsewhere, is_url
 from shardembed.tables.optimizer_section import Count, NotNegative, OptimizerSection, Rate, Section, check_belongs
 
 KINDS = {  # kind -> the settings it takes beside `packing`
@@ -44,9 +44,16 @@ def _of_this_machine(value: str) -> str:
     return value
 
 
+def _readable(value: str) -> str:
+    if not is_url(value) and (said := elsewhere(value)):
+        raise ValueError(said)
+    return value
+
+
 LocalPath = Annotated[str, AfterValidator(_of_this_machine)]
-Paths = Annotated[  # of files: one, a pattern, or a list of these
-    tuple[LocalPath, ...] | None,
+DataPath = Annotated[str, AfterValidator(_readable)]  # or a URL
+Paths = Annotated[  # of files: one, a folder, a pattern, or a list of these
+    tuple[DataPath, ...] | None,
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     PlainSerializer(lambda value: value[0] if value and len(value) == 1 else value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),

@@ -31,10 +31,12 @@ from shardembed.recipes.common import (
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
 from shardembed.recipes.features_config import Features, check_features, with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
-from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
+from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig, Share
+from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig, check_split
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 TABLES = ("user", "item")
+TAKEN = (*TABLES, "negatives")  # names in the model, of which no feature may have one
 MODELS = ("two_tower", *CTR_MODELS, *SEQUENCE_MODELS)
 AnyConfig: TypeAlias = "Config | CtrConfig | SequenceConfig"
 
@@ -57,7 +59,8 @@ class DataConfig(Section):
     `on_bad_row: skip` leaves out rows of a file that do not hold two ids, and reports them. `workers` processes of each rank read
     what is trained on, ahead of the training; with 0 each rank reads between its steps. Users and items are texts or any integers
     of 64 bits, unless `ids: numbered` says that they are numbered from 0; columns in `texts` are texts though they hold digits.
-    `features` are what else is known of a user or an item.
+    `features` are what else is known of a user or an item: columns of the interactions, of which the last row in training counts,
+    or of files `users` and `items` with a row for each. `split` says what is held out, maybe by the column `time`.
     """
 
     path: Paths = None
@@ -65,10 +68,13 @@ class DataConfig(Section):
     item: str = "item_id"
     time: str | None = None
     features: Features = ()
+    users: Paths = None
+    items: Paths = None
     texts: tuple[str, ...] = ()
     on_bad_row: Literal["raise", "skip"] = "raise"
     ids: InteractionIdsConfig | None = None
     generator: GeneratorConfig = GeneratorConfig()
+    split: RankingSplitConfig = LEAVE_ONE_OUT
     holdout_seed: Seed = 0
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 18
     workers: Workers = 0
@@ -82,6 +88,15 @@ class DataConfig(Section):
     def _known(self) -> DataConfig:
         check_features(self.features, {"user": self.user, "item": self.item, "time": self.time}, sides=True)
         check_tables(self.ids.tables if self.ids else {}, (*TABLES, *(one.name for one in self.features if one.has_table)))
+        check_split(self.split, self.time)
+        for feature in self.features:
+            if feature.name in TAKEN:
+                raise ValueError(
+                    f"features: {feature.name!r} is what the model itself calls something; give the column another name"
+                )
+        for side, path in (("user", self.users), ("item", self.items)):
+            if path is not None and not any(feature.of == side for feature in self.features):
+                raise ValueError(f"{side}s: no feature is said to be of: {side}, so nothing would be read of that file")
         return self
 
     @property
@@ -91,11 +106,14 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The two towers. `towers` lists hidden sizes of a residual MLP on top of both tables; empty means none."""
+    """The two towers. `towers` lists hidden sizes of a residual MLP on top of both tables; empty means none. `dropout` is of what
+    goes into the towers: the row of a user or item with what features add.
+    """
 
     kind: Literal["two_tower"] = "two_tower"
     embedding_dim: Count = 64
     towers: tuple[Count, ...] = ()
+    dropout: Share = 0.0
     negatives: Count = 512
     temperature: Rate = 0.5
     init_std: Rate = 0.05

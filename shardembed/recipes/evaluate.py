@@ -17,33 +17,14 @@ from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device
 from shardembed.recipes import metrics, report
 from shardembed.recipes.common import RankingConfig
+from shardembed.recipes.data.lists import stretches
+from shardembed.recipes.data.questions import Questions
 from shardembed.recipes.data.stream import hash_rows
 from shardembed.recipes.metrics import History, Score
 from shardembed.recipes.together import on_all
 
 BATCH_ENTRIES = 1 << 22  # list entries of all ranks together, which bounds memory where histories are long
 NO_HISTORY = History(np.empty(0, np.int64), np.empty(0, np.int64))
-
-
-class HeldOut(Protocol):
-    """Interactions of which one of each user is held out; arrays as in `Interactions`."""
-
-    @property
-    def items(self) -> int: ...
-
-    @property
-    def held_users(self) -> np.ndarray: ...
-
-    @property
-    def held_item(self) -> np.ndarray: ...
-
-    @property
-    def user_counts(self) -> np.ndarray: ...
-
-    @property
-    def item_counts(self) -> np.ndarray: ...
-
-    def histories(self, users: np.ndarray) -> History: ...
 
 
 class Ranker(Protocol):
@@ -54,8 +35,8 @@ class Ranker(Protocol):
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor: ...
 
 
-# (users, their held-out items, what is left out) -> the places of these in the ranking of what made the data.
-Oracle = Callable[[np.ndarray, np.ndarray, History], np.ndarray]
+# (users, what is relevant for them, what is left out) -> the places of these in the ranking of what made the data.
+Oracle = Callable[[np.ndarray, History, History], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -64,7 +45,8 @@ class Evaluation:
 
     Attributes:
         k: how many items are asked for.
-        repeats: users that were not asked: they had met their held-out item in training.
+        repeats: held-out items that were not asked for: their users had met them.
+        strangers: users that were not asked: they have nothing in training.
         model: what the model reaches.
         popularity: what the baseline of popular items reaches.
         generator: what the tastes that made the data reach, where they are known.
@@ -72,6 +54,7 @@ class Evaluation:
 
     k: int
     repeats: int
+    strangers: int
     model: Score
     popularity: Score
     generator: Score | None = None
@@ -81,7 +64,8 @@ class Evaluation:
         return self.model.recall
 
     def show(self, console: Console) -> None:
-        report.show_retrieval(console, self.k, self.repeats, self.model, self.popularity, self.generator)
+        left_out = report.LeftOut(self.repeats, self.strangers)
+        report.show_retrieval(console, self.k, left_out, self.model, self.popularity, self.generator)
 
     def to_json(self) -> dict[str, float | int]:
         k = self.k
@@ -95,14 +79,15 @@ class Evaluation:
             **known,
             "evaluated_users": int(self.model.users),
             "repeats_left_out": self.repeats,
+            "strangers_left_out": self.strangers,
         }
 
 
-def evaluate(ranker: Ranker, data: HeldOut, config: RankingConfig, seed: int, oracle: Oracle | None = None) -> Evaluation:
-    """Rank all items for every held-out user. Collective.
+def evaluate(ranker: Ranker, asked: Questions, config: RankingConfig, seed: int, oracle: Oracle | None = None) -> Evaluation:
+    """Rank all items for every user with something held out. Collective.
 
-    Without `config.repeats`, what a user met in training is no candidate for that user, and no question either: users who had met
-    their held-out item are not asked.
+    Without `config.repeats`, what a user had met is no candidate for that user, and no question either: users who had met all that
+    is held out of them are not asked.
 
     Args:
         seed: which users are taken when `config.users` asks for only some.
@@ -111,37 +96,52 @@ def evaluate(ranker: Ranker, data: HeldOut, config: RankingConfig, seed: int, or
         DataError: on all ranks: the data are not what they were when they were scanned.
     """
     comm, device = Comm.of(), default_device()
-    everyone = chosen_users(data, config.users, seed)
+    everyone = chosen_users(asked, config.users, seed)
     places = np.arange(comm.rank, len(everyone), comm.world_size)
     history = NO_HISTORY
     if not config.repeats:
-        history = on_all(comm, "read the histories", lambda: data.histories(everyone[places]))
-    asked = metrics.unmet(data.held_item[everyone[places]], history, data.items)
-    repeats, places, history = float((~asked).sum()), places[asked], history.only(asked)
-    mine, held = everyone[places], data.held_item[everyone[places]]
-    lengths = np.minimum(data.user_counts[everyone] * (not config.repeats) + config.k, data.items)
-    total = Score()
+        history = on_all(comm, "read the histories", lambda: asked.histories(everyone[places]))
+    held = _held_of(asked, everyone[places])
+    wanted = metrics.relevant(held, history, asked.items)
+    distinct = metrics.relevant(held, NO_HISTORY, asked.items)
+    kept = np.zeros(len(places), bool)
+    kept[wanted.owners] = True
+    repeats = float(len(distinct.items) - len(wanted.items))
+    places, history, wanted = places[kept], history.only(kept), wanted.only(kept)
+    mine = everyone[places]
+    lengths = np.minimum(asked.met_counts[everyone] * (not config.repeats) + config.k, asked.items)
+    positions = np.empty(len(wanted.items), np.int64)
     for batch in _batches(lengths, ranker.most_users, comm.world_size):  # as many on every rank, whoever is asked
         low, high = np.searchsorted(places, [batch.start, batch.stop])
         ranked = ranker.topk(torch.from_numpy(mine[low:high]), batch.length).cpu().numpy()
+        first, last = np.searchsorted(wanted.owners, [low, high])
         # With room for one more: a list may end with a number below all items.
-        positions = metrics.positions_in_lists(ranked, held[low:high], history.of(low, high), data.items + 1)
-        total += metrics.score(positions, config.k)
-    by_popularity = metrics.positions_by_popularity(metrics.popularity_ranks(data.item_counts), held, history)
-    scores = [total, metrics.score(by_popularity, config.k)]
+        found = metrics.positions_in_lists(ranked, wanted.of(low, high), history.of(low, high), asked.items + 1)
+        positions[first:last] = np.where(found < batch.length, found, asked.items)
+    by_popularity = metrics.positions_by_popularity(metrics.popularity_ranks(asked.item_counts), wanted, history)
+    scores = [metrics.score(one, wanted.owners, config.k) for one in (positions, by_popularity)]
     if oracle is not None:
-        scores.append(metrics.score(oracle(mine, held, history), config.k))
-    sums = [repeats, *(each for one in scores for each in (one.users, one.hits, one.gain))]
+        scores.append(metrics.score(oracle(mine, wanted, history), wanted.owners, config.k))
+    sums = [repeats, *(each for one in scores for each in (one.users, one.found, one.gain))]
     left_out, *found = comm.all_reduce("sum recall and NDCG", torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
-    return Evaluation(config.k, int(left_out), *(Score(*found[place : place + 3]) for place in range(0, len(found), 3)))
+    reached = (Score(*found[place : place + 3]) for place in range(0, len(found), 3))
+    return Evaluation(config.k, int(left_out), asked.strangers, *reached)
 
 
-def chosen_users(data: HeldOut, limit: int | None, seed: int) -> np.ndarray:
-    """The users to evaluate, those with the fewest training interactions first: the same on every rank."""
-    users = data.held_users
+def _held_of(asked: Questions, users: np.ndarray) -> History:
+    """What is held out of `users`, by their place among them."""
+    held = asked.held
+    number = np.searchsorted(held.users, users)
+    counts = held.starts[number + 1] - held.starts[number]
+    return History(np.repeat(np.arange(len(users)), counts), held.items[stretches(held.starts[number], counts)])
+
+
+def chosen_users(asked: Questions, limit: int | None, seed: int) -> np.ndarray:
+    """The users to evaluate, those who had met the least first: the same on every rank."""
+    users = asked.held.users
     if limit is not None and limit < len(users):
         users = users[np.sort(np.argsort(hash_rows(seed, 0, len(users)), kind="stable")[:limit])]
-    return users[np.argsort(data.user_counts[users], kind="stable")]
+    return users[np.argsort(asked.met_counts[users], kind="stable")]
 
 
 @dataclass(frozen=True)

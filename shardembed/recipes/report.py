@@ -236,28 +236,48 @@ class ProgressReport:
             self._console.print(f"step {step}/{self._steps}  {said}", highlight=False)
 
 
-def show_retrieval(console: Console, k: int, repeats: int, model: Score, popularity: Score, generator: Score | None = None) -> None:
-    """The model against the baseline, and against what made the data where that is known; `repeats` users were not asked."""
-    table = _table(f"{model.users:,.0f} users, one held-out item each", ["", f"recall@{k}", f"NDCG@{k}"])
+@dataclass(frozen=True)
+class LeftOut:
+    """What an evaluation did not ask.
+
+    Attributes:
+        repeats: held-out items that their users had met before.
+        strangers: users who have nothing in training.
+    """
+
+    repeats: int = 0
+    strangers: int = 0
+
+
+def show_retrieval(
+    console: Console, k: int, left_out: LeftOut, model: Score, popularity: Score, generator: Score | None = None
+) -> None:
+    """The model against the baseline, and against what made the data where that is known."""
+    table = _table(f"{model.users:,.0f} users, what is held out of each", ["", f"recall@{k}", f"NDCG@{k}"])
     for name, one in (("model", model), ("popularity", popularity), ("generator", generator)):
         if one is None:
             continue
         table.add_row(name, f"{one.recall:.4f}", f"{one.ndcg:.4f}")
-    ratios = (
-        f"{mine / theirs:.1f}x" if theirs else "-"
-        for mine, theirs in ((model.recall, popularity.recall), (model.ndcg, popularity.ndcg))
-    )
-    table.add_row("model / popularity", *ratios)
+    for name, one in (("popularity", popularity), ("generator", generator)):
+        if one is not None:
+            pairs = ((model.recall, one.recall), (model.ndcg, one.ndcg))
+            table.add_row(f"model / {name}", *(f"{mine / theirs:.2f}x" if theirs else "-" for mine, theirs in pairs))
     console.print("", table, "", sep="\n")
-    if repeats:
-        console.print(
-            f"left out: {repeats:,} user{'s' * (repeats > 1)} whose held-out item is among their training items too "
-            "(eval.repeats: true asks them, and ranks all items)",
-            soft_wrap=True,
-            highlight=False,
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    if left_out.repeats:
+        say(
+            f"left out: {left_out.repeats:,} held-out item{'s' * (left_out.repeats > 1)} that the user had met before "
+            "(eval.repeats: true asks for them, and ranks all items)"
         )
+    if left_out.strangers:
+        say(f"left out: {left_out.strangers:,} user{'s' * (left_out.strangers > 1)} with nothing in training")
     if not model.users:
-        console.print("warning: no user was left to ask, so the metrics say nothing", soft_wrap=True, highlight=False)
+        say("warning: no user was left to ask, so the metrics say nothing")
+    elif model.recall <= popularity.recall:
+        say(
+            f"warning: the model finds no more than popularity does: recall@{k} {model.recall:.4f} against "
+            f"{popularity.recall:.4f}. Train for longer, with another rate, or with fewer dimensions"
+        )
 
 
 def show_skipped(console: Console, skipped: int, steps: int) -> None:

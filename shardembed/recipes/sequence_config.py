@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
 from shardembed.recipes.features_config import with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
+from shardembed.recipes.split_config import LAST, RankingSplitConfig, check_split
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 SEQUENCE_MODELS = ("sasrec",)
@@ -49,11 +50,20 @@ class SequenceDataConfig(Section):
     on_bad_row: Literal["raise", "skip"] = "raise"
     ids: InteractionIdsConfig | None = None
     generator: ChainConfig = ChainConfig()
+    split: RankingSplitConfig = LAST
+    holdout_seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod
     def _with_roles(cls, values: Any) -> Any:
         return with_roles(values, ("user", "item", "time"))
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> SequenceDataConfig:
+        if self.split.validation and not self.split.by_time:
+            raise ValueError("split: validation is for last and time, after which a sequence goes on; leave it out")
+        check_split(self.split, self.time)
+        return self
 
     @field_validator("ids")
     @classmethod

@@ -27,17 +27,20 @@ from shardembed.recipes.data.choose import open_numbered
 from shardembed.recipes.data.criteo import clicks
 from shardembed.recipes.data.criteo.clicks import ClickData
 from shardembed.recipes.data.criteo.encode import Encoder
+from shardembed.recipes.data.describe import with_features
+from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import Interactions, global_batches, pairs_of, scan
 from shardembed.recipes.data.numbering import Ids, Numbers
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.reading import Stream
 from shardembed.recipes.data.sequences import Sequences
+from shardembed.recipes.data.sides import Known, Side
 from shardembed.recipes.data.stream import shuffled_at_once
 from shardembed.recipes.metrics import History
 from shardembed.recipes.models import ctr, sasrec, two_tower
 from shardembed.recipes.models.index import ItemIndex
 from shardembed.recipes.models.next_items import NextItems
-from shardembed.recipes.sequence_config import SequenceConfig
+from shardembed.recipes.sequence_config import SequenceConfig, SequenceDataConfig
 from shardembed.recipes.together import on_all
 from shardembed.tables.table_config import TableConfig
 
@@ -143,8 +146,12 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, job: Any) -> Evaluated:
-        """Collective."""
+        """What the model reaches in the end. Collective."""
         raise NotImplementedError
+
+    def validate(self, job: Any) -> Evaluated:
+        """What it reaches during training: on other data, where some are held out for that. Collective."""
+        return self.evaluate(job)
 
     def following(self, former: Former) -> Task:
         """This, for tables that go on from those of another run: at least as large, with each value in the row that it has there.
@@ -201,8 +208,9 @@ class TwoTowerTask(Task):
 
     def described(self) -> list[str]:
         data = self.data
-        counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_users):,} held out"
-        return [data.source.name, counted, *report.dropped_lines(data.dropped, data.rows), *self._read_by()]
+        counted = f"{data.rows:,} interactions of {data.users:,} users and {data.items:,} items; {len(data.held_rows):,} held out"
+        known = [f"{len(one.features)} features of {name}" for name, one in _sides(data.known) if one.features]
+        return [data.source.name, counted, *known, *report.dropped_lines(data.dropped, data.rows), *self._read_by()]
 
     def warnings(self) -> list[str]:
         data = self.data
@@ -211,7 +219,8 @@ class TwoTowerTask(Task):
         return report.scattered_lines(data.rows, {"user": data.users, "item": data.items})
 
     def tables(self) -> list[TableConfig]:
-        return two_tower.table_configs(self.config.model, self.data.users, self.data.items, self.config.data.any_ids)
+        data = self.data
+        return two_tower.table_configs(self.config.model, data.users, data.items, self.config.data.any_ids, data.known)
 
     def ids(self) -> dict[str, int]:
         return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
@@ -224,11 +233,18 @@ class TwoTowerTask(Task):
         return build(self.config, self.data)
 
     def evaluate(self, job: Job) -> Evaluated:
-        index = ItemIndex(job.model, _numbers(self.data.ids))
-        return evaluate.evaluate(index, self.data, self.config.eval, self.config.data.holdout_seed)
+        return self._evaluated(job, validation=False)
+
+    def validate(self, job: Job) -> Evaluated:
+        return self._evaluated(job, validation=self.data.validation is not None)
+
+    def _evaluated(self, job: Job, validation: bool) -> Evaluated:
+        data, index = self.data, ItemIndex(job.model, _numbers(self.data.ids))
+        known = data.source.positions if isinstance(data.source, GeneratedInteractions) else None
+        return evaluate.evaluate(index, data.questions(validation), self.config.eval, self.config.data.holdout_seed, known)
 
     def evaluates(self) -> str:
-        return _users(len(self.data.held_users), self.config.eval.users)
+        return _users(len(self.data.held.users), self.config.eval.users)
 
 
 @dataclass(frozen=True)
@@ -339,7 +355,8 @@ class SequenceTask(Task):
     def described(self) -> list[str]:
         data = self.data
         counted = f"{data.rows:,} interactions of {data.users:,} users with {data.items:,} items"
-        parts = f"{self.training_rows:,} sequences to train on, {len(data.held_users):,} last items held out"
+        held = len(data.held.items) + (0 if data.validation is None else len(data.validation.items))
+        parts = f"{self.training_rows:,} sequences to train on, {held:,} items held out"
         return [data.source.name, counted, parts, *report.dropped_lines(data.dropped, data.rows)]
 
     def warnings(self) -> list[str]:
@@ -358,24 +375,35 @@ class SequenceTask(Task):
         return build_sequence(self.config, self.data)
 
     def evaluate(self, job: SequenceJob) -> Evaluated:
+        return self._evaluated(job, validation=False)
+
+    def validate(self, job: SequenceJob) -> Evaluated:
+        return self._evaluated(job, validation=self.data.validation is not None)
+
+    def _evaluated(self, job: SequenceJob, validation: bool) -> Evaluated:
         config, data = self.config, self.data
-        ranker = NextItems(job.model, data, config.model.max_length, _numbers(data.ids))
-        known = _ranked_by(data.source, data) if isinstance(data.source, PlantedSequences) else None
-        return evaluate.evaluate(ranker, data, config.eval, config.train.seed, known)
+        met = data.met(validation)
+        ranker = NextItems(job.model, data, config.model.max_length, _numbers(data.ids), met)
+        known = _ranked_by(data.source, data, met) if isinstance(data.source, PlantedSequences) else None
+        return evaluate.evaluate(ranker, data.questions(validation), config.eval, config.train.seed, known)
 
     def evaluates(self) -> str:
-        return _users(len(self.data.held_users), self.config.eval.users)
+        return _users(len(self.data.held.users), self.config.eval.users)
+
+
+def _sides(known: Known) -> list[tuple[str, Side]]:
+    return [("users", known.users), ("items", known.items)]
 
 
 def _numbers(ids: Ids | None) -> Numbers | None:
     return None if ids is None else Numbers(ids.items)
 
 
-def _ranked_by(chain: PlantedSequences, data: Sequences) -> evaluate.Oracle:
-    """How the chain that made the data ranks the held-out items."""
+def _ranked_by(chain: PlantedSequences, data: Sequences, met: np.ndarray) -> evaluate.Oracle:
+    """How the chain that made the data ranks what is held out after the first `met` items of each user."""
 
-    def positions(users: np.ndarray, held: np.ndarray, history: History) -> np.ndarray:
-        return chain.positions(data.last(users, 1)[0], held, history)
+    def positions(users: np.ndarray, wanted: History, history: History) -> np.ndarray:
+        return chain.positions(data.last(users, 1, met)[0], wanted, history)
 
     return positions
 
@@ -394,11 +422,16 @@ def prepare(config: JobConfig, comm: Comm) -> Task:
     if isinstance(config, CtrConfig):
         return CtrTask(config, clicks.scan(config.data, comm))
     if isinstance(config, SequenceConfig):
-        return SequenceTask(config, on_all(comm, "scan the data", lambda: sequences.scan(*open_numbered(config.data))))
+        return SequenceTask(config, on_all(comm, "scan the data", lambda: _scanned_sequences(config.data)))
     assert isinstance(config, Config)
     return TwoTowerTask(config, on_all(comm, "scan the data", lambda: _scanned(config.data)))
 
 
 def _scanned(config: DataConfig) -> Interactions:
     source, ids = open_numbered(config)
-    return scan(source, config.holdout_seed, ids)
+    return with_features(scan(source, config.holdout_seed, ids, config.split), config)
+
+
+def _scanned_sequences(config: SequenceDataConfig) -> Sequences:
+    source, ids = open_numbered(config)
+    return sequences.scan(source, ids, config.split, config.holdout_seed)

@@ -12,12 +12,12 @@ from functools import cached_property
 
 import numpy as np
 
+from shardembed.recipes.data.likely import ranked_by
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.metrics import History
 from shardembed.recipes.sequence_config import ChainConfig
 
 SHORTEST = 3  # one item to begin with, one to learn from, one held out
-BLOCK_ELEMENTS = 1 << 24
 
 
 class PlantedSequences:
@@ -81,22 +81,18 @@ class PlantedSequences:
     def _successors(self, items: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return self._ring[(self._place[items] + self._steps[numbers]) % self._config.items]
 
-    def positions(self, last: np.ndarray, held: np.ndarray, history: History) -> np.ndarray:
-        """Where each held-out item stands when all items are ranked by how likely they come after `last`: no model can rank better.
+    def positions(self, last: np.ndarray, wanted: History, history: History) -> np.ndarray:
+        """Where relevant items stand when all items are ranked by how likely they come after `last`: no model can rank better.
 
         Args:
-            last: what came before `held`, both int64 `[Q]`. history: items left out of the ranking.
+            last: of each user what came before, int64 `[Q]`. wanted: relevant items of theirs. history: items left out.
         """
-        found = np.empty(len(last), np.int64)
-        size = max(1, BLOCK_ELEMENTS // self._config.items)
-        for start in range(0, len(last), size):
-            block = slice(start, start + size)
+
+        def likely(block: slice) -> np.ndarray:
             rows = np.arange(len(last[block]))
-            likely = np.tile(self._config.noise * self._popularity, (len(rows), 1))
+            found = np.tile(self._config.noise * self._popularity, (len(rows), 1))
             for number, weight in enumerate(self._weights):
-                likely[rows, self._successors(last[block], np.full(len(rows), number))] += weight
-            own = likely[rows, held[block]]
-            left_out = history.of(start, start + len(rows))
-            likely[left_out.owners, left_out.items] = -1.0
-            found[block] = (likely > own[:, None]).sum(1)
-        return found
+                found[rows, self._successors(last[block], np.full(len(rows), number))] += weight
+            return found
+
+        return ranked_by(likely, len(last), self._config.items, wanted, history)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from shardembed.inputs.names import Names
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import DataConfig
@@ -10,8 +14,10 @@ from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
-from shardembed.recipes.data.opening import matched
+from shardembed.recipes.data.sides import SideName, Values
 from shardembed.recipes.data.source import Source
+from shardembed.recipes.data.wanted import Wanted
+from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 
@@ -36,15 +42,26 @@ def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | No
     sequences = isinstance(config, SequenceDataConfig)
     if config.path is None:
         return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator)
-    from shardembed.recipes.data.files import FileInteractions, SeveralFiles  # pyarrow is asked for only here
+    from shardembed.recipes.data.files import FileInteractions  # pyarrow is asked for only here
 
-    time = config.time if sequences else None
-    settings = {"any_user": sequences, "any_id": config.any_ids is not None, "names": names}
-    files = [
-        FileInteractions(path, config.user, config.item, config.on_bad_row, time, **settings)
-        for path in matched(config.path, "data.path")
-    ]
-    return files[0] if len(files) == 1 else SeveralFiles(files, config.path)
+    return FileInteractions(
+        config.path,
+        config.user,
+        config.item,
+        config.on_bad_row,
+        config.time if sequences or config.split.by_time else None,
+        of_rows(config) if isinstance(config, DataConfig) else (),
+        any_user=sequences,
+        any_id=config.any_ids is not None,
+        texts=config.texts,
+        names=names,
+    )
+
+
+def of_rows(config: DataConfig) -> tuple[FeatureConfig, ...]:
+    """The features whose values stand in the rows of interactions."""
+    files = {"user": config.users, "item": config.items}
+    return tuple(one for one in config.features if one.of is not None and files[one.of] is None)
 
 
 def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids | None]:
@@ -58,5 +75,36 @@ def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids 
         return source, None
     if config.path is None:
         return source, Ids(made_up("user", config.generator.users), made_up("item", config.generator.items))
-    numbered = Numbered.of(source)
+    users, items = _listed(config, "user"), _listed(config, "item")
+    numbered = Numbered.of(source, users, items)
     return numbered, numbered.ids
+
+
+def _listed(config: DataConfig | SequenceDataConfig, side: SideName) -> Iterator[np.ndarray]:
+    """The ids of users or items that a file describes, whether interactions have them or not."""
+    if isinstance(config, DataConfig):
+        for ids, _ in rows_of_side(config, side):
+            yield ids
+
+
+def rows_of_side(config: DataConfig, side: SideName, book: Names | None = None) -> Iterator[tuple[np.ndarray, tuple[Values, ...]]]:
+    """Of users or items that have a file of their own: ids int64 `[n]`, and the columns of their features, a part after the other.
+
+    Raises:
+        DataError: as `open_source`.
+    """
+    paths, key = (config.users, config.user) if side == "user" else (config.items, config.item)
+    if paths is None:
+        return
+    from shardembed.recipes.data.files import wanted_of
+    from shardembed.recipes.data.opened import open_files
+
+    features = [one for one in config.features if one.of == side]
+    any_id = config.any_ids is not None
+    wanted = [Wanted(key, "key" if any_id else "row", f"data.{side}", text=any_id and key in config.texts, names=book)]
+    files = open_files(list(paths), [*wanted, *wanted_of(features, config.texts)], config.on_bad_row == "skip", f"data.{side}s")
+    for part in range(len(files.parts)):
+        for read in files.chunks(part):
+            ids, *columns = read.columns
+            assert isinstance(ids, np.ndarray)
+            yield ids, tuple(columns)

@@ -1,10 +1,11 @@
 """From a stream of interactions to what training needs: a hold-out, counts, and global batches dealt to ranks.
 
-    scan      one pass: users, items, the interaction held out of each user, counts of the rest
+    scan      one pass: users, items, what is held out of each user, counts of the rest
     batches   one pass an epoch, held to the first: held-out rows dropped, shuffled through a buffer, cut into global batches
 
 Every rank reads the whole stream and keeps its part of each batch, so what a global batch holds depends on the data and the seed
-alone, never on the number of ranks. Memory is O(users + items + shuffle buffer).
+alone, never on the number of ranks. Memory is O(users + items + shuffle buffer), and while scanning some 40 bytes an interaction
+where more or others are held out than one of each user by hash.
 
 Legend: n interactions of a chunk, B a global batch.
 """
@@ -21,14 +22,17 @@ import torch
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
+from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION, Held, labels
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.plausible import Plausible
+from shardembed.recipes.data.questions import Questions
+from shardembed.recipes.data.sides import NOTHING_KNOWN, Known
 from shardembed.recipes.data.source import Chunk, Source, concatenate
-from shardembed.recipes.data.stream import hash_rows, rank_slice, rechunked, shuffled, shuffler
+from shardembed.recipes.data.stream import hash_rows, rank_slice, rank_start, rechunked, shuffled, shuffler
 from shardembed.recipes.metrics import History
+from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig
 
-NO_ROW = -1
 NARROW = 16  # places for each id that are cheaper to go through than sorting is
 ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
 
@@ -42,24 +46,28 @@ class Interactions:
         users: largest id + 1.
         items: largest id + 1.
         seen: of each part of the source, what later passes are held to.
-        held_row: the row number held out of each user, int64 `[users]`, NO_ROW where nothing is.
-        held_item: the item held out of each user, int64 `[users]`.
+        held_rows: the numbers of the rows that are held out, int64, ascending.
+        held: what is held out for the result.
+        validation: what is held out for evaluations during training, where that is something else.
         user_counts: training interactions by user, int64, held-out ones not counted.
         item_counts: training interactions by item, int64, held-out ones not counted.
         dropped: what the source left out.
         ids: behind the numbers of users and items, where they are others.
+        known: features of users and items.
     """
 
     source: Source
     users: int
     items: int
     seen: tuple[Seen, ...]
-    held_row: np.ndarray
-    held_item: np.ndarray
+    held_rows: np.ndarray
+    held: Held
+    validation: Held | None
     user_counts: np.ndarray
     item_counts: np.ndarray
     dropped: Dropped = NONE
     ids: Ids | None = None
+    known: Known = NOTHING_KNOWN
 
     @property
     def rows(self) -> int:
@@ -70,12 +78,8 @@ class Interactions:
         """What the data are known by: hardly any other data have the same."""
         ids = "" if self.ids is None else f", ids {self.ids}"
         order = fingerprint_of(self.seen)
-        return f"{self.rows} interactions of {self.users} users and {self.items} items{ids}, in the order {order}"
-
-    @property
-    def held_users(self) -> np.ndarray:
-        """The users with a held-out interaction, ascending."""
-        return np.flatnonzero(self.held_row != NO_ROW)
+        known = f", features {self.known}" if str(self.known) else ""
+        return f"{self.rows} interactions of {self.users} users and {self.items} items{ids}{known}, in the order {order}"
 
     @property
     def training_rows(self) -> int:
@@ -90,9 +94,16 @@ class Interactions:
         row = 0
         for part, (seen, name) in enumerate(zip(self.seen, self.source.parts, strict=True)):
             for chunk in held_to(seen, partial(self.source.chunks, part), name, concatenate):
-                kept = self.held_row[chunk.users] != np.arange(row, row + len(chunk))
+                kept = self.kept(row, len(chunk))
                 row += len(chunk)
                 yield chunk[kept]
+
+    def kept(self, first: int, count: int) -> np.ndarray:
+        """Which of `count` rows from `first` on are for training: bool `[count]`."""
+        low, high = np.searchsorted(self.held_rows, [first, first + count])
+        found = np.ones(count, bool)
+        found[self.held_rows[low:high] - first] = False
+        return found
 
     def with_room(self, users: int, items: int) -> Interactions:
         """With at least so many of both, of which the additional ones have no interactions."""
@@ -101,38 +112,52 @@ class Interactions:
             self,
             users=self.users + more_users,
             items=self.items + more_items,
-            held_row=np.pad(self.held_row, (0, more_users), constant_values=NO_ROW),
-            held_item=np.pad(self.held_item, (0, more_users), constant_values=NO_ROW),
             user_counts=np.pad(self.user_counts, (0, more_users)),
             item_counts=np.pad(self.item_counts, (0, more_items)),
+            known=self.known.with_room(more_users, more_items),
         )
 
     def to_read(self) -> Interactions:
         """What reading needs of this, for worker processes, each of which gets a copy."""
         none = np.empty(0, np.int64)
-        return replace(self, held_item=none, user_counts=none, item_counts=none, ids=None)
+        return replace(
+            self, held=Held(none, none, none), validation=None, user_counts=none, item_counts=none, ids=None, known=NOTHING_KNOWN
+        )
 
-    def histories(self, users: np.ndarray) -> History:
-        """The training items of `users`, by their place in `users`: one pass over the data."""
+    def questions(self, validation: bool = False) -> Questions:
+        """What is asked for the result, or for evaluations during training."""
+        held = self.validation if validation else self.held
+        assert held is not None
+        before = None if validation else self.validation  # met by then, beside training
+        return Questions.of(self, held, partial(self.histories, before=before), before)
+
+    def histories(self, users: np.ndarray, before: Held | None = None) -> History:
+        """The training items of `users`, by their place in `users`, and those of `before`: one pass over the data."""
         number = np.full(self.users, -1, np.int64)
         number[users] = np.arange(len(users))
-        kept = concatenate([chunk[number[chunk.users] >= 0] for chunk in self.training()])
+        parts = [concatenate([chunk[number[chunk.users] >= 0] for chunk in self.training()])]
+        if before is not None:
+            owners = before.owners
+            mine = number[owners] >= 0
+            parts.append(Chunk(owners[mine], before.items[mine]))
+        kept = concatenate(parts)
         owners = number[kept.users]
         order = np.argsort(owners, kind="stable")
         return History(owners[order], kept.items[order])
 
 
-def scan(source: Source, seed: int, ids: Ids | None = None) -> Interactions:
-    """Count users and items, and hold one interaction out of every user that has at least two; ids: behind their numbers.
+def scan(source: Source, seed: int, ids: Ids | None = None, split: RankingSplitConfig = LEAVE_ONE_OUT) -> Interactions:
+    """Count users and items, and hold out what `split` says; ids: behind their numbers.
 
-    Each row gets a hash of (seed, row number); a user's row with the largest hash is held out. One pass, O(users + items) memory.
+    Each row gets a hash of (seed, row number), by which splits that are random choose. One pass.
 
     Raises:
-        DataError: there are no interactions, the source had to leave out more than it gave, or ids are not numbered from 0.
+        DataError: there are no interactions, the source had to leave out more than it gave, or ids are not numbered from 0; or
+            nothing is left to train on.
     """
     # Arrays by id, which grow as larger ids come: who has which is not known before the end.
-    best = np.empty(0, np.uint64)
-    held_row, held_item, user_counts, item_counts = (np.empty(0, np.int64) for _ in range(4))
+    user_counts, item_counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    holding = _OneEach(seed) if split == LEAVE_ONE_OUT else _Labelled(seed, split)
     row = 0
     dropped = NONE
     passes = [FirstPass() for _ in source.parts]
@@ -146,10 +171,8 @@ def scan(source: Source, seed: int, ids: Ids | None = None) -> Interactions:
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
         plausible.check((users - 1, items - 1), row + len(chunk))
-        best, user_counts = _grown(best, users, 0), _grown(user_counts, users, 0)
-        held_row, held_item = _grown(held_row, users, NO_ROW), _grown(held_item, users, NO_ROW)
-        item_counts = _grown(item_counts, items, 0)
-        _hold_out(chunk, row, hash_rows(seed, row, len(chunk)), best, held_row, held_item)
+        user_counts, item_counts = _grown(user_counts, users, 0), _grown(item_counts, items, 0)
+        holding.see(chunk, row)
         _count(user_counts, chunk.users)
         _count(item_counts, chunk.items)
         row += len(chunk)
@@ -157,13 +180,24 @@ def scan(source: Source, seed: int, ids: Ids | None = None) -> Interactions:
     if row == 0:
         raise DataError(f"{source.name}: there are no interactions in it")
     users, items = int(np.flatnonzero(user_counts)[-1]) + 1, int(np.flatnonzero(item_counts)[-1]) + 1
-    single = user_counts[:users] < 2  # a user's only interaction stays in training
-    held_row, held_item = np.where(single, NO_ROW, held_row[:users]), np.where(single, NO_ROW, held_item[:users])
-    taken = held_item[~single]
-    user_counts = user_counts[:users] - ~single
-    item_counts = item_counts[:items] - np.bincount(taken, minlength=items)
+    taken = holding.held(user_counts[:users], source.name)
+    user_counts = user_counts[:users] - np.bincount(taken.users, minlength=users)
+    item_counts = item_counts[:items] - np.bincount(taken.items, minlength=items)
+    held, validation = (taken.of(label) for label in (TEST, VALIDATION))
     seen = tuple(one.seen for one in passes)
-    return Interactions(source, users, items, seen, held_row, held_item, user_counts, item_counts, dropped, ids)
+    return Interactions(
+        source,
+        users,
+        items,
+        seen,
+        np.sort(taken.rows),
+        held,
+        validation if split.validation else None,
+        user_counts,
+        item_counts,
+        dropped,
+        ids,
+    )
 
 
 def _chunks(source: Source) -> Iterator[tuple[int, Chunk]]:
@@ -183,16 +217,18 @@ class Pairs(Part):
     Attributes:
         users: int64 `[b]`.
         items: int64 `[b]`, the one that each of the users took.
+        first: the number of the first in the global batch.
     """
 
     users: torch.Tensor
     items: torch.Tensor
+    first: int
 
 
 def pairs_of(batch: Chunk, rank: int, world_size: int) -> Pairs:
     mine = rank_slice(batch, rank, world_size)
     users, items = (torch.from_numpy(np.ascontiguousarray(ids)) for ids in (mine.users, mine.items))
-    return Pairs(users, items, global_size=len(batch))
+    return Pairs(users, items, rank_start(len(batch), rank, world_size), global_size=len(batch))
 
 
 def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
@@ -207,15 +243,71 @@ def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
         )
 
 
-def _hold_out(chunk: Chunk, first: int, hashes: np.ndarray, best: np.ndarray, held_row: np.ndarray, held_item: np.ndarray) -> None:
-    """Let the chunk's rows compete with the rows held so far; the arrays by user are changed in place."""
-    # By user, and within one by hash: the last row of each user is its largest.
-    order = np.lexsort((hashes, chunk.users))
-    users = chunk.users[order]
-    winners = order[np.append(users[1:] != users[:-1], True)]  # of each user in the chunk, the largest hash
-    winners = winners[hashes[winners] > best[chunk.users[winners]]]
-    users = chunk.users[winners]
-    best[users], held_row[users], held_item[users] = hashes[winners], first + winners, chunk.items[winners]
+@dataclass(frozen=True)
+class _Taken:
+    """What is held out, row by row, int64 `[h]` and `labels` int8 `[h]`."""
+
+    rows: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    labels: np.ndarray
+
+    def of(self, label: int) -> Held:
+        mine = self.labels == label
+        return Held.of(self.users[mine], self.items[mine])
+
+
+class _OneEach:
+    """Holds one of each user out as rows pass by: that with the largest hash."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._best = np.empty(0, np.uint64)
+        self._row, self._item = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def see(self, chunk: Chunk, first: int) -> None:
+        """Let the chunk's rows compete with those held so far."""
+        size = int(chunk.users.max()) + 1
+        self._best, self._row, self._item = (_grown(array, size, 0) for array in (self._best, self._row, self._item))
+        hashes = hash_rows(self._seed, first, len(chunk))
+        # By user, and within one by hash: the last row of each user is its largest.
+        order = np.lexsort((hashes, chunk.users))
+        users = chunk.users[order]
+        winners = order[np.append(users[1:] != users[:-1], True)]  # of each user in the chunk, the largest hash
+        winners = winners[hashes[winners] > self._best[chunk.users[winners]]]
+        users = chunk.users[winners]
+        self._best[users], self._row[users], self._item[users] = hashes[winners], first + winners, chunk.items[winners]
+
+    def held(self, user_counts: np.ndarray, name: str) -> _Taken:
+        users = np.flatnonzero(user_counts > 1)  # a user's only interaction stays in training
+        return _Taken(self._row[users], users, self._item[users], np.full(len(users), TEST, np.int8))
+
+
+class _Labelled:
+    """Holds out what a split says once all rows are known."""
+
+    def __init__(self, seed: int, split: RankingSplitConfig) -> None:
+        self._seed, self._split = seed, split
+        self._chunks: list[Chunk] = []
+
+    def see(self, chunk: Chunk, first: int) -> None:
+        self._chunks.append(replace(chunk, dropped=NONE, features=()))
+
+    def held(self, user_counts: np.ndarray, name: str) -> _Taken:
+        whole = concatenate(self._chunks)
+        self._chunks.clear()
+        found = labels(whole.users, _keys(whole, self._seed, self._split), self._split, name)
+        rows = np.flatnonzero(found != TRAINING)
+        return _Taken(rows, whole.users[rows], whole.items[rows], found[rows])
+
+
+def _keys(whole: Chunk, seed: int, split: RankingSplitConfig) -> list[np.ndarray]:
+    """By which the interactions of a user are ordered; without times they are in order already."""
+    return time_keys(whole) if split.by_time else [hash_rows(seed, 0, len(whole))]
+
+
+def time_keys(whole: Chunk) -> list[np.ndarray]:
+    return [one for one in (whole.times, whole.nanoseconds) if one is not None]
 
 
 def _count(counts: np.ndarray, ids: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What a column of interactions holds, ids or times, and how a value of it is read: all of a column at once, or one by one.
+"""What a column holds, and how a value of it is read: all of a column at once, or one by one.
 
 Numbers are whole and of at most 64 bits, however they are written: 37, 37.0, a Parquet float or decimal. Dates are two numbers:
 microseconds since 1970, which any year of four digits has, and the nanoseconds beyond them.
@@ -7,16 +7,17 @@ microseconds since 1970, which any year of four digits has, and the nanoseconds 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
+from shardembed.config.arrow_types import whole_numbers
 from shardembed.recipes.data.bad import (
-    DIGITS,
     MAX_ID,
     MAX_USER,
     MIN_USER,
@@ -27,7 +28,10 @@ from shardembed.recipes.data.bad import (
     text_of,
     whole,
 )
+from shardembed.recipes.data.lists import Lists
 
+Values: TypeAlias = "np.ndarray | Lists"
+Said: TypeAlias = "tuple[str, str] | None"  # (kind, sentence) of what is wrong with a value
 DIGITS_ONLY = re.compile(r"-?[0-9]+")
 DATE = re.compile(r"\d{4}-\d\d-\d\d", flags=re.ASCII)
 CLOCK = re.compile(
@@ -36,74 +40,108 @@ CLOCK = re.compile(
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 NANOSECONDS = 1000  # a microsecond
 YEAR_ONE = -62_135_596_800_000_000  # microseconds since 1970
-INT64 = "^-?[0-9]{1,19}$"
+ZERO, MINUS, POINT = b"0-."
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How the values of a column become int64.
+    """How the values of a column are read. All ways that take a value make the same of it.
 
     Attributes:
-        fast: all of a column of texts, int64 `[numbers, n]`; None where a value is unusable or might be.
-        problem: (kind, sentence) of what is wrong with one value, or None.
-        value: the numbers of one without a problem.
-        lowest: of the first number.
-        highest: of the first number.
+        fast: all of a column of texts (`string`, maybe no UTF-8; empty where missing); None where one is unusable or might be.
+        typed: likewise of a column of another type, as `arrow_types.plain` gives it, with nulls where missing.
+        problem: what is wrong with one value, or None.
+        slow: of values that have no problem.
         clock: its values are dates.
         text: its values are texts.
     """
 
-    fast: Callable[[pa.Array], np.ndarray | None]
-    problem: Callable[[object], tuple[str, str] | None]
-    value: Callable[[object], tuple[int, ...]]
-    lowest: int = MIN_USER
-    highest: int = MAX_USER
+    fast: Callable[[pa.Array], Values | None]
+    typed: Callable[[pa.Array], Values | None]
+    problem: Callable[[object], Said]
+    slow: Callable[[Sequence[object]], Values]
     clock: bool = False
     text: bool = False
 
-    @property
-    def numbers(self) -> int:
-        return 1 + self.clock
+    def of(self, column: pa.Array) -> Values | None:
+        """All of a plain column, or None."""
+        if pa.types.is_string(column.type):
+            return self.fast(filled(column) if column.null_count else column)
+        return self.typed(column)
 
 
-def _ids_of_text(column: pa.Array) -> np.ndarray | None:
-    found = _digits(column, _are_ids)
-    if found is None:
-        return None
-    ids = compute.cast(found, pa.int64()).to_numpy(zero_copy_only=False)
-    return ids[None] if not len(ids) or ids.max() <= MAX_ID else None
+def filled(column: pa.Array) -> pa.Array:
+    """Texts, empty where there is none."""
+    return compute.fill_null(column.view(pa.binary()), b"").view(pa.string())
 
 
-def _are_ids(column: pa.Array) -> bool:
-    short_enough = compute.call_function("binary_length", [column]).to_numpy(zero_copy_only=False) <= DIGITS
-    return bool((short_enough & compute.call_function("ascii_is_decimal", [column]).to_numpy(zero_copy_only=False)).all())
+def bytes_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Of texts: all their bytes uint8, and where each begins among these and the last ends, `[n + 1]`."""
+    _, ends, data = column.buffers()
+    if not len(column) or data is None:
+        return np.empty(0, np.uint8), np.zeros(len(column) + 1, np.int32)
+    offsets = np.frombuffer(ends, np.int32, len(column) + 1, column.offset * 4)
+    return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 def int64_of_text(column: pa.Array) -> np.ndarray | None:
-    found = _digits(column, _are_integers)
-    if found is None:
+    """Whole numbers of texts; None where one is none, or does not fit."""
+    column = without_fractions(column)
+    if column is None:
         return None
     try:
-        return compute.cast(found, pa.int64()).to_numpy(zero_copy_only=False)[None]
-    except pa.ArrowInvalid:  # 19 digits may be too many
+        return compute.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
         return None
 
 
-def _are_integers(column: pa.Array) -> bool:
-    options = compute.MatchSubstringOptions(INT64)
-    return bool(compute.call_function("match_substring_regex", [column], options).to_numpy(zero_copy_only=False).all())
-
-
-def _digits(column: pa.Array, usable: Callable[[pa.Array], bool]) -> pa.Array | None:
-    """The column, or if that helps with the zeros behind points gone; None where it is not `usable`."""
-    if usable(column):
+def without_fractions(column: pa.Array) -> pa.Array | None:
+    """Texts of digits, with zeros behind points gone; None where one has anything else, which pyarrow might take for a number."""
+    data, _ = bytes_of(column)
+    digits = data - np.uint8(ZERO) <= 9
+    if digits.all():
+        return column
+    others = np.unique(data[~digits])
+    if not np.isin(others, (MINUS, POINT)).all():
+        return None
+    if POINT not in others:
         return column
     options = compute.ReplaceSubstringOptions(r"^(-?[0-9]+)\.0*$", r"\1")
-    try:
-        stripped = compute.call_function("replace_substring_regex", [column], options)
-    except pa.ArrowInvalid:  # no UTF-8
+    return compute.call_function("replace_substring_regex", [column], options)
+
+
+def int64_of_numbers(column: pa.Array, lowest: int = MIN_USER, highest: int = MAX_USER) -> np.ndarray | None:
+    """Whole numbers of a column of numbers, as the 64 bits of int64; None where one is missing, no whole one or beyond."""
+    if column.null_count:
         return None
-    return stripped if usable(stripped) else None
+    if not len(column):
+        return np.empty(0, np.int64)
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.int8()).to_numpy().astype(np.int64)
+    integers = whole_numbers(column)
+    if integers is None:
+        return None
+    values = integers.to_numpy(zero_copy_only=False)
+    # As Python's integers: numpy would compare those without a sign as floats.
+    if int(values.min()) < lowest or int(values.max()) > highest:
+        return None
+    return values.astype(np.int64)
+
+
+def _integers(values: Sequence[object]) -> np.ndarray:
+    return np.array([whole(value) for value in values], np.int64)
+
+
+def _rows_of_text(column: pa.Array) -> np.ndarray | None:
+    return _not_above(int64_of_text(column))
+
+
+def _rows_of_numbers(column: pa.Array) -> np.ndarray | None:
+    return int64_of_numbers(column, 0, MAX_ID)
+
+
+def _not_above(ids: np.ndarray | None) -> np.ndarray | None:
+    return None if ids is not None and len(ids) and (ids.min() < 0 or ids.max() > MAX_ID) else ids
 
 
 def times_like(text: str) -> Kind:
@@ -115,24 +153,41 @@ def times_like(text: str) -> Kind:
     return WHOLE_TIME if not text or DIGITS_ONLY.fullmatch(text_of(text)) else UNTOLD_TIME
 
 
-def _whole_problem(value: object) -> tuple[str, str] | None:
+def _whole_problem(value: object) -> Said:
     return _time_problem(value, "is no time: the first row has a whole number, so all must")
 
 
-def _untold_problem(value: object) -> tuple[str, str] | None:
+def _untold_problem(value: object) -> Said:
     if _is_clock(text_of(value)):
         return _time_problem(value, "is no time: the first row has no date, so all must have whole numbers")
     return _time_problem(value, "is neither a whole number nor an ISO 8601 date such as 2024-04-05T21:01")
 
 
-def _time_problem(value: object, said: str) -> tuple[str, str] | None:
+def _time_problem(value: object, said: str) -> Said:
     text = text_of(value)
     if text and not DIGITS_ONLY.fullmatch(text):
         return "no time", f"{short(text)!r} {said}"
     return int64_problem(value, "use a coarser unit of time")
 
 
-def _clock_times(column: pa.Array) -> np.ndarray | None:
+def _whole_times_of_text(column: pa.Array) -> np.ndarray | None:
+    return _with_none_beyond(int64_of_text(column))
+
+
+def _whole_times_of_numbers(column: pa.Array) -> np.ndarray | None:
+    return _with_none_beyond(int64_of_numbers(column))
+
+
+def _whole_times(values: Sequence[object]) -> np.ndarray:
+    whole_ones = _integers(values)
+    return np.stack([whole_ones, np.zeros_like(whole_ones)])
+
+
+def _with_none_beyond(times: np.ndarray | None) -> np.ndarray | None:
+    return None if times is None else np.stack([times, np.zeros_like(times)])
+
+
+def _clock_times_of_text(column: pa.Array) -> np.ndarray | None:
     for unit in ("us", "ns"):  # the coarser one has all years
         for zone in (None, "UTC"):  # pyarrow takes times with a zone, or times without, but not both
             try:
@@ -141,6 +196,17 @@ def _clock_times(column: pa.Array) -> np.ndarray | None:
             except pa.ArrowInvalid:
                 continue
     return None
+
+
+def _clock_times_of_dates(column: pa.Array) -> np.ndarray | None:
+    if not is_clock(column.type):
+        return None
+    numbers, absent = clock_numbers(column)
+    return None if absent.any() else numbers
+
+
+def is_clock(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind)
 
 
 def clock_numbers(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +232,7 @@ def _is_clock(text: str) -> bool:
     return True
 
 
-def _clock_problem(value: object) -> tuple[str, str] | None:
+def _clock_problem(value: object) -> Said:
     text = text_of(value)
     if not text:
         return int64_problem(value, "")
@@ -190,6 +256,10 @@ def _clock_time(value: object) -> tuple[int, int]:
     return (moment - EPOCH) // timedelta(microseconds=1) + int(digits[:6]), int(digits[6:])
 
 
+def _clock_times(values: Sequence[object]) -> np.ndarray:
+    return np.array([_clock_time(value) for value in values], np.int64).reshape(-1, 2).T
+
+
 def _zone(text: str | None) -> timezone:
     if text in (None, "Z"):
         return timezone.utc
@@ -198,12 +268,8 @@ def _zone(text: str | None) -> timezone:
     return timezone(-ahead if text[0] == "-" else ahead)
 
 
-def _number(value: object) -> tuple[int]:
-    return (whole(value),)
-
-
-ID = Kind(_ids_of_text, problem_of, _number, 0, MAX_ID)
-USER = Kind(int64_of_text, problem_of_user, _number)  # of sequences
-WHOLE_TIME = Kind(int64_of_text, _whole_problem, _number)
-UNTOLD_TIME = Kind(int64_of_text, _untold_problem, _number)
-CLOCK_TIME = Kind(_clock_times, _clock_problem, _clock_time, clock=True)
+ROW = Kind(_rows_of_text, _rows_of_numbers, problem_of, _integers)
+USER = Kind(int64_of_text, int64_of_numbers, problem_of_user, _integers)  # of sequences
+WHOLE_TIME = Kind(_whole_times_of_text, _whole_times_of_numbers, _whole_problem, _whole_times)
+UNTOLD_TIME = Kind(_whole_times_of_text, _whole_times_of_numbers, _untold_problem, _whole_times)
+CLOCK_TIME = Kind(_clock_times_of_text, _clock_times_of_dates, _clock_problem, _clock_times, clock=True)

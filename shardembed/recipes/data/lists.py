@@ -62,3 +62,11 @@ def stretches(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def has(values: np.ndarray | Lists, value: int) -> np.ndarray:
+    """Which rows have `value`, bool `[n]`: of times as their first number."""
+    if not isinstance(values, Lists):
+        return (values[0] if values.ndim > 1 else values) == value
+    rows = np.repeat(np.arange(len(values)), values.lengths)
+    return np.bincount(rows[values.values == value], minlength=len(values)) > 0

@@ -7,7 +7,7 @@ It takes 8 bytes an id; which of them have rows is for the tables to decide.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,8 +68,8 @@ class Numbered:
         self._users, self._items = Numbers(ids.users), Numbers(ids.items)
 
     @staticmethod
-    def of(source: Source) -> Numbered:
-        """Gather the ids of a source, in one pass.
+    def of(source: Source, more_users: Iterable[np.ndarray] = (), more_items: Iterable[np.ndarray] = ()) -> Numbered:
+        """Gather the ids of a source, in one pass, and others that have no interactions.
 
         Raises:
             DataError: it cannot be read.
@@ -78,6 +78,9 @@ class Numbered:
         for chunk in all_chunks(source):
             users.add(chunk.users)
             items.add(chunk.items)
+        for gathered, more in ((users, more_users), (items, more_items)):
+            for ids in more:
+                gathered.add(ids)
         return Numbered(source, Ids(users.all(), items.all()))
 
     @property

@@ -1,4 +1,4 @@
-"""From a stream of interactions to sequences: what each user took, by time, and the last of it held out.
+"""From a stream of interactions to sequences: what each user took, by time, and some of it held out, as a rule the last.
 
     scan      one pass, then a sort: each user's items by time, those of one moment in the order of the file
     batches   users in an order that seed and epoch decide; each gives the last items of its training sequence
@@ -14,20 +14,24 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import NONE, Dropped
-from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file
+from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION, Held, labels
+from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file, time_keys
 from shardembed.recipes.data.lists import stretches
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.plausible import Plausible
+from shardembed.recipes.data.questions import Questions
 from shardembed.recipes.data.source import Source, all_chunks, concatenate
-from shardembed.recipes.data.stream import rank_start, shuffler
+from shardembed.recipes.data.stream import hash_rows, rank_start, shuffler
 from shardembed.recipes.metrics import History
+from shardembed.recipes.split_config import LAST, RankingSplitConfig
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,14 @@ class Sequences:
     Attributes:
         source: what was scanned.
         items: largest id + 1.
-        taken: the items of all users, user after user, each one's by time, int64 `[n]`.
+        taken: the items of all users, user after user: of each those for training by time, then those for validation, then those
+            for the result, int64 `[n]`.
         starts: where in `taken` each user begins, int64 `[u + 1]`.
-        held_users: users with at least two interactions, whose last is held out; ascending.
-        held_item: the last item of each user, int64 `[u]`, which is held out of those in `held_users`.
+        held: what is held out for the result.
+        validation: what is held out for evaluations during training, where that is something else.
         user_counts: training interactions by user, int64, held-out ones not counted.
         item_counts: training interactions by item, int64, held-out ones not counted.
-        training_users: with something to predict in training: at least two interactions beside the one held out.
+        training_users: with something to predict in training: at least two interactions beside those held out.
         dropped: what the source left out.
         ids: behind the numbers of items, where they are others.
     """
@@ -69,8 +74,8 @@ class Sequences:
     items: int
     taken: np.ndarray
     starts: np.ndarray
-    held_users: np.ndarray
-    held_item: np.ndarray
+    held: Held
+    validation: Held | None
     user_counts: np.ndarray
     item_counts: np.ndarray
     training_users: np.ndarray
@@ -78,13 +83,23 @@ class Sequences:
     ids: Ids | None = None
 
     @staticmethod
-    def of(source: Source, taken: np.ndarray, starts: np.ndarray, dropped: Dropped = NONE, ids: Ids | None = None) -> Sequences:
-        counts, held_item = np.diff(starts), taken[starts[1:] - 1]
-        held_users = np.flatnonzero(counts > 1)
-        trained, items = counts - (counts > 1), int(taken.max()) + 1
-        item_counts = np.bincount(taken, minlength=items) - np.bincount(held_item[held_users], minlength=items)
+    def of(
+        source: Source,
+        taken: np.ndarray,
+        starts: np.ndarray,
+        found: np.ndarray,
+        validates: bool = False,
+        dropped: Dropped = NONE,
+        ids: Ids | None = None,
+    ) -> Sequences:
+        """found: what each of `taken` is for, int8 `[n]`, ascending for each user, as `labels` says."""
+        items, users = int(taken.max()) + 1, np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        trained = np.bincount(users[found == TRAINING], minlength=len(starts) - 1)
+        item_counts = np.bincount(taken[found == TRAINING], minlength=items)
+        held, validation = (Held.of(users[found == label], taken[found == label]) for label in (TEST, VALIDATION))
         training_users = np.flatnonzero(trained > 1)
-        return Sequences(source, items, taken, starts, held_users, held_item, trained, item_counts, training_users, dropped, ids)
+        apart = validation if validates else None
+        return Sequences(source, items, taken, starts, held, apart, trained, item_counts, training_users, dropped, ids)
 
     def with_room(self, items: int) -> Sequences:
         """With at least so many items, of which the additional ones have no interactions."""
@@ -99,15 +114,30 @@ class Sequences:
     def rows(self) -> int:
         return len(self.taken)
 
-    def histories(self, users: np.ndarray) -> History:
-        """All training items of `users`, by their place in `users`."""
-        counts = self.user_counts[users]
+    def questions(self, validation: bool = False) -> Questions:
+        """What is asked for the result, or for evaluations during training."""
+        held = self.validation if validation else self.held
+        assert held is not None
+        before = None if validation else self.validation
+        return Questions.of(self, held, partial(self.histories, met=self.met(validation)), before)
+
+    def met(self, validation: bool) -> np.ndarray:
+        """How many interactions each user had before the questions of `questions`, int64 `[u]`: the first of its sequence."""
+        known = self.validation is None or validation
+        return self.user_counts if known else self.user_counts + np.bincount(self.validation.owners, minlength=self.users)
+
+    def histories(self, users: np.ndarray, met: np.ndarray | None = None) -> History:
+        """The items that `users` met in training, by their place in `users`, or the first so many of each."""
+        counts = (self.user_counts if met is None else met)[users]
         return History(np.repeat(np.arange(len(users)), counts), self.taken[stretches(self.starts[users], counts)])
 
-    def last(self, users: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `length` training items of each of `users`, one user after the other, and how many each has."""
-        counts = np.minimum(self.user_counts[users], length)
-        return self.taken[stretches(self.starts[users] + self.user_counts[users] - counts, counts)], counts
+    def last(self, users: np.ndarray, length: int, met: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The last `length` training items of each of `users`, one user after the other, and how many each has; or the last of the
+        first so many of each.
+        """
+        ends = (self.user_counts if met is None else met)[users]
+        counts = np.minimum(ends, length)
+        return self.taken[stretches(self.starts[users] + ends - counts, counts)], counts
 
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
         """The global batches of one epoch: users int64 `[B]`, the last one shorter."""
@@ -129,8 +159,8 @@ class Sequences:
         return f"{self.rows} interactions of {self.users} users with {self.items} items{ids}, in the order {checksum:08x}"
 
 
-def scan(source: Source, ids: Ids | None = None) -> Sequences:
-    """Read all interactions and sort them; ids: behind the numbers of items.
+def scan(source: Source, ids: Ids | None = None, split: RankingSplitConfig = LAST, seed: int = 0) -> Sequences:
+    """Read all interactions, sort them, hold out what `split` says; ids: behind the numbers of items. seed: of splits by hash.
 
     Raises:
         DataError: there are none, or none to train on, the source had to leave out more than it gave, or items are not numbered
@@ -152,13 +182,14 @@ def scan(source: Source, ids: Ids | None = None) -> Sequences:
     # A second copy of all interactions is let go of before the sort takes its own memory.
     chunks.clear()
     users = np.unique(whole.users, return_inverse=True)[1].reshape(-1)
-    keys = [one for one in (whole.nanoseconds, whole.times) if one is not None]
-    order = np.lexsort((*keys, users))  # stable
+    times = time_keys(whole)
+    found = labels(users, times if split.by_time else [hash_rows(seed, 0, rows)], split, source.name)
+    order = np.lexsort((*reversed(times), found, users))  # stable
     starts = np.append(0, np.cumsum(np.bincount(users)))
-    data = Sequences.of(source, whole.items[order], starts, dropped, ids)
+    data = Sequences.of(source, whole.items[order], starts, found[order], split.validation, dropped, ids)
     if not len(data.training_users):
         raise DataError(
-            f"{source.name}: no user has three interactions: one is held out, and of two others the first says the second. Is "
-            "data.user the right column?"
+            f"{source.name}: no user has three interactions, or two beside what data.split holds out: the first of two says the "
+            "second. Is data.user the right column?"
         )
     return data

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.lists import Lists
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Chunk:
         users: ids from 0, int64 `[n]`.
         items: ids from 0, int64 `[n]`.
         dropped: rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
+        features: the columns of data.features, where the source has them; parts of a chunk and chunks put together have none.
         times: int64 `[n]`, where they were asked for.
         nanoseconds: int64 `[n]` beyond times that are microseconds, where any is not 0.
     """
@@ -28,6 +30,7 @@ class Chunk:
     dropped: Dropped = NONE
     times: np.ndarray | None = None
     nanoseconds: np.ndarray | None = None
+    features: tuple[np.ndarray | Lists, ...] = ()
 
     def __len__(self) -> int:
         return len(self.users)

@@ -1,5 +1,5 @@
-"""Some columns of a CSV or TSV file, plain or compressed with gzip, in blocks of whole lines: parsed by pyarrow where all is well,
-line by line where it is not.
+"""Some columns of a text file, plain or compressed, in blocks of whole lines: parsed by pyarrow where all is well, line by line
+where it is not.
 
 A block that pyarrow finds anything wrong with is cut into pieces, and only the pieces that are still bad are read slowly. That
 gives the number of every bad line without reading the file twice, and keeps an unclosed quote from swallowing the lines after it.
@@ -9,138 +9,178 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from shardembed.errors import DataError
-from shardembed.recipes.data.bad import FIELDS, Problem
-from shardembed.recipes.data.kinds import ID, Kind, times_like
-from shardembed.recipes.data.opening import open_text
+from shardembed.recipes.data.bad import FIELDS, Problem, short
+from shardembed.recipes.data.kinds import Kind, Values
+from shardembed.recipes.data.layout import Layout
+from shardembed.recipes.data.lists import has
+from shardembed.recipes.data.opening import UNREADABLE, Place, open_text
 
-BLOCK_BYTES = 4 << 20  # of text parsed at a time
+BLOCK_BYTES = 16 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
 PIECES = 16  # into which a block with something wrong is cut, and cut again
+THREAD_BYTES = 1 << 20  # that one of pyarrow's threads takes
+SAMPLE_BYTES = 1 << 20  # whose values say what a column holds
 MAX_LINE = 16 << 20
 CUTS_TRIED = 64
 END = "end"
-Like = Kind | Callable[[str], Kind]  # or what tells it by the first value
 BOM = b"\xef\xbb\xbf"
+TAR = slice(257, 262)  # where "ustar" stands in an archive
+SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
+Columns = Sequence[tuple[str, Kind]]  # what is read: names, and what they hold
+Rows = tuple[int, list[Values], list[Problem]]  # how many good rows, the values of each column, and what is wrong with the others
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of delimited text with a header line; the columns of it that are read, and what they hold.
+    """A file of delimited text.
 
     Attributes:
-        path: of the file.
-        delimiter: between values.
-        names: of the columns that are read.
+        place: of the file.
+        layout: of its rows.
         header: the names of all columns.
         header_lines: how many lines the header takes.
-        kinds: of the columns that are read.
-        clock: the third column has dates; None where there is none, or no row has a time.
     """
 
-    path: Path
-    delimiter: str
-    names: tuple[str, ...]
-    header: list[str]
+    place: Place
+    layout: Layout
+    header: tuple[str, ...]
     header_lines: int
-    kinds: tuple[Kind, ...] = (ID, ID)
-    clock: bool | None = None
 
     @staticmethod
-    def open(path: Path, delimiter: str, names: tuple[str, ...], like: tuple[Like, Like] = (ID, ID)) -> TextFile:
-        """Read the header, and the first row with a time: it says how times are written, which a third column holds.
-
-        like: what users and items are, by the first of them; asked with an empty text where the column is missing, or empty.
+    def open(place: Place, layout: Layout) -> TextFile:
+        """Read the header, or where there is none look at the first row.
 
         Raises:
             DataError, or any of opening.UNREADABLE: the file or its first line cannot be read.
         """
-        with io.TextIOWrapper(open_text(path), encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter)
+        if layout.names:
+            _check_first(place, layout)
+            return TextFile(place, layout, layout.names, 0)
+        with open_text(place) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = csv.reader(file, delimiter=layout.delimiter)
             try:
                 header = next(rows, [])
             except csv.Error as error:
-                raise DataError(f"{path}:1: the header cannot be read: {error}; is this a text file?") from error
+                raise DataError(f"{place}:1: the header cannot be read: {error}; is this a text file?") from error
             lines = rows.line_num
+            if any("\0" in name for name in header):
+                raise DataError(f"{place}:1: there are NUL bytes in the header; if this is UTF-16, convert it to UTF-8")
             if not any(name.strip() for name in header):
                 what = "the first line is empty" if lines else "the file is empty"
-                raise DataError(f"{path}:1: {what}; the first line of a text file must have the names of its columns")
-        found = TextFile(path, delimiter, names, header, lines)
-        ids = tuple(one if isinstance(one, Kind) else one(found._first_of(name)) for one, name in zip(like, names, strict=False))
-        if len(names) == 2 or names[2] not in header:
-            return replace(found, kinds=ids)
-        first = found._first_of(names[2])
-        kind = times_like(first)
-        return replace(found, kinds=(*ids, kind), clock=kind.clock if first else None)
+                raise DataError(f"{place}:1: {what}; the first line of a text file must have the names of its columns")
+        return TextFile(place, layout, tuple(header), lines)
 
-    def rows(self) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-        """Block by block: the values of the good rows, int64 `[numbers, n]` (of dates two), and what is wrong with the others."""
-        for first_line, data in self._blocks():
-            yield from self._parsed(data, first_line)
+    @property
+    def hint(self) -> str:
+        """Behind the names of the columns, where another sign seems to stand between them."""
+        for sign, name in SIGNS.items():
+            if len(self.header) == 1 and sign in self.header[0]:
+                return (
+                    f"; this header has {name} in it, but between two fields must be a comma in a .csv file, and a tab in a .tsv "
+                    "file: replace them, or name the file by what it holds, or write the data as Parquet"
+                )
+        return ""
 
-    def lines_with(self, column: int, value: int) -> Iterator[int]:
-        """The lines of good rows that have `value` in a column, by its place among `names`."""
-        kind, place = self.kinds[column], self.header.index(self.names[column])
-        for first_line, data in self._blocks():
-            if not any((values[column] == value).any() for values, _ in self._parsed(data, first_line)):
+    def rows(self, columns: Columns) -> Iterator[Rows]:
+        """Block by block."""
+        for first_line, data in self._blocks(BLOCK_BYTES):
+            yield from self._parsed(data, first_line, columns)
+
+    def sample(self, names: Sequence[str]) -> dict[str, pa.Array]:
+        """The texts in some columns of the first rows, further on until each column has one that is not empty."""
+        columns = [(name, RAW) for name in names]
+        found: dict[str, list[pa.Array]] = {name: [] for name in names}
+        seen = 0
+        empty = set(names)
+        for first_line, data in self._blocks(SAMPLE_BYTES):
+            for _, values, _ in self._parsed(data, first_line, columns):
+                texts: Any
+                for name, texts in zip(names, values, strict=True):
+                    found[name].append(texts)
+                    if name in empty and any(texts.view(pa.binary()).to_pylist()):
+                        empty.discard(name)
+            seen += len(data)
+            if seen >= SAMPLE_BYTES and not empty:
+                break
+        return {name: pa.concat_arrays(texts) if texts else pa.array([], pa.string()) for name, texts in found.items()}
+
+    def places(self, columns: Columns, column: int, value: int) -> Iterator[str]:
+        """Where good rows are that have `value` in one of `columns`."""
+        name, kind = columns[column]
+        place = self.header.index(name)
+        for first_line, data in self._blocks(BLOCK_BYTES):
+            if not any(has(values[column], value).any() for _, values, _ in self._parsed(data, first_line, columns)):
                 continue
-            for line, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
-                if row is not None and self._judge(row, "") is None and kind.value(row[place]) == (value,):
-                    yield first_line + line
+            for line, row in self._split(_lines(data)):
+                if row is not None and self._judge(row, "", columns) is None and has(kind.slow([row[place]]), value).any():
+                    yield f"{self.place}:{first_line + line}: column {name!r}"
 
-    def _blocks(self) -> Iterator[tuple[int, bytes]]:
-        """(number of the first line, whole lines), the header left out."""
+    def _blocks(self, size: int) -> Iterator[tuple[int, bytes]]:
+        """(number of the first line, whole lines), the header left out.
+
+        Raises:
+            DataError: the file cannot be read on, or has a line without an end.
+        """
         line, rest, skip = 1, b"", self.header_lines
-        with open_text(self.path) as file:
-            ended = False
-            while not ended:
-                read = file.read(BLOCK_BYTES)
-                ended = not read
-                rest += read
-                whole = len(rest) if ended else _whole_lines(rest)
-                if not whole and len(rest) > MAX_LINE:
-                    raise DataError(f"{self.path}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?")
-                block, rest = rest[:whole], rest[whole:]
-                if line == 1:
-                    block = block.removeprefix(BOM)
-                lines = _line_count(block)
-                if skip:
-                    kept = block.splitlines(keepends=True)[skip:]
-                    skip, line, block = max(0, skip - lines), line + min(skip, lines), b"".join(kept)
-                    lines = len(kept)
-                if block:
-                    yield line, block
-                line += lines
+        try:
+            with open_text(self.place) as file:
+                ended = False
+                while not ended:
+                    read = file.read(size)
+                    ended = not read
+                    rest += read
+                    whole = len(rest) if ended else _whole_lines(rest)
+                    if not whole and len(rest) > MAX_LINE:
+                        raise DataError(
+                            f"{self.place}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?"
+                        )
+                    block, rest = rest[:whole], rest[whole:]
+                    if line == 1:
+                        block = block.removeprefix(BOM)
+                    lines = _line_count(block)
+                    if skip:
+                        kept = block.splitlines(keepends=True)[skip:]
+                        skip, line, block = max(0, skip - lines), line + min(skip, lines), b"".join(kept)
+                        lines = len(kept)
+                    if block:
+                        yield line, block
+                    line += lines
+        except UNREADABLE as error:
+            said = getattr(error, "strerror", None) or error
+            raise DataError(f"{self.place}: cannot read on at line {line}: {said}; is the file whole?") from error
 
-    def _parsed(self, data: bytes, first_line: int) -> Iterator[tuple[np.ndarray, list[Problem]]]:
-        ids = self._fast(data)
-        if ids is not None:
-            yield ids, []
+    def _parsed(self, data: bytes, first_line: int, columns: Columns) -> Iterator[Rows]:
+        found = self._fast(data, columns)
+        if found is not None:
+            yield found[0], found[1], []
         elif len(data) <= PIECE_BYTES:
-            yield self._slow(data, first_line)
+            yield self._slow(data, first_line, columns)
         else:
             size = max(PIECE_BYTES, len(data) // PIECES)
             while data:
                 whole = _whole_lines(data[:size]) or len(data)  # a line longer than a piece comes with all that follows it
                 if whole == len(data) > size:
-                    yield self._slow(data, first_line)
+                    yield self._slow(data, first_line, columns)
                 else:
-                    yield from self._parsed(data[:whole], first_line)
+                    yield from self._parsed(data[:whole], first_line, columns)
                 first_line += _line_count(data[:whole])
                 data = data[whole:]
 
-    def _fast(self, data: bytes) -> np.ndarray | None:
-        """The values int64 `[numbers, n]` when every row is good, else None."""
-        places = [str(self.header.index(name)) for name in self.names]
+    def _fast(self, data: bytes, columns: Columns) -> tuple[int, list[Values]] | None:
+        """How many rows there are and their values when every one is good, else None."""
+        if b"\0" in data:
+            return None
+        places = [str(self.header.index(name)) for name, _ in columns]
         wrong: list[object] = []
 
         def note(row: object) -> str:
@@ -149,58 +189,80 @@ class TextFile:
 
         # Columns go by position: names may repeat. Numbers are read as text, so that a bad value can be told from a bad file.
         names = [str(place) for place in range(len(self.header))]
+        quotes = not self.layout.names and b'"' in data
         if not data.endswith((b"\n", b"\r")):
             data += b"\n"
         data += self._end.encode()
+        # Between two threads no line may be cut, and a quoted line break looks like the end of one.
+        threads = not quotes and len(data) > 2 * THREAD_BYTES
         try:
             convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
             convert.include_columns, convert.column_types = places, dict.fromkeys(places, pa.string())
             table = arrow_csv.read_csv(
                 pa.BufferReader(data),
-                arrow_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
-                arrow_csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=note),
+                arrow_csv.ReadOptions(
+                    use_threads=threads, block_size=THREAD_BYTES if threads else len(data) + 1, column_names=names
+                ),
+                arrow_csv.ParseOptions(
+                    delimiter=self.layout.delimiter, quote_char='"' if quotes else False, invalid_row_handler=note
+                ),
                 convert,
             )
         except pa.ArrowInvalid:
             return None
-        columns = [table.column(place).combine_chunks() for place in places]
+        texts = [_in_one(table.column(place)) for place in places]
         count = table.num_rows - 1
-        if wrong or count < 0 or columns[0].view(pa.binary())[count].as_py() != END.encode():
+        if wrong or count < 0 or texts[0].view(pa.binary())[count].as_py() != END.encode():
             return None
         found = []
-        for column, kind in zip(columns, self.kinds, strict=True):
+        for column, (_, kind) in zip(texts, columns, strict=True):
             values = kind.fast(column[:count])
             if values is None:
                 return None
             found.append(values)
-        return np.concatenate(found)
+        return count, found
 
-    def _slow(self, data: bytes, first_line: int) -> tuple[np.ndarray, list[Problem]]:
-        good: list[list[int]] = []
+    def _slow(self, data: bytes, first_line: int, columns: Columns) -> Rows:
+        good: list[list[str]] = []
         problems: list[Problem] = []
-        for line, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
-            problem = self._judge(row, f"{self.path}:{first_line + line}")
+        for line, row in self._split(_lines(data)):
+            problem = self._judge(row, f"{self.place}:{first_line + line}", columns)
             if problem is not None:
                 problems.append(problem)
             elif row is not None:
-                values = (kind.value(row[self.header.index(name)]) for name, kind in zip(self.names, self.kinds, strict=True))
-                good.append([number for value in values for number in value])
-        return np.array(good, np.int64).reshape(-1, sum(kind.numbers for kind in self.kinds)).T, problems
+                good.append(row)
+        places = [self.header.index(name) for name, _ in columns]
+        values = [kind.slow([row[place] for row in good]) for place, (_, kind) in zip(places, columns, strict=True)]
+        return len(good), values, problems
 
-    def _judge(self, row: list[str] | None, where: str) -> Problem | None:
+    def _judge(self, row: list[str] | None, where: str, columns: Columns) -> Problem | None:
         if row is None:
             return Problem("unclosed quote", f"{where}: a quote is not closed, or a field is too long")
         if len(row) != len(self.header):
-            return Problem(FIELDS, f"{where}: {len(row)} field(s), but the header line has {len(self.header)}")
-        for name, kind in zip(self.names, self.kinds, strict=True):
-            found = kind.problem(row[self.header.index(name)])
+            return Problem(FIELDS, f"{where}: {len(row)} field(s), but {self._fields}{_delimited_by(row, self.layout)}")
+        for name, kind in columns:
+            place = self.header.index(name)
+            found = kind.problem(row[place]) if "\0" not in row[place] else ("NUL byte", "there is a NUL byte in it")
             if found is not None:
-                return Problem(found[0], f"{where}: column {name!r}: {found[1]}")
+                field = f" (field {place + 1})" if self.layout.names else ""
+                return Problem(found[0], f"{where}: column {name!r}{field}: {found[1]}")
         return None
+
+    @property
+    def _fields(self) -> str:
+        return f"a row has {self.layout.described}" if self.layout.names else f"the header line has {len(self.header)}"
 
     def _split(self, lines: list[str]) -> Iterator[tuple[int, list[str] | None]]:
         """(line from 0, its fields) of every row that is not empty; None for one that does not end."""
-        rows = csv.reader([*lines, self._end], delimiter=self.delimiter)
+        if self.layout.names:
+            rows = ((number, line.rstrip("\r\n")) for number, line in enumerate(lines))
+            yield from ((number, line.split(self.layout.delimiter)) for number, line in rows if line)
+            return
+        with _long_fields():
+            yield from self._quoted(lines)
+
+    def _quoted(self, lines: list[str]) -> Iterator[tuple[int, list[str] | None]]:
+        rows = csv.reader([*lines, self._end], delimiter=self.layout.delimiter)
         last = 0
         while last < len(lines):
             first, last, row = last, *_next_row(rows)
@@ -210,25 +272,71 @@ class TextFile:
                 continue
             # A quote that is not closed has swallowed the lines after it.
             for line in range(first, min(last, len(lines))):
-                used, alone = _next_row(csv.reader([lines[line], self._end], delimiter=self.delimiter))
+                used, alone = _next_row(csv.reader([lines[line], self._end], delimiter=self.layout.delimiter))
                 if alone != []:
                     yield line, alone if used == 1 else None
-
-    def _first_of(self, name: str) -> str:
-        """The first value in a column, of rows that have one; empty where none has, or the column is not there."""
-        if name not in self.header:
-            return ""
-        place = self.header.index(name)
-        for _, data in self._blocks():
-            for _, row in self._split(list(io.StringIO(data.decode("utf-8", "replace"), newline=""))):
-                if row is not None and len(row) == len(self.header) and row[place]:
-                    return row[place]
-        return ""
 
     @property
     def _end(self) -> str:
         """A row to come after the others: it is not seen where a quote is still open."""
-        return self.delimiter.join([END] * len(self.header)) + "\n"
+        return self.layout.delimiter.join([END] * len(self.header)) + "\n"
+
+
+RAW = Kind(lambda column: column, lambda column: column, lambda value: None, lambda values: pa.array(values, pa.string()))  # type: ignore[arg-type,return-value]
+
+
+def _check_first(place: Place, layout: Layout) -> None:
+    """
+    Raises:
+        DataError: a file without header cannot be read, or its first line is no row.
+    """
+    try:
+        with open_text(place) as file:
+            line = file.readline(MAX_LINE + 1)
+    except UNREADABLE as error:
+        said = getattr(error, "strerror", None) or error
+        raise DataError(f"{place}: cannot read on at line 1: {said}; is the file whole?") from error
+    if line[TAR] == b"ustar":
+        raise DataError(f"{place}: is a tar archive; unpack it and name the files in it")
+    line = line.removeprefix(BOM)
+    if not line.strip():
+        return
+    fields = line.rstrip(b"\r\n").decode("utf-8", "replace").split(layout.delimiter)
+    if len(fields) != len(layout.names):
+        hint = _delimited_by(fields, layout)
+        raise DataError(f"{place}:1: {len(fields)} field(s), but a row has {layout.described}{hint}")
+    if re.match("[A-Za-z_]", fields[0]):
+        name = layout.names[0]
+        raise DataError(
+            f"{place}:1: column {name!r} (field 1): {short(repr(fields[0]))} is no {name}; files of this layout have no header line"
+        )
+
+
+def _delimited_by(fields: Sequence[str], layout: Layout) -> str:
+    """A hint where another sign seems to stand between the fields of a row without header."""
+    for sign, name in SIGNS.items():
+        if layout.names and len(fields) == 1 and fields[0].count(sign) == len(layout.names) - 1:
+            return f"; this one has {name} there: replace them, or write the data as Parquet"
+    return ""
+
+
+def _in_one(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
+
+
+def _lines(data: bytes) -> list[str]:
+    return list(io.StringIO(data.decode("utf-8", "replace"), newline=""))
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """While the csv module takes what pyarrow takes."""
+    before = csv.field_size_limit(MAX_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _next_row(rows: Any) -> tuple[int, list[str] | None]:

@@ -6,6 +6,7 @@
 | user | int64 `[n]`, any whole number of 64 bits with a sign | a bad row |
 | key | int64 `[n]`: whole numbers of 64 bits as they are, texts by `se.hash64` | a bad row |
 | id | as key | MISSING |
+| hex | int64 `[n]`: whole numbers as they are, texts of 1 to 8 hexadecimal digits | MISSING |
 | ids | `Lists`, of a column of lists, or of texts with a separator | an empty list |
 | number | float32 `[n]`, finite | NaN |
 | label | int8 `[n]`, 0 or 1 | a bad row |
@@ -26,7 +27,7 @@ from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.lists import Lists
 
 MISSING = np.iinfo(np.int64).min  # an id that is not there
-WantedKind = Literal["row", "user", "key", "id", "ids", "number", "label", "time"]
+WantedKind = Literal["row", "user", "key", "id", "hex", "ids", "number", "label", "time"]
 
 
 @dataclass(frozen=True)

@@ -18,27 +18,26 @@ BATCH_USERS = 4096  # of all ranks together: each search reads the whole item ta
 class ItemIndex:
     """What users' queries are searched in. Collective to build and to search.
 
-    Without MLPs the item table itself is searched, where it lies. Else every item's vector is computed once and kept in a second
-    sharded table, cut by rows; it holds the vectors as they were when the index was built.
+    Without MLPs and features the item table itself is searched, where it lies. Else every item's vector is computed once and kept
+    in a second sharded table, cut by rows; it holds the vectors as they were when the index was built.
 
-    numbers: of items by their ids, where the table takes any: then ids that live are found.
+    numbers: of items by their ids, where the table takes any: then ids that live are found, or, where items have features, all.
     """
 
     most_users = BATCH_USERS
 
     def __init__(self, model: TwoTower, numbers: Numbers | None = None) -> None:
         self._model = model
-        living = None if numbers is None else model.tables.ids("item")
-        computed = len(model.item_tower.layers) > 0
+        described = model.item_features.there
+        living = None if numbers is None or described else model.tables.ids("item")
+        computed = described or len(model.item_tower.layers) > 0
         self._found = Found.of(living, numbers, by_row=computed)
         self._tables = _computed(model, living) if computed and self._found.most != 0 else model.tables
 
     @torch.no_grad()
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
-        model = self._model
-        queries = model.queries(model.rows_of_users(users.to(model.log_expected.device)))
-        return self._found.topk(self._tables, queries, k)
+        return self._found.topk(self._tables, self._model.query_vectors_of(users), k)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Found:
 def _computed(model: TwoTower, living: torch.Tensor | None) -> se.EmbeddingCollection:
     """A collection with the one table "item" that holds the item tower's outputs, of all rows or of the ids that live."""
     items = next(table for table in model.tables.tables if table.name == "item")
-    count = items.num_embeddings if living is None else living.numel()
+    count = len(model.log_expected) if living is None else living.numel()
     table = se.TableConfig("item", count, items.embedding_dim, pooling=None, init=se.Constant(0.0))
     index = se.EmbeddingCollection([table], optimizer=se.optim.SGD(), plan=se.row_wise())
     mine, longest = range(0), 0
@@ -93,7 +92,8 @@ def _computed(model: TwoTower, living: torch.Tensor | None) -> se.EmbeddingColle
     for start in range(0, longest, BLOCK_ROWS):  # as many calls on every rank: reading rows is collective
         block = mine[start : start + BLOCK_ROWS]
         numbers = torch.arange(block.start, block.stop, block.step, device=device)
-        blocks.append(model.item_vectors(model.tables.rows("item", numbers if living is None else living[numbers])))
+        known = living is None
+        blocks.append(model.item_vectors_of(numbers) if known else model.item_vectors(model.tables.rows("item", living[numbers])))
     index.load_rows("item", _Rows(torch.cat(blocks), mine, (count, items.embedding_dim)))
     return index
 

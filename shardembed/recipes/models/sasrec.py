@@ -148,6 +148,22 @@ class Sasrec(nn.Module):
             return self.tables.rows("item", items).float()
         return self.tables({"sequence": self.item_ids[items], "negatives": items[:0]})["sequence"].float()
 
+    @torch.no_grad()
+    def query_vectors_of(self, items: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """What the score of users is made of, float32 `[b, D]`: of the end of each one's sequence. A score is its dot product with
+        an item's vector. Collective; b may differ and be 0.
+
+        Args:
+            items: numbers, sequence after sequence, int64 `[n]`, of each at most `max_length`. lengths: int64 `[b]`, on the CPU.
+        """
+        queries_nD = self.queries(self.rows_of_items(items.to(self.log_expected.device)), lengths)
+        return queries_nD[(lengths.cumsum(0) - 1).to(queries_nD.device)]
+
+    @torch.no_grad()
+    def item_vectors_of(self, items: torch.Tensor) -> torch.Tensor:
+        """The vectors of items, by their numbers int64 `[n]`: float32 `[n, D]`. Collective; n may differ and be 0."""
+        return self.tables.rows("item", ids_of(self.item_ids, items.to(self.log_expected.device))).float()
+
     def queries(self, items_nD: torch.Tensor, lengths: torch.Tensor, drop: Drop = keep_all) -> torch.Tensor:
         """What is multiplied with the item that comes after each of `items_nD`, float32 `[n, D]`.
 

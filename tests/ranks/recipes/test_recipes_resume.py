@@ -21,10 +21,9 @@ from shardembed.recipes.build import Job
 from shardembed.recipes.common import CheckpointConfig, RankingConfig
 from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.data.criteo.text import ClickText
 from shardembed.recipes.data.interactions import Pairs, pairs_of
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.data.text import TextFile
+from shardembed.recipes.data.text import SAMPLE_BYTES, TextFile
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
@@ -166,15 +165,14 @@ def test_ranks_that_do_not_see_the_run_folder_are_named_on_all(tmp_path: Path) -
 def changing(rank: int, world_size: int, settings: Config | CtrConfig, when: int) -> str:
     """Train where rank 1 reads other rows from the file from its pass number `when` on (the scan is the first)."""
     passes = [0]
-    kind = ClickText if isinstance(settings, CtrConfig) else TextFile
-    made = kind._blocks
+    made = TextFile._blocks
 
-    def blocks(self: Any) -> Iterator[tuple[int, bytes]]:
-        passes[0] += 1
-        for line, data in made(self):
+    def blocks(self: Any, size: int) -> Iterator[tuple[int, bytes]]:
+        passes[0] += size != SAMPLE_BYTES
+        for line, data in made(self, size):
             yield line, data[: len(data) // 2] if rank == 1 and passes[0] >= when else data
 
-    with mock.patch.object(kind, "_blocks", blocks), pytest.raises(DataError) as caught:
+    with mock.patch.object(TextFile, "_blocks", blocks), pytest.raises(DataError) as caught:
         train.run(settings, Console(file=io.StringIO()))
     return str(caught.value)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 import shardembed as se
@@ -25,14 +24,10 @@ from shardembed.recipes.config import (
 )
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import scan
-from shardembed.recipes.data.sequences import scan as scan_sequences
-from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.evaluate import Evaluation, HeldOut, evaluate
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
 GENERATED = GeneratorConfig(users=150, items=80, interactions=1500, tastes=5)
-REPEATING = np.random.default_rng(4).integers([60, 25], size=(500, 2))  # users and items; most users meet some item twice
 
 
 def summary_of(rank: int, world_size: int, run_dir: str, towers: tuple[int, ...], batch_size: int, plan: str) -> dict[str, Any]:
@@ -83,11 +78,11 @@ def recall_of_export(summary: dict[str, Any], out: Path, vectors: Any, k: int) -
     users, items = (np.load(out / f"tables.{name}.npy") for name in ("user", "item"))
     data = scan(GeneratedInteractions(GENERATED), 0)
     hits = 0
-    for user in data.held_users:
+    for user, held in zip(data.held.users, data.held.items, strict=True):
         scores = items @ users[user]
         scores[data.histories(np.array([user])).items] = -np.inf
-        hits += data.held_item[user] in np.argsort(-scores)[:k]
-    return hits / len(data.held_users)
+        hits += held in np.argsort(-scores)[:k]
+    return hits / len(data.held.users)
 
 
 def assert_neighbors_are_the_models(run: Path, items: np.ndarray) -> None:
@@ -97,70 +92,6 @@ def assert_neighbors_are_the_models(run: Path, items: np.ndarray) -> None:
     assert list(se.neighbors(run, "item", [7], 5)[0].ids) == nearest.tolist()
     rows = se.neighbors(run, "item", [7], 5, metric="dot", vectors="rows")[0]
     assert rows.scores != pytest.approx(scores[nearest], rel=1e-3), "without its tower it is another vector"
-
-
-class Repeating:
-    """A source with repeats."""
-
-    name = "repeating"
-    parts = ("repeating",)
-
-    def chunks(self, part: int) -> Any:
-        yield Chunk(*REPEATING.T)
-
-    def place(self, column: int, value: int) -> str:
-        raise NotImplementedError
-
-
-class Scores:
-    """Ranks by numbers drawn for each user and item; few users at a time, so that there are several batches."""
-
-    most_users = 7
-
-    def __init__(self) -> None:
-        self.of = np.random.default_rng(5).random((60, 25))
-
-    def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
-        return torch.from_numpy(np.argsort(-self.of[users.numpy()], axis=1)[:, :k].copy())
-
-
-def evaluated(rank: int, world_size: int, kind: str, repeats: bool, users: int | None) -> tuple[Evaluation, np.ndarray]:
-    """What was found, and the rows that were held out: those of Repeating, by number."""
-    data: HeldOut
-    if kind == "two_tower":
-        data = scan(Repeating(), seed=3)
-        rows = data.held_row[data.held_users]
-    else:
-        data = scan_sequences(Repeating())
-        rows = np.array([np.flatnonzero(REPEATING[:, 0] == user)[-1] for user in data.held_users])
-    return evaluate(Scores(), data, RankingConfig(k=4, repeats=repeats, users=users), 3), rows
-
-
-@pytest.mark.parametrize("kind", ["two_tower", "sasrec"])
-@pytest.mark.parametrize("repeats", [False, True])
-def test_what_a_user_had_is_a_candidate_and_a_question_or_neither(kind: str, repeats: bool) -> None:
-    (alone, rows), *_ = run_ranks(1, evaluated, kind, repeats, None)
-    kept = np.delete(np.arange(len(REPEATING)), rows)
-    counts = np.bincount(REPEATING[kept, 1], minlength=25)
-    by_popularity = np.argsort(-counts, kind="stable")
-    scores, positions, popular = Scores().of, [], []
-    for user, held in REPEATING[rows]:
-        had = [] if repeats else REPEATING[kept][REPEATING[kept, 0] == user, 1].tolist()
-        if held not in had:
-            ranked = [item for item in np.argsort(-scores[user]) if item not in had]
-            positions.append(ranked.index(held))
-            popular.append([item for item in by_popularity if item not in had].index(held))
-    assert 10 < len(positions) <= len(rows)
-    assert (len(positions) < len(rows)) is not repeats, "some users meet their held-out item in training"
-    assert alone.repeats == len(rows) - len(positions)
-    for found, places in ((alone.model, np.array(positions)), (alone.popularity, np.array(popular))):
-        assert (found.users, found.hits) == (len(places), (places < 4).sum())
-        assert found.gain == pytest.approx((1 / np.log2(places[places < 4] + 2)).sum())
-    for dealt, _ in run_ranks(2, evaluated, kind, repeats, None):
-        assert dealt.to_json() == pytest.approx(alone.to_json())
-    some = run_ranks(1, evaluated, kind, repeats, 20)[0][0]
-    assert some.model.users + some.repeats == 20
-    assert run_ranks(2, evaluated, kind, repeats, 20)[1][0].to_json() == pytest.approx(some.to_json())
 
 
 def refused(rank: int, world_size: int, settings: Config) -> str:

@@ -16,7 +16,6 @@ from shardembed.config.paths import local
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import ShardEmbedError
 from shardembed.recipes import config
-from shardembed.recipes.data.opening import matched
 
 REMOTE = "s3://bucket/some/x"
 
@@ -48,7 +47,6 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Vocabulary.load": se.Vocabulary.load,
     "Vocabulary.save": lambda path: se.Vocabulary.build([["a"]]).save(path),
     "Vocabulary.from_files": lambda path: se.Vocabulary.from_files(path, "a"),
-    "data": lambda path: matched([str(path)], "data.path"),
 }
 
 
@@ -62,8 +60,6 @@ def test_calls_name_the_remote_path_that_they_were_given(call: str, made: Callab
 @pytest.mark.parametrize(
     "words",
     [
-        ["train", "job.yaml", "--set", f"data.path={REMOTE}"],
-        ["train", "job.yaml", "--set", f"data.path=[a.csv, {REMOTE}]"],
         ["train", "job.yaml", "--set", f"run_dir={REMOTE}"],
         ["train", "job.yaml", "--evaluate", REMOTE],
         ["train", "job.yaml", "--evaluate", ".", "--predict", REMOTE],

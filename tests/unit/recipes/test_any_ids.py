@@ -16,16 +16,17 @@ from shardembed.inputs.hash64 import hash64
 from shardembed.recipes import config
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
+from shardembed.recipes.data import text
 from shardembed.recipes.data.choose import open_numbered, open_source
 from shardembed.recipes.data.criteo.clicks import open_sources
 from shardembed.recipes.data.criteo.rows import MISSING
 from shardembed.recipes.data.interactions import scan
 from shardembed.recipes.data.naming import keep_names
 from shardembed.recipes.data.source import all_chunks
-from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.ids_config import InteractionIdsConfig
 from shardembed.recipes.resolved import resolved_yaml
 
-ANY = DynamicIdsConfig(kind="dynamic")
+ANY = InteractionIdsConfig(kind="dynamic")
 TEXTS = ["ab", "7", "ü x", "ab"]
 HASHES = [2**63 - 1, -(2**63), 0, 17]
 
@@ -109,25 +110,50 @@ def test_unsigned_hashes_are_the_same_64_bits(tmp_path: Path) -> None:
         assert chunk.users.tolist() == [-1, -(2**63), 5]
 
 
-def test_a_column_of_a_text_file_is_what_its_first_value_is(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"views.csv:3: column 'user_id': 'ab' is not an integer: the first row has a whole number"):
-        list(all_chunks(open_source(table_of(tmp_path, "views.csv", [7, "ab"], [1, 2]))))
-    (chunk,) = all_chunks(open_source(table_of(tmp_path, "views.csv", ["ab", 7], [1, 2])))
-    assert chunk.users.tolist() == hash64(["ab", "7"]).tolist()
+def test_a_column_of_a_text_file_holds_texts_where_any_of_its_first_values_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for users in ([7, "ab"], ["ab", 7], ["007", 8], [7, 1 << 64], [7, "1e3"], ["", "ab"]):
+        source = open_source(table_of(tmp_path, "views.csv", users, [1, 2]).model_copy(update={"on_bad_row": "skip"}))
+        (chunk,) = all_chunks(source)
+        assert chunk.users.tolist() == hash64([str(user) for user in users if user != ""]).tolist()
     with pytest.raises(DataError, match=r"views.csv:3: column 'user_id': the value is missing"):
         list(all_chunks(open_source(table_of(tmp_path, "views.csv", ["ab", ""], [1, 2]))))
     skipping = table_of(tmp_path, "views.csv", ["ab", "", "c\ufffd", "d"], [1, 2, 3, 4]).model_copy(update={"on_bad_row": "skip"})
     chunks = list(all_chunks(open_source(skipping)))
     assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["ab", "d"]).tolist()
     assert chunks[0].dropped.kinds == {"missing": 1, "not UTF-8": 1}
+    # What comes later than anybody looks.
+    monkeypatch.setattr(text, "SAMPLE_BYTES", 30)
+    for later, said in (("ab", "'ab' is not an integer"), ("07", "'07' begins with a zero")):
+        data = table_of(tmp_path, "views.csv", [7] * 20 + [later], [1] * 21)
+        with pytest.raises(DataError, match=rf"views.csv:22: column 'user_id': {said}: .* say data.texts: \[user_id\]"):
+            list(all_chunks(open_source(data)))
+        read = list(all_chunks(open_source(data.model_copy(update={"texts": ("user_id",)}))))
+        assert np.concatenate([chunk.users for chunk in read]).tolist() == hash64(["7"] * 20 + [later]).tolist()
 
 
-def test_files_that_differ_in_kind_are_refused(tmp_path: Path) -> None:
-    one, other = (table_of(tmp_path, f"{name}.csv", users, [1]) for name, users in (("a", ["x"]), ("b", [7])))
+def test_numbers_are_read_as_texts_where_that_is_said(tmp_path: Path) -> None:
+    for name, users in (("views.parquet", [7, 8]), ("views.parquet", [7.0, 8.0]), ("views.csv", [7, 8])):
+        data = table_of(tmp_path, name, users, [1, 2]).model_copy(update={"texts": ("user_id",)})
+        (chunk,) = all_chunks(open_source(data))
+        assert chunk.users.tolist() == hash64(["7", "8"]).tolist()
+
+
+def test_files_that_differ_in_kind_are_read_alike_or_refused(tmp_path: Path) -> None:
+    one, other, third = (
+        table_of(tmp_path, name, users, [1]) for name, users in (("a.csv", ["x"]), ("b.csv", [7]), ("c.parquet", [7]))
+    )
     assert one.path is not None
     assert other.path is not None
-    with pytest.raises(DataError, match=r"data.user: .*a.csv has texts, but .*b.csv has whole numbers"):
-        open_source(one.model_copy(update={"path": (*one.path, *other.path)}))
+    assert third.path is not None
+    chunks = all_chunks(open_source(one.model_copy(update={"path": (*other.path, *one.path)})))
+    assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()
+    mixed = one.model_copy(update={"path": (*third.path, *one.path)})
+    with pytest.raises(DataError, match=r"data.user: .*a.csv has texts, but .*c.parquet has whole numbers.* data.texts: \[user_id\]"):
+        open_source(mixed)
+    chunks = all_chunks(open_source(mixed.model_copy(update={"texts": ("user_id",)})))
+    assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()
 
 
 def test_data_that_change_are_noticed(tmp_path: Path) -> None:
@@ -167,7 +193,7 @@ def test_a_bad_integer_beside_such_categories_is_told(tmp_path: Path) -> None:
     assert data.path is not None
     path = Path(data.path[0])
     path.write_text(path.read_text().replace("1\t-2\t", "1\t0x2\t"))
-    with pytest.raises(DataError, match=r"clicks.txt:3: column 'I1' \(field 2\): '0x2' is not an integer"):
+    with pytest.raises(DataError, match=r"clicks.txt:3: column 'I1' \(field 2\): '0x2' is no number"):
         list(open_sources(data)[0].chunks(0))
     skipped = list(open_sources(data.model_copy(update={"on_bad_row": "skip"}))[0].chunks(0))
     assert np.concatenate([one.categories[:, 0] for one in skipped]).tolist() == hash64(["0x 1", "+"]).tolist()

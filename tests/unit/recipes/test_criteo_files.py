@@ -8,6 +8,7 @@ import io
 import lzma
 import random
 import tarfile
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pyarrow import parquet
 
 from shardembed.errors import DataError
 from shardembed.recipes.ctr_config import CtrDataConfig, PlantedConfig
-from shardembed.recipes.data.criteo import text
+from shardembed.recipes.data import text
 from shardembed.recipes.data.criteo.clicks import ClickData, Counted
 from shardembed.recipes.data.criteo.files import ClickFiles
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
@@ -31,15 +32,14 @@ GOOD = ["1\t5\t-3\t0a\tffffffff\t1", "0\t\t7\t\t\t68fd1e64", "0\t0\t\tABCDEF\t0\
 BAD = {
     "2\t1\t1\ta\ta\ta": "column 'label' (field 1): '2' is no label, which is 0 or 1",
     "\t1\t1\ta\ta\ta": "column 'label' (field 1): a missing value is no label",
-    "1\t1.5\t1\ta\ta\ta": "column 'I1' (field 2): '1.5' is not an integer; leave missing ones empty",
-    "1\t1\t0x1f\ta\ta\ta": "column 'I2' (field 3): '0x1f' is not an integer",
-    "1\t1\t 1\ta\ta\ta": "column 'I2' (field 3): ' 1' is not an integer",
+    "1\t1.5.\t1\ta\ta\ta": "column 'I1' (field 2): '1.5.' is no number; leave missing ones empty",
+    "1\t1\t0x1f\ta\ta\ta": "column 'I2' (field 3): '0x1f' is no number",
+    "1\t1\t 1\ta\ta\ta": "column 'I2' (field 3): ' 1' is no number",
     "1\t1\t1\txy\ta\ta": "column 'C1' (field 4): 'xy' is no category, which is 1 to 8 hexadecimal digits",
     "1\t1\t1\ta\ta\t123456789": "column 'C3' (field 6): '123456789' is no category",
     "1\t1\t1\ta\ta": "5 field(s), but a row has 6: the label, 2 integers and 3 categories, with a tab between two",
     "1\t1\t1\ta\ta\ta\t": "7 field(s), but a row has 6",
     "1\t1\t1\ta\ta\t\u00e9": "column 'C3' (field 6): '\u00e9' is no category",
-    "1\t1\t1\ta\t\ra\ta": "column 'C2' (field 5): '\\ra' is no category",
 }
 
 
@@ -89,11 +89,11 @@ def test_values_are_what_the_text_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "message"), BAD.items())
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path: Path, line: str, message: str, packed: bool) -> None:
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path: Path, line: str, message: str, packed: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.txt"
     data = "\n".join([*GOOD, line, *GOOD]).encode()
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(packed(data))
     with pytest.raises(DataError) as caught:
         read(path)
     assert str(caught.value).startswith(f"{path}:4: {message}")
@@ -173,8 +173,8 @@ def packed_tar() -> bytes:
         ("a.csv", b"1,2,3,a,b,c\n", "a.csv:1: .* with a tab between two; this one has commas there: replace them, or write"),
         ("a.txt", b"1 2 3 a b c\n", "this one has blanks there"),
         ("a.zip", b"PK\x03\x04rest", "a.zip: is a zip archive; unpack it"),
-        ("a.txt", bz2.compress(GOOD[0].encode()), "a.txt: is compressed with bzip2; unpack it"),
-        ("a.txt", lzma.compress(GOOD[0].encode()), "a.txt: is compressed with xz"),
+        ("a.txt", bz2.compress(GOOD[0].encode() * 9)[:-9], "a.txt: cannot read on at line 1: .*is the file whole"),
+        ("a.txt", lzma.compress(GOOD[0].encode() * 9)[:-9], "a.txt: cannot read on at line 1: .*is the file whole"),
         ("a.txt", b"PAR1rest", "a.txt: is a Parquet file; give it the suffix .parquet"),
         ("a.txt", GOOD[0].encode("utf-16"), "a.txt: is UTF-16; convert it to UTF-8"),
         ("a.tar.gz", packed_tar(), "a.tar.gz: is a tar archive; unpack it"),
@@ -182,7 +182,7 @@ def packed_tar() -> bytes:
         ("a.parquet", b"1\t1\n", "a.parquet: cannot read the file"),
         ("b.txt", None, "b.txt: cannot read the file: No such file"),
         ("none*.txt", None, r"data.path: no file matches .*none\*"),
-        ("", None, "is a folder; name the files in it"),
+        ("", None, "is a folder without a data file"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:

@@ -14,9 +14,12 @@ from shardembed.errors import DataError
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.data import interactions, plausible, sequences, text
 from shardembed.recipes.data.choose import open_source
+from shardembed.recipes.ids_config import InteractionIdsConfig
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 LAST = (1 << 32) - 1
+
+NUMBERED = InteractionIdsConfig(kind="numbered")
 
 
 def write(path: Path, users: list[int], items: list[int]) -> None:
@@ -29,9 +32,9 @@ def write(path: Path, users: list[int], items: list[int]) -> None:
 def scan(kind: str, *paths: Path) -> None:
     names = tuple(map(str, paths))
     if kind == "pairs":
-        interactions.scan(open_source(DataConfig(path=names, on_bad_row="skip")), 0)
+        interactions.scan(open_source(DataConfig(path=names, on_bad_row="skip", ids=NUMBERED)), 0)
     else:
-        sequences.scan(open_source(SequenceDataConfig(path=names, time=None, on_bad_row="skip")))
+        sequences.scan(open_source(SequenceDataConfig(path=names, time=None, on_bad_row="skip", ids=NUMBERED)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -83,7 +86,7 @@ def test_large_ids_that_come_before_the_rows_which_they_are_numbered_for_are_tak
     monkeypatch.setattr(text, "BLOCK_BYTES", 64)
     path = tmp_path / "a.csv"
     write(path, list(range(200, 0, -1)), [row % 7 for row in range(200)])
-    data = interactions.scan(open_source(DataConfig(path=(str(path),))), 0)
+    data = interactions.scan(open_source(DataConfig(path=(str(path),), ids=NUMBERED)), 0)
     assert (data.users, data.items) == (201, 7)
     np.testing.assert_array_equal(data.user_counts, [0] + [1] * 200)
     write(path, list(range(600, 400, -1)), [row % 7 for row in range(200)])

@@ -134,7 +134,7 @@ def test_training_does_not_know_that_rows_were_left_out(tmp_path: Path) -> None:
     dirty = scan(FileInteractions(tmp_path / "f.csv", "user", "item", "skip"), 0)
     clean = scan(FileInteractions(tmp_path / "clean.csv", "user", "item"), 0)
     assert (len(dirty.dropped), len(clean.dropped)) == (len(bad), 0)
-    np.testing.assert_array_equal(dirty.held_row, clean.held_row)
+    np.testing.assert_array_equal(dirty.held_rows, clean.held_rows)
     for epoch in range(2):
         first, second = (list(global_batches(data, 32, 64, 0, epoch)) for data in (dirty, clean))
         np.testing.assert_array_equal(all_of(first), all_of(second))

@@ -93,9 +93,9 @@ def test_rows_that_were_left_out_are_reported_and_in_the_summary(job: Path, caps
     path = job.parent / "bad.tsv"
     pairs = [f"{user}\t{item}\n" for user in range(20) for item in range(5)]
     path.write_text("user_id\titem_id\n" + "".join(pairs) + "1\ttwo\n3\n")
-    assert main(["train", str(job), "--json", "--max-steps", "2", "--set", f"data.path={path}"]) == 2
+    assert main(["train", str(job), "--json", "--max-steps", "2", "--set", f"data.path={path}", "--set", "data.ids=numbered"]) == 2
     complained_once(capsys, f"{path}:102: column 'item_id': 'two' is not an integer")
-    words = ["--set", f"data.path={path}", "--set", "data.on_bad_row=skip"]
+    words = ["--set", f"data.path={path}", "--set", "data.on_bad_row=skip", "--set", "data.ids=numbered"]
     assert main(["train", str(job), "--json", "--max-steps", "2", *words]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["dropped_rows"] == {"not an integer": 1, "wrong number of fields": 1}

@@ -18,10 +18,12 @@ from shardembed.recipes.config import DataConfig, GeneratorConfig
 from shardembed.recipes.data.choose import open_source
 from shardembed.recipes.data.files import FileInteractions
 from shardembed.recipes.data.generate import GeneratedInteractions
-from shardembed.recipes.data.interactions import NO_ROW, Interactions, global_batches, scan
+from shardembed.recipes.data.interactions import Interactions, global_batches, scan
 from shardembed.recipes.data.source import Chunk, all_chunks, concatenate
 from shardembed.recipes.data.stream import rank_slice
+from shardembed.recipes.ids_config import InteractionIdsConfig
 
+NUMBERED = InteractionIdsConfig(kind="numbered")
 SMALL = GeneratorConfig(users=200, items=100, interactions=1000, tastes=7, seed=3)
 
 
@@ -87,7 +89,7 @@ def test_files_give_what_was_written(tmp_path: Path, suffix: str, monkeypatch: p
         lines = [sign.join(("extra", "who", "what"))]
         lines += [sign.join(("x", str(user), str(item))) for user, item in pairs(chunk)]
         path.write_text("\n".join(lines) + "\n")
-    source = open_source(DataConfig(path=str(path), user="who", item="what"))
+    source = open_source(DataConfig(path=str(path), user="who", item="what", ids=NUMBERED))
     chunks = list(all_chunks(source))
     assert len(chunks) > 1 or suffix == ".parquet"
     np.testing.assert_array_equal(pairs(concatenate(chunks)), pairs(chunk))
@@ -99,11 +101,11 @@ def test_several_files_are_read_one_after_the_other_also_compressed_ones(tmp_pat
     (tmp_path / "day_2.csv").write_text("what,who\n" + "".join(f"{item},{user}\n" for user, item in rows[400:]))
     text = "who,what\n" + "".join(f"{user},{item}\n" for user, item in rows[:400])
     (tmp_path / "day_1.csv.gz").write_bytes(gzip.compress(text.encode()))
-    source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what"))
+    source = open_source(DataConfig(path=(str(tmp_path / "day_*"),), user="who", item="what", ids=NUMBERED))
     assert source.name == f"{tmp_path}/day_* (2 files)"
     np.testing.assert_array_equal(pairs(concatenate(list(all_chunks(source)))), rows)
     found = scan(source, seed=0)
-    np.testing.assert_array_equal(found.held_row, scan(generated(), seed=0).held_row)
+    np.testing.assert_array_equal(found.held_rows, scan(generated(), seed=0).held_rows)
 
 
 def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_bytes(b"PK\x03\x04 and so on")
 
     def scanned(*names: str) -> Interactions:
-        return scan(open_source(DataConfig(path=tuple(str(tmp_path / name) for name in names))), 0)
+        return scan(open_source(DataConfig(path=tuple(str(tmp_path / name) for name in names), ids=NUMBERED)), 0)
 
     with pytest.raises(DataError, match=r"b.csv.gz:3: column 'item_id': 'x' is not an integer"):
         scanned("a.csv", "b.csv.gz")
@@ -126,8 +128,9 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
         scanned("a.csv", "a.*")
     with pytest.raises(DataError, match=r"data.path: no file matches .*e\*"):
         scanned("e*")
-    with pytest.raises(DataError, match=r"is a folder; name the files in it"):
-        scanned("")
+    with pytest.raises(DataError, match=r"is a folder without a data file"):
+        (tmp_path / "empty").mkdir()
+        scanned("empty")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +175,8 @@ def test_a_bad_line_far_into_a_file_is_placed(tmp_path: Path, monkeypatch: pytes
         (pa.array([1.0, 2.5]), r"row 1 \(from 0\), column 'item': '2.5' is not an integer"),
         (pa.array([1.0, float("inf")]), r"row 1 \(from 0\), column 'item': 'inf' is not an integer"),
         (pa.array([1.0, float("nan")]), r"row 1 \(from 0\), column 'item': the value is missing"),
-        (pa.array([True, False]), r"column 'item' holds bool; ids must be whole numbers, or texts of their digits"),
-        (pa.array([[1], [2]]), r"column 'item' holds list<.*>; ids must be whole numbers"),
+        (pa.array([True, False]), r"column 'item' \(data.item\) holds bool; ids must be whole numbers, or texts of their digits"),
+        (pa.array([[1], [2]]), r"column 'item' \(data.item\) holds list<.*>; ids must be whole numbers"),
         (pa.nulls(2), r"row 0 \(from 0\), column 'item': the value is missing"),
         (pa.array([1, 2**64 - 1], pa.uint64()), r"row 1 \(from 0\), column 'item': \d+ is larger than"),
     ],
@@ -201,22 +204,21 @@ def test_one_interaction_of_each_user_with_two_is_held_out(rows: list[tuple[int,
     data = scan(Listed(users, items, size), seed=1)
     assert (data.users, data.items, data.rows) == (users.max() + 1, items.max() + 1, len(rows))
     counts = np.bincount(users)
-    np.testing.assert_array_equal(data.held_users, np.flatnonzero(counts >= 2))
-    for user in data.held_users:
-        assert users[data.held_row[user]] == user
-        assert items[data.held_row[user]] == data.held_item[user]
-    assert (data.held_row[counts < 2] == NO_ROW).all()
-    kept = np.delete(np.arange(len(rows)), data.held_row[data.held_users])
+    np.testing.assert_array_equal(data.held.users, np.flatnonzero(counts >= 2))
+    np.testing.assert_array_equal(np.sort(users[data.held_rows]), data.held.owners)
+    of_users = {users[row]: items[row] for row in data.held_rows}
+    assert [of_users[user] for user in data.held.owners] == data.held.items.tolist()
+    kept = np.delete(np.arange(len(rows)), data.held_rows)
     np.testing.assert_array_equal(pairs(concatenate(list(data.training()))), np.stack([users, items], 1)[kept])
     np.testing.assert_array_equal(data.user_counts, np.bincount(users[kept], minlength=data.users))
     np.testing.assert_array_equal(data.item_counts, np.bincount(items[kept], minlength=data.items))
     whole = scan(Listed(users, items, 1000), seed=1)
-    np.testing.assert_array_equal(data.held_row, whole.held_row)
+    np.testing.assert_array_equal(data.held_rows, whole.held_rows)
 
 
 def test_the_held_out_place_is_uniform_and_depends_on_the_seed() -> None:
     users = np.repeat(np.arange(3000), 4)
-    first, second = (scan(Listed(users, users * 0), seed).held_row % 4 for seed in (0, 1))
+    first, second = (scan(Listed(users, users * 0), seed).held_rows % 4 for seed in (0, 1))
     assert (np.abs(np.bincount(first) - 750) < 100).all()
     assert 0.15 < (first == second).mean() < 0.35
 

@@ -13,7 +13,7 @@ from shardembed.cli import failures, launch, main
 
 COLUMNS = "data: {path: DATA, integers: [I1], categories: [C1, C2]"
 CLICKS = COLUMNS + "}\nmodel: {kind: dlrm, embedding_dim: 4}\n"
-PAIRS = "data: {path: DATA}\nmodel: {embedding_dim: 4}\n"
+PAIRS = "data: {path: DATA, ids: numbered}\nmodel: {embedding_dim: 4}\n"
 LOGS = "data: {path: DATA}\nmodel: {kind: sasrec, embedding_dim: 4}\n"
 GOOD = "1\t3\tab\tcd\n0\t\t\tab\n" * 20
 
@@ -45,18 +45,18 @@ CONFIGS = {
 }
 FILES = {
     ("a.txt", "1\t3\tab\tcd\n2\t3\tab\tcd\n"): ":2: column 'label' (field 1): '2' is no label, which is 0 or 1",
-    ("b.txt", GOOD + "1\tx\tab\tcd\n"): ":41: column 'I1' (field 2): 'x' is not an integer",
+    ("b.txt", GOOD + "1\tx\tab\tcd\n"): ":41: column 'I1' (field 2): 'x' is no number",
     ("c.txt", GOOD + "1\t3\tab\tcdx\n"): ":41: column 'C2' (field 4): 'cdx' is no category, which is 1 to 8 hexadecimal digits",
     ("d.txt", GOOD + "1\t3\tab\n"): ":41: 3 field(s), but a row has 4: the label, 1 integers and 2 categories",
     (
         "e.txt",
         "label\tI1\tC1\tC2\n" + GOOD,
-    ): ":1: column 'label' (field 1): 'label' is no label, which is 0 or 1; files of this layout",
+    ): ":1: column 'label' (field 1): 'label' is no label; files of this layout",
     ("f.txt", "1,3,ab,cd\n"): ":1: 1 field(s), but a row has 4",
     ("g.txt", ""): ": there are no rows in it",
     ("h.parquet", clicks_table(C2=[], c2=["a", "b"])): ": there is no column 'C2' (data.categories); did you mean 'c2'?",
     ("i.parquet", clicks_table(C1=["a", "x"])): ": row 1 (from 0), column 'C1': 'x' is no category",
-    ("j.parquet", clicks_table(I1=["1", "2"])): ": column 'I1' (data.integers) holds string, of which no integers can be made",
+    ("j.parquet", clicks_table(I1=[[1], [2]])): ": column 'I1' (data.integers) holds list<element: int64>; numbers must be numbers",
     ("k.csv", "usr_id,item_id\n1,2\n"): ": there is no column 'user_id' (data.user); did you mean 'usr_id'?",
     ("m.csv", "user_id,item_id,timestamp\n1,2,monday\n"): ":2: column 'timestamp': 'monday' is neither a whole number nor an ISO",
     ("n.csv", "user_id,item_id,time\n1,2,3\n"): ": there is no column 'timestamp' (data.time); did you mean 'time'?",

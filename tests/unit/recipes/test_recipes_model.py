@@ -110,19 +110,19 @@ def test_retrieval_is_exact_and_evaluation_counts_it(data: Interactions, towers:
         for user, item in zip(chunk.users.tolist(), chunk.items.tolist(), strict=True):
             met[user].add(item)
     hits = 0
-    for user in data.held_users.tolist():
+    for user, held in zip(data.held.users.tolist(), data.held.items.tolist(), strict=True):
         order = [item for item in scores[user].argsort(descending=True).tolist() if item not in met[user]]
-        hits += int(data.held_item[user]) in order[:20]
-    result = evaluate(ItemIndex(model), data, settings.eval, 0)
-    assert result.model.users == result.popularity.users == len(data.held_users)
-    assert result.model.hits == hits
+        hits += held in order[:20]
+    result = evaluate(ItemIndex(model), data.questions(), settings.eval, 0)
+    assert result.model.users == result.popularity.users == len(data.held.users)
+    assert result.model.found == hits
 
 
 def test_a_sample_of_users_is_as_large_as_asked(data: Interactions) -> None:
-    some = chosen_users(data, 50, seed=0)
+    some = chosen_users(data.questions(), 50, seed=0)
     assert len(np.unique(some)) == 50
-    assert set(some) <= set(data.held_users)
-    assert evaluate(ItemIndex(build(config(), data).model), data, RankingConfig(users=50), 0).model.users == 50
+    assert set(some) <= set(data.held.users)
+    assert evaluate(ItemIndex(build(config(), data).model), data.questions(), RankingConfig(users=50), 0).model.users == 50
 
 
 def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
     assert trained.step == len(losses) == 8 * -(-data.training_rows // 100)
     assert trained.samples == 8 * data.training_rows
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
-    result = evaluate(ItemIndex(job.model), data, RankingConfig(k=5), 0)
+    result = evaluate(ItemIndex(job.model), data.questions(), RankingConfig(k=5), 0)
     assert result.model.recall > 2 * result.popularity.recall
 
 

@@ -41,13 +41,14 @@ def test_plans_of_long_names_and_many_ranks_keep_to_eighty_columns() -> None:
 
 def test_users_that_were_not_asked_are_counted_and_metrics_of_nobody_say_so() -> None:
     shown = console(TERM="dumb")
-    report.show_retrieval(shown, 5, 1, Score(4, 2, 1.0), Score(4, 1, 0.5))
+    report.show_retrieval(shown, 5, report.LeftOut(1), Score(4, 2, 1.0), Score(4, 1, 0.5))
     some = printed(shown)
-    assert "left out: 1 user whose held-out item is among their training items too (eval.repeats: true asks them" in some
+    assert "left out: 1 held-out item that the user had met before (eval.repeats: true asks for them" in some
     assert "warning" not in some
-    report.show_retrieval(shown, 5, 1_234, Score(), Score())
+    report.show_retrieval(shown, 5, report.LeftOut(1_234, 1), Score(), Score())
     nobody = printed(shown).removeprefix(some)
-    assert "left out: 1,234 users" in nobody
+    assert "left out: 1,234 held-out items" in nobody
+    assert "left out: 1 user with nothing in training" in nobody
     assert "warning: no user was left to ask, so the metrics say nothing" in nobody
 
 

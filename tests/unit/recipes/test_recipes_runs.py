@@ -261,6 +261,7 @@ def test_a_run_on_other_data_is_not_resumed(job: Path, capsys: pytest.CaptureFix
 def test_a_run_of_a_version_that_noted_no_order_goes_on_where_the_numbers_are_the_same(
     job: Path, users: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    job.write_text(job.read_text().replace("item: item", "item: item, ids: numbered"))  # such as all were then
     folder = interrupted(job)
     old = f"100 interactions of {users} users and 7 items, held-out rows 1234, counts 0123abcd"
     now = json.loads((folder / "data.json").read_text())["counted"]

@@ -1,22 +1,15 @@
-"""Clicks from files that are named or matched by patterns: text, also compressed, and Parquet, told apart by the suffix."""
+"""Clicks from files that are named or matched by patterns: text of the Criteo layout, and Parquet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from shardembed.config.optional import missing
-from shardembed.errors import DataError
+import numpy as np
+
 from shardembed.recipes.data.criteo.rows import Clicks, Schema
-from shardembed.recipes.data.opening import matched, named
-
-try:
-    from shardembed.recipes.data.criteo.columns import ClickColumns
-    from shardembed.recipes.data.criteo.text import ClickText
-except ImportError as error:
-    raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
-
-PARQUET_SUFFIXES = (".parquet", ".pq")
+from shardembed.recipes.data.layout import Layout
+from shardembed.recipes.data.opened import Files, open_files
+from shardembed.recipes.data.wanted import Read, Wanted
 
 
 class ClickFiles:
@@ -32,23 +25,37 @@ class ClickFiles:
     """
 
     def __init__(self, patterns: Sequence[str], schema: Schema, skip: bool, setting: str = "data.path") -> None:
-        self._skip = skip
-        self._patterns = list(patterns)
-        self.files = [_file(path, schema) for path in matched(patterns, setting)]
-        for file in self.files:
-            file.check()
+        layout = Layout("\t", schema.names, f"{schema}, with a tab between two", texts=schema.any_id)
+        category = "id" if schema.any_id else "hex"
+        wanted = [
+            Wanted(schema.label, "label", "data.label"),
+            *(Wanted(name, "number", "data.integers") for name in schema.integers),
+            *(Wanted(name, category, "data.categories", names=schema.books.get(name)) for name in schema.categories),
+        ]
+        self._numbers = 1 + len(schema.integers)
+        self._files: Files = open_files(list(patterns), wanted, skip, setting, layout)
 
     @property
     def name(self) -> str:
-        return named(self._patterns, len(self.files))
+        return self._files.name
 
     @property
-    def parts(self) -> list[str]:
-        return [str(file.path) for file in self.files]
+    def parts(self) -> Sequence[str]:
+        return self._files.parts
 
     def chunks(self, part: int) -> Iterator[Clicks]:
-        return self.files[part].chunks(self._skip)
+        return map(self._clicks, self._files.chunks(part))
+
+    def _clicks(self, read: Read) -> Clicks:
+        labels, numbers, categories = read.columns[0], read.columns[1 : self._numbers], read.columns[self._numbers :]
+        assert isinstance(labels, np.ndarray)
+        count = len(labels)
+        return Clicks(labels, _stacked(numbers, count, np.float32), _stacked(categories, count, np.int64), read.dropped)
 
 
-def _file(path: Path, schema: Schema) -> ClickColumns | ClickText:
-    return (ClickColumns if path.suffix.lower() in PARQUET_SUFFIXES else ClickText)(path, schema)
+def _stacked(columns: Sequence[object], count: int, dtype: type) -> np.ndarray:
+    """`[n, columns]`, each row in one piece."""
+    found = np.empty((count, len(columns)), dtype)
+    for place, column in enumerate(columns):
+        found[:, place] = column
+    return found
