@@ -95,9 +95,9 @@ def page(idle: Mapping[str, Sequence[float]], busy: Mapping[str, Sequence[float]
     lines = [
         "# Threads of one rank",
         "",
-        f"{time.strftime('%Y-%m-%d')}, {CORES} cores, `python -m benchmarks.threads`: `shardembed train quickstart` on one rank, {steps} "
-        "steps a turn, contenders in turn. Samples a second, median (least to most); in brackets the median of the ratios to one "
-        "thread's turn of the same round.",
+        f"{time.strftime('%Y-%m-%d')}, {CORES} cores, `python -m benchmarks.threads`: `shardembed train quickstart` on one rank, "
+        f"{steps} steps a turn, contenders in turn. Samples a second, median (least to most); in brackets the median of the ratios "
+        "to one thread's turn of the same round.",
         "",
         "| contender | idle | busy: a process that counts for ever a core |",
         "|---|---|---|",

@@ -1,9 +1,9 @@
 """How many threads the `shardembed` command computes with, and how these wait for each other: chosen before torch is loaded, since
 the OpenMP library under it reads its settings once, when it is.
 
-Left alone, a thread that waits counts for a while before it sleeps. That costs nothing as long as each has a core; where others want
-the cores too, threads that only wait keep away those that are waited for, and a step takes many times as long. Asleep they are woken
-within microseconds. Programs that import shardembed are left as they are: their threads are theirs to choose.
+Left alone, a thread that waits counts for a while before it sleeps. That costs nothing as long as each has a core; where others
+want the cores too, threads that only wait keep away those that are waited for, and a step takes many times as long. Asleep they are
+woken within microseconds. Programs that import shardembed are left as they are: their threads are theirs to choose.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 COMMAND = "shardembed"
@@ -35,7 +36,7 @@ def is_command(words: Sequence[str], written: Sequence[str]) -> bool:
     if not words:
         return False
     if words[0] == "-m":  # which module is not said yet
-        return any(one == "-m" and other == COMMAND for one, other in zip(written, written[1:], strict=False))
+        return any(one == "-m" and other == COMMAND for one, other in pairwise(written))
     return os.path.basename(words[0]) == COMMAND
 
 
