@@ -18,7 +18,9 @@ from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, is_finished, run_of
+from shardembed.recipes.runs import last_finished
 
+LAST = "last"  # in the place of a folder
 TABLES, WEIGHT = "tables.", ".weight"  # around the name of a table in the keys of a checkpoint
 
 
@@ -57,12 +59,14 @@ class Former:
 
 
 def find(given: str | Path, config: JobConfig) -> Former:
-    """The run in a folder, or that of the one of its checkpoints that is given. Not collective.
+    """The run in a folder, or that of the one of its checkpoints that is given, or the last one of this job's name. Not collective.
 
     Raises:
         ConfigError: it is no run, is not finished, has another model, or ids of a table mean other rows there.
         CheckpointError: it has no checkpoint, or that cannot be read.
     """
+    if given == LAST:
+        given = _last(config)
     folder = Path(given)
     run = run_of(folder)
     if run is None:
@@ -86,6 +90,14 @@ def find(given: str | Path, config: JobConfig) -> Former:
     manifest = read_manifest(checkpoint)
     rows = {table_of(key): entry.rows for key, entry in manifest.entries.items() if entry.kind == "table" and entry.by_id is None}
     return Former(run, checkpoint, manifest.step, manifest.checksum, then, rows)
+
+
+def _last(config: JobConfig) -> Path:
+    found = last_finished(config)
+    if found is None:
+        name = config.name or "run"
+        raise ConfigError(f"--from {LAST}: {config.run_dir} has no finished run named {name!r}; leave --from out the first time")
+    return found
 
 
 def table_of(key: str) -> str:

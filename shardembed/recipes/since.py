@@ -81,7 +81,9 @@ def begin(console: Console, former: Former, run: Run, task: Task, job: TrainingJ
     if plan.whole:
         result = task.evaluate_former(job, former)
         found = replace(found, before=result.to_json())
-        console.print(f"its model on {task.evaluates()} of these data: {_in_words(result)}", highlight=False, markup=False)
+        console.print(
+            f"its model on {task.evaluates()} of these data: {_in_words(result)}", soft_wrap=True, highlight=False, markup=False
+        )
     else:
         console.print("its model cannot be evaluated on these data, since parts of this one are new", highlight=False)
     found.write(run)
@@ -124,7 +126,9 @@ def show(console: Console, since: Since, after: Evaluated) -> None:
     if since.before is not None:
         now = after.to_json()
         pairs = [(name, since.before.get(name), value) for name, value in now.items() if isinstance(value, float)]
-        told = ", ".join(f"{name} {then:.4f} -> {value:.4f}" for name, then, value in pairs if isinstance(then, float))
+        told = ", ".join(
+            f"{name} {then:.4f} -> {value:.4f}" for name, then, value in pairs if isinstance(then, float) and then != value
+        )
         console.print(f"before this training and after: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
