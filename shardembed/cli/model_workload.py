@@ -125,18 +125,20 @@ def of_training(path: str | Path, ranks: int) -> Workload:
 
 
 def _clicks(settings: CtrConfig) -> Workload:
-    """Of a model that predicts clicks: a table a category, and the counts of its rows in all of the data."""
-    from shardembed.recipes.data.criteo.clicks import scan
-    from shardembed.recipes.data.criteo.encode import Encoder
+    """Of a model that predicts clicks: its tables, and the counts of their rows in all of the data."""
+    from shardembed.recipes.data.clicks.encode import Encoder
+    from shardembed.recipes.data.clicks.scan import scan
     from shardembed.recipes.models.ctr import table_configs
 
     data = scan(settings.data, Comm.of())
-    encoder = Encoder.of(settings.data, data)
+    encoder = Encoder.of(settings.data, data.vocabularies)
     counts = encoder.counts(data.training())
-    sizes, ids = dict(zip(encoder.categories, encoder.sizes, strict=True)), settings.data.ids
-    tables = table_configs(settings.model, sizes, ids if ids.kind == "dynamic" else None)
+    ids = settings.data.ids
+    tables = table_configs(settings.model, settings.data.columns, encoder.sizes, ids if ids.kind == "dynamic" else None)
     optimizer = settings.optimizer.tables.build()
-    loads = tuple(_load(table, (1.0,), seen, optimizer) for table, seen in zip(tables, counts, strict=True))
+    loads = tuple(
+        _load(table, (float(seen.sum()) / data.training_rows,), seen, optimizer) for table, seen in zip(tables, counts, strict=True)
+    )
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", settings.train.global_batch_size, loads, wire_dtype)
 

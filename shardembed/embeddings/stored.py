@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from shardembed.checkpoint import folders
 from shardembed.checkpoint.filling import Cut, Rows, Wanted, check_files, check_met, fill, ids_of
 from shardembed.checkpoint.format.blocks import Entry, Update
 from shardembed.checkpoint.format.manifest import Manifest, Source, read_manifest, resolve
@@ -22,10 +21,10 @@ from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.selection import IdMap, Placed, Selection
 from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, read_noted, tower_of
+from shardembed.embeddings.of_run import checkpoint_of
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
 
 BLOCK_BYTES = ROW_BYTES = 64 << 20
-IN_RUN = "checkpoints"  # where a run of `shardembed train` keeps them
 SHOWN = 10
 SUFFIX = ".weight"
 
@@ -49,8 +48,9 @@ class StoredTables(AbstractContextManager["StoredTables"]):
     """The tables of a checkpoint; use it in a `with`.
 
     Args:
-        folder: of checkpoints (the newest counts), of one checkpoint, or of a run of `shardembed train`.
-        step: the checkpoint of this step, rather than the newest.
+        folder: of checkpoints (the newest counts), of one checkpoint, or of a run of `shardembed train` (its best weights, or while
+            it is not finished the newest).
+        step: the checkpoint of this step.
         vectors: "rows" as they lie in the tables, or those that the "model" compares (see `compared`); None gives the latter where
             the checkpoint says what they are.
 
@@ -60,7 +60,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
 
     def __init__(self, folder: str | Path, step: int | None = None, vectors: Which | None = "rows") -> None:
         check_which(vectors)
-        self.path = folders.chosen(_of_run(Path(folder)), step)
+        self.path = checkpoint_of(Path(folder), step)
         self.manifest: Manifest = read_manifest(self.path)
         if step is not None and self.manifest.step != step:
             raise CheckpointError(f"{self.path} is the checkpoint of step {self.manifest.step}, and not of step {step}")
@@ -260,8 +260,3 @@ def name_of(key: str) -> str:
 
 def _is_matrix(entry: Entry) -> bool:
     return entry.kind == "dense" and len(entry.shape) == 2 and entry.dtype.is_floating_point
-
-
-def _of_run(folder: Path) -> Path:
-    inside = folder / IN_RUN
-    return inside if inside.is_dir() and not (folder / folders.MANIFEST).exists() and not folders.listed(folder) else folder

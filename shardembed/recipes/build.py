@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypedDict, TypeVar
 
 import torch
@@ -17,12 +17,14 @@ from shardembed.errors import DataError
 from shardembed.recipes.common import EVERY, DenseOptimizerConfig, JobConfig, PlacementConfig
 from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.data.criteo.clicks import ClickData
-from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
+from shardembed.recipes.data.clicks.encode import ClickBatch, Encoder
+from shardembed.recipes.data.clicks.moments import Moments
+from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.interactions import Interactions, Pairs
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.sequences import SequencePart, Sequences
 from shardembed.recipes.ids_config import DynamicIdsConfig
+from shardembed.recipes.models import ctr
 from shardembed.recipes.models.any_ids import AnyIds
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sampling import NegativeSampler
@@ -111,15 +113,17 @@ class CtrJob(TrainingJob):
     """That of a model which predicts clicks.
 
     Attributes:
-        model: DLRM or DLRM-DCNv2.
+        model: of any kind.
         encoder: makes its batches of clicks.
+        config: of the job.
     """
 
     model: ClickModel
     encoder: Encoder
+    config: CtrConfig
 
     def _batch(self, part: ClickBatch, step: int) -> ClickBatch:
-        return part
+        return replace(part, drop=ctr.dropout_of(self.config.model, self.config.train.seed, step, part.first))
 
 
 @dataclass(frozen=True)
@@ -167,15 +171,28 @@ def build(config: Config, data: Interactions) -> Job:
 
 def build_ctr(config: CtrConfig, data: ClickData) -> CtrJob:
     """As `build`."""
-    encoder = Encoder.of(config.data, data)
-    model = ClickModel(
+    encoder = Encoder.of(config.data, data.vocabularies)
+    # Numbers of the Criteo layout are logarithms, and were trained on as they are before there were others.
+    moments = data.counted.moments if config.data.features and encoder.numbers.columns else None
+    model = click_model(config, encoder, moments)
+    return CtrJob(model, *_trained(model, config), encoder, config)
+
+
+def click_model(config: CtrConfig, encoder: Encoder, moments: Moments | None) -> ClickModel:
+    """A model that predicts clicks, on this rank's device. Collective.
+
+    Args:
+        moments: of the numbers. A model that is to be loaded takes any, of the columns there are.
+    """
+    return ClickModel(
         config.model,
-        len(config.data.integers),
-        dict(zip(encoder.categories, encoder.sizes, strict=True)),
+        len(encoder.numbers.columns),
+        config.data.columns,
+        encoder.sizes,
+        moments=moments,
         ids=config.data.ids if config.data.ids.kind == "dynamic" else None,
         **_settings(config),
     ).to(default_device())
-    return CtrJob(model, *_trained(model, config), encoder)
 
 
 def build_sequence(config: SequenceConfig, data: Sequences) -> SequenceJob:
@@ -234,7 +251,7 @@ def _trained(model: torch.nn.Module, config: JobConfig) -> tuple[torch.nn.Module
 def placements(config: JobConfig) -> dict[str, se.Placement]:
     """The placements that are not left to the default plan, by table."""
     if isinstance(config, CtrConfig | SequenceConfig):
-        named, tables = config.plan.root, SEQUENCE_TABLES if isinstance(config, SequenceConfig) else config.data.categories
+        named, tables = config.plan.root, SEQUENCE_TABLES if isinstance(config, SequenceConfig) else config.data.tables
         wanted = {table: named.get(table) or named.get(EVERY) or PlacementConfig() for table in tables}
     else:
         assert isinstance(config, Config)

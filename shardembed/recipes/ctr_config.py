@@ -1,18 +1,14 @@
-"""The settings of a job that predicts clicks: DLRM or DLRM-DCNv2 on files of the Criteo layout.
+"""The settings of a job that predicts clicks.
 
-`data.integers` and `data.categories` name the columns; every category has a table of its own, with its name.
+`data.features` lists the columns; those that are ids have a table each, with their name. Without it the columns are those of the
+Criteo layout, which `data.integers` and `data.categories` name: numbers and ids in the same sense.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from shardembed.recipes.common import (
     EVERY,
@@ -27,10 +23,11 @@ from shardembed.recipes.common import (
     Workers,
     check_tables,
 )
+from shardembed.recipes.features_config import ColumnName, FeatureConfig, Features, check_features, with_roles
 from shardembed.recipes.ids_config import OF_DYNAMIC, DynamicIdsConfig
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section, check_belongs
 
-CTR_MODELS = ("dlrm", "dcnv2")
+CTR_MODELS = ("dlrm", "dcnv2", "wide")
 TAKES = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size"), "dynamic": OF_DYNAMIC}
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
@@ -75,9 +72,11 @@ class IdsConfig(DynamicIdsConfig):
 
 
 class SplitConfig(Section):
-    """Which rows are for validation: `hash` picks them by a hash of their number, `last` takes the end of the data."""
+    """Which rows are for validation: `hash` picks them by a hash of their number, `last` takes the end of the data, `time` those of
+    the latest times (by `data.time`; rows of one moment stay together, so it may be some more).
+    """
 
-    kind: Literal["hash", "last"] = "hash"
+    kind: Literal["hash", "last", "time"] = "hash"
     fraction: Fraction = 0.1
     seed: Seed = 0
 
@@ -85,23 +84,44 @@ class SplitConfig(Section):
 class CtrDataConfig(Section):
     """Where clicks come from. `path` is a file, a pattern such as day_*.gz, or a list of these; `null` is the built-in generator.
 
-    Text files have no header: the label, then `integers`, then `categories`, by tabs. Of Parquet files these are column names.
-    Categories are hexadecimal numbers of 32 bits or integers, and with dynamic `ids` any texts or integers.
+    `features` lists the columns that a model takes; files then have a header, and texts or any integers are ids, as all `ids` of
+    kind `dynamic` (the default then). `time` names a column of times, `texts` those that are read as texts though they hold digits.
+
+    Without `features`, files are of the Criteo layout. Text files have no header then: the label, `integers`, `categories`, by
+    tabs. Of Parquet files these are column names. Categories are hexadecimal numbers of 32 bits or integers, and with dynamic `ids`
+    any texts or integers.
+
     `validation_path` names files that are for validation alone, in place of `split`. `workers` processes of each rank read what is
     trained on, ahead of the training; with 0 each rank reads between its steps.
     """
 
     path: Paths = None
     validation_path: Paths = None
-    label: Annotated[str, Field(min_length=1)] = "label"
+    label: ColumnName = "label"
+    time: ColumnName | None = None
+    features: Features = ()
     integers: Names = INTEGERS
-    categories: Annotated[Names, Field(min_length=1)] = CATEGORIES
+    categories: Names = CATEGORIES
+    texts: Names = ()
     on_bad_row: Literal["raise", "skip"] = "raise"
     ids: IdsConfig = IdsConfig()
     split: SplitConfig = SplitConfig()
     generator: PlantedConfig = PlantedConfig()
     shuffle_buffer: Annotated[int, Field(ge=0)] = 1 << 16
     workers: Workers = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_roles(cls, values: Any) -> Any:
+        found = with_roles(values, ("label", "time"))
+        if not isinstance(found, dict) or not found.get("features"):
+            return found
+        for name in ("integers", "categories"):
+            if found.get(name):
+                raise ValueError(f"features: they take the place of data.{name}; list its columns there, and leave it out")
+        ids = found.get("ids", {})
+        ids = {"kind": "dynamic", **ids} if isinstance(ids, dict) else ids  # which any text or integer is an id of
+        return {**found, "integers": (), "categories": (), "ids": ids}
 
     @field_validator("validation_path")
     @classmethod
@@ -113,6 +133,8 @@ class CtrDataConfig(Section):
     @field_validator("categories")
     @classmethod
     def _once(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not value and not info.data.get("features", True):
+            raise ValueError("there must be one at least")
         others = (info.data.get("label"), *info.data.get("integers", ()))
         for name in value:
             if name in others or name == EVERY or "." in name:
@@ -123,34 +145,74 @@ class CtrDataConfig(Section):
     @field_validator("ids")
     @classmethod
     def _known(cls, value: IdsConfig, info: ValidationInfo) -> IdsConfig:
-        check_tables(value.tables, info.data.get("categories"))
+        listed = tuple(one.name for one in info.data.get("features", ()) if one.has_table)
+        check_tables(value.tables, listed or info.data.get("categories"))
         return value
 
     @model_validator(mode="after")
-    def _holds_out(self) -> CtrDataConfig:
+    def _fits(self) -> CtrDataConfig:
+        check_features(self.features, {"label": self.label, "time": self.time}, sides=False)
+        if self.features and not self.tables:
+            raise ValueError(
+                "features: none of them is an id, so there is no table to train; give a number some buckets, which make an id of it"
+            )
+        if self.features and self.path is None:
+            raise ValueError("features: these are columns of files, which data.path names; the generator has columns of its own")
+        for name, given in (("time", self.time), ("texts", self.texts)):
+            if given and not self.features:
+                raise ValueError(f"{name}: goes with data.features, and not with the columns of the Criteo layout")
+        unread = [name for name in self.texts if name not in {one.name for one in self.features if one.kind != "number"}]
+        if unread:
+            raise ValueError(f"texts: {unread[0]!r} is none of data.features that are ids")
+        if self.split.kind == "time" and self.time is None:
+            raise ValueError("split: to split by time set data.time too, to the name of a column of times")
         if self.split.fraction == 1 and not self.validation_path:
             raise ValueError("split.fraction 1 leaves nothing to train on; use a fraction below 1")
         return self
 
+    @property
+    def columns(self) -> Features:
+        """What a model takes, of the Criteo layout too."""
+        numbers = (FeatureConfig(name=name, kind="number") for name in self.integers)
+        return self.features or (*numbers, *(FeatureConfig(name=name, kind="id") for name in self.categories))
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(one.name for one in self.columns if one.has_table)
+
+
+DEEP = ("embedding_dim", "bottom", "top", "dropout")
+
 
 class CtrModelConfig(Section):
-    """DLRM, or DLRM with a low-rank cross network (DCN v2). `bottom` and `top` list hidden sizes of the two MLPs."""
+    """DLRM, DLRM with a low-rank cross network (`dcnv2`: DCN v2), or a `wide` one, which is linear: a weight for every id and every
+    number, and no more. `bottom` and `top` list hidden sizes of the two MLPs, `dropout` is after each of them.
+    """
 
-    kind: Literal["dlrm", "dcnv2"] = "dlrm"
+    kind: Literal["dlrm", "dcnv2", "wide"] = "dlrm"
     embedding_dim: Count = 16
     bottom: tuple[Count, ...] = (64,)
     top: tuple[Count, ...] = (64, 32)
+    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     cross_layers: Count = 3
     cross_rank: Count = 64
     table_dtype: Float = "float32"
 
-    @field_validator("cross_layers", "cross_rank")
+    @field_validator("embedding_dim", "bottom", "top", "dropout", "cross_layers", "cross_rank")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
+        kind = info.data.get("kind")
         if value != cls.model_fields[info.field_name].default:
-            check_belongs(value, info, info.data.get("kind"), ("cross_layers", "cross_rank") * (info.data.get("kind") == "dcnv2"))
+            crossed = ("cross_layers", "cross_rank") * (kind == "dcnv2")
+            check_belongs(value, info, kind, (*DEEP * (kind != "wide"), *crossed))
         return value
+
+    @property
+    def width(self) -> int:
+        """Columns of the tables."""
+        return 1 if self.kind == "wide" else self.embedding_dim
 
 
 class CtrTrainConfig(TrainConfig):
@@ -170,5 +232,5 @@ class CtrConfig(JobConfig):
     @classmethod
     def _known(cls, value: TablesPlanConfig, info: ValidationInfo) -> TablesPlanConfig:
         data = info.data.get("data")
-        check_tables(value.root, data.categories if data is not None else None, EVERY)
+        check_tables(value.root, data.tables if data is not None else None, EVERY)
         return value

@@ -17,9 +17,9 @@ from shardembed.comm.job import default_device
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.calibration import calibration_bins
 from shardembed.recipes.ctr_metrics import ClickMetrics, auc, measure
-from shardembed.recipes.data.criteo.clicks import ClickData
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.criteo.planted import PlantedClicks
-from shardembed.recipes.data.criteo.rows import Clicks
 from shardembed.recipes.data.stream import rank_slice
 
 

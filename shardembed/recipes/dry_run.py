@@ -22,7 +22,8 @@ from shardembed.recipes import report
 from shardembed.recipes.build import placements
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.plausible import free_memory
-from shardembed.recipes.tasks import Task, prepare
+from shardembed.recipes.task import Task
+from shardembed.recipes.tasks import prepare
 from shardembed.tables.placement import Cluster
 from shardembed.tables.plan import Plan, resolve
 from shardembed.tables.settings import Settings

@@ -13,16 +13,19 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.config.shown import printable
+from shardembed.embeddings.of_run import checkpoint_of
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError, ShardEmbedError
 from shardembed.recipes import config as settings
+from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
 from shardembed.recipes.data.stream import rank_start
 from shardembed.recipes.report import MODELS
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, VOCABULARIES, run_of
-from shardembed.recipes.tasks import CtrTask, Task, prepare
+from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, run_of
+from shardembed.recipes.task import Task
+from shardembed.recipes.tasks import prepare
 
 SPLITS = ("validation_path", "split", "holdout_seed")  # settings of data that decide which rows are held out
 
@@ -31,7 +34,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     """Load a checkpoint into the configured model and evaluate it; nothing is trained and no run folder made. Collective.
 
     Args:
-        checkpoint: the folder of a run, of checkpoints, or of one checkpoint.
+        checkpoint: the folder of a run (of which the best weights count once it is finished), of checkpoints, or of one checkpoint.
         predictions: a folder for the predictions of all rows for validation: one file a rank, `part-00000.parquet` and so on,
             with the row's number in the data (from 0 over all files, bad rows that are left out not counted), its label and its
             prediction.
@@ -59,7 +62,9 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     if comm.rank == 0 and run_folder is not None and (warning := _seen_in_training(config, run_folder)):
         print(printable(f"shardembed: {warning}"), file=sys.stderr, flush=True)
     job = task.build()
-    folder = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
+    with comm.preparing("the checkpoint"):
+        folder = checkpoint_of(folder)
+    comm.agree("the checkpoint", [folder.name])
     try:
         restored = se.load_checkpoint(folder, job.wrapped, weights_only=True)
     except CheckpointError as error:

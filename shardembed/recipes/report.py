@@ -24,7 +24,7 @@ from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
 from shardembed.tables.plan import TablePlan
 
-MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "sasrec": "SASRec model"}
+MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "wide": "linear model", "sasrec": "SASRec model"}
 MAX_RANKS_SHOWN = 8
 MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
 MAX_PLAN = 40  # lines, for a table or for several that are alike
@@ -274,7 +274,7 @@ def show_retrieval(
     if not model.users:
         say("warning: no user was left to ask, so the metrics say nothing")
     elif model.recall <= popularity.recall:
-        say(
+        console.print(
             f"warning: the model finds no more than popularity does: recall@{k} {model.recall:.4f} against "
             f"{popularity.recall:.4f}. Train for longer, with another rate, or with fewer dimensions"
         )

@@ -24,7 +24,7 @@ from shardembed.recipes.carrying import Carried, carried
 from shardembed.recipes.former import Former, table_of
 from shardembed.recipes.run_folder import SINCE
 from shardembed.recipes.runs import Run
-from shardembed.recipes.tasks import Evaluated, Task
+from shardembed.recipes.task import Evaluated, Task
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from shardembed.recipes import since as since_run
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.naming import bring_names, keep_names
-from shardembed.recipes.former import Former, find
+from shardembed.recipes.former import Former, check_rows, find
 from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
@@ -35,7 +35,8 @@ from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, SETTINGS, VOCABUL
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.since import Since
-from shardembed.recipes.tasks import Evaluated, Task, prepare
+from shardembed.recipes.task import Evaluated, Task
+from shardembed.recipes.tasks import prepare
 from shardembed.recipes.together import on_all
 from shardembed.recipes.tracking import Tracking, flat
 from shardembed.recipes.watch import Watch
@@ -82,6 +83,7 @@ def work(config: JobConfig, console: Console, fresh: bool = False, from_run: str
     if former is not None:
         scanned = task
         task = on_all(comm, "go on from its tables", lambda: scanned.following(former))
+        check_rows(former, config, task.tables())
     told = console if comm.rank == 0 else Console(quiet=True)
     report.show_warnings(told, task.warnings())
     job = task.build()

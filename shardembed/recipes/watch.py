@@ -31,7 +31,7 @@ from shardembed.recipes import observed, report
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.id_sample import IdSample
 from shardembed.recipes.run_folder import OBSERVED, RunFolder
-from shardembed.recipes.tasks import Task
+from shardembed.recipes.task import Task
 
 STEPS = 8  # that a look goes back, at most
 SETTLED = (

@@ -11,7 +11,7 @@ from shardembed.recipes.common import JobConfig
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.chain import PlantedSequences
-from shardembed.recipes.data.criteo.clicks import open_sources
+from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
 from shardembed.recipes.data.sides import SideName, Values

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +13,8 @@ from shardembed.inputs.names import Names
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.choose import open_source
-from shardembed.recipes.data.criteo.rows import Schema
+from shardembed.recipes.data.clicks.encode import looked_up
+from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.numbering import made_up
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
@@ -44,7 +44,7 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
         DataError: they cannot be read, or the names not written.
     """
     if isinstance(config, CtrDataConfig):
-        if config.ids.kind == "dynamic":
+        if config.ids.kind == "dynamic" or config.features:  # and else categories are numbers
             _of_clicks(config, folder, rank, world_size)
         return
     if config.any_ids is None:
@@ -65,11 +65,9 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
 def _of_clicks(config: CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
     if config.path is None:  # whose categories are integers
         return
-    from shardembed.recipes.data.criteo.files import ClickFiles  # pyarrow is asked for only here
-
     with ExitStack() as open_names:
-        books = {name: open_names.enter_context(Names(folder_of(folder, name))) for name in config.categories}
-        source = ClickFiles(config.path, replace(Schema.of(config), books=books), config.on_bad_row == "skip")
+        books = {name: open_names.enter_context(Names(folder_of(folder, name))) for name in looked_up(config)}
+        source = open_files(config, config.path, books=books)
         for part in range(rank, len(source.parts), world_size):
             _read(source.chunks(part))
 

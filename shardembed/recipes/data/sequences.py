@@ -189,7 +189,9 @@ def scan(source: Source, ids: Ids | None = None, split: RankingSplitConfig = LAS
     data = Sequences.of(source, whole.items[order], starts, found[order], split.validation, dropped, ids)
     if not len(data.training_users):
         raise DataError(
-            f"{source.name}: no user has three interactions, or two beside what data.split holds out: the first of two says the "
-            "second. Is data.user the right column?"
+            f"{source.name}: no user has three interactions: one is held out, and of two others the first says the second. Is "
+            "data.user the right column?"
+            if split == LAST
+            else f"{source.name}: no user has two interactions beside what data.split holds out: the first of two says the second"
         )
     return data

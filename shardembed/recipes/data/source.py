@@ -20,9 +20,9 @@ class Chunk:
         users: ids from 0, int64 `[n]`.
         items: ids from 0, int64 `[n]`.
         dropped: rows among them that a source left out; parts of a chunk and chunks put together do not know of any.
-        features: the columns of data.features, where the source has them; parts of a chunk and chunks put together have none.
         times: int64 `[n]`, where they were asked for.
         nanoseconds: int64 `[n]` beyond times that are microseconds, where any is not 0.
+        features: the columns of data.features, where the source has them; parts of a chunk and chunks put together have none.
     """
 
     users: np.ndarray

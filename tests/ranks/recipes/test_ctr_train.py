@@ -17,10 +17,12 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import DataError
 from shardembed.recipes import ctr_metrics, evaluation, train
 from shardembed.recipes.calibration import calibration_bins
+from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data.clicks.rows import Clicks, concatenate
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
-from shardembed.recipes.data.criteo.rows import Clicks, Schema, concatenate
-from shardembed.recipes.tasks import CtrTask, prepare
+from shardembed.recipes.data.criteo.schema import Schema
+from shardembed.recipes.tasks import prepare
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
@@ -128,7 +130,7 @@ def test_calibration_bins_are_those_of_all_rows_whatever_rank_has_them() -> None
 
 
 def data_of(rank: int, world_size: int, settings: CtrConfig) -> Any:
-    from shardembed.recipes.data.criteo.clicks import scan
+    from shardembed.recipes.data.clicks.scan import scan
 
     data = scan(settings.data, Comm.of())
     return data.describe(), data.counted, data.vocabularies

@@ -120,7 +120,7 @@ def held_out(split: dict[str, Any]) -> tuple[set[int], set[int]]:
 
 
 def recbole(total: int, ratios: list[float]) -> list[int]:
-    """How many of a user's interactions RecBole puts into each part (`Dataset._calcu_split_ids` of RecBole 1.2.1, in other words)."""
+    """How many of a user's interactions RecBole 1.2.1 puts into each part (`Dataset._calcu_split_ids`, in other words)."""
     counts = [int(ratio * total) for ratio in ratios]
     counts[0] = total - sum(counts[1:])
     for part in range(len(ratios) - 1, 0, -1):

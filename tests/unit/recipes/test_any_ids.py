@@ -18,11 +18,11 @@ from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
 from shardembed.recipes.data import text
 from shardembed.recipes.data.choose import open_numbered, open_source
-from shardembed.recipes.data.criteo.clicks import open_sources
-from shardembed.recipes.data.criteo.rows import MISSING
+from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.interactions import scan
 from shardembed.recipes.data.naming import keep_names
 from shardembed.recipes.data.source import all_chunks
+from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.ids_config import InteractionIdsConfig
 from shardembed.recipes.resolved import resolved_yaml
 
@@ -150,7 +150,9 @@ def test_files_that_differ_in_kind_are_read_alike_or_refused(tmp_path: Path) -> 
     chunks = all_chunks(open_source(one.model_copy(update={"path": (*other.path, *one.path)})))
     assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()
     mixed = one.model_copy(update={"path": (*third.path, *one.path)})
-    with pytest.raises(DataError, match=r"data.user: .*a.csv has texts, but .*c.parquet has whole numbers.* data.texts: \[user_id\]"):
+    with pytest.raises(
+        DataError, match=r"data.user: .*a.csv has texts, but .*c.parquet has whole numbers.* data.texts: \[user_id\]"
+    ):
         open_source(mixed)
     chunks = all_chunks(open_source(mixed.model_copy(update={"texts": ("user_id",)})))
     assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()
@@ -179,11 +181,11 @@ def clicks_of(tmp_path: Path, name: str) -> CtrDataConfig:
 def test_categories_may_be_anything(tmp_path: Path, name: str) -> None:
     data = clicks_of(tmp_path, name)
     (clicks,) = open_sources(data)[0].chunks(0)
-    assert clicks.categories[:, 0].tolist() == hash64(["0x 1", "+", "68301234"]).tolist()
-    assert clicks.categories[:, 1].tolist() == [int(hash64(["b"])[0]), MISSING, MISSING]
+    assert clicks.ids[:, 0].tolist() == hash64(["0x 1", "+", "68301234"]).tolist()
+    assert clicks.ids[:, 1].tolist() == [int(hash64(["b"])[0]), MISSING, MISSING]
     numbers = [17, 0, -5] if name == "clicks.parquet" else hash64(["17", "0", "-5"]).tolist()  # all of a text file are texts
-    assert clicks.categories[:, 2].tolist() == numbers
-    np.testing.assert_array_equal(clicks.integers[:, 0], np.array([3, np.nan, -2], np.float32))
+    assert clicks.ids[:, 2].tolist() == numbers
+    np.testing.assert_array_equal(clicks.numbers[:, 0], np.array([3, np.nan, -2], np.float32))
     keep_names(data, tmp_path / "names", 0, 1)
     assert set(se.Names(tmp_path / "names" / "C1").texts().values()) == {"0x 1", "+", "68301234"}
 
@@ -196,4 +198,4 @@ def test_a_bad_integer_beside_such_categories_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"clicks.txt:3: column 'I1' \(field 2\): '0x2' is no number"):
         list(open_sources(data)[0].chunks(0))
     skipped = list(open_sources(data.model_copy(update={"on_bad_row": "skip"}))[0].chunks(0))
-    assert np.concatenate([one.categories[:, 0] for one in skipped]).tolist() == hash64(["0x 1", "+"]).tolist()
+    assert np.concatenate([one.ids[:, 0] for one in skipped]).tolist() == hash64(["0x 1", "+"]).tolist()

@@ -20,12 +20,15 @@ from pyarrow import parquet
 from shardembed.errors import DataError
 from shardembed.recipes.ctr_config import CtrDataConfig, PlantedConfig
 from shardembed.recipes.data import text
-from shardembed.recipes.data.criteo.clicks import ClickData, Counted
-from shardembed.recipes.data.criteo.files import ClickFiles
+from shardembed.recipes.data.clicks.rows import Clicks, concatenate
+from shardembed.recipes.data.clicks.scan import ClickData, Counted
+from shardembed.recipes.data.clicks.split import Split
+from shardembed.recipes.data.criteo.files import click_files
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema, concatenate
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.fingerprint import FirstPass, Seen
 from shardembed.recipes.data.stream import rank_slice
+from shardembed.recipes.data.wanted import MISSING
 
 SCHEMA = Schema("label", ("I1", "I2"), ("C1", "C2", "C3"))
 GOOD = ["1\t5\t-3\t0a\tffffffff\t1", "0\t\t7\t\t\t68fd1e64", "0\t0\t\tABCDEF\t0\t"]
@@ -44,17 +47,17 @@ BAD = {
 
 
 def read(*paths: Path | str, skip: bool = False, schema: Schema = SCHEMA) -> Clicks:
-    files = ClickFiles([str(path) for path in paths], schema, skip)
+    files = click_files([str(path) for path in paths], schema, skip)
     chunks = [clicks for part in range(len(files.parts)) for clicks in files.chunks(part)]
     dropped = sum((clicks.dropped for clicks in chunks[1:]), chunks[0].dropped)
     found = concatenate(chunks)
-    return Clicks(found.labels, found.integers, found.categories, dropped)
+    return Clicks(found.labels, found.numbers, found.ids, dropped=dropped)
 
 
 def same(found: Clicks, expected: Clicks) -> None:
     for one, other in zip(
-        (found.labels, found.integers, found.categories),
-        (expected.labels, expected.integers, expected.categories),
+        (found.labels, found.numbers, found.ids),
+        (expected.labels, expected.numbers, expected.ids),
         strict=True,
     ):
         assert one.dtype == other.dtype
@@ -71,8 +74,8 @@ def planted(rows: int) -> tuple[Clicks, Schema]:
 def test_what_was_written_is_read(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "BLOCK_BYTES", 10_000)
     clicks, schema = planted(700)
-    assert 0 < np.isnan(clicks.integers).mean() < 0.1
-    assert 0 < (clicks.categories == MISSING).mean() < 0.1
+    assert 0 < np.isnan(clicks.numbers).mean() < 0.1
+    assert 0 < (clicks.ids == MISSING).mean() < 0.1
     for number, rows in enumerate((slice(0, 300), slice(300, 301), slice(301, 700))):
         assert write(tmp_path / f"day_{number}{suffix}", [clicks[rows]], schema) == len(clicks[rows])
     same(read(tmp_path / "day_*", schema=schema), clicks)
@@ -84,13 +87,15 @@ def test_values_are_what_the_text_says(tmp_path: Path) -> None:
     path.write_text("\r\n".join([*GOOD, "", ""]))
     found = read(path)
     assert found.labels.tolist() == [1, 0, 0]
-    np.testing.assert_array_equal(found.integers, np.array([[5, -3], [np.nan, 7], [0, np.nan]], np.float32))
-    assert found.categories.tolist() == [[10, 0xFFFFFFFF, 1], [MISSING, MISSING, 0x68FD1E64], [0xABCDEF, 0, MISSING]]
+    np.testing.assert_array_equal(found.numbers, np.array([[5, -3], [np.nan, 7], [0, np.nan]], np.float32))
+    assert found.ids.tolist() == [[10, 0xFFFFFFFF, 1], [MISSING, MISSING, 0x68FD1E64], [0xABCDEF, 0, MISSING]]
 
 
 @pytest.mark.parametrize(("line", "message"), BAD.items())
 @pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
-def test_a_bad_row_is_named_with_file_and_line_or_skipped(tmp_path: Path, line: str, message: str, packed: Callable[[bytes], bytes]) -> None:
+def test_a_bad_row_is_named_with_file_and_line_or_skipped(
+    tmp_path: Path, line: str, message: str, packed: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "a.txt"
     data = "\n".join([*GOOD, line, *GOOD]).encode()
     path.write_bytes(packed(data))
@@ -129,8 +134,8 @@ def test_a_bad_row_of_a_parquet_file_is_named_or_skipped(tmp_path: Path) -> None
         read(path)
     found = read(path, skip=True)
     assert found.labels.tolist() == [1, 1]
-    np.testing.assert_array_equal(found.integers, np.array([[1, 1], [3, np.nan]], np.float32))
-    assert found.categories.tolist() == [[10, 1, 10], [MISSING, MISSING, 11]]
+    np.testing.assert_array_equal(found.numbers, np.array([[1, 1], [3, np.nan]], np.float32))
+    assert found.ids.tolist() == [[10, 1, 10], [MISSING, MISSING, 11]]
     assert found.dropped.kinds == {"no label": 1, "no category": 1}
 
 
@@ -152,8 +157,8 @@ def test_categories_are_read_from_every_type_of_arrow(tmp_path: Path, kind: str)
     numbers = pa.array([Decimal(1), None, Decimal(3), Decimal(4)], pa.decimal128(9, 1))
     parquet.write_table(pa.table({"label": [1, 0, 1, 0], "I1": numbers, "C1": TYPES[kind]}), path)
     found = read(path, schema=Schema("label", ("I1",), ("C1",)))
-    assert found.categories[:, 0].tolist() == [10, MISSING, 0xFFFFFFFF, 10]
-    np.testing.assert_array_equal(found.integers[:, 0], np.array([1, np.nan, 3, 4], np.float32))
+    assert found.ids[:, 0].tolist() == [10, MISSING, 0xFFFFFFFF, 10]
+    np.testing.assert_array_equal(found.numbers[:, 0], np.array([1, np.nan, 3, 4], np.float32))
 
 
 def packed_tar() -> bytes:
@@ -209,8 +214,8 @@ def test_a_column_without_any_value_is_missing_in_every_row(tmp_path: Path) -> N
     ):
         read(path)
     found = read(path, skip=True)
-    np.testing.assert_array_equal(found.integers, np.array([[np.nan, 1]], np.float32))
-    assert found.categories.tolist() == [[10, MISSING, (1 << 63) - 1]]
+    np.testing.assert_array_equal(found.numbers, np.array([[np.nan, 1]], np.float32))
+    assert found.ids.tolist() == [[10, MISSING, (1 << 63) - 1]]
 
 
 def test_a_column_that_is_missing_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -249,14 +254,14 @@ class Numbered:
 
 
 def numbers_of(batches: list[Clicks]) -> list[int]:
-    return [number for batch in batches for number in batch.categories[:, 0].tolist()]
+    return [number for batch in batches for number in batch.ids[:, 0].tolist()]
 
 
 @pytest.mark.parametrize("kind", ["hash", "last"])
 @pytest.mark.parametrize("buffer", [0, 64])
 def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> None:
     config = CtrDataConfig.model_validate({"split": {"kind": kind, "fraction": 0.2, "seed": 3}})
-    data = ClickData(Numbered(), None, config.split, Counted(Numbered().seen(), 250), None)
+    data = ClickData(Numbered(), None, Split(config.split, 500), Counted(Numbered().seen(), 250), None)
     held = numbers_of(list(data.validation_batches(32)))
     assert held == sorted(held)
     assert [numbers.tolist() for numbers in data.validation_numbers(32)] == [

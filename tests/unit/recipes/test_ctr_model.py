@@ -16,10 +16,13 @@ from shardembed.recipes.common import EvaluationConfig, ScheduleConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, CtrModelConfig, PlantedConfig
 from shardembed.recipes.ctr_evaluate import ClickEvaluation
 from shardembed.recipes.ctr_metrics import auc, measure
-from shardembed.recipes.data.criteo.clicks import scan
-from shardembed.recipes.data.criteo.encode import ClickBatch, Encoder
+from shardembed.recipes.data.clicks.encode import ClickBatch, Encoder
+from shardembed.recipes.data.clicks.rows import Clicks, concatenate
+from shardembed.recipes.data.clicks.scan import scan
 from shardembed.recipes.data.criteo.planted import PlantedClicks
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema, concatenate
+from shardembed.recipes.data.criteo.schema import Schema
+from shardembed.recipes.data.wanted import MISSING
+from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.models.ctr import ClickModel, Cross, Dots
 from shardembed.recipes.rates import factor
 from shardembed.recipes.saving import Progress
@@ -50,12 +53,14 @@ def test_cross_layers_multiply_with_the_first() -> None:
 def model_of(kind: str, autocast: torch.dtype | None = None, integers: int = 2) -> ClickModel:
     config = CtrModelConfig.model_validate({"kind": kind, "embedding_dim": 4, "bottom": (5,), "top": (6,)})
     settings = {"optimizer": se.optim.SGD(lr=0.1), "plan": {}, "wire_dtype": None, "seed": 0}
-    return ClickModel(config, integers, {"C1": 7, "C2": 9}, autocast=autocast, **settings)
+    columns = tuple(FeatureConfig(name=name, kind="id") for name in ("C1", "C2"))
+    return ClickModel(config, integers, columns, {"C1": 7, "C2": 9}, autocast=autocast, **settings)
 
 
 def batch_of(count: int, integers: int = 2) -> ClickBatch:
     rows = torch.stack([torch.arange(count) % 7, torch.arange(count) % 9])
-    return ClickBatch((torch.arange(count) % 2).float(), torch.rand(count, integers), rows, ("C1", "C2"), global_size=8)
+    no_lists = torch.empty(0, dtype=torch.int64), torch.zeros(0, count + 1, dtype=torch.int64)
+    return ClickBatch((torch.arange(count) % 2).float(), torch.rand(count, integers), rows, *no_lists, ("C1", "C2"), global_size=8)
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcnv2"])
@@ -150,10 +155,10 @@ def test_planted_clicks_follow_their_model() -> None:
         rows = (known >= low) & (known < high)
         error = np.sqrt((known[rows] * (1 - known[rows])).sum()) / rows.sum()
         assert abs(clicks.labels[rows].mean() - known[rows].mean()) < 4 * error
-    counts = np.sort(np.unique(clicks.categories[:, -1], return_counts=True)[1])[::-1]
+    counts = np.sort(np.unique(clicks.ids[:, -1], return_counts=True)[1])[::-1]
     assert counts[0] / counts[9] == pytest.approx(10**1.1, rel=0.2)  # Zipf
     other = PlantedClicks(PlantedConfig(rows=70_000, max_cardinality=100, seed=1), schema)
-    assert not np.array_equal(next(iter(other.chunks(0))).categories, clicks.categories[:16384])
+    assert not np.array_equal(next(iter(other.chunks(0))).ids, clicks.ids[:16384])
 
 
 @pytest.mark.parametrize("kind", ["hash", "vocabulary"])
@@ -161,19 +166,19 @@ def test_categories_become_rows_and_missing_ones_row_0(kind: str) -> None:
     ids = {"num_embeddings": 50, "tables": {"C2": 60}} if kind == "hash" else {"min_count": 30, "max_size": 10}
     config = CtrDataConfig.model_validate({"ids": {"kind": kind, **ids}, "generator": {"rows": 2000, "max_cardinality": 200}})
     data = scan(config, Comm.of())
-    encoder = Encoder.of(config, data)
+    encoder = Encoder.of(config, data.vocabularies)
     clicks = Clicks(np.array([1], np.int8), np.array([[np.nan, -2, 4, *[0] * 10]], np.float32), np.full((1, 26), MISSING))
     batch = encoder(clicks, 1)
     assert {int(rows) for rows in batch.ids.values()} == {0}
     torch.testing.assert_close(batch.dense[0, :3], torch.tensor([0, 0, np.log(5)], dtype=torch.float32))
     counts = encoder.counts(data.training())
-    assert [len(one) for one in counts] == list(encoder.sizes)
+    assert [len(one) for one in counts] == list(encoder.sizes.values())
     assert all(one.sum() == data.training_rows for one in counts)
     if kind == "hash":
-        assert encoder.sizes == (50, 60, *[50] * 24)
+        assert tuple(encoder.sizes.values()) == (50, 60, *[50] * 24)
         assert counts[0][0] == 0  # nothing of C1 is missing
         assert counts[2][0] > 0
     else:
-        assert max(encoder.sizes) == 11
+        assert max(encoder.sizes.values()) == 11
         assert min(data.vocabularies[-1].counts) >= 30
         assert counts[-1][0] > 0

@@ -20,10 +20,12 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import DataError
 from shardembed.recipes import config
 from shardembed.recipes.data import fingerprint
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks
+from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.fingerprint import Fingerprint, FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.source import Chunk, concatenate
-from shardembed.recipes.tasks import Task, prepare
+from shardembed.recipes.data.wanted import MISSING
+from shardembed.recipes.task import Task
+from shardembed.recipes.tasks import prepare
 
 ROWS = 300
 

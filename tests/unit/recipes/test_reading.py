@@ -31,10 +31,11 @@ from shardembed.recipes import config
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data import reading
-from shardembed.recipes.data.criteo.encode import ClickBatch
-from shardembed.recipes.data.criteo.files import ClickFiles
+from shardembed.recipes.data.clicks.encode import ClickBatch
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.criteo.files import click_files
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
-from shardembed.recipes.data.criteo.rows import Clicks, Schema
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.reading import Stream
 from shardembed.recipes.tasks import prepare
@@ -106,7 +107,7 @@ def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None
     write(bad, [made[:400]], schema)
     lines = bad.read_text().splitlines()
     bad.write_text("\n".join([*lines[:333], "1\t2", *lines[333:]]))
-    spoiled = replace(task.data, source=ClickFiles([str(bad)], schema, skip=False))
+    spoiled = replace(task.data, source=click_files([str(bad)], schema, skip=False))
     stream = replace(stream, epoch=partial(two_epochs, stream.epoch, partial(spoiled.batches, 32, 90, 0)))
     alone, told = taken(stream, range(40), 0)
     before, random = multiprocessing.active_children(), torch.get_rng_state()
@@ -306,12 +307,14 @@ def test_parts_are_pinned_and_moved_without_waiting(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.Tensor, "to", to)
-    part = ClickBatch(torch.ones(2), torch.ones(2, 3), torch.ones(4, 2), ("a", "b", "c", "d"), global_size=5)
+    lists = torch.ones(3, dtype=torch.int64), torch.tensor([[0, 1, 3]])
+    part = ClickBatch(torch.ones(2), torch.ones(2, 3), torch.ones(4, 2), *lists, ("a", "b", "c", "d"), ("e",), (3,), global_size=5)
     held = pin_memory(part)  # as a loader does
     assert isinstance(held, ClickBatch)
-    assert [held.labels is pinned[0], held.dense is pinned[1], held.rows is pinned[2]] == [True] * 3
+    made = [held.labels, held.dense, held.rows, held.values, held.offsets]
+    assert all(one is other for one, other in zip(made, pinned, strict=True))
     assert held.to(CPU).global_size == 5
-    assert moved == [True] * 3
+    assert moved == [True] * 5
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # where there is no GPU, torch does not pin

@@ -24,7 +24,7 @@ def clicks_table(**columns: object) -> Callable[[Path], None]:
 
 
 CONFIGS = {
-    "model: {kind: dlmr}\n": ":1:9: model.kind: 'dlmr' is not one of two_tower, dlrm, dcnv2, sasrec; did you mean 'dlrm'?",
+    "model: {kind: dlmr}\n": ":1:9: model.kind: 'dlmr' is not one of two_tower, dlrm, dcnv2, wide, sasrec; did you mean 'dlrm'?",
     "model:\n  kind: dlrm\n  botom: [8]\n": ":3:3: unknown key 'botom' in model; did you mean 'bottom'?",
     "model: {kind: dlrm, cross_rank: 8}\n": ":1:21: model.cross_rank: dlrm takes no 'cross_rank'",
     "model: {kind: dcnv2}\neval: {k: 20}\n": ":2:8: unknown key 'k' in eval",

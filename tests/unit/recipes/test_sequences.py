@@ -272,7 +272,7 @@ def test_the_chain_goes_as_it_says_and_its_ranking_is_the_best() -> None:
     ends = np.zeros(data.rows, bool)
     ends[data.starts[1:] - 1] = True
     before, after = data.taken[:-1][~ends[:-1]], data.taken[1:][~ends[:-1]]
-    places = source.positions(before, after, NOTHING)
+    places = source.positions(before, History(np.arange(len(after)), after), NOTHING)
     seen = np.zeros((30, 30))
     np.add.at(seen, (before, after), 1)
     frequent = -np.sort(-seen, axis=1).sum(0) / len(before)  # by place, if one ranked by what was seen
@@ -281,7 +281,7 @@ def test_the_chain_goes_as_it_says_and_its_ranking_is_the_best() -> None:
     weights = 0.7 / np.arange(1, 4) / (1 + 1 / 2 + 1 / 3)
     assert ((shares[:3] > weights - 0.01) & (shares[:3] < weights + 0.05)).all()  # noise hits them too
     left_out = History(np.zeros(29, np.int64), np.arange(1, 30))
-    assert source.positions(before[:1], np.array([0]), left_out).tolist() == [0]
+    assert source.positions(before[:1], History(np.array([0]), np.array([0])), left_out).tolist() == [0]
 
 
 @pytest.fixture(scope="module")

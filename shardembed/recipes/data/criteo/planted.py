@@ -20,7 +20,9 @@ import numpy as np
 
 from shardembed.inputs.hashing import hash_integers
 from shardembed.recipes.ctr_config import PlantedConfig
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks, Schema
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.criteo.schema import Schema
+from shardembed.recipes.data.wanted import MISSING
 
 BLOCK_ROWS = 1 << 14
 BLOCKS_A_PART = 4
@@ -55,8 +57,8 @@ class PlantedClicks:
         """What the generating model gives for rows, float64 `[n]`: no model can know more."""
         z = np.full(len(clicks), BIAS)
         for place, column in enumerate(self._columns):
-            z += column.weights_of(clicks.categories[:, place])
-        logs = np.log1p(np.nan_to_num(np.maximum(clicks.integers.astype(np.float64), 0)))
+            z += column.weights_of(clicks.ids[:, place])
+        logs = np.log1p(np.nan_to_num(np.maximum(clicks.numbers.astype(np.float64), 0)))
         return 1 / (1 + np.exp(-(z + logs @ self._integer_weights)))
 
     def _block(self, block: int, count: int) -> Clicks:
@@ -129,8 +131,8 @@ def write(path: Path, chunks: Iterable[Clicks], schema: Schema) -> int:
             options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
             writer = stack.enter_context(csv.CSVWriter(stream, layout, write_options=options))
         for clicks in chunks:
-            integers = [pa.array(np.nan_to_num(column).astype(np.int32), mask=np.isnan(column)) for column in clicks.integers.T]
-            columns = [pa.array(clicks.labels), *integers, *map(_hex, clicks.categories.T)]
+            integers = [pa.array(np.nan_to_num(column).astype(np.int32), mask=np.isnan(column)) for column in clicks.numbers.T]
+            columns = [pa.array(clicks.labels), *integers, *map(_hex, clicks.ids.T)]
             writer.write_batch(pa.record_batch(columns, schema=layout))
             rows += len(clicks)
     return rows

@@ -20,14 +20,17 @@ import numpy as np
 from shardembed.comm.comm import Comm
 from shardembed.errors import DataError, ShardEmbedError, rebuild, travels
 from shardembed.inputs.vocab import Counts, Vocabulary
-from shardembed.recipes.ctr_config import CtrDataConfig, SplitConfig
+from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.bad import NONE, Dropped
-from shardembed.recipes.data.criteo.planted import PlantedClicks
-from shardembed.recipes.data.criteo.rows import MISSING, Clicks, ClickSource, Schema, concatenate
+from shardembed.recipes.data.clicks.encode import Numbers, looked_up
+from shardembed.recipes.data.clicks.moments import Moments
+from shardembed.recipes.data.clicks.rows import Clicks, ClickSource, concatenate
+from shardembed.recipes.data.clicks.sources import open_sources
+from shardembed.recipes.data.clicks.split import CHUNK_ROWS, Split, by_time
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
-from shardembed.recipes.data.stream import hash_rows, rechunked, shuffled, shuffler
+from shardembed.recipes.data.stream import rechunked, shuffled, shuffler
+from shardembed.recipes.data.wanted import MISSING
 
-CHUNK_ROWS = 1 << 15  # whose split is worked out at once
 ENOUGH_DROPPED = 100_000
 
 
@@ -39,11 +42,13 @@ class Counted:
         seen: of each part, what later passes are held to.
         positives: clicks in all of them.
         dropped: what was left out.
+        moments: of the numbers as a model takes them.
     """
 
     seen: tuple[Seen, ...]
     positives: int
     dropped: Dropped = NONE
+    moments: Moments | None = field(default=None, compare=False)
 
     @property
     def total(self) -> int:
@@ -60,12 +65,12 @@ class ClickData:
         split: how they are.
         counted: what the scan found in `source`.
         counted_validation: what it found in `validation`, if there is one.
-        vocabularies: one a category, of all rows of `source`; empty where categories are hashed.
+        vocabularies: one for each column of ids, of all rows of `source`; empty where there are none.
     """
 
     source: ClickSource
     validation: ClickSource | None
-    split: SplitConfig
+    split: Split
     counted: Counted
     counted_validation: Counted | None
     vocabularies: tuple[Vocabulary, ...] = field(default=(), repr=False)
@@ -76,29 +81,11 @@ class ClickData:
 
     @property
     def training_rows(self) -> int:
-        return self.counted.total - (0 if self.validation is not None else self._held_out)
+        return self.counted.total - (0 if self.validation is not None else self.split.held)
 
     @property
     def validation_rows(self) -> int:
-        return self.counted_validation.total if self.counted_validation is not None else self._held_out
-
-    @property
-    def _held_out(self) -> int:
-        total = self.counted.total
-        if self.split.kind == "last":
-            return total - self._first_last
-        return sum(int(self._held(first, min(CHUNK_ROWS, total - first)).sum()) for first in range(0, total, CHUNK_ROWS))
-
-    @property
-    def _first_last(self) -> int:
-        return self.counted.total - round(self.counted.total * self.split.fraction)
-
-    def _held(self, first: int, count: int) -> np.ndarray:
-        """Which of the rows from `first` on are for validation: bool `[count]`."""
-        if self.split.kind == "last":
-            return np.arange(first, first + count) >= self._first_last
-        # The upper 53 bits as a number from 0 to 1: exact, whatever the fraction.
-        return (hash_rows(self.split.seed, first, count) >> np.uint64(11)).astype(np.float64) < self.split.fraction * 2.0**53
+        return self.counted_validation.total if self.counted_validation is not None else self.split.held
 
     def training(self) -> Iterator[Clicks]:
         """The rows to train on, in the order of the source.
@@ -118,7 +105,7 @@ class ClickData:
     def _part(self, held: bool) -> Iterator[Clicks]:
         row = 0
         for clicks in _all(self.source, self.counted):
-            yield clicks[self._held(row, len(clicks)) == held]
+            yield clicks[self.split.of(row, clicks) == held]
             row += len(clicks)
 
     def batches(self, batch_size: int, buffer_rows: int, seed: int, epoch: int) -> Iterator[Clicks]:
@@ -133,18 +120,29 @@ class ClickData:
         """The row numbers int64 `[b]` of each of `validation_batches`: among the good rows of the source that they come from, from
         0 over all of its parts, as the split counts them.
         """
-        total = self.counted.total if self.counted_validation is None else self.counted_validation.total
-        waiting = np.empty(0, np.int64)
-        for first in range(0, total, CHUNK_ROWS):
-            count = min(CHUNK_ROWS, total - first)
-            picked = np.arange(count) if self.validation is not None else np.flatnonzero(self._held(first, count))
-            waiting = np.concatenate([waiting, first + picked])
+        waiting, first = np.empty(0, np.int64), 0
+        for held in self._held():
+            waiting = np.concatenate([waiting, first + np.flatnonzero(held)])
+            first += len(held)
             whole = len(waiting) // batch_size * batch_size
             for start in range(0, whole, batch_size):
                 yield waiting[start : start + batch_size]
             waiting = waiting[whole:]
         if len(waiting):
             yield waiting
+
+    def _held(self) -> Iterator[np.ndarray]:
+        """Whether rows are for validation, bool, chunk after chunk of the source that those come from."""
+        if self.counted_validation is None and self.split.config.kind == "time":  # which only reading them tells
+            row = 0
+            for clicks in _all(self.source, self.counted):
+                yield self.split.of(row, clicks)
+                row += len(clicks)
+            return
+        total = self.counted.total if self.counted_validation is None else self.counted_validation.total
+        for first in range(0, total, CHUNK_ROWS):
+            count = min(CHUNK_ROWS, total - first)
+            yield np.ones(count, bool) if self.validation is not None else self.split.of_numbers(first, count)
 
     def describe(self) -> str:
         """What the data are known by: hardly any other data have the same."""
@@ -154,23 +152,6 @@ class ClickData:
         )
 
 
-def open_sources(config: CtrDataConfig) -> tuple[ClickSource, ClickSource | None]:
-    """The source that the settings ask for, and the one for validation where it is another.
-
-    Raises:
-        DataError: a file or a column is missing.
-    """
-    schema = Schema.of(config)
-    if config.path is None:
-        return PlantedClicks(config.generator, schema), None
-    from shardembed.recipes.data.criteo.files import ClickFiles  # pyarrow is asked for only here
-
-    skip = config.on_bad_row == "skip"
-    source = ClickFiles(config.path, schema, skip)
-    other = ClickFiles(config.validation_path, schema, skip, "data.validation_path") if config.validation_path else None
-    return source, other
-
-
 def scan(config: CtrDataConfig, comm: Comm) -> ClickData:
     """Count rows and, where they are asked for, build vocabularies; each rank reads its share of the parts. Collective.
 
@@ -178,12 +159,11 @@ def scan(config: CtrDataConfig, comm: Comm) -> ClickData:
         DataError: on all ranks: a source cannot be read on one of them, or holds no rows, or mostly bad ones.
     """
     source = other = None
-    values: list[Counts] = []
+    first = _FirstReading(config, comm)
     mine: dict[str, object] = {}
     try:
         source, other = open_sources(config)
-        values = [Counts() for _ in config.categories] if config.ids.kind == "vocabulary" else []
-        mine = {"found": [_scan_parts(one, comm, values * (one is source)) for one in (source, other) if one is not None]}
+        mine = {"found": [first.of(source, trained_on=True), *([first.of(other, trained_on=False)] if other is not None else [])]}
     except ShardEmbedError as error:
         mine = {"error": travels(error)}
     told = [json.loads(text) for text in comm.gather_texts("control", "scan the data", json.dumps(mine))]
@@ -195,37 +175,72 @@ def scan(config: CtrDataConfig, comm: Comm) -> ClickData:
     for one, found in zip((source, other), counted, strict=False):
         assert one is not None
         _refuse_wrong_file(one, found)
-    ids = config.ids
-    vocabularies = tuple(counts.merged(comm).vocabulary(ids.min_count, ids.max_size) for counts in values)
-    data = ClickData(source, other, config.split, counted[0], counted[1] if other is not None else None, vocabularies)
+    ids, total = config.ids, counted[0].total
+    vocabularies = tuple(counts.merged(comm).vocabulary(ids.min_count, ids.max_size) for counts in first.values.values())
+    splits_by_time = other is None and config.split.kind == "time"
+    split = by_time(config.split, total, np.concatenate(first.times), comm) if splits_by_time else Split(config.split, total)
+    data = ClickData(source, other, split, counted[0], counted[1] if other is not None else None, vocabularies)
     if not data.training_rows:
-        raise DataError(f"{source.name}: all rows are for validation, none is left to train on; make data.split.fraction smaller")
+        why = f"{split.latest:,} of {total:,} are of the latest time; " if splits_by_time else ""
+        raise DataError(
+            f"{source.name}: {why}all rows are for validation, none is left to train on; make data.split.fraction smaller"
+        )
     return data
 
 
-def _scan_parts(source: ClickSource, comm: Comm, values: list[Counts]) -> dict[str, object]:
-    seen: list[tuple[int, int, str]] = []  # a part, and what was seen of it
-    rows, positives, dropped = 0, 0, NONE
-    for part in range(comm.rank, len(source.parts), comm.world_size):
-        first = FirstPass()
-        for clicks in source.chunks(part):
-            first.see(clicks)
-            rows += len(clicks)
-            dropped += clicks.dropped
-            if len(dropped) > max(ENOUGH_DROPPED, rows):
-                break  # the wrong file: `_refuse_wrong_file` says so
-            positives += int(clicks.labels.sum())
-            for place, counts in enumerate(values):
-                column = clicks.categories[:, place]
-                counts.add(column[column != MISSING])
-        seen.append((part, *first.seen.to_json()))
-    return {"seen": seen, "positives": positives, "kinds": dropped.kinds, "places": dropped.places}
+class _FirstReading:
+    """What this rank sees of the parts that it reads.
+
+    Attributes:
+        values: of each column that gets a vocabulary, how often its ids occur.
+        times: of all rows to train on, where they are split by time.
+    """
+
+    def __init__(self, config: CtrDataConfig, comm: Comm) -> None:
+        self._config, self._comm = config, comm
+        self._numbers = Numbers.of(config)
+        self.values = {name: Counts() for name in looked_up(config)} if config.ids.kind == "vocabulary" else {}
+        self.times = [np.empty(0, np.int64)]
+
+    def of(self, source: ClickSource, trained_on: bool) -> dict[str, object]:
+        seen: list[tuple] = []  # a part, and what was seen of it
+        rows, positives, dropped = 0, 0, NONE
+        for part in range(self._comm.rank, len(source.parts), self._comm.world_size):
+            first, moments = FirstPass(), Moments.none(len(self._numbers.columns))
+            for clicks in source.chunks(part):
+                first.see(clicks)
+                rows += len(clicks)
+                dropped += clicks.dropped
+                if len(dropped) > max(ENOUGH_DROPPED, rows):
+                    break  # the wrong file: `_refuse_wrong_file` says so
+                positives += int(clicks.labels.sum())
+                if trained_on:
+                    moments += self._look(clicks)
+            seen.append((part, first.seen.to_json(), moments.to_json()))
+        return {"seen": seen, "positives": positives, "kinds": dropped.kinds, "places": dropped.places}
+
+    def _look(self, clicks: Clicks) -> Moments:
+        if self.values:
+            columns = iter([*clicks.ids.T, *(column.values for column in clicks.lists)])
+            ids = {one.name: next(columns) for kind in ("id", "ids") for one in self._config.columns if one.kind == kind}
+            for name, counts in self.values.items():
+                counts.add(ids[name][ids[name] != MISSING])
+        if clicks.times is not None and self._config.split.kind == "time":
+            self.times.append(clicks.times)
+        return Moments.of(self._numbers(clicks.numbers))
 
 
 def _joined(told: list[dict]) -> Counted:
-    seen = {part: Seen.from_json(rest) for one in told for part, *rest in one["seen"]}
+    parts = {part: (Seen.from_json(seen), Moments.from_json(moments)) for one in told for part, seen, moments in one["seen"]}
     dropped = sum((Dropped(one["kinds"], tuple(one["places"])) for one in told), NONE)
-    return Counted(tuple(seen[part] for part in sorted(seen)), sum(one["positives"] for one in told), dropped)
+    in_order = [parts[part] for part in sorted(parts)]
+    moments = [moments for _, moments in in_order]
+    return Counted(
+        tuple(seen for seen, _ in in_order),
+        sum(one["positives"] for one in told),
+        dropped,
+        sum(moments[1:], moments[0]) if moments else None,
+    )
 
 
 def _refuse_wrong_file(source: ClickSource, counted: Counted) -> None:

@@ -1,0 +1,83 @@
+"""The model of a finished run that predicts clicks, for rows that have no label: from what lies in the run's folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import shardembed as se
+from shardembed.comm.job import default_device
+from shardembed.embeddings.of_run import checkpoint_of
+from shardembed.errors import ConfigError
+from shardembed.recipes import config as settings
+from shardembed.recipes.build import click_model
+from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data.clicks.encode import Encoder
+from shardembed.recipes.data.clicks.moments import Moments
+from shardembed.recipes.data.clicks.reads import ReadClicks
+from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.clicks.sources import open_files
+from shardembed.recipes.models.ctr import ClickModel
+from shardembed.recipes.run_folder import CONFIG, VOCABULARIES
+
+
+@dataclass(frozen=True)
+class ClickScorer:
+    """What gives log-odds of clicks. Its tables are cut over the ranks of the job.
+
+    Attributes:
+        config: of the run.
+        encoder: makes batches of rows.
+        model: with the run's weights.
+        checkpoint: which these are.
+    """
+
+    config: CtrConfig
+    encoder: Encoder
+    model: ClickModel
+    checkpoint: Path
+
+    @staticmethod
+    def of_run(run: str | Path, step: int | None = None) -> ClickScorer:
+        """With the run's best weights, or those of a step. Collective over the job that `se.init` joins.
+
+        Raises:
+            ConfigError: on all ranks: the run is of another kind. CheckpointError, DataError: something in it cannot be read.
+        """
+        comm, run = se.init(), Path(run)
+        with comm.preparing("the run"):
+            config = settings.load(run / CONFIG, named=False)
+            if not isinstance(config, CtrConfig):
+                raise ConfigError(f"{run}: a {config.model.kind} model ranks items and predicts no clicks")
+            encoder = Encoder.stored(config.data, run / VOCABULARIES)
+            path = checkpoint_of(run, step)
+        comm.agree("the run", [path.name])
+        # The plan was for the ranks of the training; any plan computes the same.
+        numbers = len(encoder.numbers.columns)
+        elsewhere = config.model_copy(update={"plan": type(config.plan)({})})
+        model = click_model(elsewhere, encoder, Moments.none(numbers) if config.data.features and numbers else None)
+        se.load_checkpoint(path, model, weights_only=True)
+        return ClickScorer(config, encoder, model.eval(), path)
+
+    def open(self, paths: tuple[str, ...], setting: str = "--data", skip: bool = False) -> ReadClicks:
+        """Rows of files without labels, in the run's layout; setting: what named them, for messages.
+
+        Raises:
+            DataError: a file or a column is missing.
+        """
+        data = self.config.data.model_copy(update={"on_bad_row": "skip" if skip else "raise"})
+        return open_files(data, paths, setting, labelled=False)
+
+    @torch.no_grad()
+    def logits(self, clicks: Clicks) -> np.ndarray:
+        """Log-odds of this rank's rows, float32 `[n]`; what a probability is made of by 1 / (1 + exp(-z)). Collective: each rank
+        passes its own, of which there may be none.
+
+        Raises:
+            InputError: on all ranks: the rows of any are not what the model takes.
+        """
+        batch = self.encoder(clicks, len(clicks)).to(default_device())
+        return self.model.logits(batch).cpu().numpy()
