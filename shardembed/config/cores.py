@@ -102,4 +102,4 @@ def said(threads: int, environment: Mapping[str, str] = os.environ, chosen: Sequ
     if WAITING in chosen:
         return f"{count}; those that wait sleep ({WAITING}=PASSIVE)"
     given = next((f"{name}={environment[name]}" for name in (*OTHER_WAITING, WAITING) if name in environment), None)
-    return f"{count}; those that wait: {given or f'as torch leaves it, {WAITING} is not set'}"
+    return f"{count}; {f'those that wait: {given}' if given else f'{WAITING} is not set, so those that wait may spin'}"

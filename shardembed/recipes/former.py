@@ -64,7 +64,7 @@ class Former:
         found = Vocabulary.load(path)
         if found.num_embeddings != self.rows[table]:
             raise DataError(
-                f"{path}: has values for {found.num_embeddings:,} rows, and the table has {self.rows[table]:,}; was the file altered?"
+                f"{path}: has values for {found.num_embeddings:,} rows, and its table {self.rows[table]:,}; was the file altered?"
             )
         return found
 
@@ -159,7 +159,7 @@ def check_rows(former: Former, config: JobConfig, tables: Sequence[TableConfig])
         if then not in (None, now) and table.name not in SIDES and rules.get(table.name) == NUMBERED:
             raise ConfigError(
                 f"--from: the feature {table.name!r} had {then:,} rows in {former.run} and has {now:,} here; where ids are numbers "
-                "of rows, the last one is that of missing ids, and does not move: leave out data.ids: numbered, and any id has a row"
+                "of rows the last one is that of missing ids, and cannot move: leave out data.ids: numbered, and any id has a row"
             )
 
 

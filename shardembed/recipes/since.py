@@ -18,7 +18,7 @@ from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.checkpoint.inventory import take
 from shardembed.config import plain_json
 from shardembed.embeddings.stored import StoredTables
-from shardembed.errors import CheckpointError, ConfigError
+from shardembed.errors import CheckpointError, ConfigError, ShardEmbedError
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.carrying import Carried, carried
 from shardembed.recipes.former import Former, table_of
@@ -100,12 +100,19 @@ def noted(former: Former, run: Run) -> Since:
 
 
 def ended(since: Since, tables: se.EmbeddingCollection) -> Since:
-    """With the counts of ids. Collective; rank 0 counts, and the others have none."""
+    """With the counts of ids. Collective; rank 0 counts, and the others have none, nor has it where the former run is gone."""
     living = {table.name: tables.ids(table.name).cpu() for table in tables.tables if table.dynamic is not None}
     if se.rank() != 0:
         return since
+    try:
+        return replace(since, tables=_counts(since.former, tables, living))
+    except (ShardEmbedError, OSError):  # its folder was removed, say, which is no reason to lose this run
+        return since
+
+
+def _counts(former: Former, tables: se.EmbeddingCollection, living: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
     counts = {}
-    with StoredTables(since.former.checkpoint) as stored:
+    with StoredTables(former.checkpoint) as stored:
         there = {table_of(f"{name}.weight"): name for name in stored.names}
         for table in tables.tables:
             before = stored.find(there[table.name]) if table.name in there else None
@@ -115,7 +122,7 @@ def ended(since: Since, tables: se.EmbeddingCollection) -> Since:
             else:
                 rows = min(before.rows if before is not None else 0, table.num_embeddings)
                 counts[table.name] = {"kept": rows, "new": table.num_embeddings - rows, "gone": 0}
-    return replace(since, tables=counts)
+    return counts
 
 
 def show(console: Console, since: Since, after: Evaluated) -> None:

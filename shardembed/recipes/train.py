@@ -271,7 +271,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     held = report.holdings(plan, tables, config, task.ids())
     folder = run.folder
     report.show_start(console, config, task.described(), plan, held, tables)
-    console.print(cores.said(torch.get_num_threads()), highlight=False, markup=False, soft_wrap=True)
+    console.print(cores.said(torch.get_num_threads()), highlight=False, markup=False)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
     folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))

@@ -70,7 +70,7 @@ def test_the_command_says_what_it_has_chosen(tmp_path: Path) -> None:
 def test_what_is_said() -> None:
     assert cores.said(2, {}, ["OMP_WAIT_POLICY"]).endswith("; those that wait sleep (OMP_WAIT_POLICY=PASSIVE)")
     assert cores.said(2, {"OMP_WAIT_POLICY": "ACTIVE"}, []).endswith("; those that wait: OMP_WAIT_POLICY=ACTIVE")
-    assert cores.said(2, {}, []).endswith("; those that wait: as torch leaves it, OMP_WAIT_POLICY is not set")
+    assert cores.said(2, {}, []).endswith("; OMP_WAIT_POLICY is not set, so those that wait may spin")
     assert "as many as this container may keep busy" in cores.said(2, {}, ["OMP_NUM_THREADS", "OMP_WAIT_POLICY"])
     assert ";" not in cores.said(1, {}, [])
     assert cores.said(1, {"OMP_NUM_THREADS": "1"}, ["OMP_WAIT_POLICY"]).endswith("(OMP_NUM_THREADS)")
