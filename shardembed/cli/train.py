@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="former",
         metavar="RUN",
-        help="begin with the model of a finished run, whose ids keep their rows; metrics of before and after are shown",
+        help="begin with the model of a finished run, or of the `last` one of this name: ids keep their rows, and its metrics on "
+        "these data are shown beside those of the new model",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(

@@ -98,7 +98,8 @@ def train(
         config: a YAML file, the name of one that comes along, or the same as nested dicts and lists.
         settings: to be put in place of what `config` says, by dotted names: `{"train.epochs": 3}`.
         fresh: begin a new run whatever there is.
-        from_run: a finished run, its folder, or the folder of one of its checkpoints, whose model this one begins with.
+        from_run: a finished run, its folder, "last" for the last one of this name, or the folder of a checkpoint: whose model this
+            one begins with.
         quiet: print nothing. Else rank 0 prints what the command does.
 
     Raises:
