@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from shardembed.recipes import tracking
 from shardembed.recipes import train as job
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.run_folder import METRICS, PAGE
+
+if TYPE_CHECKING:
+    from shardembed.recipes.use.run import OpenedRun
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class TrainedRun:
         """Those of the model: `rows`, `topk`, `ids` of them are collective."""
         tables: EmbeddingCollection = self.model.tables  # type: ignore[assignment]
         return tables
+
+    def open(self) -> OpenedRun:
+        """As `se.open_run(folder)`: to recommend, to score, for vectors. Collective."""
+        from shardembed.recipes.use.run import open_run  # which needs pyarrow, as training need not
+
+        return open_run(self.folder)
 
     @property
     def page(self) -> Path | None:
