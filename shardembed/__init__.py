@@ -7,7 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from shardembed.config.collector import uncollected
+from shardembed.config.cores import choose
 
+choose()
 with uncollected():
     from shardembed import errors, optim
     from shardembed._version import __version__

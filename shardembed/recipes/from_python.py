@@ -73,9 +73,12 @@ class TrainedRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A dict an evaluation: `step` and the metrics, those during training and then the one at the end; raises as `losses`."""
+        """A dict an evaluation: `step` and the metrics, those during training and then the one at the end, if its weights had not
+        been evaluated; raises as `losses`.
+        """
         found = [{"step": line["step"], **line["evaluation"]} for line in self._lines() if "evaluation" in line]
-        return [*found, {"step": self.summary["steps"], **self.metrics}]
+        step = self.summary["best_step"]
+        return found if any(line["step"] == step for line in found) else [*found, {"step": step, **self.metrics}]
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         path = self.folder / METRICS
@@ -104,7 +107,8 @@ def train(
         config: a YAML file, the name of one that comes along, or the same as nested dicts and lists.
         settings: to be put in place of what `config` says, by dotted names: `{"train.epochs": 3}`.
         fresh: begin a new run whatever there is.
-        from_run: a finished run, its folder, or the folder of one of its checkpoints, whose model this one begins with.
+        from_run: a finished run, its folder, "last" for the last one of this name, or the folder of a checkpoint: whose model this
+            one begins with.
         quiet: print nothing. Else rank 0 prints what the command does.
 
     Raises:

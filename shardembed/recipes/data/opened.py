@@ -135,13 +135,22 @@ def open_files(paths: Sequence[str], wanted: Sequence[Wanted], skip: bool, setti
     for one, other in combinations(wanted, 2):
         if one.name == other.name:
             raise DataError(f"{paths[0]}: {one.setting} and {other.setting} both name the column {one.name!r}")
-    known = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
-    places = matched(paths, setting, (lambda suffix: suffix in known) if layout is None else lambda suffix: True)
-    files = tuple(_open(place, layout) for place in places)
+    files = open_all(paths, setting, layout)
     for file in files:
         for one in wanted:
             _check_column(file, one, wanted)
     return Files(named(list(paths), len(files)), files, tuple(wanted), kinds_of(wanted, files), skip)
+
+
+def open_all(paths: Sequence[str], setting: str, layout: Layout | None = None) -> tuple[ParquetFile | TextFile, ...]:
+    """The files, whatever columns they have.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    known = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+    places = matched(paths, setting, (lambda suffix: suffix in known) if layout is None else lambda suffix: True)
+    return tuple(_open(place, layout) for place in places)
 
 
 def _open(place: Place, layout: Layout | None) -> ParquetFile | TextFile:

@@ -97,6 +97,12 @@ class ParquetFile:
                     return times_like(first.decode("utf-8", "replace"))
         return None
 
+    def first(self, names: Sequence[str], rows: int) -> dict[str, pa.Array]:
+        """Of some columns at most so many of the first rows."""
+        with _opened(self.place) as file:
+            batch = next(file.iter_batches(batch_size=rows, columns=list(names)), None)
+        return {name: pa.nulls(0) if batch is None else batch.column(name) for name in names}
+
     def rows(self, columns: Columns, wanted: Sequence[Wanted]) -> Iterator[Rows]:
         """Batch by batch."""
         row = 0
