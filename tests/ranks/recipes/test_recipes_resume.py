@@ -41,7 +41,7 @@ def config(run_dir: str) -> Config:
         model=ModelConfig(embedding_dim=8, negatives=32, towers=(6,)),
         train=TrainConfig(epochs=3, global_batch_size=100, max_steps=STEPS),
         checkpoint=CheckpointConfig(every_steps=5),
-        eval=RankingConfig(k=5),
+        eval=RankingConfig(k=5, every_steps=None),
         run_dir=run_dir,
     )
 
@@ -86,7 +86,8 @@ def run_until(rank: int, world_size: int, run_dir: str, crash: int | str | None)
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     (folder,) = run_dir.iterdir()
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if "settings" not in line]
 
 
 def whole_run(folder: Path, ranks: int) -> dict[str, Any]:
