@@ -61,11 +61,11 @@ class CtrTask(Task):
         return ctr.table_configs(self.config.model, data.columns, sizes, data.ids if data.ids.kind == "dynamic" else None)
 
     def following(self, former: Former) -> CtrTask:
-        then = self.with_vocabularies(former.vocabularies)
-        if then is self:
+        if not self.data.vocabularies:
             return self
-        pairs, most = zip(then.data.vocabularies, self.data.vocabularies, strict=True), self.config.data.ids.max_size
-        grown = tuple(old.extended(new, most) for old, new in pairs)
+        most = self.config.data.ids.max_size
+        pairs = zip(looked_up(self.config.data), self.data.vocabularies, strict=True)
+        grown = tuple(former.vocabulary(name).extended(new, most) if name in former.rows else new for name, new in pairs)
         return replace(self, data=replace(self.data, vocabularies=grown))
 
     def evaluate_former(self, job: CtrJob, former: Former) -> Evaluated:

@@ -20,13 +20,14 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm.comm import Comm
+from shardembed.config import cores
 from shardembed.errors import NonFiniteError, ShardEmbedError
 from shardembed.recipes import best, nonfinite, report, runs
 from shardembed.recipes import since as since_run
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.naming import bring_names, keep_names
-from shardembed.recipes.former import Former, find
+from shardembed.recipes.former import Former, check_rows, find
 from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
@@ -82,6 +83,7 @@ def work(config: JobConfig, console: Console, fresh: bool = False, from_run: str
     if former is not None:
         scanned = task
         task = on_all(comm, "go on from its tables", lambda: scanned.following(former))
+        check_rows(former, config, task.tables())
     told = console if comm.rank == 0 else Console(quiet=True)
     report.show_warnings(told, task.warnings())
     job = task.build()
@@ -301,6 +303,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     held = report.holdings(plan, tables, config, task.ids())
     folder = run.folder
     report.show_start(console, config, task.described(), plan, held, tables)
+    console.print(cores.said(torch.get_num_threads()), highlight=False, markup=False)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
     folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))

@@ -21,7 +21,7 @@ from shardembed.planner import words
 from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.id_sample import IdSample, statistics
-from shardembed.recipes.run_folder import METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
+from shardembed.recipes.run_folder import CHECKPOINTS, DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
 from shardembed.tables.plan import Plan
 from shardembed.tables.table_config import Feature
 from tests.unit.pages import stands_alone
@@ -157,6 +157,19 @@ def test_a_model_that_is_not_better_than_what_costs_nothing_is_told_first(tmp_pa
     assert "It was evaluated once, at the end." in text
 
 
+def test_inspect_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "r"
+    run_with(folder, [{"auc": value, "log_loss": 0.3, "base_log_loss": 0.2} for value in (0.7, 0.8, 0.75)], [3.0, 2.0, 1.0])
+    (folder / CHECKPOINTS).mkdir()
+    (folder / DATA).write_text("{}")
+    assert main(["inspect", str(folder), "--json"]) == 0
+    printed = capsys.readouterr()
+    said = " ".join(printed.err.split())
+    assert "The model is not better than the share of clicks. log_loss 0.3000, and the share of clicks 0.2000." in said
+    assert "It overfits. auc was best at step 20" in said
+    assert json.loads(printed.out)["not_better_than"] == ["base_log_loss"]
+
+
 def test_a_run_that_overfits_is_told_with_its_steps(tmp_path: Path) -> None:
     evaluations = [{"auc": value, "logistic_auc": 0.6} for value in (0.7, 0.8, 0.75)]
     text = run_with(tmp_path, evaluations, [3.0, 2.0, 1.0])
@@ -165,7 +178,10 @@ def test_a_run_that_overfits_is_told_with_its_steps(tmp_path: Path) -> None:
     assert said in text
     kept = run_with(tmp_path, evaluations, [3.0, 2.0, 1.0], auc=0.8, best_step=20)
     assert said in kept, "the last weights do, though the best are kept"
+    assert "The weights of step 20 were kept" in kept
+    assert "the weights of step 20; higher is better" in kept
     assert "auc 0.8000, and" in kept
+    assert "were kept" not in text
 
 
 def test_a_page_with_nothing_evaluated_says_so(tmp_path: Path) -> None:
