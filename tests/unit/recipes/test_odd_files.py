@@ -1,4 +1,4 @@
-"""Odd files: each is read as its clean twin is, row by row, and so trains to the same losses, or is refused with place and remedy."""
+"""Odd files: each is read as its clean twin is and trains to the same losses, or is refused with place and remedy."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from shardembed.cli import main
 from shardembed.errors import DataError
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.data.choose import open_source
-from shardembed.recipes.data.opened import open_files
 from shardembed.recipes.data.source import Chunk, all_chunks, concatenate
-from shardembed.recipes.data.wanted import Wanted
 from shardembed.recipes.split_config import LAST
 
 HEADER = ["user_id", "item_id", "time"]
@@ -339,7 +337,10 @@ def test_an_odd_file_trains_to_the_losses_of_its_twin(tmp_path: Path, name: str,
                 *(f"{key}: {list(one) if isinstance(one, tuple) else one}" for key, one in settings.items()),
             ]
         )
-        rest = "model: {embedding_dim: 4, negatives: 8}\ntrain: {epochs: 2, global_batch_size: 10}\nlog: {page: false}\ncheckpoint: {every_steps: null}"
+        rest = (
+            "model: {embedding_dim: 4, negatives: 8}\ntrain: {epochs: 2, global_batch_size: 10}\n"
+            "log: {page: false}\ncheckpoint: {every_steps: null}"
+        )
         (tmp_path / "job.yaml").write_text(f"data: {{{data}}}\n{rest}\nrun_dir: {tmp_path / 'runs'}\n")
         assert main(["train", str(tmp_path / "job.yaml"), "--json", "--fresh"]) == 0
         losses.append(json_of(capsys)["losses"])
@@ -357,50 +358,3 @@ def test_times_are_ordered_to_the_nanosecond(tmp_path: Path) -> None:
     found = read(path, {})
     assert found.nanoseconds is not None
     assert found.nanoseconds.tolist() == [300, 100, 200]
-
-
-LABELS = {
-    "booleans": (pa.array([True, False]), [1, 0]),
-    "texts": (pa.array(["True", "false"]), [1, 0]),
-    "floats": (pa.array([1.0, 0.0]), [1, 0]),
-    "texts of floats": (pa.array(["1.0", "0.0"]), [1, 0]),
-    "decimals": (pa.array([Decimal("1"), Decimal("0")]), [1, 0]),
-    "small integers": (pa.array([1, 0], pa.uint8()), [1, 0]),
-    "twos": (pa.array([1, 2]), r"row 1 \(from 0\), column 'clicked': 2 is no label, which is 0 or 1"),
-    "probabilities": (pa.array([1.0, 0.3]), r"row 1 \(from 0\), column 'clicked': 0.3 is no label"),
-    "yes and no": (pa.array(["yes", "no"]), r"row 0 \(from 0\), column 'clicked': 'yes' is no label"),
-    "nulls": (pa.array([1, None]), r"row 1 \(from 0\), column 'clicked': a missing value is no label"),
-    "dates": (pa.array([1, 0], pa.timestamp("s")), r"column 'clicked' \(data.label\) holds timestamp.*; labels must be 0 or 1"),
-}
-
-
-@pytest.mark.parametrize("name", LABELS)
-@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_labels_are_0_and_1_however_they_are_written(tmp_path: Path, name: str, suffix: str) -> None:
-    values, expected = LABELS[name]
-    path = tmp_path / f"clicks{suffix}"
-    if suffix == ".parquet":
-        parquet.write_table(pa.table({"clicked": values, "x": [1, 2]}), path)
-    else:
-        if name == "dates":
-            return
-        path.write_text("clicked,x\n" + "".join(f"{'' if one is None else one},1\n" for one in values.to_pylist()))
-        expected = (
-            expected.replace(r"row 0 \(from 0\),", ":2:")
-            .replace(r"row 1 \(from 0\),", ":3:")
-            .replace(": 2 is", ": '2' is")
-            .replace("0.3", "'0.3'")
-            if isinstance(expected, str)
-            else expected
-        )
-    wanted = [Wanted("clicked", "label", "data.label"), Wanted("x", "id", "data.features")]
-
-    def labels() -> list[int]:
-        read = list(open_files([str(path)], wanted, False, "data.path").chunks(0))
-        return [int(one) for each in read for one in each.columns[0]]  # type: ignore[attr-defined]
-
-    if isinstance(expected, str):
-        with pytest.raises(DataError, match=expected.replace(",:", ":")):
-            labels()
-    else:
-        assert labels() == expected
