@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="former",
         metavar="RUN",
-        help="begin with the model of a finished run, whose ids keep their rows; metrics of before and after are shown",
+        help="begin with the model of a finished run, or of the `last` one of this name: ids keep their rows, and its metrics on "
+        "these data are shown beside those of the new model",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(printable(resolved_yaml(settings)))
         return 0
-    ranks = _ranks(arguments.ranks)
+    ranks = launch.ranks_of(arguments.ranks)
     if arguments.dry_run:
         return _dry_run(settings, ranks, arguments.json)
     if arguments.evaluate is None:
@@ -113,17 +114,6 @@ def _file(name_or_path: str) -> str:
     from shardembed.planner import builtin  # takes a second to import
 
     return str(builtin.locate("train", name_or_path))
-
-
-def _ranks(wanted: int | None) -> int:
-    if wanted is not None and wanted < 1:
-        raise ConfigError(f"--ranks {wanted}: the number of ranks must be at least 1")
-    if launch.in_job():
-        given = int(os.environ["WORLD_SIZE"])
-        if wanted is not None and wanted != given:
-            raise ConfigError(f"--ranks {wanted}: this process belongs to a job of {given} ranks already; leave --ranks out")
-        return given
-    return wanted or 1
 
 
 def _restarts(wanted: int) -> int:

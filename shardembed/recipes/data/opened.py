@@ -29,6 +29,7 @@ from shardembed.recipes.data.opening import (
 from shardembed.recipes.data.wanted import Read, Wanted
 
 try:
+    from shardembed.recipes.data.as_is import AsIs, repeated
     from shardembed.recipes.data.deciding import kinds_of
     from shardembed.recipes.data.kinds import Kind, Values
     from shardembed.recipes.data.parquet_file import ParquetFile
@@ -190,6 +191,8 @@ def _check_column(file: ParquetFile | TextFile, wanted: Wanted, all_wanted: Sequ
 
 
 def _repeated(values: Values, count: int) -> Values:
+    if isinstance(values, AsIs):
+        return repeated(values, count)  # type: ignore[return-value]
     if isinstance(values, Lists):
         return Lists(np.tile(values.values, count), np.repeat(values.lengths, count))
     return np.repeat(values, count, axis=-1)

@@ -87,7 +87,9 @@ def run_until(rank: int, world_size: int, run_dir: str, crash: int | str | None)
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     (folder,) = run_dir.iterdir()
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first, *lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert first["settings"]["run_dir"] == str(run_dir)
+    return lines
 
 
 def whole_run(folder: Path, ranks: int) -> dict[str, Any]:

@@ -389,10 +389,10 @@ def test_lines_that_could_not_be_written_are_written_once_when_there_is_room(tmp
 def test_curves_that_cannot_be_written_end_and_training_does_not(tmp_path: Path, most: int) -> None:
     pytest.importorskip("tensorboard")
     told: list[str] = []
-    optimizer = mock.Mock(param_groups=[{"lr": 0.1}], dense=None)
-    with small_files(most), scalars.Scalars(tmp_path, 0, told.append) as curves:
+    with small_files(most), scalars.Scalars(tmp_path, 0, told.append, {"train.epochs": 3}) as curves:
         for step in range(1, 60):
-            curves.add([{"step": step, "loss": 0.5}], optimizer, 1.0)
+            curves.add([{"step": step, "loss": 0.5}], {"learning rate/tables": 0.1})
+        curves.finish(60, {"auc": 0.5})
     assert len(told) == 1
     assert told[0].startswith("tensorboard: no more scalars are written for TensorBoard: ")
 
