@@ -29,8 +29,8 @@ def _set(words: str) -> frozenset[str]:
 
 
 USERS = _set(
-    "user uid userid visitor visitorid customer customerid member viewer account reader buyer player client person session sessionid "
-    "profile reviewer reviewerid listener"
+    "user uid userid visitor visitorid customer customerid member viewer account reader buyer player client person session "
+    "sessionid profile reviewer reviewerid listener"
 )
 ITEMS = _set(
     "item itemid iid product productid sku movie movieid video videoid article articleid asin track song book isbn content listing "
@@ -40,8 +40,8 @@ TIMES = _set("time timestamp ts date datetime created when day at unixtime")
 LABELS = _set("label click clicked clicks target y conversion converted purchased bought like liked outcome")
 IDS = _set("id code zip key hash type category class group")
 NUMBERS = _set(
-    "age price count cnt num number amount qty quantity duration length width height score rating views likes size days hours seconds "
-    "minutes total value year rank position"
+    "age price count cnt num number amount qty quantity duration length width height score rating views likes size days hours "
+    "seconds minutes total value year rank position"
 )
 EPOCHS = (1e8, 1e19)  # whole numbers that may be times: seconds of 1973 to nanoseconds of 2286
 FEW = 12  # distinct whole numbers, which are taken for ids
