@@ -80,7 +80,10 @@ class TwoTowerTask(Task):
         return two_tower.table_configs(self.config.model, data.users, data.items, self.config.data.any_ids, data.known)
 
     def ids(self) -> dict[str, int]:
-        return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
+        data = self.data
+        if data.ids is None:
+            return {}
+        return {"user": data.users, "item": data.items, **data.known.users.distinct(), **data.known.items.distinct()}
 
     def following(self, former: Former) -> TwoTowerTask:
         rows = {} if self.data.ids is not None else former.rows
