@@ -14,6 +14,7 @@ from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
+from shardembed.recipes.data.kept import Kept
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
 from shardembed.recipes.data.sides import SIDES, SideName, Values
 from shardembed.recipes.data.source import Source
@@ -78,6 +79,8 @@ def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids 
         DataError: also where it cannot be read.
     """
     source = open_source(config)
+    if config.path is not None:
+        source = Kept(source)
     if config.any_ids is None:
         return source, None
     if config.path is None:

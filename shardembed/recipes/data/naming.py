@@ -51,9 +51,9 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
     if config.any_ids is None:
         return
     if config.path is not None:
-        tables = ["item"]
+        tables = ["user", "item"]  # users of sequences have no table, and are asked for by name all the same
         if isinstance(config, DataConfig):
-            tables += ["user", *(one.name for one in config.features if one.kind != "number")]
+            tables += [one.name for one in config.features if one.kind != "number"]
         with ExitStack() as open_names:
             books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
             source = open_source(config, books)
@@ -63,8 +63,7 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
                 _read(rows_of_side(config, side, books))
     elif rank == 0:
         made_up("item", config.generator.items, folder_of(folder, "item"))
-        if isinstance(config, DataConfig):
-            made_up("user", config.generator.users, folder_of(folder, "user"))
+        made_up("user", config.generator.users, folder_of(folder, "user"))
 
 
 def _of_clicks(config: CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
