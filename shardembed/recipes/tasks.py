@@ -95,8 +95,12 @@ class TwoTowerTask(Task):
     def evaluate(self, job: Job) -> Evaluated:
         return self._evaluated(job, validation=False)
 
+    @property
+    def validates(self) -> bool:
+        return self.data.validation is not None
+
     def validate(self, job: Job) -> Evaluated:
-        return self._evaluated(job, validation=self.data.validation is not None)
+        return self._evaluated(job, validation=True)
 
     def _evaluated(self, job: Job, validation: bool) -> Evaluated:
         data, index = self.data, ItemIndex(job.model, _numbers(self.data.ids))
@@ -156,8 +160,12 @@ class SequenceTask(Task):
     def evaluate(self, job: SequenceJob) -> Evaluated:
         return self._evaluated(job, validation=False)
 
+    @property
+    def validates(self) -> bool:
+        return self.data.validation is not None
+
     def validate(self, job: SequenceJob) -> Evaluated:
-        return self._evaluated(job, validation=self.data.validation is not None)
+        return self._evaluated(job, validation=True)
 
     def _evaluated(self, job: SequenceJob, validation: bool) -> Evaluated:
         config, data = self.config, self.data

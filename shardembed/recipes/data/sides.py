@@ -45,7 +45,11 @@ class Side:
 
     def distinct(self) -> dict[str, int]:
         """How many ids each feature has that is one or a list of them."""
-        flat = ((one.name, values.values if isinstance(values, Lists) else values) for one, values in self._pairs if one.kind != "number")
+        flat = (
+            (one.name, values.values if isinstance(values, Lists) else values)
+            for one, values in self._pairs
+            if one.kind != "number"
+        )
         return {name: len(np.unique(values)) for name, values in flat}
 
     @property
