@@ -7,7 +7,7 @@ WORKERS ?= 2
 export BUILD PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all test-kill test-launch test-wheel gpu check docs bench clean distclean
+.PHONY: help setup train test test-all test-kill test-launch test-wheel gpu check docs docs-tables bench clean distclean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ docs: setup ## build the documentation site in docs/_build/html; warnings are er
 	@$(PY) -c 'import sys; sys.exit("make docs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	@$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r requirements/docs.txt
 	$(PY) -m sphinx -W -E --keep-going -n -q -d docs/_build/doctrees docs docs/_build/html
+
+docs-tables: setup ## write the tables of settings and optimizers in docs/reference again, from the code; a test asks for it
+	$(PY) -m docs.extension.tables
 
 bench: setup ## measure this machine; ARGS="..." is appended
 	$(PY) -m shardembed bench $(ARGS)

@@ -1,4 +1,7 @@
-"""What the site needs beyond Sphinx: pages made from the code, tutorials that have been run, links to files of the repository."""
+"""What the site needs beyond Sphinx: pages made from the code, tutorials that have been run, links to files of the repository.
+
+Tables that stand in the repository are not made by the build: `tables` writes them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs.extension import api, command_line, links, optimizers, percent, settings
+from docs.extension import api, command_line, links, percent
 
 MADE = re.compile(r"^<!-- made by the build: (\w+)(?: ([^>]*?))? -->$", re.MULTILINE)
-MAKERS = {"api": api.made, "command_line": command_line.made, "settings": settings.made, "optimizers": optimizers.made}
+MAKERS = {"api": api.made, "command_line": command_line.made}
 
 
 def fill(text: str) -> str:
-    """The page with what its markers ask for: `<!-- made by the build: settings two_tower -->` on a line of its own."""
+    """The page with what its markers ask for: `<!-- made by the build: api tables -->` on a line of its own."""
     return MADE.sub(lambda found: MAKERS[found[1]](found[2] or ""), text)
 
 

@@ -38,6 +38,8 @@ def run(folder: Path, console: Console, as_json: bool) -> int:
 
 def _told(found: Recorded) -> dict[str, object]:
     """For a script."""
+    from shardembed.recipes import standing
+
     look = found.look or {}
     return {
         "path": str(found.path),
@@ -49,6 +51,7 @@ def _told(found: Recorded) -> dict[str, object]:
         "skipped_steps": found.curves.skipped,
         "stopped": found.curves.stopped or None,
         "results": found.results,
+        "not_better_than": [one.key or one.who for _, one in standing.beaten(found.results)],
         "checkpoint": found.checkpoint,
         "starts": [{name: start[name] for name in ("time", "step", "ranks")} for start in found.starts],
         "step_seconds": look["profile"]["seconds"] if look else None,
@@ -58,6 +61,7 @@ def _told(found: Recorded) -> dict[str, object]:
 
 def _show(console: Console, found: Recorded) -> None:
     from shardembed.planner import words
+    from shardembed.recipes import verdict
     from shardembed.recipes.quality_sections import LOSS_STEPS
     from shardembed.recipes.report import plan_table
 
@@ -86,5 +90,9 @@ def _show(console: Console, found: Recorded) -> None:
         table.add_row("rows read a step, most / mean", f"{max(read) * len(read) / max(sum(read), 1):.2f}")
     if table.row_count:
         console.print("", table)
+    if found.results:
+        console.print()
+        for one in verdict.judged(found):
+            console.print(one_line(f"{one.title} {one.said}"), markup=False, highlight=False)
     if found.plan is not None:
         console.print("", plan_table(found.plan, found.start.get("rows", {})))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from shardembed.cli.ids import id_of
+from shardembed.config.shown import beginning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--names", type=Path, metavar="FILE", help="names of rows, one a line: line 1 names id 0; or a folder of se.Names"
+    )
+    parser.add_argument(
+        "--metadata", type=Path, metavar="FILE", help="a .csv, .tsv or .parquet file with a line a row of the table"
+    )
+    parser.add_argument("--colour", metavar="COLUMN", help="the column of --metadata that colours points: categories or numbers")
+    parser.add_argument(
+        "--key", metavar="COLUMN", help="the column of --metadata with names (where there are --names) or ids (default: the first)"
     )
     parser.add_argument("--labels", type=int, default=30, metavar="N", help="how many rows get their name at most (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
@@ -50,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         step=arguments.step,
         vectors=arguments.vectors,
+        metadata=arguments.metadata,
+        colour=arguments.colour,
+        key=arguments.key,
     )
     console = console_for(sys.stderr if arguments.json else sys.stdout)
     shares = " and ".join(words.percent(share) for share in drawn.shares)
@@ -58,8 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(folded(drawn.told))
     console.print(f"the two components hold {shares} of the variance: what is apart")
     console.print("in the picture is apart, what is near there need not be near")
+    if arguments.colour is not None:
+        console.print(folded(f"{drawn.coloured:,} of {drawn.drawn:,} points coloured by {arguments.colour}{_of(drawn.legend)}"))
     if drawn.left_out:
         console.print(f"{words.plural(drawn.left_out, 'row')} with inf or nan left out")
     if arguments.json:
         print(json.dumps({**asdict(drawn), "file": str(drawn.file)}))
     return 0
+
+
+def _of(legend: tuple[str, ...]) -> str:
+    return f": {', '.join(beginning(each, 24) for each in legend)}" if legend else ", on a scale"

@@ -101,7 +101,7 @@ def of_object(
 
 
 def of_training(path: str | Path, ranks: int) -> Workload:
-    """The tables of a training job, with the counts of its data: reads all of it once.
+    """The tables of a training job, with the counts of its data and the samples of an epoch: reads all of it once.
 
     Every rank looks up the step's negatives, all the same, beside its share of the batch's users and items.
 
@@ -140,7 +140,7 @@ def _clicks(settings: CtrConfig) -> Workload:
         _load(table, (float(seen.sum()) / data.training_rows,), seen, optimizer) for table, seen in zip(tables, counts, strict=True)
     )
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
-    return Workload(settings.name or "training", settings.train.global_batch_size, loads, wire_dtype)
+    return Workload(settings.name or "training", settings.train.global_batch_size, loads, wire_dtype, samples=data.training_rows)
 
 
 def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
@@ -156,7 +156,7 @@ def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
     (table,) = table_configs(model, data.items, settings.data.any_ids)
     loads = (_load(table, (float(lengths.mean()), negatives), asked, settings.optimizer.tables.build()),)
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
-    return Workload(settings.name or "training", batch, loads, wire_dtype)
+    return Workload(settings.name or "training", batch, loads, wire_dtype, samples=len(lengths))
 
 
 def _load(table: TableConfig, ids_per_sample: tuple[float, ...], seen: np.ndarray, optimizer: TableOptimizer) -> TableLoad:
@@ -184,7 +184,7 @@ def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: i
     user, item = table_configs(model, len(users), len(items), settings.data.any_ids)
     loads = (_load(user, (1.0,), users, optimizer), _load(item, (1.0, negatives), asked, optimizer))
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
-    return Workload(settings.name or "training", batch, loads, wire_dtype)
+    return Workload(settings.name or "training", batch, loads, wire_dtype, samples=int(items.sum()))
 
 
 def _is_training(path: Path) -> bool:

@@ -15,8 +15,10 @@ import torch
 from shardembed.config.optional import needed
 from shardembed.config.paths import local
 from shardembed.config.shown import beginning, drawable
+from shardembed.embeddings import coloured
 from shardembed.embeddings.compared import Which
 from shardembed.embeddings.components import Flat, flatten
+from shardembed.embeddings.metadata import Metadata, metadata_of
 from shardembed.embeddings.names import names_of
 from shardembed.embeddings.publish import new_file
 from shardembed.embeddings.stored import BLOCK_BYTES, StoredTables
@@ -55,6 +57,8 @@ class Map:
         shares: of the variance, along each of the two components.
         left_out: rows with inf or nan.
         told: in words what the rows are.
+        coloured: how many points have a colour that says something: of categories those that are among the most frequent.
+        legend: the categories that have a colour.
     """
 
     file: Path
@@ -66,6 +70,8 @@ class Map:
     shares: tuple[float, float]
     left_out: int
     told: str
+    coloured: int = 0
+    legend: tuple[str, ...] = ()
 
 
 def table_map(
@@ -80,6 +86,9 @@ def table_map(
     seed: int = 0,
     step: int | None = None,
     vectors: Which | None = None,
+    metadata: str | Path | None = None,
+    colour: str | None = None,
+    key: str | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Map:
     """Draw a table as a map: its rows on the first two principal components of all rows, as a picture (.png, .svg or .pdf).
@@ -94,9 +103,14 @@ def table_map(
         labels: how many points get names at most: some far apart, as far as names do not overlap.
         vectors: what is drawn: "rows" as they lie in the table, or what the "model" makes of them; None takes the latter where
             the checkpoint says what that is.
+        metadata: a .csv, .tsv or .parquet file with a line a row, whose column `colour` gives points their colours: the eight most
+            frequent categories each have one, the others are grey; numbers of which there are more are a scale.
+        colour: the column.
+        key: the column of the file that says which row a line is of, by default the first: by its name where there are `names`,
+            else by its id, an integer or a text of which it is the `se.hash64`.
 
     Raises:
-        ConfigError, IdRangeError, DataError: the table, an id or a name does not exist.
+        ConfigError, IdRangeError, DataError: the table, an id, a name or a column does not exist, or metadata are of other rows.
         CheckpointError: the checkpoint is missing or damaged.
         ExportError: the picture cannot be written. UnsupportedError: matplotlib is not there.
     """
@@ -105,6 +119,8 @@ def table_map(
         raise ConfigError(f"{out}: a picture's name must end in one of {', '.join(FORMATS)}")
     if sample < 1 or labels < 0:
         raise ConfigError(f"sample={sample}, labels={labels}: at least one row is drawn, and no less than none are named")
+    if (metadata is None) != (colour is None) or (key is not None and metadata is None):
+        raise ConfigError("a map is coloured by a column of a file: give both metadata, the file, and colour, the column")
     with needed("matplotlib", "train", "drawing a map"):
         import matplotlib as mpl
 
@@ -114,25 +130,45 @@ def table_map(
         flat = flatten(found, sample, asked, seed, block_bytes)
         rings = torch.isin(flat.ids, asked)
         order = _order(flat.points, rings, 4 * labels)
-        named = names_of(Path(names), flat.ids[order].tolist()) if names is not None else {}
+        needed_names = flat.ids if metadata is not None else flat.ids[order]
+        named = names_of(Path(names), needed_names.tolist()) if names is not None else {}
+        told_of = None
+        if metadata is not None and colour is not None:
+            told_of = metadata_of(local(metadata), colour, flat.ids, named if names is not None else None, key)
         with mpl.rc_context(LOOK):
-            figure, axes = _figure(flat)
+            figure, axes = _figure(flat, wide=told_of is not None)
             told = f"{len(flat.ids):,} of its {found.rows:,} rows" if len(flat.ids) < found.rows else f"all {found.rows:,} rows"
             axes.set_title(f"{drawable(beginning(found.name, 50))}, step {stored.manifest.step}: {told}", loc="left", fontsize=11)
-            _points(axes, flat.points, rings)
+            _points(figure, axes, flat.points, rings, told_of)
             put = _names(figure, axes, flat, rings, order, named, labels)
             x, y = flat.points[torch.isin(flat.ids, torch.tensor(put, dtype=torch.int64)) & ~rings].T.numpy()
-            axes.scatter(x, y, s=9, color=INK, linewidths=0, zorder=5)  # which point a name is of
+            inside: dict[str, Any] = (
+                {"color": INK, "linewidths": 0} if told_of is None else {"facecolors": "none", "edgecolors": INK}
+            )
+            axes.scatter(x, y, s=9 if told_of is None else 20, zorder=5, **inside)  # which point a name is of
             new_file(out, lambda path: figure.savefig(path, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None))
+        shown = () if told_of is None or told_of.numbers else tuple(told_of.frequent)
+        counted = 0 if told_of is None else sum(value is not None and (not shown or value in shown) for value in told_of.values)
+        drawn = len(flat.ids)
         return Map(
-            out, found.name, stored.manifest.step, found.rows, len(flat.ids), tuple(put), flat.shares, flat.left_out, found.told
+            out,
+            found.name,
+            stored.manifest.step,
+            found.rows,
+            drawn,
+            tuple(put),
+            flat.shares,
+            flat.left_out,
+            found.told,
+            counted,
+            shown,
         )
 
 
-def _figure(flat: Flat) -> tuple[Figure, Axes]:
+def _figure(flat: Flat, wide: bool) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 6.8), layout="constrained")
+    figure = Figure(figsize=(10.4 if wide else 8.4, 6.8), layout="constrained")
     axes = figure.subplots()
     for name, share, label in (("first", flat.shares[0], axes.set_xlabel), ("second", flat.shares[1], axes.set_ylabel)):
         label(f"{name} principal component ({100 * share:.0f} % of the variance)")
@@ -141,9 +177,12 @@ def _figure(flat: Flat) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _points(axes: Axes, points: torch.Tensor, rings: torch.Tensor) -> None:
+def _points(figure: Figure, axes: Axes, points: torch.Tensor, rings: torch.Tensor, metadata: Metadata | None) -> None:
     size = 5.0 if len(points) > 1000 else 14.0
     opacity = max(0.25, min(0.8, 600 / max(1, len(points))))
+    if metadata is not None:  # colours must be seen through each other less
+        coloured.draw(figure, axes, points, rings, metadata, {"s": 2 * size, "alpha": max(0.6, opacity)})
+        return
     x, y = points[~rings].T.numpy()
     axes.scatter(x, y, s=size, color=POINT, alpha=opacity, linewidths=0)
     x, y = points[rings].T.numpy()

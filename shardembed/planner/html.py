@@ -27,13 +27,19 @@ th.n { white-space: normal; }
 .o { white-space: nowrap; } .p { min-width: 12rem; }
 .bar { background: #332288; print-color-adjust: exact; height: .75rem; border-radius: 2px; min-width: 1px; }
 .wide { width: 22rem; min-width: 3rem; }
-@media (max-width: 45rem) { .wide { width: 8rem; } .card { flex: 1 1 40%; min-width: 0; } }
+@media (max-width: 45rem) {
+  body { margin-top: 1rem; } .wide { width: 8rem; } .card { flex: 1 1 40%; min-width: 0; }
+  .wrap td:first-child { position: sticky; left: 0; background: #fff; max-width: 45vw; overflow-wrap: break-word; }
+}
 .note { border: 1px solid #117733; border-left-width: 6px; border-radius: 4px; padding: .5rem .8rem; margin: .8rem 0; }
 .note.bad { border-color: #aa3344; } .note.dim { border-color: #bbb; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; max-width: 66rem; }
 figure { margin: 0; max-width: 31rem; } figcaption { color: #666; font-size: .88rem; } pre { font-size: .82rem; overflow-x: auto; }
-summary { cursor: pointer; color: #332288; } code { font-size: .9em; } .wrap { overflow-x: auto; } .picture { min-width: 42rem; }
+summary { cursor: pointer; color: #332288; } code { font-size: .9em; }
+.wrap { overflow-x: auto; background: linear-gradient(90deg, transparent, #fff 8px) 100% 0 / 30px 100% no-repeat local,
+  linear-gradient(90deg, transparent, #0003) 100% 0 / 12px 100% no-repeat scroll; }
+.picture { min-width: 42rem; }
 """
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardembed.recipes import ctr_evaluate, report
+from shardembed.comm.comm import Comm
+from shardembed.recipes import ctr_evaluate, logistic, report
 from shardembed.recipes.build import CtrJob, build_ctr
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.clicks.encode import Encoder, load_vocabularies, looked_up, vocabulary_file
 from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.reading import Stream
+from shardembed.recipes.logistic import Logistic
 from shardembed.recipes.models import ctr
 from shardembed.recipes.task import Evaluated, Task
 from shardembed.tables.table_config import TableConfig
@@ -75,7 +77,12 @@ class CtrTask(Task):
         return build_ctr(self.config, self.data)
 
     def evaluate(self, job: CtrJob) -> Evaluated:
-        return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size)
+        return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size, self._logistic)
+
+    @cached_property
+    def _logistic(self) -> Logistic:
+        """What models are compared with. Collective the first time."""
+        return logistic.fit(self.data, Encoder.of(self.config.data, self.data.vocabularies), Comm.of())
 
     def save_vocabularies(self, folder: Path) -> None:
         if self.data.vocabularies:

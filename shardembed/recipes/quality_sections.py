@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shardembed.planner import html, words
-from shardembed.recipes import reliability, standing
+from shardembed.recipes import reliability, standing, verdict
 from shardembed.recipes.curves import Line, drawn, figure
 from shardembed.recipes.recorded import Recorded
 from shardembed.recipes.run_sections import folded
@@ -14,9 +14,7 @@ from shardembed.recipes.standing import Beside
 
 LOSS_STEPS = 20  # at the end, of which the mean is shown
 TIMES = ("recall@", "ndcg@", "hit", "precision@", "mrr")  # metrics of which a multiple says something
-NAMED = 3  # baselines in a sentence
-NOT_EVALUATED = "The model has not been evaluated yet, neither during training nor at the end."
-NO_BASELINE = "The evaluation does not tell what anything else reaches, so whether this is good nobody knows."
+COUNTS = ("evaluated_", "_left_out")  # how names of counts begin, or end
 ONLY_LAST = "It was evaluated once, at the end. With eval.every_steps this page shows how it came to that."
 
 
@@ -24,12 +22,9 @@ def quality(run: Recorded) -> html.Markup:
     """Cards, what they mean, and the curves that tell it: of the headline metric, of predictions, and of the loss."""
     name, history = standing.headline(run.results), run.history
     parts = [html.cards(_cards(run, name))]
-    if name is None:
-        parts.append(html.note("dim", "No result.", NOT_EVALUATED))
-    else:
-        parts += [_verdict(run, name), overfit(run, name)]
-        if len(history.get(name, ())) == 1 and run.summary is not None:
-            parts.append(html.filled('<p class="dim">{}</p>', ONLY_LAST))
+    parts += [html.note(one.kind, one.title, one.said) for one in verdict.judged(run)]
+    if name is not None and len(history.get(name, ())) == 1 and run.summary is not None:
+        parts.append(html.filled('<p class="dim">{}</p>', ONLY_LAST))
     figures = [_metric(run, name)] if name is not None and len(history.get(name, ())) > 1 else []
     bins = reliability.bins_of(run.summary or {})
     figures += [drawn(reliability.NAME, reliability.chart(bins, reliability.NAME))] if bins else []
@@ -44,6 +39,7 @@ def _cards(run: Recorded, name: str | None) -> list[tuple[str, str, str]]:
     if name is not None:
         value = run.results[name]
         at = "at the end" if run.summary is not None else "at the last evaluation"
+        at = at if run.kept is None else f"the weights of step {run.kept:,}"
         shown.append((name, f"{value:.4f}", f"{at}; {_direction(name)}"))
         shown += [(one.who, f"{one.value:.4f}", _against(name, value, one)) for one in standing.beside(run.results)[name][:4]]
     loss = run.curves.loss
@@ -68,41 +64,6 @@ def _against(name: str, value: float, one: Beside) -> str:
 
 def _short(ratio: float) -> str:
     return f"{ratio:,.2f}" if ratio < 1.995 else f"{ratio:,.1f}" if ratio < 99.95 else f"{ratio:,.0f}"
-
-
-def _verdict(run: Recorded, name: str) -> html.Markup:
-    """Whether the model is better than its baselines, in words; the worst first."""
-    lost, here = standing.beaten(run.results), standing.beside(run.results)
-    if lost:
-        pairs = "; ".join(_pair(each, run.results[each], one) for each, one in lost[:NAMED])
-        whom = words.listed(list(dict.fromkeys(one.who for _, one in lost)))
-        more = f"; and {len(lost) - NAMED:,} more" if len(lost) > NAMED else ""
-        said = f"{pairs}{more}. Before it is used, look at its learning rates and epochs, and at the data."
-        return html.note("bad", f"The model is not better than {whom}.", said)
-    first = next((each for each in (name, *here) if any(one.baseline for one in here[each])), None)
-    if first is None:
-        return html.note("dim", "No baseline.", NO_BASELINE)
-    found = [one for one in here[first] if one.baseline]
-    pairs = "; ".join(_pair(first, run.results[first], one) for one in found[:NAMED])
-    return html.note("good", f"The model is better than {words.listed([one.who for one in found])}:", f"{pairs}.")
-
-
-def _pair(name: str, value: float, one: Beside) -> str:
-    return f"{name} {value:.4f}, and {one.who} {one.value:.4f}"
-
-
-def overfit(run: Recorded, name: str) -> html.Markup:
-    """A warning, where it does."""
-    found = standing.overfit(name, run.history.get(name, ()), run.curves.loss)
-    if found is None:
-        return html.NOTHING
-    said = (
-        f"{name} was best at step {found.step:,} with {found.best:.4f} and is {found.last:.4f} at step {found.last_step:,}, while "
-        f"the training loss went on falling, from {found.loss:.4f} to {found.last_loss:.4f} (means of "
-        f"{words.plural(found.steps, 'step')} up to each). Train for fewer steps, end training by eval.patience, or make the model "
-        "smaller."
-    )
-    return html.note("bad", "It overfits.", said)
 
 
 def _metric(run: Recorded, name: str) -> html.Markup:
@@ -172,7 +133,7 @@ def results(run: Recorded) -> html.Markup:
     rows = [[html.code(name), f"{run.results[name]:.4f}", *_row(found, who)] for name, found in here.items()]
     given = [name for name in run.results if name in standing.GIVEN]
     rows += [[html.code(name), f"{run.results[name]:.4f}", *["-" for _ in who]] for name in given]
-    counts = {name: value for name, value in (run.summary or {}).items() if name.startswith("evaluated_")}
+    counts = {name: value for name, value in (run.summary or {}).items() if name.startswith(COUNTS[0]) or name.endswith(COUNTS[1])}
     rows += [[name.replace("_", " "), _count(value), *["-" for _ in who]] for name, value in counts.items()]
     title = "Result" if run.summary is not None else "Result so far"
     table = folded(["metric", "model", *who], rows, "ln" + "n" * len(who))

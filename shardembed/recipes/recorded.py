@@ -75,11 +75,17 @@ class Recorded:
         return {name: found.points[-1].mean for name, found in self.curves.metrics.items() if found.points}
 
     @property
+    def kept(self) -> int | None:
+        """The step whose weights the run has ended with and evaluated, where these are not its last."""
+        step = (self.summary or {}).get("best_step") or None
+        return step if self.summary is not None and step != self.summary["steps"] else None
+
+    @property
     def history(self) -> dict[str, list[series.Point]]:
         """The evaluations of each metric in the order of steps, the one at the end among them, which may be of earlier weights."""
         found = {name: list(one.points) for name, one in self.curves.metrics.items() if one.points}
         if self.summary is not None:
-            step = self.summary.get("best_step", self.summary["steps"])
+            step = self.kept or self.summary["steps"]
             for name, value in self.results.items():
                 points = found.setdefault(name, [])
                 if abs(value) <= series.MOST and all(point.step != step for point in points):

@@ -29,8 +29,15 @@ def _set(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     for name, field in type(section).model_fields.items():
         inner = getattr(section, name)
         if inner is not None or field.default is not None:
-            found[name] = _set(inner, values[name]) if isinstance(inner, BaseModel) else values[name]
+            found[name] = _set(inner, values[name]) if isinstance(inner, BaseModel) else _listed(inner, values[name])
     return found
+
+
+def _listed(inner: Any, values: Any) -> Any:
+    """Of a list of sections what each says: most of their settings are for some kinds alone."""
+    if not isinstance(inner, tuple) or not all(isinstance(one, BaseModel) for one in inner):
+        return values
+    return [one.model_dump(mode="json", exclude_defaults=True) for one in inner]
 
 
 def _short(plan: dict[str, dict[str, Any]]) -> dict[str, Any] | str:

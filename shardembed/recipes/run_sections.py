@@ -11,7 +11,7 @@ from shardembed.recipes.curves import bars
 from shardembed.recipes.recorded import Recorded
 from shardembed.tables.plan import Plan
 
-OPEN = 40  # rows of a table that show at once; the others unfold
+OPEN = 12  # rows of a table that show at once; the others unfold
 MAX_RANKS = 32  # with a line each
 TOP = ("1", "10", "100", "1000")
 

@@ -13,7 +13,7 @@ import pytest
 
 import shardembed as se
 from docs import extension
-from docs.extension import api, links, percent, settings
+from docs.extension import api, links, percent, settings, tables
 from docs.pictures import draw
 from shardembed import cli
 from tests.docs import pages
@@ -82,14 +82,42 @@ def test_every_public_name_is_on_one_page_of_the_reference() -> None:
 @pytest.mark.parametrize("name", se.optim.NAMES)
 def test_every_optimizer_is_on_the_pages_that_list_them(name: str) -> None:
     assert f"optim.{name}" in api.PAGES["optimizers"]
-    assert f"\n| `{name}` | `lr=" in extension.fill(pages.read("docs/reference/optimizers.md"))
+    assert f"\n| `{name}` | `lr=" in pages.read("docs/reference/optimizers.md")
     (listed,) = re.findall(r"^Optimizers: (.*?), in `se.optim`", pages.read("README.md"), re.MULTILINE | re.DOTALL)
     assert name in re.findall(r"`(\w+)`", listed), f"README.md names the optimizers, and not {name}"
 
 
+def test_tables_of_the_repository_are_current() -> None:
+    assert not tables.stale(), "run make docs-tables (python -m docs.extension.tables)"
+    written = [pages.read(f"docs/reference/{name}.md") for name in ("configuration", "optimizers")]
+    assert sum(len(tables.TABLE.findall(text)) for text in written) == len(settings.ROOTS) + 1
+
+
+def test_a_table_is_written_again_where_the_code_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "PAGES", tmp_path / "docs")
+    page, other = tmp_path / "docs" / "a.md", tmp_path / "docs" / "b.md"
+    page.parent.mkdir()
+    page.write_text("before\n\n<!-- settings reuse, by make docs-tables -->\n<!-- end -->\n\nafter\n<!-- end -->\n")
+    other.write_text("nothing\n")
+    assert tables.main(["--check"]) == 1
+    assert "| `batch_size` |" not in page.read_text()
+    assert tables.main([]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n\n<!-- settings reuse, by make docs-tables -->\n\n### ")
+    assert text.endswith("\n\n<!-- end -->\n\nafter\n<!-- end -->\n")
+    assert "| `batch_size` | whole number" in text
+    assert tables.main(["--check"]) == 0
+    page.write_text(text.replace("whole number", "number"))
+    assert tables.stale() == [page]
+    assert tables.main([]) == 0
+    assert page.read_text() == text
+    page.write_text("<!-- nobody, by make docs-tables -->\n<!-- end -->\n")
+    with pytest.raises(KeyError, match="nobody"):
+        tables.stale()
+
+
 def test_the_reference_of_settings_has_every_section_and_default() -> None:
-    text = extension.fill(pages.read("docs/reference/configuration.md"))
-    assert "<!-- made" not in text
+    text = pages.read("docs/reference/configuration.md")
     for root in settings.ROOTS.values():
         for _, model in settings._walk(root, ""):
             for name, field in model.model_fields.items():

@@ -152,6 +152,7 @@ def test_a_training_configuration_gives_its_tables_and_its_data(tmp_path: Path) 
     assert isinstance(item.skew, Counts)
     # Half of the item table's ids are negatives, drawn from all items.
     positives = int(user.skew.counts.sum())
+    assert found.samples == positives, "what an epoch trains on, with what is held out left out"
     assert item.skew.counts.sum() == pytest.approx(2 * positives, rel=0.02)
     assert item.skew.counts.min() > 0
     path.write_text("data: {path: none.parquet}\n")

@@ -21,7 +21,7 @@ from shardembed.planner import words
 from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.id_sample import IdSample, statistics
-from shardembed.recipes.run_folder import METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
+from shardembed.recipes.run_folder import CHECKPOINTS, DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
 from shardembed.tables.plan import Plan
 from shardembed.tables.table_config import Feature
 from tests.unit.pages import stands_alone
@@ -157,6 +157,19 @@ def test_a_model_that_is_not_better_than_what_costs_nothing_is_told_first(tmp_pa
     assert "It was evaluated once, at the end." in text
 
 
+def test_inspect_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "r"
+    run_with(folder, [{"auc": value, "log_loss": 0.3, "base_log_loss": 0.2} for value in (0.7, 0.8, 0.75)], [3.0, 2.0, 1.0])
+    (folder / CHECKPOINTS).mkdir()
+    (folder / DATA).write_text("{}")
+    assert main(["inspect", str(folder), "--json"]) == 0
+    printed = capsys.readouterr()
+    said = " ".join(printed.err.split())
+    assert "The model is not better than the share of clicks. log_loss 0.3000, and the share of clicks 0.2000." in said
+    assert "It overfits. auc was best at step 20" in said
+    assert json.loads(printed.out)["not_better_than"] == ["base_log_loss"]
+
+
 def test_a_run_that_overfits_is_told_with_its_steps(tmp_path: Path) -> None:
     evaluations = [{"auc": value, "logistic_auc": 0.6} for value in (0.7, 0.8, 0.75)]
     text = run_with(tmp_path, evaluations, [3.0, 2.0, 1.0])
@@ -165,7 +178,10 @@ def test_a_run_that_overfits_is_told_with_its_steps(tmp_path: Path) -> None:
     assert said in text
     kept = run_with(tmp_path, evaluations, [3.0, 2.0, 1.0], auc=0.8, best_step=20)
     assert said in kept, "the last weights do, though the best are kept"
+    assert "The weights of step 20 were kept" in kept
+    assert "the weights of step 20; higher is better" in kept
     assert "auc 0.8000, and" in kept
+    assert "were kept" not in text
 
 
 def test_a_page_with_nothing_evaluated_says_so(tmp_path: Path) -> None:
@@ -219,7 +235,7 @@ def test_an_interrupted_run_has_a_page_by_inspect_and_a_resumed_one_all_of_it(
     found, expected = (series.read(Path(each) / METRICS) for each in (folder, whole["run_dir"]))
     assert found == expected
     assert [point.step for point in found.loss.points] == list(range(1, STEPS + 1))
-    assert [point.step for point in found.metrics["auc"].points] == [4, 8, 12, 16]
+    assert [point.step for point in found.metrics["auc"].points] == [4, 8, 12, 16, STEPS]
     observed = json.loads((folder / OBSERVED).read_text())
     assert [start["step"] for start in observed["starts"]] == [0, 12]
     assert main(["inspect", str(folder), "--json"]) == 0
@@ -228,8 +244,8 @@ def test_an_interrupted_run_has_a_page_by_inspect_and_a_resumed_one_all_of_it(
     assert [start["ranks"] for start in told["starts"]] == [1, 1]
     assert main(["inspect", str(folder), "--verify"]) == 0
     assert "hashed, all as it was saved" in capsys.readouterr().out
-    assert main(["inspect", str(folder), "--step", "12"]) == 0
-    assert "step 12, saved" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--step", "18"]) == 0
+    assert "step 18, saved" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_left_out_of_the_page(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +291,7 @@ def test_tensorboard_has_every_step_once_also_of_a_resumed_run(job: Path, capsys
     losses = events.Scalars("train/loss")
     assert [event.step for event in losses] == list(range(1, STEPS + 1))
     assert [event.value for event in losses] == pytest.approx(summary["losses"], rel=1e-6)
-    assert [event.step for event in events.Scalars("eval/auc")] == [4, 8, 12, 16]
+    assert [event.step for event in events.Scalars("eval/auc")] == [4, 8, 12, 16, STEPS]
     assert events.Scalars("learning rate/tables")[-1].value == pytest.approx(0.1)
     assert events.Scalars("learning rate/dense")[-1].value == pytest.approx(1e-3)
 
