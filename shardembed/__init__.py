@@ -7,7 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from shardembed.config.collector import uncollected
+from shardembed.config.cores import choose
 
+choose()
 with uncollected():
     from shardembed import errors, optim
     from shardembed._version import __version__
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from shardembed.inputs.names import Names
     from shardembed.observe import memory, profile
     from shardembed.recipes.from_python import TrainedRun, train
+    from shardembed.recipes.use.run import OpenedRun, open_run
 
 # What no step needs is imported when it is first asked for: it takes as long as all that a step does need.
 _LATER = {
@@ -78,6 +81,7 @@ _LATER = {
     "shardembed.inputs.names": ("Names",),
     "shardembed.observe": ("memory", "profile"),
     "shardembed.recipes.from_python": ("TrainedRun", "train"),
+    "shardembed.recipes.use.run": ("OpenedRun", "open_run"),
 }
 
 __all__ = [
@@ -99,6 +103,7 @@ __all__ = [
     "MinCount",
     "Names",
     "Normal",
+    "OpenedRun",
     "Optimizer",
     "PendingSave",
     "Placement",
@@ -128,6 +133,7 @@ __all__ = [
     "memory",
     "neighbors",
     "newest_checkpoint",
+    "open_run",
     "optim",
     "prefetched",
     "profile",

@@ -52,6 +52,7 @@ PAGES: dict[str, dict[str, str]] = {
         "clip_grad_norm_": "",
         "ignored": "",
     },
+    "training": {"train": "", "TrainedRun": "tables page losses history"},
     "loops": {"init": "", "rank": "", "world_size": "", "Comm": "close", "synced": "", "prefetched": ""},
     "checkpoints": {
         "save_checkpoint": "",

@@ -32,6 +32,9 @@ COMMANDS = {  # name (also of the module) -> what it does
     "export": "write tables of a checkpoint as safetensors, .npy or Parquet files",
     "map": "draw a table as a picture, by its first two principal components",
     "neighbors": "find the nearest rows of a table, straight from a checkpoint",
+    "recommend": "recommend items to users, by name, with a model of train",
+    "score": "score rows without labels, with a model of train",
+    "serve": "make a folder that answers requests on a CPU box, for a model of train, and serve it over HTTP",
     "train": "train and evaluate a model from a configuration file",
 }
 READ = ("guess", "users", "data")  # arguments that name data, which may be anywhere

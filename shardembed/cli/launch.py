@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from shardembed.cli import failures
 from shardembed.cli.failures import Told
 from shardembed.comm import lifeline
+from shardembed.errors import ConfigError
 
 AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")  # the second has a level of its own
 
@@ -18,6 +19,22 @@ AGENT_LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.s
 def in_job() -> bool:
     """torchrun, or a scheduler, has started this process as one rank of a job."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def ranks_of(wanted: int | None) -> int:
+    """How many ranks --ranks asks for, or those of the job that this process is in.
+
+    Raises:
+        ConfigError: there can be no such number of them.
+    """
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"--ranks {wanted}: the number of ranks must be at least 1")
+    if in_job():
+        given = int(os.environ["WORLD_SIZE"])
+        if wanted is not None and wanted != given:
+            raise ConfigError(f"--ranks {wanted}: this process belongs to a job of {given} ranks already; leave --ranks out")
+        return given
+    return wanted or 1
 
 
 def end_with_launcher() -> None:

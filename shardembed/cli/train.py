@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="former",
         metavar="RUN",
-        help="begin with the model of a finished run, whose ids keep their rows; metrics of before and after are shown",
+        help="begin with the model of a finished run, or of the `last` one of this name: ids keep their rows, and its metrics on "
+        "these data are shown beside those of the new model",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N steps")
     parser.add_argument(
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="train nothing: check the data, plan for --ranks, count memory")
     parser.add_argument("--print-config", action="store_true", help="print the settings with all defaults, and end")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of CONFIG, for editors, and end")
+    parser.add_argument("--guess", metavar="FILE", help="write a first configuration from the columns of a data file, and end")
+    parser.add_argument("--out", metavar="YAML", help="with --guess: where to write it, in place of the terminal")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON line; all else goes to stderr")
 
 
@@ -61,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         print(json.dumps(config.schema(), indent=2))
         return 0
+    if arguments.guess is not None:
+        return _guess(arguments)
     _check_arguments(arguments)
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
@@ -73,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(printable(resolved_yaml(settings)))
         return 0
-    ranks = _ranks(arguments.ranks)
+    ranks = launch.ranks_of(arguments.ranks)
     if arguments.dry_run:
         return _dry_run(settings, ranks, arguments.json)
     if arguments.evaluate is None:
@@ -111,17 +116,6 @@ def _file(name_or_path: str) -> str:
     return str(builtin.locate("train", name_or_path))
 
 
-def _ranks(wanted: int | None) -> int:
-    if wanted is not None and wanted < 1:
-        raise ConfigError(f"--ranks {wanted}: the number of ranks must be at least 1")
-    if launch.in_job():
-        given = int(os.environ["WORLD_SIZE"])
-        if wanted is not None and wanted != given:
-            raise ConfigError(f"--ranks {wanted}: this process belongs to a job of {given} ranks already; leave --ranks out")
-        return given
-    return wanted or 1
-
-
 def _restarts(wanted: int) -> int:
     if wanted < 0:
         raise ConfigError(f"--max-restarts {wanted}: the number of restarts must be at least 0")
@@ -135,12 +129,26 @@ def _restarts(wanted: int) -> int:
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         raise ConfigError("which configuration? Give a YAML file, or the name of one that comes along, such as quickstart")
+    if arguments.out is not None:
+        raise ConfigError("--out goes with --guess FILE")
     if arguments.former is not None and (arguments.evaluate is not None or arguments.dry_run):
         raise ConfigError("--from says what training begins with; leave it out, or --evaluate and --dry-run")
     if arguments.predict is not None and arguments.evaluate is None:
         raise ConfigError("--predict goes with --evaluate CHECKPOINT: predictions are a trained model's")
     if arguments.dry_run and launch.in_job():
         raise ConfigError("--dry-run works in one process: leave the launcher out, and say --ranks N")
+
+
+def _guess(arguments: argparse.Namespace) -> int:
+    from shardembed.config.console import CleanConsole
+    from shardembed.recipes import guess
+
+    if arguments.config is not None:
+        raise ConfigError(f"--guess writes a configuration, and takes none: leave {arguments.config} out, or say --out")
+    text = guess.run(arguments.guess, arguments.out, CleanConsole(stderr=True))
+    if arguments.out is None:
+        print(printable(text), end="")
+    return 0
 
 
 def _dry_run(settings: JobConfig, ranks: int, as_json: bool) -> int:

@@ -56,6 +56,7 @@ PACKAGES = (
     Package("matplotlib", "matplotlib", "pictures", extra="train"),
     Package("torchmetrics", "torchmetrics", "metrics", (1, 0), extra="train"),
     Package("tensorboard", "tensorboard", "curves in TensorBoard", extra="tensorboard"),
+    Package("mlflow-skinny", "mlflow", "runs in MLflow", (3, 0), extra="mlflow"),
     Package("torchx", "torchx", "launching on clusters", (0, 7), extra="torchx"),
     Package("fbgemm-gpu-cpu", "fbgemm_gpu", "TorchRec and kernel='fbgemm' on CPUs", extra="cpu"),
     Package("fbgemm-gpu", "fbgemm_gpu", "TorchRec and kernel='fbgemm' on GPUs", extra="cuda"),

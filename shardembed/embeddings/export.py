@@ -42,6 +42,7 @@ class ExportedTable:
         vectors: "rows" as they lie in the table, or those that the "model" makes of them.
         metric: by which the model compares these; None where it compares others or does not say.
         told: vectors and metric in words.
+        names: the file of their ids and names; None where there are none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ExportedTable:
     vectors: Which
     metric: Metric | None
     told: str
+    names: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from shardembed.embeddings.publish import sync_file
 Format = Literal["safetensors", "npy", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 NUMPY = {torch.float32: "<f4", torch.float64: "<f8", torch.float16: "<f2", torch.int8: "|i1", torch.int64: "<i8"}
-WEIGHT, SCALE, IDS = "weight", "scale", "ids"
+WEIGHT, SCALE, IDS, NAMES = "weight", "scale", "ids", "names"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Shape:
         dtype: of the values.
         scaled: each row has a scale, float32.
         listed: each row has its id beside it.
+        named: each row has a name: in a column of a Parquet file, and beside the others' files in one of ids and names.
     """
 
     rows: int
@@ -44,6 +45,7 @@ class Shape:
     dtype: torch.dtype
     scaled: bool
     listed: bool
+    named: bool = False
 
     @property
     def parts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -66,7 +68,7 @@ class Writer(Protocol):
 
     def __enter__(self) -> Writer: ...
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
-    def put(self, block: Narrowed, ids: torch.Tensor) -> None: ...
+    def put(self, block: Narrowed, ids: torch.Tensor, names: Any = None) -> None: ...
 
 
 def holds(form: Format, dtype: torch.dtype) -> bool:
@@ -79,19 +81,42 @@ def writer_of(form: Format, folder: Path, stem: str, shape: Shape, metadata: Map
     return _WRITERS[form](folder, stem, shape, metadata)
 
 
+class NamesBeside(AbstractContextManager["NamesBeside"]):
+    """A Parquet file of `id` and `name`, row by row those of the table beside it: formats of numbers hold no texts."""
+
+    def __init__(self, path: Path) -> None:
+        with needed("pyarrow", "train", "writing names"):
+            import pyarrow as pa
+            from pyarrow import parquet
+
+        self._arrow, self._path = pa, path
+        self._writer = parquet.ParquetWriter(path, pa.schema([("id", pa.int64()), ("name", pa.string())]))
+
+    def put(self, ids: torch.Tensor, names: Any) -> None:
+        self._writer.write_table(self._arrow.table({"id": ids.numpy(), "name": names}))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+        if error is None:
+            sync_file(self._path)
+
+
 class _Parts(AbstractContextManager["_Parts"]):
     """Weights, scales and ids that each grow at a place of their own: `_places` says in which file and where."""
 
     files: list[str]
     _places: dict[str, tuple[IO[bytes], int]]
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, stem: str, shape: Shape) -> None:
         self._stack = ExitStack()
+        self._names = self._stack.enter_context(NamesBeside(folder / f"{stem}.{NAMES}.parquet")) if shape.named else None
 
     def _new(self, path: Path) -> IO[bytes]:
         return self._stack.enter_context(open(path, "xb", buffering=0))
 
-    def put(self, block: Narrowed, ids: torch.Tensor) -> None:
+    def put(self, block: Narrowed, ids: torch.Tensor, names: Any = None) -> None:
+        if self._names is not None:
+            self._names.put(ids, names)
         parts = {WEIGHT: block.values, SCALE: block.scale, IDS: ids}
         for name, (file, offset) in self._places.items():
             tensor = parts[name]
@@ -115,7 +140,7 @@ class Safetensors(_Parts):
     """One file, with tensors `weight`, `scale` and `ids`."""
 
     def __init__(self, folder: Path, stem: str, shape: Shape, metadata: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__(folder, stem, shape)
         self.files = [f"{stem}.safetensors"]
         tensors = sorted(((name, *part) for name, part in shape.parts.items()), key=lambda each: -each[1].itemsize)  # aligned
         head, offsets = header.encode(tensors, metadata)
@@ -128,7 +153,7 @@ class Npy(_Parts):
     """A file for each: `stem.npy`, `stem.scale.npy`, `stem.ids.npy`. `numpy.load(..., mmap_mode="r")` reads none of it yet."""
 
     def __init__(self, folder: Path, stem: str, shape: Shape, metadata: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__(folder, stem, shape)
         self.files, self._places = [], {}
         for name, (dtype, size) in shape.parts.items():
             self.files.append(f"{stem}.npy" if name == WEIGHT else f"{stem}.{name}.npy")
@@ -139,7 +164,7 @@ class Npy(_Parts):
 
 
 class Parquet:
-    """One file: `id` int64, `embedding` a list of fixed length, and `scale`; a row group a block."""
+    """One file: `id` int64, `name` where rows have one, `embedding` a list of fixed length, and `scale`; a row group a block."""
 
     def __init__(self, folder: Path, stem: str, shape: Shape, metadata: Mapping[str, str]) -> None:
         with needed("pyarrow", "train", "writing Parquet files"):
@@ -151,6 +176,7 @@ class Parquet:
         self._path, self._columns = folder / self.files[0], shape.columns
         number = pa.from_numpy_dtype(np.dtype(NUMPY[shape.dtype]))
         fields = [pa.field("id", pa.int64(), nullable=False)]
+        fields += [pa.field("name", pa.string(), nullable=False)] if shape.named else []
         fields.append(pa.field("embedding", pa.list_(pa.field("element", number, nullable=False), shape.columns), nullable=False))
         fields += [pa.field("scale", pa.float32(), nullable=False)] if shape.scaled else []
         self._schema = pa.schema(fields, metadata=dict(metadata))
@@ -160,10 +186,11 @@ class Parquet:
         self._writer = self._parquet.ParquetWriter(self._path, self._schema, use_dictionary=False, write_statistics=["id"])
         return self
 
-    def put(self, block: Narrowed, ids: torch.Tensor) -> None:
+    def put(self, block: Narrowed, ids: torch.Tensor, names: Any = None) -> None:
         pa, schema = self._arrow, self._schema
         flat = pa.array(block.values.contiguous().view(-1).numpy())
-        columns = [pa.array(ids.numpy()), pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type)]
+        columns = [pa.array(ids.numpy())] + ([names] if names is not None else [])
+        columns += [pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type)]
         columns += [pa.array(block.scale.numpy())] if block.scale is not None else []
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema), row_group_size=max(1, len(ids)))
 

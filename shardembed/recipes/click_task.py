@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardembed.recipes import ctr_evaluate, report
+from shardembed.comm.comm import Comm
+from shardembed.recipes import ctr_evaluate, logistic, report
 from shardembed.recipes.build import CtrJob, build_ctr
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.clicks.encode import Encoder, load_vocabularies, looked_up, vocabulary_file
 from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.reading import Stream
+from shardembed.recipes.logistic import Logistic
 from shardembed.recipes.models import ctr
 from shardembed.recipes.task import Evaluated, Task
 from shardembed.tables.table_config import TableConfig
@@ -59,11 +61,11 @@ class CtrTask(Task):
         return ctr.table_configs(self.config.model, data.columns, sizes, data.ids if data.ids.kind == "dynamic" else None)
 
     def following(self, former: Former) -> CtrTask:
-        then = self.with_vocabularies(former.vocabularies)
-        if then is self:
+        if not self.data.vocabularies:
             return self
-        pairs, most = zip(then.data.vocabularies, self.data.vocabularies, strict=True), self.config.data.ids.max_size
-        grown = tuple(old.extended(new, most) for old, new in pairs)
+        most = self.config.data.ids.max_size
+        pairs = zip(looked_up(self.config.data), self.data.vocabularies, strict=True)
+        grown = tuple(former.vocabulary(name).extended(new, most) if name in former.rows else new for name, new in pairs)
         return replace(self, data=replace(self.data, vocabularies=grown))
 
     def evaluate_former(self, job: CtrJob, former: Former) -> Evaluated:
@@ -75,7 +77,12 @@ class CtrTask(Task):
         return build_ctr(self.config, self.data)
 
     def evaluate(self, job: CtrJob) -> Evaluated:
-        return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size)
+        return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size, self._logistic)
+
+    @cached_property
+    def _logistic(self) -> Logistic:
+        """What models are compared with. Collective the first time."""
+        return logistic.fit(self.data, Encoder.of(self.config.data, self.data.vocabularies), Comm.of())
 
     def save_vocabularies(self, folder: Path) -> None:
         if self.data.vocabularies:

@@ -170,11 +170,13 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """`every_steps` evaluates during training too; `patience` ends training after so many evaluations in a row of which none is
-    better than the best before by more than `min_gain`.
+    """`every_steps` evaluates during training too: at the end of each `epoch`, after every so many steps, or not (`null`). `keep`
+    says which weights the job ends with: those of the `best` evaluation, or the `last` ones. `patience` ends training after so
+    many evaluations in a row of which none is better than the best before by more than `min_gain`.
     """
 
-    every_steps: Count | None = None
+    every_steps: Count | Literal["epoch"] | None = "epoch"
+    keep: Literal["best", "last"] = "best"
     patience: Count | None = None
     min_gain: NotNegative = 0.0
 

@@ -21,6 +21,28 @@ from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.criteo.planted import PlantedClicks
 from shardembed.recipes.data.stream import rank_slice
+from shardembed.recipes.logistic import Logistic
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What costs nothing reaches on the same rows.
+
+    Attributes:
+        logistic: a logistic regression, see `logistic`.
+        base_log_loss: of the share of clicks in training, for every row.
+    """
+
+    logistic: ClickMetrics
+    base_log_loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        found = {
+            "logistic_auc": self.logistic.auc,
+            "logistic_log_loss": self.logistic.log_loss,
+            "base_log_loss": self.base_log_loss,
+        }
+        return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -31,11 +53,13 @@ class ClickEvaluation:
         metrics: of the model.
         generator_auc: of the model that made the clicks, where it is known.
         bins: what `calibration_bins` gives.
+        baselines: what the model is compared with.
     """
 
     metrics: ClickMetrics
     generator_auc: float | None = None
     bins: dict[str, Any] | None = None
+    baselines: Baselines | None = None
 
     @property
     def score(self) -> float:
@@ -48,6 +72,7 @@ class ClickEvaluation:
         return {
             **{name: found[name] for name in found if name != "rows"},
             **known,
+            **(self.baselines.to_json() if self.baselines is not None else {}),
             "evaluated_rows": self.metrics.rows,
             **self._binned(),
         }
@@ -63,26 +88,48 @@ class ClickEvaluation:
             )
         console.print(f"\n{found.rows:,} rows for validation, {found.click_rate:.2%} of them clicks", style="bold", highlight=False)
         best = "" if self.generator_auc is None else f" (the generating model's: {self.generator_auc:.4f})"
-        console.print(f"AUC                 {found.auc:.4f}{best}", highlight=False)
+        beside = self.baselines
+        simple = "" if beside is None else f" (logistic regression: {beside.logistic.auc:.4f})"
+        constant = (
+            ""
+            if beside is None
+            else f" (logistic regression: {beside.logistic.log_loss:.4f}, the share of clicks: {beside.base_log_loss:.4f})"
+        )
+        console.print(f"AUC                 {found.auc:.4f}{best}{simple}", highlight=False)
         console.print(f"normalised entropy  {found.normalized_entropy:.4f}", highlight=False)
-        console.print(f"log loss            {found.log_loss:.4f}", highlight=False)
+        console.print(f"log loss            {found.log_loss:.4f}{constant}", highlight=False)
         console.print(f"calibration         {found.calibration:.4f}\n", highlight=False)
+        if beside is not None and not math.isnan(found.auc) and found.auc <= beside.logistic.auc:
+            console.print(
+                "the model ranks no better than logistic regression on the numbers and the columns of few values", style="bold"
+            )
+        if beside is not None and found.log_loss >= min(beside.base_log_loss, beside.logistic.log_loss):
+            who = "the share of clicks" if found.log_loss >= beside.base_log_loss else "logistic regression"
+            console.print(f"its log loss is no better than that of {who}", style="bold")
 
 
-def evaluate(job: CtrJob, data: ClickData, batch_size: int) -> ClickEvaluation:
-    """The metrics on all rows for validation. Collective."""
+def evaluate(job: CtrJob, data: ClickData, batch_size: int, logistic: Logistic) -> ClickEvaluation:
+    """The metrics on all rows for validation; logistic: what they are compared with. Collective."""
     comm, device = Comm.of(), default_device()
     planted = data.source if isinstance(data.source, PlantedClicks) else None
     logits, labels, known = [np.empty(0, np.float32)], [np.empty(0, np.int8)], [np.empty(0, np.float32)]
+    simple = [np.empty(0, np.float32)]
     for clicks, found in predicted(job, data, batch_size):
         logits.append(found)
         labels.append(clicks.labels)
+        simple.append(logistic.logits(clicks))
         if planted is not None:
             known.append(planted.probabilities(clicks).astype(np.float32))
     truth = np.concatenate(labels)
     scores = np.concatenate(logits)
     metrics, bins = measure(scores, truth, comm, device), calibration_bins(scores, truth, comm, device)
-    return ClickEvaluation(metrics, None if planted is None else auc(np.concatenate(known), truth, comm, device), bins)
+    beside = Baselines(measure(np.concatenate(simple), truth, comm, device), _constant_loss(metrics.click_rate, logistic.rate))
+    return ClickEvaluation(metrics, None if planted is None else auc(np.concatenate(known), truth, comm, device), bins, beside)
+
+
+def _constant_loss(rate: float, said: float) -> float:
+    """The mean log loss where a share `rate` are clicks and each has the chance `said`."""
+    return -(rate * math.log(said) + (1 - rate) * math.log(1 - said))
 
 
 @torch.no_grad()

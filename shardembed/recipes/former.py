@@ -7,19 +7,26 @@ carry      what of the checkpoint goes into the model, and what begins fresh    
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.embeddings.of_run import checkpoint_of
-from shardembed.errors import CheckpointError, ConfigError
+from shardembed.errors import CheckpointError, ConfigError, DataError
+from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data.clicks.encode import vocabulary_file
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, is_finished, run_of
+from shardembed.recipes.runs import last_finished
+from shardembed.tables.table_config import TableConfig
 
+LAST = "last"  # in the place of a folder
+SIDES, NUMBERED = ("user", "item"), "numbers of rows"
 TABLES, WEIGHT = "tables.", ".weight"  # around the name of a table in the keys of a checkpoint
 
 
@@ -47,6 +54,20 @@ class Former:
     def vocabularies(self) -> Path:
         return self.run / VOCABULARIES
 
+    def vocabulary(self, table: str) -> Vocabulary:
+        """The values of the rows of a table.
+
+        Raises:
+            DataError: the folder of the run does not have it, or it is of another size than the table.
+        """
+        path = vocabulary_file(self.vocabularies, table)
+        found = Vocabulary.load(path)
+        if found.num_embeddings != self.rows[table]:
+            raise DataError(
+                f"{path}: has values for {found.num_embeddings:,} rows, and its table {self.rows[table]:,}; was the file altered?"
+            )
+        return found
+
     def __str__(self) -> str:
         """What it is known by, on every rank and whenever the job is given again."""
         return f"{self.run.name}/{self.checkpoint.name} {self.checksum[:16]}"
@@ -58,12 +79,14 @@ class Former:
 
 
 def find(given: str | Path, config: JobConfig) -> Former:
-    """The run in a folder, or that of the one of its checkpoints that is given. Not collective.
+    """The run in a folder, or that of the one of its checkpoints that is given, or the last one of this job's name. Not collective.
 
     Raises:
         ConfigError: it is no run, is not finished, has another model, or ids of a table mean other rows there.
         CheckpointError: it has no checkpoint, or that cannot be read.
     """
+    if given == LAST:
+        given = _last(config)
     folder = Path(given)
     run = run_of(folder)
     if run is None:
@@ -89,6 +112,14 @@ def find(given: str | Path, config: JobConfig) -> Former:
     return Former(run, checkpoint, manifest.step, manifest.checksum, then, rows)
 
 
+def _last(config: JobConfig) -> Path:
+    found = last_finished(config)
+    if found is None:
+        name = config.name or "run"
+        raise ConfigError(f"--from {LAST}: {config.run_dir} has no finished run named {name!r}; leave --from out the first time")
+    return found
+
+
 def table_of(key: str) -> str:
     return key.removeprefix(TABLES).removesuffix(WEIGHT)
 
@@ -106,16 +137,30 @@ def _check_rules(given: str | Path, then: JobConfig, now: JobConfig) -> None:
 def row_rules(config: JobConfig) -> dict[str, str]:
     """By table, how its values become rows, in words."""
     data = config.data
-    features = {one.name: one for one in getattr(data, "features", ()) if one.has_table}
-    if isinstance(config, CtrConfig):
-        names, rule = [*getattr(data, "categories", ()), *features], _of_clicks
-    else:
-        names, rule = ["user", "item", *features], _of_interactions
+    clicks = isinstance(config, CtrConfig)
+    features = {one.name: one for one in (data.columns if clicks else getattr(data, "features", ())) if one.has_table}
     found = {}
-    for name in names:
+    for name in [*(() if clicks else SIDES), *features]:
         edges = features[name].buckets if name in features else None
+        rule = _of_clicks if clicks else _of_interactions
         found[name] = rule(config, name) if edges is None else f"numbers between the edges {', '.join(map(str, edges))}"
     return found
+
+
+def check_rows(former: Former, config: JobConfig, tables: Sequence[TableConfig]) -> None:
+    """Before the tables of a job are made.
+
+    Raises:
+        ConfigError: ids of a feature are numbers of rows, and there are more or fewer of them than there were.
+    """
+    rules = row_rules(config)
+    for table in tables:
+        then, now = former.rows.get(table.name), table.num_embeddings
+        if then not in (None, now) and table.name not in SIDES and rules.get(table.name) == NUMBERED:
+            raise ConfigError(
+                f"--from: the feature {table.name!r} had {then:,} rows in {former.run} and has {now:,} here; where ids are numbers "
+                "of rows the last one is that of missing ids, and cannot move: leave out data.ids: numbered, and any id has a row"
+            )
 
 
 def _of_clicks(config: JobConfig, name: str) -> str:
@@ -126,7 +171,7 @@ def _of_clicks(config: JobConfig, name: str) -> str:
 
 
 def _of_interactions(config: JobConfig, name: str) -> str:
-    if config.data.any_ids is None and name in ("user", "item"):
-        return "numbers of rows"
+    if config.data.any_ids is None:
+        return NUMBERED
     column = getattr(config.data, name, name)
     return "any ids, read as texts" if column in getattr(config.data, "texts", ()) else "any ids"

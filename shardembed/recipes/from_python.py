@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from shardembed.recipes import tracking
 from shardembed.recipes import train as job
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.run_folder import METRICS, PAGE
+
+if TYPE_CHECKING:
+    from shardembed.recipes.use.run import OpenedRun
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class TrainedRun:
         tables: EmbeddingCollection = self.model.tables  # type: ignore[assignment]
         return tables
 
+    def open(self) -> OpenedRun:
+        """As `se.open_run(folder)`: to recommend, to score, for vectors. Collective."""
+        from shardembed.recipes.use.run import open_run  # which needs pyarrow, as training need not
+
+        return open_run(self.folder)
+
     @property
     def page(self) -> Path | None:
         """The page `run.html`; None where there is none."""
@@ -64,9 +73,12 @@ class TrainedRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A dict an evaluation: `step` and the metrics, those during training and then the one at the end; raises as `losses`."""
+        """A dict an evaluation: `step` and the metrics, those during training and then the one at the end, if its weights had not
+        been evaluated; raises as `losses`.
+        """
         found = [{"step": line["step"], **line["evaluation"]} for line in self._lines() if "evaluation" in line]
-        return [*found, {"step": self.summary["steps"], **self.metrics}]
+        step = self.summary["best_step"]
+        return found if any(line["step"] == step for line in found) else [*found, {"step": step, **self.metrics}]
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         path = self.folder / METRICS
@@ -95,7 +107,8 @@ def train(
         config: a YAML file, the name of one that comes along, or the same as nested dicts and lists.
         settings: to be put in place of what `config` says, by dotted names: `{"train.epochs": 3}`.
         fresh: begin a new run whatever there is.
-        from_run: a finished run, its folder, or the folder of one of its checkpoints, whose model this one begins with.
+        from_run: a finished run, its folder, "last" for the last one of this name, or the folder of a checkpoint: whose model this
+            one begins with.
         quiet: print nothing. Else rank 0 prints what the command does.
 
     Raises:

@@ -225,6 +225,12 @@ def _interrupted(root: Path, name: str) -> list[Path]:
     return [path for path in found if not is_finished(path) and newest_checkpoint(path / CHECKPOINTS) is not None]
 
 
+def last_finished(config: JobConfig) -> Path | None:
+    """The run of this job's name that was begun last of those that have ended; None where there is none."""
+    found = sorted(_runs(Path(config.run_dir), config.name or "run"), reverse=True)
+    return next((run.path for run in found if is_finished(run.path)), None)
+
+
 def _obstacle(path: Path, config: JobConfig) -> str:
     """Why this job does not go on with the run at `path`; empty where it can."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -30,6 +31,9 @@ class Progress:
         best: score of an evaluation so far; None before the first.
         waited: how many evaluations since were no better.
         stopped: training ended early for that.
+        kept: score of the best weights, which are kept; None where there are none.
+        kept_step: the step that they are of.
+        kept_by: what scores are measured by.
     """
 
     step: int = 0
@@ -40,6 +44,9 @@ class Progress:
     best: float | None = None
     waited: int = 0
     stopped: bool = False
+    kept: float | None = None
+    kept_step: int = 0
+    kept_by: str = ""
 
     @property
     def samples_per_second(self) -> float:
@@ -57,17 +64,19 @@ class Progress:
         return replace(self, waited=waited, stopped=config.patience is not None and waited >= config.patience)
 
 
-def save(console: Console, run: Run, job: TrainingJob, progress: Progress, keep: int) -> None:
-    """Save a checkpoint of the run. Collective. One that fails on all ranks, as on a full disk, is reported and ends nothing.
+def save(console: Console, run: Run, job: TrainingJob, progress: Progress, keep: int) -> Path | None:
+    """Save a checkpoint of the run; returns its folder. Collective. One that fails on all ranks, as on a full disk, is reported and
+    ends nothing: then None.
 
     Raises:
         NonFiniteError: on all ranks: a table or a parameter holds inf or nan, so nothing was saved.
     """
     about = {"progress": {**asdict(progress), **compared.noted(job.model.vectors)}, "step": progress.step}
     try:
-        se.save_checkpoint(run.checkpoints, job.wrapped, optimizer=job.optimizer, **about, keep=keep, on_nonfinite="raise")
+        return se.save_checkpoint(run.checkpoints, job.wrapped, optimizer=job.optimizer, **about, keep=keep, on_nonfinite="raise")
     except CheckpointError as error:
         console.print(f"step {progress.step}: no checkpoint was saved: {error}", soft_wrap=True, highlight=False, markup=False)
+        return None
 
 
 def resume(console: Console, run: Run, job: TrainingJob, steps: int) -> Progress:

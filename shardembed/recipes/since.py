@@ -18,7 +18,7 @@ from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.checkpoint.inventory import take
 from shardembed.config import plain_json
 from shardembed.embeddings.stored import StoredTables
-from shardembed.errors import CheckpointError, ConfigError
+from shardembed.errors import CheckpointError, ConfigError, ShardEmbedError
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.carrying import Carried, carried
 from shardembed.recipes.former import Former, table_of
@@ -81,7 +81,9 @@ def begin(console: Console, former: Former, run: Run, task: Task, job: TrainingJ
     if plan.whole:
         result = task.evaluate_former(job, former)
         found = replace(found, before=result.to_json())
-        console.print(f"its model on {task.evaluates()} of these data: {_in_words(result)}", highlight=False, markup=False)
+        console.print(
+            f"its model on {task.evaluates()} of these data: {_in_words(result)}", soft_wrap=True, highlight=False, markup=False
+        )
     else:
         console.print("its model cannot be evaluated on these data, since parts of this one are new", highlight=False)
     found.write(run)
@@ -98,12 +100,19 @@ def noted(former: Former, run: Run) -> Since:
 
 
 def ended(since: Since, tables: se.EmbeddingCollection) -> Since:
-    """With the counts of ids. Collective; rank 0 counts, and the others have none."""
+    """With the counts of ids. Collective; rank 0 counts, and the others have none, nor has it where the former run is gone."""
     living = {table.name: tables.ids(table.name).cpu() for table in tables.tables if table.dynamic is not None}
     if se.rank() != 0:
         return since
+    try:
+        return replace(since, tables=_counts(since.former, tables, living))
+    except (ShardEmbedError, OSError):  # its folder was removed, say, which is no reason to lose this run
+        return since
+
+
+def _counts(former: Former, tables: se.EmbeddingCollection, living: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
     counts = {}
-    with StoredTables(since.former.checkpoint) as stored:
+    with StoredTables(former.checkpoint) as stored:
         there = {table_of(f"{name}.weight"): name for name in stored.names}
         for table in tables.tables:
             before = stored.find(there[table.name]) if table.name in there else None
@@ -113,7 +122,7 @@ def ended(since: Since, tables: se.EmbeddingCollection) -> Since:
             else:
                 rows = min(before.rows if before is not None else 0, table.num_embeddings)
                 counts[table.name] = {"kept": rows, "new": table.num_embeddings - rows, "gone": 0}
-    return replace(since, tables=counts)
+    return counts
 
 
 def show(console: Console, since: Since, after: Evaluated) -> None:
@@ -124,7 +133,9 @@ def show(console: Console, since: Since, after: Evaluated) -> None:
     if since.before is not None:
         now = after.to_json()
         pairs = [(name, since.before.get(name), value) for name, value in now.items() if isinstance(value, float)]
-        told = ", ".join(f"{name} {then:.4f} -> {value:.4f}" for name, then, value in pairs if isinstance(then, float))
+        told = ", ".join(
+            f"{name} {then:.4f} -> {value:.4f}" for name, then, value in pairs if isinstance(then, float) and then != value
+        )
         console.print(f"before this training and after: {told}", highlight=False, markup=False, soft_wrap=True)
 
 

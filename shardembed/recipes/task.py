@@ -69,6 +69,17 @@ class Task:
         return min(steps, self.config.train.max_steps or steps)
 
     @property
+    def evaluates_every(self) -> int | None:
+        """Steps from one evaluation during training to the next; None where there are none."""
+        every = self.config.eval.every_steps
+        return self.steps_per_epoch if every == "epoch" else every
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation during training comes after so many steps. The last of them has one where others have."""
+        every = self.evaluates_every
+        return every is not None and (step == self.steps or step % every == 0)
+
+    @property
     def workers(self) -> int:
         """Processes of each rank that read its data; with none, it does so itself."""
         return 0

@@ -20,13 +20,14 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm.comm import Comm
+from shardembed.config import cores
 from shardembed.errors import NonFiniteError, ShardEmbedError
-from shardembed.recipes import nonfinite, report, runs
+from shardembed.recipes import best, nonfinite, report, runs
 from shardembed.recipes import since as since_run
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.naming import bring_names, keep_names
-from shardembed.recipes.former import Former, find
+from shardembed.recipes.former import Former, check_rows, find
 from shardembed.recipes.id_counts import IdCounts
 from shardembed.recipes.rates import Rates
 from shardembed.recipes.resolved import resolved_yaml
@@ -82,6 +83,7 @@ def work(config: JobConfig, console: Console, fresh: bool = False, from_run: str
     if former is not None:
         scanned = task
         task = on_all(comm, "go on from its tables", lambda: scanned.following(former))
+        check_rows(former, config, task.tables())
     told = console if comm.rank == 0 else Console(quiet=True)
     report.show_warnings(told, task.warnings())
     job = task.build()
@@ -93,18 +95,17 @@ def work(config: JobConfig, console: Console, fresh: bool = False, from_run: str
                 opened.folder.log([{SETTINGS: flat(config)}])
         rates = Rates(job.optimizer, config.train.schedule, task.steps)  # before rates are loaded
         progress = resume(told, opened, job, task.steps) if opened.resumes else Progress()
+        progress = best.settle(told, opened, progress, config) if opened.resumes else progress
         since = None if former is None else _since(told, former, opened, task, job)
         if opened.folder is not None and opened.resumes:
             opened.folder.keep_metrics(progress.step)
         counts = IdCounts(job.model.tables, progress.step)
         with Tracking(opened, config, progress.step, partial(told.print, highlight=False, markup=False)) as tracking:
-            trained = train(job, task, told, opened, progress, rates, counts, tracking)
-            told.print(f"evaluating on {task.evaluates()}", highlight=False)
-            began = time.monotonic()
-            result = evaluate(task, job)
-            tracking.finish(trained.step, {**result.to_json(), "samples_per_second": trained.samples_per_second})
-        unknown = counts.lines(trained.step)
-        summary = _summary(result, task, trained, job.optimizer.skipped, opened.folder)
+            trained, result = train(job, task, told, opened, progress, rates, counts, tracking)
+            began, unknown, skipped = time.monotonic(), counts.lines(trained.step), job.optimizer.skipped
+            result, step = _ended(told, opened, task, job, trained, result)
+            tracking.finish(step, {**result.to_json(), "samples_per_second": trained.samples_per_second})
+        summary = {**_summary(result, task, trained, skipped, opened.folder), "best_step": step}
         if since is not None:
             since = since_run.ended(since, job.model.tables)
             since.write(opened, result.to_json())
@@ -115,7 +116,7 @@ def work(config: JobConfig, console: Console, fresh: bool = False, from_run: str
             result.show(console)
             if since is not None:
                 since_run.show(console, since, result)
-            report.show_skipped(console, job.optimizer.skipped, trained.step)
+            report.show_skipped(console, skipped, trained.step)
             opened.folder.finish(summary)
             report.show_end(console, took, trained.samples_per_second, opened.path, _page(config, opened.path))
     return Done(summary, result.to_json(), opened.path, job)
@@ -138,6 +139,24 @@ def evaluate(task: Task, job: TrainingJob) -> Evaluated:
     return task.evaluate(job)
 
 
+def _ended(
+    console: Console, run: Run, task: Task, job: TrainingJob, trained: Progress, last: Evaluated | None
+) -> tuple[Evaluated, int]:
+    """The job with the weights that it is to end with: what they reach, and the step that they are of. Collective.
+
+    last: what the weights of the last step reach, where these have been evaluated.
+    """
+    kept = best.load(run, job, trained.step) if best.wanted(task.config) else best.drop(run)
+    step = trained.step if kept is None else kept
+    if last is not None and step == trained.step:
+        return last, step
+    told = f"evaluating on {task.evaluates()}"
+    if step != trained.step:
+        told += f" with the best weights, those of step {step:,} of {trained.step:,}"
+    console.print(told, highlight=False)
+    return evaluate(task, job), step
+
+
 def train(
     job: TrainingJob,
     task: Task,
@@ -147,13 +166,16 @@ def train(
     rates: Rates,
     counts: IdCounts,
     tracking: Tracking,
-) -> Progress:
-    """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it.
+) -> tuple[Progress, Evaluated | None]:
+    """The loop, from where it was left. Collective; where the run has a folder, writes each step's loss to it. Beside how far it
+    came it gives what the last weights reach, where they were evaluated.
 
-    A checkpoint comes after every so many steps and after the last, once all that it stands for has been written.
+    A checkpoint comes after every so many steps, after an evaluation that is the best so far, and after the last step, once all
+    that it stands for has been written.
     """
     config, log = task.config, _Log(run)
-    every, looks = config.checkpoint.every_steps, config.eval.every_steps
+    every, keeps = config.checkpoint.every_steps, best.wanted(config)
+    result: Evaluated | None = None
     steps = begun.step if begun.stopped else task.steps
     progress = begun
     began = time.monotonic()
@@ -171,7 +193,8 @@ def train(
             log.add(step + 1, epoch + 1, loss, skipped.last_was(step + 1))
             progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + part.global_size)
             saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
-            evaluates = looks is not None and (step + 1) % looks == 0
+            evaluates, result, before = task.evaluates_after(step + 1), None, progress
+            improved = False
             # Losses stay on their device until then: reading one a step would wait for the GPU each time.
             if (step + 1) % REPORT_STEPS and step + 1 < steps and not saves and not evaluates:
                 continue
@@ -180,11 +203,16 @@ def train(
             progress = replace(progress.with_losses(found), seconds=begun.seconds + time.monotonic() - began)
             shown.update(step + 1, found[-1], progress.samples_per_second)
             if evaluates:
+                looked = time.monotonic()
                 result = evaluate(task, job)
+                began += time.monotonic() - looked  # which is no training
                 progress = progress.with_score(result.score, config.eval)
                 lines.append({"step": step + 1, "evaluation": result.to_json()})
-                shown.note(f"step {step + 1}: {_in_words(result)}")
-                saves = saves or (every is not None and progress.stopped)
+                before = progress
+                progress = best.scored(progress, result.score, config) if keeps else progress
+                improved = progress is not before
+                shown.note(f"step {step + 1}: {_in_words(result)}{', the best so far' * improved}")
+                saves = saves or improved or (every is not None and progress.stopped)
             lines += counts.lines(step + 1)
             if run.folder is not None:
                 # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
@@ -192,14 +220,20 @@ def train(
             tracking.add(lines, job.optimizer, progress.samples_per_second)
             watch.look(step + 1)
             if saves:
-                save(console, run, job, progress, config.checkpoint.keep)
+                saved = save(console, run, job, progress, config.checkpoint.keep)
+                if improved and saved is not None:
+                    best.keep(console, run, saved)
+                elif improved:
+                    progress = before
             if step + 1 == steps or progress.stopped:
                 nonfinite.check(job)  # what the last step made has not been read by another
             if progress.stopped:
-                best = f"{progress.best:.4f}"
-                shown.note(f"step {step + 1}: no evaluation was better than {best} for {progress.waited} in a row; training ends")
+                highest = f"{progress.best:.4f}"
+                shown.note(
+                    f"step {step + 1}: no evaluation was better than {highest} for {progress.waited} in a row; training ends"
+                )
                 break
-    return replace(progress, seconds=begun.seconds + time.monotonic() - began)
+    return replace(progress, seconds=begun.seconds + time.monotonic() - began), result
 
 
 def _in_words(result: Evaluated) -> str:
@@ -269,6 +303,7 @@ def _start(console: Console, run: Run, task: Task, job: TrainingJob) -> None:
     held = report.holdings(plan, tables, config, task.ids())
     folder = run.folder
     report.show_start(console, config, task.described(), plan, held, tables)
+    console.print(cores.said(torch.get_num_threads()), highlight=False, markup=False)
     folder.note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder.attempt(CONFIG, lambda: folder.write(CONFIG, resolved_yaml(config)))
     folder.attempt(PLAN, lambda: folder.write(PLAN, plan.to_text()))

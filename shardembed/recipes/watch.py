@@ -47,7 +47,7 @@ class Watch:
         config = task.config
         self._job, self._folder, self._begun = job, folder, begun
         self._samples = max(1, config.train.global_batch_size // se.world_size())
-        self._evaluates, self._saves, self._last = config.eval.every_steps, config.checkpoint.every_steps, task.steps
+        self._evaluates, self._saves, self._last = task.evaluates_every, config.checkpoint.every_steps, task.steps
         self._wanted = config.log.page
         self._sample = IdSample(job.model.tables, job.model.tables.features) if self._wanted and folder is not None else None
         self._profile: Profile | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,12 +14,15 @@ from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
+from shardembed.recipes.data.kept import Kept
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
-from shardembed.recipes.data.sides import SideName, Values
+from shardembed.recipes.data.sides import SIDES, SideName, Values
 from shardembed.recipes.data.source import Source
 from shardembed.recipes.data.wanted import Wanted
 from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.sequence_config import SequenceDataConfig
+
+NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
 
 def check_data(config: JobConfig) -> None:
@@ -29,19 +33,23 @@ def check_data(config: JobConfig) -> None:
     """
     if isinstance(config.data, CtrDataConfig):
         open_sources(config.data)
-    else:
-        open_source(config.data)
+        return
+    open_source(config.data)
+    for side in SIDES if isinstance(config.data, DataConfig) else ():
+        for _ in rows_of_side(config.data, side):
+            break
 
 
-def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | None, Names | None] = (None, None)) -> Source:
-    """The source that the settings ask for; names: of users and of items, where texts are to be noted with their ids.
+def open_source(config: DataConfig | SequenceDataConfig, books: Mapping[str, Names] = NO_BOOKS) -> Source:
+    """The source that the settings ask for; books: by table, where texts are to be noted with their ids.
 
     Raises:
         DataError: the file is not there, has an unknown suffix, or lacks one of the columns.
     """
     sequences = isinstance(config, SequenceDataConfig)
+    features = of_rows(config) if isinstance(config, DataConfig) else ()
     if config.path is None:
-        return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator)
+        return PlantedSequences(config.generator) if sequences else GeneratedInteractions(config.generator, features)
     from shardembed.recipes.data.files import FileInteractions  # pyarrow is asked for only here
 
     return FileInteractions(
@@ -50,11 +58,11 @@ def open_source(config: DataConfig | SequenceDataConfig, names: tuple[Names | No
         config.item,
         config.on_bad_row,
         config.time if sequences or config.split.by_time else None,
-        of_rows(config) if isinstance(config, DataConfig) else (),
+        features,
         any_user=sequences,
         any_id=config.any_ids is not None,
         texts=config.texts,
-        names=names,
+        books=books,
     )
 
 
@@ -71,6 +79,8 @@ def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids 
         DataError: also where it cannot be read.
     """
     source = open_source(config)
+    if config.path is not None:
+        source = Kept(source)
     if config.any_ids is None:
         return source, None
     if config.path is None:
@@ -87,8 +97,10 @@ def _listed(config: DataConfig | SequenceDataConfig, side: SideName) -> Iterator
             yield ids
 
 
-def rows_of_side(config: DataConfig, side: SideName, book: Names | None = None) -> Iterator[tuple[np.ndarray, tuple[Values, ...]]]:
-    """Of users or items that have a file of their own: ids int64 `[n]`, and the columns of their features, a part after the other.
+def rows_of_side(
+    config: DataConfig, side: SideName, books: Mapping[str, Names] = NO_BOOKS
+) -> Iterator[tuple[np.ndarray, tuple[Values, ...]]]:
+    """Of users or items that have a file of their own: ids int64 `[n]`, and the columns of features, a part after the other.
 
     Raises:
         DataError: as `open_source`.
@@ -101,8 +113,10 @@ def rows_of_side(config: DataConfig, side: SideName, book: Names | None = None) 
 
     features = [one for one in config.features if one.of == side]
     any_id = config.any_ids is not None
-    wanted = [Wanted(key, "key" if any_id else "row", f"data.{side}", text=any_id and key in config.texts, names=book)]
-    files = open_files(list(paths), [*wanted, *wanted_of(features, config.texts)], config.on_bad_row == "skip", f"data.{side}s")
+    wanted = [Wanted(key, "key" if any_id else "row", f"data.{side}", text=any_id and key in config.texts, names=books.get(side))]
+    files = open_files(
+        list(paths), [*wanted, *wanted_of(features, config.texts, books)], config.on_bad_row == "skip", f"data.{side}s"
+    )
     for part in range(len(files.parts)):
         for read in files.chunks(part):
             ids, *columns = read.columns

@@ -12,6 +12,7 @@ import pyarrow as pa
 from shardembed.errors import DataError
 from shardembed.recipes.data import any_ids
 from shardembed.recipes.data.any_ids import are_texts
+from shardembed.recipes.data.as_is import AS_IS
 from shardembed.recipes.data.feature_kinds import HEXADECIMAL, LABELLED, NUMBERS, lists, split
 from shardembed.recipes.data.kinds import ROW, USER, WHOLE_TIME, Kind, times_like
 from shardembed.recipes.data.parquet_file import ParquetFile
@@ -19,7 +20,7 @@ from shardembed.recipes.data.text import TextFile
 from shardembed.recipes.data.wanted import Wanted
 
 SAMPLED = 16
-FIXED = {"row": ROW, "user": USER, "hex": HEXADECIMAL, "number": NUMBERS, "label": LABELLED}
+FIXED = {"row": ROW, "user": USER, "hex": HEXADECIMAL, "number": NUMBERS, "label": LABELLED, "as_is": AS_IS}
 Opened = Sequence["ParquetFile | TextFile"]
 Samples = dict[str, dict[str, pa.Array]]  # of a file's path, the first texts of columns
 
@@ -44,8 +45,12 @@ def _asks(wanted: Wanted, file: TextFile) -> bool:
 def _decided(wanted: Wanted, files: Opened, samples: Samples) -> Kind:
     if wanted.kind == "time":
         return _times(wanted, files, samples)
+    return kind_of_ids(wanted, wanted.text or _texts(wanted, files, samples))
+
+
+def kind_of_ids(wanted: Wanted, texts: bool) -> Kind:
+    """That of a column of ids, or of lists of them, where it is known whether these are texts."""
     optional = wanted.kind != "key"
-    texts = wanted.text or _texts(wanted, files, samples)
     element = any_ids.texts(wanted.names, optional) if texts else any_ids.integers(wanted.name, optional)
     return lists(element, wanted.separator) if wanted.kind == "ids" else element
 

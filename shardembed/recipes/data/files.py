@@ -28,7 +28,7 @@ class FileInteractions:
         any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
         any_id: users and items may be any integers of 64 bits, or texts.
         texts: columns that are read as texts though they hold digits.
-        names: of users and of items, where texts are to be noted with their ids.
+        books: of "user", "item" and features, where texts are to be noted with their ids.
         on_bad_row: "raise", or "skip" to leave out rows that hold no two ids; the chunks say which ones were.
 
     Raises:
@@ -46,16 +46,16 @@ class FileInteractions:
         any_user: bool = False,
         any_id: bool = False,
         texts: Sequence[str] = (),
-        names: tuple[Names | None, Names | None] = (None, None),
+        books: Mapping[str, Names] = NO_BOOKS,
     ) -> None:
         kinds: tuple[WantedKind, WantedKind] = ("key", "key") if any_id else ("user" if any_user else "row", "row")
         wanted = [
-            Wanted(name, kind, setting, text=any_id and name in texts, names=book)
-            for name, kind, setting, book in zip((user, item), kinds, ("data.user", "data.item"), names, strict=True)
+            Wanted(name, kind, f"data.{table}", text=any_id and name in texts, names=books.get(table))
+            for name, kind, table in zip((user, item), kinds, ("user", "item"), strict=True)
         ]
         wanted += [Wanted(time, "time", "data.time")] if time is not None else []
         self._features = len(features)
-        wanted += wanted_of(features, texts)
+        wanted += wanted_of(features, texts, books)
         patterns = [str(paths)] if isinstance(paths, str | Path) else list(paths)
         self._files: Files = open_files(patterns, wanted, on_bad_row == "skip", "data.path")
         self.clock = self._files.kinds[2].clock if time is not None else None

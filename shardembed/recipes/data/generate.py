@@ -7,14 +7,17 @@ took, which a model can learn, while recommending what is popular overall misses
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from shardembed.recipes.config import GeneratorConfig
 from shardembed.recipes.data.likely import ranked_by
+from shardembed.recipes.data.made_features import check_made, made_values
 from shardembed.recipes.data.source import Chunk
+from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.metrics import History
 
 MAIN_TASTE = 0.8  # share of a user's interactions that follow the main taste
@@ -25,10 +28,13 @@ class GeneratedInteractions:
     """The interactions of a `GeneratorConfig`, made in memory on first use and the same for the same settings.
 
     Repeats are dropped rather than drawn again for ever, so there can be fewer than `interactions` where items are few.
+
+    features: those of `made_features` that rows have too.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
-        self._config = config
+    def __init__(self, config: GeneratorConfig, features: Sequence[FeatureConfig] = ()) -> None:
+        check_made(features)
+        self._config, self._features = config, tuple(features)
 
     @property
     def name(self) -> str:
@@ -74,7 +80,12 @@ class GeneratedInteractions:
         # The first of each pair, so that what is dropped does not depend on the order of ids.
         first = np.unique(users * config.items + items, return_index=True)[1]
         kept = np.sort(first)[: config.interactions]
-        return Chunk(users[kept], items[kept]), tastes, taste_of_item, popularity
+        found = Chunk(users[kept], items[kept])
+        columns = []
+        for feature in self._features:
+            numbers, own = (found.users, tastes[:, 0]) if feature.of == "user" else (found.items, taste_of_item)
+            columns.append(made_values(feature, own, config.tastes, config.seed)[numbers])
+        return replace(found, features=tuple(columns)), tastes, taste_of_item, popularity
 
 
 def _tastes_of(users: np.ndarray, config: GeneratorConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -270,13 +270,11 @@ class _OneEach:
         size = int(chunk.users.max()) + 1
         self._best, self._row, self._item = (_grown(array, size, 0) for array in (self._best, self._row, self._item))
         hashes = hash_rows(self._seed, first, len(chunk))
-        # By user, and within one by hash: the last row of each user is its largest.
-        order = np.lexsort((hashes, chunk.users))
-        users = chunk.users[order]
-        winners = order[np.append(users[1:] != users[:-1], True)]  # of each user in the chunk, the largest hash
-        winners = winners[hashes[winners] > self._best[chunk.users[winners]]]
+        before = self._best[chunk.users]
+        np.maximum.at(self._best, chunk.users, hashes)
+        winners = np.flatnonzero((hashes == self._best[chunk.users]) & (hashes > before))
         users = chunk.users[winners]
-        self._best[users], self._row[users], self._item[users] = hashes[winners], first + winners, chunk.items[winners]
+        self._row[users], self._item[users] = first + winners, chunk.items[winners]
 
     def held(self, user_counts: np.ndarray, name: str) -> _Taken:
         users = np.flatnonzero(user_counts > 1)  # a user's only interaction stays in training

@@ -37,6 +37,8 @@ DATE = re.compile(r"\d{4}-\d\d-\d\d", flags=re.ASCII)
 CLOCK = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9})0*)?)?)?\s?(Z|[+-]\d\d(?::?\d\d)?)?)?", flags=re.ASCII
 )
+CLOCKS = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$"  # most of what is none does not look like this
+ZONED = re.compile(r"[T ].*(Z|[+-][0-9:]+)$")
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 NANOSECONDS = 1000  # a microsecond
 YEAR_ONE = -62_135_596_800_000_000  # microseconds since 1970
@@ -188,13 +190,38 @@ def _with_none_beyond(times: np.ndarray | None) -> np.ndarray | None:
 
 
 def _clock_times_of_text(column: pa.Array) -> np.ndarray | None:
+    if not len(column):
+        return np.empty((2, 0), np.int64)
+    found = _cast_times(column, ZONED.search(column[:1].view(pa.binary())[0].as_py().decode("utf-8", "replace")) is not None)
+    if found is None:
+        # pyarrow takes long to find that many are wrong, so that this is asked first.
+        try:
+            if not _match(column, CLOCKS).all():
+                return None
+            zoned = _match(column, ZONED.pattern)
+        except pa.ArrowInvalid:  # no UTF-8
+            return None
+        found = np.empty((2, len(column)), np.int64)
+        for zone in (True, False):
+            some = _cast_times(column.filter(pa.array(zoned == zone)), zone)
+            if some is None:
+                return None
+            found[:, zoned == zone] = some
+    return None if found[0].min() < YEAR_ONE else found  # pyarrow knows a year 0
+
+
+def _match(column: pa.Array, pattern: str) -> np.ndarray:
+    options = compute.MatchSubstringOptions(pattern)
+    return compute.call_function("match_substring_regex", [column], options).to_numpy(zero_copy_only=False)
+
+
+def _cast_times(column: pa.Array, zoned: bool) -> np.ndarray | None:
+    """Times of texts that all have a zone, or none of which has one: pyarrow does not take both."""
     for unit in ("us", "ns"):  # the coarser one has all years
-        for zone in (None, "UTC"):  # pyarrow takes times with a zone, or times without, but not both
-            try:
-                found = clock_numbers(compute.cast(column, pa.timestamp(unit, zone)))[0]
-                return None if len(column) and found[0].min() < YEAR_ONE else found  # pyarrow knows a year 0
-            except pa.ArrowInvalid:
-                continue
+        try:
+            return clock_numbers(compute.cast(column, pa.timestamp(unit, "UTC" if zoned else None)))[0]
+        except pa.ArrowInvalid:
+            continue
     return None
 
 

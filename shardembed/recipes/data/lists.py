@@ -33,6 +33,11 @@ class Lists:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def nbytes(self) -> int:
+        """Of both."""
+        return self.values.nbytes + self.lengths.nbytes
+
     def __getitem__(self, rows: slice | np.ndarray) -> Lists:
         ends = np.cumsum(self.lengths)
         starts = (ends - self.lengths)[rows]

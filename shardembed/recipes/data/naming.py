@@ -12,10 +12,11 @@ from shardembed.errors import DataError
 from shardembed.inputs.names import Names
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
-from shardembed.recipes.data.choose import open_source
+from shardembed.recipes.data.choose import open_source, rows_of_side
 from shardembed.recipes.data.clicks.encode import looked_up
 from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.numbering import made_up
+from shardembed.recipes.data.sides import SIDES
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 
@@ -50,16 +51,19 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
     if config.any_ids is None:
         return
     if config.path is not None:
-        tables = ("item",) if isinstance(config, SequenceDataConfig) else ("user", "item")
+        tables = ["user", "item"]  # users of sequences have no table, and are asked for by name all the same
+        if isinstance(config, DataConfig):
+            tables += [one.name for one in config.features if one.kind != "number"]
         with ExitStack() as open_names:
             books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
-            source = open_source(config, (books.get("user"), books["item"]))
+            source = open_source(config, books)
             for part in range(rank, len(source.parts), world_size):
                 _read(source.chunks(part))
+            for side in SIDES if rank == 0 and isinstance(config, DataConfig) else ():
+                _read(rows_of_side(config, side, books))
     elif rank == 0:
         made_up("item", config.generator.items, folder_of(folder, "item"))
-        if isinstance(config, DataConfig):
-            made_up("user", config.generator.users, folder_of(folder, "user"))
+        made_up("user", config.generator.users, folder_of(folder, "user"))
 
 
 def _of_clicks(config: CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:

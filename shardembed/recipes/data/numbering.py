@@ -1,7 +1,7 @@
 """Ids of any size by numbers from 0, for all that counts by id: hold-outs, popularity, evaluation. Tables never see these numbers.
 
 All ids of the data are gathered in a pass of their own, and their numbers follow their order, so that every rank has the same ones.
-It takes 8 bytes an id; which of them have rows is for the tables to decide.
+It takes some 24 bytes an id; which of them have rows is for the tables to decide.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shardembed.errors import DataError
 from shardembed.inputs.hash64 import hash64
+from shardembed.kernels.idmap import IdMap
 from shardembed.recipes.data.source import Chunk, Source, all_chunks
 
-WAITING = 1 << 22  # ids of a column that are held before they are brought together
+CPU = torch.device("cpu")
 NOBODY = -1  # the number of an id that is not among them
 
 
@@ -45,15 +47,19 @@ class Numbers:
     """
 
     def __init__(self, ids: np.ndarray) -> None:
-        self._order = np.argsort(ids, kind="stable")
-        self._sorted = ids[self._order]
+        self._ids = np.ascontiguousarray(ids)
+        self._map: IdMap | None = None
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """int64 in the shape of `ids`, `NOBODY` where there is none."""
-        if not len(self._sorted):
-            return np.full(ids.shape, NOBODY, np.int64)
-        places = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
-        return np.where(self._sorted[places] == ids, self._order[places], NOBODY)
+        if self._map is None:
+            self._map = IdMap.on(CPU)
+            self._map.insert(torch.arange(len(self._ids)), torch.from_numpy(self._ids))
+        keys = _tensor(ids.reshape(-1))
+        return self._map.find(keys, torch.from_numpy(self._ids)).numpy().reshape(ids.shape)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_ids": self._ids, "_map": None}  # worker processes make their own
 
 
 class Numbered:
@@ -106,17 +112,27 @@ class _Gathered:
     """The distinct ids of a column."""
 
     def __init__(self) -> None:
-        self._parts = [np.empty(0, np.int64)]
-        self._waiting = 0
+        self._ids, self._count = np.empty(1 << 10, np.int64), 0
+        self._map = IdMap.on(CPU)
 
     def add(self, ids: np.ndarray) -> None:
-        self._parts.append(np.unique(ids))
-        self._waiting += len(self._parts[-1])
-        if self._waiting > max(WAITING, len(self._parts[0])):
-            self._parts, self._waiting = [self.all()], 0
+        known = self._map.find(_tensor(ids), torch.from_numpy(self._ids[: self._count]))
+        new = np.unique(ids[known.numpy() == NOBODY])
+        if not len(new):
+            return
+        first, self._count = self._count, self._count + len(new)
+        if self._count > len(self._ids):
+            self._ids = np.concatenate([self._ids[:first], np.empty(max(self._count, 2 * first) - first, np.int64)])
+        self._ids[first : self._count] = new
+        self._map.insert(torch.arange(first, self._count), torch.from_numpy(self._ids[: self._count]))
 
     def all(self) -> np.ndarray:
-        return np.unique(np.concatenate(self._parts))
+        """Ascending."""
+        return np.sort(self._ids[: self._count])
+
+
+def _tensor(ids: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.require(ids, np.int64, ["C", "W"]))  # torch warns of what may not be written to
 
 
 def made_up(table: str, count: int, names: Path | None = None) -> np.ndarray:

@@ -29,6 +29,7 @@ from shardembed.recipes.data.opening import (
 from shardembed.recipes.data.wanted import Read, Wanted
 
 try:
+    from shardembed.recipes.data.as_is import AsIs, repeated
     from shardembed.recipes.data.deciding import kinds_of
     from shardembed.recipes.data.kinds import Kind, Values
     from shardembed.recipes.data.parquet_file import ParquetFile
@@ -134,13 +135,22 @@ def open_files(paths: Sequence[str], wanted: Sequence[Wanted], skip: bool, setti
     for one, other in combinations(wanted, 2):
         if one.name == other.name:
             raise DataError(f"{paths[0]}: {one.setting} and {other.setting} both name the column {one.name!r}")
-    known = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
-    places = matched(paths, setting, (lambda suffix: suffix in known) if layout is None else lambda suffix: True)
-    files = tuple(_open(place, layout) for place in places)
+    files = open_all(paths, setting, layout)
     for file in files:
         for one in wanted:
             _check_column(file, one, wanted)
     return Files(named(list(paths), len(files)), files, tuple(wanted), kinds_of(wanted, files), skip)
+
+
+def open_all(paths: Sequence[str], setting: str, layout: Layout | None = None) -> tuple[ParquetFile | TextFile, ...]:
+    """The files, whatever columns they have.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    known = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+    places = matched(paths, setting, (lambda suffix: suffix in known) if layout is None else lambda suffix: True)
+    return tuple(_open(place, layout) for place in places)
 
 
 def _open(place: Place, layout: Layout | None) -> ParquetFile | TextFile:
@@ -181,6 +191,8 @@ def _check_column(file: ParquetFile | TextFile, wanted: Wanted, all_wanted: Sequ
 
 
 def _repeated(values: Values, count: int) -> Values:
+    if isinstance(values, AsIs):
+        return repeated(values, count)  # type: ignore[return-value]
     if isinstance(values, Lists):
         return Lists(np.tile(values.values, count), np.repeat(values.lengths, count))
     return np.repeat(values, count, axis=-1)

@@ -31,6 +31,7 @@ HOLDS = {  # what a column must hold
     "ids": "lists of ids must be lists of whole numbers or texts, or texts with a separator",
     "number": "numbers must be numbers, or texts of these",
     "label": "labels must be 0 or 1, true or false",
+    "as_is": "it may be anything",
     "time": "times must be timestamps, dates, whole numbers, or texts of these",
 }
 
@@ -96,6 +97,12 @@ class ParquetFile:
                     return times_like(first.decode("utf-8", "replace"))
         return None
 
+    def first(self, names: Sequence[str], rows: int) -> dict[str, pa.Array]:
+        """Of some columns at most so many of the first rows."""
+        with _opened(self.place) as file:
+            batch = next(file.iter_batches(batch_size=rows, columns=list(names)), None)
+        return {name: pa.nulls(0) if batch is None else batch.column(name) for name in names}
+
     def rows(self, columns: Columns, wanted: Sequence[Wanted]) -> Iterator[Rows]:
         """Batch by batch."""
         row = 0
@@ -112,7 +119,7 @@ class ParquetFile:
         row, (name, kind) = 0, columns[column]
         with _opened(self.place) as file:
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name]):
-                kept, _, (values, *_) = _read([plain(batch.column(0))], [(name, kind)])
+                kept, _, (values, *_) = read_arrays([plain(batch.column(0))], [(name, kind)])
                 for one in kept[has(values, value)].tolist():
                     yield f"{self.place}: row {row + one} (from 0), column {name!r}"
                 row += batch.num_rows
@@ -126,7 +133,7 @@ class ParquetFile:
             raise DataError(f"{self.place}: column {wanted.name!r} holds {found} now: the file has changed")
 
     def _judged(self, batch: pa.RecordBatch, first_row: int, columns: Columns) -> Rows:
-        kept, wrong, values = _read([plain(batch.column(name)) for name, _ in columns], columns)
+        kept, wrong, values = read_arrays([plain(batch.column(name)) for name, _ in columns], columns)
         problems = []
         for row in sorted(wrong):
             name, kind, said = wrong[row]
@@ -134,7 +141,7 @@ class ParquetFile:
         return len(kept), values, problems
 
 
-def _read(arrays: list[pa.Array], columns: Columns) -> tuple[np.ndarray, dict[int, tuple[str, str, str]], list[Values]]:
+def read_arrays(arrays: list[pa.Array], columns: Columns) -> tuple[np.ndarray, dict[int, tuple[str, str, str]], list[Values]]:
     """Of plain columns of one length: the good rows int64 `[n]`, (column, kind, sentence) of what is wrong with each of the others,
     and the values of the good ones.
     """
@@ -204,6 +211,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _fits(kind: pa.DataType, wanted: Wanted) -> bool:
+    if wanted.kind == "as_is":
+        return True
     if wanted.kind == "ids":
         value = _element_type(kind)
         return is_number(value) or pa.types.is_null(value) or (_is_text(value) and (is_list(kind) or wanted.separator is not None))

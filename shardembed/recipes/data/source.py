@@ -35,6 +35,11 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def nbytes(self) -> int:
+        """Of its columns."""
+        return sum(one.nbytes for one in (*self.columns(), *self.features))
+
     def columns(self) -> list[np.ndarray]:
         return [self.users, self.items, *(one for one in (self.times, self.nanoseconds) if one is not None)]
 

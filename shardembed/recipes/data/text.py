@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -25,14 +26,15 @@ from shardembed.recipes.data.layout import Layout
 from shardembed.recipes.data.lists import has
 from shardembed.recipes.data.opening import UNREADABLE, Place, open_text
 
-BLOCK_BYTES = 16 << 20  # of text parsed at a time
+BLOCK_BYTES = 4 << 20  # of text parsed at a time
 PIECE_BYTES = 16 << 10  # that are read line by line where something is wrong
 PIECES = 16  # into which a block with something wrong is cut, and cut again
-THREAD_BYTES = 1 << 20  # that one of pyarrow's threads takes
+THREAD_BYTES = 1 << 19  # that one of pyarrow's threads takes
 SAMPLE_BYTES = 1 << 20  # whose values say what a column holds
 MAX_LINE = 16 << 20
 CUTS_TRIED = 64
 END = "end"
+LINE_END = re.compile(rb"\r\n|\r|\n")
 BOM = b"\xef\xbb\xbf"
 TAR = slice(257, 262)  # where "ustar" stands in an archive
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
@@ -96,8 +98,8 @@ class TextFile:
         for first_line, data in self._blocks(BLOCK_BYTES):
             yield from self._parsed(data, first_line, columns)
 
-    def sample(self, names: Sequence[str]) -> dict[str, pa.Array]:
-        """The texts in some columns of the first rows, further on until each column has one that is not empty."""
+    def sample(self, names: Sequence[str], until_all: bool = True) -> dict[str, pa.Array]:
+        """The texts in some columns of the first rows. until_all: further on until each column has one that is not empty."""
         columns = [(name, RAW) for name in names]
         found: dict[str, list[pa.Array]] = {name: [] for name in names}
         seen = 0
@@ -110,7 +112,7 @@ class TextFile:
                     if name in empty and any(texts.view(pa.binary()).to_pylist()):
                         empty.discard(name)
             seen += len(data)
-            if seen >= SAMPLE_BYTES and not empty:
+            if seen >= SAMPLE_BYTES and not (until_all and empty):
                 break
         return {name: pa.concat_arrays(texts) if texts else pa.array([], pa.string()) for name, texts in found.items()}
 
@@ -138,20 +140,18 @@ class TextFile:
                 while not ended:
                     read = file.read(size)
                     ended = not read
-                    rest += read
-                    whole = len(rest) if ended else _whole_lines(rest)
-                    if not whole and len(rest) > MAX_LINE:
+                    block, rest = _cut(rest, read)
+                    if not block and len(rest) > MAX_LINE:
                         raise DataError(
                             f"{self.place}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?"
                         )
-                    block, rest = rest[:whole], rest[whole:]
                     if line == 1:
                         block = block.removeprefix(BOM)
                     lines = _line_count(block)
                     if skip:
-                        kept = block.splitlines(keepends=True)[skip:]
-                        skip, line, block = max(0, skip - lines), line + min(skip, lines), b"".join(kept)
-                        lines = len(kept)
+                        taken = min(skip, lines)
+                        block = _after_lines(block, taken)
+                        skip, line, lines = skip - taken, line + taken, lines - taken
                     if block:
                         yield line, block
                     line += lines
@@ -190,11 +190,10 @@ class TextFile:
         # Columns go by position: names may repeat. Numbers are read as text, so that a bad value can be told from a bad file.
         names = [str(place) for place in range(len(self.header))]
         quotes = not self.layout.names and b'"' in data
-        if not data.endswith((b"\n", b"\r")):
-            data += b"\n"
-        data += self._end.encode()
-        # Between two threads no line may be cut, and a quoted line break looks like the end of one.
-        threads = not quotes and len(data) > 2 * THREAD_BYTES
+        if quotes:
+            data += b"\n" * (not data.endswith((b"\n", b"\r"))) + self._end.encode()
+        # A quoted line break that falls between two threads is an error, and then goes to pieces that one thread takes.
+        threads = len(data) > 2 * THREAD_BYTES
         try:
             convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
             convert.include_columns, convert.column_types = places, dict.fromkeys(places, pa.string())
@@ -211,8 +210,8 @@ class TextFile:
         except pa.ArrowInvalid:
             return None
         texts = [_in_one(table.column(place)) for place in places]
-        count = table.num_rows - 1
-        if wrong or count < 0 or texts[0].view(pa.binary())[count].as_py() != END.encode():
+        count = table.num_rows - quotes
+        if wrong or (quotes and texts[0].view(pa.binary())[count].as_py() != END.encode()):
             return None
         found = []
         for column, (_, kind) in zip(texts, columns, strict=True):
@@ -348,20 +347,41 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     return rows.line_num, row
 
 
+def _cut(rest: bytes, read: bytes) -> tuple[bytes, bytes]:
+    """What has not been given out and what comes next, as whole lines and what is left; at the end of a file all are whole."""
+    if not read:
+        return rest, b""
+    if b'"' not in read and b'"' not in rest:  # with one copy of them instead of two
+        whole = _whole_lines(read)
+        return (b"".join((rest, memoryview(read)[:whole])), read[whole:]) if whole else (b"", rest + read)
+    both = rest + read
+    whole = _whole_lines(both)
+    return both[:whole], both[whole:]
+
+
 def _whole_lines(data: bytes) -> int:
     """How many bytes of `data` are whole lines, 0 if there is none. The lines of a quoted value stay together if possible."""
     end = len(data)
     last = 0
+    quoted = b'"' in data
     for _ in range(CUTS_TRIED):
         end = data.rfind(b"\n", 0, end) + 1 or data.rfind(b"\r", 0, min(end, len(data) - 1)) + 1
         last = last or end
-        if not end or data.count(b'"', 0, end) % 2 == 0:
+        if not end or not quoted or data.count(b'"', 0, end) % 2 == 0:
             return end or last
         end -= 1
     return last
 
 
+def _after_lines(data: bytes, count: int) -> bytes:
+    """What comes after the first `count` lines."""
+    ends = islice(LINE_END.finditer(data), count - 1, count)
+    return data[next((found.end() for found in ends), len(data)) :]
+
+
 def _line_count(data: bytes) -> int:
     """Ends of lines, of each of the three kinds, and a last line without one."""
-    ends = data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+    ends = data.count(b"\n")
+    if b"\r" in data:
+        ends += data.count(b"\r") - data.count(b"\r\n")
     return ends + (bool(data) and not data.endswith((b"\n", b"\r")))

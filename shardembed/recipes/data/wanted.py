@@ -11,6 +11,7 @@
 | number | float32 `[n]`, finite | NaN |
 | label | int8 `[n]`, 0 or 1 | a bad row |
 | time | int64 `[2, n]`: whole numbers, or microseconds since 1970; and the nanoseconds beyond | a bad row |
+| as_is | `AsIs`: what stands there, to be carried along | null |
 
 Legend: n rows.
 """
@@ -27,7 +28,7 @@ from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.lists import Lists
 
 MISSING = np.iinfo(np.int64).min  # an id that is not there
-WantedKind = Literal["row", "user", "key", "id", "hex", "ids", "number", "label", "time"]
+WantedKind = Literal["row", "user", "key", "id", "hex", "ids", "number", "label", "time", "as_is"]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,11 @@ class ItemIndex:
     @torch.no_grad()
     def topk(self, users: torch.Tensor, k: int) -> torch.Tensor:
         """The k best items of each of this rank's `users` `[Q]`, best first: int64 `[Q, k]`. Collective; Q may differ and be 0."""
-        return self._found.topk(self._tables, self._model.query_vectors_of(users), k)
+        return self.best(self._model.query_vectors_of(users), k)[1]
+
+    def best(self, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scores float32 `[Q, k]`, items as `topk` gives them) for queries that the model made. Collective."""
+        return self._found.best(self._tables, queries_QD, k)
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,22 @@ class Found:
         return Found(living.numel(), numbers, rows)
 
     def topk(self, tables: se.EmbeddingCollection, queries: torch.Tensor, k: int) -> torch.Tensor:
-        """The numbers of the best k, int64 `[Q, k]`, at the end `NOBODY` where fewer live. Collective."""
+        """The numbers of the best k, as `best` has them. Collective."""
+        return self.best(tables, queries, k)[1]
+
+    def best(self, tables: se.EmbeddingCollection, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scores float32 `[Q, k]`, numbers int64 `[Q, k]`) of the best k; at the end -inf and `NOBODY` where fewer live.
+        Collective.
+        """
         if self.most is None:
-            return tables.topk(queries, k, "item")[1]
-        best = torch.full((len(queries), k), NOBODY)
+            return tables.topk(queries, k, "item")
+        scores, best = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), NOBODY)
         if self.most:
-            found = tables.topk(queries, min(k, self.most), "item")[1].cpu()
+            found_scores, found = (one.cpu() for one in tables.topk(queries, min(k, self.most), "item"))
             assert self.numbers is not None
             known = torch.from_numpy(self.numbers(found.numpy())) if self.row_numbers is None else self.row_numbers[found]
-            best[:, : known.shape[1]] = known
-        return best
+            best[:, : known.shape[1]], scores[:, : known.shape[1]] = known, found_scores
+        return scores, best
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from rich.console import Console
 
 import shardembed as se
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, DataError
 from shardembed.inputs.hash64 import hash64
 from shardembed.recipes import config, recorded, run_page, since_section, train
 from tests.amount import exhaustive
@@ -324,6 +324,13 @@ def test_vocabularies_grow_at_their_end(tmp_path: Path) -> None:
         assert {row: before[name][row] for row in after[name]} == after[name]
     summary = two[0]["summary"]
     assert summary["auc"] > summary["before"]["auc"]
+    # Beside a feature that is new, in another order: each goes on from its own.
+    three = run_ranks(1, trained, clicks_job(tmp_path, 2, categories="[C3, C2, C1]"), one[0]["summary"]["run_dir"])
+    began = joined(three, "before")
+    assert {name: {row: began[name][row] for row in after[name]} for name in after} == after
+    (Path(one[0]["summary"]["run_dir"]) / "vocabularies" / "C1.txt").write_text("\\other\t0\tintegers\n")
+    with pytest.raises(DataError, match=r"C1.txt: has values for 1 rows, and its table .*; was the file altered"):
+        train.work(config.load(clicks_job(tmp_path, 2)), Console(quiet=True), from_run=one[0]["summary"]["run_dir"])
 
 
 def test_features_that_come_and_go_are_named(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
     assert json.loads((folder / "summary.json").read_text()) == first
     assert config.load(folder / "config.yaml").train.max_steps == STEPS
     assert Plan.load(folder / "plan.json").world_size == 2
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    _, *records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in records[:20]] == first["losses"]
     assert len(records) == STEPS + 1
     assert records[-1]["recall@20"] == first["recall@20"]

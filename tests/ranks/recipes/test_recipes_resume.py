@@ -21,6 +21,7 @@ from shardembed.recipes.build import Job
 from shardembed.recipes.common import CheckpointConfig, RankingConfig
 from shardembed.recipes.config import Config, DataConfig, GeneratorConfig, ModelConfig, TrainConfig
 from shardembed.recipes.ctr_config import CtrConfig
+from shardembed.recipes.data import kept
 from shardembed.recipes.data.interactions import Pairs, pairs_of
 from shardembed.recipes.data.source import Chunk
 from shardembed.recipes.data.text import SAMPLE_BYTES, TextFile
@@ -86,7 +87,9 @@ def run_until(rank: int, world_size: int, run_dir: str, crash: int | str | None)
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     (folder,) = run_dir.iterdir()
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first, *lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert first["settings"]["run_dir"] == str(run_dir)
+    return lines
 
 
 def whole_run(folder: Path, ranks: int) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def changing(rank: int, world_size: int, settings: Config | CtrConfig, when: int
         for line, data in made(self, size):
             yield line, data[: len(data) // 2] if rank == 1 and passes[0] >= when else data
 
-    with mock.patch.object(TextFile, "_blocks", blocks), pytest.raises(DataError) as caught:
+    with mock.patch.object(kept, "KEPT_BYTES", 0), mock.patch.object(TextFile, "_blocks", blocks), pytest.raises(DataError) as caught:
         train.run(settings, Console(file=io.StringIO()))
     return str(caught.value)
 

@@ -16,7 +16,7 @@ from shardembed.inputs.hash64 import hash64
 from shardembed.recipes import config
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
-from shardembed.recipes.data import text
+from shardembed.recipes.data import kept, text
 from shardembed.recipes.data.choose import open_numbered, open_source
 from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.interactions import scan
@@ -158,7 +158,8 @@ def test_files_that_differ_in_kind_are_read_alike_or_refused(tmp_path: Path) -> 
     assert np.concatenate([chunk.users for chunk in chunks]).tolist() == hash64(["7", "x"]).tolist()
 
 
-def test_data_that_change_are_noticed(tmp_path: Path) -> None:
+def test_data_that_change_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
     source, _ = open_numbered(table_of(tmp_path, "views.csv", TEXTS, HASHES))
     table_of(tmp_path, "views.csv", ["new", *TEXTS], [1, *HASHES])
     with pytest.raises(DataError, match="other ids in it than when it was first read"):

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from shardembed.comm.comm import Comm
 from shardembed.errors import DataError
 from shardembed.recipes import config
-from shardembed.recipes.data import fingerprint
+from shardembed.recipes.data import fingerprint, kept
 from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.fingerprint import Fingerprint, FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.source import Chunk, concatenate
@@ -195,6 +195,11 @@ def scanned(tmp_path: Path, kind: str, buffer: int) -> tuple[Task, Path]:
         (CLICKS if kind == "clicks" else PAIRS).replace("PATH", str(data)).replace("BUFFER", str(buffer))
     )
     return prepare(config.load(tmp_path / "job.yaml"), Comm.of()), data
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
 
 
 @pytest.mark.parametrize("change", CHANGES)

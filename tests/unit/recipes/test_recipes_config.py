@@ -9,6 +9,7 @@ import pytest
 from shardembed.config import located
 from shardembed.errors import ConfigError
 from shardembed.recipes import config
+from shardembed.recipes.common import RankingConfig
 from shardembed.recipes.resolved import WIDTH, resolved_yaml
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "train" / "quickstart.yaml"
@@ -27,7 +28,7 @@ def complaint(folder: Path, text: str, *overrides: str) -> str:
 
 
 def test_the_quickstart_file_says_the_defaults() -> None:
-    assert config.load(QUICKSTART) == config.Config(name="quickstart")
+    assert config.load(QUICKSTART) == config.Config(name="quickstart", eval=RankingConfig(users=10_000))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_what_is_shown_can_be_loaded_again_and_keeps_to_its_width(tmp_path: Path
         ("optimizer:\n  tables: {name: Rowwise_Adagrad}\n", ":2:12: optimizer.tables.name: 'Rowwise_Adagrad' is not one of"),
         ("train:\n  epochs: yes\n", ":2:3: train.epochs should be a valid integer, not True"),
         ("model:\n  towers: [64, 0]\n", ":2:16: model.towers.1 should be greater than or equal to 1, not 0"),
-        ("eval: 3\n", ":1:1: eval must be a mapping with keys every_steps, patience, min_gain, k, users, repeats, not 3"),
+        ("eval: 3\n", ":1:1: eval must be a mapping with keys every_steps, keep, patience, min_gain, k, users, repeats, not 3"),
         ("plan: {item: {kind: row_wise, rank: 1}}\n", ":1:31: plan.item.rank: row_wise takes no 'rank'"),
         ("plan: {user: table_wise}\n", ":1:8: plan.user: table_wise needs 'rank'"),
         ("plan: row_wise\n", ":1:1: plan: 'row_wise' is not a plan"),

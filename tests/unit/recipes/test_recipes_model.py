@@ -34,6 +34,7 @@ from shardembed.recipes.run_folder import RunFolder
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress
 from shardembed.recipes.tasks import TwoTowerTask
+from shardembed.recipes.tracking import Tracking
 from shardembed.recipes.train import train
 
 GENERATOR = GeneratorConfig(users=300, items=120, interactions=4000, tastes=6)
@@ -137,7 +138,8 @@ def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
         task = TwoTowerTask(settings, data)
         rates = Rates(job.optimizer, settings.train.schedule, task.steps)
         run, counts = Run(folder.path, folder, resumes=False), IdCounts(job.model.tables, 0)
-        trained = train(job, task, Console(quiet=True), run, Progress(), rates, counts)
+        tracking = Tracking(run, settings, 0, lambda text: None)
+        trained = train(job, task, Console(quiet=True), run, Progress(), rates, counts, tracking)
     losses = [json.loads(line)["loss"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert trained.step == len(losses) == 8 * -(-data.training_rows // 100)
     assert trained.samples == 8 * data.training_rows

@@ -18,6 +18,7 @@ from shardembed.cli import failures, main
 from shardembed.errors import CheckpointError
 from shardembed.recipes import saving, scalars, train
 from shardembed.recipes.build import Job
+from shardembed.recipes.data import kept
 from shardembed.recipes.data.interactions import Pairs
 from shardembed.recipes.models.two_tower import Batch
 from shardembed.recipes.run_folder import RunFolder
@@ -279,9 +280,10 @@ def test_a_run_of_a_version_that_noted_no_order_goes_on_where_the_numbers_are_th
 
 
 def test_data_that_change_while_they_are_trained_on_end_the_run_which_can_be_resumed(
-    job: Path, capsys: pytest.CaptureFixture[str]
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no process but ours has to read them again to notice."""
+    """Where they are too many to be kept. And no process but ours has to read them again to notice."""
+    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
     data = job.parent / "taken.csv"
     made, whole = Job._batch, data.read_bytes()
 
@@ -387,10 +389,10 @@ def test_lines_that_could_not_be_written_are_written_once_when_there_is_room(tmp
 def test_curves_that_cannot_be_written_end_and_training_does_not(tmp_path: Path, most: int) -> None:
     pytest.importorskip("tensorboard")
     told: list[str] = []
-    optimizer = mock.Mock(param_groups=[{"lr": 0.1}], dense=None)
-    with small_files(most), scalars.Scalars(tmp_path, 0, told.append) as curves:
+    with small_files(most), scalars.Scalars(tmp_path, 0, told.append, {"train.epochs": 3}) as curves:
         for step in range(1, 60):
-            curves.add([{"step": step, "loss": 0.5}], optimizer, 1.0)
+            curves.add([{"step": step, "loss": 0.5}], {"learning rate/tables": 0.1})
+        curves.finish(60, {"auc": 0.5})
     assert len(told) == 1
     assert told[0].startswith("tensorboard: no more scalars are written for TensorBoard: ")
 

@@ -239,7 +239,7 @@ def test_an_interrupted_run_has_a_page_by_inspect_and_a_resumed_one_all_of_it(
     found, expected = (series.read(Path(each) / METRICS) for each in (folder, whole["run_dir"]))
     assert found == expected
     assert [point.step for point in found.loss.points] == list(range(1, STEPS + 1))
-    assert [point.step for point in found.metrics["auc"].points] == [4, 8, 12, 16]
+    assert [point.step for point in found.metrics["auc"].points] == [4, 8, 12, 16, STEPS]
     observed = json.loads((folder / OBSERVED).read_text())
     assert [start["step"] for start in observed["starts"]] == [0, 12]
     assert main(["inspect", str(folder), "--json"]) == 0
@@ -248,8 +248,8 @@ def test_an_interrupted_run_has_a_page_by_inspect_and_a_resumed_one_all_of_it(
     assert [start["ranks"] for start in told["starts"]] == [1, 1]
     assert main(["inspect", str(folder), "--verify"]) == 0
     assert "hashed, all as it was saved" in capsys.readouterr().out
-    assert main(["inspect", str(folder), "--step", "12"]) == 0
-    assert "step 12, saved" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--step", "18"]) == 0
+    assert "step 18, saved" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_left_out_of_the_page(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,7 +295,7 @@ def test_tensorboard_has_every_step_once_also_of_a_resumed_run(job: Path, capsys
     losses = events.Scalars("train/loss")
     assert [event.step for event in losses] == list(range(1, STEPS + 1))
     assert [event.value for event in losses] == pytest.approx(summary["losses"], rel=1e-6)
-    assert [event.step for event in events.Scalars("eval/auc")] == [4, 8, 12, 16]
+    assert [event.step for event in events.Scalars("eval/auc")] == [4, 8, 12, 16, STEPS]
     assert events.Scalars("learning rate/tables")[-1].value == pytest.approx(0.1)
     assert events.Scalars("learning rate/dense")[-1].value == pytest.approx(1e-3)
 

@@ -1,0 +1,54 @@
+"""A model of RecBole on MovieLens 100k, with RecBole's default settings: what `benchmarks.movielens` starts. Prints recall and NDCG of
+the test as the last line, in JSON.
+
+    python -m benchmarks.movielens_recbole BPR|SASRec FOLDER_ABOVE_ML-100K FOLDER_FOR_CHECKPOINTS SEED
+
+Needs RecBole 1.2.1 (`pip install --no-deps --target FOLDER recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`, and
+FOLDER on PYTHONPATH). It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+NAMES = {"float_": "float64", "complex_": "complex128", "unicode_": "str_", "bool8": "bool_", "object0": "object_"}
+OF_MODEL: dict[str, dict[str, Any]] = {
+    "BPR": {"benchmark_filename": ["train", "valid", "test"]},
+    "SASRec": {
+        "train_neg_sample_args": None,  # its loss is cross entropy over all items
+        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"},
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    },
+}
+
+
+def main() -> None:
+    model, folder, checkpoints, seed = sys.argv[1:]
+    del sys.argv[1:]  # RecBole reads it too
+    for old, new in NAMES.items():
+        if not hasattr(np, old):
+            setattr(np, old, getattr(np, new))
+    torch.load = partial(torch.load, weights_only=False)  # of files that RecBole itself has just written
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    settings = {"use_gpu": False, "state": "CRITICAL", "show_progress": False, "data_path": folder, "checkpoint_dir": checkpoints}
+    config = Config(model, "ml-100k", config_dict={**settings, **OF_MODEL[model], "seed": int(seed)})
+    init_seed(config["seed"], reproducibility=True)
+    training, valid, test = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], reproducibility=True)
+    trainer = get_trainer(config["MODEL_TYPE"], model)(config, get_model(model)(config, training.dataset))
+    trainer.fit(training, valid, saved=True, show_progress=False, verbose=False)
+    found = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    print(json.dumps({"recall": float(found["recall@10"]), "ndcg": float(found["ndcg@10"])}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a finished run is for: recommending, scoring, vectors for others, an index, a server."""

@@ -1,0 +1,84 @@
+"""Exported vectors are those by which a job was evaluated: read with NumPy and pyarrow alone, they give its recall."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+from safetensors.numpy import load_file
+
+import shardembed as se
+from shardembed.inputs.hash64 import hash64
+from tests.amount import exhaustive
+from tests.harness import run_ranks
+from tests.ranks.recipes.using import END, SASREC, TWO_TOWER, VIEWS, Small, asked_of, recall_and_ndcg
+
+FEATURES = ", features: [{name: taste, kind: id, of: user}, {name: price, kind: number, of: item}]"
+KINDS = {
+    "two_tower": (VIEWS + TWO_TOWER + END, {}),
+    "towers": (VIEWS + TWO_TOWER + END, {"towers": "[12]"}),
+    "repeats": (VIEWS + TWO_TOWER + END, {"eval": ", repeats: true"}),
+    "sasrec": (VIEWS + SASREC + END, {"more": ", time: at"}),
+    "sasrec unmet": (VIEWS + SASREC + END, {"more": ", time: at", "eval": ", repeats: false"}),
+    "features": (VIEWS + TWO_TOWER + END, {"more": FEATURES}),
+    "features in towers": (VIEWS + TWO_TOWER + END, {"more": FEATURES, "towers": "[12]"}),
+    "ratio": (VIEWS + TWO_TOWER + END, {"more": ", split: {kind: ratio, share: 0.3, validation: true}"}),
+    "bfloat16": (VIEWS + TWO_TOWER + "wire_dtype: bfloat16\n" + END, {"towers": "[12]"}),
+}
+SAMPLE = ("towers", "sasrec", "features")
+
+
+@pytest.fixture(scope="module", params=[one if one in SAMPLE else exhaustive(one) for one in KINDS])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    text, settings = KINDS[request.param]
+    return Small.train(tmp_path_factory.mktemp("run"), text, **settings)
+
+
+def read(folder: Path, form: str, side: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(ids, vectors, names) as others read them."""
+    if form == "parquet":
+        table = parquet.read_table(folder / f"{side}.parquet")
+        values = np.stack(table.column("embedding").to_numpy())
+        return table.column("id").to_numpy(), values, table.column("name").to_pylist()
+    named = parquet.read_table(folder / f"{side}.names.parquet")
+    if form == "npy":
+        ids, values = np.load(folder / f"{side}.ids.npy"), np.load(folder / f"{side}.npy")
+    else:
+        found = load_file(folder / f"{side}.safetensors")
+        ids, values = found["ids"], found["weight"]
+    assert named.column("id").to_pylist() == ids.tolist()
+    return ids, values, named.column("name").to_pylist()
+
+
+@pytest.mark.parametrize("form", ["parquet", exhaustive("safetensors"), exhaustive("npy")])
+def test_exported_vectors_give_the_recall_of_the_job(small: Small, form: str, tmp_path: Path) -> None:
+    se.open_run(small.path).export(tmp_path / "vectors", format=form)  # type: ignore[arg-type]
+    index = json.loads((tmp_path / "vectors" / "export.json").read_text())
+    assert {name: (one["metric"], one["vectors"]) for name, one in index["tables"].items()} == {
+        "user": ("dot", "model"),
+        "item": ("dot", "model"),
+    }
+    vectors = {}
+    for side in ("user", "item"):
+        ids, values, names = read(tmp_path / "vectors", form, side)
+        assert values.dtype == np.float32
+        assert hash64(names).tolist() == ids.tolist()
+        vectors[side] = ids, values
+    recall, ndcg = recall_and_ndcg(asked_of(small.config), vectors, 10, small.config.eval.repeats)
+    assert recall == pytest.approx(small.summary["recall@10"], abs=1e-6)
+    assert ndcg == pytest.approx(small.summary["ndcg@10"], abs=1e-6)
+    assert recall > small.summary["popularity_recall@10"]
+
+
+def exported(rank: int, world_size: int, run: str, out: str) -> None:
+    se.open_run(run).export(out, format="npy")
+
+
+def test_two_ranks_export_what_one_does(small: Small, tmp_path: Path) -> None:
+    run_ranks(2, exported, str(small.path), str(tmp_path / "two"))
+    se.open_run(small.path).export(tmp_path / "one", format="npy")
+    for name in ("user.npy", "item.npy", "user.ids.npy", "item.ids.npy"):
+        np.testing.assert_allclose(np.load(tmp_path / "two" / name), np.load(tmp_path / "one" / name), rtol=1e-5, atol=1e-6)
