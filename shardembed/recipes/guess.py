@@ -281,6 +281,8 @@ def _rows(path: str, columns: Sequence[Column]) -> int:
             from pyarrow import parquet
 
             return parquet.read_metadata(path).num_rows
+        if not path.lower().endswith((".csv", ".tsv")):  # lines of a compressed one are not to be counted
+            return seen
         with open(path, "rb") as file:
             part = file.read(SAMPLED)
         return max(seen, int(os.path.getsize(path) * part.count(b"\n") / max(len(part), 1)))
