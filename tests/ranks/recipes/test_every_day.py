@@ -230,6 +230,8 @@ def test_what_it_cannot_begin_from_is_refused(tmp_path: Path) -> None:
     write_day(tmp_path, 1)
     job = job_of(tmp_path, 1)
     one = Path(run_ranks(1, trained, job)[0]["summary"]["run_dir"])
+    digits = tmp_path / "digits.csv"
+    digits.write_text("viewer,sku\n" + "".join(f"{row % 7},{row % 5}\n" for row in range(50)))
     for former, option, said in (
         (tmp_path, (), "is no run of `shardembed train`; give its folder"),
         (
@@ -237,6 +239,7 @@ def test_what_it_cannot_begin_from_is_refused(tmp_path: Path) -> None:
             ("model.kind=sasrec", "model.negatives=8", "data.time=null"),
             "is a two-tower model, and this job trains a SASRec model",
         ),
+        (one, (f"data.path={digits}",), r"column 'viewer' had texts in .* and has whole numbers here, .* data.texts: \[viewer\]"),
         (one, ("data.ids=numbered",), "the ids of 'user' were any ids in .* and are numbers of rows here"),
         (one, ("model.embedding_dim=4",), r"'tables.item.weight' is .* in the model and .*\n.*\n.*model.embedding_dim"),
     ):
