@@ -151,7 +151,7 @@ def _ended(
         step = best.load(console, run, job, step)
     else:
         best.drop(run)
-    if last is not None and step == trained.step:
+    if last is not None and step == trained.step and not task.validates:
         return last, step
     told = f"evaluating on {task.evaluates()}"
     if step != trained.step:
@@ -207,7 +207,7 @@ def train(
             shown.update(step + 1, found[-1], progress.samples_per_second)
             if evaluates:
                 looked = time.monotonic()
-                result = evaluate(task, job)
+                result = task.validate(job) if task.validates else evaluate(task, job)
                 began += time.monotonic() - looked  # which is no training
                 progress = progress.with_score(result.score, config.eval)
                 lines.append({"step": step + 1, "evaluation": result.to_json()})
