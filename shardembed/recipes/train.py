@@ -146,8 +146,11 @@ def _ended(
 
     last: what the weights of the last step reach, where these have been evaluated.
     """
-    kept = best.load(run, job, trained.step) if best.wanted(task.config) else best.drop(run)
-    step = trained.step if kept is None else kept
+    step = trained.step
+    if best.wanted(task.config):
+        step = best.load(console, run, job, step)
+    else:
+        best.drop(run)
     if last is not None and step == trained.step and not task.validates:
         return last, step
     told = f"evaluating on {task.evaluates()}"

@@ -28,6 +28,7 @@ data: {path: DATA, user: user, item: item}
 model: {embedding_dim: 8, negatives: 16}
 train: {epochs: 3, global_batch_size: 20}
 checkpoint: {every_steps: 2}
+eval: {every_steps: null}
 """
 
 
