@@ -134,7 +134,8 @@ def test_ids_far_above_the_number_of_interactions_are_told_before_tables_are_mad
     )
     path = job.with_name("ranking.yaml")
     path.write_text(
-        f"data: {{path: {data}, user: user, item: item, ids: numbered}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\nrun_dir: {job.parent / 'runs'}"
+        f"data: {{path: {data}, user: user, item: item, ids: numbered}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\n"
+        f"run_dir: {job.parent / 'runs'}"
     )
     told = "warning: item ids go to 2,404, but there are only 20 interactions: a table has a row for every id; number them from 0\n"
     assert main(["train", str(path), "--dry-run"]) == 0
