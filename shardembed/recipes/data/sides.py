@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
 
 Values = np.ndarray | Lists
+Column = TypeVar("Column", np.ndarray, Lists)
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, ...] = ("user", "item")
 
@@ -167,7 +168,7 @@ def _is_missing(values: np.ndarray) -> np.ndarray:
     return values == MISSING
 
 
-def last_of(numbers: np.ndarray, column: Values) -> tuple[np.ndarray, Values]:
+def last_of(numbers: np.ndarray, column: Column) -> tuple[np.ndarray, Column]:
     """Of each number the last row: distinct numbers, and their values."""
     distinct, back = np.unique(numbers[::-1], return_index=True)
     return distinct, column[len(numbers) - 1 - back]
