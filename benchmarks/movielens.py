@@ -129,7 +129,7 @@ def theirs(contender: Contender, data: Path, paths: dict[str, str], seed: int, i
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# glibc would give arrays of a hundred MB back to the system after every operation, which makes RecBole's SASRec several times slower.
+# glibc would give arrays of a hundred MB back to the system after every operation, for which RecBole's SASRec would wait.
 LARGE_ARRAYS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 
 
@@ -151,12 +151,12 @@ def measured(chosen: Iterable[Contender], data: Path, seeds: Sequence[int]) -> d
 def page(found: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> list[str]:
     lines = pages.heading("MovieLens 100k", MODULE)
     lines += pages.paragraph(
-        "100,000 interactions of 943 users with 1,682 items, as the wheel of RecBole ships them; no user takes an item twice. Two",
-        "ways to hold out, RecBole's `RS: [0.8, 0.1, 0.1]` of each user's in random order (`data.split: {kind: ratio, share: 0.1,",
-        "validation: true}`), and `LS: valid_and_test` by time (`{kind: last, validation: true}`). Every model is trained on the",
-        "first part, stops and keeps its weights by the second, and is asked for the third, all items ranked but those that the user",
-        "had met (of two towers and BPR; SASRec's rank all). RecBole's models have its default settings; BPR has the same three parts",
-        "as the two towers, row for row. Ours have the settings of `configs/train/movielens*.yaml`, which were chosen by validation.",
+        "100,000 interactions of 943 users with 1,682 items, as the wheel of RecBole ships them; no user takes an item twice.",
+        "Held out are, as in RecBole, `RS: [0.8, 0.1, 0.1]` of each user's in random order (`data.split: {kind: ratio, share: 0.1,",
+        "validation: true}`), or `LS: valid_and_test` by time (`{kind: last, validation: true}`). Every model is trained on the first",
+        "part, keeps its best weights by the second, and is asked for the third, all items ranked but those that the user had met",
+        "(SASRec's: all). RecBole's models have its default settings; BPR has the same three parts as the two towers, row for row.",
+        "Ours have the settings of `configs/train/movielens*.yaml`, which were chosen by validation.",
         f"Means of {len(seeds)} seeds of split and training, in brackets the standard deviation.",
     )
     for against, title in (("ratio", "80, 10 and 10 % of each user"), ("last", "the last of each user")):
@@ -177,7 +177,8 @@ def _row(name: str, runs: list[dict[str, float]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    form = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__, formatter_class=form)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="with ml-100k.inter")
     parser.add_argument("--recbole", action="store_true", help="train RecBole's models too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,10 +1,10 @@
-"""A model of RecBole on MovieLens 100k, with RecBole's default settings: what `benchmarks.movielens` starts. Prints recall and NDCG of
-the test as the last line, in JSON.
+"""A model of RecBole on MovieLens 100k, with RecBole's default settings: what `benchmarks.movielens` starts. Prints recall and NDCG
+of the test as the last line, in JSON.
 
     python -m benchmarks.movielens_recbole BPR|SASRec FOLDER_ABOVE_ML-100K FOLDER_FOR_CHECKPOINTS SEED
 
-Needs RecBole 1.2.1 (`pip install --no-deps --target FOLDER recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`, and
-FOLDER on PYTHONPATH). It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
+Needs RecBole 1.2.1 in a folder on PYTHONPATH: `pip install --no-deps --target FOLDER recbole==1.2.1 tqdm colorlog==4.7.2
+colorama==0.4.4 texttable thop plotly`. It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
 """
 
 from __future__ import annotations

@@ -52,7 +52,13 @@ PAGES: dict[str, dict[str, str]] = {
         "clip_grad_norm_": "",
         "ignored": "",
     },
-    "training": {"train": "", "TrainedRun": "tables page losses history"},
+    "training": {"train": "", "TrainedRun": "open tables page losses history"},
+    "using": {
+        "open_run": "",
+        "OpenedRun": "recommend score vectors queries index export",
+        "recipes.use.vectors.NamedVectors": "",
+        "recipes.use.index.VectorIndex": "search",
+    },
     "loops": {"init": "", "rank": "", "world_size": "", "Comm": "close", "synced": "", "prefetched": ""},
     "checkpoints": {
         "save_checkpoint": "",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardembed.cli import launch
+from shardembed.config.paths import is_url
 from shardembed.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = launch.ranks_of(arguments.ranks)
     check_out(arguments.out)
     config_of(Path(arguments.run))
-    if arguments.users != "all" and not Path(arguments.users).is_file():
+    if arguments.users != "all" and not is_url(arguments.users) and not Path(arguments.users).exists():
         raise ConfigError(
             f"--users {arguments.users}: there is no such file; to recommend to all that the model knows, say: --users all"
         )
@@ -81,7 +82,7 @@ def _work(arguments: argparse.Namespace) -> int:
     comm = opened.comm
     asked: Any = arguments.users
     if asked != "all":
-        asked = on_all(comm, "read the users", lambda: names_in(Path(arguments.users), opened.config.data.user))
+        asked = on_all(comm, "read the users", lambda: names_in(arguments.users, opened.config.data.user))
     told = Answered()
     wish = Wish(arguments.k, arguments.exclude_seen, tuple(arguments.data), tuple(arguments.history), arguments.unknown)
     pieces = recommended(opened, asked, wish, told)

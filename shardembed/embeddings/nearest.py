@@ -6,16 +6,16 @@ scores, wherever they lie and however large a block is, so that ties go to the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import METRICS, Metric, Which
-from shardembed.embeddings.stored import BLOCK_BYTES, Block, StoredTable, StoredTables
+from shardembed.embeddings.stored import BLOCK_BYTES, Block, StoredTables
 from shardembed.errors import ConfigError
 
 AT_A_TIME = 1 << 19  # numbers in float64 that are worked on: as much as a cache holds
@@ -72,18 +72,35 @@ def neighbors(
         raise ConfigError(f"k={k}: at least one neighbour must be asked for")
     with StoredTables(folder, step, vectors) as stored:
         found = stored.find(table)
-        metric = metric_of(found, metric)
-        distinct = found.chosen(ids)
-        asked = torch.as_tensor(ids, dtype=torch.int64)
-        queries = found.some(distinct)[torch.searchsorted(distinct, asked)].double()
-        _check(found.name, asked, queries, metric)
-        best = _Best(asked, min(k, max(0, found.rows - 1)))
-        for block in found.blocks(block_bytes=block_bytes):
-            _score_block(block, queries, metric, best)
+        return nearest_of(found, ids, k, metric_of(found, metric), block_bytes)
+
+
+class Rows(Protocol):
+    """Rows of a table, or vectors made of them, as `StoredTable` gives them."""
+
+    name: str
+    rows: int
+
+    def chosen(self, ids: Any) -> torch.Tensor: ...
+
+    def some(self, ids: torch.Tensor) -> torch.Tensor: ...
+
+    def blocks(self, *, block_bytes: int) -> Iterator[Block]: ...
+
+
+def nearest_of(table: Rows, ids: Any, k: int, metric: Metric, block_bytes: int = BLOCK_BYTES) -> list[Neighbors]:
+    """As `neighbors`, in rows that are open."""
+    distinct = table.chosen(ids)
+    asked = torch.as_tensor(ids, dtype=torch.int64)
+    queries = table.some(distinct)[torch.searchsorted(distinct, asked)].double()
+    _check(table.name, asked, queries, metric)
+    best = _Best(asked, min(k, max(0, table.rows - 1)))
+    for block in table.blocks(block_bytes=block_bytes):
+        _score_block(block, queries, metric, best)
     return best.found()
 
 
-def metric_of(table: StoredTable, asked: Metric | None = None) -> Metric:
+def metric_of(table: Any, asked: Metric | None = None) -> Metric:
     """By which rows are compared: as asked for, or as the model does, or by the cosine."""
     return asked or table.metric or "cosine"
 

@@ -31,7 +31,7 @@ def python(folder: Path, *words: str) -> str:
 def test_the_page_runs_and_its_model_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = "".join(pages.run_page("docs/using-embeddings.md"))
-    made = {"ckpt", "items.png", "small", "some", "tables", "picked", "served", "vocab.txt"}
+    made = {"ckpt", "items.png", "small", "some", "tables", "picked", "served", "vocab.txt", "views.csv", "runs"}
     assert {path.name for path in tmp_path.iterdir()} == made
     assert "nearest rows of item to id 43, film 43" in said
     assert "[7, 42] (2, 16)\n" in said

@@ -43,6 +43,19 @@ class Side:
         """With so many users or items more, of which nothing is known."""
         return Side(self.features, tuple(_padded(one, more) for one in self.values))
 
+    def distinct(self) -> dict[str, int]:
+        """How many ids each feature has that is one or a list of them."""
+        flat = (
+            (one.name, values.values if isinstance(values, Lists) else values)
+            for one, values in self._pairs
+            if one.kind != "number"
+        )
+        return {name: len(np.unique(values)) for name, values in flat}
+
+    @property
+    def _pairs(self) -> list[tuple[FeatureConfig, Values]]:
+        return list(zip(self.features, self.values, strict=True))
+
     def parts_of_values(self) -> list[np.ndarray]:
         return [part for one in self.values for part in ((one.values, one.lengths) if isinstance(one, Lists) else (one,))]
 

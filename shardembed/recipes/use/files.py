@@ -11,59 +11,57 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import compute, csv, parquet
 
 from shardembed.comm.comm import Comm
-from shardembed.config.hints import nearest
 from shardembed.config.paths import local
 from shardembed.embeddings.publish import sync_file
 from shardembed.errors import ConfigError, DataError, ExportError
+from shardembed.recipes.data.as_is import AsIs
+from shardembed.recipes.data.opened import open_files
+from shardembed.recipes.data.opening import PARQUET_SUFFIXES, TEXT_SUFFIXES, UNREADABLE, Place, open_text
+from shardembed.recipes.data.wanted import Wanted
 from shardembed.recipes.together import on_all
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-PARQUET = (".parquet", ".pq")
 LINES = (".jsonl", ".ndjson")
-OUT = (*DELIMITERS, *PARQUET, *LINES)
+OUT = (*DELIMITERS, *PARQUET_SUFFIXES, *LINES)
 
 
-def names_in(path: Path, column: str) -> pa.Array:
-    """Names from a file, each once: the column of a CSV, TSV or Parquet file, or one name a line of any other.
+def names_in(path: str, column: str) -> pa.Array:
+    """Names from a file, each once: the column of a CSV, TSV or Parquet file, or one name a line of any other; compressed or not.
 
     Raises:
         DataError: the file cannot be read, has no such column, or a name is missing.
     """
-    suffix = path.suffix.lower()
-    try:
-        if suffix in PARQUET:
-            found = parquet.read_table(path, columns=[_checked(path, column, parquet.read_schema(path).names)]).column(0)
-        elif suffix in DELIMITERS:
-            parse = csv.ParseOptions(delimiter=DELIMITERS[suffix])
-            with csv.open_csv(path, parse_options=parse) as head:
-                _checked(path, column, head.schema.names)
-            # As texts: a column of digits may begin with zeros, and 63 bits would be no float's.
-            convert = csv.ConvertOptions(column_types={column: pa.string()}, include_columns=[column], strings_can_be_null=False)
-            found = csv.read_csv(path, parse_options=parse, convert_options=convert).column(0)
-        else:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            found = pa.chunked_array([pa.array([line.removesuffix("\r") for line in lines if line.strip()], pa.string())])
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
-    joined = found.combine_chunks()
-    for row, value in enumerate(joined) if joined.null_count or not pa.types.is_integer(joined.type) else ():
-        if not value.is_valid or value.as_py() == "":
-            raise DataError(f"{path}: row {row} (from 0): the name is missing; remove the row or fill it in")
+    place = Place(path)
+    if place.suffix not in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES):
+        return _names_of_lines(place).unique()
+    files = open_files([path], (Wanted(column, "as_is", "the users of data.user"),), False, "--users")
+    found = [read.columns[0] for part in range(len(files.parts)) for read in files.chunks(part)]
+    joined = pa.chunked_array(
+        [one.column for one in found if isinstance(one, AsIs)] or [pa.array([], pa.string())]
+    ).combine_chunks()
+    missing = joined.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_string(joined.type):
+        missing |= compute.call_function("binary_length", [joined]).fill_null(0).to_numpy(zero_copy_only=False) == 0
+    if missing.any():
+        row = int(np.flatnonzero(missing)[0])
+        raise DataError(f"{path}: row {row} (from 0): the name is missing; remove the row or fill it in")
     return joined.unique()
 
 
-def _checked(path: Path, column: str, names: list[str]) -> str:
-    if names.count(column) != 1:
-        what = f"are {names.count(column)} columns" if column in names else "is no column"
-        raise DataError(
-            f"{path}: there {what} {column!r}, which holds users in the run's data (data.user){nearest(column, names) or '.'} "
-            f"The columns are: {', '.join(names)}"
-        )
-    return column
+def _names_of_lines(place: Place) -> pa.Array:
+    try:
+        with open_text(place) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: this is no UTF-8, so it holds no names, one a line: {error.reason}") from error
+    except UNREADABLE as error:
+        raise DataError(f"{place}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
+    return pa.array([line for line in lines if line.strip()], pa.string())
 
 
 def check_out(path: Path) -> None:
@@ -128,7 +126,7 @@ class _Writer:
         if self._open is None:
             if self._lines:
                 self._open = self._path.open("x", encoding="utf-8")
-            elif self._suffix in PARQUET:
+            elif self._suffix in PARQUET_SUFFIXES:
                 self._open = parquet.ParquetWriter(self._path, table.schema)
             else:
                 self._open = csv.CSVWriter(

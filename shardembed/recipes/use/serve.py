@@ -57,14 +57,19 @@ def build(opened: Opened, out: Path) -> Path:
         settings = _clicks(opened, folder) if isinstance(opened.model, ClickModel) else _retrieval(opened, folder)
         about = {"model": opened.config.model.kind, "run": opened.path.name, "step": opened.step}
         (folder / SETTINGS).write_text(json.dumps({**about, **settings}), encoding="utf-8")
-        (folder / ENTRY).write_text(STARTS, encoding="utf-8")
-        (folder / BOX).mkdir()
-        for file in resources.files("shardembed.recipes.use.box").iterdir():
-            if file.name.endswith(".py"):
-                (folder / BOX / file.name).write_bytes(file.read_bytes())
+        copy_server(folder)
         for path in folder.rglob("*"):
             sync_folder(path) if path.is_dir() else sync_file(path)
     return out
+
+
+def copy_server(folder: Path) -> None:
+    """Put the server beside what lies in a folder."""
+    (folder / ENTRY).write_text(STARTS, encoding="utf-8")
+    (folder / BOX).mkdir()
+    for file in resources.files("shardembed.recipes.use.box").iterdir():
+        if file.name.endswith(".py"):
+            (folder / BOX / file.name).write_bytes(file.read_bytes())
 
 
 def _retrieval(opened: Opened, folder: Path) -> dict[str, Any]:

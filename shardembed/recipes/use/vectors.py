@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,8 @@ import torch
 from shardembed.comm.comm import Comm
 from shardembed.config.hints import nearest
 from shardembed.embeddings.compared import Metric
-from shardembed.errors import ConfigError, UnsupportedError
+from shardembed.embeddings.stored import Block
+from shardembed.errors import ConfigError, IdRangeError, UnsupportedError
 from shardembed.recipes.models.sasrec import Sasrec
 from shardembed.recipes.models.two_tower import TwoTower
 from shardembed.recipes.sequence_config import SequenceConfig
@@ -49,6 +51,40 @@ class NamedVectors:
     values: np.ndarray
     metric: Metric
     told: str
+
+
+class MadeRows:
+    """The vectors of a side in the place of a stored table's rows, for `embeddings.nearest`; in one process.
+
+    Attributes:
+        name: of the side.
+        rows: how many.
+        ids: int64 `[n]`, ascending.
+        metric: by which the model compares them.
+        told: what they are, in words.
+    """
+
+    vectors = "model"
+
+    def __init__(self, side: str, made: NamedVectors) -> None:
+        self.name, self.rows, self.metric = side, len(made.ids), made.metric
+        self.told = f"the vectors that the model compares, by metric {made.metric}: {made.told}"
+        self.ids = torch.from_numpy(made.ids)
+        self._values = torch.from_numpy(made.values)
+
+    def chosen(self, ids: Any) -> torch.Tensor:
+        """As `StoredTable.chosen`."""
+        found = torch.as_tensor(ids, dtype=torch.int64)
+        strange = (~torch.isin(found, self.ids)).nonzero()
+        if len(strange):
+            raise IdRangeError(f"{self.name} {int(found[strange[0]])}: none of the {self.rows:,} ids that have a vector")
+        return found.unique()
+
+    def some(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._values[torch.searchsorted(self.ids, ids)]
+
+    def blocks(self, *, block_bytes: int) -> Iterator[Block]:
+        yield Block(0, self.ids, self._values)
 
 
 @dataclass(frozen=True)

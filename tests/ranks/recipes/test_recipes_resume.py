@@ -175,7 +175,11 @@ def changing(rank: int, world_size: int, settings: Config | CtrConfig, when: int
         for line, data in made(self, size):
             yield line, data[: len(data) // 2] if rank == 1 and passes[0] >= when else data
 
-    with mock.patch.object(kept, "KEPT_BYTES", 0), mock.patch.object(TextFile, "_blocks", blocks), pytest.raises(DataError) as caught:
+    with (
+        mock.patch.object(kept, "KEPT_BYTES", 0),
+        mock.patch.object(TextFile, "_blocks", blocks),
+        pytest.raises(DataError) as caught,
+    ):
         train.run(settings, Console(file=io.StringIO()))
     return str(caught.value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,20 +159,21 @@ def test_a_file_is_scored_row_by_row_and_bad_rows_are_told_or_left_out(
     assert [float(row["prediction"]) for row in found] == pytest.approx(wanted.column("prediction").to_pylist(), rel=1e-5)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".csv.gz"])
 def test_users_come_from_a_file_and_answers_go_into_one(runs: Runs, suffix: str, tmp_path: Path) -> None:
-    users, out = tmp_path / f"users{suffix}", tmp_path / f"out{suffix}"
+    users, out = tmp_path / f"users{suffix}", tmp_path / f"out{suffix.removesuffix('.gz')}"
     names = ["ü-3", "ü-4", "ü-3"]
     if suffix == ".parquet":
         parquet.write_table(pa.table({"viewer": pa.array(names).dictionary_encode()}), users)
     else:
-        users.write_text("\n".join(["other,viewer", *(f"1,{name}" for name in names)] if suffix == ".csv" else names) + "\n")
+        text = "\n".join(["other,viewer", *(f"1,{name}" for name in names)] if suffix.startswith(".csv") else names) + "\n"
+        users.write_bytes(gzip.compress(text.encode()) if suffix == ".csv.gz" else text.encode())
     assert cli.main(["recommend", str(runs.two_tower.path), "--users", str(users), "--k", "2", "--out", str(out)]) == 0
     if suffix == ".parquet":
         found = parquet.read_table(out).to_pylist()
     else:
         with out.open(newline="") as lines:
-            found = list(csv.DictReader(lines)) if suffix == ".csv" else [json.loads(line) for line in lines]
+            found = list(csv.DictReader(lines)) if suffix.startswith(".csv") else [json.loads(line) for line in lines]
     assert [row["user"] for row in found] == ["ü-3", "ü-3", "ü-4", "ü-4"], "each user once"
     assert [row["item"] for row in found] == se.open_run(runs.two_tower.path).recommend(["ü-3", "ü-4"], 2).column(
         "item"

@@ -26,6 +26,10 @@ KINDS = {
     "features": (VIEWS + TWO_TOWER + END, {"more": FEATURES}),
     "features in towers": (VIEWS + TWO_TOWER + END, {"more": FEATURES, "towers": "[12]"}),
     "ratio": (VIEWS + TWO_TOWER + END, {"more": ", split: {kind: ratio, share: 0.3, validation: true}"}),
+    "best": (
+        VIEWS + TWO_TOWER + "checkpoint: {{every_steps: 2}}\n" + END,
+        {"towers": "[12]", "eval": ", every_steps: 2, patience: 2"},
+    ),
     "bfloat16": (VIEWS + TWO_TOWER + "wire_dtype: bfloat16\n" + END, {"towers": "[12]"}),
 }
 SAMPLE = ("towers", "sasrec", "features")

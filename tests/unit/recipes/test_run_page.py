@@ -152,6 +152,10 @@ def test_a_model_that_is_not_better_than_what_costs_nothing_is_told_first(tmp_pa
     assert ">popularity</text>" in text
     assert ">epoch 2</text>" in text
     assert "baseline; the model has 0.80 times as much" in text
+    many = {"auc": 0.5} | {f"base{number}_auc": 0.6 for number in range(50)}
+    text = run_with(tmp_path, [many], [1.0])
+    assert "The model is not better than base0, base1, base2 and 47 more.</b> auc 0.5000, and base0 0.6000;" in text
+    assert "; and 47 more. Before it is used" in text
     text = run_with(tmp_path, [{"x": 0.1}], [1.0])
     assert "No baseline." in text
     assert "It was evaluated once, at the end." in text
