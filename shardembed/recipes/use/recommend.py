@@ -95,8 +95,9 @@ def recommended(opened: Opened, users: Any, wish: Wish, told: Answered) -> Itera
     ranking = Ranking(opened)
     ids = on_all(comm, "find the users", lambda: _asked(opened, users, wish))
     popular = on_all(comm, "count items", lambda: _popular(opened, wish)) if wish.unknown == "popular" else None
-    for start in range(0, max(1, len(ids)), PIECE):
-        yield _piece(opened, ranking, ids[start : start + PIECE], None if _is_all(users) else users, start, wish, popular, told)
+    piece = min(PIECE, max(1, PIECE_ENTRIES // wish.k))  # for each of which the data are read once
+    for start in range(0, max(1, len(ids)), piece):
+        yield _piece(opened, ranking, ids[start : start + piece], None if _is_all(users) else users, start, wish, popular, told)
 
 
 def queries_of(opened: Opened, users: Any, history: tuple[str, ...] = ()) -> np.ndarray:
