@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, metavar="N", help="of a run's vectors: on N ranks of this machine (default 1)")
     parser.add_argument("--rows", metavar="IDS", help="only these rows of one table, such as 3,17,100-199")
     parser.add_argument("--rows-file", type=Path, metavar="FILE", help="only these rows: an id a line, or a .npy file of integers")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: a run's best, or the newest)")
     parser.add_argument("--block", type=float, default=64.0, metavar="MIB", help="memory for rows at a time (default 64)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="names of rows, one a line: line 1 names id 0; or a folder of se.Names (default: those of the run)",
     )
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: a run's best, or the newest)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a setting, such as train.epochs=3; may be repeated",
     )
-    parser.add_argument("--evaluate", metavar="CHECKPOINT", help="train nothing: evaluate this checkpoint, or the newest of a run")
+    parser.add_argument("--evaluate", metavar="CHECKPOINT", help="train nothing: evaluate this checkpoint, or the best of a run")
     parser.add_argument("--predict", metavar="FOLDER", help="with --evaluate: write predictions as Parquet files, one a rank")
     parser.add_argument("--dry-run", action="store_true", help="train nothing: check the data, plan for --ranks, count memory")
     parser.add_argument("--print-config", action="store_true", help="print the settings with all defaults, and end")

@@ -108,7 +108,7 @@ def export_tables(
     The folder gets its name when all of it is on the disk. Needs no process group.
 
     Args:
-        folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
+        folder: of checkpoints (the newest counts), of one checkpoint, or of a run (its best weights count).
         tables: names of tables, in full or the end of it (`item` for `model.item`); all by default.
         rows: by table, the ids of the rows to write. They come in ascending order, each once, with their ids beside them; so do
             all rows of a dynamic table.

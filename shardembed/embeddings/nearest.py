@@ -53,7 +53,7 @@ def neighbors(
     direction: its cosine with any other is 0. Rows with inf or nan are nobody's neighbours.
 
     Args:
-        folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
+        folder: of checkpoints (the newest counts), of one checkpoint, or of a run (its best weights count).
         table: its name, in full or the end of it.
         ids: rows to find neighbours of, each once.
         metric: None takes that of the model, or the cosine where the checkpoint does not say how the model compares rows.

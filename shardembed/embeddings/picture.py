@@ -96,7 +96,7 @@ def table_map(
     Needs matplotlib, and no process group. A block of the table is in memory at a time.
 
     Args:
-        folder: of checkpoints (the newest counts), of one checkpoint, or of a run.
+        folder: of checkpoints (the newest counts), of one checkpoint, or of a run (its best weights count).
         sample: how many rows are drawn, chosen at random by `seed`.
         ids: rows that are drawn whatever the sample, as rings, and named first.
         names: a file with a name a line, the first of id 0, or a folder of `se.Names`; ids without it.

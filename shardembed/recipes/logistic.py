@@ -40,7 +40,8 @@ class Logistic:
     Attributes:
         encoder: of the columns.
         values: of each table with an id a row and few ids, these, ascending.
-        mean, deviation: of the features, float64 `[F]`.
+        mean: of the features, float64 `[F]`.
+        deviation: their standard deviations, float64 `[F]`.
         weights: of the standardised features, float64 `[F]`.
         rate: the share of clicks among the rows that it was fitted on.
     """

@@ -42,7 +42,7 @@ def config(run_dir: str) -> Config:
         model=ModelConfig(embedding_dim=8, negatives=32, towers=(6,)),
         train=TrainConfig(epochs=3, global_batch_size=100, max_steps=STEPS),
         checkpoint=CheckpointConfig(every_steps=5),
-        eval=RankingConfig(k=5),
+        eval=RankingConfig(k=5, every_steps=None),
         run_dir=run_dir,
     )
 
