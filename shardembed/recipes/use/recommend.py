@@ -21,9 +21,7 @@ from shardembed.recipes.use.ranking import Asks, ByHistory, ByTower, Ranking, be
 from shardembed.recipes.use.taken import Taken, counted, of_data, taken_by, users_of
 
 ALL = "all"
-PIECE = (
-    1 << 20
-)  # users that are answered before the next ones: their lists are in memory, and the data are read once for each piece
+PIECE, PIECE_ENTRIES = 1 << 20, 1 << 24  # users, and items of theirs, that are answered before the next ones
 MOST_K = 1 << 20
 Unknown = Literal["leave_out", "popular"]
 UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
