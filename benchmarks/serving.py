@@ -64,7 +64,7 @@ def request_of(kind: str, settings: dict[str, Any], users: int) -> tuple[str, di
     if kind == "sasrec":
         return "/recommend", {"history": [random.randrange(100) for _ in range(20)], "k": 10}
     names = [one["name"] for one in settings["columns"]]
-    return "/score", {"rows": [{name: None for name in names} for _ in range(10)]}
+    return "/score", {"rows": [dict.fromkeys(names) for _ in range(10)]}
 
 
 async def client(port: int, requests: int, ask: Any, told: Told) -> None:

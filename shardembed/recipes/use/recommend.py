@@ -21,9 +21,7 @@ from shardembed.recipes.use.ranking import Asks, ByHistory, ByTower, Ranking, be
 from shardembed.recipes.use.taken import Taken, counted, of_data, taken_by, users_of
 
 ALL = "all"
-PIECE = (
-    1 << 20
-)  # users that are answered before the next ones: their lists are in memory, and the data are read once for each piece
+PIECE, PIECE_ENTRIES = 1 << 20, 1 << 24  # users, and items of theirs, that are answered before the next ones
 MOST_K = 1 << 20
 Unknown = Literal["leave_out", "popular"]
 UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
@@ -95,8 +93,9 @@ def recommended(opened: Opened, users: Any, wish: Wish, told: Answered) -> Itera
     ranking = Ranking(opened)
     ids = on_all(comm, "find the users", lambda: _asked(opened, users, wish))
     popular = on_all(comm, "count items", lambda: _popular(opened, wish)) if wish.unknown == "popular" else None
-    for start in range(0, max(1, len(ids)), PIECE):
-        yield _piece(opened, ranking, ids[start : start + PIECE], None if _is_all(users) else users, start, wish, popular, told)
+    piece = min(PIECE, max(1, PIECE_ENTRIES // wish.k))  # for each of which the data are read once
+    for start in range(0, max(1, len(ids)), piece):
+        yield _piece(opened, ranking, ids[start : start + piece], None if _is_all(users) else users, start, wish, popular, told)
 
 
 def queries_of(opened: Opened, users: Any, history: tuple[str, ...] = ()) -> np.ndarray:
