@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Files(Protocol):
     def parts(self) -> Sequence[str]: ...
 
     def chunks(self, part: int) -> Iterator[Read]: ...
+
+    def read_alike(self, other: Any) -> Any: ...
 
 
 def wanted(config: CtrDataConfig, labelled: bool = True, books: Mapping[str, Names] | None = None) -> tuple[Wanted, ...]:
