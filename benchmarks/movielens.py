@@ -30,7 +30,7 @@ from pyarrow import csv, parquet
 
 import shardembed as se
 from benchmarks import pages
-from shardembed.recipes.config import load
+from shardembed.recipes.config import Config, load
 from shardembed.recipes.data.choose import open_numbered
 from shardembed.recipes.data.held import labels
 from shardembed.recipes.data.source import all_chunks, concatenate
@@ -38,9 +38,11 @@ from shardembed.recipes.data.stream import hash_rows
 from shardembed.recipes.split_config import RankingSplitConfig
 
 MODULE = "benchmarks.movielens"
-CONFIGS = Path(__file__).parents[1] / "configs" / "train"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "train"
 NAME, KINDS, K = "ml-100k", ("inter", "item", "user"), 10
 SPLIT = RankingSplitConfig(kind="ratio", share=0.1, validation=True)
+SPLIT_NAME = "movielens"  # RecBole takes its own files for what is called ml-100k
 PARTS = ("train", "valid", "test")
 GET = "pip download recbole==1.2.1 --no-deps, unpack the wheel, and give its recbole/dataset_example/ml-100k as --data"
 
@@ -74,7 +76,9 @@ CONTENDERS = (
 def folder_of(given: Path | None) -> Path:
     """Where the data are. Ends the program where they are not."""
     found = importlib.util.find_spec("recbole") if given is None else None
-    folder = given or (Path(str(found.origin)).parent / "dataset_example" / NAME if found is not None else None)
+    folder = (given and given.absolute()) or (
+        Path(str(found.origin)).parent / "dataset_example" / NAME if found is not None else None
+    )
     if folder is None or not (folder / f"{NAME}.inter").is_file():
         sys.exit(f"{MODULE}: no {NAME}.inter {'is installed' if folder is None else f'in {folder}'}: {GET}")
     return folder
@@ -107,13 +111,14 @@ def ours(contender: Contender, paths: dict[str, str], seed: int, into: Path) -> 
 def write_split(data: Path, paths: dict[str, str], seed: int, into: Path) -> None:
     """The interactions as RecBole reads them, in a file a part: those that the two towers have with this seed."""
     config = load(CONFIGS / "movielens.yaml", [f"data.path={paths['inter']}"])
+    assert isinstance(config, Config)
     whole = concatenate(list(all_chunks(open_numbered(config.data)[0])))
     found = labels(whole.users, [hash_rows(seed, 0, len(whole))], SPLIT, NAME)
     head, *rows = (data / f"{NAME}.inter").read_text().splitlines()
-    (into / NAME).mkdir(parents=True, exist_ok=True)
+    (into / SPLIT_NAME).mkdir(parents=True, exist_ok=True)
     for label, part in enumerate(PARTS):
         kept = [rows[row] for row in np.flatnonzero(found == label)]
-        (into / NAME / f"{NAME}.{part}.inter").write_text("\n".join([head, *kept]) + "\n")
+        (into / SPLIT_NAME / f"{SPLIT_NAME}.{part}.inter").write_text("\n".join([head, *kept]) + "\n")
 
 
 def theirs(contender: Contender, data: Path, paths: dict[str, str], seed: int, into: Path) -> dict[str, float]:
@@ -121,15 +126,19 @@ def theirs(contender: Contender, data: Path, paths: dict[str, str], seed: int, i
     files = into / f"split-{seed}"
     if contender.against == "ratio":
         write_split(data, paths, seed, files)
-    where = files if contender.against == "ratio" else data.parent
-    command = [sys.executable, "-m", "benchmarks.movielens_recbole", contender.model, str(where), str(into), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **LARGE_ARRAYS})
+        where, name = files, SPLIT_NAME
+    else:
+        where, name = data.parent, NAME
+    command = [sys.executable, "-m", "benchmarks.movielens_recbole", contender.model, str(where), name, str(into), str(seed)]
+    found = os.pathsep.join([str(ROOT), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))])
+    env = {**os.environ, **LARGE_ARRAYS, "PYTHONPATH": found}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=into)  # where RecBole leaves logs of its own
     if done.returncode:
         sys.exit(f"{MODULE}: {' '.join(command)}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# glibc would give arrays of a hundred MB back to the system after every operation, which makes RecBole's SASRec several times slower.
+# glibc would give arrays of a hundred MB back to the system after every operation, for which RecBole's SASRec would wait.
 LARGE_ARRAYS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 
 
@@ -151,12 +160,12 @@ def measured(chosen: Iterable[Contender], data: Path, seeds: Sequence[int]) -> d
 def page(found: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> list[str]:
     lines = pages.heading("MovieLens 100k", MODULE)
     lines += pages.paragraph(
-        "100,000 interactions of 943 users with 1,682 items, as the wheel of RecBole ships them; no user takes an item twice. Two",
-        "ways to hold out, RecBole's `RS: [0.8, 0.1, 0.1]` of each user's in random order (`data.split: {kind: ratio, share: 0.1,",
-        "validation: true}`), and `LS: valid_and_test` by time (`{kind: last, validation: true}`). Every model is trained on the",
-        "first part, stops and keeps its weights by the second, and is asked for the third, all items ranked but those that the user",
-        "had met (of two towers and BPR; SASRec's rank all). RecBole's models have its default settings; BPR has the same three parts",
-        "as the two towers, row for row. Ours have the settings of `configs/train/movielens*.yaml`, which were chosen by validation.",
+        "100,000 interactions of 943 users with 1,682 items, as the wheel of RecBole ships them; no user takes an item twice.",
+        "Held out are, as in RecBole, `RS: [0.8, 0.1, 0.1]` of each user's in random order (`data.split: {kind: ratio,",
+        "share: 0.1, validation: true}`), or `LS: valid_and_test` by time (`{kind: last, validation: true}`). Every model is",
+        "trained on the first part, keeps its best weights by the second, and is asked for the third, all items ranked but those",
+        "that the user had met (SASRec's: all). RecBole's models have its default settings; BPR has the same three parts as the two",
+        "towers, row for row. Ours have the settings of `configs/train/movielens*.yaml`, which were chosen by validation.",
         f"Means of {len(seeds)} seeds of split and training, in brackets the standard deviation.",
     )
     for against, title in (("ratio", "80, 10 and 10 % of each user"), ("last", "the last of each user")):
@@ -177,7 +186,8 @@ def _row(name: str, runs: list[dict[str, float]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    form = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__, formatter_class=form)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="with ml-100k.inter")
     parser.add_argument("--recbole", action="store_true", help="train RecBole's models too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

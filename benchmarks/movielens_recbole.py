@@ -1,10 +1,10 @@
-"""A model of RecBole on MovieLens 100k, with RecBole's default settings: what `benchmarks.movielens` starts. Prints recall and NDCG of
-the test as the last line, in JSON.
+"""A model of RecBole on MovieLens 100k, with RecBole's default settings: what `benchmarks.movielens` starts. Prints recall and NDCG
+of the test as the last line, in JSON.
 
-    python -m benchmarks.movielens_recbole BPR|SASRec FOLDER_ABOVE_ML-100K FOLDER_FOR_CHECKPOINTS SEED
+    python -m benchmarks.movielens_recbole BPR|SASRec FOLDER NAME FOLDER_FOR_CHECKPOINTS SEED
 
-Needs RecBole 1.2.1 (`pip install --no-deps --target FOLDER recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`, and
-FOLDER on PYTHONPATH). It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
+`FOLDER/NAME` has the files. Needs RecBole 1.2.1 in another folder, on PYTHONPATH: `pip install --no-deps --target OTHER
+recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`. It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OF_MODEL: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    model, folder, checkpoints, seed = sys.argv[1:]
+    model, folder, name, checkpoints, seed = sys.argv[1:]
     del sys.argv[1:]  # RecBole reads it too
     for old, new in NAMES.items():
         if not hasattr(np, old):
@@ -40,7 +40,7 @@ def main() -> None:
     from recbole.utils import get_model, get_trainer, init_seed
 
     settings = {"use_gpu": False, "state": "CRITICAL", "show_progress": False, "data_path": folder, "checkpoint_dir": checkpoints}
-    config = Config(model, "ml-100k", config_dict={**settings, **OF_MODEL[model], "seed": int(seed)})
+    config = Config(model, name, config_dict={**settings, **OF_MODEL[model], "seed": int(seed)})
     init_seed(config["seed"], reproducibility=True)
     training, valid, test = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], reproducibility=True)

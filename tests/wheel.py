@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,49 @@ def tensorboard() -> None:
     assert list(Path("runs").rglob("events.out.tfevents.*"))
 
 
+def mlflow() -> None:
+    words = ("--max-steps", "3", "--set", "data.generator.interactions=3000", "--set", "log.mlflow=true")
+    run(*COMMAND, "train", "quickstart", *words, MLFLOW_TRACKING_URI="sqlite:///told.db")
+    code = "import mlflow; print(len(mlflow.search_runs(search_all_experiments=True, output_format='list')[0].data.metrics))"
+    assert int(run(sys.executable, "-c", code, MLFLOW_TRACKING_URI="sqlite:///told.db").split()[-1]) > 2
+
+
+def _trained() -> str:
+    """A run of a few steps."""
+    words = ("--max-steps", "3", "--set", "data.generator.interactions=3000", "--json")
+    return json.loads(run(*COMMAND, "train", "quickstart", *words).splitlines()[0])["run_dir"]
+
+
+def faiss() -> None:
+    _index("faiss")
+
+
+def hnswlib() -> None:
+    _index("hnswlib")
+
+
+def _index(kind: str) -> None:
+    code = f"import shardembed as se; run = se.open_run({_trained()!r}); index = run.index('item', kind={kind!r})"
+    code += "; scores, names = index.search(run.vectors('user').values[:2], 3); assert scores.shape == (2, 3), scores; print(names)"
+    run(sys.executable, "-c", code)
+
+
+def serve() -> None:
+    run(*COMMAND, "serve", _trained(), "--out", "served")
+    code = "import json, sys, urllib.request as r; body = json.dumps({'user': 1, 'k': 2}).encode(); "
+    code += "print(r.urlopen(r.Request(f'http://127.0.0.1:{sys.argv[1]}/recommend', body), timeout=30).read().decode())"
+    with subprocess.Popen([sys.executable, "served/serve.py", "--port", "8765"]) as server:
+        try:
+            for _ in range(100):
+                time.sleep(0.3)
+                if server.poll() is not None or subprocess.run([sys.executable, "-c", code, "8765"]).returncode == 0:
+                    break
+            assert server.poll() is None, "the server has ended"
+            assert len(json.loads(run(sys.executable, "-c", code, "8765"))["items"]) == 2
+        finally:
+            server.terminate()
+
+
 def cpu() -> None:
     said = run(*COMMAND, "doctor", "--ranks", "0")
     assert "fbgemm, torchrec and torch go together" in said
@@ -178,7 +222,9 @@ def docs() -> None:
     assert "row_wise" in Path("out/index.html").read_text()
 
 
-SCENES: dict[str, Callable[[], None]] = {scene.__name__: scene for scene in (core, train, tensorboard, cpu, torchrec, torchx, docs)}
+SCENES: dict[str, Callable[[], None]] = {
+    scene.__name__: scene for scene in (core, train, tensorboard, mlflow, faiss, hnswlib, serve, cpu, torchrec, torchx, docs)
+}
 
 if __name__ == "__main__":
     if sys.argv[1] == "contents":

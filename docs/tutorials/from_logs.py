@@ -2,21 +2,20 @@
 # # From logs to recommendations
 #
 # A shop has log files: who viewed what, line by line, with all that goes wrong in log files. At the end of this page it has
-# recommendations, vectors for an index, a server to ask, and a way to do it all again tomorrow. Commands stand here as they are typed
-# into a terminal, behind a `$`; the page runs them.
+# recommendations, vectors for an index, a server to ask, and a way to do it all again tomorrow. Commands stand here as they are
+# typed into a terminal, behind a `$`; the page runs them.
 
 # %%
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 
 def run(command, last=12):
     """Show a command, and the last lines of what it prints."""
     print("$", command)
-    words = command.replace("shardembed", f"{sys.executable} -m shardembed", 1).replace("python ", f"{sys.executable} ", 1)
+    words = command.replace("shardembed", "python -m shardembed", 1) if command.startswith("shardembed") else command
+    words = words.replace("python", sys.executable, 1)
     done = subprocess.run(words, shell=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     print("\n".join(done.stdout.rstrip().splitlines()[-last:]))
@@ -32,7 +31,7 @@ def run(command, last=12):
 run("python -m examples.make_logs logs")
 for name in ("views-1", "items"):
     print(f"logs/{name}.csv")
-    print("".join(Path(f"logs/{name}.csv").open().readlines()[:3]))
+    print("\n".join(Path(f"logs/{name}.csv").read_text().splitlines()[:3]))
 
 # %% [markdown]
 # ## A first configuration
@@ -61,7 +60,7 @@ data:
     - {name: tags, kind: ids, separator: "|", of: item}
     - {name: price, kind: number, of: item}
 model: {kind: two_tower, embedding_dim: 32}
-train: {epochs: 8}
+train: {epochs: 4}
 eval: {k: 10}
 name: shop
 """)
@@ -78,14 +77,13 @@ run("shardembed train shop.yaml", last=16)
 # %%
 run_folder = max(Path("runs").glob("shop-*"))
 run(f"shardembed recommend {run_folder} --users all --k 5 --exclude-seen --out recs.csv", last=3)
-print("".join(Path("recs.csv").open().readlines()[:6]))
+print("\n".join(Path("recs.csv").read_text().splitlines()[:6]))
 
 # %% [markdown]
 # ## Vectors for an index
 #
-# `export` writes the vectors that the score is made of, with towers and features applied, and says by which metric they are compared.
-# Any library can take it from there: `se.open_run(run).index("item", kind="faiss")` builds an index of faiss or hnswlib, and this is
-# NumPy:
+# `export` writes the vectors that the score is made of, with towers and features applied, and says by which metric they are
+# compared. Any library can take them from there, and `se.open_run(run).index("item", kind="faiss")` builds an index of faiss, or of hnswlib.
 
 # %%
 run(f"shardembed export {run_folder} --out vectors --format npy", last=6)
@@ -102,7 +100,15 @@ run(f"shardembed export {run_folder} --out vectors --format npy", last=6)
 # ## Tomorrow
 #
 # The next day has new visitors and new items. `--from` begins where the last run ended: who has a row keeps it, who is new gets one.
-# Yesterday's model is evaluated on today's data first, so that there is something to compare with.
+# Yesterday's model is evaluated on today's data first, so that there is something to compare with; [Every day](../every-day.md) has
+# more of it.
 
 # %%
 run(f"shardembed train shop.yaml --from {run_folder} --set data.path=logs/views-2.csv", last=16)
+
+# %% [markdown]
+# ## Clicks
+#
+# A log with a column that says whether somebody clicked is trained in the same way: `label: clicked` in the place of users and items,
+# the columns as features, and `model: {kind: dlrm}`. `shardembed score RUN --data FILE --out FILE` then gives a probability a row.
+# [Models and data](../training.md) has both.

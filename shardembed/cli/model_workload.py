@@ -37,6 +37,8 @@ from shardembed.tables.table_config import TableConfig
 if TYPE_CHECKING:
     from shardembed.recipes.config import Config
     from shardembed.recipes.ctr_config import CtrConfig
+    from shardembed.recipes.data.interactions import Interactions
+    from shardembed.recipes.data.sides import Side
     from shardembed.recipes.sequence_config import SequenceConfig
 
 BATCH = 65_536  # samples a step over all ranks, where nothing says how many
@@ -111,6 +113,7 @@ def of_training(path: str | Path, ranks: int) -> Workload:
     from shardembed.recipes import config
     from shardembed.recipes.ctr_config import CtrConfig
     from shardembed.recipes.data.choose import open_numbered
+    from shardembed.recipes.data.describe import with_features
     from shardembed.recipes.data.interactions import scan
     from shardembed.recipes.sequence_config import SequenceConfig
 
@@ -120,8 +123,8 @@ def of_training(path: str | Path, ranks: int) -> Workload:
     if isinstance(settings, SequenceConfig):
         return _sequences(settings, ranks)
     source, ids = open_numbered(settings.data)
-    data = scan(source, settings.data.holdout_seed, ids)
-    return _two_towers(settings, data.user_counts, data.item_counts, ranks)
+    data = with_features(scan(source, settings.data.holdout_seed, ids, settings.data.split), settings.data)
+    return _two_towers(settings, data, ranks)
 
 
 def _clicks(settings: CtrConfig) -> Workload:
@@ -175,16 +178,40 @@ def _with_negatives(asked: np.ndarray, counts: np.ndarray, negatives: float) -> 
     return asked + np.rint(negatives * popular / popular.sum()).astype(np.int64)
 
 
-def _two_towers(settings: Config, users: np.ndarray, items: np.ndarray, ranks: int) -> Workload:
+def _two_towers(settings: Config, data: Interactions, ranks: int) -> Workload:
     from shardembed.recipes.models.two_tower import table_configs
 
+    users, items = data.user_counts, data.item_counts
     batch, model, optimizer = settings.train.global_batch_size, settings.model, settings.optimizer.tables.build()
     negatives = model.negatives * ranks / batch  # a sample
     asked = _with_negatives(items, items, negatives * items.sum())
-    user, item = table_configs(model, len(users), len(items), settings.data.any_ids)
+    user, item, *described = table_configs(model, len(users), len(items), settings.data.any_ids, data.known)
     loads = (_load(user, (1.0,), users, optimizer), _load(item, (1.0, negatives), asked, optimizer))
+    seen = {**_seen(data.known.users, described, users), **_seen(data.known.items, described, asked)}
+    samples = max(int(items.sum()), 1)
+    loads += tuple(_load(table, (float(seen[table.name].sum()) / samples,), seen[table.name], optimizer) for table in described)
     wire_dtype = getattr(torch, settings.wire_dtype) if settings.wire_dtype else None
     return Workload(settings.name or "training", batch, loads, wire_dtype, samples=int(items.sum()))
+
+
+def _seen(side: Side, tables: list[TableConfig], asked: np.ndarray) -> dict[str, np.ndarray]:
+    """How often each row of the tables of features is asked for when users or items are so often; of a dynamic table each id."""
+    from shardembed.recipes.data.lists import Lists
+    from shardembed.recipes.models.side_features import ids_of
+
+    by_name, found = {table.name: table for table in tables}, {}
+    for feature, values in zip(side.features, side.values, strict=True):
+        if not feature.has_table:
+            continue
+        table = by_name[feature.name]
+        ids = ids_of(feature, values, table)
+        times = np.repeat(asked, ids.lengths) if isinstance(ids, Lists) else asked
+        flat = ids.values if isinstance(ids, Lists) else ids
+        if table.dynamic is not None:
+            flat = np.unique(flat, return_inverse=True)[1].reshape(-1)
+        size = table.num_embeddings if table.dynamic is None else 0
+        found[feature.name] = np.bincount(flat, times, minlength=size or 0).astype(np.int64)
+    return found
 
 
 def _is_training(path: Path) -> bool:

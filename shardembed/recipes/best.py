@@ -79,21 +79,31 @@ def settle(console: Console, run: Run, progress: Progress, config: JobConfig) ->
             keep(console, run, newest)
     name = Comm.of().gather_texts("control", "find the best weights", _there(run))[0]
     found = folders.Named.of(name)
-    fits = found is not None and found.step == progress.kept_step and progress.kept_by == measured(config)
-    return progress if fits else replace(progress, kept=None)
+    if found is not None and found.step == progress.kept_step and progress.kept_by == measured(config):
+        return progress
+    drop(run)  # a checkpoint of its name may come again
+    return replace(progress, kept=None)
 
 
-def load(run: Run, job: TrainingJob, step: int) -> int | None:
-    """Bring back the best weights where they are not those of `step`, which the job has now; returns whose they are, or None where
-    there are none. Collective.
+def load(console: Console, run: Run, job: TrainingJob, step: int) -> int:
+    """Bring back the best weights where they are not those of `step`, which the job has now; returns whose it has then. Best ones
+    that are damaged are let go of, and the newest come back. Collective.
 
     Raises:
-        CheckpointError: on all ranks: they cannot be loaded.
+        CheckpointError: on all ranks: these cannot be loaded either.
     """
     found = folders.Named.of(Comm.of().gather_texts("control", "find the best weights", _there(run))[0])
     if found is None or found.step == step:
-        return None if found is None else step
-    se.load_checkpoint(run.path.absolute() / BEST / str(found), job.wrapped, optimizer=job.optimizer)
+        return step
+    try:
+        se.load_checkpoint(run.path.absolute() / BEST / str(found), job.wrapped, optimizer=job.optimizer)
+    except CheckpointError as error:  # the same on all ranks
+        console.print(
+            f"the best weights cannot be loaded, so the newest are used: {error}", soft_wrap=True, highlight=False, markup=False
+        )
+        restored = se.load_checkpoint(run.checkpoints, job.wrapped, optimizer=job.optimizer)
+        drop(run)
+        return restored.step
     return found.step
 
 

@@ -20,8 +20,9 @@ from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.clicks.encode import vocabulary_file
+from shardembed.recipes.data.naming import had_texts, id_columns
 from shardembed.recipes.report import MODELS
-from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, is_finished, run_of
+from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES, is_finished, run_of
 from shardembed.recipes.runs import last_finished
 from shardembed.tables.table_config import TableConfig
 
@@ -107,6 +108,7 @@ def find(given: str | Path, config: JobConfig) -> Former:
             "it was, or leave --from out"
         )
     _check_rules(given, then, config)
+    _check_texts(given, run / NAMES, config)
     manifest = read_manifest(checkpoint)
     rows = {table_of(key): entry.rows for key, entry in manifest.entries.items() if entry.kind == "table" and entry.by_id is None}
     return Former(run, checkpoint, manifest.step, manifest.checksum, then, rows)
@@ -132,6 +134,21 @@ def _check_rules(given: str | Path, then: JobConfig, now: JobConfig) -> None:
                 f"--from: the ids of {table!r} were {before[table]} in {given} and are {rule} here, so its rows would stand for "
                 "others: set data.ids and the feature as they were, or leave --from out"
             )
+
+
+def _check_texts(given: str | Path, names: Path, now: JobConfig) -> None:
+    """Files say what a column holds, and today's may hold digits alone where yesterday's held texts."""
+    if not names.is_dir():
+        return  # nobody knows
+    for table, (column, texts) in id_columns(now.data).items():
+        if texts == had_texts(names, table):
+            continue
+        there, here = ("whole numbers", "texts") if texts else ("texts", "whole numbers")
+        help_ = "convert the file, or leave --from out" if texts else f"say data.texts: [{column}]"
+        raise ConfigError(
+            f"--from: column {column!r} had {there} in {given} and has {here} here, so that none would be known by the id that it "
+            f"had: {help_}"
+        )
 
 
 def row_rules(config: JobConfig) -> dict[str, str]:

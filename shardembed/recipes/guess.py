@@ -29,8 +29,8 @@ def _set(words: str) -> frozenset[str]:
 
 
 USERS = _set(
-    "user uid userid visitor visitorid customer customerid member viewer account reader buyer player client person session sessionid "
-    "profile reviewer reviewerid listener"
+    "user uid userid visitor visitorid customer customerid member viewer account reader buyer player client person session "
+    "sessionid profile reviewer reviewerid listener"
 )
 ITEMS = _set(
     "item itemid iid product productid sku movie movieid video videoid article articleid asin track song book isbn content listing "
@@ -40,8 +40,8 @@ TIMES = _set("time timestamp ts date datetime created when day at unixtime")
 LABELS = _set("label click clicked clicks target y conversion converted purchased bought like liked outcome")
 IDS = _set("id code zip key hash type category class group")
 NUMBERS = _set(
-    "age price count cnt num number amount qty quantity duration length width height score rating views likes size days hours seconds "
-    "minutes total value year rank position"
+    "age price count cnt num number amount qty quantity duration length width height score rating views likes size days hours "
+    "seconds minutes total value year rank position"
 )
 EPOCHS = (1e8, 1e19)  # whole numbers that may be times: seconds of 1973 to nanoseconds of 2286
 FEW = 12  # distinct whole numbers, which are taken for ids
@@ -49,6 +49,7 @@ SPARSE = 100  # times as large as there are distinct ones: ids
 SKEWED = 20  # times the median: a number is taken by its logarithm
 SENTENCE = 3  # words that a text has in the mean
 SMALL = 100_000  # rows
+SAMPLED = 1 << 20  # bytes whose lines are counted
 STEPS = 500  # that a model should take at least
 MOST_EPOCHS = {True: 5, False: 20}  # of clicks, which are soon known by heart, and of interactions
 
@@ -242,6 +243,10 @@ def written(draft: Draft, path: str, rows: int) -> str:
         column: Column | None = getattr(draft, role)
         if column is not None:
             lines.append(f"  {role}: {_yaml(column.name)}  # {column.holds}, such as {column.examples}")
+    taken = [one for one in (draft.label, draft.time, *(() if clicks else (draft.user, draft.item))) if one is not None]
+    bad = next((one for one in taken if one.missing or one.mistakes), None)
+    if bad is not None:
+        lines.append(f"  on_bad_row: skip  # {bad.name} is missing or wrong in {bad.missing + bad.mistakes:,} of the first rows")
     if draft.time is not None:
         lines.append(
             "  split: {kind: time, fraction: 0.1}  # the newest rows" if clicks else "  split: last  # of each user, by time"
@@ -269,19 +274,20 @@ def _yaml(value: object) -> str:
 
 
 def _rows(path: str, columns: Sequence[Column]) -> int:
-    """About how many rows there are: from the size of a plain file, or as many as were looked at."""
+    """About how many rows there are: by the lines of the first part of a plain file, or as many as were looked at."""
     seen = max((one.rows for one in columns), default=0)
     try:
         if path.lower().endswith((".parquet", ".pq")):
             from pyarrow import parquet
 
             return parquet.read_metadata(path).num_rows
-        size = os.path.getsize(path)
+        if not path.lower().endswith((".csv", ".tsv")):  # lines of a compressed one are not to be counted
+            return seen
+        with open(path, "rb") as file:
+            part = file.read(SAMPLED)
+        return max(seen, int(os.path.getsize(path) * part.count(b"\n") / max(len(part), 1)))
     except (OSError, ValueError):
         return seen
-    from shardembed.recipes.data.text import SAMPLE_BYTES
-
-    return int(seen * max(1.0, size / SAMPLE_BYTES)) if size > SAMPLE_BYTES else seen
 
 
 def _check(text: str) -> None:

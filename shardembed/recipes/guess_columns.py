@@ -17,6 +17,7 @@ from shardembed.recipes.data.text import TextFile
 
 ROWS = 50_000  # that are looked at
 SEPARATORS = ("|", ";", ",")
+DATED_SHARE = 0.99  # of the values that are dates, where the others are mistakes
 SPLIT_SHARE = 0.2  # of the values that hold a separator, where it is one
 EXAMPLES = 3
 SHOWN = 24
@@ -36,6 +37,7 @@ class Column:
         words: of texts, how many each of them has in the mean.
         numbers: of numbers, those that there are, float32 `[m]`.
         examples: some values, in words.
+        mistakes: values that are not what it holds.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Column:
     words: float = 0.0
     numbers: np.ndarray | None = None
     examples: str = ""
+    mistakes: int = 0
 
     @property
     def rows(self) -> int:
@@ -114,6 +117,7 @@ def _column(name: str, array: pa.Array) -> Column:
         _words_of(coded.dictionary) if holds == "texts" else 0.0,
         numbers if isinstance(numbers, np.ndarray) else None,
         _shown(coded.dictionary),
+        _no_dates(there) if holds == "dates" and pa.types.is_string(there.type) else 0,
     )
 
 
@@ -142,7 +146,7 @@ def _holds(there: pa.Array, distinct: pa.Array) -> tuple[str, str | None]:
     if not pa.types.is_string(kind):
         values = there.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         return "whole numbers" if (values == np.floor(values)).all() else "numbers", None
-    if CLOCK_TIME.fast(there) is not None:
+    if CLOCK_TIME.fast(there) is not None or (_is_date(there[0]) and _no_dates(there) <= (1 - DATED_SHARE) * len(there)):
         return "dates", None
     if not are_texts(there):
         return "whole numbers", None
@@ -150,6 +154,17 @@ def _holds(there: pa.Array, distinct: pa.Array) -> tuple[str, str | None]:
         return "numbers", None
     separator = next((one for one in SEPARATORS if _separates(distinct, one)), None)
     return ("texts" if separator is None else "texts of lists"), separator
+
+
+def _is_date(value: pa.Scalar) -> bool:
+    return CLOCK_TIME.problem(value.as_py()) is None
+
+
+def _no_dates(texts: pa.Array) -> int:
+    """How many are none."""
+    if CLOCK_TIME.fast(texts) is not None:
+        return 0
+    return sum(CLOCK_TIME.problem(one) is not None for one in texts.view(pa.binary()).to_pylist())
 
 
 def _leading_zeros(texts: pa.Array) -> bool:

@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from shardembed._version import __version__
 from shardembed.config import plain_json
 from shardembed.config.optional import needed
-from shardembed.recipes import tracking
 from shardembed.recipes.common import MlflowConfig
 from shardembed.recipes.run_folder import publish
 
@@ -81,11 +80,9 @@ class MlflowLog:
         if self._thread.is_alive():
             self._note(f"mlflow: {_shown(self._uri)} has not taken all in {PATIENCE:.0f} s; what is left is not sent")
 
-    def add(self, lines: Iterable[Mapping[str, Any]], rates: Mapping[str, float]) -> None:
+    def add(self, points: Sequence[tuple[int, str, float]]) -> None:
         """As `Tracker.add`."""
-        lines = list(lines)
-        found = [*tracking.told(lines), *((lines[-1]["step"], name, value) for name, value in rates.items())]
-        self._put(_metrics(found))
+        self._put(_metrics(points))
 
     def finish(self, step: int, metrics: Mapping[str, float]) -> None:
         """As `Tracker.finish`."""
@@ -142,7 +139,7 @@ def _parameters(client: MlflowClient, run: str, settings: Mapping[str, Any]) -> 
         client.log_batch(run, params=found[first : first + PARAMETERS])
 
 
-def _metrics(told: list[tuple[int, str, float]]) -> Work:
+def _metrics(told: Sequence[tuple[int, str, float]]) -> Work:
     now = int(time.time() * 1000)
 
     def work(client: MlflowClient, run: str) -> None:

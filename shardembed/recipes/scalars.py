@@ -4,14 +4,13 @@ text and as hyperparameters, beside the metrics at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shardembed.config.optional import needed
-from shardembed.recipes import tracking
 from shardembed.recipes.run_folder import SCALARS
 
 if TYPE_CHECKING:
@@ -66,16 +65,13 @@ class Scalars:
             self._writer = None
             self._note(f"{SCALARS}: no more scalars are written for TensorBoard: {error.strerror or error}")
 
-    def add(self, lines: Iterable[Mapping[str, Any]], rates: Mapping[str, float]) -> None:
+    def add(self, points: Sequence[tuple[int, str, float]]) -> None:
         """As `Tracker.add`."""
         if self._writer is None:
             return
-        lines = list(lines)
         with self._expendable():
-            for step, name, value in tracking.told(lines):
+            for step, name, value in points:
                 self._writer.add_scalar(name, value, step)
-            for name, value in rates.items():
-                self._writer.add_scalar(name, value, lines[-1]["step"])
 
     def finish(self, step: int, metrics: Mapping[str, float]) -> None:
         """As `Tracker.finish`."""

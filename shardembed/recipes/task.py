@@ -137,8 +137,13 @@ class Task:
         """What the model reaches in the end. Collective."""
         raise NotImplementedError
 
+    @property
+    def validates(self) -> bool:
+        """Data are held out for evaluations during training, which have no part in the result."""
+        return False
+
     def validate(self, job: Any) -> Evaluated:
-        """What it reaches during training: on other data, where some are held out for that. Collective."""
+        """What it reaches on these. Collective."""
         return self.evaluate(job)
 
     def following(self, former: Former) -> Task:

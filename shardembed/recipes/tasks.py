@@ -80,7 +80,10 @@ class TwoTowerTask(Task):
         return two_tower.table_configs(self.config.model, data.users, data.items, self.config.data.any_ids, data.known)
 
     def ids(self) -> dict[str, int]:
-        return {} if self.data.ids is None else {"user": self.data.users, "item": self.data.items}
+        data = self.data
+        if data.ids is None:
+            return {}
+        return {"user": data.users, "item": data.items, **data.known.users.distinct(), **data.known.items.distinct()}
 
     def following(self, former: Former) -> TwoTowerTask:
         rows = {} if self.data.ids is not None else former.rows
@@ -92,8 +95,12 @@ class TwoTowerTask(Task):
     def evaluate(self, job: Job) -> Evaluated:
         return self._evaluated(job, validation=False)
 
+    @property
+    def validates(self) -> bool:
+        return self.data.validation is not None
+
     def validate(self, job: Job) -> Evaluated:
-        return self._evaluated(job, validation=self.data.validation is not None)
+        return self._evaluated(job, validation=True)
 
     def _evaluated(self, job: Job, validation: bool) -> Evaluated:
         data, index = self.data, ItemIndex(job.model, _numbers(self.data.ids))
@@ -153,8 +160,12 @@ class SequenceTask(Task):
     def evaluate(self, job: SequenceJob) -> Evaluated:
         return self._evaluated(job, validation=False)
 
+    @property
+    def validates(self) -> bool:
+        return self.data.validation is not None
+
     def validate(self, job: SequenceJob) -> Evaluated:
-        return self._evaluated(job, validation=self.data.validation is not None)
+        return self._evaluated(job, validation=True)
 
     def _evaluated(self, job: SequenceJob, validation: bool) -> Evaluated:
         config, data = self.config, self.data

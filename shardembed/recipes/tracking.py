@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from shardembed.recipes.common import JobConfig, LogConfig
 from shardembed.recipes.runs import Run
 
 Note = Callable[[str], None]
+Point = tuple[int, str, float]  # a step, what is measured, and its value
 
 
 class Tracker(Protocol):
@@ -25,8 +26,8 @@ class Tracker(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
-    def add(self, lines: Iterable[Mapping[str, Any]], rates: Mapping[str, float]) -> None:
-        """Lines of metrics.jsonl, and by name what else changes, as it is after them."""
+    def add(self, points: Sequence[Point]) -> None:
+        """What has become known."""
         ...
 
     def finish(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -88,8 +89,9 @@ class Tracking:
         rates = {"train/samples a second": samples_per_second, "learning rate/tables": float(groups[-1]["lr"])}
         if optimizer.dense is not None:
             rates["learning rate/dense"] = float(groups[0]["lr"])
+        points = [*_points(lines), *((lines[-1]["step"], name, value) for name, value in rates.items())]
         for tracker in self._trackers:
-            tracker.add(lines, rates)
+            tracker.add(points)
 
     def finish(self, step: int, metrics: Mapping[str, Any]) -> None:
         found = {name: float(value) for name, value in metrics.items() if _is_number(value)}
@@ -102,8 +104,8 @@ def flat(config: JobConfig) -> dict[str, str | int | float | bool]:
     return dict(_leaves(config.model_dump(mode="json", exclude_none=True), ""))
 
 
-def told(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, float]]:
-    """What lines of metrics.jsonl tell of losses and evaluations: step, name and value."""
+def _points(lines: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
+    """What lines of metrics.jsonl tell of losses and evaluations."""
     for line in lines:
         step = line["step"]
         if line.get("loss") is not None:

@@ -146,9 +146,12 @@ def _ended(
 
     last: what the weights of the last step reach, where these have been evaluated.
     """
-    kept = best.load(run, job, trained.step) if best.wanted(task.config) else best.drop(run)
-    step = trained.step if kept is None else kept
-    if last is not None and step == trained.step:
+    step = trained.step
+    if best.wanted(task.config):
+        step = best.load(console, run, job, step)
+    else:
+        best.drop(run)
+    if last is not None and step == trained.step and not task.validates:
         return last, step
     told = f"evaluating on {task.evaluates()}"
     if step != trained.step:
@@ -204,7 +207,7 @@ def train(
             shown.update(step + 1, found[-1], progress.samples_per_second)
             if evaluates:
                 looked = time.monotonic()
-                result = evaluate(task, job)
+                result = task.validate(job) if task.validates else evaluate(task, job)
                 began += time.monotonic() - looked  # which is no training
                 progress = progress.with_score(result.score, config.eval)
                 lines.append({"step": step + 1, "evaluation": result.to_json()})

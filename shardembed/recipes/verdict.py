@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,7 @@ def _compared(run: Recorded, name: str) -> Said:
     lost, here = standing.beaten(run.results), standing.beside(run.results)
     if lost:
         pairs = "; ".join(_pair(each, run.results[each], one) for each, one in lost[:NAMED])
-        whom = words.listed(list(dict.fromkeys(one.who for _, one in lost)))
+        whom = _whom([one for _, one in lost])
         more = f"; and {len(lost) - NAMED:,} more" if len(lost) > NAMED else ""
         said = f"{pairs}{more}. Before it is used, look at its learning rates and epochs, and at the data."
         return Said("bad", f"The model is not better than {whom}.", said)
@@ -51,7 +52,12 @@ def _compared(run: Recorded, name: str) -> Said:
         return Said("dim", "No baseline.", NO_BASELINE)
     found = [one for one in here[first] if one.baseline]
     pairs = "; ".join(_pair(first, run.results[first], one) for one in found[:NAMED])
-    return Said("good", f"The model is better than {words.listed([one.who for one in found])}:", f"{pairs}.")
+    return Said("good", f"The model is better than {_whom(found)}:", f"{pairs}.")
+
+
+def _whom(found: Sequence[Beside]) -> str:
+    names = list(dict.fromkeys(one.who for one in found))
+    return words.listed(names if len(names) <= NAMED else [*names[:NAMED], f"{len(names) - NAMED:,} more"])
 
 
 def _pair(name: str, value: float, one: Beside) -> str:

@@ -142,11 +142,15 @@ def test_the_pictures_are_what_the_layouts_are() -> None:
 TUTORIALS = {
     "first_model": ["step 200: loss 0.0", "person 7 likes films 17 and 18: [True, False]", "left to a dense optimizer: ['bias']"],
     "planning": ["no plan fits into memory: 1 rank(s)", "a step takes ", "64 ranks", "hash True"],
+    "from_logs": ["115 rows are malformed", "popularity", "recommendations for 5,000 users", "kept"],
     "looking": ["comedy 14 is near to ['comedy", "600 of 600 rows", "film.npy"],
 }
 
 
-@pytest.mark.parametrize("name", TUTORIALS)
+LONG = {"from_logs": pytest.mark.exhaustive}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in TUTORIALS])
 def test_a_tutorial_runs_and_becomes_a_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = pages.ROOT / "docs" / "tutorials" / f"{name}.py"

@@ -108,7 +108,7 @@ def rows_of_side(
     paths, key = (config.users, config.user) if side == "user" else (config.items, config.item)
     if paths is None:
         return
-    from shardembed.recipes.data.files import wanted_of
+    from shardembed.recipes.data.files import FileInteractions, wanted_of
     from shardembed.recipes.data.opened import open_files
 
     features = [one for one in config.features if one.of == side]
@@ -117,6 +117,9 @@ def rows_of_side(
     files = open_files(
         list(paths), [*wanted, *wanted_of(features, config.texts, books)], config.on_bad_row == "skip", f"data.{side}s"
     )
+    source = open_source(config)
+    if isinstance(source, FileInteractions):
+        files = source.files.read_alike(files)
     for part in range(len(files.parts)):
         for read in files.chunks(part):
             ids, *columns = read.columns

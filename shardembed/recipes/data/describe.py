@@ -48,11 +48,14 @@ def _of_rows(data: Interactions, config: DataConfig) -> dict[SideName, Side]:
         for chunk in data.source.chunks(part):
             kept = data.kept(row, len(chunk))
             row += len(chunk)
-            for side, numbers in zip(SIDES, (chunk.users, chunk.items), strict=True):
+            for side, numbers, counts in zip(
+                SIDES, (chunk.users, chunk.items), (data.user_counts, data.item_counts), strict=True
+            ):
                 columns = [chunk.features[place] for place, one in enumerate(read) if one.of == side]
-                # What is held out comes second, whatever the order: it tells only what nothing in training does.
                 gathering[side].see(numbers[kept], [column[kept] for column in columns])
-                gathering[side].fill(numbers[~kept], [column[~kept] for column in columns])
+                # Of what is held out only of whom training has no row: a value that came late may tell what was taken then.
+                new = ~kept & (counts[numbers] == 0)
+                gathering[side].see(numbers[new], [column[new] for column in columns])
     return {side: gathering[side].side() for side in SIDES if features[side]}
 
 

@@ -57,19 +57,19 @@ class FileInteractions:
         self._features = len(features)
         wanted += wanted_of(features, texts, books)
         patterns = [str(paths)] if isinstance(paths, str | Path) else list(paths)
-        self._files: Files = open_files(patterns, wanted, on_bad_row == "skip", "data.path")
-        self.clock = self._files.kinds[2].clock if time is not None else None
+        self.files: Files = open_files(patterns, wanted, on_bad_row == "skip", "data.path")
+        self.clock = self.files.kinds[2].clock if time is not None else None
 
     @property
     def name(self) -> str:
-        return self._files.name
+        return self.files.name
 
     @property
     def parts(self) -> Sequence[str]:
-        return self._files.parts
+        return self.files.parts
 
     def chunks(self, part: int = 0) -> Iterator[Chunk]:
-        for read in self._files.chunks(part):
+        for read in self.files.chunks(part):
             end = len(read.columns) - self._features
             users, items, *times = (one for one in read.columns[:end] if not isinstance(one, Lists))
             fine = times[0][1] if times and times[0][1].any() else None
@@ -77,7 +77,7 @@ class FileInteractions:
 
     def place(self, column: int, value: int) -> str:
         """Where the first row with that user (column 0) or item (1) is: file and line, or row. Reads the files."""
-        return self._files.place(column, value)
+        return self.files.place(column, value)
 
 
 def wanted_of(features: Sequence[FeatureConfig], texts: Sequence[str], books: Mapping[str, Names] = NO_BOOKS) -> list[Wanted]:

@@ -38,6 +38,28 @@ def bring_names(folder: Path, former: Path) -> None:
         raise DataError(f"{former}: cannot copy the names to {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def had_texts(folder: Path, table: str) -> bool:
+    """The ids of a table were texts in the run that has kept their names there."""
+    return any(folder_of(folder, table).glob("*.parquet"))
+
+
+def id_columns(config: DataConfig | SequenceDataConfig | CtrDataConfig) -> dict[str, tuple[str, bool]]:
+    """By table whose ids have names, the column in the files, and whether it holds texts. Empty where nothing is read.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    if config.path is None:
+        return {}
+    if isinstance(config, CtrDataConfig):
+        texts = open_files(config, config.path).files.texts if config.ids.kind == "dynamic" else {}
+        return {table: (table, texts[table]) for table in config.tables if table in texts}
+    source = open_source(config) if config.any_ids is not None else None
+    texts = {} if source is None else source.files.texts  # pyright: ignore[reportAttributeAccessIssue]
+    columns = {"item": config.item} if isinstance(config, SequenceDataConfig) else {"user": config.user, "item": config.item}
+    return {table: (column, texts[column]) for table, column in columns.items() if column in texts}
+
+
 def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
     """Read this rank's share of the files once more, and keep what texts of theirs have which ids. Not collective.
 

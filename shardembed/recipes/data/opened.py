@@ -6,7 +6,7 @@ Each source of a training job, of clicks or of interactions, is one of these wit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -30,7 +30,7 @@ from shardembed.recipes.data.wanted import Read, Wanted
 
 try:
     from shardembed.recipes.data.as_is import AsIs, repeated
-    from shardembed.recipes.data.deciding import kinds_of
+    from shardembed.recipes.data.deciding import kind_of_ids, kinds_of
     from shardembed.recipes.data.kinds import Kind, Values
     from shardembed.recipes.data.parquet_file import ParquetFile
     from shardembed.recipes.data.text import Rows, TextFile
@@ -82,6 +82,23 @@ class Files:
             if problems and not self.skip:
                 raise DataError(problems[0].text)
             yield Read(tuple(values), Dropped.of(problems))
+
+    def read_alike(self, other: Files) -> Files:
+        """Other files, with ids as texts in the columns in which these have texts, though digits were all that was seen there.
+
+        Raises:
+            DataError: they have texts in a column in which these have whole numbers.
+        """
+        kinds = []
+        for one, kind in zip(other.wanted, other.kinds, strict=True):
+            texts = self.texts.get(one.name, kind.text)
+            if kind.text and not texts:
+                raise DataError(
+                    f"{one.setting}: {other.name} has texts in {one.name!r}, but {self.name} has whole numbers, and the text 42 is "
+                    f"another id than the number 42; write both alike, or say data.texts: [{one.name}]"
+                )
+            kinds.append(kind if texts == kind.text or one.name not in other.texts else kind_of_ids(one, texts))
+        return replace(other, kinds=tuple(kinds))
 
     def place(self, column: int, value: int) -> str:
         """Where the first row is that has `value` in a column of `wanted`, or where the data are. Reads the files."""

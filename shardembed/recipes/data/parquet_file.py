@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
 from shardembed.config.arrow_types import is_number, plain, plain_type
+from shardembed.config.paths import is_url
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Problem
 from shardembed.recipes.data.feature_kinds import is_list
@@ -21,6 +23,7 @@ from shardembed.recipes.data.text import Columns, Rows
 from shardembed.recipes.data.wanted import Wanted
 
 BATCH_ROWS = 1 << 16
+BUFFER_BYTES = 1 << 20  # of a column that are read at once
 IDS = "ids must be whole numbers, or texts"
 HOLDS = {  # what a column must hold
     "row": "ids must be whole numbers, or texts of their digits",
@@ -90,7 +93,7 @@ class ParquetFile:
         if not pa.types.is_string(value):
             return None if pa.types.is_null(value) else WHOLE_TIME
         with _opened(self.place) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name]):
+            for batch in _batches(file, [name], self.place):
                 texts = plain(batch.column(0)).view(pa.binary()).to_pylist()
                 first = next(filter(None, texts), None)
                 if first is not None:
@@ -110,7 +113,7 @@ class ParquetFile:
             # It may be another file than when it was opened.
             for one, (_, kind) in zip(wanted, columns, strict=True):
                 self._check_same(file.schema_arrow, one, kind)
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name for name, _ in columns]):
+            for batch in _batches(file, [name for name, _ in columns], self.place):
                 yield self._judged(batch, row, columns)
                 row += batch.num_rows
 
@@ -118,7 +121,7 @@ class ParquetFile:
         """Where good rows are that have `value` in one of `columns`."""
         row, (name, kind) = 0, columns[column]
         with _opened(self.place) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name]):
+            for batch in _batches(file, [name], self.place):
                 kept, _, (values, *_) = read_arrays([plain(batch.column(0))], [(name, kind)])
                 for one in kept[has(values, value)].tolist():
                     yield f"{self.place}: row {row + one} (from 0), column {name!r}"
@@ -195,11 +198,24 @@ def _opened(place: Place) -> Iterator[parquet.ParquetFile]:
         DataError: the file cannot be opened, or read on.
     """
     try:
-        with place.open() as raw, parquet.ParquetFile(raw) as file:
+        with place.open() as raw, _parquet(raw, place) as file:
             yield file
     except (OSError, pa.ArrowException) as error:
         said = getattr(error, "strerror", None) or error
         raise DataError(f"{place}: cannot read the file: {said}; is it a Parquet file, and whole?") from error
+
+
+def _parquet(raw: IO[bytes], place: Place) -> parquet.ParquetFile:
+    """Read column by column as it goes; from elsewhere a row group at once, for each read takes long there. Left to itself pyarrow
+    would begin by reading all of the file.
+    """
+    return parquet.ParquetFile(raw, pre_buffer=is_url(place.path), buffer_size=0 if is_url(place.path) else BUFFER_BYTES)
+
+
+def _batches(file: parquet.ParquetFile, names: list[str], place: Place) -> Iterator[pa.RecordBatch]:
+    groups = [[group] for group in range(file.num_row_groups)] if is_url(place.path) else [None]
+    for group in groups:
+        yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=group, columns=names)
 
 
 def _element_type(kind: pa.DataType) -> pa.DataType:

@@ -123,8 +123,9 @@ class Sequences:
 
     def met(self, validation: bool) -> np.ndarray:
         """How many interactions each user had before the questions of `questions`, int64 `[u]`: the first of its sequence."""
-        known = self.validation is None or validation
-        return self.user_counts if known else self.user_counts + np.bincount(self.validation.owners, minlength=self.users)
+        if self.validation is None or validation:
+            return self.user_counts
+        return self.user_counts + np.bincount(self.validation.owners, minlength=self.users)
 
     def histories(self, users: np.ndarray, met: np.ndarray | None = None) -> History:
         """The items that `users` met in training, by their place in `users`, or the first so many of each."""

@@ -1,6 +1,7 @@
 """What is known of users and of items beside their ids: the value of each feature, by the number of the user or item.
 
-    of rows       the last value in training counts, since what stands in rows that are held out may tell their answer
+    of rows       the last value in training counts, since what stands in rows that are held out may tell their answer; of whom
+                  training has no row, the last value in these
     of a file     that has a row for each user or item (`data.users`, `data.items`): its last value counts
 
 A value that is missing replaces none. Every rank holds all values: 8 bytes for an id, 4 for a number.
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
 
 Values = np.ndarray | Lists
+Column = TypeVar("Column", np.ndarray, Lists)
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, ...] = ("user", "item")
 
@@ -42,6 +44,19 @@ class Side:
     def with_room(self, more: int) -> Side:
         """With so many users or items more, of which nothing is known."""
         return Side(self.features, tuple(_padded(one, more) for one in self.values))
+
+    def distinct(self) -> dict[str, int]:
+        """How many ids each feature has that is one or a list of them."""
+        flat = (
+            (one.name, values.values if isinstance(values, Lists) else values)
+            for one, values in self._pairs
+            if one.kind != "number"
+        )
+        return {name: len(np.unique(values)) for name, values in flat}
+
+    @property
+    def _pairs(self) -> list[tuple[FeatureConfig, Values]]:
+        return list(zip(self.features, self.values, strict=True))
 
     def parts_of_values(self) -> list[np.ndarray]:
         return [part for one in self.values for part in ((one.values, one.lengths) if isinstance(one, Lists) else (one,))]
@@ -86,12 +101,6 @@ class Gathering:
         for one, column in zip(self._held, columns, strict=True):
             one.see(numbers, column)
 
-    def fill(self, numbers: np.ndarray, columns: Sequence[Values]) -> None:
-        """As `see`, of which only values count that nobody else has given."""
-        for one, column in zip(self._held, columns, strict=True):
-            lacks = one.lacks(numbers)
-            one.see(numbers[lacks], column[lacks])
-
     def side(self) -> Side:
         return Side(self._features, tuple(one.all() for one in self._held))
 
@@ -102,9 +111,6 @@ class _Flat:
     def __init__(self, number: bool, count: int) -> None:
         self._values = np.full(count, np.nan, np.float32) if number else np.full(count, MISSING)
         self._missing = np.isnan if number else _is_missing
-
-    def lacks(self, numbers: np.ndarray) -> np.ndarray:
-        return self._missing(self._values[numbers])
 
     def see(self, numbers: np.ndarray, column: Values) -> None:
         assert isinstance(column, np.ndarray)
@@ -123,9 +129,6 @@ class _Listed:
         self._parts = [np.empty(0, np.int64)]
         self._starts, self._lengths = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._held = 0
-
-    def lacks(self, numbers: np.ndarray) -> np.ndarray:
-        return self._lengths[numbers] == 0
 
     def see(self, numbers: np.ndarray, column: Values) -> None:
         assert isinstance(column, Lists)
@@ -154,7 +157,7 @@ def _is_missing(values: np.ndarray) -> np.ndarray:
     return values == MISSING
 
 
-def last_of(numbers: np.ndarray, column: Values) -> tuple[np.ndarray, Values]:
+def last_of(numbers: np.ndarray, column: Column) -> tuple[np.ndarray, Column]:
     """Of each number the last row: distinct numbers, and their values."""
     distinct, back = np.unique(numbers[::-1], return_index=True)
     return distinct, column[len(numbers) - 1 - back]

@@ -110,9 +110,11 @@ def feature_tables(
 
 def ids_of(feature: FeatureConfig, values: np.ndarray | Lists, table: se.TableConfig) -> np.ndarray | Lists:
     """The ids that a table is asked for: of a number its bucket, of a missing id the last row where ids are row numbers."""
+    if isinstance(values, Lists):
+        return values
     if feature.buckets:
         return np.searchsorted(np.asarray(feature.buckets), np.nan_to_num(values), side="right").astype(np.int64)
-    if isinstance(values, Lists) or table.dynamic is not None:
+    if table.dynamic is not None:
         return values
     assert table.num_embeddings is not None
     return np.where(values == MISSING, table.num_embeddings - 1, values)

@@ -19,9 +19,11 @@ from shardembed.config.arrow_types import is_number, plain, whole_numbers
 from shardembed.errors import DataError
 from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.names import columns_in
+from shardembed.recipes.data.any_ids import MOST
+from shardembed.recipes.data.bad import MAX_USER, MIN_USER
 from shardembed.recipes.data.numbering import Numbers
 
-DIGITS = r"^-?[0-9]{1,18}(\.0*)?$"
+DIGITS = r"^-?[0-9]{1,40}(\.0*)?$"
 NO_ID = np.iinfo(np.int64).min  # of what is no name here; no id of ours, which are hashes or counts
 
 
@@ -58,8 +60,7 @@ class Catalog:
         if pa.types.is_string(column.type):
             usable = compute.call_function("match_substring_regex", [column], compute.MatchSubstringOptions(DIGITS))
             digits = compute.call_function("replace_substring_regex", [column], compute.ReplaceSubstringOptions(r"\.0*$", ""))
-            found = compute.cast(compute.call_function("if_else", [usable, digits, pa.scalar(None, pa.string())]), pa.int64())
-            return compute.fill_null(found, NO_ID).to_numpy(zero_copy_only=False)
+            return _int64s(compute.call_function("if_else", [usable, digits, pa.scalar(None, pa.string())]))
         numbers = whole_numbers(column)
         assert numbers is not None, "else `_column` refuses them"
         return numbers.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -94,6 +95,20 @@ class Catalog:
     def _book(self) -> tuple[np.ndarray, pa.Array]:
         assert self.names is not None
         return columns_in(self.names)
+
+
+def _int64s(digits: pa.Array) -> np.ndarray:
+    """Texts of digits, or nulls, as the 64 bits of the numbers, with a sign or without, as the data are read; `NO_ID` of others."""
+    try:
+        return compute.fill_null(compute.cast(digits, pa.int64()), NO_ID).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:  # one is beyond
+        return np.array([NO_ID if one is None else _wrapped(int(one)) for one in digits.to_pylist()], np.int64)
+
+
+def _wrapped(number: int) -> int:
+    if not MIN_USER <= number <= MOST:
+        return NO_ID
+    return number - (1 << 64) if number > MAX_USER else number
 
 
 def _column(values: Any, what: str) -> pa.Array:

@@ -187,6 +187,31 @@ def test_numbered_tables_grow_at_their_end(tmp_path: Path) -> None:
     assert joined(three, "before") == joined(two, "after")
 
 
+SEQUENCES = """
+data: {{path: {path}, user: viewer, item: sku, time: null{ids}}}
+model: {{kind: sasrec, embedding_dim: 8, negatives: 32, max_length: 8, layers: 1}}
+train: {{epochs: 3, global_batch_size: 20}}
+eval: {{k: 5, repeats: true}}
+run_dir: {folder}/runs
+"""
+
+
+@pytest.mark.parametrize("ids", [TEXTS, exhaustive(NUMBERED)], ids=["texts", "numbered"])
+def test_sequences_go_on_too(tmp_path: Path, ids: str) -> None:
+    jobs = []
+    for day in (1, 2):
+        write_day(tmp_path, day, numbered=ids == NUMBERED)
+        jobs.append(tmp_path / f"sequences{day}.yaml")
+        jobs[-1].write_text(SEQUENCES.format(path=tmp_path / f"day{day}.parquet", folder=tmp_path, ids=ids))
+    one = run_ranks(1, trained, str(jobs[0]))
+    two = run_ranks(2, trained, str(jobs[1]), one[0]["summary"]["run_dir"])
+    after, before = joined(one, "after")["item"], joined(two, "before")["item"]
+    assert {item: before[item] for item in after} == after
+    summary = two[0]["summary"]
+    assert summary["recall@5"] > summary["before"]["recall@5"]
+    assert summary["since"]["tables"]["item"]["new"] > 0
+
+
 def test_ids_that_died_leave_by_their_age(tmp_path: Path) -> None:
     """Steps of the former run count: an id that it saw last in its first steps is old when this one begins."""
     (old_users, _), (users, _) = write_day(tmp_path, 1), write_day(tmp_path, 2)
@@ -230,6 +255,8 @@ def test_what_it_cannot_begin_from_is_refused(tmp_path: Path) -> None:
     write_day(tmp_path, 1)
     job = job_of(tmp_path, 1)
     one = Path(run_ranks(1, trained, job)[0]["summary"]["run_dir"])
+    digits = tmp_path / "digits.csv"
+    digits.write_text("viewer,sku\n" + "".join(f"{row % 7},{row % 5}\n" for row in range(50)))
     for former, option, said in (
         (tmp_path, (), "is no run of `shardembed train`; give its folder"),
         (
@@ -237,6 +264,7 @@ def test_what_it_cannot_begin_from_is_refused(tmp_path: Path) -> None:
             ("model.kind=sasrec", "model.negatives=8", "data.time=null"),
             "is a two-tower model, and this job trains a SASRec model",
         ),
+        (one, (f"data.path={digits}",), r"column 'viewer' had texts in .* and has whole numbers here, .* data.texts: \[viewer\]"),
         (one, ("data.ids=numbered",), "the ids of 'user' were any ids in .* and are numbers of rows here"),
         (one, ("model.embedding_dim=4",), r"'tables.item.weight' is .* in the model and .*\n.*\n.*model.embedding_dim"),
     ):

@@ -39,7 +39,7 @@ def config(run_dir: str, policy: str, towers: tuple[int, ...] = (6,), lr: float 
         optimizer=OptimizerConfig(tables=TableOptimizerConfig(name="SGD", lr=lr)),
         train=TrainConfig(epochs=3, global_batch_size=100, max_steps=STEPS, on_nonfinite=policy),
         checkpoint=CheckpointConfig(every_steps=saves, keep=1),
-        eval=RankingConfig(k=5),
+        eval=RankingConfig(k=5, every_steps=None),
         run_dir=run_dir,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shardembed.recipes.config import (
 )
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import scan
+from shardembed.recipes.split_config import RankingSplitConfig
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
@@ -106,3 +108,30 @@ def test_ids_that_no_memory_is_taken_for_end_all_ranks(tmp_path: Path) -> None:
     settings = Config(data=DataConfig(path=(str(path),)), run_dir=str(tmp_path))
     assert len(set(told := run_ranks(2, refused, settings))) == 1
     assert told[0].startswith(f"{path}:3: column 'user_id': id 2,147,483,649 is the largest of only 2 rows")
+
+
+def test_the_result_is_of_other_interactions_than_those_that_choose_the_weights(tmp_path: Path) -> None:
+    found = {}
+    for validates in (False, True):
+        settings = Config(
+            name="test",
+            data=DataConfig(generator=GENERATED, split=RankingSplitConfig(kind="leave_one_out", validation=validates)),
+            model=ModelConfig(embedding_dim=8, negatives=32),
+            train=TrainConfig(epochs=3, global_batch_size=200),
+            eval=RankingConfig(k=5),
+            run_dir=str(tmp_path),
+        )
+        summary = run_ranks(1, result_of, settings)[0]
+        lines = (Path(summary["run_dir"]) / "metrics.jsonl").read_text().splitlines()
+        during = [line["evaluation"] for line in map(json.loads, lines) if "evaluation" in line]
+        assert len(during) == 3
+        best = max(during, key=lambda one: one["recall@5"])
+        found[validates] = {name: summary[name] for name in best}, best
+    result, best = found[False]
+    assert result == pytest.approx(best), "one set of held-out interactions for both"
+    result, best = found[True]
+    assert result["popularity_recall@5"] != best["popularity_recall@5"], "the questions are others"
+
+
+def result_of(rank: int, world_size: int, settings: Config) -> dict[str, Any]:
+    return train.run(settings, Console(file=io.StringIO()))

@@ -17,12 +17,13 @@ from shardembed.recipes import config
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
 from shardembed.recipes.data import kept, text
-from shardembed.recipes.data.choose import open_numbered, open_source
+from shardembed.recipes.data.choose import open_numbered, open_source, rows_of_side
 from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.interactions import scan
 from shardembed.recipes.data.naming import keep_names
 from shardembed.recipes.data.source import all_chunks
 from shardembed.recipes.data.wanted import MISSING
+from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.ids_config import InteractionIdsConfig
 from shardembed.recipes.resolved import resolved_yaml
 
@@ -200,3 +201,23 @@ def test_a_bad_integer_beside_such_categories_is_told(tmp_path: Path) -> None:
         list(open_sources(data)[0].chunks(0))
     skipped = list(open_sources(data.model_copy(update={"on_bad_row": "skip"}))[0].chunks(0))
     assert np.concatenate([one.ids[:, 0] for one in skipped]).tolist() == hash64(["0x 1", "+"]).tolist()
+
+
+def test_all_files_of_a_job_read_a_column_alike(tmp_path: Path) -> None:
+    """Also those of which one has digits alone: of users beside interactions, of validation beside training."""
+    base = table_of(tmp_path, "views.csv", [7, "ab"], [1, 2])
+    (tmp_path / "users.csv").write_text("user_id,age\n7,30\n")
+    settings = {"path": base.path, "users": (str(tmp_path / "users.csv"),)}
+    data = DataConfig(**settings, features=(FeatureConfig(name="age", kind="number", of="user"),))
+    assert [ids.tolist() for ids, _ in rows_of_side(data, "user")] == [hash64(["7"]).tolist()]
+    table_of(tmp_path, "views.csv", [7, 8], [1, 2])
+    (tmp_path / "users.csv").write_text("user_id,age\nab,30\n")
+    with pytest.raises(DataError, match=r"data.user: .*users.csv has texts in 'user_id', but .*views.csv has whole numbers"):
+        list(rows_of_side(data, "user"))
+    (tmp_path / "train.csv").write_text("label,site\n1,a\n0,7\n")
+    (tmp_path / "valid.csv").write_text("label,site\n1,7\n")
+    paths = {"path": (str(tmp_path / "train.csv"),), "validation_path": (str(tmp_path / "valid.csv"),)}
+    clicks = CtrDataConfig.model_validate({**paths, "features": (FeatureConfig(name="site", kind="id"),)})
+    _, other = open_sources(clicks)
+    assert other is not None
+    assert [chunk.ids.tolist() for chunk in other.chunks(0)] == [[[int(hash64(["7"])[0])]]]

@@ -189,6 +189,46 @@ def test_the_best_is_what_the_checkpoint_tells_of(tmp_path: Path, monkeypatch: p
     assert (summary["best_step"], kept(run)) == (STEPS, [STEPS])
 
 
+def damage(checkpoint: Path) -> None:
+    """Of all that have links to its files, as on a failing disk."""
+    path = checkpoint / "rank-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    path.write_bytes(data)
+
+
+def test_a_damaged_best_is_made_anew_by_a_run_that_goes_on_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(tmp_path, checkpoint={"every_steps": 2, "keep": 3})
+    with monkeypatch.context() as patch:
+        crashing(patch, best, "scored", lambda progress, score, config: score == 0.4)
+        Scripted(patch, 0.5, 0.7, 0.4)
+        with pytest.raises(Crash):
+            trained(settings)
+    (run,) = tmp_path.iterdir()
+    assert kept(run) == [4]
+    damage(run / "checkpoints" / "step-0000000004")
+    shutil.rmtree(run / "checkpoints" / "step-0000000004")  # as the message says
+    script = Scripted(monkeypatch, 0.7, 0.4, 0.7)
+    summary = trained(settings)
+    assert (summary["best_step"], summary["recall@20"], kept(run)) == (4, 0.7, [4])
+    assert torch.equal(script.tables[2], script.tables[0])
+
+
+def test_a_best_that_is_damaged_when_the_run_ends_gives_way_to_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, made = Scripted(monkeypatch, 0.5, 0.7, 0.6, 0.65), best.load
+
+    def load(console: Console, run: Any, *rest: Any) -> int:
+        damage(run.path / "best" / "step-0000000004")
+        return made(console, run, *rest)
+
+    monkeypatch.setattr(best, "load", load)
+    said = io.StringIO()
+    summary = train.run(config(tmp_path), Console(file=said, width=600))
+    assert "the best weights cannot be loaded, so the newest are used:" in said.getvalue()
+    assert (summary["best_step"], kept(Path(summary["run_dir"]))) == (STEPS, [])
+    assert torch.equal(script.tables[-1], script.tables[2])
+
+
 def test_links_that_cannot_be_made_are_copies_and_what_cannot_be_kept_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,8 +33,18 @@ def clicks(path: Path) -> None:
     lines = ["clicked\tshown_at\tuser\tad_id\ttags\tprice\tage\tzip\tplace"]
     for row in range(ROWS):
         tags = ";".join(draw.sample(["x", "y", "z"], 2))
-        cells = [row % 3 == 0, 1_700_000_000 + row, f"u{draw.randrange(30)}", draw.randrange(10**9), tags, draw.random(), 18 + row % 50]
-        lines.append("\t".join([*(str(int(one) if isinstance(one, bool) else one) for one in cells), f"0{1000 + row}", str(row % 5)]))
+        cells = [
+            row % 3 == 0,
+            1_700_000_000 + row,
+            f"u{draw.randrange(30)}",
+            draw.randrange(10**9),
+            tags,
+            draw.random(),
+            18 + row % 50,
+        ]
+        lines.append(
+            "\t".join([*(str(int(one) if isinstance(one, bool) else one) for one in cells), f"0{1000 + row}", str(row % 5)])
+        )
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -85,7 +95,9 @@ def test_a_log_of_texts_becomes_two_towers_with_features(tmp_path: Path, capsys:
 
 def test_a_plain_log_takes_at_most_fifteen_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.csv"
-    path.write_text("user_id,item_id,timestamp\n" + "".join(f"{row % 30},{row * row % 41},{1_700_000_000 + row}\n" for row in range(ROWS)))
+    path.write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"{row % 30},{row * row % 41},{1_700_000_000 + row}\n" for row in range(ROWS))
+    )
     found, text = guessed(tmp_path, path, capsys)
     assert isinstance(found, Config)
     assert (found.data.user, found.data.item, found.data.time) == ("user_id", "item_id", "timestamp")
@@ -124,7 +136,10 @@ def test_what_cannot_be_guessed_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "log.csv"
     path.write_text("a,b\n1,x\n2,y\n")
     for words, said in (
-        (["--guess", str(path)], f"{path}: no column looks like users or items, and none like a label of 0 and 1; the columns are: a, b"),
+        (
+            ["--guess", str(path)],
+            f"{path}: no column looks like users or items, and none like a label of 0 and 1; the columns are: a, b",
+        ),
         (["--guess", str(tmp_path / "none.csv")], "none.csv: cannot read the file"),
         (["--guess", str(path), "--out", str(path)], "is there already"),
         (["job.yaml", "--guess", str(path)], "--guess writes a configuration, and takes none"),

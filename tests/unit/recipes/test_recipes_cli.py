@@ -48,6 +48,8 @@ def test_train_prints_one_json_line_and_leaves_a_run_folder(job: Path, capsys: p
     assert [table.name for table in Plan.load(folder / "plan.json").tables] == ["user", "item"]
     first, *records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert first["settings"]["train.epochs"] == 2
+    assert [record.pop("step") for record in records if "evaluation" in record] == [7, 14]
+    records = [record for record in records if "evaluation" not in record]
     assert [record["loss"] for record in records[:-1]] == summary["losses"]
     assert [record["step"] for record in records[:-1]] == list(range(1, 15))
     assert records[6]["epoch"] == 1

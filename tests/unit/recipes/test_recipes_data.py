@@ -128,8 +128,8 @@ def test_mistakes_in_several_files_are_placed(tmp_path: Path) -> None:
         scanned("a.csv", "a.*")
     with pytest.raises(DataError, match=r"data.path: no file matches .*e\*"):
         scanned("e*")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"is a folder without a data file"):
-        (tmp_path / "empty").mkdir()
         scanned("empty")
 
 

@@ -139,8 +139,11 @@ def test_training_beats_popularity(data: Interactions, tmp_path: Path) -> None:
         rates = Rates(job.optimizer, settings.train.schedule, task.steps)
         run, counts = Run(folder.path, folder, resumes=False), IdCounts(job.model.tables, 0)
         tracking = Tracking(run, settings, 0, lambda text: None)
-        trained = train(job, task, Console(quiet=True), run, Progress(), rates, counts, tracking)
-    losses = [json.loads(line)["loss"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+        trained, last = train(job, task, Console(quiet=True), run, Progress(), rates, counts, tracking)
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert last is not None
+    assert lines[-1]["evaluation"] == last.to_json()
     assert trained.step == len(losses) == 8 * -(-data.training_rows // 100)
     assert trained.samples == 8 * data.training_rows
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])

@@ -20,7 +20,7 @@ from shardembed.recipes.build import CtrJob
 from shardembed.recipes.data import plausible
 from shardembed.recipes.tasks import SequenceTask, TwoTowerTask
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "train").glob("*.yaml"))
+CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[3] / "configs" / "train").glob("*.yaml"))}
 TASKS = {"two_tower": TwoTowerTask, "sasrec": SequenceTask}
 JOB = """
 data:
@@ -81,8 +81,8 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 def test_the_schema_takes_our_files_and_refuses_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     schema = printed(capsys, "--schema")
-    assert len(CONFIGS) == 5
-    for path in CONFIGS:
+    assert len(CONFIGS) == 9
+    for path in CONFIGS.values():
         # Numbers such as 2e-3 are texts for PyYAML; what a configuration is filled up to has none.
         assert main(["train", str(path), "--print-config"]) == 0
         values = yaml.safe_load(capsys.readouterr().out)
@@ -113,8 +113,8 @@ def test_a_dry_run_plans_and_counts_and_leaves_nothing(job: Path, capsys: pytest
     assert found["fullest_rank"]["bytes"] >= found["memory"][found["fullest_rank"]["rank"]]["weights"]
     assert not (job.parent / "runs").exists()
     for path, setting, tables in (
-        (CONFIGS[2], "data.generator.interactions=9000", {"user", "item"}),
-        (CONFIGS[3], "data.generator.users=500", {"item"}),
+        (CONFIGS["quickstart"], "data.generator.interactions=9000", {"user", "item"}),
+        (CONFIGS["sasrec"], "data.generator.users=500", {"item"}),
     ):
         assert printed(capsys, path, "--dry-run", "--ranks", 2, "--set", setting)["tables"].keys() == tables
 
@@ -134,7 +134,8 @@ def test_ids_far_above_the_number_of_interactions_are_told_before_tables_are_mad
     )
     path = job.with_name("ranking.yaml")
     path.write_text(
-        f"data: {{path: {data}, user: user, item: item, ids: numbered}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\nrun_dir: {job.parent / 'runs'}"
+        f"data: {{path: {data}, user: user, item: item, ids: numbered}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\n"
+        f"run_dir: {job.parent / 'runs'}"
     )
     told = "warning: item ids go to 2,404, but there are only 20 interactions: a table has a row for every id; number them from 0\n"
     assert main(["train", str(path), "--dry-run"]) == 0
@@ -227,8 +228,8 @@ def test_an_evaluation_of_rows_that_were_trained_on_is_told(job: Path, capsys: p
     ("words", "message"),
     [
         (["--predict", "x"], "--predict goes with --evaluate CHECKPOINT"),
-        ([CONFIGS[2], "--evaluate", "x", "--predict", "y"], "a two-tower model ranks items"),
-        ([CONFIGS[3], "--evaluate", "x", "--predict", "y"], "a SASRec model ranks items"),
+        ([CONFIGS["quickstart"], "--evaluate", "x", "--predict", "y"], "a two-tower model ranks items"),
+        ([CONFIGS["sasrec"], "--evaluate", "x", "--predict", "y"], "a SASRec model ranks items"),
         (None, "which configuration?"),
     ],
 )

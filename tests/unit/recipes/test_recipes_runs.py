@@ -28,6 +28,7 @@ data: {path: DATA, user: user, item: item}
 model: {embedding_dim: 8, negatives: 16}
 train: {epochs: 3, global_batch_size: 20}
 checkpoint: {every_steps: 2}
+eval: {every_steps: null}
 """
 
 
@@ -391,7 +392,7 @@ def test_curves_that_cannot_be_written_end_and_training_does_not(tmp_path: Path,
     told: list[str] = []
     with small_files(most), scalars.Scalars(tmp_path, 0, told.append, {"train.epochs": 3}) as curves:
         for step in range(1, 60):
-            curves.add([{"step": step, "loss": 0.5}], {"learning rate/tables": 0.1})
+            curves.add([(step, "train/loss", 0.5)])
         curves.finish(60, {"auc": 0.5})
     assert len(told) == 1
     assert told[0].startswith("tensorboard: no more scalars are written for TensorBoard: ")

@@ -18,7 +18,7 @@ from torch import nn
 from shardembed.cli import failures, main
 from shardembed.inputs.ids import IdBatch
 from shardembed.planner import words
-from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series
+from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series, verdict
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.id_sample import IdSample, statistics
 from shardembed.recipes.run_folder import CHECKPOINTS, DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
@@ -108,15 +108,18 @@ def test_a_run_ends_with_a_page_of_its_numbers(job: Path, capsys: pytest.Capture
         text.index("How good the model is") < text.index("<h2>Result") < text.index("How it was sharded") < text.index("<h2>Plan")
     )
     assert summary["normalized_entropy"] > 1 > summary["auc"] > 0.5, "so few steps teach which is likelier, and no chances"
-    said = f"The model is not better than the share of clicks.</b> normalized_entropy {summary['normalized_entropy']:.4f}, and"
-    assert said in text
-    # The generator's AUC is drawn beside the model's, and the share of clicks, which is the same each time, is not.
+    first, *_ = verdict.judged(recorded.read(folder))
+    assert f"<b>{first.title}</b> {first.said}" in text
+    assert first.title.startswith("The model is not better than")
+    assert "the share of clicks" in first.title
+    # What others reach is drawn beside the model's, and the share of clicks, which is the same each time, is not.
     lower = [f"{name} in validation, lower is better" for name in ("normalized_entropy", "log_loss")]
     drawn = ["training loss", "auc in validation, higher is better", "calibration in validation, 1 is right", *lower]
     assert sorted(re.findall(r"<figcaption>([^<]*)", text)) == sorted([*drawn, reliability.NAME])
     assert ">generator</text>" in text
+    assert ">logistic</text>" in text
     auc = text[text.index('aria-label="auc ') :].partition("</svg>")[0]
-    assert auc.count("<circle") == 5 + 2, "the evaluation at the end is a point too, and what is always the same has two ends"
+    assert auc.count("<circle") == 5 + 2 + 2, "the evaluation at the end is a point too, and what is always the same has two ends"
     bins = summary["calibration_bins"]
     assert sum(bins["rows"]) == summary["evaluated_rows"]
     clicks = sum(share * rows for share, rows in zip(bins["observed"], bins["rows"], strict=True))
@@ -152,6 +155,10 @@ def test_a_model_that_is_not_better_than_what_costs_nothing_is_told_first(tmp_pa
     assert ">popularity</text>" in text
     assert ">epoch 2</text>" in text
     assert "baseline; the model has 0.80 times as much" in text
+    many = {"auc": 0.5} | {f"base{number}_auc": 0.6 for number in range(50)}
+    text = run_with(tmp_path, [many], [1.0])
+    assert "The model is not better than base0, base1, base2 and 47 more.</b> auc 0.5000, and base0 0.6000;" in text
+    assert "; and 47 more. Before it is used" in text
     text = run_with(tmp_path, [{"x": 0.1}], [1.0])
     assert "No baseline." in text
     assert "It was evaluated once, at the end." in text

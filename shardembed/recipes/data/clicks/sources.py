@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from shardembed.inputs.names import Names
 from shardembed.recipes.ctr_config import CtrDataConfig
@@ -20,8 +21,11 @@ def open_sources(config: CtrDataConfig) -> tuple[ClickSource, ClickSource | None
     """
     if config.path is None:
         return PlantedClicks(config.generator, Schema.of(config)), None
-    other = open_files(config, config.validation_path, "data.validation_path") if config.validation_path else None
-    return open_files(config, config.path), other
+    source = open_files(config, config.path)
+    if not config.validation_path:
+        return source, None
+    other = open_files(config, config.validation_path, "data.validation_path")
+    return source, replace(other, files=source.files.read_alike(other.files))
 
 
 def open_files(

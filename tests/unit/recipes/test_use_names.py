@@ -1,0 +1,30 @@
+"""Names of users and items, as files and callers give them, are the ids that the data are read as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shardembed.recipes.use.catalog import NO_ID, Catalog
+from shardembed.recipes.use.files import names_in
+
+LARGE = [-(2**63) + 1, -(10**18), -37, 0, 10**17, 10**18, 6_917_529_027_641_081_856, 2**63 - 1]
+NUMBERS = Catalog("user", np.array(LARGE), None)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt"])
+def test_integers_of_64_bits_are_found_by_their_digits(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"users{suffix}"
+    path.write_text("viewer\n" * (suffix == ".csv") + "".join(f"{number}\n" for number in LARGE))
+    found = NUMBERS.ids_of(names_in(path, "viewer"))
+    assert found.tolist() == LARGE
+    assert NUMBERS.numbers_of(found).tolist() == [*range(len(LARGE))]
+
+
+def test_what_is_no_integer_is_nobody_and_the_others_are_found() -> None:
+    texts = ["x", "1e3", " 37", "-37.0", str(2**63 - 1), str(2**64 - 37), str(2**64), "9" * 30, "9" * 300, "-37"]
+    assert NUMBERS.ids_of(texts).tolist() == [NO_ID, NO_ID, NO_ID, -37, 2**63 - 1, -37, NO_ID, NO_ID, NO_ID, -37]
+    assert NUMBERS.ids_of(pa.array([2**64 - 37], pa.uint64())).tolist() == [-37]
