@@ -23,6 +23,7 @@ from shardembed.recipes.data.clicks.encode import vocabulary_file
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, is_finished, run_of
 from shardembed.recipes.runs import last_finished
+from shardembed.recipes.sequence_config import SEQUENCE_TABLES, SequenceConfig
 from shardembed.tables.table_config import TableConfig
 
 LAST = "last"  # in the place of a folder
@@ -140,7 +141,8 @@ def row_rules(config: JobConfig) -> dict[str, str]:
     clicks = isinstance(config, CtrConfig)
     features = {one.name: one for one in (data.columns if clicks else getattr(data, "features", ())) if one.has_table}
     found = {}
-    for name in [*(() if clicks else SIDES), *features]:
+    sides = () if clicks else SEQUENCE_TABLES if isinstance(config, SequenceConfig) else SIDES
+    for name in [*sides, *features]:
         edges = features[name].buckets if name in features else None
         rule = _of_clicks if clicks else _of_interactions
         found[name] = rule(config, name) if edges is None else f"numbers between the edges {', '.join(map(str, edges))}"
@@ -173,5 +175,5 @@ def _of_clicks(config: JobConfig, name: str) -> str:
 def _of_interactions(config: JobConfig, name: str) -> str:
     if config.data.any_ids is None:
         return NUMBERED
-    column = getattr(config.data, name, name)
+    column = getattr(config.data, name) if name in SIDES else name
     return "any ids, read as texts" if column in getattr(config.data, "texts", ()) else "any ids"
