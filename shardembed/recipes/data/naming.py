@@ -97,8 +97,9 @@ def _of_interactions(config: DataConfig | SequenceDataConfig, folder: Path, rank
         source = open_source(config, books)
         for part in range(rank, len(source.parts), world_size):
             _read(source.chunks(part))
-        for side in SIDES if rank == 0 and isinstance(config, DataConfig) else ():
-            _read(rows_of_side(config, side, books))
+        if rank == 0 and isinstance(config, DataConfig):
+            for side in SIDES:
+                _read(rows_of_side(config, side, books))
 
 
 def _of_clicks(config: CtrDataConfig, paths: tuple[str, ...], folder: Path, rank: int, world_size: int) -> None:
