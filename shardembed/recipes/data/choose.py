@@ -110,7 +110,9 @@ def rows_of_side(
         DataError: as `open_source`.
     """
     files = open_side(config, side, books)
-    for part in range(len(files.parts)) if files is not None else ():
+    if files is None:
+        return
+    for part in range(len(files.parts)):
         for read in files.chunks(part):
             ids, *columns = read.columns
             assert isinstance(ids, np.ndarray)
