@@ -30,16 +30,16 @@ LINES = (".jsonl", ".ndjson")
 OUT = (*DELIMITERS, *PARQUET_SUFFIXES, *LINES)
 
 
-def names_in(path: str, column: str) -> pa.Array:
+def names_in(path: str | Path, column: str) -> pa.Array:
     """Names from a file, each once: the column of a CSV, TSV or Parquet file, or one name a line of any other; compressed or not.
 
     Raises:
         DataError: the file cannot be read, has no such column, or a name is missing.
     """
-    place = Place(path)
+    place = Place(str(path))
     if place.suffix not in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES):
         return _names_of_lines(place).unique()
-    files = open_files([path], (Wanted(column, "as_is", "the users of data.user"),), False, "--users")
+    files = open_files([str(path)], (Wanted(column, "as_is", "the users of data.user"),), False, "--users")
     found = [read.columns[0] for part in range(len(files.parts)) for read in files.chunks(part)]
     joined = pa.chunked_array(
         [one.column for one in found if isinstance(one, AsIs)] or [pa.array([], pa.string())]
