@@ -4,7 +4,8 @@ of the test as the last line, in JSON.
     python -m benchmarks.movielens_recbole BPR|SASRec FOLDER NAME FOLDER_FOR_CHECKPOINTS SEED
 
 `FOLDER/NAME` has the files. Needs RecBole 1.2.1 in another folder, on PYTHONPATH: `pip install --no-deps --target OTHER
-recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`. It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
+recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`. It was written for NumPy 1 and an older torch, whose
+names and defaults are mended here.
 """
 
 from __future__ import annotations
