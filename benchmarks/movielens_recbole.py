@@ -36,9 +36,9 @@ def main() -> None:
         if not hasattr(np, old):
             setattr(np, old, getattr(np, new))
     torch.load = partial(torch.load, weights_only=False)  # of files that RecBole itself has just written
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from recbole.utils import get_model, get_trainer, init_seed
+    from recbole.config import Config  # pyright: ignore[reportMissingImports]
+    from recbole.data import create_dataset, data_preparation  # pyright: ignore[reportMissingImports]
+    from recbole.utils import get_model, get_trainer, init_seed  # pyright: ignore[reportMissingImports]
 
     settings = {"use_gpu": False, "state": "CRITICAL", "show_progress": False, "data_path": folder, "checkpoint_dir": checkpoints}
     config = Config(model, name, config_dict={**settings, **OF_MODEL[model], "seed": int(seed)})
