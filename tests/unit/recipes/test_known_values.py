@@ -12,8 +12,16 @@ from shardembed.recipes.tasks import _scanned
 
 def config(path: Path) -> DataConfig:
     features = ({"name": "hint", "kind": "number", "of": "user"}, {"name": "price", "kind": "number", "of": "item"})
-    data = {"path": str(path), "user": "user", "item": "item", "time": "at", "split": "last", "ids": "numbered"}
-    return Config.model_validate({"data": {**data, "features": features}}).data
+    data = {
+        "path": str(path),
+        "user": "user",
+        "item": "item",
+        "time": "at",
+        "split": "last",
+        "ids": "numbered",
+        "features": features,
+    }
+    return Config.model_validate({"data": data}).data
 
 
 def test_a_value_that_only_held_out_rows_have_is_not_known(tmp_path: Path) -> None:
