@@ -24,6 +24,7 @@ from shardembed.recipes.data.naming import had_texts, id_columns
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES, is_finished, run_of
 from shardembed.recipes.runs import last_finished
+from shardembed.recipes.sequence_config import SEQUENCE_TABLES, SequenceConfig
 from shardembed.tables.table_config import TableConfig
 
 LAST = "last"  # in the place of a folder
@@ -157,7 +158,8 @@ def row_rules(config: JobConfig) -> dict[str, str]:
     clicks = isinstance(config, CtrConfig)
     features = {one.name: one for one in (data.columns if clicks else getattr(data, "features", ())) if one.has_table}
     found = {}
-    for name in [*(() if clicks else SIDES), *features]:
+    sides = () if clicks else SEQUENCE_TABLES if isinstance(config, SequenceConfig) else SIDES
+    for name in [*sides, *features]:
         edges = features[name].buckets if name in features else None
         rule = _of_clicks if clicks else _of_interactions
         found[name] = rule(config, name) if edges is None else f"numbers between the edges {', '.join(map(str, edges))}"
@@ -190,5 +192,5 @@ def _of_clicks(config: JobConfig, name: str) -> str:
 def _of_interactions(config: JobConfig, name: str) -> str:
     if config.data.any_ids is None:
         return NUMBERED
-    column = getattr(config.data, name, name)
+    column = getattr(config.data, name) if name in SIDES else name
     return "any ids, read as texts" if column in getattr(config.data, "texts", ()) else "any ids"

@@ -81,8 +81,9 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
             source = open_source(config, books)
             for part in range(rank, len(source.parts), world_size):
                 _read(source.chunks(part))
-            for side in SIDES if rank == 0 and isinstance(config, DataConfig) else ():
-                _read(rows_of_side(config, side, books))
+            if rank == 0 and isinstance(config, DataConfig):
+                for side in SIDES:
+                    _read(rows_of_side(config, side, books))
     elif rank == 0:
         made_up("item", config.generator.items, folder_of(folder, "item"))
         made_up("user", config.generator.users, folder_of(folder, "user"))
