@@ -111,5 +111,5 @@ run(f"shardembed train shop.yaml --from {run_folder} --set data.path=logs/views-
 # ## Clicks
 #
 # A log with a column that says whether somebody clicked is trained in the same way: `label: clicked` in the place of users and
-# items, the columns as features, and `model: {kind: dlrm}`. `shardembed score RUN --data FILE --out FILE` then gives a probability a
-# row. [Models and data](../training.md) has both.
+# items, the columns as features, and `model: {kind: dlrm}`. `shardembed score RUN --data FILE --out FILE` then gives a probability
+# a row. [Models and data](../training.md) has both.
