@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from shardembed.recipes.together import on_all
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")
+LINE_ENDS = re.compile("\r\n|\n|\r")  # and no others: a name may hold what str.splitlines takes for one
 OUT = (*DELIMITERS, *PARQUET_SUFFIXES, *LINES)
 
 
@@ -56,7 +58,7 @@ def names_in(path: str | Path, column: str) -> pa.Array:
 def _names_of_lines(place: Place) -> pa.Array:
     try:
         with open_text(place) as file:
-            lines = file.read().decode("utf-8-sig").splitlines()
+            lines = LINE_ENDS.split(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: this is no UTF-8, so it holds no names, one a line: {error.reason}") from error
     except UNREADABLE as error:

@@ -28,3 +28,10 @@ def test_what_is_no_integer_is_nobody_and_the_others_are_found() -> None:
     texts = ["x", "1e3", " 37", "-37.0", str(2**63 - 1), str(2**64 - 37), str(2**64), "9" * 30, "9" * 300, "-37"]
     assert NUMBERS.ids_of(texts).tolist() == [NO_ID, NO_ID, NO_ID, -37, 2**63 - 1, -37, NO_ID, NO_ID, NO_ID, -37]
     assert NUMBERS.ids_of(pa.array([2**64 - 37], pa.uint64())).tolist() == [-37]
+
+
+def test_a_name_a_line_ends_where_lines_of_a_csv_file_end(tmp_path: Path) -> None:
+    names = ["a\u2028b", "c\x0bd", "e\x85f", " g"]
+    path = tmp_path / "users.txt"
+    path.write_bytes("\r\n".join(names).encode())
+    assert names_in(path, "viewer").to_pylist() == names
