@@ -192,7 +192,7 @@ class TextFile:
         quotes = not self.layout.names and b'"' in data
         if quotes:
             data += b"\n" * (not data.endswith((b"\n", b"\r"))) + self._end.encode()
-        # A quoted line break that falls between two threads is an error, and then goes to pieces that one thread takes.
+        # A quoted line break between two threads is not always an error: "a\nb,c" is a row of two fields on either side of it.
         threads = len(data) > 2 * THREAD_BYTES
         try:
             convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
@@ -203,7 +203,10 @@ class TextFile:
                     use_threads=threads, block_size=THREAD_BYTES if threads else len(data) + 1, column_names=names
                 ),
                 arrow_csv.ParseOptions(
-                    delimiter=self.layout.delimiter, quote_char='"' if quotes else False, invalid_row_handler=note
+                    delimiter=self.layout.delimiter,
+                    quote_char='"' if quotes else False,
+                    newlines_in_values=quotes,
+                    invalid_row_handler=note,
                 ),
                 convert,
             )

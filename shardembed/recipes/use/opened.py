@@ -6,6 +6,7 @@ another has rows for ids that its own data lack. Features of users and items are
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ import numpy as np
 import shardembed as se
 from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.comm.comm import Comm
+from shardembed.config import plain_json
 from shardembed.config.paths import local
+from shardembed.config.shown import printable
 from shardembed.embeddings.stored import StoredTable, StoredTables
 from shardembed.errors import ConfigError, DataError
 from shardembed.recipes import config as settings
@@ -30,7 +33,7 @@ from shardembed.recipes.data.numbering import NOBODY, Ids, Numbers
 from shardembed.recipes.data.sequences import Sequences
 from shardembed.recipes.data.sides import NOTHING_KNOWN, Known, Side
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.run_folder import CONFIG, NAMES
+from shardembed.recipes.run_folder import CONFIG, DATA, NAMES
 from shardembed.recipes.scoring import ClickScorer
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.task import Task
@@ -89,7 +92,7 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Opened:
     # The plan was for the ranks of the training; any plan computes the same.
     config = config.model_copy(update={"plan": type(config.plan).model_validate({})})
     if isinstance(config, Config) and config.data.features:
-        task, users, items = _described(config, users, items, comm)
+        task, users, items = _described(run, config, users, items, comm)
     else:
         task = _task(config, users, items)
     comm.agree("the run", [checkpoint.name, *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
@@ -146,11 +149,14 @@ def _task(config: JobConfig, users: Catalog, items: Catalog, known: Known = NOTH
     return TwoTowerTask(config, data)
 
 
-def _described(config: Config, users: Catalog, items: Catalog, comm: Comm) -> tuple[Task, Catalog, Catalog]:
+def _described(run: Path, config: Config, users: Catalog, items: Catalog, comm: Comm) -> tuple[Task, Catalog, Catalog]:
     """As `_task`, for a model that knows features of users and items, which the run's data say: those of the data can be asked for
     too, with a row or without. Collective.
     """
     data: Interactions = prepare(config, comm).data
+    if comm.rank == 0 and _counted(run) not in ("", data.describe()):
+        said = "the data have changed since, and features of users and items are those of now, not those that it was evaluated with"
+        print(printable(f"shardembed: warning: {run}: {said}"), file=sys.stderr, flush=True)
     sides = []
     for catalog, side in ((users, data.known.users), (items, data.known.items)):
         if data.ids is None:
@@ -162,6 +168,14 @@ def _described(config: Config, users: Catalog, items: Catalog, comm: Comm) -> tu
         sides.append((replace(catalog, ids=all_ids), _values_of(side, there, all_ids)))
     (users, of_users), (items, of_items) = sides
     return _task(config, users, items, Known(of_users, of_items)), users, items
+
+
+def _counted(run: Path) -> str:
+    """What the data of the run were known by; empty where it does not tell."""
+    try:
+        return str(plain_json.read(run / DATA)["counted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _values_of(side: Side, there: np.ndarray, ids: np.ndarray) -> Side:

@@ -231,3 +231,17 @@ def test_users_and_items_that_are_numbered_from_0(tmp_path: Path) -> None:
     assert run.recommend([5, 21, -3], 4).column("user").to_pylist() == [5] * 4, "21 and -3 have no row"
     exported = run.vectors("item")
     assert exported.ids.tolist() == [*range(24)]
+
+
+def test_features_that_have_changed_since_the_training_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skus = {item for _, item in views(tmp_path)}
+    files = tmp_path / "items.csv"
+    files.write_text("sku,genre\n" + "".join(f"{item},{len(item) % 3}\n" for item in sorted(skus)))
+    more = f", items: {files}, features: [{{name: genre, kind: id, of: item}}]"
+    small = Small.train(tmp_path, VIEWS + TWO_TOWER + END, more=more)
+    capsys.readouterr()
+    se.open_run(small.path)
+    assert "changed" not in capsys.readouterr().err
+    files.write_text(files.read_text().replace(",1\n", ",2\n").replace(",0\n", ",1\n"))
+    se.open_run(small.path)
+    assert f"warning: {small.path}: the data have changed since" in capsys.readouterr().err
