@@ -46,7 +46,7 @@ class TrainedRun:
 
     @property
     def tables(self) -> EmbeddingCollection:
-        """Those of the model: `rows`, `topk`, `ids` of them are collective."""
+        """Of the model; their `rows`, `topk` and `ids` are collective."""
         tables: EmbeddingCollection = self.model.tables  # type: ignore[assignment]
         return tables
 
@@ -113,7 +113,7 @@ def train(
 
     Raises:
         ConfigError: settings are wrong; says all of them, with file and line, or the path in the dict.
-        DataError, PlanError, NonFiniteError and the others that the command ends with, all of them `ShardEmbedError`; on all ranks.
+        DataError, PlanError, NonFiniteError, CheckpointError: as the command ends with, on all ranks.
     """
     if isinstance(config, str) and not os.path.isfile(config):
         from shardembed.planner import builtin  # takes a second to import
