@@ -23,6 +23,7 @@ from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.clicks.encode import vocabulary_file
 from shardembed.recipes.data.naming import had_texts, id_columns
 from shardembed.recipes.data.wanted import MISSING
+from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES, is_finished, run_of
 from shardembed.recipes.runs import last_finished
@@ -110,6 +111,7 @@ def find(given: str | Path, config: JobConfig) -> Former:
             f"--from: {given} is a {MODELS[then.model.kind]}, and this job trains a {MODELS[config.model.kind]}: set model.kind as "
             "it was, or leave --from out"
         )
+    check_features(given, then, config)
     _check_rules(given, then, config)
     _check_texts(given, run / NAMES, checkpoint, config)
     manifest = read_manifest(checkpoint)
@@ -127,6 +129,33 @@ def _last(config: JobConfig) -> Path:
 
 def table_of(key: str) -> str:
     return key.removeprefix(TABLES).removesuffix(WEIGHT)
+
+
+def check_features(given: str | Path, then: JobConfig, now: JobConfig) -> None:
+    """What a model has learned of a column is of what that was.
+
+    Raises:
+        ConfigError: a feature is taken for something else now.
+    """
+    before = {one.name: _meaning(one) for one in _features(then)}
+    for feature in _features(now):
+        was, is_ = before.get(feature.name), _meaning(feature)
+        if was not in (None, is_):
+            raise ConfigError(
+                f"--from: the feature {feature.name!r} was {was} in {given} and is {is_} here: set it as it was, or leave --from "
+                "out"
+            )
+
+
+def _features(config: JobConfig) -> Sequence[FeatureConfig]:
+    return config.data.columns if isinstance(config, CtrConfig) else getattr(config.data, "features", ())
+
+
+def _meaning(feature: FeatureConfig) -> str:
+    """What a model takes a column as, in words; the edges of buckets aside."""
+    if feature.kind == "number":
+        return f"a number by scale {feature.scale}" if feature.buckets is None else "a number by buckets"
+    return "an id" if feature.kind == "id" else f"ids with pooling {feature.pooling}"
 
 
 def _check_rules(given: str | Path, then: JobConfig, now: JobConfig) -> None:
@@ -164,9 +193,8 @@ def _with_ids(checkpoint: Path) -> set[str]:
 
 def row_rules(config: JobConfig) -> dict[str, str]:
     """By table, how its values become rows, in words."""
-    data = config.data
     clicks = isinstance(config, CtrConfig)
-    features = {one.name: one for one in (data.columns if clicks else getattr(data, "features", ())) if one.has_table}
+    features = {one.name: one for one in _features(config) if one.has_table}
     found = {}
     sides = () if clicks else SEQUENCE_TABLES if isinstance(config, SequenceConfig) else SIDES
     for name in [*sides, *features]:

@@ -47,6 +47,10 @@ def names_in(path: str | Path, column: str) -> pa.Array:
         [one.column for one in found if isinstance(one, AsIs)] or [pa.array([], pa.string())]
     ).combine_chunks()
     missing = joined.is_null().to_numpy(zero_copy_only=False)
+    try:
+        joined.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: column {column!r} is no UTF-8: {error}; convert the file") from error
     if pa.types.is_string(joined.type):
         missing |= compute.call_function("binary_length", [joined]).fill_null(0).to_numpy(zero_copy_only=False) == 0
     if missing.any():

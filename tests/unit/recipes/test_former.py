@@ -14,7 +14,7 @@ from shardembed.checkpoint.inventory import Item
 from shardembed.errors import ConfigError
 from shardembed.recipes import config
 from shardembed.recipes.carrying import Carried, carried
-from shardembed.recipes.former import Former, check_rows, row_rules
+from shardembed.recipes.former import Former, check_features, check_rows, row_rules
 
 TAGS = {"name": "ids", "kind": "ids", "of": "item"}
 PRICE = {"name": "price", "kind": "number", "of": "item", "buckets": [1.0, 2.5]}
@@ -45,6 +45,32 @@ PRICE = {"name": "price", "kind": "number", "of": "item", "buckets": [1.0, 2.5]}
 )
 def test_how_ids_become_rows(values: dict[str, Any], rules: dict[str, str]) -> None:
     assert row_rules(config.given(values)) == rules
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (
+            {"kind": "number"},
+            {"kind": "number", "scale": "raw"},
+            "was a number by scale log in runs/one and is a number by scale raw",
+        ),
+        (
+            {"kind": "number"},
+            {"kind": "number", "buckets": [1.0]},
+            "was a number by scale log in runs/one and is a number by buckets",
+        ),
+        ({"kind": "id"}, {"kind": "ids", "separator": "|"}, "was an id in runs/one and is ids with pooling mean here"),
+        ({"kind": "ids"}, {"kind": "ids", "pooling": "sum"}, "was ids with pooling mean in runs/one and is ids with pooling sum"),
+    ],
+)
+def test_a_feature_stays_what_it_was(then: dict[str, Any], now: dict[str, Any], said: str) -> None:
+    def job(feature: dict[str, Any]) -> config.AnyConfig:
+        return config.given({"data": {"path": "a.csv", "features": [{"name": "x", "of": "item", **feature}]}})
+
+    check_features("runs/one", job(then), job(then))
+    with pytest.raises(ConfigError, match=f"the feature 'x' {said}"):
+        check_features("runs/one", job(then), job(now))
 
 
 def test_a_numbered_feature_cannot_grow() -> None:

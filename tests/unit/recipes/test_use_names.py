@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shardembed.errors import DataError
 from shardembed.recipes.use.catalog import NO_ID, Catalog
 from shardembed.recipes.use.files import names_in
 
@@ -35,3 +36,10 @@ def test_a_name_a_line_ends_where_lines_of_a_csv_file_end(tmp_path: Path) -> Non
     path = tmp_path / "users.txt"
     path.write_bytes("\r\n".join(names).encode())
     assert names_in(path, "viewer").to_pylist() == names
+
+
+def test_names_that_are_no_utf8_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "users.csv"
+    path.write_bytes(b"viewer\nJos\xe9\n")
+    with pytest.raises(DataError, match=r"users.csv: column 'viewer' is no UTF-8"):
+        names_in(path, "viewer")
