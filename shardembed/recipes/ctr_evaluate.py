@@ -97,7 +97,7 @@ class ClickEvaluation:
         )
         console.print(f"AUC                 {found.auc:.4f}{best}{simple}", highlight=False)
         console.print(f"normalised entropy  {found.normalized_entropy:.4f}", highlight=False)
-        console.print(f"log loss            {found.log_loss:.4f}{constant}", highlight=False)
+        console.print(f"log loss            {found.log_loss:.4f}{constant}", highlight=False, soft_wrap=True)
         console.print(f"calibration         {found.calibration:.4f}\n", highlight=False)
         if beside is not None and not math.isnan(found.auc) and found.auc <= beside.logistic.auc:
             console.print(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shardembed.errors import DataError
 from shardembed.recipes.use.catalog import NO_ID, Catalog
 from shardembed.recipes.use.files import names_in
 
@@ -19,7 +20,7 @@ NUMBERS = Catalog("user", np.array(LARGE), None)
 def test_integers_of_64_bits_are_found_by_their_digits(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"users{suffix}"
     path.write_text("viewer\n" * (suffix == ".csv") + "".join(f"{number}\n" for number in LARGE))
-    found = NUMBERS.ids_of(names_in(path, "viewer"))
+    found = NUMBERS.ids_of(names_in(str(path), "viewer")[0])
     assert found.tolist() == LARGE
     assert NUMBERS.numbers_of(found).tolist() == [*range(len(LARGE))]
 
@@ -28,3 +29,12 @@ def test_what_is_no_integer_is_nobody_and_the_others_are_found() -> None:
     texts = ["x", "1e3", " 37", "-37.0", str(2**63 - 1), str(2**64 - 37), str(2**64), "9" * 30, "9" * 300, "-37"]
     assert NUMBERS.ids_of(texts).tolist() == [NO_ID, NO_ID, NO_ID, -37, 2**63 - 1, -37, NO_ID, NO_ID, NO_ID, -37]
     assert NUMBERS.ids_of(pa.array([2**64 - 37], pa.uint64())).tolist() == [-37]
+
+
+def test_bad_rows_and_missing_names_of_a_file_of_users_are_left_out_where_the_run_leaves_them_out(tmp_path: Path) -> None:
+    path = tmp_path / "users.csv"
+    path.write_text("viewer,note\nu1,a\nu2\n,b\nu3,c\nu1,d\n")
+    found, left_out = names_in(str(path), "viewer", skip=True)
+    assert (found.to_pylist(), left_out) == (["u1", "u3"], 2)
+    with pytest.raises(DataError, match=r"users.csv:3: 1 field"):
+        names_in(str(path), "viewer")
