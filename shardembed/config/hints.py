@@ -18,5 +18,5 @@ def nearest(name: str, names: Iterable[str]) -> str:
         if looked_at > COMPARED:
             break
         compared.append(other)
-    close = difflib.get_close_matches(name, compared, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, compared, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -122,8 +122,7 @@ def drafted(columns: Sequence[Column], name: str, hint: str = "") -> Draft:
         wanted = [what for what, found in (("users", draft.user), ("items", draft.item)) if found is None]
         raise DataError(
             f"{name}: no column looks like {' or '.join(wanted)}, and none like a label of 0 and 1; the columns are: "
-            f"{', '.join(one.name for one in columns)}"
-            + (hint or ". Name them in a configuration, as docs/training.md shows")
+            f"{', '.join(one.name for one in columns)}" + (hint or ". Name them in a configuration, as docs/training.md shows")
         )
     _add_features(draft, columns)
     return draft
@@ -199,7 +198,7 @@ def _side(column: Column, draft: Draft) -> str | None:
 
 
 def _constant(column: Column, of: Column) -> float:
-    """Of the values of `of` that occur more than once, the share with one value of `column`; where it has none it does not count."""
+    """Of the values of `of` that occur more than once, the share with one value of `column`; missing ones do not count."""
     there = column.codes >= 0
     keys, values = of.codes[there], column.codes[there]
     order = np.lexsort((values, keys))
