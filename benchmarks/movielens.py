@@ -164,8 +164,8 @@ def page(found: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> list
         "Held out are, as in RecBole, `RS: [0.8, 0.1, 0.1]` of each user's in random order (`data.split: {kind: ratio,",
         "share: 0.1, validation: true}`), or `LS: valid_and_test` by time (`{kind: last, validation: true}`). Every model is",
         "trained on the first part, keeps its best weights by the second, and is asked for the third, all items ranked but those",
-        "that the user had met (SASRec's: all). RecBole's models have its default settings; BPR has the same three parts as the two",
-        "towers, row for row. Ours have the settings of `configs/train/movielens*.yaml`, which were chosen by validation.",
+        "that the user had met (SASRec's: all). RecBole's models have its default settings; BPR has the same three parts as the",
+        "two towers, row for row. Ours have the settings of `configs/train/movielens*.yaml`, which were chosen by validation.",
         f"Means of {len(seeds)} seeds of split and training, in brackets the standard deviation.",
     )
     for against, title in (("ratio", "80, 10 and 10 % of each user"), ("last", "the last of each user")):

@@ -4,7 +4,8 @@ of the test as the last line, in JSON.
     python -m benchmarks.movielens_recbole BPR|SASRec FOLDER NAME FOLDER_FOR_CHECKPOINTS SEED
 
 `FOLDER/NAME` has the files. Needs RecBole 1.2.1 in another folder, on PYTHONPATH: `pip install --no-deps --target OTHER
-recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`. It was written for NumPy 1 and an older torch, whose names and defaults are mended here.
+recbole==1.2.1 tqdm colorlog==4.7.2 colorama==0.4.4 texttable thop plotly`. It was written for NumPy 1 and an older torch, whose
+names and defaults are mended here.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def main() -> None:
         if not hasattr(np, old):
             setattr(np, old, getattr(np, new))
     torch.load = partial(torch.load, weights_only=False)  # of files that RecBole itself has just written
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from recbole.utils import get_model, get_trainer, init_seed
+    from recbole.config import Config  # pyright: ignore[reportMissingImports]
+    from recbole.data import create_dataset, data_preparation  # pyright: ignore[reportMissingImports]
+    from recbole.utils import get_model, get_trainer, init_seed  # pyright: ignore[reportMissingImports]
 
     settings = {"use_gpu": False, "state": "CRITICAL", "show_progress": False, "data_path": folder, "checkpoint_dir": checkpoints}
     config = Config(model, name, config_dict={**settings, **OF_MODEL[model], "seed": int(seed)})

@@ -2,7 +2,8 @@
 
 Two towers of random vectors are made (or --folder names a folder), its server is started as a process of its own, and clients that
 each keep one connection ask one request after the other. Told are seconds until it answers, memory, requests a second, the time of
-a request (median, and what 99 of 100 stay below) and errors, of which there must be none: the exit code is 1 if there is one.
+a request (median, and what 99 of 100 stay below), the server's processor time a request, which a busy machine hardly changes, and
+errors, of which there must be none: the exit code is 1 if there is one.
 
 Clients run on the same cores as the server, so it is faster than this on a box of its own.
 """
@@ -19,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shardembed.recipes.use.box.files import SETTINGS
+from shardembed.recipes.use.box.files import SETTINGS, Texts
 from shardembed.recipes.use.serve import copy_server
 
 PATIENCE = 300.0  # seconds until a server must answer
@@ -57,14 +59,25 @@ def made(folder: Path, users: int, items: int, columns: int) -> Path:
     return folder
 
 
-def request_of(kind: str, settings: dict[str, Any], users: int) -> tuple[str, dict[str, Any]]:
-    """A path and what is asked there."""
-    if kind == "two_tower":
-        return "/recommend", {"user": random.randrange(users), "k": 10}
-    if kind == "sasrec":
-        return "/recommend", {"history": [random.randrange(100) for _ in range(20)], "k": 10}
-    names = [one["name"] for one in settings["columns"]]
-    return "/score", {"rows": [dict.fromkeys(names) for _ in range(10)]}
+def asker(folder: Path) -> Callable[[], tuple[str, dict[str, Any]]]:
+    """What gives a path and what is asked there, drawn anew each time."""
+    settings = json.loads((folder / SETTINGS).read_text())
+    if settings["kind"] == "clicks":
+        names = [one["name"] for one in settings["columns"]]
+        return lambda: ("/score", {"rows": [dict.fromkeys(names) for _ in range(10)]})
+    side = "user" if settings["kind"] == "two_tower" else "item"
+    count = len(np.load(folder / f"{side}.npy", mmap_mode="r"))
+    if side == "user" and settings["user_texts"]:
+        raise SystemExit(f"{folder}: users are texts, which the folder knows by their hashes alone; leave --folder out")
+    texts = Texts(folder, "item") if side == "item" and settings["item_texts"] else None
+
+    def name() -> Any:
+        number = random.randrange(count)
+        return number if texts is None else texts[number]
+
+    if side == "user":
+        return lambda: ("/recommend", {"user": name(), "k": 10})
+    return lambda: ("/recommend", {"history": [name() for _ in range(20)], "k": 10})
 
 
 async def client(port: int, requests: int, ask: Any, told: Told) -> None:
@@ -111,28 +124,35 @@ def memory(process: int) -> tuple[int, int]:
     return found["RssAnon"], found["RssFile"]
 
 
+def processor(process: int) -> float:
+    """Seconds of processor time that it has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(folder: Path, clients: int, requests: int, threads: int) -> dict[str, Any]:
-    settings = json.loads((folder / SETTINGS).read_text())
-    users = len(np.load(folder / "user.npy", mmap_mode="r")) if settings["kind"] == "two_tower" else 0
+    ask = asker(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process, start = started(folder, port, threads)
     try:
-        ask = lambda: request_of(settings["kind"], settings, users)  # noqa: E731
         asyncio.run(load(port, clients, max(clients, requests // 10), ask))  # pages and caches
+        before = processor(process.pid)
         told, seconds = asyncio.run(load(port, clients, requests, ask))
+        spent = processor(process.pid) - before
         own, mapped = memory(process.pid)
     finally:
         process.terminate()
         process.wait()
     times = np.sort(told.seconds) * 1000
     return {
-        "kind": settings["kind"],
+        "kind": json.loads((folder / SETTINGS).read_text())["kind"],
         "requests": len(times),
         "requests_per_second": round(len(times) / seconds, 1),
         "p50_ms": round(float(np.quantile(times, 0.5)), 2),
         "p99_ms": round(float(np.quantile(times, 0.99)), 2),
+        "processor_ms_a_request": round(spent / len(times) * 1000, 2),
         "errors": len(told.errors),
         "first_errors": told.errors[:3],
         "seconds_to_start": round(start, 2),

@@ -59,7 +59,7 @@ def write(table: pa.Table, path: Path) -> None:
         parquet.write_table(table, path)
         return
     tags = table["tags"].combine_chunks()
-    texts = compute.binary_join(tags, "|")
+    texts = compute.call_function("binary_join", [tags, "|"])
     csv.write_csv(table.set_column(table.column_names.index("tags"), "tags", texts), path)
 
 

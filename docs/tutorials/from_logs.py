@@ -83,7 +83,8 @@ print("\n".join(Path("recs.csv").read_text().splitlines()[:6]))
 # ## Vectors for an index
 #
 # `export` writes the vectors that the score is made of, with towers and features applied, and says by which metric they are
-# compared. Any library can take them from there, and `se.open_run(run).index("item", kind="faiss")` builds an index of faiss, or of hnswlib.
+# compared. Any library can take them from there, and `se.open_run(run).index("item", kind="faiss")` builds an index of faiss, or of
+# hnswlib.
 
 # %%
 run(f"shardembed export {run_folder} --out vectors --format npy", last=6)
@@ -99,9 +100,9 @@ run(f"shardembed export {run_folder} --out vectors --format npy", last=6)
 #
 # ## Tomorrow
 #
-# The next day has new visitors and new items. `--from` begins where the last run ended: who has a row keeps it, who is new gets one.
-# Yesterday's model is evaluated on today's data first, so that there is something to compare with; [Every day](../every-day.md) has
-# more of it.
+# The next day has new visitors and new items. `--from` begins where the last run ended: who has a row keeps it, who is new gets
+# one. Yesterday's model is evaluated on today's data first, so that there is something to compare with; [Every
+# day](../every-day.md) has more of it.
 
 # %%
 run(f"shardembed train shop.yaml --from {run_folder} --set data.path=logs/views-2.csv", last=16)
@@ -109,6 +110,6 @@ run(f"shardembed train shop.yaml --from {run_folder} --set data.path=logs/views-
 # %% [markdown]
 # ## Clicks
 #
-# A log with a column that says whether somebody clicked is trained in the same way: `label: clicked` in the place of users and items,
-# the columns as features, and `model: {kind: dlrm}`. `shardembed score RUN --data FILE --out FILE` then gives a probability a row.
-# [Models and data](../training.md) has both.
+# A log with a column that says whether somebody clicked is trained in the same way: `label: clicked` in the place of users and
+# items, the columns as features, and `model: {kind: dlrm}`. `shardembed score RUN --data FILE --out FILE` then gives a probability
+# a row. [Models and data](../training.md) has both.

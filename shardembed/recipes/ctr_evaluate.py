@@ -86,7 +86,12 @@ class ClickEvaluation:
             console.print(
                 "\nno AUC: it needs clicks and others among the rows for validation, and predictions that are numbers", style="bold"
             )
-        console.print(f"\n{found.rows:,} rows for validation, {found.click_rate:.2%} of them clicks", style="bold", highlight=False)
+        console.print(
+            f"\n{found.rows:,} rows for validation, {found.click_rate:.2%} of them clicks",
+            style="bold",
+            highlight=False,
+            soft_wrap=True,
+        )
         best = "" if self.generator_auc is None else f" (the generating model's: {self.generator_auc:.4f})"
         beside = self.baselines
         simple = "" if beside is None else f" (logistic regression: {beside.logistic.auc:.4f})"
@@ -95,10 +100,10 @@ class ClickEvaluation:
             if beside is None
             else f" (logistic regression: {beside.logistic.log_loss:.4f}, the share of clicks: {beside.base_log_loss:.4f})"
         )
-        console.print(f"AUC                 {found.auc:.4f}{best}{simple}", highlight=False)
-        console.print(f"normalised entropy  {found.normalized_entropy:.4f}", highlight=False)
+        console.print(f"AUC                 {found.auc:.4f}{best}{simple}", highlight=False, soft_wrap=True)
+        console.print(f"normalised entropy  {found.normalized_entropy:.4f}", highlight=False, soft_wrap=True)
         console.print(f"log loss            {found.log_loss:.4f}{constant}", highlight=False, soft_wrap=True)
-        console.print(f"calibration         {found.calibration:.4f}\n", highlight=False)
+        console.print(f"calibration         {found.calibration:.4f}\n", highlight=False, soft_wrap=True)
         if beside is not None and not math.isnan(found.auc) and found.auc <= beside.logistic.auc:
             console.print(
                 "the model ranks no better than logistic regression on the numbers and the columns of few values", style="bold"

@@ -14,6 +14,7 @@ from pathlib import Path
 from shardembed.checkpoint import folders
 from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.embeddings.of_run import checkpoint_of
+from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError
 from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes import config as settings
@@ -21,9 +22,11 @@ from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.clicks.encode import vocabulary_file
 from shardembed.recipes.data.naming import had_texts, id_columns
+from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.report import MODELS
 from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES, is_finished, run_of
 from shardembed.recipes.runs import last_finished
+from shardembed.recipes.sequence_config import SEQUENCE_TABLES, SequenceConfig
 from shardembed.tables.table_config import TableConfig
 
 LAST = "last"  # in the place of a folder
@@ -108,7 +111,7 @@ def find(given: str | Path, config: JobConfig) -> Former:
             "it was, or leave --from out"
         )
     _check_rules(given, then, config)
-    _check_texts(given, run / NAMES, config)
+    _check_texts(given, run / NAMES, checkpoint, config)
     manifest = read_manifest(checkpoint)
     rows = {table_of(key): entry.rows for key, entry in manifest.entries.items() if entry.kind == "table" and entry.by_id is None}
     return Former(run, checkpoint, manifest.step, manifest.checksum, then, rows)
@@ -136,12 +139,13 @@ def _check_rules(given: str | Path, then: JobConfig, now: JobConfig) -> None:
             )
 
 
-def _check_texts(given: str | Path, names: Path, now: JobConfig) -> None:
+def _check_texts(given: str | Path, names: Path, checkpoint: Path, now: JobConfig) -> None:
     """Files say what a column holds, and today's may hold digits alone where yesterday's held texts."""
     if not names.is_dir():
         return  # nobody knows
+    known = _with_ids(checkpoint)
     for table, (column, texts) in id_columns(now.data).items():
-        if texts == had_texts(names, table):
+        if table not in known or texts == had_texts(names, table):
             continue
         there, here = ("whole numbers", "texts") if texts else ("texts", "whole numbers")
         help_ = "convert the file, or leave --from out" if texts else f"say data.texts: [{column}]"
@@ -151,13 +155,21 @@ def _check_texts(given: str | Path, names: Path, now: JobConfig) -> None:
         )
 
 
+def _with_ids(checkpoint: Path) -> set[str]:
+    """The tables that know an id: of others nobody can say what it was."""
+    with StoredTables(checkpoint) as stored:
+        found = {table_of(f"{name}{WEIGHT}"): stored.find(name) for name in stored.names}
+    return {name for name, one in found.items() if (one.rows > 1 if one.ids is None else bool((one.ids != MISSING).any()))}
+
+
 def row_rules(config: JobConfig) -> dict[str, str]:
     """By table, how its values become rows, in words."""
     data = config.data
     clicks = isinstance(config, CtrConfig)
     features = {one.name: one for one in (data.columns if clicks else getattr(data, "features", ())) if one.has_table}
     found = {}
-    for name in [*(() if clicks else SIDES), *features]:
+    sides = () if clicks else SEQUENCE_TABLES if isinstance(config, SequenceConfig) else SIDES
+    for name in [*sides, *features]:
         edges = features[name].buckets if name in features else None
         rule = _of_clicks if clicks else _of_interactions
         found[name] = rule(config, name) if edges is None else f"numbers between the edges {', '.join(map(str, edges))}"
@@ -190,5 +202,5 @@ def _of_clicks(config: JobConfig, name: str) -> str:
 def _of_interactions(config: JobConfig, name: str) -> str:
     if config.data.any_ids is None:
         return NUMBERED
-    column = getattr(config.data, name, name)
+    column = getattr(config.data, name) if name in SIDES else name
     return "any ids, read as texts" if column in getattr(config.data, "texts", ()) else "any ids"

@@ -15,13 +15,14 @@ from shardembed.errors import ConfigError
 from shardembed.recipes import config as settings
 from shardembed.recipes.build import click_model
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.data.clicks.encode import Encoder
+from shardembed.recipes.data.clicks.encode import Encoder, looked_up
 from shardembed.recipes.data.clicks.moments import Moments
 from shardembed.recipes.data.clicks.reads import ReadClicks
 from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.clicks.sources import open_files
+from shardembed.recipes.data.naming import had_texts
 from shardembed.recipes.models.ctr import ClickModel
-from shardembed.recipes.run_folder import CONFIG, VOCABULARIES
+from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class ClickScorer:
         encoder: makes batches of rows.
         model: with the run's weights.
         checkpoint: which these are.
+        texts: columns of ids that were texts. A file of new rows may hold digits alone there, and they are texts all the same.
     """
 
     config: CtrConfig
     encoder: Encoder
     model: ClickModel
     checkpoint: Path
+    texts: tuple[str, ...] = ()
 
     @staticmethod
     def of_run(run: str | Path, step: int | None = None) -> ClickScorer:
@@ -54,13 +57,14 @@ class ClickScorer:
                 raise ConfigError(f"{run}: a {config.model.kind} model ranks items and predicts no clicks")
             encoder = Encoder.stored(config.data, run / VOCABULARIES)
             path = checkpoint_of(run, step)
+            known = tuple(name for name in looked_up(config.data) if had_texts(run / NAMES, name))
         comm.agree("the run", [path.name])
         # The plan was for the ranks of the training; any plan computes the same.
         numbers = len(encoder.numbers.columns)
         elsewhere = config.model_copy(update={"plan": type(config.plan)({})})
         model = click_model(elsewhere, encoder, Moments.none(numbers) if config.data.features and numbers else None)
         se.load_checkpoint(path, model, weights_only=True)
-        return ClickScorer(config, encoder, model.eval(), path)
+        return ClickScorer(config, encoder, model.eval(), path, known)
 
     def open(self, paths: tuple[str, ...], setting: str = "--data", skip: bool = False) -> ReadClicks:
         """Rows of files without labels, in the run's layout; setting: what named them, for messages.
@@ -68,7 +72,8 @@ class ClickScorer:
         Raises:
             DataError: a file or a column is missing.
         """
-        data = self.config.data.model_copy(update={"on_bad_row": "skip" if skip else "raise"})
+        data, texts = self.config.data, self.texts if self.config.data.features else ()
+        data = data.model_copy(update={"on_bad_row": "skip" if skip else "raise", "texts": (*data.texts, *texts)})
         return open_files(data, paths, setting, labelled=False)
 
     @torch.no_grad()

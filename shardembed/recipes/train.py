@@ -156,6 +156,7 @@ def _ended(
     told = f"evaluating on {task.evaluates()}"
     if step != trained.step:
         told += f" with the best weights, those of step {step:,} of {trained.step:,}"
+        told += "" if task.validates else " (chosen by the same ones, which flatters a little)"
     console.print(told, highlight=False)
     return evaluate(task, job), step
 

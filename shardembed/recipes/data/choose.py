@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from shardembed.recipes.data.source import Source
 from shardembed.recipes.data.wanted import Wanted
 from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.sequence_config import SequenceDataConfig
+
+if TYPE_CHECKING:
+    from shardembed.recipes.data.opened import Files
 
 NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
@@ -105,9 +109,21 @@ def rows_of_side(
     Raises:
         DataError: as `open_source`.
     """
+    files = open_side(config, side, books)
+    if files is None:
+        return
+    for part in range(len(files.parts)):
+        for read in files.chunks(part):
+            ids, *columns = read.columns
+            assert isinstance(ids, np.ndarray)
+            yield ids, tuple(columns)
+
+
+def open_side(config: DataConfig, side: SideName, books: Mapping[str, Names] = NO_BOOKS) -> Files | None:
+    """The files with a row for each user or item; None where there are none. Raises as `open_source`."""
     paths, key = (config.users, config.user) if side == "user" else (config.items, config.item)
     if paths is None:
-        return
+        return None
     from shardembed.recipes.data.files import FileInteractions, wanted_of
     from shardembed.recipes.data.opened import open_files
 
@@ -118,10 +134,4 @@ def rows_of_side(
         list(paths), [*wanted, *wanted_of(features, config.texts, books)], config.on_bad_row == "skip", f"data.{side}s"
     )
     source = open_source(config)
-    if isinstance(source, FileInteractions):
-        files = source.files.read_alike(files)
-    for part in range(len(files.parts)):
-        for read in files.chunks(part):
-            ids, *columns = read.columns
-            assert isinstance(ids, np.ndarray)
-            yield ids, tuple(columns)
+    return source.files.read_alike(files) if isinstance(source, FileInteractions) else files

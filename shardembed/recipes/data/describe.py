@@ -48,9 +48,7 @@ def _of_rows(data: Interactions, config: DataConfig) -> dict[SideName, Side]:
         for chunk in data.source.chunks(part):
             kept = data.kept(row, len(chunk))
             row += len(chunk)
-            for side, numbers, counts in zip(
-                SIDES, (chunk.users, chunk.items), (data.user_counts, data.item_counts), strict=True
-            ):
+            for side, numbers, counts in zip(SIDES, (chunk.users, chunk.items), (data.user_counts, data.item_counts), strict=True):
                 columns = [chunk.features[place] for place, one in enumerate(read) if one.of == side]
                 gathering[side].see(numbers[kept], [column[kept] for column in columns])
                 # Of what is held out only of whom training has no row: a value that came late may tell what was taken then.

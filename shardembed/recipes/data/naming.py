@@ -12,7 +12,7 @@ from shardembed.errors import DataError
 from shardembed.inputs.names import Names
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
-from shardembed.recipes.data.choose import open_source, rows_of_side
+from shardembed.recipes.data.choose import open_side, open_source, rows_of_side
 from shardembed.recipes.data.clicks.encode import looked_up
 from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.numbering import made_up
@@ -52,48 +52,60 @@ def id_columns(config: DataConfig | SequenceDataConfig | CtrDataConfig) -> dict[
     if config.path is None:
         return {}
     if isinstance(config, CtrDataConfig):
-        texts = open_files(config, config.path).files.texts if config.ids.kind == "dynamic" else {}
-        return {table: (table, texts[table]) for table in config.tables if table in texts}
+        texts = open_files(config, config.path).files.texts if config.ids.kind == "dynamic" or config.features else {}
+        return {table: (table, texts[table]) for table in looked_up(config) if table in texts}
     source = open_source(config) if config.any_ids is not None else None
     texts = {} if source is None else source.files.texts  # pyright: ignore[reportAttributeAccessIssue]
     columns = {"item": config.item} if isinstance(config, SequenceDataConfig) else {"user": config.user, "item": config.item}
+    if isinstance(config, DataConfig) and source is not None:
+        columns |= {one.name: one.name for one in config.features}
+        sides = [open_side(config, side) for side in SIDES]
+        texts = {**{name: kind for files in sides if files is not None for name, kind in files.texts.items()}, **texts}
     return {table: (column, texts[column]) for table, column in columns.items() if column in texts}
 
 
 def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
-    """Read this rank's share of the files once more, and keep what texts of theirs have which ids. Not collective.
+    """Read this rank's share of the files once more, and keep what texts of theirs have which ids. Not collective. Where there are
+    files with any ids, the folder is there afterwards, though none of them be a text.
 
     Raises:
         DataError: they cannot be read, or the names not written.
     """
     if isinstance(config, CtrDataConfig):
-        if config.ids.kind == "dynamic" or config.features:  # and else categories are numbers
-            _of_clicks(config, folder, rank, world_size)
+        if config.path is None or not (config.ids.kind == "dynamic" or config.features):
+            return  # categories are numbers
+        _of_clicks(config, config.path, folder, rank, world_size)
+    elif config.any_ids is None:
         return
-    if config.any_ids is None:
-        return
-    if config.path is not None:
-        tables = ["user", "item"]  # users of sequences have no table, and are asked for by name all the same
-        if isinstance(config, DataConfig):
-            tables += [one.name for one in config.features if one.kind != "number"]
-        with ExitStack() as open_names:
-            books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
-            source = open_source(config, books)
-            for part in range(rank, len(source.parts), world_size):
-                _read(source.chunks(part))
-            for side in SIDES if rank == 0 and isinstance(config, DataConfig) else ():
-                _read(rows_of_side(config, side, books))
+    elif config.path is not None:
+        _of_interactions(config, folder, rank, world_size)
     elif rank == 0:
         made_up("item", config.generator.items, folder_of(folder, "item"))
         made_up("user", config.generator.users, folder_of(folder, "user"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
 
 
-def _of_clicks(config: CtrDataConfig, folder: Path, rank: int, world_size: int) -> None:
-    if config.path is None:  # whose categories are integers
-        return
+def _of_interactions(config: DataConfig | SequenceDataConfig, folder: Path, rank: int, world_size: int) -> None:
+    tables = ["user", "item"]  # users of sequences have no table, and are asked for by name all the same
+    if isinstance(config, DataConfig):
+        tables += [one.name for one in config.features if one.kind != "number"]
+    with ExitStack() as open_names:
+        books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
+        source = open_source(config, books)
+        for part in range(rank, len(source.parts), world_size):
+            _read(source.chunks(part))
+        if rank == 0 and isinstance(config, DataConfig):
+            for side in SIDES:
+                _read(rows_of_side(config, side, books))
+
+
+def _of_clicks(config: CtrDataConfig, paths: tuple[str, ...], folder: Path, rank: int, world_size: int) -> None:
     with ExitStack() as open_names:
         books = {name: open_names.enter_context(Names(folder_of(folder, name))) for name in looked_up(config)}
-        source = open_files(config, config.path, books=books)
+        source = open_files(config, paths, books=books)
         for part in range(rank, len(source.parts), world_size):
             _read(source.chunks(part))
 

@@ -30,7 +30,7 @@ LINES = (".jsonl", ".ndjson")
 OUT = (*DELIMITERS, *PARQUET_SUFFIXES, *LINES)
 
 
-def names_in(path: str, column: str, skip: bool = False) -> tuple[pa.Array, int]:
+def names_in(path: str | Path, column: str, skip: bool = False) -> tuple[pa.Array, int]:
     """Names from a file, each once: the column of a CSV, TSV or Parquet file, or one name a line of any other; compressed or not.
     And how many rows were left out.
 
@@ -40,10 +40,10 @@ def names_in(path: str, column: str, skip: bool = False) -> tuple[pa.Array, int]
     Raises:
         DataError: the file cannot be read, has no such column, or, but with `skip`, a row is bad or a name is missing.
     """
-    place = Place(path)
+    place = Place(str(path))
     if place.suffix not in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES):
         return _names_of_lines(place).unique(), 0
-    files = open_files([path], (Wanted(column, "as_is", "the users of data.user"),), skip, "--users")
+    files = open_files([str(path)], (Wanted(column, "as_is", "the users of data.user"),), skip, "--users")
     found = [read for part in range(len(files.parts)) for read in files.chunks(part)]
     left_out = sum(len(read.dropped) for read in found)
     joined = pa.chunked_array(

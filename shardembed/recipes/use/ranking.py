@@ -67,7 +67,8 @@ class ByHistory:
             else model.tables.rows("item", items)
         )
         lengths = torch.from_numpy(mine.counts)
-        return model.queries(rows.float(), lengths)[lengths.cumsum(0) - 1]
+        queries_nD = model.queries(rows.float(), lengths)
+        return queries_nD[(lengths.cumsum(0) - 1).to(queries_nD.device)]
 
 
 class Ranking:

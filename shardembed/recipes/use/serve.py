@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from importlib import resources
@@ -128,10 +129,10 @@ def _column(opened: Opened, folder: Path, stem: str, column: TableColumn, table:
     dynamic = table.dynamic is not None
     living = opened.model.tables.ids(table.name) if dynamic else torch.arange(table.num_embeddings or 0)
     rows = max(1, BLOCK_BYTES // (4 * table.embedding_dim))
-    blocks = (opened.model.tables.rows(table.name, some).detach().float().numpy() for some in living.split(rows))
+    blocks = (opened.model.tables.rows(table.name, some).detach().float().cpu().numpy() for some in living.split(rows))
     _save(folder / f"{stem}.npy", blocks, (len(living), table.embedding_dim))
     if dynamic:
-        np.save(folder / f"{stem}.ids.npy", living.numpy())
+        np.save(folder / f"{stem}.ids.npy", living.cpu().numpy())
     kind = "bucket" if feature.buckets is not None else ids.kind
     if kind == "vocabulary":
         vocabulary: se.Vocabulary = column.lookup  # type: ignore[assignment]
@@ -224,8 +225,9 @@ class Dense(nn.Module):
 
 
 def _program(path: Path, module: nn.Module, example: tuple[torch.Tensor, ...], shapes: Any) -> None:
+    here = copy.deepcopy(module).eval().cpu()  # the box has no GPU, wherever the model is
     with torch.no_grad():
-        program = torch.export.export(module.eval(), example, dynamic_shapes=shapes)
+        program = torch.export.export(here, example, dynamic_shapes=shapes)
     torch.export.save(program, path)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import shardembed as se
 from shardembed.comm.comm import Comm
+from shardembed.inputs.hash64 import hash64
 from shardembed.recipes import train
 from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.ctr_config import CtrConfig
@@ -108,6 +109,12 @@ def scored(rank: int, world_size: int, settings: CtrConfig, run: Path, files: tu
     return np.concatenate(mine), np.concatenate([scorer.logits(chunk[: None if rank == 0 else 0]) for chunk in chunks])
 
 
+def ids_of(rank: int, world_size: int, run: Path, file: str) -> dict[str, list[int]]:
+    """What the first row of a file has."""
+    (chunk, *_) = ClickScorer.of_run(run).open((file,)).chunks(0)
+    return {"shop": chunk.ids[0].tolist(), "tags": chunk.lists[0].values[:2].tolist()}
+
+
 @pytest.mark.parametrize("sections", [{}, exhaustive({"model": WIDE, "data": {"ids": {"kind": "vocabulary"}}})])
 def test_a_runs_folder_is_enough_to_score_rows_without_labels(tmp_path: Path, sections: dict[str, Any]) -> None:
     settings = config(tmp_path, **sections)
@@ -116,7 +123,13 @@ def test_a_runs_folder_is_enough_to_score_rows_without_labels(tmp_path: Path, se
     for part in range(2):
         table = csv.read_csv(tmp_path / f"clicks-{part}.csv")
         days += table["day"].to_pylist()
-        csv.write_csv(table.drop_columns(["clicked", "day"]), tmp_path / f"new-{part}.csv")
+        table = table.drop_columns(["clicked", "day"])
+        csv.write_csv(table, tmp_path / f"new-{part}.csv")
+        # Only texts of digits: a file that says nothing of whether they are texts.
+        digits = pa.array(["17"] * len(table)), pa.array(["17|4"] * len(table))
+        for name, column in zip(("shop", "tags"), digits, strict=True):
+            table = table.set_column(table.column_names.index(name), name, column)
+        csv.write_csv(table, tmp_path / f"digits-{part}.csv", csv.WriteOptions(quoting_style="none"))
     files = tuple(str(tmp_path / f"new-{part}.csv") for part in range(2))
     (validation, every), (_, nothing) = run_ranks(2, scored, settings, run, files)
     assert len(nothing) == 0
@@ -125,5 +138,7 @@ def test_a_runs_folder_is_enough_to_score_rows_without_labels(tmp_path: Path, se
     held = every[np.array(days) >= latest]
     # Rank 0 has the first half of each batch of 64.
     starts = range(0, len(held), 64)
+    found, wanted = run_ranks(1, ids_of, run, str(tmp_path / "digits-0.csv"))[0], hash64(["17", "4"]).tolist()
+    assert found == {"shop": [wanted[0]], "tags": wanted}
     expected = np.concatenate([held[start : start + (len(held[start : start + 64]) + 1) // 2] for start in starts])
     np.testing.assert_allclose(validation, expected, atol=1e-5)

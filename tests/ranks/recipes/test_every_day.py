@@ -391,3 +391,24 @@ def test_features_that_come_and_go_are_named(tmp_path: Path) -> None:
     for name, rows in after.items():
         torch.testing.assert_close([mine[name][row][0] for row in rows], [vector for vector, _ in rows.values()], rtol=0, atol=0)
     assert "so their state begins fresh" in three[0]["said"]
+
+
+def write_texts(folder: Path, day: int, skus: list[str], genres: list[str]) -> str:
+    """A job on views in a text file, whose users are whole numbers."""
+    draw = np.random.default_rng(day)
+    rows = [(user, skus[number % len(skus)], genres[number % len(genres)]) for user, number in draw.integers(30, size=(600, 2))]
+    (folder / f"day{day}.csv").write_text("viewer,sku,genre\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    path = Path(job_of(folder, day, ids=", features: [{name: genre, kind: id, of: item}]"))
+    path.write_text(path.read_text().replace(".parquet", ".csv"))
+    return str(path)
+
+
+@pytest.mark.parametrize(("column", "days"), [("sku", (["7", "8"], ["7", "8-B"])), ("genre", (["a", "1"], ["2", "1"]))])
+def test_a_column_of_whole_numbers_and_one_of_texts_are_told_apart(
+    tmp_path: Path, column: str, days: tuple[list[str], list[str]]
+) -> None:
+    plain = {"skus": ["7", "8"], "genres": ["1", "2"]}
+    first, second = (write_texts(tmp_path, day, **{**plain, f"{column}s": said}) for day, said in enumerate(days, 1))
+    run = run_ranks(1, trained, first)[0]["summary"]["run_dir"]
+    with pytest.raises(ConfigError, match=f"--from: column '{column}' had .* none would be known"):
+        train.work(config.load(second), Console(quiet=True), from_run=run)

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file
 
 import shardembed as se
+from shardembed import cli
 from shardembed.inputs.hash64 import hash64
 from tests.amount import exhaustive
 from tests.harness import run_ranks
@@ -86,3 +87,37 @@ def test_two_ranks_export_what_one_does(small: Small, tmp_path: Path) -> None:
     se.open_run(small.path).export(tmp_path / "one", format="npy")
     for name in ("user.npy", "item.npy", "user.ids.npy", "item.ids.npy"):
         np.testing.assert_allclose(np.load(tmp_path / "two" / name), np.load(tmp_path / "one" / name), rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_is_exported_by_what_its_model_compares_unless_rows_are_asked_for(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = se.open_run(small.path).vectors("item")
+    names, ids = made.names.slice(2, 2).to_pylist(), made.ids[2:4].tolist()
+    words = ["export", str(small.path), "--format", "parquet", "--table", "item"]
+    chosen = f"--rows={','.join(map(str, ids))}"
+    assert cli.main([*words, "--out", str(tmp_path / "model"), chosen, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["tables"]["item"]
+    assert (told["vectors"], told["metric"], told["rows"], told["names"]) == ("model", "dot", 2, "item.parquet")
+    found = parquet.read_table(tmp_path / "model" / "item.parquet")
+    assert found.column("id").to_pylist() == ids
+    assert found.column("name").to_pylist() == names
+    assert cli.main([*words, "--out", str(tmp_path / "rows"), chosen, "--vectors", "rows", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["tables"]
+    assert [one["vectors"] for one in rows.values()] == ["rows"]
+    assert cli.main([*words, "--out", str(tmp_path / "none"), "--rows=1"]) == 2
+    assert "ids that have a vector" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_neighbours_go_by_the_names_and_the_vectors_of_the_run(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["neighbors", str(small.path), "--table", "item", "--id", "SKU/004", "--k", "5", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["queries"]
+    assert found["name"] == "SKU/004"
+    made = se.open_run(small.path).vectors("item")
+    names = made.names.to_pylist()
+    scores = made.values.astype(np.float64) @ made.values[names.index("SKU/004")]
+    order = [names[place] for place in np.argsort(-scores, kind="stable") if names[place] != "SKU/004"]
+    assert [one["name"] for one in found["neighbors"]] == order[:5]
+    assert cli.main(["neighbors", str(small.path), "--table", "item", "--id", "never seen"]) == 2
+    assert "nothing of that name has a row in table 'item'" in capsys.readouterr().err

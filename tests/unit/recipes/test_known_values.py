@@ -12,7 +12,15 @@ from shardembed.recipes.tasks import _scanned
 
 def config(path: Path) -> DataConfig:
     features = ({"name": "hint", "kind": "number", "of": "user"}, {"name": "price", "kind": "number", "of": "item"})
-    data = {"path": str(path), "user": "user", "item": "item", "time": "at", "split": "last", "ids": "numbered", "features": features}
+    data = {
+        "path": str(path),
+        "user": "user",
+        "item": "item",
+        "time": "at",
+        "split": "last",
+        "ids": "numbered",
+        "features": features,
+    }
     return Config.model_validate({"data": data}).data
 
 

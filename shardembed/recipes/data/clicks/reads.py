@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,17 +17,8 @@ from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.wanted import Read, Wanted
 
-
-class Files(Protocol):
-    """What opening files gives."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def parts(self) -> Sequence[str]: ...
-
-    def chunks(self, part: int) -> Iterator[Read]: ...
+if TYPE_CHECKING:
+    from shardembed.recipes.data.opened import Files  # pyarrow is asked for only where there are files
 
 
 def wanted(config: CtrDataConfig, labelled: bool = True, books: Mapping[str, Names] | None = None) -> tuple[Wanted, ...]:
