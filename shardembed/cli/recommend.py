@@ -81,8 +81,10 @@ def _work(arguments: argparse.Namespace) -> int:
     opened = open_checkpoint(arguments.run)
     comm = opened.comm
     asked: Any = arguments.users
+    left_out = 0
     if asked != "all":
-        asked = on_all(comm, "read the users", lambda: names_in(arguments.users, opened.config.data.user))
+        data = opened.config.data
+        asked, left_out = on_all(comm, "read the users", lambda: names_in(arguments.users, data.user, data.on_bad_row == "skip"))
     told = Answered()
     wish = Wish(arguments.k, arguments.exclude_seen, tuple(arguments.data), tuple(arguments.history), arguments.unknown)
     pieces = recommended(opened, asked, wish, told)
@@ -92,13 +94,17 @@ def _work(arguments: argparse.Namespace) -> int:
             rows += table.num_rows
             put(table)
     if comm.rank == 0:
-        _tell(CleanConsole(stderr=arguments.json), told, rows, arguments.out, arguments.unknown)
+        console = CleanConsole(stderr=arguments.json)
+        if left_out:
+            console.print(f"{left_out:,} bad rows of {arguments.users} left out", highlight=False, markup=False, soft_wrap=True)
+        _tell(console, told, rows, arguments.out, arguments.unknown)
         if arguments.json:
             found = {
                 "out": str(arguments.out),
                 "rows": rows,
                 "users": told.users,
                 "unknown_users": told.unknown,
+                "left_out_rows": left_out,
                 "step": opened.step,
             }
             print(json.dumps(found), flush=True)

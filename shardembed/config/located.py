@@ -264,6 +264,10 @@ def _plain(value: Any, path: ValuePath, places: dict[ValuePath, Place], source: 
         value = os.fspath(value)
     if value is None or isinstance(value, str | int | float):
         return value
+    if hasattr(value, "columns"):  # a table of pandas, polars or Arrow, whose repr has many lines
+        raise ConfigError(
+            f"{place}: a {type(value).__name__} is no setting; write it to a .parquet file, and name that as data.path"
+        )
     raise ConfigError(f"{place}: {brief(value)} is a {type(value).__name__}, and no setting is one")
 
 

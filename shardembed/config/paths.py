@@ -27,8 +27,8 @@ def elsewhere(path: str | PathLike[str]) -> str:
     if scheme.lower() == "file":
         return f"{scheme}://{rest}: name files and folders by their paths alone, without {scheme}://"
     return (
-        f"{scheme}://{rest}: remote paths are neither read nor written; copy the data to a file system of this machine, or "
-        "mount it there, and name the path on that"
+        f"{scheme}://{rest}: remote paths are neither read nor written, but for files of data, which are read; name a path "
+        "on a file system of this machine, or mount it there"
     )
 
 

@@ -126,7 +126,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
             raise ConfigError(
                 f"table {table.name!r} of {self.path}: the model adds vectors of features to its rows, which data say and no "
                 f"checkpoint: {', '.join(table.compared.features[:SHOWN])}. Export its vectors from the run of `shardembed train`, "
-                "or ask for rows"
+                "or ask for rows: --vectors rows, from Python vectors='rows'"
             )
         return _ModelVectors(table, tower_of(self.path, table.compared, table.columns))
 

@@ -78,8 +78,11 @@ def chart(
     after which step, of which some are left out where they are many.
     """
     steps = _spread([point.step for line in lines for point in line.points])
-    low, high = _spread([value for line in lines for point in line.points for value in _values(line, point)])
+    values = [value for line in lines for point in line.points for value in _values(line, point)]
+    low, high = _spread(values)
     ticks = ticks_of(low, high)
+    if all(float(value).is_integer() for value in values) and ticks[1] - ticks[0] != int(ticks[1] - ticks[0]):
+        ticks = _multiples(low, high, math.ceil(ticks[1] - ticks[0]))  # counts have no fractions
     names = [words.shorten(line.name, NAME) for line in lines] if len(lines) > 1 and any(line.name for line in lines) else []
     right = RIGHT + (int(0.58 * TEXT * max(map(len, names))) + 8 if names else 0)
     frame = Frame(steps, (min(low, ticks[0]), max(high, ticks[-1])), width, height, right)
@@ -173,6 +176,10 @@ def ticks_of(low: float, high: float, count: int = 5) -> list[float]:
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    return _multiples(low, high, step)
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
     return [step * number for number in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 

@@ -50,6 +50,11 @@ def run(config: JobConfig, console: Console, ranks: int) -> dict[str, Any]:
     for name, size in parts.items():
         if size:
             console.print(f"  {name}: {bytes_text(size)}", highlight=False)
+    if unlimited := [table for table in tables if table.grows]:
+        most = max(table.num_embeddings for table in unlimited)
+        console.print(
+            f"  tables without a limit count here with room for {most:,} ids each, whatever the data have", soft_wrap=True
+        )
     needed, free = float(estimate.memory_bytes.sum()), free_memory()
     if default_device() == CPU and needed > free:
         together = f"the {ranks} ranks together need {bytes_text(needed)}" if ranks > 1 else f"that is {bytes_text(needed)}"

@@ -85,7 +85,7 @@ def run(path: str, out: str | None, console: Console) -> str:
         raise DataError(f"--out {out}: is there already; name another file, or remove it")
     files = open_all([path], "--guess")
     columns = look(files[0])
-    draft = drafted(columns, files[0].place.path)
+    draft = drafted(columns, files[0].place.path, files[0].hint)
     rows = max((one.rows for one in columns), default=0)
     console.print(Text(f"{files[0].place}: the first {rows:,} rows"), soft_wrap=True)
     console.print(_seen(columns, draft))
@@ -100,8 +100,12 @@ def run(path: str, out: str | None, console: Console) -> str:
     return text
 
 
-def drafted(columns: Sequence[Column], name: str) -> Draft:
+def drafted(columns: Sequence[Column], name: str, hint: str = "") -> Draft:
     """
+    Args:
+        name: of the file, for messages.
+        hint: behind the names of its columns.
+
     Raises:
         DataError: no columns that make a job.
     """
@@ -118,7 +122,7 @@ def drafted(columns: Sequence[Column], name: str) -> Draft:
         wanted = [what for what, found in (("users", draft.user), ("items", draft.item)) if found is None]
         raise DataError(
             f"{name}: no column looks like {' or '.join(wanted)}, and none like a label of 0 and 1; the columns are: "
-            f"{', '.join(one.name for one in columns)}. Name them in a configuration, as docs/training.md shows"
+            f"{', '.join(one.name for one in columns)}" + (hint or ". Name them in a configuration, as docs/training.md shows")
         )
     _add_features(draft, columns)
     return draft
@@ -194,10 +198,13 @@ def _side(column: Column, draft: Draft) -> str | None:
 
 
 def _constant(column: Column, of: Column) -> float:
-    """Of the values of `of` that occur more than once, the share with one value of `column`."""
-    keys = of.codes
-    order = np.lexsort((column.codes, keys))
-    keys, values = keys[order], column.codes[order]
+    """Of the values of `of` that occur more than once, the share with one value of `column`; missing ones do not count."""
+    there = column.codes >= 0
+    keys, values = of.codes[there], column.codes[there]
+    order = np.lexsort((values, keys))
+    keys, values = keys[order], values[order]
+    if not len(keys):
+        return 0.0
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     ends = np.append(starts[1:], len(keys))
     several = ends - starts > 1
@@ -244,9 +251,11 @@ def written(draft: Draft, path: str, rows: int) -> str:
         if column is not None:
             lines.append(f"  {role}: {_yaml(column.name)}  # {column.holds}, such as {column.examples}")
     taken = [one for one in (draft.label, draft.time, *(() if clicks else (draft.user, draft.item))) if one is not None]
-    bad = next((one for one in taken if one.missing or one.mistakes), None)
-    if bad is not None:
-        lines.append(f"  on_bad_row: skip  # {bad.name} is missing or wrong in {bad.missing + bad.mistakes:,} of the first rows")
+    counts = [(one.name, "missing or wrong", one.missing + one.mistakes) for one in taken]
+    counts += [(one.name, "wrong", one.mistakes) for one, _ in draft.features]  # one that is missing is no mistake there
+    bad = [f"{name} is {what} in {count:,}" for name, what, count in counts if count]
+    if bad:
+        lines.append(f"  on_bad_row: skip  # {', '.join(bad)} of the first rows")
     if draft.time is not None:
         lines.append(
             "  split: {kind: time, fraction: 0.1}  # the newest rows" if clicks else "  split: last  # of each user, by time"

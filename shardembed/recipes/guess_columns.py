@@ -18,6 +18,8 @@ from shardembed.recipes.data.text import TextFile
 ROWS = 50_000  # that are looked at
 SEPARATORS = ("|", ";", ",")
 DATED_SHARE = 0.99  # of the values that are dates, where the others are mistakes
+NUMBERED_SHARE = 0.99  # likewise of numbers, if some have a fraction: others may be ids of which few are texts
+DECIMALS = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 SPLIT_SHARE = 0.2  # of the values that hold a separator, where it is one
 EXAMPLES = 3
 SHOWN = 24
@@ -37,7 +39,7 @@ class Column:
         words: of texts, how many each of them has in the mean.
         numbers: of numbers, those that there are, float32 `[m]`.
         examples: some values, in words.
-        mistakes: values that are not what it holds.
+        mistakes: values that are not what it holds; those among numbers have the code -1 too.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Column:
 
     @property
     def missing(self) -> int:
-        return int((self.codes < 0).sum())
+        return int((self.codes < 0).sum()) - (self.mistakes if self.holds == "numbers" else 0)
 
     @property
     def is_id(self) -> bool:
@@ -101,6 +103,7 @@ def _column(name: str, array: pa.Array) -> Column:
     values = plain(array)
     if pa.types.is_string(values.type):
         values = _with_nulls(values)
+    values, mistakes = _numbers_alone(values)
     coded = values.dictionary_encode()
     codes = compute.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     there = values.drop_null()
@@ -117,7 +120,7 @@ def _column(name: str, array: pa.Array) -> Column:
         _words_of(coded.dictionary) if holds == "texts" else 0.0,
         numbers if isinstance(numbers, np.ndarray) else None,
         _shown(coded.dictionary),
-        _no_dates(there) if holds == "dates" and pa.types.is_string(there.type) else 0,
+        _no_dates(there) if holds == "dates" and pa.types.is_string(there.type) else mistakes,
     )
 
 
@@ -127,6 +130,21 @@ def _with_nulls(texts: pa.Array) -> pa.Array:
     if len(there) and (not are_texts(there) or NUMBERS.fast(there) is not None):
         return absent_as_nulls(texts)
     return without(texts, compute.call_function("equal", [texts.view(pa.binary()), pa.scalar(b"")]))
+
+
+def _numbers_alone(values: pa.Array) -> tuple[pa.Array, int]:
+    """Nulls in the place of the few values that are no numbers, where nearly all others are, and how many these are."""
+    there = values.drop_null()
+    if not len(there) or not pa.types.is_string(there.type) or NUMBERS.fast(there) is not None:
+        return values, 0
+    binary = values.view(pa.binary())
+    fits = compute.call_function("match_substring_regex", [binary], compute.MatchSubstringOptions(DECIMALS))
+    good = values.filter(compute.fill_null(fits, False))
+    mistakes = len(there) - len(good)
+    fractions = compute.call_function("match_substring", [good.view(pa.binary())], compute.MatchSubstringOptions("."))
+    if mistakes > (1 - NUMBERED_SHARE) * len(there) or not (fractions.true_count and NUMBERS.fast(good) is not None):
+        return values, 0
+    return without(values, compute.fill_null(compute.call_function("invert", [fits]), False)), mistakes
 
 
 def _words_of(distinct: pa.Array) -> float:

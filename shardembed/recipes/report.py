@@ -93,7 +93,11 @@ def show_start(
     for line in described:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
-    console.print(plan_table(plan, sizes(tables)), "", holdings_table(plan, held), "", sep="\n")
+    console.print(plan_table(plan, sizes(tables)), "", sep="\n")
+    if tables and all(table.grows for table in tables) and not any(sum(holding.rows.values()) for holding in held):
+        console.print("tables without a limit begin empty and grow as ids come", "", sep="\n", soft_wrap=True, highlight=False)
+        return
+    console.print(holdings_table(plan, held), "", sep="\n")
     if any(table.grows for table in tables):
         text = (
             "a table without a limit is counted with the ids of the data, where these are known beforehand, and grows as they come"
@@ -135,7 +139,8 @@ def plan_table(plan: se.Plan, rows: Mapping[str, str] = MappingProxyType({})) ->
     alike = [(cells, [part.name for part in parts]) for cells, parts in groupby(plan.tables, partial(_planned, rows=rows))]
     for cells, names in alike[:MAX_PLAN]:
         first, last = (_short(name, NAME if len(names) == 1 else NAME // 2) for name in (names[0], names[-1]))
-        table.add_row(first if len(names) == 1 else f"{first} to {last} ({len(names):,})", *cells)
+        several = f"{first}, {last}" if len(names) == 2 else f"{first} to {last} ({len(names):,})"
+        table.add_row(first if len(names) == 1 else several, *cells)
     if len(alike) > MAX_PLAN:
         table.add_row(f"and {sum(len(names) for _, names in alike[MAX_PLAN:]):,} more", *[""] * 5)
     return table

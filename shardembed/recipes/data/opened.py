@@ -48,6 +48,7 @@ class Files:
         wanted: what is read of them.
         kinds: what the columns hold that are wanted.
         skip: bad rows are left out.
+        remedy: behind what is wrong with a bad row, how to leave such out.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Files:
     wanted: tuple[Wanted, ...]
     kinds: tuple[Kind, ...]
     skip: bool
+    remedy: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -80,7 +82,7 @@ class Files:
         """
         for _, values, problems in self._rows(part):
             if problems and not self.skip:
-                raise DataError(problems[0].text)
+                raise DataError(problems[0].text + self.remedy)
             yield Read(tuple(values), Dropped.of(problems))
 
     def read_alike(self, other: Files) -> Files:
@@ -156,7 +158,9 @@ def open_files(paths: Sequence[str], wanted: Sequence[Wanted], skip: bool, setti
     for file in files:
         for one in wanted:
             _check_column(file, one, wanted)
-    return Files(named(list(paths), len(files)), files, tuple(wanted), kinds_of(wanted, files), skip)
+    said = "data.on_bad_row: skip" if setting.startswith("data.") else "--on-bad-row skip" if setting == "--data" else ""
+    remedy = f" (or leave out such rows, by {said})" if said else ""
+    return Files(named(list(paths), len(files)), files, tuple(wanted), kinds_of(wanted, files), skip, remedy)
 
 
 def open_all(paths: Sequence[str], setting: str, layout: Layout | None = None) -> tuple[ParquetFile | TextFile, ...]:

@@ -32,19 +32,24 @@ LINE_ENDS = re.compile("\r\n|\n|\r")  # and no others: a name may hold what str.
 OUT = (*DELIMITERS, *PARQUET_SUFFIXES, *LINES)
 
 
-def names_in(path: str | Path, column: str) -> pa.Array:
+def names_in(path: str | Path, column: str, skip: bool = False) -> tuple[pa.Array, int]:
     """Names from a file, each once: the column of a CSV, TSV or Parquet file, or one name a line of any other; compressed or not.
+    And how many rows were left out.
+
+    Args:
+        skip: leave out bad rows and missing names.
 
     Raises:
-        DataError: the file cannot be read, has no such column, or a name is missing.
+        DataError: the file cannot be read, has no such column, or, but with `skip`, a row is bad or a name is missing.
     """
     place = Place(str(path))
     if place.suffix not in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES):
-        return _names_of_lines(place).unique()
-    files = open_files([str(path)], (Wanted(column, "as_is", "the users of data.user"),), False, "--users")
-    found = [read.columns[0] for part in range(len(files.parts)) for read in files.chunks(part)]
+        return _names_of_lines(place).unique(), 0
+    files = open_files([str(path)], (Wanted(column, "as_is", "the users of data.user"),), skip, "--users")
+    found = [read for part in range(len(files.parts)) for read in files.chunks(part)]
+    left_out = sum(len(read.dropped) for read in found)
     joined = pa.chunked_array(
-        [one.column for one in found if isinstance(one, AsIs)] or [pa.array([], pa.string())]
+        [one.column for read in found if isinstance(one := read.columns[0], AsIs)] or [pa.array([], pa.string())]
     ).combine_chunks()
     missing = joined.is_null().to_numpy(zero_copy_only=False)
     try:
@@ -53,10 +58,12 @@ def names_in(path: str | Path, column: str) -> pa.Array:
         raise DataError(f"{path}: column {column!r} is no UTF-8: {error}; convert the file") from error
     if pa.types.is_string(joined.type):
         missing |= compute.call_function("binary_length", [joined]).fill_null(0).to_numpy(zero_copy_only=False) == 0
+    if skip:
+        return joined.filter(pa.array(~missing)).unique(), left_out + int(missing.sum())
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
         raise DataError(f"{path}: row {row} (from 0): the name is missing; remove the row or fill it in")
-    return joined.unique()
+    return joined.unique(), 0
 
 
 def _names_of_lines(place: Place) -> pa.Array:

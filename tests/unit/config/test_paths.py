@@ -53,7 +53,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("made", [str, Path])  # pathlib makes one slash of two
 @pytest.mark.parametrize("call", CALLS)
 def test_calls_name_the_remote_path_that_they_were_given(call: str, made: Callable[[str], Any]) -> None:
-    with pytest.raises(ShardEmbedError, match=r"s3://bucket/some/x: remote paths are neither read nor written; copy the data to"):
+    with pytest.raises(
+        ShardEmbedError, match=r"s3://bucket/some/x: remote paths are neither read nor written, but for files of data"
+    ):
         CALLS[call](made(REMOTE))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -82,6 +83,10 @@ def test_an_unfinished_run_is_gone_on_with(job: dict[str, Any]) -> None:
         ({"train": {"epochs": "3"}}, r"^config\['train'\]\['epochs'\]: train.epochs should be a valid integer, not '3'"),
         ({"data": {"path": ["a.csv", 3]}}, r"^config\['data'\]\['path'\]\[1\]: data.path.1 should be a valid string, not 3"),
         ({"data": {"path": {"a.csv"}}}, r"^config\['data'\]\['path'\]: \{'a.csv'\} is a set, and no setting is one"),
+        (
+            {"data": {"path": pa.table({"user": [1]})}},
+            r"^config\['data'\]\['path'\]: a Table is no setting; write it to a .parquet",
+        ),
         ({"train": {3: 1}}, r"^config\['train'\]: a key must be a text, not 3"),
         ({"model": {"kind": "dlmr"}}, r"^config\['model'\]\['kind'\]: model.kind: 'dlmr' is not one of .*did you mean 'dlrm'"),
     ],

@@ -147,3 +147,22 @@ def test_what_cannot_be_guessed_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert main(["train", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_few_prices_that_are_missing_or_wrong_leave_it_a_number_of_the_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.csv"
+    prices = [{3: "n/k", 9: "", 27: ""}.get(row, f"{1.25 + row % 40}") for row in range(ROWS)]
+    path.write_text("viewer,sku,price\n" + "".join(f"u{row % 30},S-{row % 40},{price}\n" for row, price in enumerate(prices)))
+    found, text = guessed(tmp_path, path, capsys)
+    assert isinstance(found, Config)
+    assert [(one.name, one.kind, one.of) for one in found.data.features] == [("price", "number", "item")]
+    assert "  on_bad_row: skip  # price is wrong in 1 of the first rows" in text.splitlines()
+
+
+def test_a_file_with_semicolons_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user;item\nu1;i1\nu2;i2\n")
+    assert main(["train", "--guess", str(path)]) == 2
+    assert "this header has semicolons in it" in capsys.readouterr().err

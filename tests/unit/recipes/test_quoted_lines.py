@@ -16,4 +16,4 @@ def test_rows_of_several_lines_are_read_whole_wherever_threads_meet(tmp_path: Pa
         rows = csv.writer(file)
         rows.writerows([("day", "visitor"), *(("1", name) for name in names)])
     assert path.stat().st_size > 3 * text.THREAD_BYTES
-    assert names_in(path, "visitor").to_pylist() == names
+    assert names_in(path, "visitor")[0].to_pylist() == names

@@ -28,7 +28,9 @@ CONFIGS = {
     "model:\n  kind: dlrm\n  botom: [8]\n": ":3:3: unknown key 'botom' in model; did you mean 'bottom'?",
     "model: {kind: dlrm, cross_rank: 8}\n": ":1:21: model.cross_rank: dlrm takes no 'cross_rank'",
     "model: {kind: dcnv2}\neval: {k: 20}\n": ":2:8: unknown key 'k' in eval",
-    "model: {kind: dlrm}\neval: {patience: 2}\n": ":2:8: eval.patience: patience counts evaluations during training: set",
+    "model: {kind: dlrm}\neval: {patience: 2, every_steps: null}\n": (
+        ":2:8: eval.patience: patience counts evaluations during training: set"
+    ),
     "model: {kind: dlrm}\ntrain: {schedule: {decay: cosin}}\n": (
         ":2:20: train.schedule.decay: 'cosin' is not one of none, linear, cosine; did you mean 'cosine'?"
     ),

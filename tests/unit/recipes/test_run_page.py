@@ -392,3 +392,11 @@ def test_a_chart_has_round_ticks_around_its_values(values: list[float]) -> None:
     ticks = [float(each.replace(",", "")) for each in said[: said.index("step")] if re.fullmatch(r"-?[\d.,]+(e[+-]?\d+)?", each)]
     assert min(ticks) <= min(values)
     assert max(ticks) >= max(values)
+
+
+@pytest.mark.parametrize("values", [(1191, 1192, 1192), (10, 10, 10), (0, 12, 7), (2800, 2977, 3000)])
+def test_counts_have_whole_numbers_at_their_axis(values: tuple[int, ...]) -> None:
+    points = [series.Point(10 * step, 1, value, value, value) for step, value in enumerate(values, 1)]
+    ends = re.findall(r'text-anchor="end"[^>]*>([^<]*)<', curves.chart([curves.Line("ids", points)], "ids"))
+    assert len(ends) >= 2
+    assert all(one.replace(",", "").isdigit() for one in ends)

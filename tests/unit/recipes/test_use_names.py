@@ -20,7 +20,7 @@ NUMBERS = Catalog("user", np.array(LARGE), None)
 def test_integers_of_64_bits_are_found_by_their_digits(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"users{suffix}"
     path.write_text("viewer\n" * (suffix == ".csv") + "".join(f"{number}\n" for number in LARGE))
-    found = NUMBERS.ids_of(names_in(path, "viewer"))
+    found = NUMBERS.ids_of(names_in(str(path), "viewer")[0])
     assert found.tolist() == LARGE
     assert NUMBERS.numbers_of(found).tolist() == [*range(len(LARGE))]
 
@@ -35,7 +35,7 @@ def test_a_name_a_line_ends_where_lines_of_a_csv_file_end(tmp_path: Path) -> Non
     names = ["a\u2028b", "c\x0bd", "e\x85f", " g"]
     path = tmp_path / "users.txt"
     path.write_bytes("\r\n".join(names).encode())
-    assert names_in(path, "viewer").to_pylist() == names
+    assert names_in(path, "viewer")[0].to_pylist() == names
 
 
 def test_names_that_are_no_utf8_are_told(tmp_path: Path) -> None:
@@ -43,3 +43,12 @@ def test_names_that_are_no_utf8_are_told(tmp_path: Path) -> None:
     path.write_bytes(b"viewer\nJos\xe9\n")
     with pytest.raises(DataError, match=r"users.csv: column 'viewer' is no UTF-8"):
         names_in(path, "viewer")
+
+
+def test_bad_rows_and_missing_names_of_a_file_of_users_are_left_out_where_the_run_leaves_them_out(tmp_path: Path) -> None:
+    path = tmp_path / "users.csv"
+    path.write_text("viewer,note\nu1,a\nu2\n,b\nu3,c\nu1,d\n")
+    found, left_out = names_in(str(path), "viewer", skip=True)
+    assert (found.to_pylist(), left_out) == (["u1", "u3"], 2)
+    with pytest.raises(DataError, match=r"users.csv:3: 1 field"):
+        names_in(str(path), "viewer")
