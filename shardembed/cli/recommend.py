@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardembed.cli import launch
 from shardembed.config.paths import is_url
-from shardembed.errors import ConfigError
+from shardembed.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from shardembed.recipes.use.recommend import Answered
@@ -73,7 +73,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from shardembed.config.console import CleanConsole
     from shardembed.recipes.together import on_all
-    from shardembed.recipes.use.files import names_in, writing
+    from shardembed.recipes.use.files import writing
     from shardembed.recipes.use.opened import open_checkpoint
     from shardembed.recipes.use.recommend import Answered, Wish, recommended
 
@@ -84,7 +84,7 @@ def _work(arguments: argparse.Namespace) -> int:
     left_out = 0
     if asked != "all":
         data = opened.config.data
-        asked, left_out = on_all(comm, "read the users", lambda: names_in(arguments.users, data.user, data.on_bad_row == "skip"))
+        asked, left_out = on_all(comm, "read the users", lambda: _read(arguments.users, data.user, data.on_bad_row == "skip"))
     told = Answered()
     wish = Wish(arguments.k, arguments.exclude_seen, tuple(arguments.data), tuple(arguments.history), arguments.unknown)
     pieces = recommended(opened, asked, wish, told)
@@ -112,6 +112,16 @@ def _work(arguments: argparse.Namespace) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0
+
+
+def _read(path: str, column: str, skip: bool) -> tuple[Any, int]:
+    """As `names_in`; a file without users is hardly the one that is meant."""
+    from shardembed.recipes.use.files import names_in
+
+    found, left_out = names_in(path, column, skip)
+    if not len(found):
+        raise DataError(f"--users {path}: there are no users in it; to recommend to all that the model knows, say: --users all")
+    return found, left_out
 
 
 def _tell(console: Any, told: Answered, rows: int, out: Path, unknown: str) -> None:

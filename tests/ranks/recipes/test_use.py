@@ -197,6 +197,16 @@ def test_wishes_that_cannot_be_had_are_refused(runs: Runs, wanted: dict[str, Any
         se.open_run(runs.two_tower.path).recommend(**wanted)
 
 
+@pytest.mark.parametrize(("name", "text"), [("users.csv", "viewer\n"), ("users.txt", "\n\n")])
+def test_a_file_without_users_is_told(runs: Runs, name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = tmp_path / name
+    users.write_text(text)
+    words = ["recommend", str(runs.two_tower.path), "--users", str(users), "--out", str(tmp_path / "out.csv")]
+    assert cli.main(words) == 2
+    assert f"{users}: there are no users in it" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_what_a_model_is_not_for_is_refused(runs: Runs, tmp_path: Path) -> None:
     run = se.open_run(runs.clicks.path)
     with pytest.raises(UnsupportedError, match="predicts clicks"):
