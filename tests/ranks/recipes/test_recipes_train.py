@@ -25,6 +25,7 @@ from shardembed.recipes.config import (
 )
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.interactions import scan
+from shardembed.recipes.ids_config import InteractionIdsConfig
 from shardembed.recipes.split_config import RankingSplitConfig
 from tests.amount import exhaustive
 from tests.harness import run_ranks
@@ -105,7 +106,7 @@ def refused(rank: int, world_size: int, settings: Config) -> str:
 def test_ids_that_no_memory_is_taken_for_end_all_ranks(tmp_path: Path) -> None:
     path = tmp_path / "ids.csv"
     path.write_text("user_id,item_id\n2147483648,0\n2147483649,1\n")
-    settings = Config(data=DataConfig(path=(str(path),)), run_dir=str(tmp_path))
+    settings = Config(data=DataConfig(path=(str(path),), ids=InteractionIdsConfig(kind="numbered")), run_dir=str(tmp_path))
     assert len(set(told := run_ranks(2, refused, settings))) == 1
     assert told[0].startswith(f"{path}:3: column 'user_id': id 2,147,483,649 is the largest of only 2 rows")
 
