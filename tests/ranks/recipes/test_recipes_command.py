@@ -150,12 +150,13 @@ def test_two_ranks_train_on_a_file_and_a_torchrun_job_does_the_same(job: Path) -
     assert second["recall@20"] == first["recall@20"]
     assert second["run_dir"] != first["run_dir"]
     folder = Path(first["run_dir"])
-    files = ["checkpoints", "config.yaml", "data.json", "lock", "metrics.jsonl", "observed.json", "plan.json", "run.html"]
-    assert sorted(path.name for path in folder.iterdir()) == [*files, "summary.json"]
+    files = ["best", "checkpoints", "config.yaml", "data.json", "lock", "metrics.jsonl", "names", "observed.json", "plan.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, "run.html", "summary.json"]
     assert json.loads((folder / "summary.json").read_text()) == first
     assert config.load(folder / "config.yaml").train.max_steps == STEPS
     assert Plan.load(folder / "plan.json").world_size == 2
     _, *records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in records if not {"evaluation", "ids"}.intersection(record)]
     assert [record["loss"] for record in records[:20]] == first["losses"]
     assert len(records) == STEPS + 1
     assert records[-1]["recall@20"] == first["recall@20"]
@@ -219,9 +220,10 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(job: Path, started: lis
 @pytest.mark.exhaustive
 def test_a_malformed_row_is_told_once_by_two_ranks(job: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tsv"
-    bad.write_text("user\titem\n" + "1\t2\n" * 50 + "1\ttwo\n" + "1\t3\n" * 50)
+    bad.write_text("user\titem\n" + "1\t2\n" * 50 + "1\n" + "1\t3\n" * 50)
     code, out, err = finish(start(*TRAIN, job, "--ranks", 2, "--set", f"data.path={bad}"))
-    told = f"shardembed: error: {bad}:52: column 'item': 'two' is not an integer; number users and items from 0\n"
+    skipped = "(or leave out such rows, by data.on_bad_row: skip)"
+    told = f"shardembed: error: {bad}:52: 1 field(s), but the header line has 2 {skipped}\n"
     assert (code, out, err) == (2, "", told)
 
 
