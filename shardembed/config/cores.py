@@ -1,9 +1,11 @@
 """How many threads the `shardembed` command computes with, and how these wait for each other: chosen before torch is loaded, since
 the OpenMP library under it reads its settings once, when it is.
 
-Left alone, a thread that waits counts for a while before it sleeps. That costs nothing as long as each has a core; where others
-want the cores too, threads that only wait keep away those that are waited for, and a step takes many times as long. Asleep they are
-woken within microseconds. Programs that import shardembed are left as they are: their threads are theirs to choose.
+Left alone, a thread that waits counts for milliseconds before it sleeps. That costs nothing as long as each has a core; where
+others want the cores too, threads that only wait keep away those that are waited for, and a step takes many times as long. Sleeping
+at once is no way out: to be woken takes longer than most of a step's operations wait. So it counts for about as long as one of
+these, and then sleeps (docs/benchmarks has figures of `benchmarks.threads`).
+Programs that import shardembed are left as they are: their threads are theirs to choose.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from pathlib import Path
 COMMAND = "shardembed"
 THREADS, WAITING = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 OTHER_WAITING = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what GNU's library and Intel's go by before the policy
+# GNU's library goes by the turns, others sleep at once. 1,000 turns wait too short, 20,000 lose 30 % on a busy machine.
+CHOSEN_WAITING = {WAITING: "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 CGROUPS = Path("/sys/fs/cgroup")
 _chosen: list[str] = []
 
@@ -50,7 +54,7 @@ def settle(environment: MutableMapping[str, str], cores: int, allowed: float | N
     if allowed is not None and allowed < cores and THREADS not in environment:
         found[THREADS] = str(max(1, int(allowed)))  # more would be stopped together, for the rest of each period
     if not any(name in environment for name in (WAITING, *OTHER_WAITING)):
-        found[WAITING] = "PASSIVE"
+        found |= CHOSEN_WAITING
     environment.update(found)
     return list(found)
 
@@ -100,6 +104,7 @@ def said(threads: int, environment: Mapping[str, str] = os.environ, chosen: Sequ
     if threads == 1:
         return count
     if WAITING in chosen:
-        return f"{count}; those that wait sleep ({WAITING}=PASSIVE)"
+        settings = ", ".join(f"{name}={value}" for name, value in CHOSEN_WAITING.items())
+        return f"{count}; those that wait sleep after some microseconds ({settings})"
     given = next((f"{name}={environment[name]}" for name in (*OTHER_WAITING, WAITING) if name in environment), None)
     return f"{count}; {f'those that wait: {given}' if given else f'{WAITING} is not set, so those that wait may spin'}"
