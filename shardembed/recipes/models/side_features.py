@@ -17,6 +17,7 @@ from torch import nn
 
 import shardembed as se
 from shardembed.errors import DataError
+from shardembed.recipes.data.feature_values import bucket_of, edges_of, signed_log
 from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.sides import Side
 from shardembed.recipes.data.wanted import MISSING
@@ -84,6 +85,7 @@ class SideFeatures(nn.Module):
             return flat[wanted]
         starts, lengths = offsets[wanted], offsets[wanted + 1] - offsets[wanted]
         ends = lengths.cumsum(0)
+        # Hazard: on a device this waits for it, once for each list feature of a call.
         places = torch.arange(int(ends[-1]) if len(ends) else 0, device=flat.device)
         chosen = flat[places + torch.repeat_interleave(starts - (ends - lengths), lengths)]
         return chosen, torch.cat([ends.new_zeros(1), ends])
@@ -113,7 +115,7 @@ def ids_of(feature: FeatureConfig, values: np.ndarray | Lists, table: se.TableCo
     if isinstance(values, Lists):
         return values
     if feature.buckets:
-        return np.searchsorted(np.asarray(feature.buckets), np.nan_to_num(values), side="right").astype(np.int64)
+        return bucket_of(values, edges_of(feature.buckets))
     if table.dynamic is not None:
         return values
     assert table.num_embeddings is not None
@@ -122,9 +124,7 @@ def ids_of(feature: FeatureConfig, values: np.ndarray | Lists, table: se.TableCo
 
 def scaled(feature: FeatureConfig, values: np.ndarray) -> np.ndarray:
     """A number as a model takes it, float32 `[N]`; a missing one is 0."""
-    known = np.nan_to_num(values).astype(np.float64)
-    found = np.sign(known) * np.log1p(np.abs(known)) if feature.scale == "log" else known
-    return found.astype(np.float32)
+    return signed_log(values) if feature.scale == "log" else np.nan_to_num(values)
 
 
 def _rows(feature: FeatureConfig, values: np.ndarray | Lists) -> int:

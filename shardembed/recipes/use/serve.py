@@ -21,6 +21,7 @@ from shardembed.kernels import quantiles
 from shardembed.kernels.mixing import mixed
 from shardembed.kernels.starting import STARTING
 from shardembed.recipes.data.clicks.encode import TableColumn
+from shardembed.recipes.data.feature_values import edges_of
 from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sasrec import Sasrec
@@ -148,7 +149,7 @@ def _column(opened: Opened, folder: Path, stem: str, column: TableColumn, table:
         "seed": ids.seed,
         "separator": feature.separator,
         "pooling": feature.pooling,
-        "buckets": None if feature.buckets is None else [float(np.float32(edge)) for edge in feature.buckets],
+        "buckets": None if feature.buckets is None else edges_of(feature.buckets).tolist(),
         "texts": feature.name in opened.config.data.texts or any(folder_of(opened.path / NAMES, feature.name).glob("*.parquet")),
         "hexadecimal": not opened.config.data.features and ids.kind != "dynamic",
         "start": _start(opened, table) if dynamic else None,

@@ -27,6 +27,7 @@ from shardembed.inputs.hashing import Hashing
 from shardembed.inputs.vocab import Counts, Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.feature_values import bucket_of, edges_of, signed_log
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.stream import rank_slice, rank_start
 from shardembed.recipes.data.wanted import MISSING
@@ -99,7 +100,7 @@ class Numbers:
         """float32 `[n, I]` of all columns `[n, all]`."""
         found = np.maximum(np.nan_to_num(numbers[:, self.columns]), np.float32(self.least))
         logs = np.array(self.logs, bool)
-        found[:, logs] = np.sign(found[:, logs]) * np.log1p(np.abs(found[:, logs]))
+        found[:, logs] = signed_log(found[:, logs])
         return found
 
 
@@ -124,7 +125,7 @@ class TableColumn:
     def of(self, clicks: Clicks) -> np.ndarray:
         """int64, all of its ids: `[n]`, or as many as its lists hold."""
         if self.feature.kind == "number":
-            return self.lookup(np.nan_to_num(clicks.numbers[:, self.place]))
+            return self.lookup(clicks.numbers[:, self.place])
         column = clicks.lists[self.place].values if self.feature.kind == "ids" else np.ascontiguousarray(clicks.ids[:, self.place])
         return np.where(column == MISSING, self.missing, self.lookup(column))
 
@@ -219,8 +220,7 @@ class Encoder:
 
 def _column(config: CtrDataConfig, feature: FeatureConfig, place: int, vocabulary: Vocabulary | None) -> TableColumn:
     if feature.buckets is not None:
-        # As narrow as what they are compared with: 0.7 shall not be above a number that was read as 0.7.
-        edges = np.array(feature.buckets, np.float32)
+        edges = edges_of(feature.buckets)
         return TableColumn(feature, place, _Buckets(edges), len(edges) + 1)
     ids = config.ids
     if ids.kind == "dynamic":
@@ -241,7 +241,7 @@ class _Buckets:
     edges: np.ndarray
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.edges, numbers, side="right")
+        return bucket_of(numbers, self.edges)
 
 
 def looked_up(config: CtrDataConfig) -> tuple[str, ...]:
