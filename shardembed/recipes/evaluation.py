@@ -105,7 +105,7 @@ def _misfit(task: Task, folder: Path) -> str:
     with suppress(ShardEmbedError, OSError), StoredTables(folder) as stored:
         for table in task.tables():
             saved = stored.find(table.name).rows
-            if saved != table.num_embeddings:
+            if table.dynamic is None and saved != table.num_embeddings:
                 return (
                     f"table {table.name!r} has {table.num_embeddings:,} rows here and {saved:,} in the checkpoint. {_advice(task)}"
                 )
