@@ -132,9 +132,9 @@ def theirs(contender: Contender, data: Path, paths: dict[str, str], seed: int, i
     command = [sys.executable, "-m", "benchmarks.movielens_recbole", contender.model, str(where), name, str(into), str(seed)]
     found = os.pathsep.join([str(ROOT), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))])
     env = {**os.environ, **LARGE_ARRAYS, "PYTHONPATH": found}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=into)  # where RecBole leaves logs of its own
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, cwd=into)  # where RecBole leaves logs of its own
     if done.returncode:
-        sys.exit(f"{MODULE}: {' '.join(command)}\n{done.stderr}")
+        sys.exit(f"{MODULE}: {' '.join(command)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,10 @@ OF_MODEL: dict[str, dict[str, Any]] = {
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
     },
 }
+
+
+def _say(epoch: int, score: float) -> None:
+    print(f"{time.strftime('%X')} epoch {epoch}: {score:.4f} on validation", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -46,7 +51,8 @@ def main() -> None:
     training, valid, test = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], reproducibility=True)
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, get_model(model)(config, training.dataset))
-    trainer.fit(training, valid, saved=True, show_progress=False, verbose=False)
+    torch.autograd.set_detect_anomaly(False)  # one of its models has it on once it is imported, for all: half of SASRec's time
+    trainer.fit(training, valid, saved=True, show_progress=False, verbose=False, callback_fn=_say)
     found = trainer.evaluate(test, load_best_model=True, show_progress=False)
     print(json.dumps({"recall": float(found["recall@10"]), "ndcg": float(found["ndcg@10"])}))
 
