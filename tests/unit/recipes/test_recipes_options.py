@@ -213,6 +213,21 @@ def test_other_data_are_evaluated_by_the_vocabularies_of_the_run(job: Path, caps
     assert len(said.splitlines()) == 1
 
 
+def test_a_checkpoint_of_other_tables_is_refused_where_they_take_any_id(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such tables have no number of rows to compare: what is wrong is said by the checkpoint itself."""
+    log = job.parent / "log.csv"
+    log.write_text("user_id,item_id\n" + "".join(f"u{row % 7},i{row * 5 % 11}\n" for row in range(60)))
+    ranking = job.parent / "ranking.yaml"
+    ranking.write_text(
+        f"data: {{path: {log}}}\nmodel: {{embedding_dim: 4}}\nlog: {{page: false}}\nrun_dir: {job.parent / 'runs'}\n"
+    )
+    folder = printed(capsys, ranking, "--max-steps", 1)["run_dir"]
+    assert main(["train", str(ranking), "--evaluate", str(folder), "--set", "model.embedding_dim=8"]) == 1
+    said = capsys.readouterr().err
+    assert "do not fit those" not in said
+    assert "is [1048576, 8] in the model and [11, 4] in the checkpoint" in said
+
+
 def test_an_evaluation_of_rows_that_were_trained_on_is_told(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(printed(capsys, job, "--max-steps", 1)["run_dir"])
     assert main(["train", str(job), "--evaluate", str(folder)]) == 0
