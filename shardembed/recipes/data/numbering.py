@@ -21,6 +21,7 @@ from shardembed.recipes.data.source import Chunk, Source, all_chunks
 
 CPU = torch.device("cpu")
 NOBODY = -1  # the number of an id that is not among them
+OTHER_IDS = "there are other ids in it than when it was first read"
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,15 @@ class Numbered:
         return self._source.parts
 
     def chunks(self, part: int) -> Iterator[Chunk]:
+        """As of the source.
+
+        Raises:
+            DataError: also where there are other ids than those that were gathered.
+        """
         for chunk in self._source.chunks(part):
             users, items = self._users(chunk.users), self._items(chunk.items)
             if len(chunk) and min(users.min(), items.min()) == NOBODY:
-                raise DataError(f"{self.parts[part]}: there are other ids in it than when it was first read")
+                raise DataError(f"{self.parts[part]}: {OTHER_IDS}")
             yield replace(chunk, users=users, items=items)
 
     def place(self, column: int, value: int) -> str:
