@@ -17,9 +17,12 @@ from shardembed.recipes import config
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
 from shardembed.recipes.data import kept, text
+from shardembed.recipes.data.any_ids import integers
 from shardembed.recipes.data.choose import open_numbered, open_source, rows_of_side
 from shardembed.recipes.data.clicks.sources import open_sources
+from shardembed.recipes.data.feature_kinds import lists
 from shardembed.recipes.data.interactions import scan
+from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.naming import keep_names
 from shardembed.recipes.data.source import all_chunks
 from shardembed.recipes.data.wanted import MISSING
@@ -165,6 +168,23 @@ def test_data_that_change_are_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
     table_of(tmp_path, "views.csv", ["new", *TEXTS], [1, *HASHES])
     with pytest.raises(DataError, match="other ids in it than when it was first read"):
         list(source.chunks(0))
+
+
+@pytest.mark.parametrize("text", ["-007", "-00", "-07.0", "007", "00", "-0", "0", "-7", "70", "-", "0.0"])
+def test_a_number_alone_is_read_as_among_others(text: str) -> None:
+    """Whether all of a block are read at once or one by one, as where something else in it is wrong."""
+    kind = integers("item_id", optional=False)
+    found = kind.fast(pa.array([text, "5"]))
+    assert (found is None) == (kind.problem(text) is not None)
+    assert found is None or found.tolist() == kind.slow([text, "5"]).tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("column", [["1|nan|3", "NA", "", "4"], [["1", "nan", "3"], ["NA"], None, ["4"]]])
+def test_what_is_missing_in_a_list_of_numbers_is_left_out(column: list) -> None:
+    kind = lists(integers("tags", optional=True), "|")
+    for found in (kind.of(pa.array(column)), kind.slow(column)):
+        assert isinstance(found, Lists)
+        assert (found.values.tolist(), found.lengths.tolist()) == ([1, 3, 4], [2, 0, 0, 1])
 
 
 def clicks_of(tmp_path: Path, name: str) -> CtrDataConfig:
