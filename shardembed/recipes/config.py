@@ -29,7 +29,7 @@ from shardembed.recipes.common import (
     or_text,
 )
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
-from shardembed.recipes.features_config import Features, check_features, with_roles
+from shardembed.recipes.features_config import Features, check_features, check_texts, names_of_ids, with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
 from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig, Share
 from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig, check_split
@@ -89,6 +89,7 @@ class DataConfig(Section):
         check_features(self.features, {"user": self.user, "item": self.item, "time": self.time}, sides=True)
         check_tables(self.ids.tables if self.ids else {}, (*TABLES, *(one.name for one in self.features if one.has_table)))
         check_split(self.split, self.time)
+        check_texts(self.texts, (self.user, self.item, *names_of_ids(self.features)))
         for feature in self.features:
             if feature.name in TAKEN:
                 raise ValueError(

@@ -23,7 +23,15 @@ from shardembed.recipes.common import (
     Workers,
     check_tables,
 )
-from shardembed.recipes.features_config import ColumnName, FeatureConfig, Features, check_features, with_roles
+from shardembed.recipes.features_config import (
+    ColumnName,
+    FeatureConfig,
+    Features,
+    check_features,
+    check_texts,
+    names_of_ids,
+    with_roles,
+)
 from shardembed.recipes.ids_config import OF_DYNAMIC, DynamicIdsConfig
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section, check_belongs
 
@@ -161,9 +169,7 @@ class CtrDataConfig(Section):
         for name, given in (("time", self.time), ("texts", self.texts)):
             if given and not self.features:
                 raise ValueError(f"{name}: goes with data.features, and not with the columns of the Criteo layout")
-        unread = [name for name in self.texts if name not in {one.name for one in self.features if one.kind != "number"}]
-        if unread:
-            raise ValueError(f"texts: {unread[0]!r} is none of data.features that are ids")
+        check_texts(self.texts, names_of_ids(self.features))
         if self.split.kind == "time" and self.time is None:
             raise ValueError("split: to split by time set data.time too, to the name of a column of times")
         if self.split.fraction == 1 and not self.validation_path:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
-from shardembed.recipes.features_config import with_roles
+from shardembed.recipes.features_config import check_texts, with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
 from shardembed.recipes.split_config import LAST, RankingSplitConfig, check_split
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
@@ -63,6 +63,7 @@ class SequenceDataConfig(Section):
         if self.split.validation and not self.split.by_time:
             raise ValueError("split: validation is for last and time, after which a sequence goes on; leave it out")
         check_split(self.split, self.time)
+        check_texts(self.texts, (self.user, self.item))
         return self
 
     @field_validator("ids")

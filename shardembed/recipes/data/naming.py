@@ -17,6 +17,7 @@ from shardembed.recipes.data.clicks.encode import looked_up
 from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.numbering import made_up
 from shardembed.recipes.data.sides import SIDES
+from shardembed.recipes.features_config import names_of_ids
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 
@@ -91,7 +92,7 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
 def _of_interactions(config: DataConfig | SequenceDataConfig, folder: Path, rank: int, world_size: int) -> None:
     tables = ["user", "item"]  # users of sequences have no table, and are asked for by name all the same
     if isinstance(config, DataConfig):
-        tables += [one.name for one in config.features if one.kind != "number"]
+        tables += names_of_ids(config.features)
     with ExitStack() as open_names:
         books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
         source = open_source(config, books)

@@ -197,7 +197,7 @@ def test_moments_of_parts_are_those_of_all() -> None:
         ({"features": FEATURES, "categories": ("C1",)}, "they take the place of data.categories"),
         ({"features": FEATURES, "path": None}, "which data.path names"),
         ({"features": (), "time": "day"}, "time: goes with data.features"),
-        ({"features": FEATURES, "texts": ("price",)}, "texts: 'price' is none of data.features that are ids"),
+        ({"features": FEATURES, "texts": ("price",)}, "texts: 'price' is no column of ids; those are shop, tags, zone"),
         (
             {
                 "features": (*FEATURES, {"name": "u", "kind": "user"}),

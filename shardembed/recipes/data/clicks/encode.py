@@ -31,7 +31,7 @@ from shardembed.recipes.data.feature_values import bucket_of, edges_of, signed_l
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.stream import rank_slice, rank_start
 from shardembed.recipes.data.wanted import MISSING
-from shardembed.recipes.features_config import FeatureConfig
+from shardembed.recipes.features_config import FeatureConfig, names_of_ids
 
 MISSING_ROW = 0
 Lookup = Callable[[np.ndarray], np.ndarray]
@@ -246,7 +246,7 @@ class _Buckets:
 
 def looked_up(config: CtrDataConfig) -> tuple[str, ...]:
     """The tables whose ids come from a file's, in the order of their vocabularies."""
-    return tuple(one.name for one in config.columns if one.kind != "number")
+    return names_of_ids(config.columns)
 
 
 def vocabulary_file(folder: Path, table: str) -> Path:
