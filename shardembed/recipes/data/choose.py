@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +18,12 @@ from shardembed.recipes.data.kept import Kept
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
 from shardembed.recipes.data.sides import SIDES, SideName, Values
 from shardembed.recipes.data.source import Source
-from shardembed.recipes.data.wanted import Wanted
+from shardembed.recipes.data.wanted import NO_BOOKS, Wanted, wanted_of
 from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 if TYPE_CHECKING:
     from shardembed.recipes.data.opened import Files
-
-NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
 
 def check_data(config: JobConfig) -> None:
@@ -124,7 +121,7 @@ def open_side(config: DataConfig, side: SideName, books: Mapping[str, Names] = N
     paths, key = (config.users, config.user) if side == "user" else (config.items, config.item)
     if paths is None:
         return None
-    from shardembed.recipes.data.files import FileInteractions, wanted_of
+    from shardembed.recipes.data.files import FileInteractions
     from shardembed.recipes.data.opened import open_files
 
     features = [one for one in config.features if one.of == side]

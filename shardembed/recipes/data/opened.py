@@ -26,7 +26,7 @@ from shardembed.recipes.data.opening import (
     matched,
     named,
 )
-from shardembed.recipes.data.wanted import Read, Wanted
+from shardembed.recipes.data.wanted import ANY_IDS, Read, Wanted
 
 try:
     from shardembed.recipes.data.as_is import AsIs, repeated
@@ -71,8 +71,7 @@ class Files:
     @property
     def texts(self) -> dict[str, bool]:
         """Of the columns of ids, whether these are texts. The text 42 is another id than the number 42."""
-        ids = ("key", "id", "ids")
-        return {one.name: kind.text for one, kind in zip(self.wanted, self.kinds, strict=True) if one.kind in ids}
+        return {one.name: kind.text for one, kind in zip(self.wanted, self.kinds, strict=True) if one.kind in ANY_IDS}
 
     def chunks(self, part: int) -> Iterator[Read]:
         """All rows of a part.

@@ -20,7 +20,7 @@ from shardembed.recipes.data.kinds import CLOCK_TIME, WHOLE_TIME, Kind, Values, 
 from shardembed.recipes.data.lists import has
 from shardembed.recipes.data.opening import Place
 from shardembed.recipes.data.text import Columns, Rows
-from shardembed.recipes.data.wanted import Wanted
+from shardembed.recipes.data.wanted import ANY_IDS, Wanted
 
 BATCH_ROWS = 1 << 16
 BUFFER_BYTES = 1 << 20  # of a column that are read at once
@@ -132,7 +132,7 @@ class ParquetFile:
             raise DataError(f"{self.place}: there is no column {wanted.name!r} any more: the file has changed")
         self.check(wanted, schema)
         found = schema.field(wanted.name).type
-        if wanted.kind in ("key", "id", "ids") and pa.types.is_string(_element_type(found)) and not kind.text:
+        if wanted.kind in ANY_IDS and pa.types.is_string(_element_type(found)) and not kind.text:
             raise DataError(f"{self.place}: column {wanted.name!r} holds {found} now: the file has changed")
 
     def _judged(self, batch: pa.RecordBatch, first_row: int, columns: Columns) -> Rows:

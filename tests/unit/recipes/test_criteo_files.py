@@ -22,8 +22,8 @@ from shardembed.recipes.ctr_config import CtrDataConfig, PlantedConfig
 from shardembed.recipes.data import text
 from shardembed.recipes.data.clicks.rows import Clicks, concatenate
 from shardembed.recipes.data.clicks.scan import ClickData, Counted
+from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.clicks.split import Split
-from shardembed.recipes.data.criteo.files import click_files
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
 from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.fingerprint import FirstPass, Seen
@@ -47,7 +47,9 @@ BAD = {
 
 
 def read(*paths: Path | str, skip: bool = False, schema: Schema = SCHEMA) -> Clicks:
-    files = click_files([str(path) for path in paths], schema, skip)
+    columns = {"label": schema.label, "integers": schema.integers, "categories": schema.categories}
+    config = CtrDataConfig.model_validate({**columns, "on_bad_row": "skip" if skip else "raise"})
+    files = open_files(config, tuple(str(path) for path in paths))
     chunks = [clicks for part in range(len(files.parts)) for clicks in files.chunks(part)]
     dropped = sum((clicks.dropped for clicks in chunks[1:]), chunks[0].dropped)
     found = concatenate(chunks)
