@@ -31,12 +31,14 @@ def _with_all(data: Interactions, config: DataConfig) -> Interactions:
     if data.ids is not None:
         users, items = len(data.ids.users), len(data.ids.items)
     else:
-        users, items = (max(count, _largest(config, side) + 1) for side, count in zip(SIDES, (data.users, data.items), strict=True))
+        users, items = (
+            max(count, _largest(data, config, side) + 1) for side, count in zip(SIDES, (data.users, data.items), strict=True)
+        )
     return data.with_room(users, items)
 
 
-def _largest(config: DataConfig, side: SideName) -> int:
-    return max((int(ids.max()) for ids, _ in rows_of_side(config, side) if len(ids)), default=-1)
+def _largest(data: Interactions, config: DataConfig, side: SideName) -> int:
+    return max((int(ids.max()) for ids, _ in rows_of_side(config, side, data.source) if len(ids)), default=-1)
 
 
 def _of_rows(data: Interactions, config: DataConfig) -> dict[SideName, Side]:
@@ -64,7 +66,7 @@ def _of_file(data: Interactions, config: DataConfig, side: SideName) -> Side:
     count = data.users if side == "user" else data.items
     gathering = Gathering(features, count)
     number_of = None if data.ids is None else Numbers(data.ids.users if side == "user" else data.ids.items)
-    for ids, columns in rows_of_side(config, side):
+    for ids, columns in rows_of_side(config, side, data.source):
         numbers = ids if number_of is None else number_of(ids)
         if len(numbers) and not (numbers.min() > NOBODY and numbers.max() < count):
             raise DataError(f"{', '.join(_paths(config, side))}: {OTHER_IDS}")
