@@ -49,12 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Recommend; returns the exit code."""
+    from shardembed.recipes.ctr_config import CTR_MODELS
     from shardembed.recipes.use.files import check_out
     from shardembed.recipes.use.opened import config_of
+    from shardembed.recipes.use.ranking import NO_RANKING
 
     ranks = launch.ranks_of(arguments.ranks)
     check_out(arguments.out)
-    config_of(Path(arguments.run))
+    if config_of(Path(arguments.run)).model.kind in CTR_MODELS:
+        raise ConfigError(f"{arguments.run}: {NO_RANKING}")
     if arguments.users != "all" and not is_url(arguments.users) and not Path(arguments.users).exists():
         raise ConfigError(
             f"--users {arguments.users}: there is no such file; to recommend to all that the model knows, say: --users all"

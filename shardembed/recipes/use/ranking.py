@@ -21,6 +21,7 @@ from shardembed.recipes.models.two_tower import TwoTower
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.taken import Taken
 
+NO_RANKING = "its model predicts clicks and ranks no items; score rows of users and items"
 BATCH_ENTRIES = 1 << 22  # of all ranks together: list entries, which bounds memory where much is left out
 
 
@@ -71,6 +72,16 @@ class ByHistory:
         return queries_nD[(lengths.cumsum(0) - 1).to(queries_nD.device)]
 
 
+def queries_at_first(asks: Asks, users: int) -> np.ndarray:
+    """On rank 0 the queries of all users, float32 `[U, D]`, on other ranks none; no more at once than memory is meant for.
+    Collective.
+    """
+    first = Comm.of().rank == 0
+    starts = range(0, max(1, users), asks.most_users)
+    batches = (np.arange(start, min(start + asks.most_users, users) if first else start) for start in starts)
+    return torch.cat([asks(batch).cpu() for batch in batches]).numpy()
+
+
 class Ranking:
     """All items of a run, to be ranked by queries. Collective to make and to ask.
 
@@ -81,7 +92,7 @@ class Ranking:
     def __init__(self, opened: Opened) -> None:
         model, items = opened.model, opened.items
         if not isinstance(model, TwoTower | Sasrec):
-            raise UnsupportedError(f"{opened.path}: its model predicts clicks and ranks no items; score rows of users and items")
+            raise UnsupportedError(f"{opened.path}: {NO_RANKING}")
         numbers = Numbers(items.ids) if opened.config.data.any_ids is not None else None
         self._tables: Any = model.tables
         if isinstance(model, TwoTower):
