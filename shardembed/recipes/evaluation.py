@@ -21,8 +21,9 @@ from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
+from shardembed.recipes.ctr_metrics import probabilities
 from shardembed.recipes.data.stream import rank_start
-from shardembed.recipes.report import MODELS
+from shardembed.recipes.report import MODEL_NAMES
 from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, run_of
 from shardembed.recipes.task import Task
 from shardembed.recipes.tasks import prepare
@@ -49,7 +50,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     """
     comm = se.init()
     if predictions is not None and not isinstance(config, CtrConfig):
-        raise ConfigError(f"--predict: a {MODELS[config.model.kind]} ranks items and predicts no clicks; leave --predict out")
+        raise ConfigError(f"--predict: a {MODEL_NAMES[config.model.kind]} ranks items and predicts no clicks; leave --predict out")
     if predictions is not None and any(Path(predictions).glob("part-*.parquet")):  # on every rank, before any of them writes
         raise ConfigError(f"--predict: {predictions} holds predictions already; name another folder, or remove them")
     task = prepare(config, comm)
@@ -141,7 +142,7 @@ def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
     numbered = zip(predicted(job, task.data, size), task.data.validation_numbers(size), strict=True)
     for (clicks, logits), numbers in numbered:
         first = rank_start(len(numbers), comm.rank, comm.world_size)
-        columns = [numbers[first : first + len(clicks)], clicks.labels, 1 / (1 + np.exp(-logits, dtype=np.float32))]
+        columns = [numbers[first : first + len(clicks)], clicks.labels, probabilities(logits).astype(np.float32)]
         try:
             if writer is not None and trouble is None:
                 writer.write_table(pa.table(columns, schema=schema))

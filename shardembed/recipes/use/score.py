@@ -17,6 +17,7 @@ import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.errors import ConfigError, DataError
+from shardembed.recipes.ctr_metrics import probabilities
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.clicks.reads import clicks_of
 from shardembed.recipes.data.clicks.rows import Clicks
@@ -135,12 +136,7 @@ class _Clicks:
 
     def __call__(self, rows: Read) -> np.ndarray:
         clicks: Clicks = clicks_of(rows, self._columns)
-        return probabilities(self._scorer.logits(clicks))
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-z)), without an overflow on the way: float32."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64))).astype(np.float32)
+        return probabilities(self._scorer.logits(clicks)).astype(np.float32)
 
 
 class _Pairs:
