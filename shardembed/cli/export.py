@@ -101,8 +101,6 @@ def _of_run(arguments: argparse.Namespace) -> bool:
 
 
 def _vectors(arguments: argparse.Namespace, ids: torch.Tensor | None) -> int:
-    import torch.distributed as dist
-
     from shardembed.recipes.use.export import export_vectors
     from shardembed.recipes.use.opened import open_checkpoint
     from shardembed.recipes.use.vectors import SIDES
@@ -124,8 +122,7 @@ def _vectors(arguments: argparse.Namespace, ids: torch.Tensor | None) -> int:
     )
     if opened.comm.rank == 0:
         _tell(arguments, done)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    launch.leave()
     return 0
 
 

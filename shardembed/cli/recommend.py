@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    import torch.distributed as dist
-
     from shardembed.config.console import CleanConsole
     from shardembed.recipes.together import on_all
     from shardembed.recipes.use.files import writing
@@ -111,9 +108,7 @@ def _work(arguments: argparse.Namespace) -> int:
                 "step": opened.step,
             }
             print(json.dumps(found), flush=True)
-    sys.stdout.flush()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    launch.leave()
     return 0
 
 
