@@ -67,7 +67,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         self._manifests, self._sources = resolve(self.manifest, self.path)
         self._files: dict[Path, Files] = {}
         self._stack = ExitStack()
-        self._wanted = vectors
+        self._wanted: Which | None = vectors
 
     def __enter__(self) -> StoredTables:
         self._files = {folder: self._stack.enter_context(Files(folder, found)) for folder, found in self._manifests.items()}

@@ -215,7 +215,7 @@ def train(
                 before = progress
                 progress = best.scored(progress, result.score, config) if keeps else progress
                 improved = progress is not before
-                shown.note(f"step {step + 1}: {_in_words(result)}{', the best so far' * improved}")
+                shown.note(f"step {step + 1}: {report.in_words(result.to_json())}{', the best so far' * improved}")
                 saves = saves or improved or (every is not None and progress.stopped)
             lines += counts.lines(step + 1)
             if run.folder is not None:
@@ -238,11 +238,6 @@ def train(
                 )
                 break
     return replace(progress, seconds=begun.seconds + time.monotonic() - began), result
-
-
-def _in_words(result: Evaluated) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in result.to_json().items() if isinstance(value, float)]
-    return ", ".join(parts[:2])
 
 
 class _Log:

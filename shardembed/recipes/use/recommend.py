@@ -19,7 +19,7 @@ from shardembed.recipes.together import on_all
 from shardembed.recipes.use.catalog import array_of
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.ranking import Asks, ByHistory, ByTower, Ranking, best_items, queries_at_first
-from shardembed.recipes.use.taken import Taken, counted, of_data, taken_by, users_of
+from shardembed.recipes.use.taken import Taken, counts_of_items, of_data, taken_by, users_of
 
 ALL = "all"
 PIECE, PIECE_ENTRIES = 1 << 20, 1 << 24  # users, and items of theirs, that are answered before the next ones
@@ -211,7 +211,7 @@ def _numbered(opened: Opened, taken: Taken) -> Taken:
 
 def _popular(opened: Opened, wish: Wish) -> np.ndarray:
     """The numbers of items in the data, the most frequent first."""
-    ids, counts = counted(of_data(opened, wish.data))
+    ids, counts = counts_of_items(of_data(opened, wish.data))
     numbers = opened.items.numbers_of(ids)
     order = np.argsort(-counts, kind="stable")
     return numbers[order][numbers[order] != NOBODY]

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from shardembed.cli import failures, main
+from shardembed.embeddings.of_run import CHECKPOINTS
 from shardembed.inputs.ids import IdBatch
 from shardembed.planner import words
 from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series, verdict
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.id_sample import IdSample, statistics
-from shardembed.recipes.run_folder import CHECKPOINTS, DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
+from shardembed.recipes.run_folder import DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
 from shardembed.tables.plan import Plan
 from shardembed.tables.table_config import Feature
 from tests.unit.pages import stands_alone
