@@ -80,13 +80,21 @@ class IdsConfig(DynamicIdsConfig):
 
 
 class SplitConfig(Section):
-    """Which rows are for validation: `hash` picks them by a hash of their number, `last` takes the end of the data, `time` those of
-    the latest times (by `data.time`; rows of one moment stay together, so it may be some more).
+    """Which rows are held out: `hash` picks a `fraction` of them by a hash of their number, `last` takes the end of the data, and
+    `time` those of the latest times (by `data.time`; rows of one moment stay together, so it may be some more). As many are held
+    out once more with `validation: true`, for the evaluations during training: others by the hash, or those before the test.
     """
 
     kind: Literal["hash", "last", "time"] = "hash"
     fraction: Fraction = 0.1
     seed: Seed = 0
+    validation: bool = False
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> SplitConfig:
+        if self.validation and not self.fraction:
+            raise ValueError("validation: with fraction 0 there are no rows for it; use a fraction above 0")
+        return self
 
 
 class CtrDataConfig(Section):
@@ -99,8 +107,9 @@ class CtrDataConfig(Section):
     tabs. Of Parquet files these are column names. Categories are hexadecimal numbers of 32 bits or integers, and with dynamic `ids`
     any texts or integers.
 
-    `validation_path` names files that are for validation alone, in place of `split`. `workers` processes of each rank read what is
-    trained on, ahead of the training; with 0 each rank reads between its steps.
+    `validation_path` names files whose rows alone are held out, in place of those that `split` picks; with `split.validation` they
+    are the test, and `split` picks of `path` what is for validation. `workers` processes of each rank read what is trained on,
+    ahead of the training; with 0 each rank reads between its steps.
     """
 
     path: Paths = None
@@ -172,8 +181,11 @@ class CtrDataConfig(Section):
         check_texts(self.texts, names_of_ids(self.features))
         if self.split.kind == "time" and self.time is None:
             raise ValueError("split: to split by time set data.time too, to the name of a column of times")
-        if self.split.fraction == 1 and not self.validation_path:
-            raise ValueError("split.fraction 1 leaves nothing to train on; use a fraction below 1")
+        parts = (not self.validation_path) + self.split.validation
+        if parts * self.split.fraction >= 1:
+            twice = ", as the test and for validation," if parts == 2 else ""
+            leaves = f"split.fraction {self.split.fraction:g}{twice} leaves nothing to train on"
+            raise ValueError(f"{leaves}; use one below {1 / parts:g}")
         return self
 
     @property

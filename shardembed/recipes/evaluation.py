@@ -36,7 +36,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
 
     Args:
         checkpoint: the folder of a run (of which the best weights count once it is finished), of checkpoints, or of one checkpoint.
-        predictions: a folder for the predictions of all rows for validation: one file a rank, `part-00000.parquet` and so on,
+        predictions: a folder for the predictions of all rows that are evaluated: one file a rank, `part-00000.parquet` and so on,
             with the row's number in the data (from 0 over all files, bad rows that are left out not counted), its label and its
             prediction.
 
@@ -97,7 +97,9 @@ def _seen_in_training(config: JobConfig, run_folder: Path) -> str:
     name = next((name for name in SPLITS if then.get(name) != now.get(name)), None)
     if name is None:
         return ""
-    was = ", ".join(f"{key} {value}" for key, value in then[name].items()) if isinstance(then.get(name), dict) else then.get(name)
+    was = then.get(name)
+    if isinstance(was, dict):
+        was = ", ".join(f"{key} {value}" for key, value in was.items() if value is not None and value is not False)
     return f"warning: the run was trained with data.{name} {was}: rows that it was trained on may be among those evaluated"
 
 
@@ -139,7 +141,7 @@ def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
     except OSError as error:
         trouble = error
     # A rank that cannot write goes on, since predicting is collective.
-    numbered = zip(predicted(job, task.data, size), task.data.validation_numbers(size), strict=True)
+    numbered = zip(predicted(job, task.data, size), task.data.held_numbers(size), strict=True)
     for (clicks, logits), numbers in numbered:
         first = rank_start(len(numbers), comm.rank, comm.world_size)
         columns = [numbers[first : first + len(clicks)], clicks.labels, probabilities(logits).astype(np.float32)]

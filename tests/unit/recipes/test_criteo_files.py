@@ -264,12 +264,10 @@ def numbers_of(batches: list[Clicks]) -> list[int]:
 def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> None:
     config = CtrDataConfig.model_validate({"split": {"kind": kind, "fraction": 0.2, "seed": 3}})
     data = ClickData(Numbered(), None, Split(config.split, 500), Counted(Numbered().seen(), 250), None)
-    held = numbers_of(list(data.validation_batches(32)))
+    held = numbers_of(list(data.held_batches(32)))
     assert held == sorted(held)
-    assert [numbers.tolist() for numbers in data.validation_numbers(32)] == [
-        numbers_of([one]) for one in data.validation_batches(32)
-    ]
-    assert (len(held), 500 - len(held)) == (data.validation_rows, data.training_rows)
+    assert [numbers.tolist() for numbers in data.held_numbers(32)] == [numbers_of([one]) for one in data.held_batches(32)]
+    assert (len(held), 500 - len(held)) == (data.test_rows, data.training_rows)
     assert held == list(range(400, 500)) if kind == "last" else 60 < len(held) < 140
     epochs = [list(data.batches(32, buffer, 0, epoch)) for epoch in range(2)]
     for batches in epochs:

@@ -48,7 +48,7 @@ data:
   integers: [I1]
   categories: [C1, C2, C3]
   ids: {kind: vocabulary}
-  split: {fraction: 0.2}
+  split: {fraction: 0.2, validation: true}
   generator: {rows: 700, max_cardinality: 20}
   shuffle_buffer: 90
 model: {kind: dlrm, embedding_dim: 4, bottom: [4], top: [4]}
