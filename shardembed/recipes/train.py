@@ -282,7 +282,8 @@ def _since(console: Console, former: Former, run: Run, task: Task, job: Training
     if run.resumes:
         return since_run.noted(former, run)
     found = since_run.begin(console, former, run, task, job)
-    if run.folder is not None and found.before is not None:
+    # Not beside evaluations of other rows.
+    if run.folder is not None and found.before is not None and not task.validates:
         run.folder.log([{"step": 0, "evaluation": found.before}])
     return found
 
