@@ -21,6 +21,7 @@ from shardembed.recipes.common import (
     JobConfig,
     Paths,
     PlacementConfig,
+    Probability,
     RankingConfig,
     Seed,
     TrainConfig,
@@ -31,7 +32,7 @@ from shardembed.recipes.common import (
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
 from shardembed.recipes.features_config import Features, check_features, check_texts, names_of_ids, with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
-from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig, Share
+from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig, check_split
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
@@ -114,7 +115,7 @@ class ModelConfig(Section):
     kind: Literal["two_tower"] = "two_tower"
     embedding_dim: Count = 64
     towers: tuple[Count, ...] = ()
-    dropout: Share = 0.0
+    dropout: Probability = 0.0
     negatives: Count = 512
     temperature: Rate = 0.5
     init_std: Rate = 0.05

@@ -17,10 +17,12 @@ from shardembed.recipes.common import (
     JobConfig,
     Names,
     Paths,
+    Probability,
     Seed,
     TablesPlanConfig,
     TrainConfig,
     Workers,
+    check_belongs_to_kind,
     check_tables,
 )
 from shardembed.recipes.features_config import (
@@ -33,10 +35,10 @@ from shardembed.recipes.features_config import (
     with_roles,
 )
 from shardembed.recipes.ids_config import OF_DYNAMIC, DynamicIdsConfig
-from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section, check_belongs
+from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section
 
 CTR_MODELS = ("dlrm", "dcnv2", "wide")
-TAKES = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size"), "dynamic": OF_DYNAMIC}
+IDS_TAKE = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size"), "dynamic": OF_DYNAMIC}
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
 
@@ -72,10 +74,7 @@ class IdsConfig(DynamicIdsConfig):
     @field_validator("num_embeddings", "tables", "seed", "min_count", "max_size", "capacity", "eviction", "admission", "unknown")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        # What a kind does not take may be said with its default, as in a configuration that was filled in.
-        assert info.field_name is not None
-        if value != cls.model_fields[info.field_name].get_default(call_default_factory=True):
-            check_belongs(value, info, info.data.get("kind"), TAKES.get(info.data.get("kind") or "", ()))
+        check_belongs_to_kind(cls, value, info, IDS_TAKE.get(info.data.get("kind") or "", ()))
         return value
 
 
@@ -201,6 +200,7 @@ class CtrDataConfig(Section):
 
 
 DEEP = ("embedding_dim", "bottom", "top", "dropout")
+MODEL_TAKES = {"dlrm": DEEP, "dcnv2": (*DEEP, "cross_layers", "cross_rank"), "wide": ()}  # kind -> the settings it takes
 
 
 class CtrModelConfig(Section):
@@ -212,7 +212,7 @@ class CtrModelConfig(Section):
     embedding_dim: Count = 16
     bottom: tuple[Count, ...] = (64,)
     top: tuple[Count, ...] = (64, 32)
-    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    dropout: Probability = 0.0
     cross_layers: Count = 3
     cross_rank: Count = 64
     table_dtype: Float = "float32"
@@ -220,11 +220,7 @@ class CtrModelConfig(Section):
     @field_validator("embedding_dim", "bottom", "top", "dropout", "cross_layers", "cross_rank")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        kind = info.data.get("kind")
-        if value != cls.model_fields[info.field_name].default:
-            crossed = ("cross_layers", "cross_rank") * (kind == "dcnv2")
-            check_belongs(value, info, kind, (*DEEP * (kind != "wide"), *crossed))
+        check_belongs_to_kind(cls, value, info, MODEL_TAKES.get(info.data.get("kind") or "", ()))
         return value
 
     @property

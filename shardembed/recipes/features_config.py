@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from shardembed.config.hints import nearest
-from shardembed.tables.optimizer_section import Section, check_belongs
+from shardembed.recipes.common import check_belongs_to_kind
+from shardembed.tables.optimizer_section import Section
 
 ROLES = ("user", "item", "time", "label")
 TAKES = {"id": (), "ids": ("separator", "pooling"), "number": ("scale", "buckets")}  # kind -> the settings it takes
@@ -41,10 +42,7 @@ class FeatureConfig(Section):
     @field_validator("separator", "pooling", "scale", "buckets")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        # What a kind does not take may be said with its default, as in a configuration that was filled in.
-        assert info.field_name is not None
-        if value != cls.model_fields[info.field_name].default:
-            check_belongs(value, info, info.data.get("kind"), TAKES.get(info.data.get("kind") or "", ()))
+        check_belongs_to_kind(cls, value, info, TAKES.get(info.data.get("kind") or "", ()))
         return value
 
     @field_validator("buckets")

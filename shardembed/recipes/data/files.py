@@ -19,8 +19,7 @@ class FileInteractions:
 
     Args:
         paths: what names them.
-        time: the column of times, whole numbers, or dates with or without a time of day; None where times are of no interest. The
-            attribute `clock` says whether they are dates.
+        time: the column of times, whole numbers, or dates with or without a time of day; None where times are of no interest.
         features: columns that are read too.
         any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
         any_id: users and items may be any integers of 64 bits, or texts.
@@ -55,7 +54,6 @@ class FileInteractions:
         wanted += wanted_of(features, texts, books)
         patterns = [str(paths)] if isinstance(paths, str | Path) else list(paths)
         self.files: Files = open_files(patterns, wanted, on_bad_row == "skip", "data.path")
-        self.clock = self.files.kinds[2].clock if time is not None else None
 
     @property
     def name(self) -> str:
