@@ -21,7 +21,7 @@ from shardembed.comm.comm import Comm
 from shardembed.errors import DataError, ShardEmbedError, rebuild, travels
 from shardembed.inputs.vocab import Counts, Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig
-from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.bad import ENOUGH_DROPPED, NONE, Dropped, refuse_wrong_file
 from shardembed.recipes.data.clicks.encode import Numbers, looked_up
 from shardembed.recipes.data.clicks.moments import Moments
 from shardembed.recipes.data.clicks.rows import Clicks, ClickSource, concatenate
@@ -31,8 +31,6 @@ from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of,
 from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION
 from shardembed.recipes.data.stream import rechunked, shuffled, shuffler
 from shardembed.recipes.data.wanted import MISSING
-
-ENOUGH_DROPPED = 100_000
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ def scan(config: CtrDataConfig, comm: Comm) -> ClickData:
     counted = [_joined([one["found"][place] for one in told]) for place in range(1 + (other is not None))]
     for one, found in zip((source, other), counted, strict=False):
         assert one is not None
-        _refuse_wrong_file(one, found)
+        _refuse(one, found)
     ids, total = config.ids, counted[0].total
     vocabularies = tuple(counts.merged(comm).vocabulary(ids.min_count, ids.max_size) for counts in first.values.values())
     split = Split.asked(config, total)
@@ -234,7 +232,7 @@ class _FirstReading:
                 rows += len(clicks)
                 dropped += clicks.dropped
                 if len(dropped) > max(ENOUGH_DROPPED, rows):
-                    break  # the wrong file: `_refuse_wrong_file` says so
+                    break  # the wrong file: `refuse_wrong_file` says so
                 positives += int(clicks.labels.sum())
                 if trained_on:
                     moments += self._look(clicks)
@@ -265,13 +263,8 @@ def _joined(told: list[dict]) -> Counted:
     )
 
 
-def _refuse_wrong_file(source: ClickSource, counted: Counted) -> None:
-    dropped = counted.dropped
-    if len(dropped) > counted.total:
-        raise DataError(
-            f"{source.name}: {len(dropped):,} of {counted.total + len(dropped):,} rows hold no click ({dropped}); is this the "
-            f"right file, with the right columns? The first: {dropped.places[0]}"
-        )
+def _refuse(source: ClickSource, counted: Counted) -> None:
+    refuse_wrong_file(source.name, counted.total, counted.dropped, "click")
     if not counted.total:
         raise DataError(f"{source.name}: there are no rows in it")
 
