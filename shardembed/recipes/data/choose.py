@@ -15,8 +15,9 @@ from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.kept import Kept
+from shardembed.recipes.data.lists import Values
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
-from shardembed.recipes.data.sides import SIDES, SideName, Values
+from shardembed.recipes.data.sides import SIDES, SideName
 from shardembed.recipes.data.source import Source
 from shardembed.recipes.data.wanted import NO_BOOKS, Wanted, wanted_of
 from shardembed.recipes.features_config import FeatureConfig

@@ -13,8 +13,8 @@ from pyarrow import compute
 from shardembed.config.arrow_types import plain
 from shardembed.recipes.data.any_ids import absent_as_nulls, is_absent
 from shardembed.recipes.data.bad import short, text_of
-from shardembed.recipes.data.kinds import Kind, Said, Values, bytes_of
-from shardembed.recipes.data.lists import Lists
+from shardembed.recipes.data.kinds import Kind, Said, bytes_of
+from shardembed.recipes.data.lists import Lists, Values
 from shardembed.recipes.data.wanted import MISSING
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")

@@ -20,10 +20,10 @@ from pyarrow import csv as arrow_csv
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import FIELDS, Problem, short
-from shardembed.recipes.data.kinds import Kind, Values
+from shardembed.recipes.data.kinds import Kind
 from shardembed.recipes.data.layout import Layout
 from shardembed.recipes.data.lines import after_lines, cut, line_count, lines_of, whole_lines
-from shardembed.recipes.data.lists import has
+from shardembed.recipes.data.lists import Values, has
 from shardembed.recipes.data.opening import UNREADABLE, Place, open_text
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
@@ -37,7 +37,7 @@ BOM = b"\xef\xbb\xbf"
 TAR = slice(257, 262)  # where "ustar" stands in an archive
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
 Columns = Sequence[tuple[str, Kind]]  # what is read: names, and what they hold
-Rows = tuple[int, list[Values], list[Problem]]  # how many good rows, the values of each column, and what is wrong with the others
+Parsed = tuple[int, list[Values], list[Problem]]  # how many good rows, the values of each column, and what is wrong with the others
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class TextFile:
                 )
         return ""
 
-    def rows(self, columns: Columns) -> Iterator[Rows]:
+    def rows(self, columns: Columns) -> Iterator[Parsed]:
         """Block by block."""
         for first_line, data in self._blocks(BLOCK_BYTES):
             yield from self._parsed(data, first_line, columns)
@@ -157,7 +157,7 @@ class TextFile:
             said = getattr(error, "strerror", None) or error
             raise DataError(f"{self.place}: cannot read on at line {line}: {said}; is the file whole?") from error
 
-    def _parsed(self, data: bytes, first_line: int, columns: Columns) -> Iterator[Rows]:
+    def _parsed(self, data: bytes, first_line: int, columns: Columns) -> Iterator[Parsed]:
         found = self._fast(data, columns)
         if found is not None:
             yield found[0], found[1], []
@@ -227,7 +227,7 @@ class TextFile:
             return None
         return None if wrong else [_in_one(table.column(place)) for place in places]
 
-    def _slow(self, data: bytes, first_line: int, columns: Columns) -> Rows:
+    def _slow(self, data: bytes, first_line: int, columns: Columns) -> Parsed:
         good: list[list[str]] = []
         problems: list[Problem] = []
         for line, row in self._split(lines_of(data)):

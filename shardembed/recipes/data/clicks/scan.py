@@ -22,7 +22,7 @@ from shardembed.errors import DataError, ShardEmbedError, rebuild, travels
 from shardembed.inputs.vocab import Counts, Vocabulary
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.bad import ENOUGH_DROPPED, NONE, Dropped, refuse_wrong_file
-from shardembed.recipes.data.clicks.encode import Numbers, looked_up
+from shardembed.recipes.data.clicks.encode import NumberColumns, looked_up
 from shardembed.recipes.data.clicks.moments import Moments
 from shardembed.recipes.data.clicks.rows import Clicks, ClickSource, concatenate
 from shardembed.recipes.data.clicks.sources import open_sources
@@ -218,7 +218,7 @@ class _FirstReading:
 
     def __init__(self, config: CtrDataConfig, comm: Comm) -> None:
         self._config, self._comm = config, comm
-        self._numbers = Numbers.of(config)
+        self._numbers = NumberColumns.of(config)
         self.values = {name: Counts() for name in looked_up(config)} if config.ids.kind == "vocabulary" else {}
         self.times = [np.empty(0, np.int64)]
 
