@@ -17,7 +17,7 @@ from rich.console import Console
 from shardembed.recipes import evaluation, train
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.ctr_config import CtrConfig
-from shardembed.recipes.scoring import ClickScorer
+from shardembed.recipes.use.opened import open_checkpoint
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
@@ -87,7 +87,8 @@ def evaluated(rank: int, world_size: int, settings: CtrConfig, run: str, folder:
 
 def scored(rank: int, world_size: int, run: str, file: str) -> np.ndarray:
     """Log-odds of all rows, whatever they are held out for, by the weights that the run has ended with."""
-    scorer = ClickScorer.of_run(run)
+    scorer = open_checkpoint(run).scorer
+    assert scorer is not None
     return np.concatenate([scorer.logits(chunk) for chunk in scorer.open((file,)).chunks(0)])
 
 
