@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from shardembed.config import cores
 from shardembed.recipes.use.box.files import SETTINGS, Texts
 from shardembed.recipes.use.serve import copy_server
 
@@ -158,7 +159,7 @@ def measure(folder: Path, clients: int, requests: int, threads: int) -> dict[str
         "seconds_to_start": round(start, 2),
         "own_memory_mib": own >> 20,
         "mapped_memory_mib": mapped >> 20,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores.usable(),
     }
 
 

@@ -132,7 +132,7 @@ _TRAVELLING = {
     cls.__name__: cls
     for cls in (
         *(InputError, IdRangeError, OffsetsError, DtypeError, FeatureError, ConfigError, DataError, CheckpointError),
-        *(LoaderError, EndOfData, WorkerError),
+        *(LoaderError, EndOfData, WorkerError, ExportError, UnsupportedError),
     )
 }
 # A rank that has no batch to give is heard before one whose batch nobody will look at.

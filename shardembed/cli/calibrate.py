@@ -23,19 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate; returns the exit code."""
-    if arguments.ranks is not None and arguments.ranks < 1:
-        raise ConfigError(f"--ranks {arguments.ranks}: the number of ranks must be at least 1")
+    launch.ranks_of(arguments.ranks)  # which refuses what cannot be
     if not arguments.seconds > 0:
         raise ConfigError(f"--seconds {arguments.seconds:g}: timing takes more than no time")
     folder = arguments.out.absolute().parent
     if not folder.is_dir():  # before a minute is spent
         raise ConfigError(f"--out {arguments.out}: there is no folder {folder}")
     if launch.in_job():
-        given = int(os.environ["WORLD_SIZE"])
-        if arguments.ranks not in (None, given):
-            raise ConfigError(
-                f"--ranks {arguments.ranks}: this process belongs to a job of {given} ranks already; leave --ranks out"
-            )
         return _calibrate(arguments)
     ranks = arguments.ranks or _default_ranks()
     if ranks == 1:
@@ -53,7 +47,6 @@ def _default_ranks() -> int:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     import torch
-    import torch.distributed as dist
 
     import shardembed as se
     from shardembed.config.console import CleanConsole
@@ -73,6 +66,5 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         console.print(f"wrote {arguments.out}", highlight=False)
         if arguments.json:
             print(json.dumps({"out": str(arguments.out), "name": name, "ranks": topology.ranks, **topology.source}))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    launch.leave()
     return 0

@@ -57,9 +57,7 @@ def _alone(arguments: argparse.Namespace) -> int:
 
 def _in_job(arguments: argparse.Namespace) -> int:
     """As a rank of a job that torchrun has started: every rank compares, rank 0 tells."""
-    given = int(os.environ["WORLD_SIZE"])
-    if arguments.ranks not in (None, given):
-        raise ConfigError(f"--ranks {arguments.ranks}: this process belongs to a job of {given} ranks already; leave --ranks out")
+    given = launch.ranks_of(arguments.ranks)
     compared = _compare(arguments.timeout)
     if os.environ["RANK"] != "0":
         return 0

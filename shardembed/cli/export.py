@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardembed.cli import launch
+from shardembed.cli.given import check_new, checkpoint_in
 from shardembed.cli.ids import ids_of
 from shardembed.config.shown import ending
 from shardembed.errors import ConfigError
@@ -58,8 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.block * MIB < 1:
         raise ConfigError(f"--block {arguments.block:g}: a block takes some memory")
-    if arguments.out.exists() or arguments.out.is_symlink():  # known before anything is read
-        raise ConfigError(f"--out: {arguments.out} exists, and is not written over: remove it, or name another folder")
+    check_new(arguments.out)
     ids = ids_of(arguments.rows, arguments.rows_file)
     if ids is not None and len(arguments.table or ()) != 1:
         raise ConfigError("--rows and --rows-file choose rows of one table: name it with --table")
@@ -68,12 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ranks is not None:
         raise ConfigError("--ranks: tables of a checkpoint are read by one process; it goes with the vectors of a run")
     arguments.vectors = arguments.vectors or "rows"
-    with StoredTables(arguments.folder, arguments.step, arguments.vectors) as stored:
+    checkpoint = checkpoint_in(arguments.folder, arguments.step)
+    with StoredTables(checkpoint, arguments.step, arguments.vectors) as stored:
         tables = [stored.find(name) for name in arguments.table or stored.names]
         read = sum((table.rows if ids is None else len(ids)) * table.columns * table.dtype.itemsize for table in tables)
     with bar("exporting", read) as progress:
         done = export_tables(
-            arguments.folder,
+            checkpoint,
             arguments.out,
             arguments.table,
             rows=None if ids is None else {arguments.table[0]: ids},
@@ -100,8 +101,6 @@ def _of_run(arguments: argparse.Namespace) -> bool:
 
 
 def _vectors(arguments: argparse.Namespace, ids: torch.Tensor | None) -> int:
-    import torch.distributed as dist
-
     from shardembed.recipes.use.export import export_vectors
     from shardembed.recipes.use.opened import open_checkpoint
     from shardembed.recipes.use.vectors import SIDES
@@ -123,8 +122,7 @@ def _vectors(arguments: argparse.Namespace, ids: torch.Tensor | None) -> int:
     )
     if opened.comm.rank == 0:
         _tell(arguments, done)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    launch.leave()
     return 0
 
 

@@ -6,30 +6,24 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardembed.config.scalars import int64_of
 from shardembed.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
 
-_ID = re.compile(r"-?[0-9]{1,19}")
 _RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 MOST = 1 << 28  # ids of one range: 2 GiB
 
 
 def id_of(text: str) -> int:
     """The id that --id names: a number of 64 bits as it is, else the `se.hash64` of a text, as dynamic tables have it."""
-    number = _number(text)
+    number = int64_of(text)
     if number is not None:
         return number
     from shardembed.inputs.hash64 import hash64
 
     return int(hash64([text])[0])
-
-
-def _number(word: str) -> int | None:
-    """A whole number of 64 bits."""
-    number = int(word) if _ID.fullmatch(word) else None
-    return number if number is not None and -(1 << 63) <= number < 1 << 63 else None
 
 
 def ids_of(text: str | None, file: Path | None) -> torch.Tensor | None:
@@ -46,7 +40,7 @@ def _of_text(text: str) -> torch.Tensor:
 
     parts = []
     for part in text.split(","):
-        number = _number(part.strip())
+        number = int64_of(part.strip())
         if number is not None:
             parts.append(torch.tensor([number]))
             continue
@@ -78,7 +72,7 @@ def _of_file(path: Path) -> torch.Tensor:
                 word = line.strip()
                 if not word:
                     continue
-                found_id = _number(word)
+                found_id = int64_of(word)
                 if found_id is None:
                     raise DataError(f"{path}:{number}: {word[:40]!r} is not an id: one whole number of 64 bits a line")
                 numbers.append(found_id)

@@ -7,14 +7,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardembed.cli import inspect_run
+from shardembed.cli.given import checkpoint_in
 from shardembed.cli.progress import bar
 from shardembed.cli.tables import plain_table
 from shardembed.config.shown import ending, one_line
-from shardembed.errors import CheckpointError
+from shardembed.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +35,7 @@ PROBLEMS = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of checkpoints, of one checkpoint, or of a run")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: a run's best, or the newest)")
     parser.add_argument(
         "--verify", action="store_true", help="hash everything again, of all checkpoints in the folder unless --step names one"
     )
@@ -42,33 +44,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns the exit code, 1 where something is damaged."""
-    from shardembed.checkpoint import folders
     from shardembed.checkpoint.describe import contents
     from shardembed.checkpoint.format.manifest import read_manifest, resolve
     from shardembed.config.console import console_for
-    from shardembed.recipes.run_folder import CHECKPOINTS, is_run
+    from shardembed.embeddings.of_run import BEST, CHECKPOINTS
+    from shardembed.recipes.run_folder import is_run
 
     console = console_for(sys.stderr if arguments.json else sys.stdout)
-    if is_run(arguments.folder):
-        if not arguments.verify and arguments.step is None:
-            return inspect_run.run(arguments.folder, console, arguments.json)
-        arguments.folder /= CHECKPOINTS
-    path = folders.chosen(arguments.folder, arguments.step)
-    root = arguments.folder if path != arguments.folder else None
-    manifests, unread = _read_all(root, path)
+    of_run = is_run(arguments.folder)
+    if of_run and not arguments.verify and arguments.step is None:
+        return inspect_run.run(arguments.folder, console, arguments.json)
+    path = checkpoint_in(arguments.folder, arguments.step)
+    roots = [arguments.folder] if path != arguments.folder else []
+    roots = [arguments.folder / name for name in (CHECKPOINTS, BEST)] if of_run else roots
+    manifests, unread = _read_all(roots, path)
     found: dict[str, Any] = {"checkpoints": [_line(folder, manifests.get(folder)) for folder in [*manifests, *unread]]}
-    if root is not None:
+    if roots:
         console.print(_listing(manifests, unread))
     if path in manifests:
         held = contents(path, manifests[path])
         if arguments.step is not None and held.manifest.step != arguments.step:
-            raise CheckpointError(f"{path} is the checkpoint of step {held.manifest.step}, and not of step {arguments.step}")
+            raise ConfigError(f"{path} is the checkpoint of step {held.manifest.step}, and not of step {arguments.step}")
         found["checkpoint"] = held.as_json()
         _show(console, held)
     elif not arguments.verify or arguments.step is not None:
         raise CheckpointError(unread[path])
     if arguments.verify:
-        if root is None or arguments.step is not None:
+        if not roots or arguments.step is not None:
             manifests, _ = resolve(read_manifest(path), path)
         problems = _verify(console, manifests, {} if arguments.step is not None else unread)
         found["problems"] = [
@@ -79,14 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if found.get("problems") else 0
 
 
-def _read_all(root: Path | None, path: Path) -> tuple[dict[Path, Manifest], dict[Path, str]]:
+def _read_all(roots: Sequence[Path], path: Path) -> tuple[dict[Path, Manifest], dict[Path, str]]:
     """The manifest of each checkpoint, and why there is none that can be read."""
     from shardembed.checkpoint import folders
     from shardembed.checkpoint.format.manifest import read_manifest, resolve
 
     manifests: dict[Path, Manifest] = {}
     unread: dict[Path, str] = {}
-    for folder in [path] if root is None else [folder for _, folder in folders.checkpoints(root)]:
+    for folder in [folder for root in roots for _, folder in folders.checkpoints(root)] if roots else [path]:
         try:
             manifests[folder] = read_manifest(folder)
             resolve(manifests[folder], folder)  # what it stands on must be there too
@@ -115,18 +117,20 @@ def _stored(manifest: Manifest) -> int:
 
 
 def _listing(manifests: dict[Path, Manifest], unread: dict[Path, str]) -> Table:
+    from shardembed.embeddings.of_run import BEST
     from shardembed.planner import words
 
     table = plain_table("checkpoints", ["checkpoint", "saved", "size"], ["ranks", "size"])
     for folder in sorted([*manifests, *unread], key=_age):
         manifest = manifests.get(folder)
+        name = f"{BEST}/{folder.name}" if folder.parent.name == BEST else folder.name
         if manifest is None:
-            table.add_row(folder.name, "cannot be read", "")
+            table.add_row(name, "cannot be read", "")
             continue
         what = "" if manifest.base is None else f", changes since {manifest.base.folder}"
         what += ", holds inf or nan" * bool(manifest.nonfinite)
         table.add_row(
-            folder.name, f"{manifest.created} on {words.plural(manifest.world_size, 'rank')}{what}", words.size(_stored(manifest))
+            name, f"{manifest.created} on {words.plural(manifest.world_size, 'rank')}{what}", words.size(_stored(manifest))
         )
     return table
 

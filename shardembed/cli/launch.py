@@ -47,6 +47,15 @@ def end_with_launcher() -> None:
         lifeline.end_with_agent()
 
 
+def leave() -> None:
+    """The end of a rank that has done its work: what it printed is out, and its process group is over."""
+    import torch.distributed as dist
+
+    sys.stdout.flush()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def run_ranks(ranks: int, words: Sequence[str], max_restarts: int = 0, left: Callable[[str], str] | None = None) -> int:
     """Run `python -m shardembed *words` on `ranks` ranks, which find each other over the loopback interface.
 

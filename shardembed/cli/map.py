@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from shardembed.cli.given import checkpoint_in
 from shardembed.cli.ids import id_of
 from shardembed.config.shown import beginning
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from shardembed.planner import words
 
     drawn = table_map(
-        arguments.folder,
+        checkpoint_in(arguments.folder, arguments.step),
         arguments.table,
         arguments.out or Path(f"{arguments.table.rpartition('.')[2].replace('/', '_')}.png"),
         sample=arguments.sample,

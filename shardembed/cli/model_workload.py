@@ -197,14 +197,14 @@ def _two_towers(settings: Config, data: Interactions, ranks: int) -> Workload:
 def _seen(side: Side, tables: list[TableConfig], asked: np.ndarray) -> dict[str, np.ndarray]:
     """How often each row of the tables of features is asked for when users or items are so often; of a dynamic table each id."""
     from shardembed.recipes.data.lists import Lists
-    from shardembed.recipes.models.side_features import ids_of
+    from shardembed.recipes.models.side_features import table_ids
 
     by_name, found = {table.name: table for table in tables}, {}
     for feature, values in zip(side.features, side.values, strict=True):
         if not feature.has_table:
             continue
         table = by_name[feature.name]
-        ids = ids_of(feature, values, table)
+        ids = table_ids(feature, values, table)
         times = np.repeat(asked, ids.lengths) if isinstance(ids, Lists) else asked
         flat = ids.values if isinstance(ids, Lists) else ids
         if table.dynamic is not None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardembed.cli.given import checkpoint_in
 from shardembed.cli.ids import id_of
 from shardembed.config.shown import beginning
 from shardembed.errors import ConfigError
@@ -94,15 +95,16 @@ def _table_of(arguments: argparse.Namespace, opened: ExitStack) -> StoredTable |
     from shardembed.embeddings.stored import StoredTables
     from shardembed.recipes.run_folder import is_run
 
-    rows = opened.enter_context(StoredTables(arguments.folder, arguments.step)).find(arguments.table)
+    stored = opened.enter_context(StoredTables(checkpoint_in(arguments.folder, arguments.step), arguments.step))
+    rows = stored.find(arguments.table)
     described = rows.compared is not None and rows.compared.features
     if not described or arguments.vectors == "rows" or not is_run(arguments.folder):
-        return opened.enter_context(StoredTables(arguments.folder, arguments.step, arguments.vectors)).find(arguments.table)
+        return stored.as_compared(rows, arguments.vectors)
     from shardembed.recipes.use.opened import open_checkpoint
     from shardembed.recipes.use.vectors import MadeRows, vectors_of
 
     side = rows.name.rpartition(".")[2]
-    return MadeRows(side, vectors_of(open_checkpoint(arguments.folder, arguments.step), side))
+    return MadeRows(side, vectors_of(open_checkpoint(arguments.folder, stored.manifest.step), side))
 
 
 def _of_run(arguments: argparse.Namespace, table: str) -> RowNames | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Recommend; returns the exit code."""
+    from shardembed.recipes.ctr_config import CTR_MODELS
     from shardembed.recipes.use.files import check_out
     from shardembed.recipes.use.opened import config_of
+    from shardembed.recipes.use.ranking import NO_RANKING
 
     ranks = launch.ranks_of(arguments.ranks)
     check_out(arguments.out)
-    config_of(Path(arguments.run))
+    if config_of(Path(arguments.run)).model.kind in CTR_MODELS:
+        raise ConfigError(f"{arguments.run}: {NO_RANKING}")
     if arguments.users != "all" and not is_url(arguments.users) and not Path(arguments.users).exists():
         raise ConfigError(
             f"--users {arguments.users}: there is no such file; to recommend to all that the model knows, say: --users all"
@@ -69,8 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    import torch.distributed as dist
-
     from shardembed.config.console import CleanConsole
     from shardembed.recipes.together import on_all
     from shardembed.recipes.use.files import writing
@@ -108,9 +108,7 @@ def _work(arguments: argparse.Namespace) -> int:
                 "step": opened.step,
             }
             print(json.dumps(found), flush=True)
-    sys.stdout.flush()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    launch.leave()
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    import torch.distributed as dist
-
     from shardembed.config.console import CleanConsole
     from shardembed.recipes.use.files import writing
     from shardembed.recipes.use.opened import open_checkpoint
@@ -63,9 +60,7 @@ def _work(arguments: argparse.Namespace) -> int:
         if arguments.json:
             found = {"out": str(arguments.out), "rows": told.rows, "unknown_rows": told.unknown, "dropped_rows": told.dropped.kinds}
             print(json.dumps({**found, "step": opened.step}), flush=True)
-    sys.stdout.flush()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    launch.leave()
     return 0
 
 

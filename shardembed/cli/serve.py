@@ -7,6 +7,7 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
+from shardembed.cli.given import check_new
 from shardembed.config.optional import missing
 from shardembed.errors import ConfigError, UnsupportedError
 
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--threads {arguments.threads}: there must be one at least")
     if built and arguments.out is not None:
         raise ConfigError(f"--out: {arguments.run} is a folder to be served already; leave --out out")
+    if arguments.out is not None:
+        check_new(arguments.out)
     if port is not None:
         _check()
     with tempfile.TemporaryDirectory() as beside:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -163,8 +162,6 @@ def _dry_run(settings: JobConfig, ranks: int, as_json: bool) -> int:
 
 def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
     """Train or evaluate, as one rank."""
-    import torch.distributed as dist
-
     from shardembed.config.console import CleanConsole
     from shardembed.recipes import evaluation, train
 
@@ -178,7 +175,5 @@ def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
         speaks = summary["run_dir"] is not None
     if arguments.json and speaks:
         print(json.dumps(summary))
-        sys.stdout.flush()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        launch.leave()
     return 0

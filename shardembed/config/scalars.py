@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import numbers
 import operator
+import re
 from typing import Any
 
 import numpy as np
 import torch
+
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
 def is_bool(value: Any) -> bool:
@@ -23,6 +26,12 @@ def integer(value: Any) -> int | None:
         return None if is_bool(value) else operator.index(value)
     except TypeError:
         return None
+
+
+def int64_of(word: str) -> int | None:
+    """The whole number of 64 bits with a sign that a word is; None where it is none."""
+    number = int(word) if _DIGITS.fullmatch(word) else None
+    return None if number is None else within(number, -(1 << 63), (1 << 63) - 1)
 
 
 def real(value: Any) -> int | float | None:

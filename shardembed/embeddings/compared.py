@@ -30,6 +30,11 @@ SHOWN = 8  # names
 UNKNOWN = "the checkpoint does not say what its model compares"
 
 
+def in_words(metric: Metric) -> str:
+    """What is compared by a metric, for people."""
+    return f"the vectors that the model compares, by metric {metric}"
+
+
 class Tower(nn.Module):
     """x + MLP(x), which starts as the identity; without hidden sizes it is nothing else."""
 

@@ -126,10 +126,7 @@ def export_tables(
         CheckpointError: the checkpoint is missing or damaged.
         ExportError: `out` exists or cannot be written, or a number does not fit the dtype.
     """
-    _check_choice("format", format, FORMATS)
-    _check_choice("dtype", dtype, CHOICES)
-    if block_bytes < 1:
-        raise ConfigError(f"block_bytes={block_bytes}: a block has at least one byte")
+    check_choices(format, dtype, block_bytes)
     with StoredTables(folder, step, vectors) as stored:
         found = [stored.find(name) for name in (stored.names if tables is None else tables)]
         if not found:
@@ -210,6 +207,13 @@ def _write(job: _Job, folder: Path, form: Format, block_bytes: int, progress: Pr
     )
 
 
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{what}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+def check_choices(form: str, dtype: str, block_bytes: int) -> None:
+    """
+    Raises:
+        ConfigError: there is no such format or dtype, or a block has no room.
+    """
+    for what, value, choices in (("format", form, FORMATS), ("dtype", dtype, CHOICES)):
+        if value not in choices:
+            raise ConfigError(f"{what}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+    if block_bytes < 1:
+        raise ConfigError(f"block_bytes={block_bytes}: a block has at least one byte")

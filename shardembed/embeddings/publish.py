@@ -28,7 +28,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         raise ExportError(f"{target} exists, and is not written over: remove it, or name another folder")
     if not parent.is_dir():
         raise ExportError(f"{target}: there is no folder {parent}")
-    with _told(target):
+    with told(target):
         free = shutil.disk_usage(parent).free
         if free < needed:
             raise ExportError(f"{target}: the export takes {needed:,} bytes, and {free:,} are free there")
@@ -48,7 +48,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
 def new_file(target: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a file, which then gets the name `target`; one that is there is replaced by it."""
     writing = target.with_name(f"{WRITING}{secrets.token_hex(4)}-{target.name}")  # the suffix stays: it may tell a format
-    with _told(target):
+    with told(target):
         try:
             write(writing)
             sync_file(writing)
@@ -69,8 +69,9 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
-def _told(target: Path) -> Iterator[None]:
+def told(what: object, *others: type[Exception]) -> Iterator[None]:
+    """Around what writes a file: what goes wrong with that, or is one of `others`, is an ExportError that names `what`."""
     try:
         yield
-    except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
+    except (OSError, *others) as error:
+        raise ExportError(f"{what} cannot be written: {getattr(error, 'strerror', None) or error}") from error

@@ -20,7 +20,7 @@ from shardembed.checkpoint.format.pieces import Files, read_ids, read_state
 from shardembed.checkpoint.format.strict import loads
 from shardembed.checkpoint.selection import IdMap, Placed, Selection
 from shardembed.config.hints import nearest
-from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, read_noted, tower_of
+from shardembed.embeddings.compared import UNKNOWN, Metric, Vectors, Which, check_which, in_words, read_noted, tower_of
 from shardembed.embeddings.of_run import checkpoint_of
 from shardembed.errors import CheckpointError, ConfigError, IdRangeError
 
@@ -67,7 +67,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
         self._manifests, self._sources = resolve(self.manifest, self.path)
         self._files: dict[Path, Files] = {}
         self._stack = ExitStack()
-        self._wanted = vectors
+        self._wanted: Which | None = vectors
 
     def __enter__(self) -> StoredTables:
         self._files = {folder: self._stack.enter_context(Files(folder, found)) for folder, found in self._manifests.items()}
@@ -94,6 +94,27 @@ class StoredTables(AbstractContextManager["StoredTables"]):
                 say what its model compares.
             CheckpointError: its files are not as long as the manifest says.
         """
+        return self.as_compared(self._found(name), self._wanted)
+
+    def as_compared(self, table: StoredTable, vectors: Which | None) -> StoredTable:
+        """A table that was found as rows, as `vectors` says it (see `StoredTables`).
+
+        Raises:
+            ConfigError: the checkpoint does not say what its model compares. CheckpointError: its tower does not fit.
+        """
+        if vectors == "rows" or (vectors is None and table.compared is None):
+            return table
+        if table.compared is None:
+            raise ConfigError(f"table {table.name!r} of {self.path}: {UNKNOWN}, so there are only its rows: leave out 'model'")
+        if table.compared.features:
+            raise ConfigError(
+                f"table {table.name!r} of {self.path}: the model adds vectors of features to its rows, which data say and no "
+                f"checkpoint: {', '.join(table.compared.features[:SHOWN])}. Export its vectors from the run of `shardembed train`, "
+                "or ask for rows: --vectors rows, from Python vectors='rows'"
+            )
+        return _ModelVectors(table, tower_of(self.path, table.compared, table.columns))
+
+    def _found(self, name: str) -> StoredTable:
         tables = [key for key, source in self._sources.items() if source.entry.kind == "table"]
         exact = [key for key in tables if name in (key, name_of(key))]
         ends = [key for key in tables if name_of(key).endswith(f".{name}")]
@@ -117,18 +138,7 @@ class StoredTables(AbstractContextManager["StoredTables"]):
                 "are no embeddings"
             )
         check_files([source], self._files)
-        table = StoredTable(name_of(found[0]), source, self._files, self._compared.get(name_of(found[0])))
-        if self._wanted == "rows" or (self._wanted is None and table.compared is None):
-            return table
-        if table.compared is None:
-            raise ConfigError(f"table {table.name!r} of {self.path}: {UNKNOWN}, so there are only its rows: leave out 'model'")
-        if table.compared.features:
-            raise ConfigError(
-                f"table {table.name!r} of {self.path}: the model adds vectors of features to its rows, which data say and no "
-                f"checkpoint: {', '.join(table.compared.features[:SHOWN])}. Export its vectors from the run of `shardembed train`, "
-                "or ask for rows: --vectors rows, from Python vectors='rows'"
-            )
-        return _ModelVectors(table, tower_of(self.path, table.compared, table.columns))
+        return StoredTable(name_of(found[0]), source, self._files, self._compared.get(name_of(found[0])))
 
 
 class StoredTable:
@@ -159,7 +169,7 @@ class StoredTable:
     def told(self) -> str:
         """What is read here, in words."""
         if self.metric is not None:
-            return f"the vectors that the model compares, by metric {self.metric}"
+            return in_words(self.metric)
         if self.compared is None:
             return f"rows as they lie in the table; {UNKNOWN}"
         return f"rows as they lie in the table; the model compares other vectors, which it makes of them ({self.compared.made})"

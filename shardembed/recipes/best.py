@@ -11,7 +11,6 @@ than lies there, `settle` brings them together.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from dataclasses import replace
@@ -27,7 +26,7 @@ from shardembed.errors import CheckpointError
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.runs import Run
-from shardembed.recipes.saving import Progress
+from shardembed.recipes.saving import Progress, is_higher
 
 UNSCORED = {"every_steps", "patience", "min_gain", "keep"}  # settings of an evaluation that change no score
 
@@ -44,8 +43,7 @@ def measured(config: JobConfig) -> str:
 
 def scored(progress: Progress, score: float, config: JobConfig) -> Progress:
     """After an evaluation of the weights of this step: they are the best, or not."""
-    best = progress.kept
-    if best is None or (math.isnan(best) and not math.isnan(score)) or score > best:
+    if is_higher(score, progress.kept):
         return replace(progress, kept=score, kept_step=progress.step, kept_by=measured(config))
     return progress
 
@@ -77,8 +75,7 @@ def settle(console: Console, run: Run, progress: Progress, config: JobConfig) ->
         newest = folders.newest(run.checkpoints)
         if newest is not None:
             keep(console, run, newest)
-    name = Comm.of().gather_texts("control", "find the best weights", _there(run))[0]
-    found = folders.Named.of(name)
+    found = _kept(run)
     if found is not None and found.step == progress.kept_step and progress.kept_by == measured(config):
         return progress
     drop(run)  # a checkpoint of its name may come again
@@ -92,7 +89,7 @@ def load(console: Console, run: Run, job: TrainingJob, step: int) -> int:
     Raises:
         CheckpointError: on all ranks: these cannot be loaded either.
     """
-    found = folders.Named.of(Comm.of().gather_texts("control", "find the best weights", _there(run))[0])
+    found = _kept(run)
     if found is None or found.step == step:
         return step
     try:
@@ -111,6 +108,11 @@ def drop(run: Run) -> None:
     """Of a run that ends with its last weights: what it had kept before it was told to. Rank 0 does it."""
     if run.folder is not None:
         shutil.rmtree(run.path / BEST, ignore_errors=True)
+
+
+def _kept(run: Run) -> folders.Named | None:
+    """The checkpoint that is kept, the same on all ranks; None where there is none. Collective: rank 0 looks."""
+    return folders.Named.of(Comm.of().gather_texts("control", "find the best weights", _there(run))[0])
 
 
 def _there(run: Run) -> str:

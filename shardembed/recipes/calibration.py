@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from shardembed.comm.comm import Comm
+from shardembed.recipes.ctr_metrics import probabilities
 
 BINS = 20
 STEP, MOST = 1 / 128, 16.0  # of log-odds: predictions that are nearer than that share a bin, and what is beyond is at the end
@@ -27,7 +28,7 @@ def calibration_bins(
     lost, places = np.isnan(logits), round(2 * MOST / STEP) + 1
     z = np.where(lost, 0.0, logits.astype(np.float64))
     place = np.rint((np.clip(z, -MOST, MOST) + MOST) / STEP).astype(np.int64)
-    predicted = np.exp(-np.logaddexp(0, -z))
+    predicted = probabilities(z)
     sums = [
         np.bincount(place, weights, places) for weights in (None, labels.astype(np.float64), predicted, lost.astype(np.float64))
     ]

@@ -50,10 +50,12 @@ class CtrTask(Task):
 
     def described(self) -> list[str]:
         data, counted = self.data, self.data.counted
-        names = [one.name for one in (data.source, data.validation) if one is not None]
+        names = [one.name for one in (data.source, data.test) if one is not None]
         rate = counted.positives / counted.total
-        rows = f"{data.training_rows:,} rows to train on, {data.validation_rows:,} for validation; {rate:.2%} are clicks"
-        total = counted.total + (data.counted_validation.total if data.counted_validation else 0)
+        held = f"{data.validation_rows:,} for validation, {data.test_rows:,} for the test"
+        held = held if data.validates else f"{data.test_rows:,} for validation"
+        rows = f"{data.training_rows:,} rows to train on, {held}; {rate:.2%} are clicks"
+        total = counted.total + (data.counted_test.total if data.counted_test else 0)
         return [*names, rows, *report.dropped_lines(data.dropped, total), *self._read_by()]
 
     def tables(self) -> list[TableConfig]:
@@ -77,7 +79,17 @@ class CtrTask(Task):
         return build_ctr(self.config, self.data)
 
     def evaluate(self, job: CtrJob) -> Evaluated:
-        return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size, self._logistic)
+        return self._evaluated(job, validation=False)
+
+    @property
+    def validates(self) -> bool:
+        return self.data.validates
+
+    def validate(self, job: CtrJob) -> Evaluated:
+        return self._evaluated(job, validation=True)
+
+    def _evaluated(self, job: CtrJob, validation: bool) -> Evaluated:
+        return ctr_evaluate.evaluate(job, self.data, self.config.train.global_batch_size, self._logistic, validation)
 
     @cached_property
     def _logistic(self) -> Logistic:
@@ -104,4 +116,4 @@ class CtrTask(Task):
         return {"hash": "missing", "vocabulary": "missing, or not in the vocabulary"}.get(self.config.data.ids.kind, "")
 
     def evaluates(self) -> str:
-        return f"{self.data.validation_rows:,} rows"
+        return f"{self.data.test_rows:,} rows"

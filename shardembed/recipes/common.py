@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ KINDS = {  # kind -> the settings it takes beside `packing`
 EVERY = "*"  # in a plan: all tables that it does not name
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]  # of something that may not always happen
 Workers = Annotated[int, Field(ge=0, le=64)]  # processes of each rank
 
 
@@ -253,6 +255,18 @@ class JobConfig(Section):
 def or_text(schema: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """The JSON schema of a section that has a short form: one of `texts`."""
     return {"anyOf": [{"enum": texts}, schema], **({"default": schema["default"]} if "default" in schema else {})}
+
+
+def check_belongs_to_kind(section: type[Section], value: Any, info: ValidationInfo, taken: Sequence[str]) -> None:
+    """As `check_belongs`, of a section whose `kind` takes these settings. What it does not take may be said with its default, as in
+    a configuration that was filled in.
+
+    Raises:
+        ValueError: names the kind and what it takes.
+    """
+    assert info.field_name is not None
+    if value != section.model_fields[info.field_name].get_default(call_default_factory=True):
+        check_belongs(value, info, info.data.get("kind"), taken)
 
 
 def check_tables(named: dict[str, Any], tables: tuple[str, ...] | None, *others: str) -> None:

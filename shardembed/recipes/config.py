@@ -21,6 +21,7 @@ from shardembed.recipes.common import (
     JobConfig,
     Paths,
     PlacementConfig,
+    Probability,
     RankingConfig,
     Seed,
     TrainConfig,
@@ -29,9 +30,9 @@ from shardembed.recipes.common import (
     or_text,
 )
 from shardembed.recipes.ctr_config import CTR_MODELS, CtrConfig
-from shardembed.recipes.features_config import Features, check_features, with_roles
+from shardembed.recipes.features_config import Features, check_features, check_texts, names_of_ids, with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
-from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig, Share
+from shardembed.recipes.sequence_config import SEQUENCE_MODELS, SequenceConfig
 from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig, check_split
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
@@ -89,6 +90,7 @@ class DataConfig(Section):
         check_features(self.features, {"user": self.user, "item": self.item, "time": self.time}, sides=True)
         check_tables(self.ids.tables if self.ids else {}, (*TABLES, *(one.name for one in self.features if one.has_table)))
         check_split(self.split, self.time)
+        check_texts(self.texts, (self.user, self.item, *names_of_ids(self.features)))
         for feature in self.features:
             if feature.name in TAKEN:
                 raise ValueError(
@@ -113,7 +115,7 @@ class ModelConfig(Section):
     kind: Literal["two_tower"] = "two_tower"
     embedding_dim: Count = 64
     towers: tuple[Count, ...] = ()
-    dropout: Share = 0.0
+    dropout: Probability = 0.0
     negatives: Count = 512
     temperature: Rate = 0.5
     init_std: Rate = 0.05

@@ -17,18 +17,28 @@ from shardembed.recipes.common import (
     JobConfig,
     Names,
     Paths,
+    Probability,
     Seed,
     TablesPlanConfig,
     TrainConfig,
     Workers,
+    check_belongs_to_kind,
     check_tables,
 )
-from shardembed.recipes.features_config import ColumnName, FeatureConfig, Features, check_features, with_roles
+from shardembed.recipes.features_config import (
+    ColumnName,
+    FeatureConfig,
+    Features,
+    check_features,
+    check_texts,
+    names_of_ids,
+    with_roles,
+)
 from shardembed.recipes.ids_config import OF_DYNAMIC, DynamicIdsConfig
-from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section, check_belongs
+from shardembed.tables.optimizer_section import Count, Float, NotNegative, Section
 
 CTR_MODELS = ("dlrm", "dcnv2", "wide")
-TAKES = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size"), "dynamic": OF_DYNAMIC}
+IDS_TAKE = {"hash": ("num_embeddings", "tables", "seed"), "vocabulary": ("min_count", "max_size"), "dynamic": OF_DYNAMIC}
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
 CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
 
@@ -64,21 +74,26 @@ class IdsConfig(DynamicIdsConfig):
     @field_validator("num_embeddings", "tables", "seed", "min_count", "max_size", "capacity", "eviction", "admission", "unknown")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        # What a kind does not take may be said with its default, as in a configuration that was filled in.
-        assert info.field_name is not None
-        if value != cls.model_fields[info.field_name].get_default(call_default_factory=True):
-            check_belongs(value, info, info.data.get("kind"), TAKES.get(info.data.get("kind") or "", ()))
+        check_belongs_to_kind(cls, value, info, IDS_TAKE.get(info.data.get("kind") or "", ()))
         return value
 
 
 class SplitConfig(Section):
-    """Which rows are for validation: `hash` picks them by a hash of their number, `last` takes the end of the data, `time` those of
-    the latest times (by `data.time`; rows of one moment stay together, so it may be some more).
+    """Which rows are held out: `hash` picks a `fraction` of them by a hash of their number, `last` takes the end of the data, and
+    `time` those of the latest times (by `data.time`; rows of one moment stay together, so it may be some more). As many are held
+    out once more with `validation: true`, for the evaluations during training: others by the hash, or those before the test.
     """
 
     kind: Literal["hash", "last", "time"] = "hash"
     fraction: Fraction = 0.1
     seed: Seed = 0
+    validation: bool = False
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> SplitConfig:
+        if self.validation and not self.fraction:
+            raise ValueError("validation: with fraction 0 there are no rows for it; use a fraction above 0")
+        return self
 
 
 class CtrDataConfig(Section):
@@ -91,8 +106,9 @@ class CtrDataConfig(Section):
     tabs. Of Parquet files these are column names. Categories are hexadecimal numbers of 32 bits or integers, and with dynamic `ids`
     any texts or integers.
 
-    `validation_path` names files that are for validation alone, in place of `split`. `workers` processes of each rank read what is
-    trained on, ahead of the training; with 0 each rank reads between its steps.
+    `validation_path` names files whose rows alone are held out, in place of those that `split` picks; with `split.validation` they
+    are the test, and `split` picks of `path` what is for validation. `workers` processes of each rank read what is trained on,
+    ahead of the training; with 0 each rank reads between its steps.
     """
 
     path: Paths = None
@@ -161,13 +177,14 @@ class CtrDataConfig(Section):
         for name, given in (("time", self.time), ("texts", self.texts)):
             if given and not self.features:
                 raise ValueError(f"{name}: goes with data.features, and not with the columns of the Criteo layout")
-        unread = [name for name in self.texts if name not in {one.name for one in self.features if one.kind != "number"}]
-        if unread:
-            raise ValueError(f"texts: {unread[0]!r} is none of data.features that are ids")
+        check_texts(self.texts, names_of_ids(self.features))
         if self.split.kind == "time" and self.time is None:
             raise ValueError("split: to split by time set data.time too, to the name of a column of times")
-        if self.split.fraction == 1 and not self.validation_path:
-            raise ValueError("split.fraction 1 leaves nothing to train on; use a fraction below 1")
+        parts = (not self.validation_path) + self.split.validation
+        if parts * self.split.fraction >= 1:
+            twice = ", as the test and for validation," if parts == 2 else ""
+            leaves = f"split.fraction {self.split.fraction:g}{twice} leaves nothing to train on"
+            raise ValueError(f"{leaves}; use one below {1 / parts:g}")
         return self
 
     @property
@@ -183,6 +200,7 @@ class CtrDataConfig(Section):
 
 
 DEEP = ("embedding_dim", "bottom", "top", "dropout")
+MODEL_TAKES = {"dlrm": DEEP, "dcnv2": (*DEEP, "cross_layers", "cross_rank"), "wide": ()}  # kind -> the settings it takes
 
 
 class CtrModelConfig(Section):
@@ -194,7 +212,7 @@ class CtrModelConfig(Section):
     embedding_dim: Count = 16
     bottom: tuple[Count, ...] = (64,)
     top: tuple[Count, ...] = (64, 32)
-    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    dropout: Probability = 0.0
     cross_layers: Count = 3
     cross_rank: Count = 64
     table_dtype: Float = "float32"
@@ -202,11 +220,7 @@ class CtrModelConfig(Section):
     @field_validator("embedding_dim", "bottom", "top", "dropout", "cross_layers", "cross_rank")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        kind = info.data.get("kind")
-        if value != cls.model_fields[info.field_name].default:
-            crossed = ("cross_layers", "cross_rank") * (kind == "dcnv2")
-            check_belongs(value, info, kind, (*DEEP * (kind != "wide"), *crossed))
+        check_belongs_to_kind(cls, value, info, MODEL_TAKES.get(info.data.get("kind") or "", ()))
         return value
 
     @property

@@ -1,4 +1,4 @@
-"""The metrics of a model that predicts clicks, on the rows for validation; and its predictions as files."""
+"""The metrics of a model that predicts clicks, on rows that it was not trained on."""
 
 from __future__ import annotations
 
@@ -54,12 +54,14 @@ class ClickEvaluation:
         generator_auc: of the model that made the clicks, where it is known.
         bins: what `calibration_bins` gives.
         baselines: what the model is compared with.
+        purpose: what the rows are for, in words.
     """
 
     metrics: ClickMetrics
     generator_auc: float | None = None
     bins: dict[str, Any] | None = None
     baselines: Baselines | None = None
+    purpose: str = "for validation"
 
     @property
     def score(self) -> float:
@@ -83,11 +85,10 @@ class ClickEvaluation:
     def show(self, console: Console) -> None:
         found = self.metrics
         if math.isnan(found.auc):
-            console.print(
-                "\nno AUC: it needs clicks and others among the rows for validation, and predictions that are numbers", style="bold"
-            )
+            text = f"\nno AUC: it needs clicks and others among the rows {self.purpose}, and predictions that are numbers"
+            console.print(text, style="bold")
         console.print(
-            f"\n{found.rows:,} rows for validation, {found.click_rate:.2%} of them clicks",
+            f"\n{found.rows:,} rows {self.purpose}, {found.click_rate:.2%} of them clicks",
             style="bold",
             highlight=False,
             soft_wrap=True,
@@ -113,13 +114,16 @@ class ClickEvaluation:
             console.print(f"its log loss is no better than that of {who}", style="bold")
 
 
-def evaluate(job: CtrJob, data: ClickData, batch_size: int, logistic: Logistic) -> ClickEvaluation:
-    """The metrics on all rows for validation; logistic: what they are compared with. Collective."""
+def evaluate(job: CtrJob, data: ClickData, batch_size: int, logistic: Logistic, validation: bool = False) -> ClickEvaluation:
+    """The metrics on all rows that are held out for the result, or on those for evaluations during training alone. Collective.
+
+    logistic: what they are compared with.
+    """
     comm, device = Comm.of(), default_device()
     planted = data.source if isinstance(data.source, PlantedClicks) else None
     logits, labels, known = [np.empty(0, np.float32)], [np.empty(0, np.int8)], [np.empty(0, np.float32)]
     simple = [np.empty(0, np.float32)]
-    for clicks, found in predicted(job, data, batch_size):
+    for clicks, found in predicted(job, data, batch_size, validation):
         logits.append(found)
         labels.append(clicks.labels)
         simple.append(logistic.logits(clicks))
@@ -129,7 +133,9 @@ def evaluate(job: CtrJob, data: ClickData, batch_size: int, logistic: Logistic) 
     scores = np.concatenate(logits)
     metrics, bins = measure(scores, truth, comm, device), calibration_bins(scores, truth, comm, device)
     beside = Baselines(measure(np.concatenate(simple), truth, comm, device), _constant_loss(metrics.click_rate, logistic.rate))
-    return ClickEvaluation(metrics, None if planted is None else auc(np.concatenate(known), truth, comm, device), bins, beside)
+    best = None if planted is None else auc(np.concatenate(known), truth, comm, device)
+    purpose = "for the test" if data.validates and not validation else "for validation"
+    return ClickEvaluation(metrics, best, bins, beside, purpose)
 
 
 def _constant_loss(rate: float, said: float) -> float:
@@ -138,13 +144,13 @@ def _constant_loss(rate: float, said: float) -> float:
 
 
 @torch.no_grad()
-def predicted(job: CtrJob, data: ClickData, batch_size: int) -> Iterator[tuple[Clicks, np.ndarray]]:
-    """This rank's part of each batch of rows for validation, with its log-odds float32 `[b]`. Collective.
+def predicted(job: CtrJob, data: ClickData, batch_size: int, validation: bool = False) -> Iterator[tuple[Clicks, np.ndarray]]:
+    """This rank's part of each batch of `held_out` rows, with its log-odds float32 `[b]`. Collective.
 
     Raises:
         DataError: on all ranks: the data are not what they were when they were scanned.
     """
     device = default_device()
-    for chunk in job.given(data.validation_batches(batch_size)):
+    for chunk in job.given(data.held_batches(batch_size, validation)):
         mine = rank_slice(chunk, se.rank(), se.world_size())
         yield mine, job.model.logits(job.encoder(mine, len(chunk)).to(device)).cpu().numpy()

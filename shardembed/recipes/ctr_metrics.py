@@ -44,11 +44,16 @@ class ClickMetrics:
         return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(self).items()}
 
 
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-z)) of log-odds `[n]`, float64, without an overflow on the way."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
 def measure(logits: np.ndarray, labels: np.ndarray, comm: Comm, device: torch.device) -> ClickMetrics:
     """The metrics of log-odds, float32 `[n]`, and labels, 0 or 1 `[n]`, of this rank's rows. Collective; n may differ and be 0."""
     z, y = logits.astype(np.float64), labels.astype(np.float64)
     losses = np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
-    predicted = np.exp(-np.logaddexp(0, -z))
+    predicted = probabilities(z)
     parts = torch.tensor([len(z), losses.sum(), y.sum(), predicted.sum()], dtype=torch.float64, device=device)
     rows, loss, clicks, expected = comm.all_reduce("sum losses", parts).tolist()
     area = auc(logits, labels, comm, device)

@@ -111,7 +111,7 @@ def evaluate(ranker: Ranker, asked: Questions, config: RankingConfig, seed: int,
     mine = everyone[places]
     lengths = np.minimum(asked.met_counts[everyone] * (not config.repeats) + config.k, asked.items)
     positions = np.empty(len(wanted.items), np.int64)
-    for batch in _batches(lengths, ranker.most_users, comm.world_size):  # as many on every rank, whoever is asked
+    for batch in batches(lengths, ranker.most_users, comm.world_size):  # as many on every rank, whoever is asked
         low, high = np.searchsorted(places, [batch.start, batch.stop])
         ranked = ranker.topk(torch.from_numpy(mine[low:high]), batch.length).cpu().numpy()
         first, last = np.searchsorted(wanted.owners, [low, high])
@@ -145,15 +145,21 @@ def chosen_users(asked: Questions, limit: int | None, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Users from `start` up to `stop`, whose lists must have `length` entries."""
+class Batch:
+    """Users who are searched for at once.
+
+    Attributes:
+        start: the first of them.
+        stop: behind the last.
+        length: that their lists must have.
+    """
 
     start: int
     stop: int
     length: int
 
 
-def _batches(lengths: np.ndarray, most_users: int, world_size: int) -> Iterator[_Batch]:
+def batches(lengths: np.ndarray, most_users: int, world_size: int) -> Iterator[Batch]:
     """Cut the users, whose lists must have these lengths, shortest first, so that none is much longer than it must be. The same on
     every rank.
     """
@@ -162,5 +168,5 @@ def _batches(lengths: np.ndarray, most_users: int, world_size: int) -> Iterator[
         stop = min(start + most_users, len(lengths))
         while stop - start > world_size and (stop - start) * lengths[stop - 1] > BATCH_ENTRIES:
             stop = start + (stop - start + 1) // 2
-        yield _Batch(start, stop, int(lengths[stop - 1]))
+        yield Batch(start, stop, int(lengths[stop - 1]))
         start = stop

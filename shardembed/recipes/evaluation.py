@@ -21,8 +21,9 @@ from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
+from shardembed.recipes.ctr_metrics import probabilities
 from shardembed.recipes.data.stream import rank_start
-from shardembed.recipes.report import MODELS
+from shardembed.recipes.report import MODEL_NAMES
 from shardembed.recipes.run_folder import CONFIG, VOCABULARIES, run_of
 from shardembed.recipes.task import Task
 from shardembed.recipes.tasks import prepare
@@ -35,7 +36,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
 
     Args:
         checkpoint: the folder of a run (of which the best weights count once it is finished), of checkpoints, or of one checkpoint.
-        predictions: a folder for the predictions of all rows for validation: one file a rank, `part-00000.parquet` and so on,
+        predictions: a folder for the predictions of all rows that are evaluated: one file a rank, `part-00000.parquet` and so on,
             with the row's number in the data (from 0 over all files, bad rows that are left out not counted), its label and its
             prediction.
 
@@ -49,7 +50,7 @@ def run(config: JobConfig, console: Console, checkpoint: str, predictions: str |
     """
     comm = se.init()
     if predictions is not None and not isinstance(config, CtrConfig):
-        raise ConfigError(f"--predict: a {MODELS[config.model.kind]} ranks items and predicts no clicks; leave --predict out")
+        raise ConfigError(f"--predict: a {MODEL_NAMES[config.model.kind]} ranks items and predicts no clicks; leave --predict out")
     if predictions is not None and any(Path(predictions).glob("part-*.parquet")):  # on every rank, before any of them writes
         raise ConfigError(f"--predict: {predictions} holds predictions already; name another folder, or remove them")
     task = prepare(config, comm)
@@ -96,7 +97,9 @@ def _seen_in_training(config: JobConfig, run_folder: Path) -> str:
     name = next((name for name in SPLITS if then.get(name) != now.get(name)), None)
     if name is None:
         return ""
-    was = ", ".join(f"{key} {value}" for key, value in then[name].items()) if isinstance(then.get(name), dict) else then.get(name)
+    was = then.get(name)
+    if isinstance(was, dict):
+        was = ", ".join(f"{key} {value}" for key, value in was.items() if value is not None and value is not False)
     return f"warning: the run was trained with data.{name} {was}: rows that it was trained on may be among those evaluated"
 
 
@@ -138,10 +141,10 @@ def write_predictions(task: CtrTask, job: Any, folder: Path) -> None:
     except OSError as error:
         trouble = error
     # A rank that cannot write goes on, since predicting is collective.
-    numbered = zip(predicted(job, task.data, size), task.data.validation_numbers(size), strict=True)
+    numbered = zip(predicted(job, task.data, size), task.data.held_numbers(size), strict=True)
     for (clicks, logits), numbers in numbered:
         first = rank_start(len(numbers), comm.rank, comm.world_size)
-        columns = [numbers[first : first + len(clicks)], clicks.labels, 1 / (1 + np.exp(-logits, dtype=np.float32))]
+        columns = [numbers[first : first + len(clicks)], clicks.labels, probabilities(logits).astype(np.float32)]
         try:
             if writer is not None and trouble is None:
                 writer.write_table(pa.table(columns, schema=schema))

@@ -6,12 +6,15 @@ hold the roles too, as kinds of a feature: `{name: viewer, kind: user}` is `user
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from shardembed.tables.optimizer_section import Section, check_belongs
+from shardembed.config.hints import nearest
+from shardembed.recipes.common import check_belongs_to_kind
+from shardembed.tables.optimizer_section import Section
 
 ROLES = ("user", "item", "time", "label")
 TAKES = {"id": (), "ids": ("separator", "pooling"), "number": ("scale", "buckets")}  # kind -> the settings it takes
@@ -39,10 +42,7 @@ class FeatureConfig(Section):
     @field_validator("separator", "pooling", "scale", "buckets")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        # What a kind does not take may be said with its default, as in a configuration that was filled in.
-        assert info.field_name is not None
-        if value != cls.model_fields[info.field_name].default:
-            check_belongs(value, info, info.data.get("kind"), TAKES.get(info.data.get("kind") or "", ()))
+        check_belongs_to_kind(cls, value, info, TAKES.get(info.data.get("kind") or "", ()))
         return value
 
     @field_validator("buckets")
@@ -106,6 +106,24 @@ def check_features(features: Features, taken: dict[str, str | None], sides: bool
             raise ValueError(f"features: {feature.name!r}: say whose it is by of: user, or of: item")
         if not sides and feature.of is not None:
             raise ValueError(f"features: {feature.name!r}: 'of' is for data of users and items; leave it out")
+
+
+def check_texts(texts: Sequence[str], ids: Sequence[str]) -> None:
+    """
+    Args:
+        texts: columns that are said to be read as texts. ids: those that hold ids, which alone may be.
+
+    Raises:
+        ValueError: one of `texts` is none of these.
+    """
+    for name in texts:
+        if name not in ids:
+            raise ValueError(f"texts: {name!r} is no column of ids{nearest(name, ids)}; those are {', '.join(ids)}")
+
+
+def names_of_ids(features: Features) -> tuple[str, ...]:
+    """The names of those whose values are ids in the files."""
+    return tuple(one.name for one in features if one.kind != "number")
 
 
 def _is_role(name: str, role: str) -> str:

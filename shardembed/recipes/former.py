@@ -24,7 +24,7 @@ from shardembed.recipes.data.clicks.encode import vocabulary_file
 from shardembed.recipes.data.naming import had_texts, id_columns
 from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
-from shardembed.recipes.report import MODELS
+from shardembed.recipes.report import MODEL_NAMES
 from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES, is_finished, run_of
 from shardembed.recipes.runs import last_finished
 from shardembed.recipes.sequence_config import SEQUENCE_TABLES, SequenceConfig
@@ -108,8 +108,8 @@ def find(given: str | Path, config: JobConfig) -> Former:
     then = settings.load(run / CONFIG, named=False)
     if then.model.kind != config.model.kind:
         raise ConfigError(
-            f"--from: {given} is a {MODELS[then.model.kind]}, and this job trains a {MODELS[config.model.kind]}: set model.kind as "
-            "it was, or leave --from out"
+            f"--from: {given} is a {MODEL_NAMES[then.model.kind]}, and this job trains a {MODEL_NAMES[config.model.kind]}: set "
+            "model.kind as it was, or leave --from out"
         )
     check_features(given, then, config)
     _check_rules(given, then, config)

@@ -9,7 +9,7 @@ from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validato
 from pydantic_core import CoreSchema
 
 import shardembed as se
-from shardembed.recipes.common import or_text
+from shardembed.recipes.common import check_belongs_to_kind, or_text
 from shardembed.tables.dynamic import LONGEST
 from shardembed.tables.optimizer_section import Section, check_belongs
 
@@ -18,7 +18,7 @@ ADMISSIONS = {"min_count": ("count",), "probability": ("p",)}
 OF_DYNAMIC = ("capacity", "tables", "eviction", "admission", "unknown")
 Kept = Annotated[int, Field(ge=1, le=LONGEST)]
 Capacity = Annotated[int, Field(ge=1, lt=1 << 63)]
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Chance = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class EvictionConfig(Section):
@@ -65,7 +65,7 @@ class AdmissionConfig(Section):
 
     kind: Literal["min_count", "probability"]
     count: Kept | None = None
-    p: Share | None = None
+    p: Chance | None = None
 
     @field_validator("count", "p")
     @classmethod
@@ -136,9 +136,7 @@ class InteractionIdsConfig(DynamicIdsConfig):
     @field_validator("capacity", "tables", "eviction", "admission", "unknown")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        if value != cls.model_fields[info.field_name].get_default(call_default_factory=True):
-            check_belongs(value, info, info.data.get("kind"), OF_DYNAMIC if info.data.get("kind") == "dynamic" else ())
+        check_belongs_to_kind(cls, value, info, OF_DYNAMIC if info.data.get("kind") == "dynamic" else ())
         return value
 
     @classmethod

@@ -22,6 +22,7 @@ from shardembed.recipes.data.clicks.encode import Encoder
 from shardembed.recipes.data.clicks.rows import Clicks, concatenate
 from shardembed.recipes.data.clicks.scan import ClickData
 from shardembed.recipes.data.fingerprint import held_to
+from shardembed.recipes.data.held import TRAINING
 from shardembed.recipes.data.stream import hash_rows
 from shardembed.recipes.together import on_all
 
@@ -102,8 +103,7 @@ def _sample(data: ClickData, comm: Comm) -> Clicks:
             row, last = first, first + round(part_read * seen.rows)
             for clicks in _all(data, part):
                 picked = (hash_rows(SEED, row, len(clicks)) >> np.uint64(11)).astype(np.float64) < share * 2.0**53
-                if data.validation is None:
-                    picked &= ~data.split.of(row, clicks)
+                picked &= data.split.of(row, clicks) == TRAINING
                 found.append(clicks[np.flatnonzero(picked)])
                 row += len(clicks)
                 if row >= last:

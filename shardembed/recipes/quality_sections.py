@@ -83,8 +83,8 @@ def lines_of(run: Recorded, name: str) -> list[Line]:
     # What follows from the metric is far away, and would flatten the curve.
     for one in (each for each in standing.beside(run.results).get(name, ()) if each.key):
         own = run.history.get(one.key, [])
-        flat = len({point.mean for point in own}) < 2
-        ends = [Point(step, 1, one.value, one.value, one.value) for step in dict.fromkeys((points[0].step, points[-1].step))]
+        flat, value = len({point.mean for point in own}) < 2, own[0].mean if own else one.value  # which may be of other rows
+        ends = [Point(step, 1, value, value, value) for step in dict.fromkeys((points[0].step, points[-1].step))]
         lines.append(Line(one.key.removesuffix(f"_{name}"), ends if flat else own))
     return [Line(name if lines else "", points), *lines]
 

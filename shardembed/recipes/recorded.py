@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from shardembed.checkpoint.folders import newest_checkpoint
 from shardembed.config import plain_json
 from shardembed.config.located import MAX_BYTES
+from shardembed.embeddings.of_run import CHECKPOINTS
 from shardembed.errors import ShardEmbedError
 from shardembed.recipes import observed, series
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, METRICS, OBSERVED, PLAN, SUMMARY
+from shardembed.recipes.run_folder import CONFIG, METRICS, OBSERVED, PLAN, SUMMARY
 from shardembed.tables.plan import FILE_BYTES, VALUES, Plan
 
 Found = TypeVar("Found")

@@ -24,7 +24,14 @@ from shardembed.recipes.metrics import Score
 from shardembed.recipes.resolved import resolved_yaml
 from shardembed.tables.plan import TablePlan
 
-MODELS = {"two_tower": "two-tower model", "dlrm": "DLRM", "dcnv2": "DLRM-DCNv2", "wide": "linear model", "sasrec": "SASRec model"}
+MODEL_NAMES = {
+    "two_tower": "two-tower model",
+    "dlrm": "DLRM",
+    "dcnv2": "DLRM-DCNv2",
+    "wide": "linear model",
+    "sasrec": "SASRec model",
+}
+IN_A_LINE = 2  # metrics
 MAX_RANKS_SHOWN = 8
 MAX_TABLES_SHOWN, MAX_WIDTH = 4, 54  # with a column each, all these together
 MAX_PLAN = 40  # lines, for a table or for several that are alike
@@ -84,7 +91,7 @@ def show_start(
     tables: Sequence[se.TableConfig],
 ) -> None:
     """Everything that is known before the first step; `described` are the lines about the data."""
-    model = MODELS[config.model.kind]
+    model = MODEL_NAMES[config.model.kind]
     title = Text.assemble((str(config.name), "bold"), f": {model}, {plan.world_size} rank{'s' * (plan.world_size > 1)}")
     console.rule(title, align="left", style="dim")
     # Broken by the terminal where it must be: a path stays one word.
@@ -283,6 +290,11 @@ def show_retrieval(
             f"warning: the model finds no more than popularity does: recall@{k} {model.recall:.4f} against "
             f"{popularity.recall:.4f}. Train for longer, with another rate, or with fewer dimensions"
         )
+
+
+def in_words(metrics: Mapping[str, object]) -> str:
+    """The first metrics of an evaluation, on a line."""
+    return ", ".join([f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)][:IN_A_LINE])
 
 
 def show_skipped(console: Console, skipped: int, steps: int) -> None:

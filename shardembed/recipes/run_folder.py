@@ -18,19 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shardembed.checkpoint.folders import sync_folder
+from shardembed.checkpoint.folders import MANIFEST, sync_folder
 from shardembed.config import plain_json
 from shardembed.config.paths import whole_file
+from shardembed.embeddings.of_run import SUMMARY
 from shardembed.errors import ConfigError
 
-CHECKPOINTS, LOCK, METRICS, SUMMARY, VOCABULARIES, NAMES = (
-    "checkpoints",
-    "lock",
-    "metrics.jsonl",
-    "summary.json",
-    "vocabularies",
-    "names",
-)
+LOCK, METRICS, VOCABULARIES, NAMES = "lock", "metrics.jsonl", "vocabularies", "names"
 CONFIG, PLAN, DATA, OBSERVED, PAGE, SCALARS = "config.yaml", "plan.json", "data.json", "observed.json", "run.html", "tensorboard"
 SINCE = "since.json"  # of a run that began from another
 SETTINGS = "settings"  # what the first line of metrics.jsonl holds
@@ -174,7 +168,7 @@ def publish(path: Path, text: str, beside: str = "new") -> None:
 
 def is_run(path: Path) -> bool:
     """A job has worked in that folder."""
-    return (path / DATA).is_file() and not (path / "manifest.json").exists()
+    return (path / DATA).is_file() and not (path / MANIFEST).exists()
 
 
 def run_of(path: Path) -> Path | None:

@@ -19,10 +19,11 @@ from typing import Any
 from shardembed.checkpoint import newest_checkpoint
 from shardembed.comm.comm import Comm
 from shardembed.config import plain_json
+from shardembed.embeddings.of_run import CHECKPOINTS
 from shardembed.errors import ConfigError, DataError, ShardEmbedError, rebuild, travels
 from shardembed.recipes import config as settings
 from shardembed.recipes.common import JobConfig
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, LOCK, RunFolder, is_finished
+from shardembed.recipes.run_folder import CONFIG, DATA, LOCK, RunFolder, is_finished
 
 # What a run may change and still compute the same, up to the order of sums.
 FREE = ("name", "plan", "checkpoint", "eval", "log", "run_dir")

@@ -56,12 +56,16 @@ class Progress:
         return replace(self, losses=(*self.losses, *losses)[:LOSSES_KEPT])
 
     def with_score(self, score: float, config: EvaluationConfig) -> Progress:
-        """After another evaluation during training; larger scores are better, and any is better than none (nan)."""
-        best = self.best
-        if best is None or (math.isnan(best) and not math.isnan(score)) or score > best + config.min_gain:
+        """After another evaluation during training."""
+        if is_higher(score, self.best, config.min_gain):
             return replace(self, best=score, waited=0)
         waited = self.waited + 1
         return replace(self, waited=waited, stopped=config.patience is not None and waited >= config.patience)
+
+
+def is_higher(score: float, than: float | None, by: float = 0.0) -> bool:
+    """Whether a score is better than the best before (None: there was none) by more than `by`: larger is, and any than nan."""
+    return than is None or (math.isnan(than) and not math.isnan(score)) or score > than + by
 
 
 def save(console: Console, run: Run, job: TrainingJob, progress: Progress, keep: int) -> Path | None:

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 import shardembed as se
+from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device
-from shardembed.embeddings.of_run import checkpoint_of
-from shardembed.errors import ConfigError
-from shardembed.recipes import config as settings
 from shardembed.recipes.build import click_model
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.clicks.encode import Encoder, looked_up
@@ -22,7 +20,7 @@ from shardembed.recipes.data.clicks.rows import Clicks
 from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.naming import had_texts
 from shardembed.recipes.models.ctr import ClickModel
-from shardembed.recipes.run_folder import CONFIG, NAMES, VOCABULARIES
+from shardembed.recipes.run_folder import NAMES, VOCABULARIES
 
 
 @dataclass(frozen=True)
@@ -44,27 +42,23 @@ class ClickScorer:
     texts: tuple[str, ...] = ()
 
     @staticmethod
-    def of_run(run: str | Path, step: int | None = None) -> ClickScorer:
-        """With the run's best weights, or those of a step. Collective over the job that `se.init` joins.
+    def of(run: Path, config: CtrConfig, checkpoint: Path) -> ClickScorer:
+        """With the weights of a checkpoint of a run, which has these settings. Collective.
 
         Raises:
-            ConfigError: on all ranks: the run is of another kind. CheckpointError, DataError: something in it cannot be read.
+            CheckpointError, DataError: on all ranks: something in the run's folder cannot be read.
         """
-        comm, run = se.init(), Path(run)
+        comm = Comm.of()
         with comm.preparing("the run"):
-            config = settings.load(run / CONFIG, named=False)
-            if not isinstance(config, CtrConfig):
-                raise ConfigError(f"{run}: a {config.model.kind} model ranks items and predicts no clicks")
             encoder = Encoder.stored(config.data, run / VOCABULARIES)
-            path = checkpoint_of(run, step)
             known = tuple(name for name in looked_up(config.data) if had_texts(run / NAMES, name))
-        comm.agree("the run", [path.name])
+        comm.agree("the run", [checkpoint.name])
         # The plan was for the ranks of the training; any plan computes the same.
         numbers = len(encoder.numbers.columns)
         elsewhere = config.model_copy(update={"plan": type(config.plan)({})})
         model = click_model(elsewhere, encoder, Moments.none(numbers) if config.data.features and numbers else None)
-        se.load_checkpoint(path, model, weights_only=True)
-        return ClickScorer(config, encoder, model.eval(), path, known)
+        se.load_checkpoint(checkpoint, model, weights_only=True)
+        return ClickScorer(config, encoder, model.eval(), checkpoint, known)
 
     def open(self, paths: tuple[str, ...], setting: str = "--data", skip: bool = False) -> ReadClicks:
         """Rows of files without labels, in the run's layout; setting: what named them, for messages.

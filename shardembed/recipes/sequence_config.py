@@ -6,15 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from shardembed.recipes.common import JobConfig, Paths, RankingConfig, Seed, TablesPlanConfig, TrainConfig, check_tables
-from shardembed.recipes.features_config import with_roles
+from shardembed.recipes.common import (
+    EVERY,
+    JobConfig,
+    Paths,
+    Probability,
+    RankingConfig,
+    Seed,
+    TablesPlanConfig,
+    TrainConfig,
+    check_tables,
+)
+from shardembed.recipes.features_config import check_texts, with_roles
 from shardembed.recipes.ids_config import DynamicIdsConfig, InteractionIdsConfig, any_ids
 from shardembed.recipes.split_config import LAST, RankingSplitConfig, check_split
 from shardembed.tables.optimizer_section import Count, Float, NotNegative, Rate, Section
 
 SEQUENCE_MODELS = ("sasrec",)
 SEQUENCE_TABLES = ("item",)
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class ChainConfig(Section):
@@ -26,7 +35,7 @@ class ChainConfig(Section):
     items: Annotated[int, Field(ge=2, lt=1 << 32)] = 2_000
     length: Count = 20
     successors: Count = 5
-    noise: Share = 0.2
+    noise: Probability = 0.2
     zipf: NotNegative = 0.8
     seed: Seed = 0
 
@@ -63,6 +72,7 @@ class SequenceDataConfig(Section):
         if self.split.validation and not self.split.by_time:
             raise ValueError("split: validation is for last and time, after which a sequence goes on; leave it out")
         check_split(self.split, self.time)
+        check_texts(self.texts, (self.user, self.item))
         return self
 
     @field_validator("ids")
@@ -86,7 +96,7 @@ class SequenceModelConfig(Section):
     layers: Count = 2
     heads: Count = 2
     feedforward: Count = 128
-    dropout: Share = 0.1
+    dropout: Probability = 0.1
     negatives: Count = 512
     init_std: Rate = 0.05
     table_dtype: Float = "float32"
@@ -125,5 +135,5 @@ class SequenceConfig(JobConfig):
     @field_validator("plan")
     @classmethod
     def _known(cls, value: TablesPlanConfig) -> Any:
-        check_tables(value.root, SEQUENCE_TABLES, "*")
+        check_tables(value.root, SEQUENCE_TABLES, EVERY)
         return value

@@ -19,6 +19,7 @@ from shardembed.checkpoint.inventory import take
 from shardembed.config import plain_json
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, ShardEmbedError
+from shardembed.recipes import report
 from shardembed.recipes.build import TrainingJob
 from shardembed.recipes.carrying import Carried, carried
 from shardembed.recipes.former import Former, table_of
@@ -79,11 +80,10 @@ def begin(console: Console, former: Former, run: Run, task: Task, job: TrainingJ
     for note in found.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False, highlight=False)
     if plan.whole:
-        result = task.evaluate_former(job, former)
-        found = replace(found, before=result.to_json())
-        console.print(
-            f"its model on {task.evaluates()} of these data: {_in_words(result)}", soft_wrap=True, highlight=False, markup=False
-        )
+        before = task.evaluate_former(job, former).to_json()
+        found = replace(found, before=before)
+        said = f"its model on {task.evaluates()} of these data: {report.in_words(before)}"
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
     else:
         console.print("its model cannot be evaluated on these data, since parts of this one are new", highlight=False)
     found.write(run)
@@ -159,8 +159,3 @@ def _otherwise(former: Former, task: Task, otherwise: bool) -> list[str]:
         return []
     then, now = (f"{one.optimizer.tables.name} and {one.optimizer.dense.name}" for one in (former.config, task.config))
     return [f"optimizers: {now} here and {then} there, so their state begins fresh, and so do the ages of ids"]
-
-
-def _in_words(result: Evaluated) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in result.to_json().items() if isinstance(value, float)]
-    return ", ".join(parts[:2])

@@ -215,7 +215,7 @@ def train(
                 before = progress
                 progress = best.scored(progress, result.score, config) if keeps else progress
                 improved = progress is not before
-                shown.note(f"step {step + 1}: {_in_words(result)}{', the best so far' * improved}")
+                shown.note(f"step {step + 1}: {report.in_words(result.to_json())}{', the best so far' * improved}")
                 saves = saves or improved or (every is not None and progress.stopped)
             lines += counts.lines(step + 1)
             if run.folder is not None:
@@ -238,11 +238,6 @@ def train(
                 )
                 break
     return replace(progress, seconds=begun.seconds + time.monotonic() - began), result
-
-
-def _in_words(result: Evaluated) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in result.to_json().items() if isinstance(value, float)]
-    return ", ".join(parts[:2])
 
 
 class _Log:
@@ -287,7 +282,8 @@ def _since(console: Console, former: Former, run: Run, task: Task, job: Training
     if run.resumes:
         return since_run.noted(former, run)
     found = since_run.begin(console, former, run, task, job)
-    if run.folder is not None and found.before is not None:
+    # Not beside evaluations of other rows.
+    if run.folder is not None and found.before is not None and not task.validates:
         run.folder.log([{"step": 0, "evaluation": found.before}])
     return found
 

@@ -10,7 +10,6 @@ A look takes collectives, so all ranks look at the same steps; rank 0 writes.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
@@ -25,6 +24,7 @@ import torch
 import shardembed as se
 from shardembed.comm.comm import Comm
 from shardembed.comm.job import default_device, ranks_per_node
+from shardembed.config import cores
 from shardembed.doctor.packages import installed
 from shardembed.observe import Profile
 from shardembed.recipes import observed, report
@@ -156,14 +156,14 @@ def _start(step: int, job: TrainingJob, task: Task) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,
         "steps": task.steps,
-        "model": report.MODELS.get(config.model.kind, config.model.kind),
+        "model": report.MODEL_NAMES.get(config.model.kind, config.model.kind),
         "batch": config.train.global_batch_size,
         "ranks": comm.world_size,
         "ranks_per_node": ranks_per_node(comm.world_size),
         "host": platform.node(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores.usable(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "kernels": sorted({slab.kernel.name for slab in tables.journey.slabs}),

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from shardembed.config import cores
 from shardembed.errors import ConfigError
 from shardembed.tables.layout import meeting
 from shardembed.tables.table_config import Constant, Loaded, Normal, RowFunction, TableConfig, Uniform
@@ -92,9 +93,8 @@ def _call_for_blocks(out: torch.Tensor, table: TableConfig, start: RowFunction, 
 
 def _cores() -> int:
     """Cores for this process, of those that the ranks of this machine share."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    return min(MOST_CORES, max(1, here // ranks))
+    return min(MOST_CORES, max(1, cores.usable() // ranks))
 
 
 def _touched(rows: range) -> range:

@@ -16,7 +16,7 @@ from pyarrow import compute
 from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import MAX_USER, MIN_USER, SHOWN, int64_problem, short, text_of, whole
-from shardembed.recipes.data.kinds import DIGITS_ONLY, ZERO, Kind, Said, bytes_of, int64_of_numbers, without_fractions
+from shardembed.recipes.data.kinds import DIGITS_ONLY, MINUS, ZERO, Kind, Said, bytes_of, int64_of_numbers, without_fractions
 from shardembed.recipes.data.wanted import MISSING
 
 MOST = (1 << 64) - 1
@@ -151,10 +151,7 @@ def _integers_of_text(column: pa.Array, optional: bool) -> np.ndarray | None:
 def _int64s_of_text(column: pa.Array) -> np.ndarray | None:
     """None also where there are leading zeros."""
     stripped = without_fractions(column)
-    if stripped is None:
-        return None
-    data, offsets = bytes_of(stripped)
-    if len(data) and ((data[np.minimum(offsets[:-1], len(data) - 1)] == ZERO) & (np.diff(offsets) > 1)).any():
+    if stripped is None or _has_leading_zero(*bytes_of(stripped)):
         return None
     for kind in (pa.int64(), pa.uint64()):
         try:
@@ -162,6 +159,16 @@ def _int64s_of_text(column: pa.Array) -> np.ndarray | None:
         except pa.ArrowInvalid:
             continue
     return None
+
+
+def _has_leading_zero(data: np.ndarray, offsets: np.ndarray) -> bool:
+    """One of the texts whose bytes these are begins with a zero, behind its sign if it has one, and goes on."""
+    if not len(data):
+        return False
+    last = len(data) - 1
+    signs = data[np.minimum(offsets[:-1], last)] == MINUS
+    first = offsets[:-1] + signs
+    return bool(((data[np.minimum(first, last)] == ZERO) & (offsets[1:] - first > 1)).any())
 
 
 def _integers_of_numbers(column: pa.Array, optional: bool) -> np.ndarray | None:

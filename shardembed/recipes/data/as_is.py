@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from shardembed.recipes.data.kinds import Kind, Values
-
-Rows: TypeAlias = "slice | np.ndarray"
+from shardembed.recipes.data.kinds import Kind
+from shardembed.recipes.data.lists import Values
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class AsIs:
     def __len__(self) -> int:
         return len(self.column)
 
-    def __getitem__(self, rows: Rows) -> AsIs:
+    def __getitem__(self, rows: slice | np.ndarray) -> AsIs:
         some = self.column[rows] if isinstance(rows, slice) else self.column.take(pa.array(rows))
         return AsIs(some, None if self.values is None else self.values[rows])
 

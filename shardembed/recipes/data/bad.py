@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from shardembed.errors import DataError
+
 MAX_ID = (1 << 32) - 1  # tables and counts have a row for every id up to the largest
 MIN_USER, MAX_USER = -1 << 63, (1 << 63) - 1  # of sequences, which have no table of users
 DIGITS = 18  # as many fit an int64 whatever they are
@@ -14,6 +16,7 @@ WHOLE = re.compile(r"(-?[0-9]+)\.0*")
 PLACES_KEPT = 5
 SHOWN = 40  # characters of a value in a message
 FIELDS = "wrong number of fields"
+ENOUGH_DROPPED = 100_000  # rows, to tell that a file is the wrong one before its end
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class Dropped:
 
 
 NONE = Dropped()
+
+
+def refuse_wrong_file(name: str, good: int, dropped: Dropped, what: str) -> None:
+    """
+    Args:
+        name: of the source. good: rows of it that are none of those that were dropped. what: such a row holds.
+
+    Raises:
+        DataError: more rows were dropped than are good.
+    """
+    if len(dropped) > good:
+        raise DataError(
+            f"{name}: {len(dropped):,} of {good + len(dropped):,} rows read hold no {what} ({dropped}); is this the right file, "
+            f"with the right columns? The first: {dropped.places[0]}"
+        )
 
 
 def text_of(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,17 +15,16 @@ from shardembed.recipes.data.chain import PlantedSequences
 from shardembed.recipes.data.clicks.sources import open_sources
 from shardembed.recipes.data.generate import GeneratedInteractions
 from shardembed.recipes.data.kept import Kept
+from shardembed.recipes.data.lists import Values
 from shardembed.recipes.data.numbering import Ids, Numbered, made_up
-from shardembed.recipes.data.sides import SIDES, SideName, Values
+from shardembed.recipes.data.sides import SIDES, SideName
 from shardembed.recipes.data.source import Source
-from shardembed.recipes.data.wanted import Wanted
+from shardembed.recipes.data.wanted import NO_BOOKS, Wanted, wanted_of
 from shardembed.recipes.features_config import FeatureConfig
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 if TYPE_CHECKING:
     from shardembed.recipes.data.opened import Files
-
-NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
 
 def check_data(config: JobConfig) -> None:
@@ -38,9 +36,9 @@ def check_data(config: JobConfig) -> None:
     if isinstance(config.data, CtrDataConfig):
         open_sources(config.data)
         return
-    open_source(config.data)
+    source = open_source(config.data)
     for side in SIDES if isinstance(config.data, DataConfig) else ():
-        for _ in rows_of_side(config.data, side):
+        for _ in rows_of_side(config.data, side, source):
             break
 
 
@@ -89,27 +87,25 @@ def open_numbered(config: DataConfig | SequenceDataConfig) -> tuple[Source, Ids 
         return source, None
     if config.path is None:
         return source, Ids(made_up("user", config.generator.users), made_up("item", config.generator.items))
-    users, items = _listed(config, "user"), _listed(config, "item")
+    users, items = (_listed(config, side, source) for side in SIDES)
     numbered = Numbered.of(source, users, items)
     return numbered, numbered.ids
 
 
-def _listed(config: DataConfig | SequenceDataConfig, side: SideName) -> Iterator[np.ndarray]:
+def _listed(config: DataConfig | SequenceDataConfig, side: SideName, source: Source) -> Iterator[np.ndarray]:
     """The ids of users or items that a file describes, whether interactions have them or not."""
     if isinstance(config, DataConfig):
-        for ids, _ in rows_of_side(config, side):
+        for ids, _ in rows_of_side(config, side, source):
             yield ids
 
 
 def rows_of_side(
-    config: DataConfig, side: SideName, books: Mapping[str, Names] = NO_BOOKS
+    config: DataConfig, side: SideName, source: Source, books: Mapping[str, Names] = NO_BOOKS
 ) -> Iterator[tuple[np.ndarray, tuple[Values, ...]]]:
     """Of users or items that have a file of their own: ids int64 `[n]`, and the columns of features, a part after the other.
-
-    Raises:
-        DataError: as `open_source`.
+    Arguments and errors as `open_side`; also where a row is bad.
     """
-    files = open_side(config, side, books)
+    files = open_side(config, side, source, books)
     if files is None:
         return
     for part in range(len(files.parts)):
@@ -119,12 +115,19 @@ def rows_of_side(
             yield ids, tuple(columns)
 
 
-def open_side(config: DataConfig, side: SideName, books: Mapping[str, Names] = NO_BOOKS) -> Files | None:
-    """The files with a row for each user or item; None where there are none. Raises as `open_source`."""
+def open_side(config: DataConfig, side: SideName, source: Source, books: Mapping[str, Names] = NO_BOOKS) -> Files | None:
+    """The files with a row for each user or item; None where there are none.
+
+    Args:
+        source: of the interactions, as it was opened: the ids of users and items are read like those.
+        books: by table, where texts are to be noted with their ids.
+
+    Raises:
+        DataError: as `open_source`, or the ids are texts, and those of interactions numbers.
+    """
     paths, key = (config.users, config.user) if side == "user" else (config.items, config.item)
     if paths is None:
         return None
-    from shardembed.recipes.data.files import FileInteractions, wanted_of
     from shardembed.recipes.data.opened import open_files
 
     features = [one for one in config.features if one.of == side]
@@ -133,5 +136,14 @@ def open_side(config: DataConfig, side: SideName, books: Mapping[str, Names] = N
     files = open_files(
         list(paths), [*wanted, *wanted_of(features, config.texts, books)], config.on_bad_row == "skip", f"data.{side}s"
     )
-    source = open_source(config)
-    return source.files.read_alike(files) if isinstance(source, FileInteractions) else files
+    interactions = files_of(source)
+    return files if interactions is None else interactions.read_alike(files)
+
+
+def files_of(source: Source) -> Files | None:
+    """What interactions are read of, whatever is made of them on the way; None where they are made up."""
+    from shardembed.recipes.data.files import FileInteractions
+
+    while isinstance(source, Kept | Numbered):
+        source = source.source
+    return source.files if isinstance(source, FileInteractions) else None

@@ -17,7 +17,7 @@ from shardembed.recipes.data.feature_kinds import HEXADECIMAL, LABELLED, NUMBERS
 from shardembed.recipes.data.kinds import ROW, USER, WHOLE_TIME, Kind, times_like
 from shardembed.recipes.data.parquet_file import ParquetFile
 from shardembed.recipes.data.text import TextFile
-from shardembed.recipes.data.wanted import Wanted
+from shardembed.recipes.data.wanted import ANY_IDS, Wanted
 
 SAMPLED = 16
 FIXED = {"row": ROW, "user": USER, "hex": HEXADECIMAL, "number": NUMBERS, "label": LABELLED, "as_is": AS_IS}
@@ -39,7 +39,7 @@ def kinds_of(wanted: Sequence[Wanted], files: Opened) -> tuple[Kind, ...]:
 
 def _asks(wanted: Wanted, file: TextFile) -> bool:
     """It takes a sample of the file to know what the column holds."""
-    return wanted.kind == "time" or (wanted.kind in ("key", "id", "ids") and not wanted.text and not file.layout.texts)
+    return wanted.kind == "time" or (wanted.kind in ANY_IDS and not wanted.text and not file.layout.texts)
 
 
 def _decided(wanted: Wanted, files: Opened, samples: Samples) -> Kind:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from shardembed.errors import DataError
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.data.choose import of_rows, rows_of_side
 from shardembed.recipes.data.interactions import Interactions
-from shardembed.recipes.data.numbering import Numbers
+from shardembed.recipes.data.numbering import NOBODY, OTHER_IDS, Numbers
 from shardembed.recipes.data.sides import SIDES, Gathering, Known, Side, SideName
 
 
@@ -30,12 +31,14 @@ def _with_all(data: Interactions, config: DataConfig) -> Interactions:
     if data.ids is not None:
         users, items = len(data.ids.users), len(data.ids.items)
     else:
-        users, items = (max(count, _largest(config, side) + 1) for side, count in zip(SIDES, (data.users, data.items), strict=True))
+        users, items = (
+            max(count, _largest(data, config, side) + 1) for side, count in zip(SIDES, (data.users, data.items), strict=True)
+        )
     return data.with_room(users, items)
 
 
-def _largest(config: DataConfig, side: SideName) -> int:
-    return max((int(ids.max()) for ids, _ in rows_of_side(config, side) if len(ids)), default=-1)
+def _largest(data: Interactions, config: DataConfig, side: SideName) -> int:
+    return max((int(ids.max()) for ids, _ in rows_of_side(config, side, data.source) if len(ids)), default=-1)
 
 
 def _of_rows(data: Interactions, config: DataConfig) -> dict[SideName, Side]:
@@ -60,8 +63,16 @@ def _of_rows(data: Interactions, config: DataConfig) -> dict[SideName, Side]:
 def _of_file(data: Interactions, config: DataConfig, side: SideName) -> Side:
     """Of a side that has a file of its own, or no features."""
     features = [one for one in config.features if one.of == side]
-    gathering = Gathering(features, data.users if side == "user" else data.items)
-    numbers = None if data.ids is None else Numbers(data.ids.users if side == "user" else data.ids.items)
-    for ids, columns in rows_of_side(config, side):
-        gathering.see(ids if numbers is None else numbers(ids), columns)
+    count = data.users if side == "user" else data.items
+    gathering = Gathering(features, count)
+    number_of = None if data.ids is None else Numbers(data.ids.users if side == "user" else data.ids.items)
+    for ids, columns in rows_of_side(config, side, data.source):
+        numbers = ids if number_of is None else number_of(ids)
+        if len(numbers) and not (numbers.min() > NOBODY and numbers.max() < count):
+            raise DataError(f"{', '.join(_paths(config, side))}: {OTHER_IDS}")
+        gathering.see(numbers, columns)
     return gathering.side()
+
+
+def _paths(config: DataConfig, side: SideName) -> tuple[str, ...]:
+    return (config.users if side == "user" else config.items) or ()

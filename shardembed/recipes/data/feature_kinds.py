@@ -13,8 +13,8 @@ from pyarrow import compute
 from shardembed.config.arrow_types import plain
 from shardembed.recipes.data.any_ids import absent_as_nulls, is_absent
 from shardembed.recipes.data.bad import short, text_of
-from shardembed.recipes.data.kinds import Kind, Said, Values, bytes_of
-from shardembed.recipes.data.lists import Lists
+from shardembed.recipes.data.kinds import Kind, Said, bytes_of
+from shardembed.recipes.data.lists import Lists, Values
 from shardembed.recipes.data.wanted import MISSING
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -175,9 +175,13 @@ def _present(elements: pa.Array, counts: np.ndarray) -> tuple[pa.Array, np.ndarr
         there &= ~np.isnan(elements.to_numpy(zero_copy_only=False))
     if there.all():
         return elements, counts
-    sums = np.append(0, np.cumsum(there))
-    ends = np.cumsum(counts)
-    return elements.filter(pa.array(there)), sums[ends] - sums[ends - counts]
+    return elements.filter(pa.array(there)), _counted(there, counts)
+
+
+def _counted(there: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many each list keeps, int64 `[n]`, of elements of which bool `there` are kept."""
+    sums, ends = np.append(0, np.cumsum(there)), np.cumsum(counts)
+    return sums[ends] - sums[ends - counts]
 
 
 def _lists_of_text(column: pa.Array, element: Kind, separator: str | None) -> Lists | None:
@@ -205,7 +209,11 @@ def _lists_of_lists(column: pa.Array, element: Kind) -> Lists | None:
 
 
 def _of(values: Values | None, counts: np.ndarray) -> Lists | None:
-    return None if values is None else Lists(values, counts)  # type: ignore[arg-type]
+    if values is None:
+        return None
+    assert isinstance(values, np.ndarray)
+    there = values != MISSING  # texts that stand for no number, such as NA
+    return Lists(values, counts) if there.all() else Lists(values[there], _counted(there, counts))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -246,9 +254,9 @@ def _list_problem(value: object, element: Kind, separator: str | None) -> Said:
 
 def _lists(values: Sequence[object], element: Kind, separator: str | None) -> Lists:
     parts = [_elements(value, separator) for value in values]
-    found = element.slow([one for part in parts for one in part])
-    assert isinstance(found, np.ndarray)
-    return Lists(found, np.array([len(part) for part in parts], np.int64))
+    found = _of(element.slow([one for part in parts for one in part]), np.array([len(part) for part in parts], np.int64))
+    assert found is not None
+    return found
 
 
 NUMBERS = Kind(_numbers_of_text, _numbers_of_numbers, _number_problem, _numbers)

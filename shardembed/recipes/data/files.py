@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from shardembed.inputs.names import Names
 from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.opened import Files, open_files
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.data.wanted import Wanted, WantedKind
+from shardembed.recipes.data.wanted import NO_BOOKS, Wanted, WantedKind, wanted_of
 from shardembed.recipes.features_config import FeatureConfig
-
-NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
 
 class FileInteractions:
@@ -22,8 +19,7 @@ class FileInteractions:
 
     Args:
         paths: what names them.
-        time: the column of times, whole numbers, or dates with or without a time of day; None where times are of no interest. The
-            attribute `clock` says whether they are dates.
+        time: the column of times, whole numbers, or dates with or without a time of day; None where times are of no interest.
         features: columns that are read too.
         any_user: users may be any integers of 64 bits with a sign, for they have no rows in a table.
         any_id: users and items may be any integers of 64 bits, or texts.
@@ -58,7 +54,6 @@ class FileInteractions:
         wanted += wanted_of(features, texts, books)
         patterns = [str(paths)] if isinstance(paths, str | Path) else list(paths)
         self.files: Files = open_files(patterns, wanted, on_bad_row == "skip", "data.path")
-        self.clock = self.files.kinds[2].clock if time is not None else None
 
     @property
     def name(self) -> str:
@@ -78,11 +73,3 @@ class FileInteractions:
     def place(self, column: int, value: int) -> str:
         """Where the first row with that user (column 0) or item (1) is: file and line, or row. Reads the files."""
         return self.files.place(column, value)
-
-
-def wanted_of(features: Sequence[FeatureConfig], texts: Sequence[str], books: Mapping[str, Names] = NO_BOOKS) -> list[Wanted]:
-    """The columns of features; books: by their names, where texts are to be noted with their ids."""
-    return [
-        Wanted(one.name, one.kind, "data.features", one.separator, one.kind != "number" and one.name in texts, books.get(one.name))
-        for one in features
-    ]

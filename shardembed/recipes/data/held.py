@@ -24,6 +24,7 @@ from shardembed.errors import DataError
 from shardembed.recipes.split_config import RankingSplitConfig
 
 TRAINING, VALIDATION, TEST = range(3)
+NONE_LEFT = "data.split holds all interactions out, and leaves none to train on"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def labels(users: np.ndarray, keys: Sequence[np.ndarray], split: RankingSplitCon
     """
     found = _by_moment(keys, split, name) if split.kind == "time" else _by_user(users, keys, split)
     if not (found == TRAINING).any():
-        raise DataError(f"{name}: data.split holds all interactions out, and leaves none to train on")
+        raise DataError(f"{name}: {NONE_LEFT}")
     return found
 
 
@@ -128,6 +129,8 @@ def _by_moment(keys: Sequence[np.ndarray], split: RankingSplitConfig, name: str)
         changes[1:] |= key[order][1:] != key[order][:-1]
     each, place = int(split.share * len(order)), len(order)
     for label in (TEST, VALIDATION)[: 1 + split.validation]:
+        if place < each:
+            raise DataError(f"{name}: {NONE_LEFT}")
         begins = np.flatnonzero(changes[: place + 1][place - each :]) if each else changes[:0]
         first = place - each + int(begins[0]) if len(begins) else place
         found[order[first:place]] = label

@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 
 from shardembed.errors import DataError
-from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.bad import ENOUGH_DROPPED, NONE, Dropped, refuse_wrong_file
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
 from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION, Held, labels
 from shardembed.recipes.data.numbering import Ids
@@ -33,8 +34,8 @@ from shardembed.recipes.data.stream import hash_rows, rank_slice, rank_start, re
 from shardembed.recipes.metrics import History
 from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig
 
+INTERACTION = "interaction"  # what a row holds, in messages
 NARROW = 16  # places for each id that are cheaper to go through than sorting is
-ENOUGH_DROPPED = 100_000  # to tell that a file is the wrong one before its end
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,14 @@ class Interactions:
 
     def histories(self, users: np.ndarray, before: Held | None = None) -> History:
         """The training items of `users`, by their place in `users`, and those of `before`: one pass over the data."""
-        number = np.full(self.users, -1, np.int64)
-        number[users] = np.arange(len(users))
-        parts = [concatenate([chunk[number[chunk.users] >= 0] for chunk in self.training()])]
-        if before is not None:
-            owners = before.owners
-            mine = number[owners] >= 0
-            parts.append(Chunk(owners[mine], before.items[mine]))
-        kept = concatenate(parts)
-        owners = number[kept.users]
+        place = np.full(self.users, -1, np.int64)
+        place[users] = np.arange(len(users))
+        trained = ((place[chunk.users], chunk.items) for chunk in self.training())
+        met = trained if before is None else chain(trained, [(place[before.owners], before.items)])
+        mine = [(owners[owners >= 0], items[owners >= 0]) for owners, items in met]
+        owners, items = (np.concatenate(column) for column in zip(*mine, strict=True))
         order = np.argsort(owners, kind="stable")
-        return History(owners[order], kept.items[order])
+        return History(owners[order], items[order])
 
 
 def scan(source: Source, seed: int, ids: Ids | None = None, split: RankingSplitConfig = LEAVE_ONE_OUT) -> Interactions:
@@ -166,7 +164,7 @@ def scan(source: Source, seed: int, ids: Ids | None = None, split: RankingSplitC
         passes[part].see(chunk)
         dropped += chunk.dropped
         if len(dropped) > ENOUGH_DROPPED:
-            refuse_wrong_file(source, row + len(chunk), dropped)
+            refuse_wrong_file(source.name, row + len(chunk), dropped, INTERACTION)
         if not len(chunk):
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
@@ -176,7 +174,7 @@ def scan(source: Source, seed: int, ids: Ids | None = None, split: RankingSplitC
         _count(user_counts, chunk.users)
         _count(item_counts, chunk.items)
         row += len(chunk)
-    refuse_wrong_file(source, row, dropped)
+    refuse_wrong_file(source.name, row, dropped, INTERACTION)
     if row == 0:
         raise DataError(f"{source.name}: there are no interactions in it")
     users, items = int(np.flatnonzero(user_counts)[-1]) + 1, int(np.flatnonzero(item_counts)[-1]) + 1
@@ -229,18 +227,6 @@ def pairs_of(batch: Chunk, rank: int, world_size: int) -> Pairs:
     mine = rank_slice(batch, rank, world_size)
     users, items = (torch.from_numpy(np.ascontiguousarray(ids)) for ids in (mine.users, mine.items))
     return Pairs(users, items, rank_start(len(batch), rank, world_size), global_size=len(batch))
-
-
-def refuse_wrong_file(source: Source, kept: int, dropped: Dropped) -> None:
-    """
-    Raises:
-        DataError: more rows were dropped than kept.
-    """
-    if len(dropped) > kept:
-        raise DataError(
-            f"{source.name}: {len(dropped):,} of the first {kept + len(dropped):,} rows hold no interaction ({dropped}); "
-            f"is this the right file, with the right columns? The first: {dropped.places[0]}"
-        )
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,24 @@ SHARE = 1 / 8  # of the memory that is free
 class Kept:
     """The interactions of a source. What is kept is what the first pass over a part gave; a file that changes later is not looked
     at. A copy that goes to another process keeps nothing and reads for itself.
+
+    Attributes:
+        source: what is kept.
     """
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self.source = source
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self._room = min(KEPT_BYTES, SHARE * free_memory()) / here
         self._parts: dict[int, list[Chunk]] = {}
 
     @property
     def name(self) -> str:
-        return self._source.name
+        return self.source.name
 
     @property
     def parts(self) -> Sequence[str]:
-        return self._source.parts
+        return self.source.parts
 
     def chunks(self, part: int) -> Iterator[Chunk]:
         if part in self._parts:
@@ -39,7 +42,7 @@ class Kept:
             return
         kept: list[Chunk] | None = []
         room = self._room
-        for chunk in self._source.chunks(part):
+        for chunk in self.source.chunks(part):
             room -= chunk.nbytes
             if room < 0:
                 kept = None
@@ -50,7 +53,7 @@ class Kept:
             self._parts[part], self._room = kept, room
 
     def place(self, column: int, value: int) -> str:
-        return self._source.place(column, value)
+        return self.source.place(column, value)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_source": self._source, "_room": 0, "_parts": {}}
+        return {"source": self.source, "_room": 0, "_parts": {}}

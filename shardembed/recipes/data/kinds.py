@@ -28,9 +28,8 @@ from shardembed.recipes.data.bad import (
     text_of,
     whole,
 )
-from shardembed.recipes.data.lists import Lists
+from shardembed.recipes.data.lists import Values
 
-Values: TypeAlias = "np.ndarray | Lists"
 Said: TypeAlias = "tuple[str, str] | None"  # (kind, sentence) of what is wrong with a value
 DIGITS_ONLY = re.compile(r"-?[0-9]+")
 DATE = re.compile(r"\d{4}-\d\d-\d\d", flags=re.ASCII)

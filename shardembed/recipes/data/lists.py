@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from shardembed.inputs.hashing import U64, mix
+
+Values: TypeAlias = "np.ndarray | Lists"  # of a column
 
 
 @dataclass(frozen=True)

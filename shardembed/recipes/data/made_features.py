@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardembed.errors import DataError
-from shardembed.recipes.data.lists import Lists
-from shardembed.recipes.data.sides import Values
+from shardembed.recipes.data.lists import Lists, Values
 from shardembed.recipes.features_config import FeatureConfig
 
 STREAM = 0x46656174  # keeps these draws apart from those of interactions

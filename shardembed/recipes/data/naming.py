@@ -12,11 +12,12 @@ from shardembed.errors import DataError
 from shardembed.inputs.names import Names
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig
-from shardembed.recipes.data.choose import open_side, open_source, rows_of_side
+from shardembed.recipes.data.choose import files_of, open_side, open_source, rows_of_side
 from shardembed.recipes.data.clicks.encode import looked_up
 from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.numbering import made_up
 from shardembed.recipes.data.sides import SIDES
+from shardembed.recipes.features_config import names_of_ids
 from shardembed.recipes.sequence_config import SequenceDataConfig
 
 
@@ -54,13 +55,14 @@ def id_columns(config: DataConfig | SequenceDataConfig | CtrDataConfig) -> dict[
     if isinstance(config, CtrDataConfig):
         texts = open_files(config, config.path).files.texts if config.ids.kind == "dynamic" or config.features else {}
         return {table: (table, texts[table]) for table in looked_up(config) if table in texts}
-    source = open_source(config) if config.any_ids is not None else None
-    texts = {} if source is None else source.files.texts  # pyright: ignore[reportAttributeAccessIssue]
-    columns = {"item": config.item} if isinstance(config, SequenceDataConfig) else {"user": config.user, "item": config.item}
-    if isinstance(config, DataConfig) and source is not None:
-        columns |= {one.name: one.name for one in config.features}
-        sides = [open_side(config, side) for side in SIDES]
-        texts = {**{name: kind for files in sides if files is not None for name, kind in files.texts.items()}, **texts}
+    if config.any_ids is None:
+        return {}
+    source = open_source(config)
+    opened, columns = [files_of(source)], {"item": config.item}
+    if isinstance(config, DataConfig):
+        columns = {"user": config.user, **columns, **{name: name for name in names_of_ids(config.features)}}
+        opened += [open_side(config, side, source) for side in SIDES]
+    texts = {name: kind for files in reversed(opened) if files is not None for name, kind in files.texts.items()}
     return {table: (column, texts[column]) for table, column in columns.items() if column in texts}
 
 
@@ -91,7 +93,7 @@ def keep_names(config: DataConfig | SequenceDataConfig | CtrDataConfig, folder: 
 def _of_interactions(config: DataConfig | SequenceDataConfig, folder: Path, rank: int, world_size: int) -> None:
     tables = ["user", "item"]  # users of sequences have no table, and are asked for by name all the same
     if isinstance(config, DataConfig):
-        tables += [one.name for one in config.features if one.kind != "number"]
+        tables += names_of_ids(config.features)
     with ExitStack() as open_names:
         books = {table: open_names.enter_context(Names(folder_of(folder, table))) for table in tables}
         source = open_source(config, books)
@@ -99,7 +101,7 @@ def _of_interactions(config: DataConfig | SequenceDataConfig, folder: Path, rank
             _read(source.chunks(part))
         if rank == 0 and isinstance(config, DataConfig):
             for side in SIDES:
-                _read(rows_of_side(config, side, books))
+                _read(rows_of_side(config, side, source, books))
 
 
 def _of_clicks(config: CtrDataConfig, paths: tuple[str, ...], folder: Path, rank: int, world_size: int) -> None:

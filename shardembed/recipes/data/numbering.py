@@ -21,6 +21,7 @@ from shardembed.recipes.data.source import Chunk, Source, all_chunks
 
 CPU = torch.device("cpu")
 NOBODY = -1  # the number of an id that is not among them
+OTHER_IDS = "there are other ids in it than when it was first read"
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ class Numbered:
     """A source with numbers in the place of ids.
 
     Attributes:
-        ids: behind them.
+        source: with the ids.
+        ids: behind the numbers.
     """
 
     def __init__(self, source: Source, ids: Ids) -> None:
-        self._source, self.ids = source, ids
+        self.source, self.ids = source, ids
         self._users, self._items = Numbers(ids.users), Numbers(ids.items)
 
     @staticmethod
@@ -91,21 +93,26 @@ class Numbered:
 
     @property
     def name(self) -> str:
-        return self._source.name
+        return self.source.name
 
     @property
     def parts(self) -> Sequence[str]:
-        return self._source.parts
+        return self.source.parts
 
     def chunks(self, part: int) -> Iterator[Chunk]:
-        for chunk in self._source.chunks(part):
+        """As of the source.
+
+        Raises:
+            DataError: also where there are other ids than those that were gathered.
+        """
+        for chunk in self.source.chunks(part):
             users, items = self._users(chunk.users), self._items(chunk.items)
             if len(chunk) and min(users.min(), items.min()) == NOBODY:
-                raise DataError(f"{self.parts[part]}: there are other ids in it than when it was first read")
+                raise DataError(f"{self.parts[part]}: {OTHER_IDS}")
             yield replace(chunk, users=users, items=items)
 
     def place(self, column: int, value: int) -> str:
-        return self._source.place(column, int((self.ids.users, self.ids.items)[column][value]))
+        return self.source.place(column, int((self.ids.users, self.ids.items)[column][value]))
 
 
 class _Gathered:

@@ -16,7 +16,7 @@ from shardembed.config.optional import missing
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.data.layout import LAYOUTS, Layout
-from shardembed.recipes.data.lists import Lists, has
+from shardembed.recipes.data.lists import Lists, Values, has
 from shardembed.recipes.data.opening import (
     PACKED_SUFFIXES,
     PARQUET_SUFFIXES,
@@ -26,14 +26,14 @@ from shardembed.recipes.data.opening import (
     matched,
     named,
 )
-from shardembed.recipes.data.wanted import Read, Wanted
+from shardembed.recipes.data.wanted import ANY_IDS, Read, Wanted
 
 try:
     from shardembed.recipes.data.as_is import AsIs, repeated
     from shardembed.recipes.data.deciding import kind_of_ids, kinds_of
-    from shardembed.recipes.data.kinds import Kind, Values
+    from shardembed.recipes.data.kinds import Kind
     from shardembed.recipes.data.parquet_file import ParquetFile
-    from shardembed.recipes.data.text import Rows, TextFile
+    from shardembed.recipes.data.text import Parsed, TextFile
 except ImportError as error:
     raise DataError(missing("pyarrow", "train", "reading data files", error)) from error
 
@@ -71,8 +71,7 @@ class Files:
     @property
     def texts(self) -> dict[str, bool]:
         """Of the columns of ids, whether these are texts. The text 42 is another id than the number 42."""
-        ids = ("key", "id", "ids")
-        return {one.name: kind.text for one, kind in zip(self.wanted, self.kinds, strict=True) if one.kind in ids}
+        return {one.name: kind.text for one, kind in zip(self.wanted, self.kinds, strict=True) if one.kind in ANY_IDS}
 
     def chunks(self, part: int) -> Iterator[Read]:
         """All rows of a part.
@@ -107,7 +106,7 @@ class Files:
         places = (place for part in range(len(self.files)) for place in self._places(part, column, value))
         return next(places, self.name)
 
-    def _rows(self, part: int) -> Iterator[Rows]:
+    def _rows(self, part: int) -> Iterator[Parsed]:
         file = self.files[part]
         inside = [place for place, one in enumerate(self.wanted) if one.name in file.header]
         given = {place: self._partition(file, place) for place in range(len(self.wanted)) if place not in inside}

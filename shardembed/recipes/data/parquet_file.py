@@ -16,11 +16,11 @@ from shardembed.config.paths import is_url
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import Problem
 from shardembed.recipes.data.feature_kinds import is_list
-from shardembed.recipes.data.kinds import CLOCK_TIME, WHOLE_TIME, Kind, Values, clock_numbers, is_clock, times_like
-from shardembed.recipes.data.lists import has
+from shardembed.recipes.data.kinds import CLOCK_TIME, WHOLE_TIME, Kind, clock_numbers, is_clock, times_like
+from shardembed.recipes.data.lists import Values, has
 from shardembed.recipes.data.opening import Place
-from shardembed.recipes.data.text import Columns, Rows
-from shardembed.recipes.data.wanted import Wanted
+from shardembed.recipes.data.text import Columns, Parsed
+from shardembed.recipes.data.wanted import ANY_IDS, Wanted
 
 BATCH_ROWS = 1 << 16
 BUFFER_BYTES = 1 << 20  # of a column that are read at once
@@ -106,7 +106,7 @@ class ParquetFile:
             batch = next(file.iter_batches(batch_size=rows, columns=list(names)), None)
         return {name: pa.nulls(0) if batch is None else batch.column(name) for name in names}
 
-    def rows(self, columns: Columns, wanted: Sequence[Wanted]) -> Iterator[Rows]:
+    def rows(self, columns: Columns, wanted: Sequence[Wanted]) -> Iterator[Parsed]:
         """Batch by batch."""
         row = 0
         with _opened(self.place) as file:
@@ -132,10 +132,10 @@ class ParquetFile:
             raise DataError(f"{self.place}: there is no column {wanted.name!r} any more: the file has changed")
         self.check(wanted, schema)
         found = schema.field(wanted.name).type
-        if wanted.kind in ("key", "id", "ids") and pa.types.is_string(_element_type(found)) and not kind.text:
+        if wanted.kind in ANY_IDS and pa.types.is_string(_element_type(found)) and not kind.text:
             raise DataError(f"{self.place}: column {wanted.name!r} holds {found} now: the file has changed")
 
-    def _judged(self, batch: pa.RecordBatch, first_row: int, columns: Columns) -> Rows:
+    def _judged(self, batch: pa.RecordBatch, first_row: int, columns: Columns) -> Parsed:
         kept, wrong, values = read_arrays([plain(batch.column(name)) for name, _ in columns], columns)
         problems = []
         for row in sorted(wrong):

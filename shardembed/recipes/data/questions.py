@@ -12,7 +12,7 @@ from shardembed.recipes.data.held import Held
 from shardembed.recipes.metrics import History
 
 
-class Counted(Protocol):
+class WithCounts(Protocol):
     """Data whose interactions are counted; arrays as in `Interactions`."""
 
     @property
@@ -46,7 +46,7 @@ class Questions:
     strangers: int
 
     @staticmethod
-    def of(data: Counted, held: Held, histories: Callable[[np.ndarray], History], before: Held | None) -> Questions:
+    def of(data: WithCounts, held: Held, histories: Callable[[np.ndarray], History], before: Held | None) -> Questions:
         """before: what users met between training and the questions."""
         met = data.user_counts if before is None else data.user_counts + np.bincount(before.owners, minlength=len(data.user_counts))
         known = data.user_counts[held.users] > 0

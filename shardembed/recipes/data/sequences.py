@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from shardembed.errors import DataError
-from shardembed.recipes.data.bad import NONE, Dropped
+from shardembed.recipes.data.bad import ENOUGH_DROPPED, NONE, Dropped, refuse_wrong_file
 from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION, Held, labels
-from shardembed.recipes.data.interactions import ENOUGH_DROPPED, refuse_wrong_file, time_keys
+from shardembed.recipes.data.interactions import INTERACTION, time_keys
 from shardembed.recipes.data.lists import stretches
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
@@ -172,9 +172,9 @@ def scan(source: Source, ids: Ids | None = None, split: RankingSplitConfig = LAS
         dropped += chunk.dropped
         rows += len(chunk)
         if len(dropped) > ENOUGH_DROPPED:
-            refuse_wrong_file(source, rows, dropped)
+            refuse_wrong_file(source.name, rows, dropped, INTERACTION)
         chunks.append(chunk)
-    refuse_wrong_file(source, rows, dropped)
+    refuse_wrong_file(source.name, rows, dropped, INTERACTION)
     if not rows:
         raise DataError(f"{source.name}: there are no interactions in it")
     largest = max(int(chunk.items.max()) for chunk in chunks if len(chunk))

@@ -19,11 +19,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from shardembed.recipes.data.lists import Lists, joined, stretches
+from shardembed.recipes.data.lists import Lists, Values, joined, stretches
 from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
 
-Values = np.ndarray | Lists
 Column = TypeVar("Column", np.ndarray, Lists)
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, ...] = ("user", "item")

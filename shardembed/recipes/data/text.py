@@ -13,18 +13,17 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import FIELDS, Problem, short
-from shardembed.recipes.data.kinds import Kind, Values
+from shardembed.recipes.data.kinds import Kind
 from shardembed.recipes.data.layout import Layout
-from shardembed.recipes.data.lists import has
+from shardembed.recipes.data.lines import after_lines, cut, line_count, lines_of, whole_lines
+from shardembed.recipes.data.lists import Values, has
 from shardembed.recipes.data.opening import UNREADABLE, Place, open_text
 
 BLOCK_BYTES = 4 << 20  # of text parsed at a time
@@ -33,14 +32,12 @@ PIECES = 16  # into which a block with something wrong is cut, and cut again
 THREAD_BYTES = 1 << 19  # that one of pyarrow's threads takes
 SAMPLE_BYTES = 1 << 20  # whose values say what a column holds
 MAX_LINE = 16 << 20
-CUTS_TRIED = 64
 END = "end"
-LINE_END = re.compile(rb"\r\n|\r|\n")
 BOM = b"\xef\xbb\xbf"
 TAR = slice(257, 262)  # where "ustar" stands in an archive
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}
 Columns = Sequence[tuple[str, Kind]]  # what is read: names, and what they hold
-Rows = tuple[int, list[Values], list[Problem]]  # how many good rows, the values of each column, and what is wrong with the others
+Parsed = tuple[int, list[Values], list[Problem]]  # how many good rows, the values of each column, and what is wrong with the others
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class TextFile:
                 )
         return ""
 
-    def rows(self, columns: Columns) -> Iterator[Rows]:
+    def rows(self, columns: Columns) -> Iterator[Parsed]:
         """Block by block."""
         for first_line, data in self._blocks(BLOCK_BYTES):
             yield from self._parsed(data, first_line, columns)
@@ -124,7 +121,7 @@ class TextFile:
         for first_line, data in self._blocks(BLOCK_BYTES):
             if not any(has(values[column], value).any() for _, values, _ in self._parsed(data, first_line, columns)):
                 continue
-            for line, row in self._split(_lines(data)):
+            for line, row in self._split(lines_of(data)):
                 if row is not None and self._judge(row, "", columns) is None and has(kind.slow([row[place]]), value).any():
                     yield f"{self.place}:{first_line + line}: column {name!r}"
 
@@ -141,17 +138,17 @@ class TextFile:
                 while not ended:
                     read = file.read(size)
                     ended = not read
-                    block, rest = _cut(rest, read)
+                    block, rest = cut(rest, read)
                     if not block and len(rest) > MAX_LINE:
                         raise DataError(
                             f"{self.place}:{line}: a line of more than {MAX_LINE} bytes is not read; is this a text file?"
                         )
                     if line == 1:
                         block = block.removeprefix(BOM)
-                    lines = _line_count(block)
+                    lines = line_count(block)
                     if skip:
                         taken = min(skip, lines)
-                        block = _after_lines(block, taken)
+                        block = after_lines(block, taken)
                         skip, line, lines = skip - taken, line + taken, lines - taken
                     if block:
                         yield line, block
@@ -160,7 +157,7 @@ class TextFile:
             said = getattr(error, "strerror", None) or error
             raise DataError(f"{self.place}: cannot read on at line {line}: {said}; is the file whole?") from error
 
-    def _parsed(self, data: bytes, first_line: int, columns: Columns) -> Iterator[Rows]:
+    def _parsed(self, data: bytes, first_line: int, columns: Columns) -> Iterator[Parsed]:
         found = self._fast(data, columns)
         if found is not None:
             yield found[0], found[1], []
@@ -169,12 +166,12 @@ class TextFile:
         else:
             size = max(PIECE_BYTES, len(data) // PIECES)
             while data:
-                whole = _whole_lines(data[:size]) or len(data)  # a line longer than a piece comes with all that follows it
+                whole = whole_lines(data[:size]) or len(data)  # a line longer than a piece comes with all that follows it
                 if whole == len(data) > size:
                     yield self._slow(data, first_line, columns)
                 else:
                     yield from self._parsed(data[:whole], first_line, columns)
-                first_line += _line_count(data[:whole])
+                first_line += line_count(data[:whole])
                 data = data[whole:]
 
     def _fast(self, data: bytes, columns: Columns) -> tuple[int, list[Values]] | None:
@@ -182,40 +179,12 @@ class TextFile:
         if b"\0" in data:
             return None
         places = [str(self.header.index(name)) for name, _ in columns]
-        wrong: list[object] = []
-
-        def note(row: object) -> str:
-            wrong.append(row)
-            return "skip"
-
-        # Columns go by position: names may repeat. Numbers are read as text, so that a bad value can be told from a bad file.
-        names = [str(place) for place in range(len(self.header))]
         quotes = not self.layout.names and b'"' in data
-        if quotes:
-            data += b"\n" * (not data.endswith((b"\n", b"\r"))) + self._end.encode()
-        # A quoted line break between two threads is not always an error: "a\nb,c" is a row of two fields on either side of it.
-        threads = len(data) > 2 * THREAD_BYTES
-        try:
-            convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
-            convert.include_columns, convert.column_types = places, dict.fromkeys(places, pa.string())
-            table = arrow_csv.read_csv(
-                pa.BufferReader(data),
-                arrow_csv.ReadOptions(
-                    use_threads=threads, block_size=THREAD_BYTES if threads else len(data) + 1, column_names=names
-                ),
-                arrow_csv.ParseOptions(
-                    delimiter=self.layout.delimiter,
-                    quote_char='"' if quotes else False,
-                    newlines_in_values=quotes,
-                    invalid_row_handler=note,
-                ),
-                convert,
-            )
-        except pa.ArrowInvalid:
+        texts = self._read(data + self._closing(data) if quotes else data, places, quotes)
+        if texts is None:
             return None
-        texts = [_in_one(table.column(place)) for place in places]
-        count = table.num_rows - quotes
-        if wrong or (quotes and texts[0].view(pa.binary())[count].as_py() != END.encode()):
+        count = len(texts[0]) - quotes
+        if quotes and texts[0].view(pa.binary())[count].as_py() != END.encode():
             return None
         found = []
         for column, (_, kind) in zip(texts, columns, strict=True):
@@ -225,10 +194,43 @@ class TextFile:
             found.append(values)
         return count, found
 
-    def _slow(self, data: bytes, first_line: int, columns: Columns) -> Rows:
+    def _closing(self, data: bytes) -> bytes:
+        """Behind a block with quotes: a row of its own, which is not seen where a quote is still open."""
+        return b"\n" * (not data.endswith((b"\n", b"\r"))) + self._end.encode()
+
+    def _read(self, data: bytes, places: list[str], quotes: bool) -> list[pa.Array] | None:
+        """The texts in some columns, by their places, as pyarrow parses them; None where any row has other columns than the header.
+
+        Columns go by position: names may repeat. Numbers are read as text, so that a bad value can be told from a bad file.
+        """
+        wrong: list[object] = []
+
+        def note(row: object) -> str:
+            wrong.append(row)
+            return "skip"
+
+        # A quoted line break between two threads is not always an error: "a\nb,c" is a row of two fields on either side of it.
+        threads = len(data) > 2 * THREAD_BYTES
+        read = arrow_csv.ReadOptions(use_threads=threads, block_size=THREAD_BYTES if threads else len(data) + 1)
+        read.column_names = [str(place) for place in range(len(self.header))]
+        parse = arrow_csv.ParseOptions(
+            delimiter=self.layout.delimiter,
+            quote_char='"' if quotes else False,
+            newlines_in_values=quotes,
+            invalid_row_handler=note,
+        )
+        convert = arrow_csv.ConvertOptions(check_utf8=False, strings_can_be_null=False)
+        convert.include_columns, convert.column_types = places, dict.fromkeys(places, pa.string())
+        try:
+            table = arrow_csv.read_csv(pa.BufferReader(data), read, parse, convert)
+        except pa.ArrowInvalid:
+            return None
+        return None if wrong else [_in_one(table.column(place)) for place in places]
+
+    def _slow(self, data: bytes, first_line: int, columns: Columns) -> Parsed:
         good: list[list[str]] = []
         problems: list[Problem] = []
-        for line, row in self._split(_lines(data)):
+        for line, row in self._split(lines_of(data)):
             problem = self._judge(row, f"{self.place}:{first_line + line}", columns)
             if problem is not None:
                 problems.append(problem)
@@ -328,10 +330,6 @@ def _in_one(column: pa.ChunkedArray) -> pa.Array:
     return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
 
 
-def _lines(data: bytes) -> list[str]:
-    return list(io.StringIO(data.decode("utf-8", "replace"), newline=""))
-
-
 @contextmanager
 def _long_fields() -> Iterator[None]:
     """While the csv module takes what pyarrow takes."""
@@ -349,43 +347,3 @@ def _next_row(rows: Any) -> tuple[int, list[str] | None]:
     except csv.Error:
         row = None
     return rows.line_num, row
-
-
-def _cut(rest: bytes, read: bytes) -> tuple[bytes, bytes]:
-    """What has not been given out and what comes next, as whole lines and what is left; at the end of a file all are whole."""
-    if not read:
-        return rest, b""
-    if b'"' not in read and b'"' not in rest:  # with one copy of them instead of two
-        whole = _whole_lines(read)
-        return (b"".join((rest, memoryview(read)[:whole])), read[whole:]) if whole else (b"", rest + read)
-    both = rest + read
-    whole = _whole_lines(both)
-    return both[:whole], both[whole:]
-
-
-def _whole_lines(data: bytes) -> int:
-    """How many bytes of `data` are whole lines, 0 if there is none. The lines of a quoted value stay together if possible."""
-    end = len(data)
-    last = 0
-    quoted = b'"' in data
-    for _ in range(CUTS_TRIED):
-        end = data.rfind(b"\n", 0, end) + 1 or data.rfind(b"\r", 0, min(end, len(data) - 1)) + 1
-        last = last or end
-        if not end or not quoted or data.count(b'"', 0, end) % 2 == 0:
-            return end or last
-        end -= 1
-    return last
-
-
-def _after_lines(data: bytes, count: int) -> bytes:
-    """What comes after the first `count` lines."""
-    ends = islice(LINE_END.finditer(data), count - 1, count)
-    return data[next((found.end() for found in ends), len(data)) :]
-
-
-def _line_count(data: bytes) -> int:
-    """Ends of lines, of each of the three kinds, and a last line without one."""
-    ends = int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))  # a sixth of the time of bytes.count
-    if b"\r" in data:
-        ends += data.count(b"\r") - data.count(b"\r\n")
-    return ends + (bool(data) and not data.endswith((b"\n", b"\r")))

@@ -18,7 +18,9 @@ Legend: n rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -26,9 +28,12 @@ import numpy as np
 from shardembed.inputs.names import Names
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.lists import Lists
+from shardembed.recipes.features_config import FeatureConfig
 
 MISSING = np.iinfo(np.int64).min  # an id that is not there
 WantedKind = Literal["row", "user", "key", "id", "hex", "ids", "number", "label", "time", "as_is"]
+ANY_IDS = ("key", "id", "ids")  # kinds whose values are whole numbers or texts, as the files say
+NO_BOOKS: Mapping[str, Names] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -63,3 +68,14 @@ class Read:
 
     columns: tuple[np.ndarray | Lists, ...]
     dropped: Dropped = NONE
+
+
+def wanted_of(features: Sequence[FeatureConfig], texts: Sequence[str], books: Mapping[str, Names] = NO_BOOKS) -> tuple[Wanted, ...]:
+    """The columns of features.
+
+    Args:
+        texts: names of those that are read as texts though they hold digits. books: by name, what keeps texts with their ids.
+    """
+    return tuple(
+        Wanted(one.name, one.kind, "data.features", one.separator, one.name in texts, books.get(one.name)) for one in features
+    )

@@ -15,7 +15,6 @@ Legend: b samples of this rank, B of the global batch, I numbers, F vectors (the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -29,10 +28,9 @@ from shardembed.recipes.data.clicks.encode import ClickBatch
 from shardembed.recipes.data.clicks.moments import Moments
 from shardembed.recipes.features_config import Features
 from shardembed.recipes.ids_config import DynamicIdsConfig
-from shardembed.recipes.models.masks import Dropout
+from shardembed.recipes.models.masks import Drop, dropout_of_vectors
 from shardembed.tables.table_config import Uniform
 
-Drop = Callable[[int, torch.Tensor], torch.Tensor]
 WIDE_START = 0.01
 TOP = 1 << 10  # added to the numbers of the top MLP's layers, for the masks
 
@@ -182,10 +180,4 @@ def table_configs(
 
 def dropout_of(config: CtrModelConfig, seed: int, step: int, first: int) -> Drop | None:
     """What drops elements of the hidden layers in a step; first: the number in the global batch of the first sample."""
-    if not config.dropout:
-        return None
-
-    def drop(layer: int, x_bD: torch.Tensor) -> torch.Tensor:
-        return Dropout(config.dropout, seed, step, first, 1, x_bD.shape[1])(layer, x_bD[:, None]).squeeze(1)
-
-    return drop
+    return dropout_of_vectors(config.dropout, seed, step, first) if config.dropout else None

@@ -3,16 +3,18 @@
 Whether an element is dropped follows from (seed, step, layer, sequence, position, column) alone: a counter-based generator is
 set to the place in its stream where the rank's part of the batch begins. So no state is saved, and a resumed run drops the same.
 
-Legend: b sequences of this rank, L positions, D columns.
+Legend: b sequences (or samples) of this rank, L positions, D columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+Drop = Callable[[int, torch.Tensor], torch.Tensor]  # of a layer's number and what it gives: the same, with some elements dropped
 STREAM = 0x44726F70  # keeps these draws apart from others with the same seed
 LEVELS = 1 << 16  # an element is kept or dropped by 16 random bits
 A_BLOCK = 16  # elements of one count of the generator
@@ -39,7 +41,8 @@ class Dropout:
     width: int
 
     def __call__(self, layer: int, x_bLD: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.probability * LEVELS)
+        """What is kept of `[b, L, D]`, scaled up, in its dtype; drawn on the CPU and copied to its device."""
+        dropped = min(round(self.probability * LEVELS), LEVELS - 1)
         if not dropped:
             return x_bLD
         sequences, length, _ = x_bLD.shape
@@ -51,6 +54,15 @@ class Dropout:
         kept = (bits[:, :elements] >= dropped).reshape(sequences, self.length, self.width)[:, :length]
         mask = torch.from_numpy(np.ascontiguousarray(kept)).to(x_bLD.device)
         return x_bLD * mask * (LEVELS / (LEVELS - dropped))
+
+
+def dropout_of_vectors(probability: float, seed: int, step: int, first: int) -> Drop:
+    """Of samples with one vector a layer, `[b, D]`, whose D may differ from layer to layer; arguments as of `Dropout`."""
+
+    def drop(layer: int, x_bD: torch.Tensor) -> torch.Tensor:
+        return Dropout(probability, seed, step, first, 1, x_bD.shape[1])(layer, x_bD[:, None]).squeeze(1)
+
+    return drop
 
 
 def keep_all(layer: int, x_bLD: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ Legend: b sequences of this rank, n items of all of them, L positions, D columns
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +25,12 @@ import shardembed as se
 from shardembed.embeddings.compared import Vectors
 from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.models.any_ids import AnyIds, ids_of
-from shardembed.recipes.models.masks import Dropout, keep_all
+from shardembed.recipes.models.masks import Drop, Dropout, keep_all
 from shardembed.recipes.models.sampling import sampled_softmax
 from shardembed.recipes.models.shared import share_of, shared
 from shardembed.recipes.sequence_config import SequenceModelConfig
 
 POSITION_STD = 0.02
-Drop = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

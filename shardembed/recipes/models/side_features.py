@@ -53,7 +53,7 @@ class SideFeatures(nn.Module):
                 numbers.append(scaled(feature, np.asarray(values)))
                 continue
             self._named[feature.name] = f"ids_{place}"
-            ids = ids_of(feature, values, by_name[feature.name])
+            ids = table_ids(feature, values, by_name[feature.name])
             flat = ids.values if isinstance(ids, Lists) else ids
             self.register_buffer(f"ids_{place}", torch.from_numpy(flat), persistent=False)
             ends = torch.from_numpy(np.append(0, np.cumsum(ids.lengths))) if isinstance(ids, Lists) else None
@@ -110,8 +110,10 @@ def feature_tables(
     return made
 
 
-def ids_of(feature: FeatureConfig, values: np.ndarray | Lists, table: se.TableConfig) -> np.ndarray | Lists:
-    """The ids that a table is asked for: of a number its bucket, of a missing id the last row where ids are row numbers."""
+def table_ids(feature: FeatureConfig, values: np.ndarray | Lists, table: se.TableConfig) -> np.ndarray | Lists:
+    """What a table is asked for of the values of its feature: the same where these are ids, of a number its bucket, int64 `[N]`; of
+    a missing id the last row where ids are row numbers.
+    """
     if isinstance(values, Lists):
         return values
     if feature.buckets:

@@ -23,7 +23,7 @@ from shardembed.recipes.config import ModelConfig
 from shardembed.recipes.data.sides import NOTHING_KNOWN, Known
 from shardembed.recipes.ids_config import DynamicIdsConfig
 from shardembed.recipes.models.any_ids import AnyIds, ids_of
-from shardembed.recipes.models.masks import Dropout
+from shardembed.recipes.models.masks import dropout_of_vectors
 from shardembed.recipes.models.sampling import sampled_softmax
 from shardembed.recipes.models.shared import share_of, shared
 from shardembed.recipes.models.side_features import SideFeatures, feature_tables
@@ -135,9 +135,11 @@ class TwoTower(nn.Module):
             items_bD, negatives_KD = rows_nD.split([len(items_bD), len(negatives_KD)])
         if self.item_ids is not None:
             negatives_KD = shared(negatives_KD, share, len(drawn))
-        queries_bD = self.queries(self._dropped(USERS, batch.first, batch.step, users_bD))
-        items_bD = self.item_vectors(self._dropped(ITEMS, batch.first, batch.step, items_bD))
-        negatives_KD = self.item_vectors(self._dropped(NEGATIVES, 0, batch.step, negatives_KD))
+        drop = dropout_of_vectors(self._dropout, self._seed, batch.step, batch.first)
+        drop_alike = dropout_of_vectors(self._dropout, self._seed, batch.step, 0)  # all ranks have the same negatives
+        queries_bD = self.queries(drop(USERS, users_bD))
+        items_bD = self.item_vectors(drop(ITEMS, items_bD))
+        negatives_KD = self.item_vectors(drop_alike(NEGATIVES, negatives_KD))
         losses_b = sampled_softmax(queries_bD, items_bD, batch.items, negatives_KD, drawn, self.log_expected)
         return losses_b.sum() / batch.global_size * se.world_size()
 
@@ -173,10 +175,6 @@ class TwoTower(nn.Module):
                 **self.item_features.lookups(items),
             }
         )
-
-    def _dropped(self, layer: int, first: int, step: int, x_nD: torch.Tensor) -> torch.Tensor:
-        drop = Dropout(self._dropout, self._seed, step, first, 1, x_nD.shape[1])
-        return drop(layer, x_nD[:, None])[:, 0]
 
     def queries(self, user_rows: torch.Tensor) -> torch.Tensor:
         """Rows of users with what features add `[b, D]` -> what is multiplied with item vectors `[b, D]`."""

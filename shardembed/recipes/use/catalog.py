@@ -111,17 +111,30 @@ def _wrapped(number: int) -> int:
     return number - (1 << 64) if number > MAX_USER else number
 
 
+def array_of(values: Any, what: str) -> pa.Array:
+    """Names that somebody gave, as an array of Arrow `[m]`.
+
+    Raises:
+        DataError: they are no list and no column. A text is none: its letters are nobody's names.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, str | bytes):
+        raise DataError(f"{what}s must be a list or a column, and not the text {values!r:.60}; of one, say [{values!r:.60}]")
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise DataError(f"{what}s must be a list or a column of texts or of whole numbers: {error}") from None
+
+
 def _column(values: Any, what: str) -> pa.Array:
     """
     Raises:
         DataError: it holds neither texts nor whole numbers, or one is missing.
     """
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    try:
-        column = plain(values if isinstance(values, pa.Array) else pa.array(values))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise DataError(f"{what}s must be a list or a column of texts or of whole numbers: {error}") from None
+    column = plain(array_of(values, what))
     if pa.types.is_null(column.type) and not len(column):
         return pa.array([], pa.string())
     if column.null_count:

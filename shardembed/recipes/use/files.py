@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -18,8 +19,8 @@ from pyarrow import compute, csv, parquet
 
 from shardembed.comm.comm import Comm
 from shardembed.config.paths import local
-from shardembed.embeddings.publish import sync_file
-from shardembed.errors import ConfigError, DataError, ExportError
+from shardembed.embeddings.publish import sync_file, told
+from shardembed.errors import ConfigError, DataError
 from shardembed.recipes.data.as_is import AsIs
 from shardembed.recipes.data.opened import open_files
 from shardembed.recipes.data.opening import PARQUET_SUFFIXES, TEXT_SUFFIXES, UNREADABLE, Place, open_text
@@ -52,10 +53,7 @@ def names_in(path: str | Path, column: str, skip: bool = False) -> tuple[pa.Arra
         [one.column for read in found if isinstance(one := read.columns[0], AsIs)] or [pa.array([], pa.string())]
     ).combine_chunks()
     missing = joined.is_null().to_numpy(zero_copy_only=False)
-    try:
-        joined.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: column {column!r} is no UTF-8: {error}; convert the file") from error
+    _check_utf8(joined, f"{path}: column {column!r}")
     if pa.types.is_string(joined.type):
         missing |= compute.call_function("binary_length", [joined]).fill_null(0).to_numpy(zero_copy_only=False) == 0
     if skip:
@@ -96,7 +94,7 @@ def writing(path: Path, comm: Comm) -> Iterator[Callable[[pa.Table], None]]:
     in the place of one that is there. Collective, each of its calls too.
 
     Raises:
-        ExportError: on all ranks: it cannot be written.
+        ExportError: on all ranks: it cannot be written. DataError: a text is no UTF-8, which but CSV and TSV all formats are.
     """
     new = path.with_name(f".writing-{secrets.token_hex(4)}-{path.name}")
     writer = _Writer(new, path.suffix.lower()) if comm.rank == 0 else None
@@ -117,13 +115,13 @@ def writing(path: Path, comm: Comm) -> Iterator[Callable[[pa.Table], None]]:
 
 def _put(path: Path, writer: _Writer | None, table: pa.Table) -> None:
     if writer is not None:
-        with _told(path):
+        with told(path, pa.ArrowException):
             writer.put(table)
 
 
 def _finish(path: Path, writer: _Writer | None, new: Path) -> None:
     if writer is not None:
-        with _told(path):
+        with told(path, pa.ArrowException):
             writer.close()
             sync_file(new)
             os.replace(new, path)
@@ -136,6 +134,9 @@ class _Writer:
         self._lines = suffix in LINES
 
     def put(self, table: pa.Table) -> None:
+        if self._suffix not in DELIMITERS:  # in which bytes pass as they are
+            for name in table.column_names:
+                _check_utf8(table.column(name), f"column {name!r}")
         if self._open is None:
             if self._lines:
                 self._open = self._path.open("x", encoding="utf-8")
@@ -147,7 +148,7 @@ class _Writer:
                 )
         if self._lines:
             for batch in table.to_batches(max_chunksize=1 << 14):
-                self._open.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
+                self._open.writelines(_lines(batch))
         else:
             self._open.write_table(table)
 
@@ -157,9 +158,29 @@ class _Writer:
             self._open = None
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _lines(batch: pa.RecordBatch) -> Iterator[str]:
+    """JSON has no inf and nan, as readers other than Python's say: they are null."""
+    for row in batch.to_pylist():
+        try:
+            yield json.dumps(row, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+        except ValueError:
+            yield json.dumps(_finite(row), ensure_ascii=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_utf8(column: pa.Array | pa.ChunkedArray, where: str) -> None:
+    """
+    Raises:
+        DataError: a text in it is no UTF-8.
+    """
     try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise ExportError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where} is no UTF-8: {error}; convert the file") from error

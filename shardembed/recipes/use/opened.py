@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 import shardembed as se
-from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.comm.comm import Comm
 from shardembed.config import plain_json
 from shardembed.config.paths import local
@@ -56,8 +55,8 @@ class Opened:
         checkpoint: the one that the weights are from.
         step: of the checkpoint.
         model: with these weights, its tables cut over the ranks that there are now.
-        users: of two towers, those with a row; of sequences and clicks none.
-        items: likewise; of clicks none.
+        users: of two towers, those with a row, or with features; of sequences and clicks none.
+        items: those with a row, or with features; of clicks none.
         scorer: what scores rows for a model of clicks; None of others.
     """
 
@@ -85,10 +84,10 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Opened:
     """
     comm = se.init()
     run = local(path)
-    config, checkpoint, users, items = on_all(comm, "open the run", lambda: _read(run, step))
+    config, checkpoint, saved_at, users, items = on_all(comm, "open the run", lambda: _read(run, step))
     if isinstance(config, CtrConfig):
-        scorer = ClickScorer.of_run(run, step)
-        return Opened(run, config, checkpoint, _step_of(checkpoint), scorer.model, users, items, scorer)
+        scorer = ClickScorer.of(run, config, checkpoint)
+        return Opened(run, config, checkpoint, saved_at, scorer.model, users, items, scorer)
     # The plan was for the ranks of the training; any plan computes the same.
     config = config.model_copy(update={"plan": type(config.plan).model_validate({})})
     if isinstance(config, Config) and config.data.features:
@@ -97,8 +96,8 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Opened:
         task = _task(config, users, items)
     comm.agree("the run", [checkpoint.name, *(f"{table.name}: {table.num_embeddings}" for table in task.tables())])
     model = task.build().model
-    restored = se.load_checkpoint(checkpoint, model, weights_only=True)
-    return Opened(run, config, checkpoint, restored.step, model.eval(), users, items)
+    se.load_checkpoint(checkpoint, model, weights_only=True)
+    return Opened(run, config, checkpoint, saved_at, model.eval(), users, items)
 
 
 def config_of(run: Path) -> JobConfig:
@@ -112,15 +111,14 @@ def config_of(run: Path) -> JobConfig:
     return settings.load(run / CONFIG, named=False)
 
 
-def _read(run: Path, step: int | None) -> tuple[JobConfig, Path, Catalog, Catalog]:
+def _read(run: Path, step: int | None) -> tuple[JobConfig, Path, int, Catalog, Catalog]:
+    """(settings, checkpoint, its step, users, items). The checkpoint is chosen here and nowhere else: of a run that goes on, there
+    may be a newer one a moment later.
+    """
     config = config_of(run)
     with StoredTables(run, step) as stored:
         users, items = (_catalog(run, stored, what) for what in ("user", "item"))
-    return config, stored.path.absolute(), users, items
-
-
-def _step_of(checkpoint: Path) -> int:
-    return read_manifest(checkpoint).step
+    return config, stored.path.absolute(), stored.manifest.step, users, items
 
 
 def _catalog(run: Path, stored: StoredTables, what: str) -> Catalog:

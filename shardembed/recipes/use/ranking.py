@@ -5,7 +5,6 @@ Legend: U users, q of this rank in a batch, k items of each, L items that are se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from shardembed.comm.comm import Comm
 from shardembed.errors import UnsupportedError
 from shardembed.recipes.data.numbering import NOBODY, Numbers
+from shardembed.recipes.evaluate import batches
 from shardembed.recipes.models.index import BATCH_USERS, Found, ItemIndex
 from shardembed.recipes.models.next_items import BATCH_POSITIONS
 from shardembed.recipes.models.sasrec import Sasrec
@@ -21,7 +21,7 @@ from shardembed.recipes.models.two_tower import TwoTower
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.taken import Taken
 
-BATCH_ENTRIES = 1 << 22  # of all ranks together: list entries, which bounds memory where much is left out
+NO_RANKING = "its model predicts clicks and ranks no items; score rows of users and items"
 
 
 class Asks(Protocol):
@@ -71,6 +71,16 @@ class ByHistory:
         return queries_nD[(lengths.cumsum(0) - 1).to(queries_nD.device)]
 
 
+def queries_at_first(asks: Asks, users: int) -> np.ndarray:
+    """On rank 0 the queries of all users, float32 `[U, D]`, on other ranks none; no more at once than memory is meant for.
+    Collective.
+    """
+    first = Comm.of().rank == 0
+    starts = range(0, max(1, users), asks.most_users)
+    batches = (np.arange(start, min(start + asks.most_users, users) if first else start) for start in starts)
+    return torch.cat([asks(batch).cpu() for batch in batches]).numpy()
+
+
 class Ranking:
     """All items of a run, to be ranked by queries. Collective to make and to ask.
 
@@ -81,7 +91,7 @@ class Ranking:
     def __init__(self, opened: Opened) -> None:
         model, items = opened.model, opened.items
         if not isinstance(model, TwoTower | Sasrec):
-            raise UnsupportedError(f"{opened.path}: its model predicts clicks and ranks no items; score rows of users and items")
+            raise UnsupportedError(f"{opened.path}: {NO_RANKING}")
         numbers = Numbers(items.ids) if opened.config.data.any_ids is not None else None
         self._tables: Any = model.tables
         if isinstance(model, TwoTower):
@@ -108,10 +118,10 @@ def best_items(ranking: Ranking, asks: Asks, users: int, items: int, k: int, see
     scores, numbers = np.full((users, k), -np.inf, np.float32), np.full((users, k), NOBODY)
     lengths = np.full(users, k_found) if seen is None else np.minimum(k_found + seen.counts, items)
     order = np.argsort(lengths, kind="stable")
-    for start, stop in _batches(lengths[order], asks.most_users, comm.world_size) if k_found else ():
-        batch = order[start:stop]
+    for searched in batches(lengths[order], asks.most_users, comm.world_size) if k_found else ():
+        batch = order[searched.start : searched.stop]
         mine = batch[comm.rank :: comm.world_size]
-        found_scores, found = (one.cpu().numpy() for one in ranking.best(asks(mine), int(lengths[batch[-1]])))
+        found_scores, found = (one.cpu().numpy() for one in ranking.best(asks(mine), searched.length))
         kept = found != NOBODY
         if seen is not None:
             left_out = seen.of(mine)
@@ -124,17 +134,6 @@ def best_items(ranking: Ranking, asks: Asks, users: int, items: int, k: int, see
             places = batch[rank :: comm.world_size]
             scores[places, :k_found], numbers[places, :k_found] = some_scores.reshape(-1, k_found), some.reshape(-1, k_found)
     return scores, numbers
-
-
-def _batches(lengths: np.ndarray, most_users: int, world_size: int) -> Iterator[tuple[int, int]]:
-    """Cut users, whose lists must have these lengths, shortest first, so that no list is much longer than it must be."""
-    start = 0
-    while start < len(lengths):
-        stop = min(start + most_users, len(lengths))
-        while stop - start > world_size and (stop - start) * lengths[stop - 1] > BATCH_ENTRIES:
-            stop = start + (stop - start + 1) // 2
-        yield start, stop
-        start = stop
 
 
 def to_first(comm: Comm, mine: np.ndarray) -> list[np.ndarray]:

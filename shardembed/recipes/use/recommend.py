@@ -16,9 +16,10 @@ from shardembed.errors import ConfigError, DataError
 from shardembed.recipes.data.numbering import NOBODY
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.together import on_all
+from shardembed.recipes.use.catalog import array_of
 from shardembed.recipes.use.opened import Opened
-from shardembed.recipes.use.ranking import Asks, ByHistory, ByTower, Ranking, best_items
-from shardembed.recipes.use.taken import Taken, counted, of_data, taken_by, users_of
+from shardembed.recipes.use.ranking import Asks, ByHistory, ByTower, Ranking, best_items, queries_at_first
+from shardembed.recipes.use.taken import Taken, counts_of_items, of_data, taken_by, users_of
 
 ALL = "all"
 PIECE, PIECE_ENTRIES = 1 << 20, 1 << 24  # users, and items of theirs, that are answered before the next ones
@@ -91,11 +92,11 @@ def recommended(opened: Opened, users: Any, wish: Wish, told: Answered) -> Itera
     wish.check(opened)
     comm = Comm.of()
     ranking = Ranking(opened)
-    ids = on_all(comm, "find the users", lambda: _asked(opened, users, wish))
+    asked = on_all(comm, "find the users", lambda: Users.of(opened, users, wish))
     popular = on_all(comm, "count items", lambda: _popular(opened, wish)) if wish.unknown == "popular" else None
     piece = min(PIECE, max(1, PIECE_ENTRIES // wish.k))  # for each of which the data are read once
-    for start in range(0, max(1, len(ids)), piece):
-        yield _piece(opened, ranking, ids[start : start + piece], None if _is_all(users) else users, start, wish, popular, told)
+    for start in range(0, max(1, len(asked.ids)), piece):
+        yield _piece(opened, ranking, asked.between(start, start + piece), wish, popular, told)
 
 
 def queries_of(opened: Opened, users: Any, history: tuple[str, ...] = ()) -> np.ndarray:
@@ -107,31 +108,55 @@ def queries_of(opened: Opened, users: Any, history: tuple[str, ...] = ()) -> np.
     comm = Comm.of()
     wish = Wish(history=history)
     wish.check(opened)
-    ids = on_all(comm, "find the users", lambda: opened.users.ids_of(users))
-    distinct, places = np.unique(ids, return_inverse=True)
+    asked = on_all(comm, "find the users", lambda: Users.given(opened, users))
+    distinct, places = np.unique(asked.ids, return_inverse=True)
     known, asks, _ = on_all(comm, "read what users have taken", lambda: _known(opened, distinct, wish))
     if not known.all():
         stranger = int(np.flatnonzero(~known[places])[0])
-        raise DataError(f"user {stranger} (from 0) of those given, {list(users)[stranger]!r}, is unknown to the model")
-    found = asks(np.arange(len(distinct)) if comm.rank == 0 else np.empty(0, np.int64)).cpu().numpy()
+        raise DataError(f"user {stranger} (from 0) of those given, {asked.name(stranger)!r}, is unknown to the model")
+    found = queries_at_first(asks, len(distinct))
     return found[places] if comm.rank == 0 else found
 
 
-def _is_all(users: Any) -> bool:
-    return isinstance(users, str) and users == ALL
+@dataclass(frozen=True)
+class Users:
+    """Who is asked for.
+
+    Attributes:
+        ids: int64 `[m]`, of which some may be the same.
+        names: as they were given, an Arrow array `[m]`; None where all are asked for.
+    """
+
+    ids: np.ndarray
+    names: pa.Array | None
+
+    @staticmethod
+    def given(opened: Opened, users: Any) -> Users:
+        """
+        Raises:
+            DataError: as `Catalog.ids_of`.
+        """
+        names = array_of(users, "user")
+        return Users(opened.users.ids_of(names), names)
+
+    @staticmethod
+    def of(opened: Opened, users: Any, wish: Wish) -> Users:
+        """As `given`, or all. Of sequences it reads the data for that."""
+        if not isinstance(users, str) or users != ALL:
+            return Users.given(opened, users)
+        sequences = isinstance(opened.config, SequenceConfig)
+        return Users(users_of(of_data(opened, wish.history)) if sequences else opened.users.ids, None)
+
+    def between(self, start: int, stop: int) -> Users:
+        return Users(self.ids[start:stop], None if self.names is None else self.names[start:stop])
+
+    def name(self, place: int) -> Any:
+        return None if self.names is None else self.names[place].as_py()
 
 
-def _asked(opened: Opened, users: Any, wish: Wish) -> np.ndarray:
-    if not _is_all(users):
-        return opened.users.ids_of(users)
-    return users_of(of_data(opened, wish.history)) if isinstance(opened.config, SequenceConfig) else opened.users.ids
-
-
-def _piece(
-    opened: Opened, ranking: Ranking, ids: np.ndarray, users: Any, start: int, wish: Wish, popular: Any, told: Answered
-) -> pa.Table:
+def _piece(opened: Opened, ranking: Ranking, users: Users, wish: Wish, popular: np.ndarray | None, told: Answered) -> pa.Table:
     comm = Comm.of()
-    distinct, places = np.unique(ids, return_inverse=True)
+    distinct, places = np.unique(users.ids, return_inverse=True)
     known, asks, seen = on_all(comm, "read what users have taken", lambda: _known(opened, distinct, wish))
     found_scores, found = best_items(
         ranking, asks, int(known.sum()), len(opened.items), wish.k, seen and seen.of(np.flatnonzero(known))
@@ -142,11 +167,11 @@ def _piece(
     if popular is not None and len(strangers) and comm.rank == 0:
         items[strangers] = _most_popular(popular, strangers, seen, len(opened.items), wish.k)
     unknown = np.flatnonzero(~known[places])
-    told.users += len(ids)
+    told.users += len(users.ids)
     told.unknown += len(unknown)
-    if users is not None:
-        told.some += [str(users[start + place]) for place in unknown[: NAMED - len(told.some)].tolist()]
-    return _table(opened, ids, users, start, scores[places], items[places], comm.rank == 0)
+    if users.names is not None:
+        told.some += [str(users.name(place)) for place in unknown[: NAMED - len(told.some)].tolist()]
+    return _table(opened, users, scores[places], items[places], comm.rank == 0)
 
 
 def _known(opened: Opened, ids: np.ndarray, wish: Wish) -> tuple[np.ndarray, Asks, Taken | None]:
@@ -186,7 +211,7 @@ def _numbered(opened: Opened, taken: Taken) -> Taken:
 
 def _popular(opened: Opened, wish: Wish) -> np.ndarray:
     """The numbers of items in the data, the most frequent first."""
-    ids, counts = counted(of_data(opened, wish.data))
+    ids, counts = counts_of_items(of_data(opened, wish.data))
     numbers = opened.items.numbers_of(ids)
     order = np.argsort(-counts, kind="stable")
     return numbers[order][numbers[order] != NOBODY]
@@ -201,12 +226,10 @@ def _most_popular(popular: np.ndarray, users: np.ndarray, seen: Taken | None, it
     return found
 
 
-def _table(
-    opened: Opened, ids: np.ndarray, users: Any, start: int, scores: np.ndarray, items: np.ndarray, answers: bool
-) -> pa.Table:
+def _table(opened: Opened, users: Users, scores: np.ndarray, items: np.ndarray, answers: bool) -> pa.Table:
     there = (items != NOBODY) & answers
     rows, columns = np.nonzero(there)
-    names = opened.users.names_of(ids) if users is None else _as_given(users, start, len(ids))
+    names = opened.users.names_of(users.ids) if users.names is None else users.names
     found = scores[there]
     return pa.table(
         {
@@ -216,10 +239,3 @@ def _table(
             "score": pa.array(found, mask=np.isneginf(found)),
         }
     )
-
-
-def _as_given(users: Any, start: int, count: int) -> pa.Array:
-    column = (
-        users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users if isinstance(users, pa.Array) else pa.array(users)
-    )
-    return column.slice(start, count)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from shardembed.config.scalars import int64_of
 from shardembed.errors import ConfigError
-from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes.data.clicks.encode import vocabulary_file
 from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.run_folder import NAMES, VOCABULARIES, run_of
-from shardembed.recipes.use.catalog import Catalog
+from shardembed.recipes.use.catalog import NO_ID, Catalog
 
 PREFIX = "tables."  # of a table's name in a checkpoint
 
@@ -58,14 +58,14 @@ class RowNames:
         return [self._row_of(word, known) for word in words]
 
     def _row_of(self, word: str, known: np.ndarray | None) -> int:
-        number = int(word) if word.removeprefix("-").isdecimal() and len(word) < 20 else None
-        value = int(hash64([word])[0]) if self.names.names is not None else number
-        if self.vocabulary is not None and value is not None:
-            row = int(self.vocabulary([word])[0] if self.vocabulary.kind == "texts" else self.vocabulary(np.array([value]))[0])
+        value = int(self.names.ids_of([word])[0])
+        if self.vocabulary is not None:
+            row = int(self.vocabulary([word] if self.vocabulary.kind == "texts" else np.array([value]))[0])
             if row:
                 return row
-        elif value is not None and (known is None or value in known):
+        elif value != NO_ID and (known is None or value in known):
             return value
+        number = int64_of(word)
         if number is None:
             raise ConfigError(f"--id {word}: nothing of that name has a row in table {self.table!r}")
         return number

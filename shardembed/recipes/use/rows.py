@@ -22,12 +22,11 @@ from shardembed.recipes.data.kinds import Kind
 from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.data.opened import Files, open_files
 from shardembed.recipes.data.parquet_file import read_arrays
-from shardembed.recipes.data.wanted import Read, Wanted
+from shardembed.recipes.data.wanted import ANY_IDS, Read, Wanted
 from shardembed.recipes.run_folder import NAMES
 from shardembed.recipes.use.opened import Opened
 
 DATA = "--data"
-IDS = ("key", "id", "ids")
 
 
 @dataclass(frozen=True)
@@ -159,15 +158,11 @@ def _wanted(opened: Opened) -> tuple[Wanted, ...]:
     if opened.scorer is None:
         kind = "user" if config.any_ids is None else "key"  # any integer is one, and may be unknown
         return Wanted(config.user, kind, "data.user"), Wanted(config.item, kind, "data.item")
-    if config.features:
-        return wanted(config, labelled=False)
-    category = "id" if config.ids.kind == "dynamic" else "hex"
-    numbers = (Wanted(name, "number", "data.integers") for name in config.integers)
-    return (*numbers, *(Wanted(name, category, "data.categories") for name in config.categories))
+    return wanted(config, labelled=False)
 
 
 def _kind(opened: Opened, one: Wanted) -> Kind:
-    if one.kind not in IDS:
+    if one.kind not in ANY_IDS:
         return FIXED[one.kind]
     if opened.scorer is None:
         side = opened.users if one.setting == "data.user" else opened.items

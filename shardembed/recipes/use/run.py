@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from shardembed.recipes.use.score import Scored, scored
 from shardembed.recipes.use.vectors import SIDES, NamedVectors, vectors_of
 
 BadRow = Literal["raise", "skip"]
+Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
 
 def open_run(path: str | Path) -> OpenedRun:
@@ -57,8 +58,8 @@ class OpenedRun:
         k: int = 10,
         *,
         exclude_seen: bool = False,
-        data: Sequence[str] = (),
-        history: Sequence[str] = (),
+        data: Paths = (),
+        history: Paths = (),
         unknown: Unknown = "leave_out",
     ) -> pa.Table:
         """The `k` best of all items for each user: columns `user`, `rank` (from 1), `item` and `score`, in the order of the users.
@@ -77,10 +78,10 @@ class OpenedRun:
             ConfigError: settings that do not fit the run. DataError: data that cannot be read. UnsupportedError: the model ranks
                 no items.
         """
-        wish = Wish(k, exclude_seen, _paths(data), _paths(history), unknown)
+        wish = Wish(k, exclude_seen, _texts(data), _texts(history), unknown)
         return pa.concat_tables(list(recommended(self._opened, users, wish, Answered())))
 
-    def score(self, rows: Any, columns: Sequence[str] = (), *, on_bad_row: BadRow = "raise") -> pa.Table:
+    def score(self, rows: Any, columns: str | Sequence[str] = (), *, on_bad_row: BadRow = "raise") -> pa.Table:
         """Scores of rows without labels: of clicks `prediction`, how likely one is; of users and items `score`, query @ vector,
         null where the model does not know one of them. On rank 0; tables of other ranks have no rows.
 
@@ -93,8 +94,7 @@ class OpenedRun:
         Raises:
             ConfigError: columns that cannot be carried. DataError: a column is missing, or a row is bad; says where.
         """
-        paths = (str(rows),) if isinstance(rows, str | Path) else rows
-        return pa.concat_tables(list(scored(self._opened, paths, tuple(columns), on_bad_row == "skip", Scored())))
+        return pa.concat_tables(list(scored(self._opened, rows, _texts(columns), on_bad_row == "skip", Scored())))
 
     def vectors(self, side: str) -> NamedVectors:
         """What the model compares of "user" or "item", in memory: `values` float32 `[n, D]` with their `ids` and `names`, where
@@ -105,14 +105,14 @@ class OpenedRun:
         """
         return vectors_of(self._opened, side)
 
-    def queries(self, users: Any, *, history: Sequence[str] = ()) -> np.ndarray:
+    def queries(self, users: Any, *, history: Paths = ()) -> np.ndarray:
         """What the model multiplies item vectors with for these users, float32 `[q, D]` on rank 0: for an index, or a service of
         your own. Of sequences, from all that they have in the run's data, or in `history`.
 
         Raises:
             DataError: a user is unknown to the model. And as `recommend`.
         """
-        return queries_of(self._opened, users, _paths(history))
+        return queries_of(self._opened, users, _texts(history))
 
     def index(self, side: str = "item", kind: IndexKind = "faiss", *, factory: str = "Flat") -> VectorIndex:
         """An index of these vectors, built by faiss (exact, unless `factory` asks for another of its kinds) or by hnswlib
@@ -127,7 +127,7 @@ class OpenedRun:
     def export(
         self,
         out: str | Path,
-        sides: Sequence[str] = SIDES,
+        sides: str | Sequence[str] = SIDES,
         *,
         format: Format = "safetensors",
         dtype: As = "float32",
@@ -138,8 +138,9 @@ class OpenedRun:
         Raises:
             ExportError: `out` exists, or cannot be written. And as `vectors`.
         """
-        return export_vectors(self._opened, Path(out), tuple(sides), format=format, dtype=dtype)
+        return export_vectors(self._opened, Path(out), _texts(sides), format=format, dtype=dtype)
 
 
-def _paths(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(map(str, given))
+def _texts(given: Paths) -> tuple[str, ...]:
+    """One, or several; letters of one are not several."""
+    return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))

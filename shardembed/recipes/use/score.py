@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.errors import ConfigError, DataError
+from shardembed.recipes.ctr_metrics import probabilities
 from shardembed.recipes.data.bad import NONE, Dropped
 from shardembed.recipes.data.clicks.reads import clicks_of
 from shardembed.recipes.data.clicks.rows import Clicks
@@ -55,7 +57,7 @@ def scored(opened: Opened, rows: Any, along: tuple[str, ...], skip: bool, told: 
     Collective.
 
     Args:
-        rows: paths of files, or what `as_table` takes.
+        rows: a path of a file, several of them, or what `as_table` takes.
 
     Raises:
         ConfigError, DataError: on all ranks: a column is missing, or a row is bad and not to be skipped.
@@ -65,10 +67,11 @@ def scored(opened: Opened, rows: Any, along: tuple[str, ...], skip: bool, told: 
     name = SCORE if opened.scorer is None else PREDICTION
     if name in along:
         raise ConfigError(f"columns: {name!r} is what the scores are called; rename that column first")
-    table = None if _are_paths(rows) else on_all(comm, "read rows", lambda: as_table(rows))
+    paths = _paths(rows)
+    table = None if paths else on_all(comm, "read rows", lambda: as_table(rows))
 
     def read() -> Iterator[Rows]:
-        return rows_of_files(opened, rows, columns, skip) if table is None else rows_of_table(table, columns, skip)
+        return rows_of_files(opened, paths, columns, skip) if table is None else rows_of_table(table, columns, skip)
 
     score = _scorer(opened, read, comm)
     size = opened.config.train.global_batch_size
@@ -85,8 +88,10 @@ def scored(opened: Opened, rows: Any, along: tuple[str, ...], skip: bool, told: 
         )
 
 
-def _are_paths(rows: Any) -> bool:
-    return isinstance(rows, tuple | list) and len(rows) > 0 and all(isinstance(one, str) for one in rows)
+def _paths(rows: Any) -> list[str]:
+    """Those of files, if rows are any; else none."""
+    several = rows if isinstance(rows, list | tuple) else [rows]
+    return [str(one) for one in several] if all(isinstance(one, str | Path) for one in several) else []
 
 
 def _answer(along: pa.Table, name: str, found: np.ndarray) -> pa.Table:
@@ -131,12 +136,7 @@ class _Clicks:
 
     def __call__(self, rows: Read) -> np.ndarray:
         clicks: Clicks = clicks_of(rows, self._columns)
-        return probabilities(self._scorer.logits(clicks))
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-z)), without an overflow on the way: float32."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64))).astype(np.float32)
+        return probabilities(self._scorer.logits(clicks)).astype(np.float32)
 
 
 class _Pairs:

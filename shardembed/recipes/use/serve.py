@@ -28,6 +28,7 @@ from shardembed.recipes.models.sasrec import Sasrec
 from shardembed.recipes.models.two_tower import TwoTower
 from shardembed.recipes.run_folder import NAMES
 from shardembed.recipes.use.box.files import SETTINGS
+from shardembed.recipes.use.box.retrieval import MOST_ROWS
 from shardembed.recipes.use.catalog import Catalog
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.vectors import BLOCK_BYTES, Maker, maker
@@ -35,7 +36,6 @@ from shardembed.tables.initial import table_hash
 from shardembed.tables.table_config import Constant, Normal, TableConfig, Uniform
 
 BOX, ENTRY = "box", "serve.py"
-MOST_ROWS = 10_000  # of a request, as `box.retrieval` has it
 STARTS = '''"""Serve what lies in this folder: python serve.py --port 8000. It needs torch, starlette and uvicorn."""
 
 from pathlib import Path

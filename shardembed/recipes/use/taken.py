@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shardembed.inputs.vocab import Counts
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.data.choose import open_numbered, open_source
 from shardembed.recipes.data.lists import stretches
@@ -95,14 +96,18 @@ def taken_by(config: InteractionsConfig, users: np.ndarray) -> Taken:
     return Taken(np.concatenate(items)[by], np.append(0, np.cumsum(np.bincount(owner, minlength=len(users)))))
 
 
-def counted(config: InteractionsConfig) -> tuple[np.ndarray, np.ndarray]:
+def counts_of_items(config: InteractionsConfig) -> tuple[np.ndarray, np.ndarray]:
     """(ids of items, ascending; how often each occurs). One pass over the data; raises as `taken_by`."""
-    return _counts(chunk.items for chunk in raw_chunks(config))
+    found = _counted(chunk.items for chunk in raw_chunks(config))
+    counts = found.of_integers()
+    return found.integers[0], counts
 
 
 def users_of(config: InteractionsConfig) -> np.ndarray:
     """The ids of all users, ascending. One pass over the data; raises as `taken_by`."""
-    return _counts(chunk.users for chunk in raw_chunks(config))[0]
+    found = _counted(chunk.users for chunk in raw_chunks(config))
+    found.of_integers()  # which merges them
+    return found.integers[0]
 
 
 def raw_chunks(config: InteractionsConfig) -> Iterator[Chunk]:
@@ -116,10 +121,8 @@ def raw_chunks(config: InteractionsConfig) -> Iterator[Chunk]:
         yield Chunk(ids.users[chunk.users], ids.items[chunk.items], times=chunk.times, nanoseconds=chunk.nanoseconds)
 
 
-def _counts(columns: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+def _counted(columns: Iterator[np.ndarray]) -> Counts:
+    found = Counts()
     for column in columns:
-        more, times = np.unique(column, return_counts=True)
-        joined, places = np.unique(np.concatenate([ids, more]), return_inverse=True)
-        ids, counts = joined, np.bincount(places.reshape(-1), np.concatenate([counts, times]), len(joined)).astype(np.int64)
-    return ids, counts
+        found.add(column)
+    return found

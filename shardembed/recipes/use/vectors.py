@@ -18,13 +18,14 @@ import torch
 
 from shardembed.comm.comm import Comm
 from shardembed.config.hints import nearest
-from shardembed.embeddings.compared import Metric
+from shardembed.embeddings.compared import Metric, in_words
 from shardembed.embeddings.stored import Block
 from shardembed.errors import ConfigError, IdRangeError, UnsupportedError
 from shardembed.recipes.models.sasrec import Sasrec
 from shardembed.recipes.models.two_tower import TwoTower
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.tasks import prepare
+from shardembed.recipes.together import on_all
 from shardembed.recipes.use.catalog import Catalog
 from shardembed.recipes.use.opened import Opened
 from shardembed.recipes.use.ranking import ByHistory
@@ -68,7 +69,7 @@ class MadeRows:
 
     def __init__(self, side: str, made: NamedVectors) -> None:
         self.name, self.rows, self.metric = side, len(made.ids), made.metric
-        self.told = f"the vectors that the model compares, by metric {made.metric}: {made.told}"
+        self.told = f"{in_words(made.metric)}: {made.told}"
         self.ids = torch.from_numpy(made.ids)
         self._values = torch.from_numpy(made.values)
 
@@ -97,6 +98,7 @@ class Maker:
         metric: by which they are compared.
         told: what they are, in words.
         of: the vectors float32 `[m, D]` of places in `catalog`, on rank 0; other ranks call it with none. Collective.
+        most: places that it can be asked for at once; None: as many as there is memory for their vectors.
     """
 
     catalog: Catalog
@@ -104,10 +106,17 @@ class Maker:
     metric: Metric
     told: str
     of: Callable[[np.ndarray], torch.Tensor]
+    most: int | None = None
+
+    @property
+    def compared(self) -> str:
+        """What they are and how they are compared, in words."""
+        return f"{in_words(self.metric)}: {self.told}"
 
     def blocks(self, places: np.ndarray, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """(places, vectors) on rank 0, on other ranks nothing in them, as many times. Collective."""
         rows = max(1, block_bytes // (4 * self.columns))
+        rows = rows if self.most is None else min(rows, self.most)
         first = Comm.of().rank == 0
         for start in range(0, max(1, len(places)), rows):
             mine = places[start : start + rows] if first else places[:0]
@@ -136,7 +145,8 @@ def maker(opened: Opened, side: str) -> Maker:
         )
     catalog, taken = _trained_on(opened)
     told = "queries that the layers make of what each user had met when the job was evaluated"
-    return Maker(catalog, _columns(opened), model.vectors["tables.item"].metric, told, ByHistory(opened, taken))
+    asks = ByHistory(opened, taken)
+    return Maker(catalog, _columns(opened), model.vectors["tables.item"].metric, told, asks, asks.most_users)
 
 
 def vectors_of(opened: Opened, side: str) -> NamedVectors:
@@ -167,7 +177,7 @@ def _trained_on(opened: Opened) -> tuple[Catalog, Taken]:
     config = opened.config
     assert isinstance(config, SequenceConfig)
     data = prepare(config, Comm.of()).data
-    users = data.ids.users if data.ids is not None else users_of(config.data)
+    users = data.ids.users if data.ids is not None else on_all(Comm.of(), "find the users", lambda: users_of(config.data))
     met = data.met(validation=False)
     trained = np.flatnonzero(met > 0)
     items, counts = data.last(trained, config.model.max_length, met)

@@ -19,8 +19,8 @@ from shardembed.recipes import train
 from shardembed.recipes.click_task import CtrTask
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.ctr_evaluate import predicted
-from shardembed.recipes.scoring import ClickScorer
 from shardembed.recipes.tasks import prepare
+from shardembed.recipes.use.opened import open_checkpoint
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 
@@ -101,7 +101,8 @@ def scored(rank: int, world_size: int, settings: CtrConfig, run: Path, files: tu
     """Log-odds of this rank's rows for validation by its number, and of all rows of files without labels that rank 0 reads."""
     task = prepare(settings, Comm.of())
     assert isinstance(task, CtrTask)
-    scorer = ClickScorer.of_run(run)
+    scorer = open_checkpoint(run).scorer
+    assert scorer is not None
     trained = task.build()
     se.load_checkpoint(scorer.checkpoint, trained.wrapped, weights_only=True)
     mine = [found for _, found in predicted(trained, task.data, 64)]
@@ -111,7 +112,9 @@ def scored(rank: int, world_size: int, settings: CtrConfig, run: Path, files: tu
 
 def ids_of(rank: int, world_size: int, run: Path, file: str) -> dict[str, list[int]]:
     """What the first row of a file has."""
-    (chunk, *_) = ClickScorer.of_run(run).open((file,)).chunks(0)
+    scorer = open_checkpoint(run).scorer
+    assert scorer is not None
+    (chunk, *_) = scorer.open((file,)).chunks(0)
     return {"shop": chunk.ids[0].tolist(), "tags": chunk.lists[0].values[:2].tolist()}
 
 

@@ -17,6 +17,7 @@ from pyarrow import parquet
 import shardembed as se
 from shardembed import cli
 from shardembed.errors import ConfigError, DataError, UnsupportedError
+from shardembed.recipes.use import ranking
 from tests.harness import run_ranks
 from tests.ranks.recipes.using import CLICKED, CLICKS, END, SASREC, TWO_TOWER, VIEWS, Small, clicks, views
 
@@ -207,16 +208,80 @@ def test_a_file_without_users_is_told(runs: Runs, name: str, text: str, tmp_path
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_what_a_model_is_not_for_is_refused(runs: Runs, tmp_path: Path) -> None:
+def test_what_a_model_is_not_for_is_refused(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = se.open_run(runs.clicks.path)
     with pytest.raises(UnsupportedError, match="predicts clicks"):
         run.recommend(["a"])
     with pytest.raises(UnsupportedError, match="predicts clicks"):
         run.vectors("item")
+    assert cli.main(["recommend", str(runs.clicks.path), "--users=all", f"--out={tmp_path / 'out.csv'}"]) == 2
+    assert "predicts clicks" in capsys.readouterr().err
     with pytest.raises(DataError, match="there is no column 'hour'"):
         run.score([{"shop": "a", "tags": "b", "price": 1}])
     with pytest.raises(ConfigError, match="is no folder of a run"):
         se.open_run(tmp_path)
+
+
+def test_what_is_one_thing_is_not_taken_for_its_letters(runs: Runs, tmp_path: Path) -> None:
+    run = se.open_run(runs.two_tower.path)
+    with pytest.raises(DataError, match="users must be a list or a column"):
+        run.recommend("ü-3")
+    with pytest.raises(DataError, match="users must be a list or a column"):
+        run.queries("ü-3")
+    path = tmp_path / "pairs.csv"
+    path.write_text("viewer,sku,price\nü-3,SKU/001,7\n")
+    for rows in (path, str(path), [path], (str(path),)):
+        assert run.score(rows, "price").column("price").to_pylist() == ["7"]
+    seen = run.recommend(["ü-3"], 60, exclude_seen=True, data=path).column("item").to_pylist()
+    assert len(seen) == 59
+    assert "SKU/001" not in seen
+    done = run.export(tmp_path / "vectors", "item")
+    assert [table.name for table in done.tables] == ["item"]
+
+
+def test_users_that_can_be_gone_through_once_are_enough(runs: Runs) -> None:
+    found = se.open_run(runs.two_tower.path).recommend((name for name in ("ü-3", "nobody", "ü-4")), 1, unknown="popular")
+    assert found.column("user").to_pylist() == ["ü-3", "nobody", "ü-4"]
+
+
+@pytest.mark.parametrize(("suffix", "code"), [(".csv", 0), (".jsonl", 2), (".parquet", 2)])
+def test_bytes_that_are_no_text_are_carried_where_bytes_can_be(
+    runs: Runs, suffix: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "today.csv", tmp_path / f"out{suffix}"
+    file.write_bytes(b"shop,tags,price,hour,note\na,t1,1,2,Jos\xe9\n")
+    words = ["score", str(runs.clicks.path), "--data", str(file), "--columns=note", "--out", str(out)]
+    assert cli.main(words) == code
+    assert ("column 'note' is no UTF-8" in capsys.readouterr().err) == (code == 2)
+    assert out.exists() == (code == 0)
+
+
+def test_lines_of_json_have_null_where_json_has_no_number(runs: Runs, tmp_path: Path) -> None:
+    file, out = tmp_path / "today.parquet", tmp_path / "out.jsonl"
+    notes = {"note": [float("nan"), 1.5], "list": [[1.0, float("inf")], [2.0]]}
+    parquet.write_table(pa.table({"shop": ["a", "b"], "tags": ["t", "t"], "price": [1, 2], "hour": [3, 4], **notes}), file)
+    words = ["score", str(runs.clicks.path), "--data", str(file), "--columns=note,list", "--out", str(out)]
+    assert cli.main(words) == 0
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in out.read_text().splitlines())
+    assert (first["note"], first["list"], second["note"], second["list"]) == (None, [1.0, None], 1.5, [2.0])
+
+
+def test_queries_of_histories_are_made_a_few_at_a_time(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = se.open_run(runs.sasrec.path)
+    users = [f"ü-{user}" for user in range(20)]
+    wanted, whole = run.queries(users), run.vectors("user")
+    sizes: list[int] = []
+    queries = type(run._opened.model).queries
+
+    def counting(model: Any, items_nD: Any, lengths: Any) -> Any:
+        sizes.append(len(lengths))
+        return queries(model, items_nD, lengths)
+
+    monkeypatch.setattr(ranking, "BATCH_POSITIONS", 3 * 8)  # of at most 8 items each
+    monkeypatch.setattr(type(run._opened.model), "queries", counting)
+    np.testing.assert_allclose(run.queries(users), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.vectors("user").values, whole.values, rtol=1e-5, atol=1e-6)
+    assert max(sizes) == 3
 
 
 def test_a_run_is_opened_without_its_data(runs: Runs, tmp_path: Path) -> None:

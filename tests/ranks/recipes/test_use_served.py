@@ -176,6 +176,7 @@ def test_answers_over_http(two_tower: tuple[Small, Path], tmp_path: Path) -> Non
             ("/recommend", None, 405, "POST /recommend"),
             ("/score", {"rows": [{"viewer": "ü-3"}]}, 400, "row 0: there is no 'sku'"),
             ("/score", {"rows": [1]}, 400, "list of objects"),
+            ("/score", b'{"rows": [{"viewer": "\\ud800", "sku": "a"}]}', 400, "half of a character"),
             ("/score", b" " * (5 << 20), 413, "bytes"),
             ("/elsewhere", None, 404, "there are GET /health"),
         ]:
@@ -186,6 +187,6 @@ def test_answers_over_http(two_tower: tuple[Small, Path], tmp_path: Path) -> Non
 
 def test_a_folder_that_is_there_is_not_written_over(two_tower: tuple[Small, Path], capsys: pytest.CaptureFixture[str]) -> None:
     small, folder = two_tower
-    assert cli.main(["serve", str(small.path), "--out", str(folder)]) == 1
+    assert cli.main(["serve", str(small.path), "--out", str(folder)]) == 2
     assert "is not written over" in capsys.readouterr().err
     assert cli.main(["serve", str(folder), "--out", "elsewhere"]) == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from safetensors.numpy import load_file
 
 import shardembed as se
 from shardembed import cli
+from shardembed.embeddings.formats import Npy
+from shardembed.errors import ConfigError, ExportError
 from shardembed.inputs.hash64 import hash64
+from shardembed.recipes.use import export
 from tests.amount import exhaustive
 from tests.harness import run_ranks
 from tests.ranks.recipes.using import END, SASREC, TWO_TOWER, VIEWS, Small, asked_of, recall_and_ndcg
@@ -87,6 +92,38 @@ def test_two_ranks_export_what_one_does(small: Small, tmp_path: Path) -> None:
     se.open_run(small.path).export(tmp_path / "one", format="npy")
     for name in ("user.npy", "item.npy", "user.ids.npy", "item.ids.npy"):
         np.testing.assert_allclose(np.load(tmp_path / "two" / name), np.load(tmp_path / "one" / name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"format": "csv"}, {"dtype": "float99"}])
+def test_a_choice_that_does_not_exist_is_told(small: Small, wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not one of"):
+        se.open_run(small.path).export(tmp_path / "vectors", **wrong)
+    assert not (tmp_path / "vectors").exists()
+
+
+def failing(rank: int, world_size: int, run: str, out: str, step: str) -> str:
+    class Full(Npy):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            if step == "begin":
+                raise OSError(errno.ENOSPC, "no space left")
+
+        def __exit__(self, *args: Any) -> None:
+            super().__exit__(*args)
+            if step == "end":
+                raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "writer_of", lambda form, *args: Full(*args))
+        with pytest.raises(ExportError, match="no space left"):
+            se.open_run(run).export(out, format="npy")
+    return ", ".join(path.name for path in Path(out).parent.iterdir())
+
+
+@pytest.mark.parametrize("step", ["begin", "end"])
+def test_a_disk_that_is_full_ends_the_export_on_all_ranks(small: Small, step: str, tmp_path: Path) -> None:
+    run_ranks(2, failing, str(small.path), str(tmp_path / "vectors"), step)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_run_is_exported_by_what_its_model_compares_unless_rows_are_asked_for(

@@ -78,9 +78,9 @@ def test_one_checkpoint_is_shown_by_its_folder_or_step(root: Path, capsys: pytes
         shown = capsys.readouterr().out
         assert "step 1, saved" in shown
         assert ["item.weight", "23", "4", "bfloat16", "184", "B", "4", "-"] in [line.split() for line in shown.splitlines()]
-    assert main(["inspect", str(root), "--step", "7"]) == 1
+    assert main(["inspect", str(root), "--step", "7"]) == 2
     assert "no checkpoint of step 7; there are those of steps 1, 2" in capsys.readouterr().err
-    assert main(["inspect", str(root / FULL), "--step", "2"]) == 1
+    assert main(["inspect", str(root / FULL), "--step", "2"]) == 2
     assert "is the checkpoint of step 1, and not of step 2" in capsys.readouterr().err
 
 
@@ -191,13 +191,29 @@ def test_a_manifest_that_is_damaged_hides_nothing_else(root: Path, capsys: pytes
 
 
 def test_a_folder_of_something_else_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(tmp_path / "nowhere")]) == 1
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
-    assert main(["inspect", str(tmp_path)]) == 1
-    assert "no complete checkpoint" in capsys.readouterr().err
+    for words in (["inspect"], ["export", "--out=out"], ["neighbors", "--table=item", "--id=1"], ["map", "--table=item"]):
+        assert main([words[0], str(tmp_path), *words[1:]]) == 2
+        assert "no complete checkpoint" in capsys.readouterr().err
     torch.save({}, tmp_path / "model.pt")
-    assert main(["inspect", str(tmp_path)]) == 1
+    assert main(["inspect", str(tmp_path)]) == 2
     assert "reads no pickles" in capsys.readouterr().err
+
+
+def test_the_best_weights_of_a_run_are_looked_at_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = root.parent / "run"
+    root.rename(run.parent / "checkpoints")
+    run.mkdir()
+    (run.parent / "checkpoints").rename(run / "checkpoints")
+    (run / "data.json").write_text("{}")
+    small_checkpoint(run / "best" / "step-0000000007")
+    assert main(["inspect", str(run), "--verify"]) == 0
+    assert "best/step-0000000007" in capsys.readouterr().out
+    damage(next((run / "best" / "step-0000000007").glob("*.safetensors")))
+    assert main(["inspect", str(run), "--verify", "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["folder"] == str(run / "best" / "step-0000000007")
 
 
 def test_many_tables_and_long_names_keep_to_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,10 +21,11 @@ from rich.text import Text
 from shardembed.cli import failures, main
 from shardembed.config import plain_json, shown
 from shardembed.config.console import CleanConsole, console_for
+from shardembed.embeddings.of_run import CHECKPOINTS
 from shardembed.errors import PlanError
 from shardembed.planner import builtin, html
 from shardembed.recipes import curves, recorded, run_page, series
-from shardembed.recipes.run_folder import CHECKPOINTS, CONFIG, DATA, METRICS, OBSERVED, PAGE, PLAN, SUMMARY, publish
+from shardembed.recipes.run_folder import CONFIG, DATA, METRICS, OBSERVED, PAGE, PLAN, SUMMARY, publish
 from shardembed.tables.layout import MAX_RANKS, Layout, Shard
 from shardembed.tables.plan import MAX_ELEMENTS, Plan, TablePlan
 from tests.amount import exhaustive
@@ -206,7 +207,7 @@ def test_hostile_names_of_settings_files_and_commands(tmp_path: Path, capsys: py
         if "\0" not in name:
             said(capsys, name, code=2)
             said(capsys, "plan", "--topology", name, "x", code=2)
-            said(capsys, "inspect", str(tmp_path / name), code=1)
+            said(capsys, "inspect", str(tmp_path / name), code=2)
             said(capsys, "inspect", str(tmp_path), name, code=2)
             said(capsys, "train", str(tmp_path / name), code=2)
         topology.write_text(json.dumps({name: 1, "name": name}))

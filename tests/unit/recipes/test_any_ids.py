@@ -17,10 +17,14 @@ from shardembed.recipes import config
 from shardembed.recipes.config import DataConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, IdsConfig
 from shardembed.recipes.data import kept, text
-from shardembed.recipes.data.choose import open_numbered, open_source, rows_of_side
+from shardembed.recipes.data.any_ids import integers
+from shardembed.recipes.data.choose import check_data, open_numbered, open_source, rows_of_side
 from shardembed.recipes.data.clicks.sources import open_sources
+from shardembed.recipes.data.describe import with_features
+from shardembed.recipes.data.feature_kinds import lists
 from shardembed.recipes.data.interactions import scan
-from shardembed.recipes.data.naming import keep_names
+from shardembed.recipes.data.lists import Lists
+from shardembed.recipes.data.naming import id_columns, keep_names
 from shardembed.recipes.data.source import all_chunks
 from shardembed.recipes.data.wanted import MISSING
 from shardembed.recipes.features_config import FeatureConfig
@@ -67,6 +71,8 @@ def test_settings_become_those_of_the_tables(tmp_path: Path) -> None:
         ("data: {ids: {kind: dynamic, capacity: 0}}", "1:29: data.ids.capacity"),
         ("data: {ids: {kind: hash}}", "1:14: data.ids.kind"),
         ("model: {kind: sasrec}\ndata: {ids: {kind: dynamic, tables: {user: 3}}}", "there is no table 'user'"),
+        ("data: {texts: [itm_id]}", "texts: 'itm_id' is no column of ids; did you mean 'item_id'"),
+        ("model: {kind: sasrec}\ndata: {texts: [tag]}", "texts: 'tag' is no column of ids; those are user_id, item_id"),
         ("model: {kind: dlrm}\ndata: {ids: {kind: hash, capacity: 3}}", "2:26: data.ids.capacity: hash takes no 'capacity'"),
         ("model: {kind: dlrm}\ndata: {ids: {kind: dynamic, min_count: 3}}", "dynamic takes no 'min_count'"),
     ],
@@ -167,6 +173,48 @@ def test_data_that_change_are_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
         list(source.chunks(0))
 
 
+@pytest.mark.parametrize("text", ["-007", "-00", "-07.0", "007", "00", "-0", "0", "-7", "70", "-", "0.0"])
+def test_a_number_alone_is_read_as_among_others(text: str) -> None:
+    """Whether all of a block are read at once or one by one, as where something else in it is wrong."""
+    kind = integers("item_id", optional=False)
+    found = kind.fast(pa.array([text, "5"]))
+    assert (found is None) == (kind.problem(text) is not None)
+    assert found is None or found.tolist() == kind.slow([text, "5"]).tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("column", [["1|nan|3", "NA", "", "4"], [["1", "nan", "3"], ["NA"], None, ["4"]]])
+def test_what_is_missing_in_a_list_of_numbers_is_left_out(column: list) -> None:
+    kind = lists(integers("tags", optional=True), "|")
+    for found in (kind.of(pa.array(column)), kind.slow(column)):
+        assert isinstance(found, Lists)
+        assert (found.values.tolist(), found.lengths.tolist()) == ([1, 3, 4], [2, 0, 0, 1])
+
+
+def test_interactions_are_opened_once_beside_files_of_users_and_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = text.TextFile.open
+    monkeypatch.setattr(text.TextFile, "open", lambda place, layout: (opened.append(Path(str(place)).name), real(place, layout))[1])
+    path = table_of(tmp_path, "views.csv", ["a", "b"], [1, 2]).path
+    (tmp_path / "users.csv").write_text("user_id,age\na,30\n")
+    (tmp_path / "items.csv").write_text("item_id,price\n1,2.5\n")
+    features = tuple(FeatureConfig(name=name, kind="number", of=side) for name, side in (("age", "user"), ("price", "item")))  # type: ignore[arg-type]
+    sides = {f"{side}s": (str(tmp_path / f"{side}s.csv"),) for side in ("user", "item")}
+    data = DataConfig(path=path, features=features, **sides)
+
+    def looked_at() -> None:
+        check_data(config.Config(data=data))
+
+    def scanned() -> None:
+        source, ids = open_numbered(data)
+        with_features(scan(source, 0, ids), data)
+
+    for use in (looked_at, scanned, lambda: id_columns(data), lambda: keep_names(data, tmp_path / "names", 0, 1)):
+        opened.clear()
+        use()
+        assert opened.count("views.csv") == 1
+        assert {"users.csv", "items.csv"} <= set(opened)
+
+
 def clicks_of(tmp_path: Path, name: str) -> CtrDataConfig:
     columns = {"label": [0, 1, 1], "I1": [3, None, -2], "C1": ["0x 1", "+", "68301234"], "C2": ["b", None, ""]}
     path = tmp_path / name
@@ -209,11 +257,11 @@ def test_all_files_of_a_job_read_a_column_alike(tmp_path: Path) -> None:
     (tmp_path / "users.csv").write_text("user_id,age\n7,30\n")
     settings = {"path": base.path, "users": (str(tmp_path / "users.csv"),)}
     data = DataConfig(**settings, features=(FeatureConfig(name="age", kind="number", of="user"),))
-    assert [ids.tolist() for ids, _ in rows_of_side(data, "user")] == [hash64(["7"]).tolist()]
+    assert [ids.tolist() for ids, _ in rows_of_side(data, "user", open_source(data))] == [hash64(["7"]).tolist()]
     table_of(tmp_path, "views.csv", [7, 8], [1, 2])
     (tmp_path / "users.csv").write_text("user_id,age\nab,30\n")
     with pytest.raises(DataError, match=r"data.user: .*users.csv has texts in 'user_id', but .*views.csv has whole numbers"):
-        list(rows_of_side(data, "user"))
+        list(rows_of_side(data, "user", open_source(data)))
     (tmp_path / "train.csv").write_text("label,site\n1,a\n0,7\n")
     (tmp_path / "valid.csv").write_text("label,site\n1,7\n")
     paths = {"path": (str(tmp_path / "train.csv"),), "validation_path": (str(tmp_path / "valid.csv"),)}

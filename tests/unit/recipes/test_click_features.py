@@ -145,7 +145,7 @@ OF_DAYS = ({"name": "shop", "kind": "id"}, {"name": "tags", "kind": "ids"}, {"na
 @pytest.mark.parametrize(
     ("fraction", "held"), [(0.0, []), (0.2, [9, 9, 9]), (0.5, [7, 9, 9, 9]), (0.6, [5, 5, 7, 9, 9, 9]), (0.85, None)]
 )
-def test_the_latest_are_for_validation(monkeypatch: pytest.MonkeyPatch, fraction: float, held: list[int] | None) -> None:
+def test_the_latest_are_held_out(monkeypatch: pytest.MonkeyPatch, fraction: float, held: list[int] | None) -> None:
     source = Days(([9, 3, 9, 2**60, -(2**62)], [5, 9, 7, 3, 5]))
     expected = [3, 3, 5, 5, 7, 9, 9, 9] if held is None else held
     monkeypatch.setattr("shardembed.recipes.data.clicks.scan.open_sources", lambda config: (source, None))
@@ -154,9 +154,9 @@ def test_the_latest_are_for_validation(monkeypatch: pytest.MonkeyPatch, fraction
     found = [time for clicks in data.held_out() for time in clicks.ids[:, 0].tolist()]
     rest = [time for clicks in data.training() for time in clicks.ids[:, 0].tolist()]
     assert sorted(found) == expected + [2**60] * bool(expected)
-    assert (len(found), len(rest)) == (data.validation_rows, data.training_rows)
+    assert (len(found), len(rest)) == (data.test_rows, data.training_rows)
     assert len(found) + len(rest) == 10
-    numbers = [number for some in data.validation_numbers(2) for number in some.tolist()]
+    numbers = [number for some in data.held_numbers(2) for number in some.tolist()]
     every = [9, 3, 9, 2**60, -(2**62), 5, 9, 7, 3, 5]
     assert [every[number] for number in numbers] == found
     batches = list(data.batches(4, 3, 0, 0))
@@ -165,7 +165,7 @@ def test_the_latest_are_for_validation(monkeypatch: pytest.MonkeyPatch, fraction
 
 def test_rows_of_one_moment_leave_none_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardembed.recipes.data.clicks.scan.open_sources", lambda config: (Days(([4, 4], [4])), None))
-    with pytest.raises(DataError, match="days: 3 of 3 are of the latest time; all rows are for validation"):
+    with pytest.raises(DataError, match="days: rows of one moment stay together; all rows are held out"):
         scan(config(Path("none.parquet"), split={"kind": "time", "fraction": 0.5}, features=OF_DAYS), Comm.of())
 
 
@@ -197,7 +197,7 @@ def test_moments_of_parts_are_those_of_all() -> None:
         ({"features": FEATURES, "categories": ("C1",)}, "they take the place of data.categories"),
         ({"features": FEATURES, "path": None}, "which data.path names"),
         ({"features": (), "time": "day"}, "time: goes with data.features"),
-        ({"features": FEATURES, "texts": ("price",)}, "texts: 'price' is none of data.features that are ids"),
+        ({"features": FEATURES, "texts": ("price",)}, "texts: 'price' is no column of ids; those are shop, tags, zone"),
         (
             {
                 "features": (*FEATURES, {"name": "u", "kind": "user"}),

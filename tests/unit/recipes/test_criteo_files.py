@@ -22,8 +22,8 @@ from shardembed.recipes.ctr_config import CtrDataConfig, PlantedConfig
 from shardembed.recipes.data import text
 from shardembed.recipes.data.clicks.rows import Clicks, concatenate
 from shardembed.recipes.data.clicks.scan import ClickData, Counted
+from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.clicks.split import Split
-from shardembed.recipes.data.criteo.files import click_files
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
 from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.fingerprint import FirstPass, Seen
@@ -47,7 +47,9 @@ BAD = {
 
 
 def read(*paths: Path | str, skip: bool = False, schema: Schema = SCHEMA) -> Clicks:
-    files = click_files([str(path) for path in paths], schema, skip)
+    columns = {"label": schema.label, "integers": schema.integers, "categories": schema.categories}
+    config = CtrDataConfig.model_validate({**columns, "on_bad_row": "skip" if skip else "raise"})
+    files = open_files(config, tuple(str(path) for path in paths))
     chunks = [clicks for part in range(len(files.parts)) for clicks in files.chunks(part)]
     dropped = sum((clicks.dropped for clicks in chunks[1:]), chunks[0].dropped)
     found = concatenate(chunks)
@@ -262,12 +264,10 @@ def numbers_of(batches: list[Clicks]) -> list[int]:
 def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> None:
     config = CtrDataConfig.model_validate({"split": {"kind": kind, "fraction": 0.2, "seed": 3}})
     data = ClickData(Numbered(), None, Split(config.split, 500), Counted(Numbered().seen(), 250), None)
-    held = numbers_of(list(data.validation_batches(32)))
+    held = numbers_of(list(data.held_batches(32)))
     assert held == sorted(held)
-    assert [numbers.tolist() for numbers in data.validation_numbers(32)] == [
-        numbers_of([one]) for one in data.validation_batches(32)
-    ]
-    assert (len(held), 500 - len(held)) == (data.validation_rows, data.training_rows)
+    assert [numbers.tolist() for numbers in data.held_numbers(32)] == [numbers_of([one]) for one in data.held_batches(32)]
+    assert (len(held), 500 - len(held)) == (data.test_rows, data.training_rows)
     assert held == list(range(400, 500)) if kind == "last" else 60 < len(held) < 140
     epochs = [list(data.batches(32, buffer, 0, epoch)) for epoch in range(2)]
     for batches in epochs:

@@ -15,7 +15,7 @@ from shardembed.comm.comm import Comm
 from shardembed.recipes.common import EvaluationConfig, ScheduleConfig
 from shardembed.recipes.ctr_config import CtrDataConfig, CtrModelConfig, PlantedConfig
 from shardembed.recipes.ctr_evaluate import ClickEvaluation
-from shardembed.recipes.ctr_metrics import auc, measure
+from shardembed.recipes.ctr_metrics import auc, measure, probabilities
 from shardembed.recipes.data.clicks.encode import ClickBatch, Encoder
 from shardembed.recipes.data.clicks.rows import Clicks, concatenate
 from shardembed.recipes.data.clicks.scan import scan
@@ -95,6 +95,12 @@ def test_metrics_are_the_textbooks(ties: int) -> None:
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     assert found.normalized_entropy == pytest.approx(loss / entropy, rel=1e-6)
     assert found.calibration == pytest.approx(torch.sigmoid(torch.tensor(logits)).mean().item() / rate, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_probabilities_of_log_odds_do_not_overflow_on_the_way() -> None:
+    found = probabilities(np.array([-1e4, -100, 0, 2, 100, 1e4], np.float32))
+    np.testing.assert_allclose(found, [0, math.exp(-100), 0.5, 1 / (1 + math.exp(-2)), 1, 1], rtol=1e-6)
 
 
 def test_metrics_that_are_not_defined_are_none() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import shardembed as se
 from shardembed.recipes.data.feature_values import bucket_of, edges_of, signed_log
 from shardembed.recipes.features_config import FeatureConfig
-from shardembed.recipes.models.side_features import ids_of, scaled
+from shardembed.recipes.models.side_features import scaled, table_ids
 
 EDGES = (0.1, 0.7, 16777217.0)  # as float32 above, below, and below
 AGES = FeatureConfig(name="age", kind="number", buckets=EDGES)
@@ -21,7 +21,7 @@ TABLE = se.TableConfig("age", 4, 4)
 def test_a_number_is_not_below_the_edge_that_it_is(value: float, bucket: int) -> None:
     read = np.array([value], np.float32)
     assert bucket_of(read, edges_of(EDGES)).tolist() == [bucket]
-    towers = ids_of(AGES, read, TABLE)
+    towers = table_ids(AGES, read, TABLE)
     assert isinstance(towers, np.ndarray)
     assert towers.tolist() == [bucket]
 

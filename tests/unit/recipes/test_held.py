@@ -83,6 +83,13 @@ def test_moments_part_the_parts_and_none_is_cut(rows: list[tuple[int, int]], sha
     assert validates or not moments[1]
 
 
+def test_two_shares_that_are_more_than_all_leave_none_to_train_on() -> None:
+    users, times = np.zeros(10, np.int64), np.arange(10)
+    for kind in ("time", "ratio"):
+        with pytest.raises(DataError, match="holds all interactions out, and leaves none to train on"):
+            labels(users, [times], split_of(kind=kind, share=0.6, validation=True), "x")
+
+
 def test_a_moment_may_be_given_as_a_number_or_a_date() -> None:
     users, times = np.zeros(6, np.int64), np.arange(6) * 86_400_000_000  # days since 1970
     assert labels(users, [times], split_of(kind="time", start="1970-01-05"), "x").tolist() == [TRAINING] * 4 + [TEST] * 2
@@ -161,6 +168,18 @@ def test_held_out_rows_tell_only_what_no_other_tells(tmp_path: Path) -> None:
     assert moods == {x: mad, y: glad, z: wild}, "of y and z only held-out rows say anything"
     sides = described(path, split={"kind": "last"}, features=({"name": "mood", "kind": "id", "of": "user"},))
     assert set(sides.known.users.values[0].tolist()) == {sad, mad, MISSING}, "of a and b training says something"  # type: ignore[union-attr]
+
+
+def test_a_file_of_items_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
+    path, items = tmp_path / "rows.csv", tmp_path / "items.csv"
+    path.write_text("user_id,item_id\n0,1\n0,2\n1,1\n1,3\n")
+    items.write_text("item_id,price\n1,2.5\n")
+    features = ({"name": "price", "kind": "number", "of": "item"},)
+    config = DataConfig.model_validate({"path": str(path), "items": str(items), "features": features})
+    source, ids = open_numbered(config)
+    items.write_text("item_id,price\n1,2.5\n9,99\n")
+    with pytest.raises(DataError, match=r"items\.csv: there are other ids in it than when it was first read"):
+        with_features(scan(source, 0, ids), config)
 
 
 @pytest.mark.parametrize("ids", ["numbered", "dynamic"])

@@ -33,7 +33,7 @@ from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data import reading
 from shardembed.recipes.data.clicks.encode import ClickBatch
 from shardembed.recipes.data.clicks.rows import Clicks
-from shardembed.recipes.data.criteo.files import click_files
+from shardembed.recipes.data.clicks.sources import open_files
 from shardembed.recipes.data.criteo.planted import PlantedClicks, write
 from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.part import Part
@@ -48,7 +48,7 @@ data:
   integers: [I1]
   categories: [C1, C2, C3]
   ids: {kind: vocabulary}
-  split: {fraction: 0.2}
+  split: {fraction: 0.2, validation: true}
   generator: {rows: 700, max_cardinality: 20}
   shuffle_buffer: 90
 model: {kind: dlrm, embedding_dim: 4, bottom: [4], top: [4]}
@@ -100,14 +100,16 @@ def two_epochs(first: Callable[[int], Iterator[Any]], second: Callable[[int], It
 
 def test_workers_make_the_same_parts_and_raise_the_same_error(job: Path) -> None:
     """Two of them, from the middle of an epoch on, until a bad row in the next one."""
-    task = prepare(config.load(job), Comm.of())
+    settings = config.load(job)
+    assert isinstance(settings, CtrConfig)
+    task = prepare(settings, Comm.of())
     stream = replace(task.stream(), rank=1, world_size=3)
     made, schema = clicks_of(job)
     bad = job.parent / "bad.tsv"
     write(bad, [made[:400]], schema)
     lines = bad.read_text().splitlines()
     bad.write_text("\n".join([*lines[:333], "1\t2", *lines[333:]]))
-    spoiled = replace(task.data, source=click_files([str(bad)], schema, skip=False))
+    spoiled = replace(task.data, source=open_files(settings.data, (str(bad),)))
     stream = replace(stream, epoch=partial(two_epochs, stream.epoch, partial(spoiled.batches, 32, 90, 0)))
     alone, told = taken(stream, range(40), 0)
     before, random = multiprocessing.active_children(), torch.get_rng_state()

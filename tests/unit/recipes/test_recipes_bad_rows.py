@@ -150,7 +150,7 @@ def test_a_file_of_mostly_bad_rows_is_taken_for_the_wrong_one(tmp_path: Path, en
     monkeypatch.setattr("shardembed.recipes.data.interactions.ENOUGH_DROPPED", enough)
     path = tmp_path / "f.csv"
     path.write_text("user,item\n1,2\n" + "a,b\n" * 40)
-    expected = r"f.csv: 40 of the first 41 rows hold no interaction \(40 not an integer\); .* The first: .*f.csv:3: column 'user'"
+    expected = r"f.csv: 40 of 41 rows read hold no interaction \(40 not an integer\); .* The first: .*f.csv:3: column 'user'"
     with pytest.raises(DataError, match=expected):
         scan(FileInteractions(path, "user", "item", "skip"), 0)
 

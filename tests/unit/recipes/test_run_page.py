@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from shardembed.cli import failures, main
+from shardembed.embeddings.of_run import CHECKPOINTS
 from shardembed.inputs.ids import IdBatch
 from shardembed.planner import words
-from shardembed.recipes import curves, id_sample, recorded, reliability, run_page, series, verdict
+from shardembed.recipes import curves, id_sample, quality_sections, recorded, reliability, run_page, series, verdict
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.id_sample import IdSample, statistics
-from shardembed.recipes.run_folder import CHECKPOINTS, DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
+from shardembed.recipes.run_folder import DATA, METRICS, OBSERVED, PAGE, SCALARS, SUMMARY
 from shardembed.tables.plan import Plan
 from shardembed.tables.table_config import Feature
 from tests.unit.pages import stands_alone
@@ -189,6 +190,16 @@ def test_a_run_that_overfits_is_told_with_its_steps(tmp_path: Path) -> None:
     assert "the weights of step 20; higher is better" in kept
     assert "auc 0.8000, and" in kept
     assert "were kept" not in text
+
+
+def test_a_baseline_on_other_rows_than_the_curve_is_not_drawn_in_it(tmp_path: Path) -> None:
+    """As where evaluations during training are of rows for validation, and the result is of the test."""
+    evaluations = [{"auc": value, "logistic_auc": 0.6} for value in (0.7, 0.8)]
+    run_with(tmp_path, evaluations, [3.0, 2.0], auc=0.75, logistic_auc=0.65)
+    run = recorded.read(tmp_path)
+    drawn = {line.name: [point.mean for point in line.points] for line in quality_sections.lines_of(run, "auc")}
+    assert drawn == {"auc": [0.7, 0.8], "logistic": [0.6, 0.6]}
+    assert run.results == {"auc": 0.75, "logistic_auc": 0.65}
 
 
 def test_a_page_with_nothing_evaluated_says_so(tmp_path: Path) -> None:

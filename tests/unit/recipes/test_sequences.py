@@ -346,6 +346,7 @@ def test_dropout_does_not_depend_on_how_a_batch_is_dealt() -> None:
     assert (large == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
     assert large.mean().item() == pytest.approx(1, abs=0.01)
     assert Dropout(0.0, 1, 4, 0, 6, 3)(0, x) is x
+    assert Dropout(1 - 1e-9, 1, 4, 0, 6, 3)(0, x).isfinite().all()
 
 
 @pytest.mark.parametrize("repeats", [True, False])

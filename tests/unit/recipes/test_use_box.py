@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import shardembed as se
 from shardembed.kernels import quantiles, starting
-from shardembed.recipes.use.box import batching, files, ids, retrieval
+from shardembed.recipes.use.box import batching, clicks, files, ids, retrieval
 from shardembed.tables.initial import table_hash
 
 BOX = Path(files.__file__).parent
@@ -65,6 +66,23 @@ def test_names_become_ids(value: object, texts: bool, found: int) -> None:
 def test_what_is_no_name_is_refused(value: object) -> None:
     with pytest.raises(ids.Refused):
         ids.id_of(value, False, "item")
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(ids.Refused, match="half of a character"):
+        ids.id_of("\ud800", True, "item")
+
+
+@pytest.mark.parametrize("value", [None, "", "nan", float("nan")])
+def test_what_is_missing_is_missing_however_it_is_said(value: object) -> None:
+    assert math.isnan(clicks.number("price", value))
+    assert clicks._absent(value, False)
+
+
+@pytest.mark.parametrize("value", [float("inf"), "1e39", 10**400])
+def test_what_32_bits_cannot_hold_is_refused(value: object) -> None:
+    with pytest.raises(ids.Refused, match="infinite in 32 bits"):
+        clicks.number("price", value)
 
 
 @given(st.integers(0, 1 << 30), st.integers(1, 40), st.integers(1, 30), st.integers(1, 5))

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shardembed.errors import DataError
+from shardembed.errors import ConfigError, DataError
 from shardembed.recipes.use.catalog import NO_ID, Catalog
 from shardembed.recipes.use.files import names_in
+from shardembed.recipes.use.row_names import RowNames
 
 LARGE = [-(2**63) + 1, -(10**18), -37, 0, 10**17, 10**18, 6_917_529_027_641_081_856, 2**63 - 1]
 NUMBERS = Catalog("user", np.array(LARGE), None)
@@ -29,6 +30,16 @@ def test_what_is_no_integer_is_nobody_and_the_others_are_found() -> None:
     texts = ["x", "1e3", " 37", "-37.0", str(2**63 - 1), str(2**64 - 37), str(2**64), "9" * 30, "9" * 300, "-37"]
     assert NUMBERS.ids_of(texts).tolist() == [NO_ID, NO_ID, NO_ID, -37, 2**63 - 1, -37, NO_ID, NO_ID, NO_ID, -37]
     assert NUMBERS.ids_of(pa.array([2**64 - 37], pa.uint64())).tolist() == [-37]
+
+
+def test_rows_are_named_by_integers_of_64_bits_with_a_sign_or_without() -> None:
+    names = RowNames(NUMBERS, None, "item")
+    known = np.array([-37, 5, -(2**63)])
+    assert names.rows_of([str(2**64 - 37), "-37", "5.0", "7"], known) == [-37, -37, 5, 7]
+    for word in ("9" * 19, "9" * 30, "x"):  # of which none is the row of what is missing
+        with pytest.raises(ConfigError, match="nothing of that name"):
+            names.rows_of([word], known)
+    assert names.rows_of([str(-(2**63))], known) == [-(2**63)], "unless it is meant"
 
 
 def test_a_name_a_line_ends_where_lines_of_a_csv_file_end(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardembed.config import cores as config_cores
 from shardembed.errors import ConfigError
 from shardembed.tables import initial
 from shardembed.tables.table_config import Constant, Normal, TableConfig, Uniform
@@ -97,7 +98,7 @@ def test_ranks_of_a_machine_share_its_cores(settings: dict[str, str], cores: int
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(initial.os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
+    monkeypatch.setattr(config_cores, "usable", lambda: 4)
     assert initial._cores() == cores
 
 

@@ -31,7 +31,7 @@ from shardembed.recipes.data.feature_values import bucket_of, edges_of, signed_l
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.stream import rank_slice, rank_start
 from shardembed.recipes.data.wanted import MISSING
-from shardembed.recipes.features_config import FeatureConfig
+from shardembed.recipes.features_config import FeatureConfig, names_of_ids
 
 MISSING_ROW = 0
 Lookup = Callable[[np.ndarray], np.ndarray]
@@ -77,8 +77,8 @@ class ClickBatch(Part):
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What makes of columns of numbers what a model takes as numbers.
+class NumberColumns:
+    """What makes of columns of numbers what a model takes as numbers, and not as ids.
 
     Attributes:
         columns: which of them, and all others make ids.
@@ -91,10 +91,12 @@ class Numbers:
     least: float = -math.inf
 
     @staticmethod
-    def of(config: CtrDataConfig) -> Numbers:
+    def of(config: CtrDataConfig) -> NumberColumns:
         numbers = [one for one in config.columns if one.kind == "number"]
         taken = [(place, one.scale == "log") for place, one in enumerate(numbers) if not one.has_table]
-        return Numbers(tuple(place for place, _ in taken), tuple(log for _, log in taken), -math.inf if config.features else 0.0)
+        return NumberColumns(
+            tuple(place for place, _ in taken), tuple(log for _, log in taken), -math.inf if config.features else 0.0
+        )
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
         """float32 `[n, I]` of all columns `[n, all]`."""
@@ -140,7 +142,7 @@ class Encoder:
     """
 
     tables: tuple[TableColumn, ...]
-    numbers: Numbers
+    numbers: NumberColumns
 
     @staticmethod
     def of(config: CtrDataConfig, vocabularies: tuple[Vocabulary, ...] = ()) -> Encoder:
@@ -153,7 +155,7 @@ class Encoder:
             places[one.kind] = place + 1
             if one.has_table:
                 tables.append(_column(config, one, place, known.get(one.name)))
-        return Encoder(tuple(tables), Numbers.of(config))
+        return Encoder(tuple(tables), NumberColumns.of(config))
 
     @staticmethod
     def stored(config: CtrDataConfig, folder: Path) -> Encoder:
@@ -246,7 +248,7 @@ class _Buckets:
 
 def looked_up(config: CtrDataConfig) -> tuple[str, ...]:
     """The tables whose ids come from a file's, in the order of their vocabularies."""
-    return tuple(one.name for one in config.columns if one.kind != "number")
+    return names_of_ids(config.columns)
 
 
 def vocabulary_file(folder: Path, table: str) -> Path:

@@ -1,4 +1,4 @@
-"""Clicks from files with a header, of which `data.features` names the columns.
+"""Clicks from files: with a header, of which `data.features` names the columns, or of the Criteo layout.
 
 Legend: n rows.
 """
@@ -14,25 +14,25 @@ import numpy as np
 from shardembed.inputs.names import Names
 from shardembed.recipes.ctr_config import CtrDataConfig
 from shardembed.recipes.data.clicks.rows import Clicks
+from shardembed.recipes.data.criteo.schema import Schema
 from shardembed.recipes.data.lists import Lists
-from shardembed.recipes.data.wanted import Read, Wanted
+from shardembed.recipes.data.wanted import NO_BOOKS, Read, Wanted, wanted_of
 
 if TYPE_CHECKING:
     from shardembed.recipes.data.opened import Files  # pyarrow is asked for only where there are files
 
 
-def wanted(config: CtrDataConfig, labelled: bool = True, books: Mapping[str, Names] | None = None) -> tuple[Wanted, ...]:
+def wanted(config: CtrDataConfig, labelled: bool = True, books: Mapping[str, Names] = NO_BOOKS) -> tuple[Wanted, ...]:
     """What to read of files for rows of clicks; books: by column, what keeps texts with their ids.
 
     Args:
         labelled: also the label and the time, without which rows can only be scored.
     """
-    features = [
-        Wanted(one.name, one.kind, "data.features", one.separator, one.name in config.texts, (books or {}).get(one.name))
-        for one in config.columns
-    ]
+    if not config.features:
+        return Schema.of(config).wanted(labelled, books)
+    features = wanted_of(config.features, config.texts, books)
     if not labelled:
-        return tuple(features)
+        return features
     times = [Wanted(config.time, "time", "data.time")] if config.time else []
     return (Wanted(config.label, "label", "data.label"), *times, *features)
 

@@ -11,6 +11,7 @@ from shardembed.recipes.data.clicks.reads import ReadClicks, wanted
 from shardembed.recipes.data.clicks.rows import ClickSource
 from shardembed.recipes.data.criteo.planted import PlantedClicks
 from shardembed.recipes.data.criteo.schema import Schema
+from shardembed.recipes.data.wanted import NO_BOOKS
 
 
 def open_sources(config: CtrDataConfig) -> tuple[ClickSource, ClickSource | None]:
@@ -34,7 +35,7 @@ def open_files(
     setting: str = "data.path",
     *,
     labelled: bool = True,
-    books: Mapping[str, Names] | None = None,
+    books: Mapping[str, Names] = NO_BOOKS,
 ) -> ReadClicks:
     """The rows of files.
 
@@ -46,13 +47,8 @@ def open_files(
     Raises:
         DataError: a file or a column is missing.
     """
-    skip = config.on_bad_row == "skip"
-    if config.features:
-        from shardembed.recipes.data import opened
+    from shardembed.recipes.data import opened
 
-        columns = wanted(config, labelled, books)
-        return ReadClicks(opened.open_files(paths, columns, skip, setting), columns)
-    from shardembed.recipes.data.criteo.files import click_files
-
-    schema = Schema(config.label, config.integers, config.categories, config.ids.kind == "dynamic", books or {})
-    return click_files(paths, schema, skip, setting, labelled)
+    columns = wanted(config, labelled, books)
+    layout = None if config.features else Schema.of(config).layout(labelled)
+    return ReadClicks(opened.open_files(paths, columns, config.on_bad_row == "skip", setting, layout), columns)

@@ -1,1 +1,1 @@
-"""Clicks in files of the Criteo layout: text (`text`), Parquet (`columns`), both by name (`files`), or made up (`planted`)."""
+"""The layout of the Criteo data: its columns (`schema`), and clicks made up in them (`planted`)."""

@@ -138,7 +138,7 @@ def number(name: str, value: Any) -> float:
     Raises:
         Refused: it is none.
     """
-    if value is None or (isinstance(value, str) and value in ABSENT):
+    if _absent(value, False):
         return math.nan
     if isinstance(value, str):
         if not NUMBER.fullmatch(value):
@@ -153,4 +153,7 @@ def number(name: str, value: Any) -> float:
 
 
 def _absent(value: Any, texts: bool) -> bool:
+    """Python's own JSON has a NaN, which is what pandas makes of what is missing."""
+    if isinstance(value, float):
+        return math.isnan(value)
     return value is None or (isinstance(value, str) and (value == "" or (not texts and value in ABSENT)))

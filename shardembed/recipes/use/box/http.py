@@ -63,7 +63,7 @@ def app_of(folder: Path) -> Starlette:
         if not isinstance(asked, dict) or set(asked) != {"rows"}:
             raise Refused('a request is {"rows": [...]}')
         found = await scores.ask(asked["rows"])
-        if isinstance(found, Refused):
+        if isinstance(found, Exception):
             raise found
         return JSONResponse(found)
 
@@ -84,10 +84,10 @@ def app_of(folder: Path) -> Starlette:
 
 
 def _kept(score: Any, rows: Any) -> Any:
-    """A request that is refused is no reason to refuse those that it waits with."""
+    """A request that is refused, or fails, is no reason to fail those that it waits with."""
     try:
         return score(rows)
-    except Refused as error:
+    except Exception as error:
         return error
 
 

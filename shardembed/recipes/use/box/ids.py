@@ -89,7 +89,10 @@ def id_of(value: Any, texts: bool, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise Refused(f"{what} must be a text or a whole number, not {type(value).__name__}")
     if texts:
-        return xxh64(str(value).encode())
+        try:
+            return xxh64(str(value).encode())
+        except UnicodeEncodeError:  # half a pair of surrogates, which JSON lets through
+            raise Refused(f"{what} is no text: half of a character is missing") from None
     found = WHOLE.fullmatch(value) if isinstance(value, str) else None
     if isinstance(value, str) and found is None:
         raise Refused(f"{what}: {value[:40]!r} is no whole number, as they all were in training")
