@@ -218,6 +218,7 @@ def _of(values: Values | None, counts: np.ndarray) -> Lists | None:
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Any of Arrow's kinds of lists."""
     return any(one(kind) for one in LISTS)
 
 
