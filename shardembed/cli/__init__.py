@@ -37,7 +37,7 @@ COMMANDS = {  # name (also of the module) -> what it does
     "serve": "make a folder that answers requests on a CPU box, for a model of train, and serve it over HTTP",
     "train": "train and evaluate a model from a configuration file",
 }
-READ = ("guess", "users", "data")  # arguments that name data, which may be anywhere
+READ = ("guess", "users", "data", "history")  # arguments that name data, which may be anywhere
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 

@@ -99,8 +99,6 @@ def _compare(timeout: float) -> list[dict[str, str]]:
     """What `parity.compare` found, on rank 0."""
     import logging
 
-    import torch.distributed as dist
-
     import shardembed as se
     from shardembed.doctor import parity
 
@@ -111,8 +109,7 @@ def _compare(timeout: float) -> list[dict[str, str]]:
         device = str(parity.default_device().type)
         return [{**asdict(each), "device": device} for each in parity.compare(comm)]
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        launch.leave()
 
 
 def _parity(compared: Sequence[dict[str, str]], ranks: int) -> list[Finding]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from shardembed.cli import launch
 from shardembed.cli.given import check_new, checkpoint_in
 from shardembed.cli.ids import ids_of
+from shardembed.config.hints import nearest
 from shardembed.config.shown import ending
 from shardembed.errors import ConfigError
 
@@ -105,12 +106,17 @@ def _vectors(arguments: argparse.Namespace, ids: torch.Tensor | None) -> int:
     from shardembed.recipes.use.opened import open_checkpoint
     from shardembed.recipes.use.vectors import SIDES
 
+    sides = tuple(dict.fromkeys(name.rpartition(".")[2] for name in arguments.table or SIDES))
+    if strange := [side for side in sides if side not in SIDES]:
+        raise ConfigError(
+            f"--table {strange[0]}: a run's model compares vectors of {' and '.join(SIDES)}"
+            f"{nearest(strange[0], SIDES)}; tables as they lie: --vectors rows"
+        )
     ranks = launch.ranks_of(arguments.ranks)
     if ranks > 1 and not launch.in_job():
         return launch.run_ranks(ranks, _words(arguments))
     launch.end_with_launcher()
     opened = open_checkpoint(arguments.folder, arguments.step)
-    sides = tuple(dict.fromkeys(name.rpartition(".")[2] for name in arguments.table or SIDES))
     done = export_vectors(
         opened,
         arguments.out,

@@ -13,14 +13,13 @@ import torch
 
 from shardembed.config.shown import beginning, drawable
 from shardembed.embeddings.metadata import Metadata
-from shardembed.planner.charts import COLOURS, PALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MARKS = "os^Dv*Pp"
-OTHERS, UNKNOWN = "#8c8c8c", PALE
+OTHERS = "#8c8c8c"
 LABEL = 24  # characters
 SCALE = "cividis"  # as good as the same for all kinds of colour vision, and from dark to light in print
 APART = 30.0  # times the smallest number, from which on the largest asks for a scale of powers
@@ -31,9 +30,11 @@ def draw(
     figure: Figure, axes: Axes, points: torch.Tensor, rings: torch.Tensor, metadata: Metadata, look: Mapping[str, Any]
 ) -> None:
     """points: float64 `[n, 2]`, of which those in `rings`, bool `[n]`, get a line around them; look: of all others."""
+    from shardembed.planner.charts import COLOURS, PALE  # with them the planner's libraries, which no other use of tables needs
+
     places, ringed = points.numpy(), rings.numpy()
     unknown = np.array([value is None for value in metadata.values])
-    gone = _scatter(axes, places[unknown], ringed[unknown], look, color=UNKNOWN)
+    gone = _scatter(axes, places[unknown], ringed[unknown], look, color=PALE)
     title = drawable(beginning(metadata.column, LABEL))
     if metadata.numbers:
         _scale(figure, axes, places[~unknown], ringed[~unknown], metadata, look, title)

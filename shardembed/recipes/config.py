@@ -90,6 +90,8 @@ class DataConfig(Section):
         check_features(self.features, {"user": self.user, "item": self.item, "time": self.time}, sides=True)
         check_tables(self.ids.tables if self.ids else {}, (*TABLES, *(one.name for one in self.features if one.has_table)))
         check_split(self.split, self.time)
+        if self.split.kind == "time" and self.path is None:
+            raise ValueError("split: time goes by data.time, and what the generator makes has no times: set data.path")
         check_texts(self.texts, (self.user, self.item, *names_of_ids(self.features)))
         for feature in self.features:
             if feature.name in TAKEN:

@@ -8,8 +8,7 @@ and writes, but for checkpoints.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.console import Console
 import shardembed as se
 from shardembed.comm.comm import Comm
 from shardembed.config import cores
-from shardembed.errors import NonFiniteError, ShardEmbedError
+from shardembed.errors import ShardEmbedError
 from shardembed.recipes import best, nonfinite, report, runs
 from shardembed.recipes import since as since_run
 from shardembed.recipes.build import TrainingJob
@@ -35,6 +34,7 @@ from shardembed.recipes.run_folder import CONFIG, NAMES, PLAN, SETTINGS, VOCABUL
 from shardembed.recipes.runs import Run
 from shardembed.recipes.saving import Progress, resume, save
 from shardembed.recipes.since import Since
+from shardembed.recipes.step_log import StepLog
 from shardembed.recipes.task import Evaluated, Task
 from shardembed.recipes.tasks import prepare
 from shardembed.recipes.together import on_all
@@ -177,104 +177,120 @@ def train(
     A checkpoint comes after every so many steps, after an evaluation that is the best so far, and after the last step, once all
     that it stands for has been written.
     """
-    config, log = task.config, _Log(run)
-    every, keeps = config.checkpoint.every_steps, best.wanted(config)
-    result: Evaluated | None = None
     steps = begun.step if begun.stopped else task.steps
-    progress = begun
-    began = time.monotonic()
     with ExitStack() as around:
         shown = around.enter_context(report.ProgressReport(console, steps))
         watch = around.enter_context(Watch(task, job, run.folder, begun.step))
         parts = around.enter_context(closing(task.parts(range(begun.step, steps))))
         skipped = nonfinite.Skipped(job, shown)
-        around.enter_context(log.stopping(lambda: progress, steps))
+        loop = _Loop(job, task, console, run, begun, counts, tracking, shown, watch)
+        around.enter_context(loop.log.stopping(lambda: loop.progress, steps))
         for step, part in zip(range(begun.step, steps), job.given(parts), strict=True):
-            epoch = step // task.steps_per_epoch
             rates.set(step)
             with watch.step(step):
                 loss = job.step(part, step)
-            log.add(step + 1, epoch + 1, loss, skipped.last_was(step + 1))
-            progress = replace(progress, step=step + 1, epoch=epoch + 1, samples=progress.samples + part.global_size)
-            saves = every is not None and ((step + 1) % every == 0 or step + 1 == steps)
-            evaluates, result, before = task.evaluates_after(step + 1), None, progress
-            improved = False
+            loop.took(step, part.global_size, loss, skipped.last_was(step + 1))
             # Losses stay on their device until then: reading one a step would wait for the GPU each time.
-            if (step + 1) % REPORT_STEPS and step + 1 < steps and not saves and not evaluates:
-                continue
-            lines = log.gathered()
-            found = [line["loss"] for line in lines]
-            progress = replace(progress.with_losses(found), seconds=begun.seconds + time.monotonic() - began)
-            shown.update(step + 1, found[-1], progress.samples_per_second)
-            if evaluates:
-                looked = time.monotonic()
-                result = task.validate(job) if task.validates else evaluate(task, job)
-                began += time.monotonic() - looked  # which is no training
-                progress = progress.with_score(result.score, config.eval)
-                lines.append({"step": step + 1, "evaluation": result.to_json()})
-                before = progress
-                progress = best.scored(progress, result.score, config) if keeps else progress
-                improved = progress is not before
-                shown.note(f"step {step + 1}: {report.in_words(result.to_json())}{', the best so far' * improved}")
-                saves = saves or improved or (every is not None and progress.stopped)
-            lines += counts.lines(step + 1)
-            if run.folder is not None:
-                # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
-                run.folder.log(lines, lasting=saves)
-            tracking.add(lines, job.optimizer, progress.samples_per_second)
-            watch.look(step + 1)
-            if saves:
-                saved = save(console, run, job, progress, config.checkpoint.keep)
-                if improved and saved is not None:
-                    best.keep(console, run, saved)
-                elif improved:
-                    progress = before
-            if step + 1 == steps or progress.stopped:
-                nonfinite.check(job)  # what the last step made has not been read by another
-            if progress.stopped:
-                highest = f"{progress.best:.4f}"
-                shown.note(
-                    f"step {step + 1}: no evaluation was better than {highest} for {progress.waited} in a row; training ends"
-                )
+            if (step + 1) % REPORT_STEPS == 0 or step + 1 == steps or loop.saves_after(step + 1) or task.evaluates_after(step + 1):
+                loop.look()
+            if loop.progress.stopped:
                 break
-    return replace(progress, seconds=begun.seconds + time.monotonic() - began), result
+    return replace(loop.progress, seconds=loop.seconds), loop.result
 
 
-class _Log:
-    """Lines of metrics.jsonl for steps whose losses have not been gathered from the ranks yet."""
+class _Loop:
+    """Where the loop is, and what comes between two of its steps. All ranks come to it after the same steps, since what is due
+    follows from their number and from scores that all have: `look` is collective.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._losses: list[torch.Tensor] = []
-        self._lines: list[tuple[int, int, bool]] = []
+    Attributes:
+        progress: how far it is.
+        result: what the weights of the last step reach, where they were evaluated.
+        log: of the steps since the last look.
+    """
 
-    def add(self, step: int, epoch: int, loss: torch.Tensor, skipped: bool) -> None:
-        self._losses.append(loss)
-        self._lines.append((step, epoch, skipped))
+    def __init__(
+        self,
+        job: TrainingJob,
+        task: Task,
+        console: Console,
+        run: Run,
+        begun: Progress,
+        counts: IdCounts,
+        tracking: Tracking,
+        shown: report.ProgressReport,
+        watch: Watch,
+    ) -> None:
+        self.progress, self.log = begun, StepLog(run)
+        self.result: Evaluated | None = None
+        self._job, self._task, self._console, self._run = job, task, console, run
+        self._counts, self._tracking, self._shown, self._watch = counts, tracking, shown, watch
+        self._began = time.monotonic() - begun.seconds  # as if all training had been now
 
-    def gathered(self) -> list[dict[str, Any]]:
-        """The lines since the last call, with the means over the ranks of the losses, in one all-reduce. Collective."""
-        if not self._lines:
-            return []
-        comm = Comm.of()
-        total = comm.all_reduce("mean losses", torch.stack(self._losses).to(torch.float64))
-        means = (total / comm.world_size).tolist()
-        lines = [nonfinite.line(*line, loss) for line, loss in zip(self._lines, means, strict=True)]
-        self._lines, self._losses = [], []
-        return lines
+    @property
+    def seconds(self) -> float:
+        """Of training, restarts included and evaluations not."""
+        return time.monotonic() - self._began
 
-    @contextmanager
-    def stopping(self, progress: Callable[[], Progress], steps: int) -> Iterator[None]:
-        """Around the loop: one that ends for inf or nan leaves the reason as its last line. Collective then."""
-        try:
-            yield
-        except NonFiniteError as error:
-            last = progress()
-            why = nonfinite.why(error, last.step, steps)
-            lines = self.gathered()
-            if self._run.folder is not None:
-                self._run.folder.log([*lines, nonfinite.last_line(error, last.step, last.epoch, why)], lasting=True)
-            raise NonFiniteError(f"{why}; {nonfinite.advice(error)}") from error
+    def took(self, step: int, samples: int, loss: torch.Tensor, skipped: bool) -> None:
+        """Step `step` (from 0), on so many samples of all ranks, with this rank's loss."""
+        epoch = step // self._task.steps_per_epoch + 1
+        self.log.add(step + 1, epoch, loss, skipped)
+        self.progress = replace(self.progress, step=step + 1, epoch=epoch, samples=self.progress.samples + samples)
+        self.result = None
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint comes after so many steps, whatever evaluations say."""
+        every = self._task.config.checkpoint.every_steps
+        return every is not None and (step % every == 0 or step == self._task.steps)
+
+    def look(self) -> None:
+        """Evaluate, write and save what is due after the last step, and tell of the steps since the last look. Collective.
+
+        Raises:
+            NonFiniteError: on all ranks: the weights hold inf or nan.
+        """
+        step, lines = self.progress.step, self.log.gathered()
+        losses = [line["loss"] for line in lines]
+        self.progress = replace(self.progress.with_losses(losses), seconds=self.seconds)
+        self._shown.update(step, losses[-1], self.progress.samples_per_second)
+        best_before = (self.progress.kept, self.progress.kept_step, self.progress.kept_by)
+        improved = self._task.evaluates_after(step) and self._evaluate(lines)
+        ends = self.progress.stopped and self._task.config.checkpoint.every_steps is not None
+        saves = self.saves_after(step) or improved or ends
+        lines += self._counts.lines(step)
+        if self._run.folder is not None:
+            # On the disk before the checkpoint that stands for these steps: a resumed run must find them.
+            self._run.folder.log(lines, lasting=saves)
+        self._tracking.add(lines, self._job.optimizer, self.progress.samples_per_second)
+        self._watch.look(step)
+        if saves and not self._save(improved):
+            kept, kept_step, kept_by = best_before
+            self.progress = replace(self.progress, kept=kept, kept_step=kept_step, kept_by=kept_by)
+        if step == self._task.steps or self.progress.stopped:
+            nonfinite.check(self._job)  # what the last step made has not been read by another
+        if self.progress.stopped:
+            waited = f"no evaluation was better than {self.progress.best:.4f} for {self.progress.waited} in a row"
+            self._shown.note(f"step {step}: {waited}; training ends")
+
+    def _evaluate(self, lines: list[dict[str, Any]]) -> bool:
+        """Note in `lines` what the weights reach; returns whether they are the best so far, to be kept. Collective."""
+        looked, task, config, before = time.monotonic(), self._task, self._task.config, self.progress
+        self.result = task.validate(self._job) if task.validates else evaluate(task, self._job)
+        self._began += time.monotonic() - looked  # which is no training
+        found = self.result.to_json()
+        lines.append({"step": before.step, "evaluation": found})
+        scored = before.with_score(self.result.score, config.eval)
+        self.progress = best.scored(scored, self.result.score, config) if best.wanted(config) else scored
+        improved = self.progress is not scored
+        self._shown.note(f"step {before.step}: {report.in_words(found)}{', the best so far' * improved}")
+        return improved
+
+    def _save(self, improved: bool) -> bool:
+        """Save a checkpoint, and keep it where it is the best; returns whether there is one of what `progress` says. Collective."""
+        saved = save(self._console, self._run, self._job, self.progress, self._task.config.checkpoint.keep)
+        if improved and saved is not None:
+            best.keep(self._console, self._run, saved)
+        return saved is not None or not improved
 
 
 def _since(console: Console, former: Former, run: Run, task: Task, job: TrainingJob) -> Since:

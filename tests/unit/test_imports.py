@@ -57,6 +57,11 @@ def loaded_by(script: str) -> set[str]:
     return set(json.loads(subprocess.check_output([sys.executable, "-c", script + TELL], text=True)))
 
 
+def test_a_training_job_waits_for_no_library_of_the_planner() -> None:
+    loaded = loaded_by("import sys; before = set()\nimport shardembed.recipes.train, shardembed.embeddings.of_run")
+    assert not {name for name in loaded if name.startswith("shardembed.planner")}
+
+
 def test_the_package_brings_nothing_but_itself() -> None:
     found = loaded_by(IMPORT)
     assert not {name for name in found if name.startswith("torch.")}

@@ -61,6 +61,7 @@ def texts(names: Names | None, optional: bool) -> Kind:
 
 
 def is_absent(value: object) -> bool:
+    """Of a column of numbers: there is none, or one of the texts that say so."""
     text = text_of(value)
     return not text or text in ABSENT
 

@@ -19,7 +19,7 @@ from shardembed.recipes.data.wanted import MISSING
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 CATEGORY = re.compile(r"[0-9a-fA-F]{1,8}")
-CATEGORIES = re.compile(r"[0-9a-fA-F]{1,8}(?:\n[0-9a-fA-F]{1,8})*")
+CATEGORIES = re.compile(rb"[0-9a-fA-F]{1,8}(?:\n[0-9a-fA-F]{1,8})*")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 BLANKS = " \t"
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view, pa.types.is_large_list_view)
@@ -106,8 +106,9 @@ def _labels(values: Sequence[object]) -> np.ndarray:
 def _categories_of_text(column: pa.Array) -> np.ndarray | None:
     coded = column.dictionary_encode()
     texts = coded.dictionary.view(pa.binary()).to_pylist()
-    there = b"\n".join(filter(None, texts)).decode("utf-8", "replace")
-    if there and not CATEGORIES.fullmatch(there):
+    there = [text for text in texts if text]
+    joined = b"\n".join(there)  # one match for all
+    if there and (not CATEGORIES.fullmatch(joined) or joined.count(b"\n") != len(there) - 1):
         return None
     distinct = np.array([int(text, 16) if text else MISSING for text in texts], np.int64)
     return distinct[coded.indices.to_numpy()] if len(distinct) else np.empty(0, np.int64)
@@ -217,6 +218,7 @@ def _of(values: Values | None, counts: np.ndarray) -> Lists | None:
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Any of Arrow's kinds of lists."""
     return any(one(kind) for one in LISTS)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from shardembed.inputs.names import Names
 from shardembed.recipes.data.lists import Lists
 from shardembed.recipes.data.opened import Files, open_files
@@ -67,9 +69,14 @@ class FileInteractions:
         for read in self.files.chunks(part):
             end = len(read.columns) - self._features
             users, items, *times = (one for one in read.columns[:end] if not isinstance(one, Lists))
-            fine = times[0][1] if times and times[0][1].any() else None
-            yield Chunk(users, items, read.dropped, times[0][0] if times else None, fine, read.columns[end:])
+            moments, fine = _parted(times[0]) if times else (None, None)
+            yield Chunk(users, items, read.dropped, moments, fine, read.columns[end:])
 
     def place(self, column: int, value: int) -> str:
         """Where the first row with that user (column 0) or item (1) is: file and line, or row. Reads the files."""
         return self.files.place(column, value)
+
+
+def _parted(times: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Times, and the nanoseconds beyond where any is not 0; else a copy of times, or whoever keeps them keeps the zeros too."""
+    return (times[0], times[1]) if times[1].any() else (times[0].copy(), None)

@@ -23,14 +23,15 @@ import torch
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import ENOUGH_DROPPED, NONE, Dropped, refuse_wrong_file
 from shardembed.recipes.data.fingerprint import FirstPass, Seen, fingerprint_of, held_to
-from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION, Held, labels
+from shardembed.recipes.data.held import TEST, VALIDATION, Held
+from shardembed.recipes.data.holding import Labelled, OneEach, grown
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part
 from shardembed.recipes.data.plausible import Plausible
 from shardembed.recipes.data.questions import Questions
 from shardembed.recipes.data.sides import NOTHING_KNOWN, Known
 from shardembed.recipes.data.source import Chunk, Source, concatenate
-from shardembed.recipes.data.stream import hash_rows, rank_slice, rank_start, rechunked, shuffled, shuffler
+from shardembed.recipes.data.stream import rank_slice, rank_start, rechunked, shuffled, shuffler
 from shardembed.recipes.metrics import History
 from shardembed.recipes.split_config import LEAVE_ONE_OUT, RankingSplitConfig
 
@@ -155,7 +156,7 @@ def scan(source: Source, seed: int, ids: Ids | None = None, split: RankingSplitC
     """
     # Arrays by id, which grow as larger ids come: who has which is not known before the end.
     user_counts, item_counts = np.empty(0, np.int64), np.empty(0, np.int64)
-    holding = _OneEach(seed) if split == LEAVE_ONE_OUT else _Labelled(seed, split)
+    holding = OneEach(seed) if split == LEAVE_ONE_OUT else Labelled(seed, split)
     row = 0
     dropped = NONE
     passes = [FirstPass() for _ in source.parts]
@@ -169,7 +170,7 @@ def scan(source: Source, seed: int, ids: Ids | None = None, split: RankingSplitC
             continue
         users, items = int(chunk.users.max()) + 1, int(chunk.items.max()) + 1
         plausible.check((users - 1, items - 1), row + len(chunk))
-        user_counts, item_counts = _grown(user_counts, users, 0), _grown(item_counts, items, 0)
+        user_counts, item_counts = grown(user_counts, users), grown(item_counts, items)
         holding.see(chunk, row)
         _count(user_counts, chunk.users)
         _count(item_counts, chunk.items)
@@ -224,74 +225,10 @@ class Pairs(Part):
 
 
 def pairs_of(batch: Chunk, rank: int, world_size: int) -> Pairs:
+    """What `rank` takes of a global batch."""
     mine = rank_slice(batch, rank, world_size)
     users, items = (torch.from_numpy(np.ascontiguousarray(ids)) for ids in (mine.users, mine.items))
     return Pairs(users, items, rank_start(len(batch), rank, world_size), global_size=len(batch))
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """What is held out, row by row, int64 `[h]` and `labels` int8 `[h]`."""
-
-    rows: np.ndarray
-    users: np.ndarray
-    items: np.ndarray
-    labels: np.ndarray
-
-    def of(self, label: int) -> Held:
-        mine = self.labels == label
-        return Held.of(self.users[mine], self.items[mine])
-
-
-class _OneEach:
-    """Holds one of each user out as rows pass by: that with the largest hash."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._best = np.empty(0, np.uint64)
-        self._row, self._item = np.empty(0, np.int64), np.empty(0, np.int64)
-
-    def see(self, chunk: Chunk, first: int) -> None:
-        """Let the chunk's rows compete with those held so far."""
-        size = int(chunk.users.max()) + 1
-        self._best, self._row, self._item = (_grown(array, size, 0) for array in (self._best, self._row, self._item))
-        hashes = hash_rows(self._seed, first, len(chunk))
-        before = self._best[chunk.users]
-        np.maximum.at(self._best, chunk.users, hashes)
-        winners = np.flatnonzero((hashes == self._best[chunk.users]) & (hashes > before))
-        users = chunk.users[winners]
-        self._row[users], self._item[users] = first + winners, chunk.items[winners]
-
-    def held(self, user_counts: np.ndarray, name: str) -> _Taken:
-        users = np.flatnonzero(user_counts > 1)  # a user's only interaction stays in training
-        return _Taken(self._row[users], users, self._item[users], np.full(len(users), TEST, np.int8))
-
-
-class _Labelled:
-    """Holds out what a split says once all rows are known."""
-
-    def __init__(self, seed: int, split: RankingSplitConfig) -> None:
-        self._seed, self._split = seed, split
-        self._chunks: list[Chunk] = []
-
-    def see(self, chunk: Chunk, first: int) -> None:
-        self._chunks.append(replace(chunk, dropped=NONE, features=()))
-
-    def held(self, user_counts: np.ndarray, name: str) -> _Taken:
-        whole = concatenate(self._chunks)
-        self._chunks.clear()
-        found = labels(whole.users, _keys(whole, self._seed, self._split), self._split, name)
-        rows = np.flatnonzero(found != TRAINING)
-        return _Taken(rows, whole.users[rows], whole.items[rows], found[rows])
-
-
-def _keys(whole: Chunk, seed: int, split: RankingSplitConfig) -> list[np.ndarray]:
-    """By which the interactions of a user are ordered; without times they are in order already."""
-    return time_keys(whole) if split.by_time else [hash_rows(seed, 0, len(whole))]
-
-
-def time_keys(whole: Chunk) -> list[np.ndarray]:
-    return [one for one in (whole.times, whole.nanoseconds) if one is not None]
 
 
 def _count(counts: np.ndarray, ids: np.ndarray) -> None:
@@ -302,12 +239,3 @@ def _count(counts: np.ndarray, ids: np.ndarray) -> None:
         return
     found, times = np.unique(ids, return_counts=True)
     counts[found] += times
-
-
-def _grown(array: np.ndarray, size: int, fill: int) -> np.ndarray:
-    """`array` with room for `size` elements, and for as many again when it has to move."""
-    if size <= len(array):
-        return array
-    grown = np.full(max(size, 2 * len(array)), fill, dtype=array.dtype)
-    grown[: len(array)] = array
-    return grown

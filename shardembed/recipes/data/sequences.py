@@ -22,7 +22,8 @@ import torch
 from shardembed.errors import DataError
 from shardembed.recipes.data.bad import ENOUGH_DROPPED, NONE, Dropped, refuse_wrong_file
 from shardembed.recipes.data.held import TEST, TRAINING, VALIDATION, Held, labels
-from shardembed.recipes.data.interactions import INTERACTION, time_keys
+from shardembed.recipes.data.holding import time_keys
+from shardembed.recipes.data.interactions import INTERACTION
 from shardembed.recipes.data.lists import stretches
 from shardembed.recipes.data.numbering import Ids
 from shardembed.recipes.data.part import Part

@@ -58,6 +58,7 @@ class Side:
         return list(zip(self.features, self.values, strict=True))
 
     def parts_of_values(self) -> list[np.ndarray]:
+        """All arrays of the values: two of a list, one of others."""
         return [part for one in self.values for part in ((one.values, one.lengths) if isinstance(one, Lists) else (one,))]
 
 
@@ -74,6 +75,7 @@ class Known:
     items: Side = Side()
 
     def with_room(self, more_users: int, more_items: int) -> Known:
+        """With so many users and items more, of which nothing is known."""
         return Known(self.users.with_room(more_users), self.items.with_room(more_items))
 
     def __str__(self) -> str:
@@ -101,6 +103,7 @@ class Gathering:
             one.see(numbers, column)
 
     def side(self) -> Side:
+        """What was seen so far."""
         return Side(self._features, tuple(one.all() for one in self._held))
 
 

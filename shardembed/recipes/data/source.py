@@ -41,6 +41,7 @@ class Chunk:
         return sum(one.nbytes for one in (*self.columns(), *self.features))
 
     def columns(self) -> list[np.ndarray]:
+        """What a fingerprint is of: all but the features."""
         return [self.users, self.items, *(one for one in (self.times, self.nanoseconds) if one is not None)]
 
     def __getitem__(self, rows: slice | np.ndarray) -> Chunk:
@@ -52,6 +53,7 @@ EMPTY = Chunk(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def concatenate(chunks: list[Chunk]) -> Chunk:
+    """One after the other, of which all have times or none has; of none an empty one."""
     if len(chunks) == 1:
         return chunks[0]
     if not chunks:

@@ -46,7 +46,7 @@ class Mlp(nn.Sequential):
         self._hidden = 2 * (len(sizes) - 2)  # modules
 
     def forward(self, input: torch.Tensor, drop: Drop | None = None, first: int = 0) -> torch.Tensor:
-        """first: the number of the first layer, for `drop`."""
+        """`[b, first of sizes]` -> `[b, last of sizes]`; first: the number of the first layer, for `drop`."""
         x_bD = input
         for place, layer in enumerate(self):
             x_bD = layer(x_bD)

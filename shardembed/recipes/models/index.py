@@ -71,8 +71,10 @@ class Found:
         return self.best(tables, queries, k)[1]
 
     def best(self, tables: se.EmbeddingCollection, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(scores float32 `[Q, k]`, numbers int64 `[Q, k]`) of the best k; at the end -inf and `NOBODY` where fewer live.
-        Collective.
+        """(scores float32 `[Q, k]`, numbers int64 `[Q, k]`) of the best k; at the end -inf and `NOBODY` where fewer live, and
+        `NOBODY` for ids that live and are not among `numbers`. Collective.
+
+        Hazard: where tables take any id this waits for the device, and gives tensors on the CPU; else they lie where the model is.
         """
         if self.most is None:
             return tables.topk(queries, k, "item")

@@ -73,6 +73,7 @@ class Block(nn.Module):
         return x_bLD + drop(2 * layer + 2, self.mlp(x_bLD))
 
     def attend(self, x_bLD: torch.Tensor) -> torch.Tensor:
+        """`[b, L, D]` -> `[b, L, D]`, each position of those up to it."""
         b, length, dim = x_bLD.shape
         parts = self.project(x_bLD).view(b, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
@@ -188,6 +189,7 @@ def places(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def table_configs(config: SequenceModelConfig, items: int, ids: DynamicIdsConfig | None = None) -> list[se.TableConfig]:
+    """The one of items; ids: how it takes any id, None where ids are row numbers."""
     dtype, init = getattr(torch, config.table_dtype), se.Normal(0.0, config.init_std)
     features = ["sequence", "negatives"]
     table = se.TableConfig("item", items, config.embedding_dim, features, pooling=None, dtype=dtype, init=init)

@@ -47,7 +47,7 @@ def export_vectors(
     """
     check_choices(format, dtype, block_bytes)
     comm = Comm.of()
-    chosen = [_chosen(comm, opened, side, (rows or {}).get(side), dtype) for side in sides]
+    chosen = [_chosen(comm, opened, side, (rows or {}).get(side), dtype) for side in dict.fromkeys(sides)]
     with ExitStack() as stack:
         writing = on_all(comm, "make the folder", lambda: _folder(stack, out, sum(one.shape.nbytes for one in chosen)))
         written = tuple(_write(comm, one, writing, format, block_bytes) for one in chosen)

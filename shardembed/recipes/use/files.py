@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
+from shardembed.checkpoint.folders import sync_folder
 from shardembed.comm.comm import Comm
 from shardembed.config.paths import local
 from shardembed.embeddings.publish import sync_file, told
@@ -125,6 +126,7 @@ def _finish(path: Path, writer: _Writer | None, new: Path) -> None:
             writer.close()
             sync_file(new)
             os.replace(new, path)
+            sync_folder(path.absolute().parent)
 
 
 class _Writer:

@@ -239,6 +239,16 @@ def test_what_is_one_thing_is_not_taken_for_its_letters(runs: Runs, tmp_path: Pa
     assert [table.name for table in done.tables] == ["item"]
 
 
+@pytest.mark.parametrize("option", ["history", "data", "users"])
+def test_data_may_be_anywhere(runs: Runs, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recommend", str(runs.sasrec.path), f"--{option}", "memory://nowhere/views.csv", f"--out={tmp_path / 'out.csv'}"]
+    words += [] if option == "users" else ["--users=all", "--exclude-seen"]
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert "nowhere/views.csv" in told
+    assert "neither read nor written" not in told
+
+
 def test_users_that_can_be_gone_through_once_are_enough(runs: Runs) -> None:
     found = se.open_run(runs.two_tower.path).recommend((name for name in ("ü-3", "nobody", "ü-4")), 1, unknown="popular")
     assert found.column("user").to_pylist() == ["ü-3", "nobody", "ü-4"]

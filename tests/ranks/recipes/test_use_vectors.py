@@ -142,6 +142,8 @@ def test_a_run_is_exported_by_what_its_model_compares_unless_rows_are_asked_for(
     assert cli.main([*words, "--out", str(tmp_path / "rows"), chosen, "--vectors", "rows", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["tables"]
     assert [one["vectors"] for one in rows.values()] == ["rows"]
+    assert cli.main(["export", str(small.path), "--out", str(tmp_path / "none"), "--table", "tastes"]) == 2
+    assert "compares vectors of user and item; tables as they lie: --vectors rows" in capsys.readouterr().err
     assert cli.main([*words, "--out", str(tmp_path / "none"), "--rows=1"]) == 2
     assert "ids that have a vector" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

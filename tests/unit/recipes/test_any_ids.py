@@ -71,6 +71,7 @@ def test_settings_become_those_of_the_tables(tmp_path: Path) -> None:
         ("data: {ids: {kind: dynamic, capacity: 0}}", "1:29: data.ids.capacity"),
         ("data: {ids: {kind: hash}}", "1:14: data.ids.kind"),
         ("model: {kind: sasrec}\ndata: {ids: {kind: dynamic, tables: {user: 3}}}", "there is no table 'user'"),
+        ("data: {time: at, split: {kind: time, share: 0.1}}", "what the generator makes has no times: set data.path"),
         ("data: {texts: [itm_id]}", "texts: 'itm_id' is no column of ids; did you mean 'item_id'"),
         ("model: {kind: sasrec}\ndata: {texts: [tag]}", "texts: 'tag' is no column of ids; those are user_id, item_id"),
         ("model: {kind: dlrm}\ndata: {ids: {kind: hash, capacity: 3}}", "2:26: data.ids.capacity: hash takes no 'capacity'"),

@@ -277,3 +277,12 @@ def test_the_ranks_batches_are_the_rows_each_once(kind: str, buffer: int) -> Non
             parts = [rank_slice(batch, rank, ranks) for batch in batches for rank in range(ranks)]
             assert numbers_of(parts) == numbers_of(batches)
     assert (numbers_of(epochs[0]) == numbers_of(epochs[1])) == (buffer == 0)
+
+
+def test_a_category_of_two_lines_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.parquet"
+    columns = {"label": [1, 0], "I1": [1, 2], "I2": [1, 2], "C1": ["a", "ab\ncd"], "C2": ["a", "b"], "C3": ["a", "b"]}
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(DataError, match=r"row 1 \(from 0\), column 'C1': 'ab\\ncd' is no category"):
+        read(path)
+    assert read(path, skip=True).labels.tolist() == [1]

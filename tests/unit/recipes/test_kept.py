@@ -14,6 +14,7 @@ from shardembed.recipes.data.choose import open_numbered, open_source
 from shardembed.recipes.data.kept import Kept
 from shardembed.recipes.data.numbering import NOBODY, Numbers
 from shardembed.recipes.data.source import all_chunks, concatenate
+from shardembed.recipes.sequence_config import SequenceDataConfig
 
 
 def settings(tmp_path: Path, rows: int = 500) -> DataConfig:
@@ -50,6 +51,15 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pyt
         assert len([part for part in range(2) if _reads(source, part)]) == expected
         (tmp_path / "c").rename(tmp_path / "b.csv")
         (tmp_path / "d").rename(tmp_path / "a.csv")
+
+
+def test_times_hold_on_to_no_more_memory_than_they_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user_id,item_id,timestamp\n1,2,3\n4,5,6\n")
+    (chunk,) = all_chunks(open_source(SequenceDataConfig(path=(str(path),))))
+    assert chunk.times is not None
+    assert chunk.nanoseconds is None
+    assert chunk.times.base is None or chunk.times.base.nbytes == chunk.times.nbytes
 
 
 def _reads(source: Kept, part: int) -> bool:

@@ -39,6 +39,7 @@ class Clicks:
         return len(self.labels)
 
     def columns(self) -> list[np.ndarray]:
+        """What a fingerprint is of: all, with a hash in the place of each list."""
         times = [] if self.times is None else [self.times]
         return [self.labels, self.numbers, self.ids, *(column.folded() for column in self.lists), *times]
 
@@ -48,7 +49,7 @@ class Clicks:
 
 
 def concatenate(chunks: list[Clicks]) -> Clicks:
-    """At least one chunk."""
+    """One after the other, of at least one; all have times or none has."""
     if len(chunks) == 1:
         return chunks[0]
     times = [chunk.times for chunk in chunks if chunk.times is not None]
