@@ -67,7 +67,22 @@ class SideFeatures(nn.Module):
 
     def lookups(self, wanted: torch.Tensor) -> dict[str, Lookup]:
         """What the tables of the features are asked for: of users or items `wanted`, int64 `[n]`."""
-        return {name: self._ids(buffer, wanted) for name, buffer in self._named.items()}
+        found: dict[str, Lookup] = {}
+        lists: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        for name, buffer in self._named.items():
+            flat, offsets = getattr(self, buffer), getattr(self, f"{buffer}_offsets")
+            if offsets is None:
+                found[name] = flat[wanted]
+            else:
+                starts, ends = offsets[wanted], (offsets[wanted + 1] - offsets[wanted]).cumsum(0)
+                lists[name] = flat, starts, torch.cat([ends.new_zeros(1), ends])
+        if lists:
+            # Hazard: on a device this waits for it, once for all lists.
+            sizes = torch.stack([ends[-1] for _, _, ends in lists.values()]).tolist()
+            for (name, (flat, starts, ends)), size in zip(lists.items(), sizes, strict=True):
+                moved = torch.repeat_interleave(starts - ends[:-1], ends.diff(), output_size=size)
+                found[name] = flat[torch.arange(size, device=flat.device) + moved], ends
+        return found
 
     def added(self, rows_nD: torch.Tensor, vectors: dict[str, torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
         """Rows of ids `[n, D]` with what features say, float32 if there are any; vectors: what `lookups` found, each `[n, D]`."""
@@ -78,17 +93,6 @@ class SideFeatures(nn.Module):
             assert self.numbers is not None
             total = total + self.linear(self.numbers[wanted])
         return total
-
-    def _ids(self, buffer: str, wanted: torch.Tensor) -> Lookup:
-        flat, offsets = getattr(self, buffer), getattr(self, f"{buffer}_offsets")
-        if offsets is None:
-            return flat[wanted]
-        starts, lengths = offsets[wanted], offsets[wanted + 1] - offsets[wanted]
-        ends = lengths.cumsum(0)
-        # Hazard: on a device this waits for it, once for each list feature of a call.
-        places = torch.arange(int(ends[-1]) if len(ends) else 0, device=flat.device)
-        chosen = flat[places + torch.repeat_interleave(starts - (ends - lengths), lengths)]
-        return chosen, torch.cat([ends.new_zeros(1), ends])
 
 
 def feature_tables(
