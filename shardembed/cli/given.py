@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardembed.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from shardembed.recipes.common import JobConfig
 
 
 def check_new(out: Path) -> None:
@@ -16,7 +20,20 @@ def check_new(out: Path) -> None:
         raise ConfigError(f"--out: {out} exists, and is not written over: remove it, or name another folder")
 
 
-def checkpoint_in(folder: Path, step: int | None) -> Path:
+def run_in(folder: Path) -> JobConfig:
+    """The settings of the run of `shardembed train` that is meant, which has weights.
+
+    Raises:
+        ConfigError: it is none, or has saved none.
+    """
+    from shardembed.recipes.use.opened import config_of
+
+    config = config_of(folder)
+    checkpoint_in(folder)
+    return config
+
+
+def checkpoint_in(folder: Path, step: int | None = None) -> Path:
     """The checkpoint that is meant by a folder of a run, of checkpoints, or of one, and by a step.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardembed.cli import launch
+from shardembed.cli.given import run_in
 from shardembed.config.paths import is_url
 from shardembed.errors import ConfigError, DataError
 
@@ -50,12 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Recommend; returns the exit code."""
     from shardembed.recipes.ctr_config import CTR_MODELS
     from shardembed.recipes.use.files import check_out
-    from shardembed.recipes.use.opened import config_of
     from shardembed.recipes.use.ranking import NO_RANKING
 
     ranks = launch.ranks_of(arguments.ranks)
     check_out(arguments.out)
-    if config_of(Path(arguments.run)).model.kind in CTR_MODELS:
+    if run_in(Path(arguments.run)).model.kind in CTR_MODELS:
         raise ConfigError(f"{arguments.run}: {NO_RANKING}")
     if arguments.users != "all" and not is_url(arguments.users) and not Path(arguments.users).exists():
         raise ConfigError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardembed.cli import launch
+from shardembed.cli.given import run_in
 
 if TYPE_CHECKING:
     from shardembed.recipes.use.score import Scored
@@ -30,11 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Score; returns the exit code."""
     from shardembed.recipes.use.files import check_out
-    from shardembed.recipes.use.opened import config_of
 
     ranks = launch.ranks_of(arguments.ranks)
     check_out(arguments.out)
-    config_of(Path(arguments.run))
+    run_in(Path(arguments.run))
     if ranks > 1 and not launch.in_job():
         words = ["score", arguments.run, "--data", *arguments.data, f"--out={arguments.out}", f"--columns={arguments.columns}"]
         words += [f"--on-bad-row={arguments.on_bad_row}", *["--json"] * arguments.json]

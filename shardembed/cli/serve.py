@@ -7,7 +7,7 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
-from shardembed.cli.given import check_new
+from shardembed.cli.given import check_new, run_in
 from shardembed.config.optional import missing
 from shardembed.errors import ConfigError, UnsupportedError
 
@@ -69,6 +69,7 @@ def _built(run: Path, out: Path) -> Path:
     from shardembed.recipes.use.opened import open_checkpoint
     from shardembed.recipes.use.serve import build
 
+    run_in(run)
     build(open_checkpoint(run), out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     told = f"made {out}, {size:,} bytes; on a box with torch, starlette and uvicorn: python {out.name}/serve.py --port {PORT}"

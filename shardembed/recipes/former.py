@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardembed.checkpoint import folders
-from shardembed.checkpoint.format.manifest import read_manifest
 from shardembed.embeddings.of_run import checkpoint_of
 from shardembed.embeddings.stored import StoredTables
 from shardembed.errors import CheckpointError, ConfigError, DataError
@@ -113,8 +112,9 @@ def find(given: str | Path, config: JobConfig) -> Former:
         )
     check_features(given, then, config)
     _check_rules(given, then, config)
-    _check_texts(given, run / NAMES, checkpoint, config)
-    manifest = read_manifest(checkpoint)
+    with StoredTables(checkpoint) as stored:
+        manifest = stored.manifest
+        _check_texts(given, run / NAMES, stored, config)
     rows = {table_of(key): entry.rows for key, entry in manifest.entries.items() if entry.kind == "table" and entry.by_id is None}
     return Former(run, checkpoint, manifest.step, manifest.checksum, then, rows)
 
@@ -168,11 +168,11 @@ def _check_rules(given: str | Path, then: JobConfig, now: JobConfig) -> None:
             )
 
 
-def _check_texts(given: str | Path, names: Path, checkpoint: Path, now: JobConfig) -> None:
+def _check_texts(given: str | Path, names: Path, stored: StoredTables, now: JobConfig) -> None:
     """Files say what a column holds, and today's may hold digits alone where yesterday's held texts."""
     if not names.is_dir():
         return  # nobody knows
-    known = _with_ids(checkpoint)
+    known = _with_ids(stored)
     for table, (column, texts) in id_columns(now.data).items():
         if table not in known or texts == had_texts(names, table):
             continue
@@ -184,10 +184,9 @@ def _check_texts(given: str | Path, names: Path, checkpoint: Path, now: JobConfi
         )
 
 
-def _with_ids(checkpoint: Path) -> set[str]:
+def _with_ids(stored: StoredTables) -> set[str]:
     """The tables that know an id: of others nobody can say what it was."""
-    with StoredTables(checkpoint) as stored:
-        found = {table_of(f"{name}{WEIGHT}"): stored.find(name) for name in stored.names}
+    found = {table_of(f"{name}{WEIGHT}"): stored.find(name) for name in stored.names}
     return {name for name, one in found.items() if (one.rows > 1 if one.ids is None else bool((one.ids != MISSING).any()))}
 
 

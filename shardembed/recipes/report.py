@@ -18,6 +18,7 @@ from rich.text import Text
 
 import shardembed as se
 from shardembed.config.shown import ending
+from shardembed.observe.tables import bytes_text
 from shardembed.recipes.common import JobConfig
 from shardembed.recipes.data.bad import Dropped
 from shardembed.recipes.metrics import Score
@@ -181,22 +182,12 @@ def holdings_table(plan: se.Plan, held: list[Holding]) -> Table:
     table = _table("held by each rank", columns)
     for rank, holding in enumerate(held[:MAX_RANKS_SHOWN]):
         rows = counted(holding)
-        table.add_row(str(rank), *rows, _size(holding.weights), _size(holding.state))
+        table.add_row(str(rank), *rows, bytes_text(holding.weights), bytes_text(holding.state))
     if len(held) > MAX_RANKS_SHOWN:
         largest = max(held, key=lambda holding: holding.weights + holding.state)
         rows = counted(largest)
-        table.add_row("fullest", *rows, _size(largest.weights), _size(largest.state))
+        table.add_row("fullest", *rows, bytes_text(largest.weights), bytes_text(largest.state))
     return table
-
-
-def _size(count: int) -> str:
-    """Bytes in the unit that suits them."""
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1000:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
 
 
 def _table(title: str, columns: list[str]) -> Table:

@@ -21,7 +21,9 @@ from shardembed.inputs.hash64 import hash64
 from shardembed.inputs.names import columns_in
 from shardembed.recipes.data.any_ids import MOST
 from shardembed.recipes.data.bad import MAX_USER, MIN_USER
+from shardembed.recipes.data.naming import folder_of, had_texts
 from shardembed.recipes.data.numbering import Numbers
+from shardembed.recipes.run_folder import NAMES
 
 DIGITS = r"^-?[0-9]{1,40}(\.0*)?$"
 NO_ID = np.iinfo(np.int64).min  # of what is no name here; no id of ours, which are hashes or counts
@@ -109,6 +111,11 @@ def _wrapped(number: int) -> int:
     if not MIN_USER <= number <= MOST:
         return NO_ID
     return number - (1 << 64) if number > MAX_USER else number
+
+
+def kept_names(run: Path, table: str) -> Path | None:
+    """The folder of the names of a table's ids, which are texts then; None where they are integers."""
+    return folder_of(run / NAMES, table) if had_texts(run / NAMES, table) else None
 
 
 def array_of(values: Any, what: str) -> pa.Array:

@@ -27,18 +27,17 @@ from shardembed.recipes.config import Config
 from shardembed.recipes.ctr_config import CtrConfig
 from shardembed.recipes.data.held import Held
 from shardembed.recipes.data.interactions import Interactions
-from shardembed.recipes.data.naming import folder_of
 from shardembed.recipes.data.numbering import NOBODY, Ids, Numbers
 from shardembed.recipes.data.sequences import Sequences
 from shardembed.recipes.data.sides import NOTHING_KNOWN, Known, Side
 from shardembed.recipes.data.source import Chunk
-from shardembed.recipes.run_folder import CONFIG, DATA, NAMES
+from shardembed.recipes.run_folder import CONFIG, DATA
 from shardembed.recipes.scoring import ClickScorer
 from shardembed.recipes.sequence_config import SequenceConfig
 from shardembed.recipes.task import Task
 from shardembed.recipes.tasks import SequenceTask, TwoTowerTask, prepare
 from shardembed.recipes.together import on_all
-from shardembed.recipes.use.catalog import Catalog
+from shardembed.recipes.use.catalog import Catalog, kept_names
 
 NONE = np.empty(0, np.int64)
 START = np.zeros(1, np.int64)
@@ -124,8 +123,7 @@ def _read(run: Path, step: int | None) -> tuple[JobConfig, Path, int, Catalog, C
 def _catalog(run: Path, stored: StoredTables, what: str) -> Catalog:
     name = f"tables.{what}"
     found = stored.find(name) if name in stored.names else None
-    folder = folder_of(run / NAMES, what)
-    return Catalog(what, _ids(found), folder if any(folder.glob("*.parquet")) else None)
+    return Catalog(what, _ids(found), kept_names(run, what))
 
 
 def _ids(table: StoredTable | None) -> np.ndarray:

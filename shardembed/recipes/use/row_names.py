@@ -12,9 +12,8 @@ from shardembed.config.scalars import int64_of
 from shardembed.errors import ConfigError
 from shardembed.inputs.vocab import Vocabulary
 from shardembed.recipes.data.clicks.encode import vocabulary_file
-from shardembed.recipes.data.naming import folder_of
-from shardembed.recipes.run_folder import NAMES, VOCABULARIES, run_of
-from shardembed.recipes.use.catalog import NO_ID, Catalog
+from shardembed.recipes.run_folder import VOCABULARIES, run_of
+from shardembed.recipes.use.catalog import NO_ID, Catalog, kept_names
 
 PREFIX = "tables."  # of a table's name in a checkpoint
 
@@ -40,8 +39,7 @@ class RowNames:
         if run is None:
             return None
         name = table.removeprefix(PREFIX)
-        kept, vocabulary = folder_of(run / NAMES, name), vocabulary_file(run / VOCABULARIES, name)
-        texts = kept if any(kept.glob("*.parquet")) else None
+        texts, vocabulary = kept_names(run, name), vocabulary_file(run / VOCABULARIES, name)
         if texts is None and not vocabulary.is_file():
             return None
         found = Vocabulary.load(vocabulary) if vocabulary.is_file() else None

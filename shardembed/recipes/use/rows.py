@@ -19,7 +19,7 @@ from shardembed.recipes.data.bad import Dropped, Problem
 from shardembed.recipes.data.clicks.reads import wanted
 from shardembed.recipes.data.deciding import FIXED, kind_of_ids
 from shardembed.recipes.data.kinds import Kind
-from shardembed.recipes.data.naming import folder_of
+from shardembed.recipes.data.naming import had_texts
 from shardembed.recipes.data.opened import Files, open_files
 from shardembed.recipes.data.parquet_file import read_arrays
 from shardembed.recipes.data.wanted import ANY_IDS, Read, Wanted
@@ -168,5 +168,5 @@ def _kind(opened: Opened, one: Wanted) -> Kind:
         side = opened.users if one.setting == "data.user" else opened.items
         texts = side.names is not None
     else:
-        texts = any(folder_of(opened.path / NAMES, one.name).glob("*.parquet"))
+        texts = had_texts(opened.path / NAMES, one.name)
     return kind_of_ids(one, one.text or texts)

@@ -22,7 +22,7 @@ from shardembed.kernels.mixing import mixed
 from shardembed.kernels.starting import STARTING
 from shardembed.recipes.data.clicks.encode import TableColumn
 from shardembed.recipes.data.feature_values import edges_of
-from shardembed.recipes.data.naming import folder_of
+from shardembed.recipes.data.naming import had_texts
 from shardembed.recipes.models.ctr import ClickModel
 from shardembed.recipes.models.sasrec import Sasrec
 from shardembed.recipes.models.two_tower import TwoTower
@@ -150,7 +150,7 @@ def _column(opened: Opened, folder: Path, stem: str, column: TableColumn, table:
         "separator": feature.separator,
         "pooling": feature.pooling,
         "buckets": None if feature.buckets is None else edges_of(feature.buckets).tolist(),
-        "texts": feature.name in opened.config.data.texts or any(folder_of(opened.path / NAMES, feature.name).glob("*.parquet")),
+        "texts": feature.name in opened.config.data.texts or had_texts(opened.path / NAMES, feature.name),
         "hexadecimal": not opened.config.data.features and ids.kind != "dynamic",
         "start": _start(opened, table) if dynamic else None,
     }

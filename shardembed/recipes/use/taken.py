@@ -56,10 +56,6 @@ class Taken:
         return np.repeat(np.arange(len(self.starts) - 1), self.counts)
 
 
-def nothing_taken(users: int) -> Taken:
-    return Taken(np.empty(0, np.int64), np.zeros(users + 1, np.int64))
-
-
 def of_data(opened: Opened, paths: Sequence[str]) -> InteractionsConfig:
     """The settings for reading the run's data, or other files, whose ids are texts where those of the run are: a short file would
     often say otherwise.
@@ -89,7 +85,7 @@ def taken_by(config: InteractionsConfig, users: np.ndarray) -> Taken:
         times = np.zeros(len(chunk), np.int64) if chunk.times is None else chunk.times
         keys.append(np.stack([fine[mine], times[mine]]))
     if not owners:
-        return nothing_taken(len(users))
+        return Taken(np.empty(0, np.int64), np.zeros(len(users) + 1, np.int64))
     owner = np.concatenate(owners)
     # Stable: those of one moment stay in the order of the data, as in training.
     by = np.lexsort((*np.concatenate(keys, axis=1), owner))

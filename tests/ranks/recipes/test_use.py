@@ -294,6 +294,19 @@ def test_queries_of_histories_are_made_a_few_at_a_time(runs: Runs, monkeypatch: 
     assert max(sizes) == 3
 
 
+def test_a_run_without_weights_is_told(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_bytes((runs.two_tower.path / "config.yaml").read_bytes())
+    for words in (
+        ["recommend", str(run), "--users=all", f"--out={tmp_path / 'out.csv'}"],
+        ["score", str(run), "--data=views.csv", f"--out={tmp_path / 'out.csv'}"],
+        ["serve", str(run), f"--out={tmp_path / 'served'}"],
+    ):
+        assert cli.main(words) == 2
+        assert "there is no complete checkpoint in it" in capsys.readouterr().err
+
+
 def test_a_run_is_opened_without_its_data(runs: Runs, tmp_path: Path) -> None:
     small = Small.train(tmp_path, VIEWS + TWO_TOWER + END)
     (tmp_path / "views.csv").unlink()

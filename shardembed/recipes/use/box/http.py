@@ -133,6 +133,7 @@ def main(folder: Path, words: list[str] | None = None) -> None:
 
 
 def serve(folder: Path, host: str, port: int, threads: int = 0) -> None:
+    """Until Ctrl-C. threads: that torch computes with; 0: as many as it likes, which are the cores."""
     if threads:
         torch.set_num_threads(threads)
     app = app_of(folder)
