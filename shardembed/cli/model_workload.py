@@ -163,11 +163,14 @@ def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
 
 
 def _load(table: TableConfig, ids_per_sample: tuple[float, ...], seen: np.ndarray, optimizer: TableOptimizer) -> TableLoad:
-    """seen: how often each row is asked for; of a dynamic table each id, of which those that are asked for most have the rows."""
+    """seen: how often each row is asked for; of a dynamic table each id, of which those that are asked for most have the rows, and
+    all of them where it has no limit.
+    """
+    ids = len(seen) if table.grows else None
     if table.dynamic is not None:
         most = np.sort(seen)[::-1][: table.num_embeddings]
         seen = np.concatenate([most, np.zeros(table.num_embeddings - len(most), np.int64)])
-    return TableLoad(table, ids_per_sample, Counts(seen), optimizer=optimizer)
+    return TableLoad(table, ids_per_sample, Counts(seen), optimizer=optimizer, ids=ids)
 
 
 def _with_negatives(asked: np.ndarray, counts: np.ndarray, negatives: float) -> np.ndarray:
