@@ -152,7 +152,8 @@ def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
     from shardembed.recipes.data.sequences import scan
     from shardembed.recipes.models.sasrec import table_configs
 
-    data, model, batch = scan(*open_numbered(settings.data)), settings.model, settings.train.global_batch_size
+    data = scan(*open_numbered(settings.data), settings.data.split, settings.data.holdout_seed)
+    model, batch = settings.model, settings.train.global_batch_size
     items, lengths = data.last(data.training_users, model.max_length + 1)
     negatives = model.negatives * ranks / batch  # a sequence
     asked = _with_negatives(np.bincount(items, minlength=data.items), data.item_counts, negatives * len(lengths))
