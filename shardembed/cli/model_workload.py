@@ -152,7 +152,8 @@ def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
     from shardembed.recipes.data.sequences import scan
     from shardembed.recipes.models.sasrec import table_configs
 
-    data, model, batch = scan(*open_numbered(settings.data)), settings.model, settings.train.global_batch_size
+    data = scan(*open_numbered(settings.data), settings.data.split, settings.data.holdout_seed)
+    model, batch = settings.model, settings.train.global_batch_size
     items, lengths = data.last(data.training_users, model.max_length + 1)
     negatives = model.negatives * ranks / batch  # a sequence
     asked = _with_negatives(np.bincount(items, minlength=data.items), data.item_counts, negatives * len(lengths))
@@ -163,11 +164,14 @@ def _sequences(settings: SequenceConfig, ranks: int) -> Workload:
 
 
 def _load(table: TableConfig, ids_per_sample: tuple[float, ...], seen: np.ndarray, optimizer: TableOptimizer) -> TableLoad:
-    """seen: how often each row is asked for; of a dynamic table each id, of which those that are asked for most have the rows."""
+    """seen: how often each row is asked for; of a dynamic table each id, of which those that are asked for most have the rows, and
+    all of them where it has no limit.
+    """
+    ids = len(seen) if table.grows else None
     if table.dynamic is not None:
         most = np.sort(seen)[::-1][: table.num_embeddings]
         seen = np.concatenate([most, np.zeros(table.num_embeddings - len(most), np.int64)])
-    return TableLoad(table, ids_per_sample, Counts(seen), optimizer=optimizer)
+    return TableLoad(table, ids_per_sample, Counts(seen), optimizer=optimizer, ids=ids)
 
 
 def _with_negatives(asked: np.ndarray, counts: np.ndarray, negatives: float) -> np.ndarray:

@@ -48,7 +48,7 @@ class Holdings:
     asked: Asked
 
     @staticmethod
-    def of(strip: Strip, asked: Asked, bucket_rows: int = 1) -> Holdings:
+    def of(strip: Strip, asked: Asked, bucket_rows: float = 1) -> Holdings:
         """asked: of each block, in their order. It is passed on as it is where every block has an owner of its own. bucket_rows: of
         what is cut (`Table.bucket_rows`).
         """
@@ -143,12 +143,12 @@ class Table:
         return self.load.table.cut_rows
 
     @property
-    def bucket_rows(self) -> int:
-        """Rows that each of them has room for, all of which are counted."""
-        return self.load.table.bucket_rows
+    def bucket_rows(self) -> float:
+        """Rows that each of them has room for, all of which are counted; a mean where somebody knows how many there will be."""
+        return self.load.table.bucket_rows if self.load.ids is None else self.load.ids / self.cut_rows
 
     @property
-    def held_rows(self) -> int:
+    def held_rows(self) -> float:
         """Rows that there is room for."""
         return self.cut_rows * self.bucket_rows
 

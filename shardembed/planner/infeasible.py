@@ -98,9 +98,9 @@ class _Proof:
         return repr(self.problem.items[number].name)
 
     def _size(self, number: int) -> str:
-        config = self.model.tables[number].load.table
+        load = self.model.tables[number].load
         held = f"{gib(self._weights(number))} of weights and {gib(self._state(number))} of state"
-        return f"{config.num_embeddings:,} x {config.embedding_dim}, {held}"
+        return f"{load.rows:,} x {load.table.embedding_dim}, {held}"
 
     def _weights(self, number: int) -> float:
         table = self.model.tables[number]

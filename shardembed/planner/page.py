@@ -173,7 +173,7 @@ def _tables(planned: Planned) -> html.Markup:
         rows.append(
             [
                 html.code(table.name),
-                f"{words.number(load.table.num_embeddings)} x {table.embedding_dim}",
+                f"{words.number(load.rows)} x {table.embedding_dim}",
                 words.number(sum(load.ids_per_sample)),
                 words.place(table),
                 words.travel(table),

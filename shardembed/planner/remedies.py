@@ -152,7 +152,7 @@ class Trials:
 
     def rows(self, largest: int) -> Iterator[str]:
         name = self.workload.tables[largest].table.name
-        now = self.workload.tables[largest].table.num_embeddings
+        now = self.workload.tables[largest].rows
         share = self._share(lambda share: _fewer(self.workload, share, name))
         if share is not None:
             yield f"{now * share // 1000:,} rows of table {name!r} instead of {now:,}"
@@ -216,7 +216,9 @@ def _fewer(workload: Workload, share: int, name: str | None) -> Workload:
     def cut(load: TableLoad) -> TableLoad:
         if name not in (None, load.table.name):
             return load
-        rows = max(1, load.table.num_embeddings * share // 1000)
+        rows = max(1, load.rows * share // 1000)
+        if load.ids is not None:
+            return replace(load, ids=rows)
         skew = Counts(load.skew.counts[:rows]) if isinstance(load.skew, Counts) else load.skew
         return replace(load, table=replace(load.table, num_embeddings=rows), skew=skew)
 

@@ -195,7 +195,7 @@ def _tables(planned: Planned, numbers: Sequence[int]) -> Table:
         one, seconds = planned.plan.tables[index], estimate.table_seconds[index]
         table.add_row(
             words.shorten(one.name, NAME),
-            f"{words.number(planned.workload.tables[index].table.num_embeddings)} x {one.embedding_dim}",
+            f"{words.number(planned.workload.tables[index].rows)} x {one.embedding_dim}",
             words.kind_of(one),
             time,
             words.percent(float(seconds.sum()) / total if total else 0.0),

@@ -152,7 +152,7 @@ def explain(console: Console, planned: Planned, name: str, found: list[Alternati
     console.print(f"{one_line(name)}: {words.sentence(table)}", style="bold")
     dtype = str(kept.dtype).removeprefix("torch.")
     console.print(
-        f"{kept.num_embeddings:,} x {kept.embedding_dim} {dtype}, {type(load.optimizer).__name__}; "
+        f"{load.rows:,} x {kept.embedding_dim} {dtype}, {type(load.optimizer).__name__}; "
         f"{words.size(float(state.sum()))} with its state, at most {words.size(float(state.max()))} on a rank"
     )
     if pinned:

@@ -88,6 +88,7 @@ class TableLoad:
         order: "sorted" where popular rows come first, "hashed" where they lie anywhere, "unknown": then rows are dealt out
             wherever they are cut, which is balanced in any order, and blocks are counted as if popular rows came first.
         optimizer: that updates it.
+        ids: how many will have a row, of a table without a limit; None: as many as `table` is reckoned with.
     """
 
     table: TableConfig
@@ -95,10 +96,16 @@ class TableLoad:
     skew: Skew = field(default_factory=Uniform)
     order: Order = "hashed"
     optimizer: TableOptimizer = field(default_factory=RowwiseAdagrad)
+    ids: int | None = None
 
     def __post_init__(self) -> None:
         if problem := refused(self.optimizer):
             raise ConfigError(f"table {self.table.name!r}: {problem}")
+
+    @property
+    def rows(self) -> int:
+        """That the table has or will have."""
+        return self.table.num_embeddings if self.ids is None else self.ids
 
 
 @dataclass(frozen=True)

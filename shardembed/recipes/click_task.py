@@ -62,6 +62,14 @@ class CtrTask(Task):
         data, sizes = self.config.data, Encoder.of(self.config.data, self.data.vocabularies).sizes
         return ctr.table_configs(self.config.model, data.columns, sizes, data.ids if data.ids.kind == "dynamic" else None)
 
+    def counted_ids(self) -> dict[str, int]:
+        growing = {table.name for table in self.tables() if table.grows}
+        if not growing:
+            return {}
+        encoder = Encoder.of(self.config.data, self.data.vocabularies)
+        counts = zip(encoder.sizes, encoder.counts(self.data.training()), strict=True)
+        return {name: len(seen) for name, seen in counts if name in growing}
+
     def following(self, former: Former) -> CtrTask:
         if not self.data.vocabularies:
             return self

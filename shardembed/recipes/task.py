@@ -129,6 +129,10 @@ class Task:
         """How many distinct ones the data have for tables that take any, by the tables' names, where it is known."""
         return {}
 
+    def counted_ids(self) -> dict[str, int]:
+        """As `ids`, of all tables without a limit: may go through the data for it. Not collective."""
+        return self.ids()
+
     def build(self) -> TrainingJob:
         """The model and what trains it. Collective."""
         raise NotImplementedError

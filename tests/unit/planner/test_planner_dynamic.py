@@ -62,6 +62,25 @@ def test_memory_is_that_of_all_places(placement: Placement) -> None:
     assert found.table_memory.sum() == pytest.approx(places * (16 * 4 * 3 + SLOT_BYTES * strips))
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.kind)
+@pytest.mark.parametrize("ids", [700, 3 << 20])
+def test_a_table_without_a_limit_takes_the_memory_of_the_ids_that_are_known(placement: Placement, ids: int) -> None:
+    load = replace(load_of(None), ids=ids)
+    plan = resolve([load.table], placement, CLUSTER)
+    found = estimate(plan, workload_of(load), topology())
+    strips = len(plan.tables[0].layout.strips)
+    assert found.table_memory.sum() == pytest.approx(ids * (16 * 4 * 3 + SLOT_BYTES * strips))
+    assert plan.tables[0].num_embeddings == load.table.cut_rows, "it is cut as the job cuts it"
+
+
+def test_a_table_without_a_limit_is_planned_where_its_ids_fit() -> None:
+    tables = [replace(load_of(None, name, width=64), ids=ids) for name, ids in (("few", 100), ("many", 1 << 40))]
+    found = planner.plan(workload_of(tables[0]), topology())
+    assert found.estimate.table_memory.sum() < 1 << 20
+    with pytest.raises(PlanError, match="Table 'many' alone does not: 1,099,511,627,776 x 64"):
+        planner.plan(workload_of(*tables), topology())
+
+
 @examples(40)
 @given(
     st.lists(

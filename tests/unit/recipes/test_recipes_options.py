@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 import shardembed as se
 from shardembed.cli import failures, main
+from shardembed.cli.model_workload import of_training
 from shardembed.recipes import config, dry_run
 from shardembed.recipes.build import CtrJob
 from shardembed.recipes.data import plausible
@@ -117,6 +118,27 @@ def test_a_dry_run_plans_and_counts_and_leaves_nothing(job: Path, capsys: pytest
         (CONFIGS["sasrec"], "data.generator.users=500", {"item"}),
     ):
         assert printed(capsys, path, "--dry-run", "--ranks", 2, "--set", setting)["tables"].keys() == tables
+
+
+@pytest.mark.parametrize("kind", ["dlrm", "two_tower", "sasrec"])
+def test_tables_without_a_limit_are_counted_with_the_ids_of_the_data(
+    job: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = job.with_name("log.csv")
+    rows = [(f"u{row % 30}", f"i{row % 17}", row, row % 2) for row in range(600)]
+    data.write_text("user,item,time,label\n" + "".join(f"{user},{item},{time},{label}\n" for user, item, time, label in rows))
+    columns = "user: user, item: item, time: time"
+    if kind == "dlrm":
+        columns = "split: {kind: last}, features: [{name: user, kind: id}, {name: item, kind: id}]"
+    path = job.with_name("log.yaml")
+    path.write_text(f"data: {{path: {data}, {columns}}}\nmodel: {{kind: {kind}, embedding_dim: 4}}\nrun_dir: {job.parent}\n")
+    found = printed(capsys, path, "--dry-run", "--ranks", 2)
+    ids = 17 if kind == "sasrec" else 30 + 17
+    assert sum(rank["weights"] for rank in found["memory"]) == pytest.approx(ids * 4 * 4, abs=2 * 4 * 4), "whole rows a rank"
+    assert found["fullest_rank"]["weights"] == pytest.approx(ids * 4 * 4 / 2)
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert f"tables without a limit count here with the {ids} ids of the data" in capsys.readouterr().out
+    assert sum(load.ids or 0 for load in of_training(path, ranks=2).tables) == ids
 
 
 def test_a_dry_run_shows_a_plan_that_cannot_be(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -397,3 +397,10 @@ def test_the_planner_knows_how_often_each_item_is_asked_for(tmp_path: Path, data
     extra = load.skew.counts - np.bincount(items, minlength=40)
     assert (extra >= 0).all()
     assert extra.sum() == pytest.approx(len(lengths) * 20 * 3 / 32, rel=0.1)
+    apart = config(data={"split": {"kind": "last", "validation": True}})
+    path.write_text(yaml.safe_dump(apart.model_dump(mode="json", include={"data", "model", "train"})))
+    (held,) = of_training(path, ranks=3).tables
+    fewer = scan(data.source, split=apart.data.split)
+    _, lengths = fewer.last(fewer.training_users, 7)
+    assert held.ids_per_sample[0] == pytest.approx(lengths.mean())
+    assert held.ids_per_sample[0] < load.ids_per_sample[0], "what is for validation is not trained on"
