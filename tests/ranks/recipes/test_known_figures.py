@@ -28,11 +28,11 @@ def test_clicks_in_the_criteo_layout(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["planted", "sasrec"])
-def test_recommendations(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "least"), [("planted", {"recall@20": 0.95, "ndcg@20": 0.93}), ("sasrec", {"recall@10": 0.95, "ndcg@10": 0.95})]
+)
+def test_recommendations(tmp_path: Path, name: str, least: dict[str, float]) -> None:
     found = summary_of(tmp_path, name)
-    known = {metric.removeprefix("generator_"): value for metric, value in found.items() if metric.startswith("generator_")}
-    assert len(known) == 2
-    for metric, value in known.items():
-        assert found[metric] > 0.95 * value
-        assert value > 3 * found[f"popularity_{metric}"]
+    for metric, share in least.items():
+        assert found[metric] > share * found[f"generator_{metric}"]
+        assert found[f"generator_{metric}"] > 3 * found[f"popularity_{metric}"]
