@@ -186,7 +186,7 @@ def test_a_run_whose_worker_was_killed_says_so_and_goes_on_where_it_was_saved(
     resumed, whole = Watched(0, list), Watched(0, list)
     code, out, said = printed(job, resumed, capsys)  # the number of workers may change
     assert code == 0
-    assert " at step 5 of 54 " in said  # and not where the worker was
+    assert " at step 5 of 42 " in said  # and not where the worker was
     found, wanted = json.loads(out), json.loads(printed(job, whole, capsys)[1])
     assert found["run_dir"] != wanted["run_dir"]
     for name in ("losses", "auc", "log_loss"):

@@ -82,7 +82,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 def test_the_schema_takes_our_files_and_refuses_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     schema = printed(capsys, "--schema")
-    assert len(CONFIGS) == 9
+    assert len(CONFIGS) == 10
     for path in CONFIGS.values():
         # Numbers such as 2e-3 are texts for PyYAML; what a configuration is filled up to has none.
         assert main(["train", str(path), "--print-config"]) == 0
