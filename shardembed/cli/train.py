@@ -175,5 +175,5 @@ def _work(settings: JobConfig, arguments: argparse.Namespace) -> int:
         speaks = summary["run_dir"] is not None
     if arguments.json and speaks:
         print(json.dumps(summary))
-        launch.leave()
+    launch.leave()
     return 0

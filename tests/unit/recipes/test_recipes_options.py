@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -248,6 +251,15 @@ def test_a_checkpoint_of_other_tables_is_refused_where_they_take_any_id(job: Pat
     said = capsys.readouterr().err
     assert "do not fit those" not in said
     assert "is [1048576, 8] in the model and [11, 4] in the checkpoint" in said
+
+
+def test_a_rank_of_a_job_leaves_its_process_group(job: Path) -> None:
+    """In a process of its own, which a rank ties to whoever started it."""
+    ends = f"import sys; from shardembed.cli import main; assert main(['train', {str(job)!r}, '--max-steps', '1']) == 0; "
+    ends += "import torch.distributed as dist; sys.exit(dist.is_initialized())"
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", ends], env={**os.environ, **rank}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_evaluation_of_rows_that_were_trained_on_is_told(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
