@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from shardembed.config import cores
+
+CORES = cores.usable()
 OURS = "as the command chooses"
 CONTENDERS: dict[str, dict[str, str]] = {
     OURS: {},
